@@ -1,0 +1,68 @@
+"""How every binary starts: flags are parsed, and an error becomes one clear line and an exit status.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+
+class BadUse(Exception):
+    """A wrong flag, path or setting: the binary ends with exit status 2."""
+
+
+class BadData(Exception):
+    """Input that cannot be used (which file, which row, what was expected): exit status 1."""
+
+
+def run(main: Callable[[], None], doc: str) -> NoReturn:
+    """Parses the command line, calls `main` and exits the process.
+
+    Args:
+      main: what the binary does; it reads the parsed absl flags.
+      doc: the binary's docstring, shown above the flags by `--help`.
+    """
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
+    flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
+    _parse(sys.argv, doc)
+    try:
+        main()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BadUse as error:
+        _fail(error, 2)
+    except (BadData, OSError) as error:
+        _fail(error, 1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
+    sys.exit(0)
+
+
+def _parse(argv: list[str], doc: str) -> None:
+    """Fills `FLAGS` from `argv`; a wrong flag ends the process with exit status 2."""
+    if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
+        print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{FLAGS.main_module_help()}")
+        sys.exit(0)
+    try:
+        rest = FLAGS(argv)
+    except (flags.Error, OSError, ImportError, LookupError, AttributeError, ValueError) as error:
+        _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
+    except (TypeError, SyntaxError) as error:
+        _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value", 2, debug=False)
+
+
+def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoReturn:
+    """Prints the error in one line (or its traceback with `--debug`) and exits with `status`."""
+    if FLAGS.debug if debug is None else debug:
+        traceback.print_exc()
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)

