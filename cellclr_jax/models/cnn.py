@@ -1,0 +1,48 @@
+"""The paper's small encoder: four 3×3 convolutions with 2×2 max-pooling."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cellclr_jax.models import layers
+
+
+class CNN(nn.Module):
+    """Convolution, normalisation, ReLU and 2×2 max-pooling for each width, then the spatial mean.
+
+    Attributes:
+      widths: output channels of the layers; the last one is the embedding's width D.
+      norm: `none` (as published: convolutions with a bias) or `batch`.
+      dtype: of the computation; parameters and the result stay float32.
+    """
+
+    widths: Sequence[int] = (16, 32, 64, 64)
+    norm: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Embeds images.
+
+        Args:
+          images: [B, H, W, C] float; sides of at least 2 ** len(widths) pixels.
+          train: whether batch normalisation uses the minibatch's statistics.
+
+        Returns:
+          Embeddings [B, D] float32.
+
+        Raises:
+          ValueError: for an unknown norm.
+        """
+        if self.norm not in ("none", "batch"):
+            raise ValueError(f"norm of the CNN must be 'none' or 'batch', got {self.norm!r}")
+        x = images.astype(self.dtype)
+        for i, width in enumerate(self.widths, start=1):
+            plain = self.norm == "none"
+            x = layers.convolution(width, 3, dtype=self.dtype, name=f"conv{i}", bias=plain)(x)
+            if not plain:
+                x = layers.batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
+            x = layers.max_pool_2x2(nn.relu(x))
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

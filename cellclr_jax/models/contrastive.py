@@ -1,0 +1,68 @@
+"""Encoder and projection head as one module, made from the names and numbers of a config."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cellclr_jax.models.cnn import CNN
+from cellclr_jax.models.projection import ProjectionHead
+from cellclr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+
+ENCODERS: Mapping[str, Callable[..., nn.Module]] = {
+    "cnn": CNN,
+    "resnet18": partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2)),
+    "resnet50": partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3)),
+    "resnet101": partial(ResNet, block=Bottleneck, depths=(3, 4, 23, 3)),
+}
+
+
+class ContrastiveModel(nn.Module):
+    """An encoder with a projection head on top."""
+
+    encoder: nn.Module
+    head: nn.Module
+
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, C] float to embeddings h [B, D] and projections z [B, P], float32."""
+        embeddings = self.encoder(images, train=train)
+        return embeddings, self.head(embeddings, train=train)
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] float to embeddings h [B, D] float32, with running statistics."""
+        return self.encoder(images, train=False)
+
+
+def make_model(
+    encoder: str,
+    *,
+    dtype: str = "float32",
+    encoder_settings: Mapping[str, Any] | None = None,
+    head_settings: Mapping[str, Any] | None = None,
+) -> ContrastiveModel:
+    """Builds the model that a config names.
+
+    Args:
+      encoder: a key of `ENCODERS`.
+      dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
+      encoder_settings: attributes of the encoder beside dtype (e.g. the CNN's widths).
+      head_settings: attributes of `ProjectionHead` beside dtype.
+
+    Raises:
+      ValueError: for an unknown encoder, dtype or setting.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype of the model must be 'float32' or 'bfloat16', got {dtype!r}")
+    compute = jnp.dtype(dtype)
+    try:
+        return ContrastiveModel(
+            encoder=ENCODERS[encoder](dtype=compute, **(encoder_settings or {})),
+            head=ProjectionHead(dtype=compute, **(head_settings or {})),
+        )
+    except TypeError as error:
+        raise ValueError(f"settings of {encoder} or its head: {error}") from None

@@ -1,0 +1,103 @@
+"""ResNet-18, 50 and 101 laid out like torchvision's, so that public weights map one to one.
+
+Parameter names follow torchvision's (`layer1.0.conv1` is `layer1_0/conv1`), kernels are stored as
+[height, width, in, out]. The stride of a bottleneck sits in its 3×3 convolution (ResNet v1.5).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cellclr_jax.models import layers
+
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut: the block of ResNet-18."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] to [B, H / stride, W / stride, width]."""
+        conv, norm = layers.convolution, layers.batch_norm
+        y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
+        y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
+        y = norm(train=train, dtype=self.dtype, name="bn2", zero_scale=True)(y)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train=train))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions around a shortcut: the block of ResNet-50 and 101."""
+
+    width: int
+    stride: int
+    dtype: jnp.dtype
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[B, H, W, C] to [B, H / stride, W / stride, 4 * width]."""
+        conv, norm = layers.convolution, layers.batch_norm
+        y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
+        y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(norm(train=train, dtype=self.dtype, name="bn2")(y))
+        y = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")(y)
+        y = norm(train=train, dtype=self.dtype, name="bn3", zero_scale=True)(y)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train=train))
+
+
+def shortcut(
+    x: jax.Array, features: int, stride: int, dtype: jnp.dtype, *, train: bool
+) -> jax.Array:
+    """The identity, or a strided 1×1 convolution where the shape changes.
+
+    Called inside a block's compact method; its parameters belong to that block.
+    """
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    x = layers.convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")(x)
+    return layers.batch_norm(train=train, dtype=dtype, name="downsample_bn")(x)
+
+
+class ResNet(nn.Module):
+    """A residual network without its classification layer.
+
+    Attributes:
+      block: BasicBlock or Bottleneck.
+      depths: blocks in each of the four stages.
+      dtype: of the computation; parameters, statistics and the result stay float32.
+    """
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: Sequence[int]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Embeds images.
+
+        Args:
+          images: [B, H, W, C] float, any number of channels, sides of 32 pixels and more.
+          train: whether batch normalisation uses the minibatch's statistics.
+
+        Returns:
+          Embeddings [B, 512 * expansion] float32, the spatial mean of the last stage.
+        """
+        x = images.astype(self.dtype)
+        x = layers.convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(layers.batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
+        x = layers.max_pool_3x3(x)
+        for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, self.depths, strict=True), 1):
+            for i in range(depth):
+                stride = 2 if stage > 1 and i == 0 else 1
+                x = self.block(width, stride, self.dtype, name=f"layer{stage}_{i}")(x, train=train)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
