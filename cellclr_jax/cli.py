@@ -1,4 +1,4 @@
-"""How every binary starts: flags are parsed, and an error becomes one clear line and an exit status.
+"""How every binary starts: flags are parsed, an error becomes one line and an exit status.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -51,9 +51,9 @@ def _parse(argv: list[str], doc: str) -> None:
         sys.exit(0)
     try:
         rest = FLAGS(argv)
-    except (flags.Error, OSError, ImportError, LookupError, AttributeError, ValueError) as error:
-        _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
-    except (TypeError, SyntaxError) as error:
+    except AttributeError as error:  # of ml_collections, for --config.a.b where there is no b
+        _fail(f"no such setting in the config: {error}", 2, debug="--debug" in argv)
+    except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value", 2, debug=False)

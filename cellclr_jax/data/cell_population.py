@@ -1,0 +1,103 @@
+"""Draws the cells of a field by chance: their places, states, outlines and nuclei."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellclr_jax.data.cell_placement import place_cells
+from cellclr_jax.data.cell_shapes import INTERPHASE, Box, Piece, Table, body_outline, nucleus_pieces
+from cellclr_jax.data.phenotypes import Phenotype
+
+CELLS_PER_PIXEL = 100 / (1024 * 1280)  # of an untreated field; BBBC021 has about 117 a field
+MARGIN = 30.0  # pixels outside the field in which cells still lie
+NOWHERE = Box(0, 0, 0, 0)  # until territories are found
+SPACING_SPREAD = 0.15  # of the distance that cells keep, natural logarithm
+OUT_OF_FOCUS_SHARE = 0.06
+OUT_OF_FOCUS_SIGMA = (2.2, 4.0)  # blur in pixels of a cell that lies off the focal plane
+
+
+@dataclass(frozen=True)
+class Population:
+    """The cells of a well.
+
+    Attributes:
+      untreated: the phenotype of cells that do not respond.
+      treated: the phenotype of those that do.
+      responding: share of cells that respond, in [0, 1].
+      density: factor on the number of cells that has nothing to do with the treatment.
+      flow: angle in radians along which the well's cells tend to lie.
+      alignment: how strictly they do, the concentration of a von Mises distribution; 0 not at all.
+    """
+
+    untreated: Phenotype
+    treated: Phenotype
+    responding: float
+    density: float = 1.0
+    flow: float = 0.0
+    alignment: float = 0.0
+
+
+@dataclass
+class Cell:
+    """One cell as drawn by chance, before it is painted."""
+
+    x: int
+    y: int
+    kind: Phenotype
+    state: int
+    responds: bool
+    angle: float
+    mitosis: str
+    body: Table
+    pieces: list[Piece]
+    blur: float  # 0 where the cell is in focus
+    box: Box = NOWHERE
+    depth: np.ndarray | None = None  # [h, w] pixels inside the territory's border, negative outside
+    joined: np.ndarray | None = None  # [h, w] bool, the nearest border is one with another cell
+
+
+def draw_cells(
+    rng: np.random.Generator, population: Population, height: int, width: int
+) -> list[Cell]:
+    """Draws a field's cells; the rounded ones come last, since they lie on top."""
+    mean = population.responding * population.treated.density + 1 - population.responding
+    area = (height + 2 * MARGIN) * (width + 2 * MARGIN)
+    count = max(1, rng.poisson(CELLS_PER_PIXEL * area * mean * population.density))
+    responds = rng.random(count) < population.responding
+    spacing = np.where(responds, population.treated.spacing, population.untreated.spacing)
+    spacing = spacing * rng.lognormal(0, SPACING_SPREAD, count)
+    places = np.rint(place_cells(rng, spacing, height, width, MARGIN)).astype(int)
+    cells = []
+    for (x, y), responding in zip(places, responds, strict=True):
+        kind = population.treated if responding else population.untreated
+        angle = _angle(rng, population)
+        cells.append(_draw_cell(rng, int(x), int(y), kind, bool(responding), angle))
+    return sorted(cells, key=lambda cell: cell.state != INTERPHASE)
+
+
+def _angle(rng: np.random.Generator, population: Population) -> float:
+    """The direction of one cell's long axis in radians; an axis has no head, hence the half."""
+    if population.alignment == 0:
+        return float(rng.uniform(0, 2 * np.pi))
+    return population.flow + 0.5 * float(rng.vonmises(0, population.alignment))
+
+
+def _draw_cell(
+    rng: np.random.Generator, x: int, y: int, kind: Phenotype, responds: bool, angle: float
+) -> Cell:
+    """Draws one cell's state, outline and nucleus."""
+    shares = np.array([kind.mitotic, kind.apoptotic, kind.rounded])
+    state = int(np.searchsorted(np.cumsum(shares), rng.random())) + 1
+    state = state if state <= len(shares) else INTERPHASE
+    choice = rng.random()
+    if choice < kind.monoaster:
+        mitosis = "ring"
+    elif choice < kind.monoaster + kind.scattered:
+        mitosis = "arrested"
+    else:
+        mitosis = "plate" if rng.random() < 0.65 else "two_plates"
+    blurred = rng.random() < OUT_OF_FOCUS_SHARE
+    blur = float(rng.uniform(*OUT_OF_FOCUS_SIGMA)) if blurred else 0.0
+    body = body_outline(rng, kind, angle, state)
+    pieces = nucleus_pieces(rng, kind, angle, state, mitosis)
+    return Cell(x, y, kind, state, responds, angle, mitosis, body, pieces, blur)

@@ -1,0 +1,150 @@
+"""What a dataset was built from and what came of it: `manifest.json`, and a summary to read."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+MANIFEST = "manifest.json"
+CELLS = "cells.parquet"
+# Raised when the meaning of a key changes.
+_FORMAT = 1
+_PACKAGES = (
+    "array_record",
+    "imagecodecs",
+    "numpy",
+    "scikit-image",
+    "scipy",
+    "tensorflow-datasets",
+    "tifffile",
+)
+# A treatment's line of the summary lists its concentrations; a long list of problems is cut.
+_PROBLEMS_SHOWN = 20
+
+
+def make_manifest(
+    settings: dict[str, Any],
+    origin: dict[str, Any],
+    image: dict[str, Any],
+    cells: pd.DataFrame,
+    fields: int,
+    empty_fields: int,
+    skipped: Sequence[tuple[str, str]],
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Collects what is told about a dataset.
+
+    Args:
+      settings: everything that decides the content (see `differences`).
+      origin: where it came from: paths, tables, absent plates.
+      image: 'shape' [S, S, C], 'dtype' and 'channels' of a record's image.
+      cells: one row a record.
+      fields: how many were read, the skipped included.
+      empty_fields: how many of them held no cell.
+      skipped: (what, reason) of the others.
+      fingerprint: hex digest of all records in their order.
+
+    Returns:
+      A JSON object; equal input gives an equal one.
+    """
+    treatments = cells.groupby(["compound", "concentration"]).ngroups
+    return {
+        "format": _FORMAT,
+        "settings": settings,
+        "origin": origin,
+        "image": image,
+        "counts": {
+            "cells": len(cells),
+            "fields": fields,
+            "fields_without_cells": empty_fields,
+            "fields_skipped": len(skipped),
+            "plates": int(cells["plate"].nunique()),
+            "wells": cells.groupby(["plate", "well"]).ngroups,
+            "treatments": treatments,
+        },
+        "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
+        "fingerprint": fingerprint,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any], cells: pd.DataFrame) -> None:
+    """Writes `manifest.json` and `cells.parquet` into a folder."""
+    cells.to_parquet(directory / CELLS, index=False)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def differences(built: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Names the settings in which a finished dataset differs from a wanted one.
+
+    Args:
+      built: the settings of a manifest.
+      wanted: settings as they would be written.
+
+    Returns:
+      Such as "crop_size is 96, not 64"; empty where they agree.
+    """
+    plain = json.loads(json.dumps(wanted))
+    return [
+        f"{key} is {_short(built.get(key))}, not {_short(plain.get(key))}"
+        for key in sorted(built.keys() | plain.keys())
+        if built.get(key) != plain.get(key)
+    ]
+
+
+def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
+    """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
+    counts = manifest["counts"]
+    lines = [
+        f"{counts['cells']:,} cells of {counts['treatments']} treatments in "
+        f"{counts['wells']} wells on {counts['plates']} plates",
+        f"{counts['fields']:,} fields: {counts['fields_without_cells']} without cells, "
+        f"{counts['fields_skipped']} skipped",
+    ]
+    absent = manifest["origin"].get("absent_plates", [])
+    if absent:
+        lines.append(f"{len(absent)} plates of the image table have no files here and are left out")
+    lines += ["cells per treatment (µM: cells):", *_treatment_lines(cells)]
+    return "\n".join([*lines, *describe_skipped(manifest)])
+
+
+def describe_skipped(manifest: dict[str, Any]) -> list[str]:
+    """One line for each skipped field, up to a bearable number."""
+    skipped = manifest["skipped"]
+    lines = [f"skipped {one['field']}: {one['reason']}" for one in skipped[:_PROBLEMS_SHOWN]]
+    if len(skipped) > _PROBLEMS_SHOWN:
+        lines.append(f"… and {len(skipped) - _PROBLEMS_SHOWN} more: see {MANIFEST}")
+    return lines
+
+
+def _treatment_lines(cells: pd.DataFrame) -> list[str]:
+    """One line a compound: its MoA, then 'concentration: cells' for each concentration."""
+    width = max(map(len, cells["compound"]))
+    lines = []
+    for compound, group in cells.groupby("compound"):
+        numbers = group.groupby("concentration").size()
+        moas = ", ".join(moa for moa in sorted(set(group["moa"])) if moa and moa != compound)
+        doses = "  ".join(f"{dose:g}: {count:,}" for dose, count in numbers.items())
+        lines.append(f"  {compound:<{width}}  {doses}{f'  ({moas})' if moas else ''}")
+    return lines
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of what decides the content."""
+    versions = {}
+    for package in ("cellclr_jax", *_PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _short(value: Any) -> str:
+    """A setting in a message."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,133 @@
+"""What differs between a screen's weeks, plates, wells and compounds beside the mechanism.
+
+Staining, compound fluorescence, focus, astigmatism, camera noise, the light field, how dense the
+cells lie
+and along which way: each is drawn for the level it belongs to. All are differences to which the
+augmentations of contrastive training are blind by design (channel gains and offsets, blur, noise,
+turns, crops), while a feature that was never trained sees them well.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cellclr_jax.data.camera import Optics, Triple
+
+# Gains, noise and density: standard deviations of the natural logarithm, at strength 1.
+COMPOUND_GAIN, WEEK_GAIN, PLATE_GAIN, WELL_GAIN = 0.25, 0.15, 0.06, 0.15
+COMPOUND_NOISE, WELL_NOISE = 0.55, 0.35
+WEEK_DENSITY, COMPOUND_DENSITY, WELL_DENSITY = 0.12, 0.20, 0.25
+ASTIGMATISM = 0.30  # of a compound's wells and of a well, the logarithm of the ratio
+# Blurs in pixels: of the sharpest well, and the spans that week, compound and well add.
+SHARPEST, WEEK_BLUR, COMPOUND_BLUR, WELL_BLUR = 0.8, 0.25, 1.0, 0.9
+# Backgrounds in counts: of the camera (DNA, tubulin, actin), and what the levels add.
+BACKGROUND = (690.0, 680.0, 790.0)
+COMPOUND_GLOW, WEEK_BACKGROUND = 350.0, 60.0  # means
+WELL_BACKGROUND = 60.0  # standard deviation
+DARKEST = 0.7  # share of the camera's background that always remains
+CHANNEL_FOCUS = 0.15  # relative difference of focus between channels
+WEEK_VIGNETTE = (0.1, 0.3)  # share of light lost in the corners
+MOST_VIGNETTE = 0.9
+WELL_TILT = 0.20  # relative change of light across the field, standard deviation
+# Alignment: concentration of the cells' angles; at 2, most lie within 30 degrees of the common one.
+COMPOUND_ALIGNMENT, WELL_ALIGNMENT = 1.5, 0.8
+
+
+@dataclass(frozen=True)
+class LevelNuisance:
+    """What one week, one plate or one compound adds to its wells; the defaults add nothing."""
+
+    gain: Triple = (1.0, 1.0, 1.0)
+    background: Triple = (0.0, 0.0, 0.0)
+    blur: float = 0.0
+    noise: float = 1.0
+    astigmatism: float = 1.0
+    density: float = 1.0
+    vignette: float = 0.0
+    flow: float = 0.0
+    alignment: float = 0.0
+
+
+@dataclass(frozen=True)
+class WellConditions:
+    """How one well was imaged and how its cells lie: see `Optics` and `Population`."""
+
+    optics: Optics
+    density: float
+    flow: float
+    alignment: float
+
+
+def week_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
+    """Draws what a week does to all its plates."""
+    return LevelNuisance(
+        gain=_gains(rng, WEEK_GAIN * strength),
+        background=_triple(rng.exponential(WEEK_BACKGROUND * strength, 3)),
+        blur=strength * rng.uniform(0, WEEK_BLUR),
+        density=float(rng.lognormal(0, WEEK_DENSITY * strength)),
+        vignette=strength * rng.uniform(*WEEK_VIGNETTE),
+    )
+
+
+def plate_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
+    """Draws what a plate does to all its wells."""
+    return LevelNuisance(gain=_gains(rng, PLATE_GAIN * strength))
+
+
+def compound_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
+    """Draws what a compound does to all its wells beside acting on cells."""
+    return LevelNuisance(
+        gain=_gains(rng, COMPOUND_GAIN * strength),
+        background=_triple(rng.exponential(COMPOUND_GLOW * strength, 3)),
+        blur=strength * rng.uniform(0, COMPOUND_BLUR),
+        noise=float(rng.lognormal(0, COMPOUND_NOISE * strength)),
+        astigmatism=float(rng.lognormal(0, ASTIGMATISM * strength)),
+        density=float(rng.lognormal(0, COMPOUND_DENSITY * strength)),
+        flow=rng.uniform(0, np.pi),
+        alignment=strength * rng.exponential(COMPOUND_ALIGNMENT),
+    )
+
+
+def well_conditions(
+    rng: np.random.Generator,
+    strength: float,
+    week: LevelNuisance,
+    plate: LevelNuisance,
+    compound: LevelNuisance,
+) -> WellConditions:
+    """Draws a well's own differences and puts those of its week, plate and compound on top.
+
+    Args:
+      rng: the well's generator.
+      strength: 0 removes the well's own differences, 1 is the demonstration's.
+      week, plate, compound: what the levels above add; DMSO adds nothing.
+    """
+    gain = np.array(week.gain) * plate.gain * compound.gain * _gains(rng, WELL_GAIN * strength)
+    own = rng.normal(0, WELL_BACKGROUND * strength, 3)
+    offset = BACKGROUND + own + week.background + compound.background
+    blur = SHARPEST + week.blur + compound.blur + strength * rng.uniform(0, WELL_BLUR)
+    uneven = rng.uniform(-CHANNEL_FOCUS, CHANNEL_FOCUS, 3) * strength
+    tilt = rng.normal(0, WELL_TILT * strength, 2)
+    optics = Optics(
+        gain=_triple(gain),
+        offset=_triple(np.maximum(offset, DARKEST * np.array(BACKGROUND))),
+        focus=_triple(blur * (1 + uneven)),
+        astigmatism=compound.astigmatism * float(rng.lognormal(0, 0.5 * ASTIGMATISM * strength)),
+        noise=compound.noise * float(rng.lognormal(0, WELL_NOISE * strength)),
+        vignette=min(MOST_VIGNETTE, week.vignette),
+        tilt=(float(tilt[0]), float(tilt[1])),
+    )
+    density = week.density * compound.density * float(rng.lognormal(0, WELL_DENSITY * strength))
+    alignment = compound.alignment + strength * float(rng.exponential(WELL_ALIGNMENT))
+    # A compound that aligns its cells decides which way; otherwise the well does.
+    flow = compound.flow if compound.alignment > 0 else float(rng.uniform(0, np.pi))
+    return WellConditions(optics, density, flow, alignment)
+
+
+def _gains(rng: np.random.Generator, sigma: float) -> Triple:
+    return _triple(rng.lognormal(0, sigma, 3))
+
+
+def _triple(values: np.ndarray) -> Triple:
+    first, second, third = (float(value) for value in values)
+    return first, second, third

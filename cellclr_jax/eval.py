@@ -1,0 +1,152 @@
+"""Scores profiles by mechanism of action: NSC, NSCB, and the drop between them.
+
+The model of a training run, on the cells of its data set:
+  python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
+
+Any table of well profiles (CSV, gzipped CSV, Parquet):
+  python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
+                             [--standardize=none|controls] --out=DIR
+
+Writes metrics.json, wells.parquet, treatments.parquet, neighbours.csv, report.html and figures.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from cellclr_jax import cli
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cellclr_jax.profiling.evaluation import Protocol
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
+flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
+flags.DEFINE_string("data_dir", None, "Where the data set is; by default where the run had it.")
+flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
+flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
+flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
+flags.DEFINE_string("out", None, "Where to write; by default <workdir>/eval/<step>.")
+flags.DEFINE_enum(
+    "standardize", "none", ["none", "controls"], "z-score every feature by the control wells."
+)
+flags.DEFINE_enum(
+    "aggregate", "well", ["well", "site"], "Well profile: mean of cells, or of sites."
+)
+flags.DEFINE_enum("statistic", "median", ["median", "mean"], "Treatment profile: of its wells.")
+flags.DEFINE_enum(
+    "batches",
+    "joined",
+    ["joined", "disjoint", "week1"],
+    "NSCB, a treatment in several batches: the joined names differ, no batch in common, or the "
+    "wells of its first batch alone.",
+)
+flags.DEFINE_float("regularization", 1.0, "The λ of whitening and TVN.", lower_bound=0.0)
+flags.DEFINE_bool(
+    "relative_regularization", False, "Take λ as a fraction of the mean eigenvalue (scale-free)."
+)
+flags.DEFINE_list("left_out", None, "MoAs left out of NSCB; by default those in one batch alone.")
+flags.DEFINE_string("control", "DMSO", "The controls' compound.")
+
+# A flag that says something about one kind of input is an error beside the other.
+_ONLY_WITH_PROFILES = ("image_csv", "moa_csv")
+_ONLY_WITH_WORKDIR = ("step", "data_dir")
+
+
+def main() -> None:
+    """Evaluates what the flags name."""
+    if (FLAGS.profiles is None) == (FLAGS.workdir is None):
+        raise cli.BadUse("one of --profiles=FILE and --workdir=DIR was expected (see --help)")
+    mode, foreign = (
+        ("--profiles", _ONLY_WITH_WORKDIR)
+        if FLAGS.profiles is not None
+        else ("--workdir", _ONLY_WITH_PROFILES)
+    )
+    for name in foreign:
+        if FLAGS[name].present:
+            raise cli.BadUse(f"--{name} says nothing beside {mode}")
+    if FLAGS.profiles is not None:
+        _check_inputs()
+        evaluate_profiles(_protocol())
+        return
+    protocol = _protocol()
+    from cellclr_jax.embed import evaluate_run
+
+    evaluate_run(
+        FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir, out=FLAGS.out, protocol=protocol
+    )
+
+
+def evaluate_profiles(protocol: "Protocol") -> None:
+    """Evaluates the table of --profiles and writes to --out.
+
+    Raises:
+      BadUse: a file is missing.
+      BadData: the table cannot be used.
+    """
+    from cellclr_jax.profiling import evaluation, tables
+
+    house = tables.read_profiles(
+        FLAGS.profiles,
+        image_csv=FLAGS.image_csv,
+        moa_csv=FLAGS.moa_csv,
+        control=protocol.control,
+    )
+    if house.left_out:
+        listed = ", ".join(f"{name} ({why})" for name, why in list(house.left_out.items())[:10])
+        print(f"note: {len(house.left_out)} columns are not used as features: {listed}")
+    found = evaluation.evaluate(_one_row_a_well(house.table, protocol), protocol)
+    from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
+
+    details = {"table": FLAGS.profiles, "columns_left_out": list(house.left_out)}
+    report.write_evaluation(FLAGS.out, found, name="profiles", details=details)
+    report.print_scores(found, name="profiles")
+    print(f"written to {FLAGS.out}")
+
+
+def _check_inputs() -> None:
+    """Raises BadUse for what is missing, before anything heavy is loaded."""
+    if FLAGS.out is None:
+        raise cli.BadUse("--profiles needs --out=DIR, where the scores are written")
+    for name in ("profiles", "image_csv", "moa_csv"):
+        path = FLAGS[name].value
+        if path is not None and not os.path.isfile(path):
+            raise cli.BadUse(f"--{name}={path}: no such file")
+
+
+def _protocol() -> "Protocol":
+    """The protocol that the flags describe."""
+    from cellclr_jax.profiling.evaluation import Protocol
+
+    return Protocol(
+        aggregate=FLAGS.aggregate,
+        standardize=FLAGS.standardize,
+        regularization=FLAGS.regularization,
+        relative_regularization=FLAGS.relative_regularization,
+        statistic=FLAGS.statistic,
+        batches=FLAGS.batches,
+        left_out=None if FLAGS.left_out is None else tuple(FLAGS.left_out),
+        control=FLAGS.control,
+    )
+
+
+def _one_row_a_well(table: "pd.DataFrame", protocol: "Protocol") -> "pd.DataFrame":
+    """Averages a table of sites or cells into wells; one of wells stays as it is."""
+    from cellclr_jax.profiling import profiles
+
+    repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
+    # A row that counts its cells is a well or a site: without a site it is there twice by mistake,
+    # which `evaluate` reports.
+    if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
+        return table
+    wells = profiles.aggregate_wells(table, through=protocol.aggregate)
+    print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
+    return wells
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

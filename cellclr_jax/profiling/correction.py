@@ -1,0 +1,225 @@
+"""Batch correction of well profiles, fitted on the control (DMSO) wells alone.
+
+Whitening and CORAL as in Ando et al. 2017, "Improving Phenotypic Measurements in High-Content
+Imaging Screens" (typical variation normalisation, TVN). Pure functions of arrays: rows in, the
+same rows out, in the same order. Treated rows never change what is fitted.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cellclr_jax.cli import BadData, BadUse
+
+# A standard deviation below this fraction of the feature's largest value is rounding, not signal.
+_CONSTANT = 1e-12
+# Controls needed for a second moment that is more than one well's own accident.
+_FEWEST_CONTROLS = 2
+
+
+def standardize(profiles: np.ndarray, is_control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """z-scores every feature with the mean and population standard deviation of the controls.
+
+    A feature that is constant over the controls has no scale to be measured in: it is left out.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      is_control: [N] bool.
+
+    Returns:
+      ([N, K] float64, [D] bool: which K features were kept).
+
+    Raises:
+      BadData: fewer than two controls, or every feature is constant over them.
+    """
+    profiles, is_control = _checked(profiles, is_control, "standardisation by controls")
+    controls = profiles[is_control]
+    mean, deviation = controls.mean(axis=0), controls.std(axis=0)
+    varies = deviation > _CONSTANT * np.abs(controls).max(axis=0)
+    if not varies.any():
+        raise BadData(
+            f"standardisation by controls: all {profiles.shape[1]} features are constant over the "
+            f"{len(controls)} control wells"
+        )
+    return (profiles[:, varies] - mean[varies]) / deviation[varies], varies
+
+
+def none(profiles: np.ndarray) -> np.ndarray:
+    """No correction: the profiles as float64 [N, D]."""
+    return np.asarray(profiles, np.float64)
+
+
+def whiten(
+    profiles: np.ndarray,
+    is_control: np.ndarray,
+    *,
+    regularization: float = 1.0,
+    relative: bool = False,
+) -> np.ndarray:
+    """Makes the controls' variation white: X V diag(1/√(s+λ)), not rotated back.
+
+    X is centred on the controls' mean and C = V diag(s) Vᵀ is the second moment of its control
+    rows. Where there are fewer controls than features, the directions that C does not reach have
+    s = 0 and are scaled by 1/√λ.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      is_control: [N] bool.
+      regularization: λ >= 0, in the units of the features' variance; with `relative`, a fraction
+        of C's mean eigenvalue, which makes the result's directions independent of that unit.
+      relative: whether `regularization` is that fraction.
+
+    Returns:
+      [N, D] float64.
+
+    Raises:
+      BadData: fewer than two controls; λ = 0 where C is singular; `relative` where C = 0.
+      BadUse: a negative or non-finite λ.
+    """
+    profiles, is_control = _checked(profiles, is_control, "whitening")
+    centred = profiles - profiles[is_control].mean(axis=0)
+    controls = centred[is_control]
+    variances, vectors = np.linalg.eigh(controls.T @ controls / len(controls))
+    variances = np.maximum(variances, 0.0)  # rounding leaves zeros a little below zero
+    ridge = _ridge(variances.mean(), regularization, relative)
+    if ridge == 0 and variances[0] <= len(variances) * np.finfo(float).eps * variances[-1]:
+        raise BadData(
+            f"whitening: {len(controls)} control wells do not span {profiles.shape[1]} features; "
+            "a regularization above 0 is needed"
+        )
+    return (centred @ vectors) / np.sqrt(variances + ridge)
+
+
+def tvn(
+    profiles: np.ndarray,
+    is_control: np.ndarray,
+    batches: Sequence[str] | np.ndarray,
+    *,
+    regularization: float = 1.0,
+    relative: bool = False,
+) -> np.ndarray:
+    """Typical variation normalisation: `whiten`, then `coral` with the same λ.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      is_control: [N] bool.
+      batches: [N] the experimental batch of each well.
+      regularization: see `whiten`.
+      relative: see `whiten`.
+
+    Returns:
+      [N, D] float64.
+
+    Raises:
+      BadData: as `whiten`; or a batch has fewer than two controls.
+      BadUse: a negative or non-finite λ.
+    """
+    _check_batches(is_control, batches)
+    whitened = whiten(profiles, is_control, regularization=regularization, relative=relative)
+    return coral(whitened, is_control, batches, regularization=regularization, relative=relative)
+
+
+def coral(
+    profiles: np.ndarray,
+    is_control: np.ndarray,
+    batches: Sequence[str] | np.ndarray,
+    *,
+    regularization: float = 1.0,
+    relative: bool = False,
+) -> np.ndarray:
+    """Gives each batch's controls the second moment of all controls (Sun et al. 2016).
+
+    X_b (C_b + λI)^-½ (C_all + λI)^½ for the rows X_b of each batch b, C_b of the batch's control
+    rows and C_all of all of them: second moments about zero, no mean is subtracted.
+
+    Args:
+      profiles: [N, D] float, whitened.
+      is_control: [N] bool.
+      batches: [N] the experimental batch of each well.
+      regularization: λ, here above 0 wherever a batch has fewer controls than features; with
+        `relative` a fraction of C_all's mean eigenvalue.
+      relative: whether `regularization` is that fraction.
+
+    Returns:
+      [N, D] float64.
+
+    Raises:
+      BadData: a batch has fewer than two controls, or λ = 0 and C_b is singular.
+      BadUse: a negative or non-finite λ.
+    """
+    _check_batches(is_control, batches)
+    profiles, is_control = _checked(profiles, is_control, "CORAL")
+    controls, labels = profiles[is_control], np.asarray(batches, object)
+    mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
+    ridge = _ridge(mean_eigenvalue, regularization, relative)
+    aligned = np.empty_like(profiles)
+    for batch in dict.fromkeys(labels.tolist()):
+        rows = labels == batch
+        fitted = profiles[rows & is_control]
+        if ridge == 0 and np.linalg.matrix_rank(fitted) < profiles.shape[1]:
+            raise BadData(
+                f"CORAL: the {len(fitted)} control wells of batch {batch!r} do not span "
+                f"{profiles.shape[1]} features; a regularization above 0 is needed"
+            )
+        aligned[rows] = _times_power(profiles[rows], fitted, ridge, -0.5)
+    return _times_power(aligned, controls, ridge, 0.5)
+
+
+def _times_power(rows: np.ndarray, fitted: np.ndarray, ridge: float, power: float) -> np.ndarray:
+    """rows (C + λI)^power with C = fittedᵀ fitted / n, without forming the [D, D] matrix.
+
+    C has at most n directions, the right singular vectors U of `fitted`; on all others C + λI is
+    λI. Hence rows U diag((s+λ)^p − λ^p) Uᵀ + λ^p rows: a batch has some 30 controls, a profile
+    thousands of features.
+    """
+    _, singular, directions = np.linalg.svd(fitted, full_matrices=False)
+    moments = np.square(singular) / len(fitted)
+    # λ = 0 is let through only where U spans every direction: nothing lies outside it.
+    outside = ridge**power if ridge > 0 else 0.0
+    inside = (moments + ridge) ** power - outside
+    return (rows @ directions.T * inside) @ directions + outside * rows
+
+
+def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> float:
+    """λ in the units of the variance."""
+    if not (np.isfinite(regularization) and regularization >= 0):
+        raise BadUse(f"regularization {regularization}: a finite number of at least 0 was expected")
+    if relative and mean_eigenvalue <= 0:
+        raise BadData(
+            "a relative regularization needs control wells that differ: their variance is 0"
+        )
+    return float(regularization * mean_eigenvalue) if relative else float(regularization)
+
+
+def _checked(
+    profiles: np.ndarray, is_control: np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [N, D] and bool [N], of which at least two are controls."""
+    profiles, is_control = np.asarray(profiles, np.float64), np.asarray(is_control, bool)
+    if profiles.ndim != 2 or is_control.shape != profiles.shape[:1]:
+        raise ValueError(
+            f"profiles [N, D] and is_control [N] were expected, not {profiles.shape} and "
+            f"{is_control.shape}"
+        )
+    if is_control.sum() < _FEWEST_CONTROLS:
+        raise BadData(
+            f"{what} is fitted on control wells: at least {_FEWEST_CONTROLS} are needed, there "
+            f"are {is_control.sum()} among {len(profiles)} wells"
+        )
+    if not np.isfinite(profiles).all():
+        raise BadData(f"{what}: a profile holds NaN or an infinite value")
+    return profiles, is_control
+
+
+def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) -> None:
+    """Raises BadData where a batch has too few controls to be aligned by them."""
+    labels = np.asarray(batches, object)
+    if labels.shape != np.shape(is_control):
+        raise ValueError(f"batches [N] were expected, not {labels.shape}")
+    for batch in dict.fromkeys(labels.tolist()):
+        count = int(np.asarray(is_control, bool)[labels == batch].sum())
+        if count < _FEWEST_CONTROLS:
+            raise BadData(
+                f"batch {batch!r} has {count} control wells: aligning batches by their controls "
+                f"needs at least {_FEWEST_CONTROLS} in each"
+            )

@@ -1,0 +1,307 @@
+"""The evaluation: well profiles in, NSC, NSCB and the drop of every correction out."""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.profiling import correction, moa, profiles
+from cellclr_jax.profiling.tables import canonical_table
+
+STANDARDIZE = ("none", "controls")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every setting that decides a score.
+
+    Attributes:
+      aggregate: cells to wells: 'well' (mean of cells) or 'site' (mean of the sites' means).
+      standardize: 'none', or 'controls': z-scores by all control wells.
+      regularization: λ of both corrections, >= 0.
+      relative_regularization: whether λ is a fraction of the mean eigenvalue.
+      statistic: wells to treatments: 'median' or 'mean'.
+      batches: what another batch is: 'joined', 'disjoint' or 'week1' (see `moa`).
+      left_out: MoAs left out of NSCB; None computes those that lie in one batch alone.
+      control: the controls' compound.
+    """
+
+    aggregate: str = "well"
+    standardize: str = "none"
+    regularization: float = 1.0
+    relative_regularization: bool = False
+    statistic: str = "median"
+    batches: str = "joined"
+    left_out: tuple[str, ...] | None = None
+    control: str = "DMSO"
+
+    def __post_init__(self) -> None:
+        """Raises BadUse for a setting that does not exist."""
+        for name, allowed in {
+            "aggregate": profiles.AGGREGATES,
+            "standardize": STANDARDIZE,
+            "statistic": profiles.STATISTICS,
+            "batches": moa.BATCH_RULES,
+        }.items():
+            if getattr(self, name) not in allowed:
+                raise BadUse(
+                    f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)} was expected"
+                )
+        if not (np.isfinite(self.regularization) and self.regularization >= 0):
+            raise BadUse(f"regularization {self.regularization}: a number of at least 0")
+        if not self.control:
+            raise BadUse("control '': the name of the controls' compound was expected")
+
+
+@dataclass(frozen=True)
+class CorrectionScores:
+    """The scores of one correction.
+
+    Attributes:
+      nsc: not-same-compound.
+      nscb: not-same-compound-or-batch.
+      drop: nsc - nscb in percentage points, or None where either is undefined.
+      treatments: the corrected treatment profiles; empty where the correction is undefined.
+    """
+
+    nsc: moa.Score
+    nscb: moa.Score
+    drop: float | None
+    treatments: pd.DataFrame = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+      protocol: the settings.
+      scores: by correction: 'none', 'whitening', 'tvn'.
+      wells: the wells that were used, as they came: controls and annotated wells.
+      treatments: the treatment profiles before correction, controls left out.
+      data: counts of wells, controls, treatments, compounds, MoAs, batches, features.
+      notes: what a reader of the scores must know.
+    """
+
+    protocol: Protocol
+    scores: dict[str, CorrectionScores]
+    wells: pd.DataFrame = field(repr=False)
+    treatments: pd.DataFrame = field(repr=False)
+    data: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(wells: pd.DataFrame, protocol: Protocol | None = None) -> Evaluation:
+    """Scores well profiles under each correction.
+
+    Args:
+      wells: one row a well (the protocol's `aggregate` was applied before): plate, well, batch,
+        compound, concentration, MoA under any of the names `tables` understands, and features.
+      protocol: the settings; the defaults where None.
+
+    Returns:
+      The evaluation. A correction that cannot be fitted (a batch without controls) and a score
+      that does not exist (one batch alone) are undefined, with the reason, not errors.
+
+    Raises:
+      BadData: no annotated treatment; a well is listed twice; a feature is not finite;
+        standardisation by controls without controls.
+    """
+    # The matrices are small: BLAS threads that wait for each other on a busy machine make this
+    # five times slower. One thread also rounds the same whatever the machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _evaluate(wells, protocol or Protocol())
+
+
+def _evaluate(wells: pd.DataFrame, protocol: Protocol) -> Evaluation:
+    """See `evaluate`."""
+    house = canonical_table(wells, control=protocol.control)
+    table, notes = _used_wells(house.table, protocol.control)
+    if house.left_out:
+        notes.append(_left_out_note(house.left_out))
+    is_control = (table["Metadata_Compound"] == protocol.control).to_numpy()
+    values, features = table[house.features].to_numpy(np.float64), house.features
+    if protocol.standardize == "controls":
+        values, kept = correction.standardize(values, is_control)
+        constant = [name for name, keep in zip(features, kept, strict=True) if not keep]
+        features = [name for name, keep in zip(features, kept, strict=True) if keep]
+        if constant:
+            notes.append(f"constant over the controls, left out: {', '.join(constant)}")
+    if 0 < is_control.sum() <= len(features):
+        notes.append(_rank_note(int(is_control.sum()), len(features)))
+    base = table[[c for c in table if str(c).startswith("Metadata_")]]
+    batches = base["Metadata_Batch"].to_numpy(object)
+    scores = {}
+    for name, corrected in _corrected(values, is_control, batches, protocol).items():
+        if isinstance(corrected, str):
+            scores[name] = _undefined(corrected)
+            notes.append(f"{name} is undefined: {corrected}")
+        else:
+            scores[name] = _score(_with_features(base, corrected, features), features, protocol)
+    notes += _unanswerable_notes(scores["none"])
+    return Evaluation(
+        protocol,
+        scores,
+        wells=table,
+        treatments=_treatments(_with_features(base, values, features), features, protocol),
+        data=_counts(table, is_control, len(features)),
+        notes=notes,
+    )
+
+
+def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
+    """The settings as they go into `metrics.json`, with what was computed from the data."""
+    left_out, treatments = evaluation.protocol.left_out, evaluation.treatments
+    if left_out is None:
+        rule = evaluation.protocol.batches
+        batches = [moa.batch_set(joined, rule) for joined in treatments["Metadata_Batch"]]
+        left_out = tuple(moa.single_batch_moas(treatments["Metadata_MoA"], batches))
+    return {
+        **asdict(evaluation.protocol),
+        "left_out": list(left_out),
+        "left_out_computed": evaluation.protocol.left_out is None,
+        "neighbours": 1,
+        "similarity": "cosine",
+        "fitted_on": f"{evaluation.protocol.control} wells",
+    }
+
+
+def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, object]]:
+    """The scores as they go into `metrics.json`."""
+    return {
+        name: {"nsc": _describe(s.nsc), "nscb": _describe(s.nscb), "drop": s.drop}
+        for name, s in evaluation.scores.items()
+    }
+
+
+def _describe(score: moa.Score) -> dict[str, object]:
+    """One score; why there is none, or how many queries had no right answer, where that is so."""
+    described: dict[str, object] = {
+        "correct": score.correct,
+        "total": score.total,
+        "accuracy": score.accuracy,
+    }
+    if score.undefined:
+        described["undefined"] = score.undefined
+    elif score.unanswerable:
+        described["unanswerable"] = score.unanswerable
+    return described
+
+
+def _used_wells(table: pd.DataFrame, control: str) -> tuple[pd.DataFrame, list[str]]:
+    """Controls and annotated wells, and a note on the others."""
+    repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"])
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        raise BadData(
+            f"well {row['Metadata_Well']} of plate {row['Metadata_Plate']} is listed twice: one "
+            "row a well was expected (profiles.aggregate_wells averages sites and cells)"
+        )
+    is_control = table["Metadata_Compound"] == control
+    used = is_control | (table["Metadata_MoA"] != "")
+    if not (used & ~is_control).any():
+        raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
+    unused = int((~used).sum())
+    notes = [f"{unused} wells without a MoA were not used"] if unused else []
+    return table[used].reset_index(drop=True), notes
+
+
+def _corrected(
+    values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
+) -> dict[str, np.ndarray | str]:
+    """The profiles under each correction, or why it cannot be fitted."""
+    ridge, relative = protocol.regularization, protocol.relative_regularization
+    found: dict[str, np.ndarray | str] = {"none": correction.none(values)}
+    try:
+        whitened = correction.whiten(values, is_control, regularization=ridge, relative=relative)
+    except BadData as error:
+        # TVN begins with whitening.
+        return {**found, "whitening": str(error), "tvn": str(error)}
+    found["whitening"] = whitened
+    try:
+        found["tvn"] = correction.coral(
+            whitened, is_control, batches, regularization=ridge, relative=relative
+        )
+    except BadData as error:
+        found["tvn"] = str(error)
+    return found
+
+
+def _with_features(base: pd.DataFrame, values: np.ndarray, features: list[str]) -> pd.DataFrame:
+    """Metadata and features side by side."""
+    return pd.concat([base, pd.DataFrame(values, columns=features)], axis=1)
+
+
+def _treatments(wells: pd.DataFrame, features: list[str], protocol: Protocol) -> pd.DataFrame:
+    """Treatment profiles without the controls."""
+    treated = wells[wells["Metadata_Compound"] != protocol.control]
+    return profiles.treatment_profiles(treated, statistic=protocol.statistic, features=features)
+
+
+def _score(wells: pd.DataFrame, features: list[str], protocol: Protocol) -> CorrectionScores:
+    """NSC on all wells; NSCB on those that the rule for batches keeps."""
+    treatments = _treatments(wells, features, protocol)
+    for_nscb = treatments
+    if protocol.batches == "week1":
+        for_nscb = _treatments(profiles.first_batch_wells(wells), features, protocol)
+    nsc = moa.not_same_compound(treatments, features=features, control=protocol.control)
+    nscb = moa.not_same_compound_or_batch(
+        for_nscb,
+        batches=protocol.batches,
+        left_out=protocol.left_out,
+        features=features,
+        control=protocol.control,
+    )
+    return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments)
+
+
+def _undefined(reason: str) -> CorrectionScores:
+    """The scores of a correction that cannot be fitted."""
+    score = moa.Score(None, 0, None, undefined=reason)
+    return CorrectionScores(score, score, None, pd.DataFrame())
+
+
+def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[str, int]:
+    """How much went into the scores."""
+    treated = table[~is_control]
+    counts = {
+        "wells": len(table),
+        "control_wells": int(is_control.sum()),
+        "treatments": len(
+            treated.groupby(["Metadata_Compound", "Metadata_Concentration"], sort=False).size()
+        ),
+        "compounds": treated["Metadata_Compound"].nunique(),
+        "moas": treated["Metadata_MoA"].nunique(),
+        "batches": table["Metadata_Batch"].nunique(),
+        "features": features,
+    }
+    if "Metadata_CellCount" in table:
+        counts["cells"] = int(pd.to_numeric(table["Metadata_CellCount"]).sum())
+    return counts
+
+
+def _unanswerable_notes(scores: CorrectionScores) -> list[str]:
+    """Says where a perfect score is out of reach; the same under every correction."""
+    return [
+        f"{name}: {score.unanswerable} of {score.total} queries have no candidate of their MoA and "
+        "count as wrong"
+        for name, score in (("NSC", scores.nsc), ("NSCB", scores.nscb))
+        if score.unanswerable
+    ]
+
+
+def _rank_note(controls: int, features: int) -> str:
+    """What whitening in more dimensions than there are controls means."""
+    return (
+        f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
+        "in the others both corrections only scale, by the regularization"
+    )
+
+
+def _left_out_note(left_out: dict[str, str]) -> str:
+    """Names the columns that are no features."""
+    shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
+    more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+    return f"columns not used as features: {', '.join(shown)}{more}"

@@ -1,0 +1,254 @@
+"""Reads a profile table of any origin and brings it into the house's form.
+
+CSV, gzipped CSV or Parquet; CellProfiler's, pycytominer's or plain column names in any case; with
+BBBC021's image and MoA tables beside it where it does not say itself what was in a well.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import metadata
+from cellclr_jax.profiling.columns import canonical_metadata, canonical_name, split_columns
+
+_FORMATS = (".csv", ".csv.gz", ".parquet")
+# How a missing measurement is written; in a metadata column these are names like any other.
+_MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
+_ORDER = ("Plate", "Well", "Site", "Batch", "Compound", "Concentration", "MoA", "Replicate")
+
+
+@dataclass(frozen=True)
+class ProfileTable:
+    """A profile table in the house's form.
+
+    Attributes:
+      table: `Metadata_*` columns, then float64 features; rows in the file's order.
+      features: the feature columns.
+      left_out: columns of the file that are neither, and why.
+    """
+
+    table: pd.DataFrame
+    features: list[str]
+    left_out: dict[str, str]
+
+
+def read_profiles(
+    path: str | Path,
+    *,
+    image_csv: str | Path | None = None,
+    moa_csv: str | Path | None = None,
+    control: str = "DMSO",
+) -> ProfileTable:
+    """Reads a profile table and joins the metadata tables.
+
+    Args:
+      path: .csv, .csv.gz or .parquet; one row a well, site or cell.
+      image_csv: gives compound, concentration, batch and replicate of each (plate, well).
+      moa_csv: gives the MoA of each (compound, concentration).
+      control: the controls' compound; it needs neither concentration nor MoA.
+
+    Returns:
+      The table, with Metadata_Plate, _Well, _Batch, _Compound, _Concentration (float, µM) and
+      _MoA ('' where not annotated). Without plate and well each row is a well of its own; without
+      a batch the plate's name up to the first underscore is one, or '' where it has none.
+
+    Raises:
+      BadUse: no such file, or an unknown format.
+      BadData: the file cannot be read, lacks a column, contradicts the tables it is joined with,
+        or holds a feature value that is missing or not finite.
+    """
+    raw = _read(Path(path))
+    if not len(raw):
+        raise BadData(f"{path}: the table has no rows")
+    return _in_house_form(raw, str(path), image_csv, moa_csv, control)
+
+
+def canonical_table(table: pd.DataFrame, *, control: str = "DMSO") -> ProfileTable:
+    """Brings a table in memory into the house's form; see `read_profiles`."""
+    return _in_house_form(table.reset_index(drop=True), "profile table", None, None, control)
+
+
+def _in_house_form(
+    raw: pd.DataFrame,
+    source: str,
+    image_csv: str | Path | None,
+    moa_csv: str | Path | None,
+    control: str,
+) -> ProfileTable:
+    """Names, joins, checks and orders; `source` begins every message."""
+    try:
+        table = canonical_metadata(raw)
+        table = _with_wells(table)
+        if image_csv is not None:
+            table = _join_images(table, metadata.read_image_csv(image_csv), image_csv)
+        table = _with_treatments(table, control)
+        if moa_csv is not None:
+            table = _join_moa(table, metadata.read_moa_csv(moa_csv))
+        if "Metadata_MoA" not in table:
+            raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
+        table["Metadata_MoA"] = _text(table["Metadata_MoA"])
+        split = split_columns(table)
+    except BadData as error:
+        message = str(error)
+        raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
+    if not split.features:
+        raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
+    _require_finite(table, split.features, source)
+    first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
+    others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
+    table = table[[*first, *others, *split.features]]
+    table = table.astype(dict.fromkeys(split.features, np.float64))
+    return ProfileTable(table, split.features, split.left_out)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The file as it is; metadata as text, so that a compound 'NA' or a plate '007' stays one."""
+    if not path.is_file():
+        raise BadUse(f"{path}: no such file")
+    if not path.name.lower().endswith(_FORMATS):
+        raise BadUse(f"{path}: one of {', '.join(_FORMATS)} was expected")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        header = [str(column) for column in pd.read_csv(path, nrows=0).columns]
+        return pd.read_csv(
+            path,
+            dtype={column: str for column in header if canonical_name(column)},
+            keep_default_na=False,
+            na_values={column: _MISSING for column in header if not canonical_name(column)},
+            low_memory=False,
+            encoding="utf-8-sig",
+        )
+    except (EOFError, zlib.error, OSError, UnicodeDecodeError, ValueError) as error:
+        # pandas' and pyarrow's own errors are ValueErrors; a truncated gzip file is an EOFError.
+        raise BadData(f"{path}: cannot be read ({error}); is it complete?") from error
+
+
+def _with_wells(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds what is missing of plate and well, and cleans both."""
+    table = table.copy()
+    if "Metadata_Plate" not in table:
+        table["Metadata_Plate"] = ""
+    if "Metadata_Well" not in table:
+        table["Metadata_Well"] = [f"row {index + 1}" for index in range(len(table))]
+    for name in ("Plate", "Well"):
+        table[f"Metadata_{name}"] = _text(table[f"Metadata_{name}"])
+    return table
+
+
+def _with_treatments(table: pd.DataFrame, control: str) -> pd.DataFrame:
+    """Checks compound and concentration, and adds the batch where it is missing."""
+    for name in ("Compound", "Concentration"):
+        if f"Metadata_{name}" not in table:
+            raise BadData(
+                f"no column {name.lower()!r} (any case, with or without Metadata_): give "
+                "--image_csv"
+            )
+    compounds = _text(table["Metadata_Compound"])
+    if (compounds == "").any():
+        raise BadData(f"row {_first(compounds == '')}: the compound is empty")
+    numbers = pd.to_numeric(table["Metadata_Concentration"], errors="coerce")
+    controls = compounds.str.lower() == control.lower()
+    numbers = numbers.mask(controls & numbers.isna(), 0.0)
+    wrong = ~(np.isfinite(numbers) & (numbers >= 0))
+    if wrong.any():
+        row = _first(wrong)
+        value = table["Metadata_Concentration"].iloc[row - 1]
+        raise BadData(f"row {row}: concentration {value!r}: a number of at least 0 was expected")
+    # One spelling for the controls: everything after this compares names as they are.
+    table["Metadata_Compound"] = compounds.mask(controls, control)
+    table["Metadata_Concentration"] = numbers.astype(np.float64)
+    if "Metadata_Batch" not in table:
+        plates = table["Metadata_Plate"]
+        named = plates.str.contains("_", regex=False).all()
+        table["Metadata_Batch"] = plates.str.partition("_")[0] if named else ""
+    table["Metadata_Batch"] = _text(table["Metadata_Batch"])
+    return table
+
+
+def _join_images(table: pd.DataFrame, images: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """Takes compound, concentration, batch and replicate from the image table."""
+    columns = ["plate", "well", "compound", "concentration", "batch", "replicate"]
+    wells = images.drop_duplicates(["plate", "well"])[columns]
+    joined = table[["Metadata_Plate", "Metadata_Well"]].merge(
+        wells, "left", left_on=["Metadata_Plate", "Metadata_Well"], right_on=["plate", "well"]
+    )
+    missing = joined["compound"].isna()
+    if missing.any():
+        row = _first(missing)
+        plate, well = table[["Metadata_Plate", "Metadata_Well"]].iloc[row - 1]
+        raise BadData(
+            f"row {row}: well {well!r} of plate {plate!r} is not in {path} (nor are "
+            f"{int(missing.sum()) - 1} other rows)"
+        )
+    names = {"compound": "Compound", "concentration": "Concentration", "batch": "Batch"}
+    for column, name in names.items():
+        _reject_contradiction(table, f"Metadata_{name}", joined[column])
+        table[f"Metadata_{name}"] = joined[column].to_numpy()
+    if "Metadata_Replicate" not in table:
+        table["Metadata_Replicate"] = joined["replicate"].to_numpy(np.int64)
+    return table
+
+
+def _join_moa(table: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
+    """Takes the MoA from the MoA table."""
+    keys = table[["Metadata_Compound", "Metadata_Concentration"]]
+    annotated = metadata.annotate(keys.set_axis(["compound", "concentration"], axis=1), moa)
+    _reject_contradiction(table, "Metadata_MoA", annotated["moa"])
+    table["Metadata_MoA"] = annotated["moa"].to_numpy()
+    return table
+
+
+def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -> None:
+    """Raises BadData where the table itself says something else than the file joined to it."""
+    if column not in table:
+        return
+    if pd.api.types.is_numeric_dtype(joined):
+        own = pd.to_numeric(table[column], errors="coerce")
+        said = own.notna()
+        differs = metadata.round_concentrations(own) != metadata.round_concentrations(joined)
+    else:
+        own = _text(table[column])
+        said = own != ""
+        differs = own.to_numpy() != joined.to_numpy()
+    wrong = said.to_numpy() & differs
+    if wrong.any():
+        row = _first(wrong)
+        raise BadData(
+            f"row {row}: {column} is {own.iloc[row - 1]!r} here and {joined.iloc[row - 1]!r} in "
+            "the file joined to it"
+        )
+
+
+def _require_finite(table: pd.DataFrame, features: list[str], source: str) -> None:
+    """Raises BadData where a feature is missing, NaN or infinite."""
+    bad = ~np.isfinite(table[features].to_numpy(np.float64))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise BadData(
+            f"{source}: feature {features[column]!r} is missing or not finite in row {row + 1} "
+            f"(line {row + 2} of a CSV file); {bad.sum()} such values in {bad.any(axis=1).sum()} "
+            f"rows and {bad.any(axis=0).sum()} features"
+        )
+
+
+def _text(values: pd.Series) -> pd.Series:
+    """Stripped text, '' for a missing value."""
+    text = values.astype(object).where(values.notna(), "")
+    return text.map(lambda value: str(value).strip()).astype(object)
+
+
+def _first(condition: pd.Series | np.ndarray) -> int:
+    """The number, from 1, of the first row for which it holds."""
+    return int(np.argmax(np.asarray(condition))) + 1
+
+
+def _listed(left_out: dict[str, str]) -> str:
+    """'a (text), b (its name says id)', shortened."""
+    names = [f"{name} ({reason})" for name, reason in left_out.items()]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more if names else "none"

@@ -1,0 +1,274 @@
+"""The training loop: data, state, restore, step, log, save."""
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from cellclr_jax import sharding
+from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import pipeline
+from cellclr_jax.experiment import Experiment, make_experiment, write_config
+from cellclr_jax.logs import RunLog, say
+from cellclr_jax.train_step import (
+    Metrics,
+    TrainState,
+    make_train_step,
+    make_validation_step,
+    stream,
+)
+
+CHECKPOINTS = "checkpoints"
+
+
+class Interrupted(Exception):
+    """SIGTERM came; the state was saved."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run.
+
+    Attributes:
+      init: key → state at step 0, on every device.
+      step: (state, minibatch, key) → (state, metrics); the state is donated.
+      validate: (state, minibatch, key) → metrics.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    validate: Callable[..., Metrics]
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh | None = None) -> TrainState:
+    """Trains, or goes on from the newest checkpoint in `workdir`, until the last epoch's end.
+
+    Args:
+      config: of the experiment (see `default_config`).
+      workdir: where everything is written.
+      mesh: the devices; None takes all.
+
+    Returns:
+      The final state, on every device.
+
+    Raises:
+      BadUse: for settings that do not fit the dataset, the devices or the run in `workdir`.
+      BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
+      Interrupted: after SIGTERM, when the state is saved.
+    """
+    mesh = mesh or sharding.make_mesh()
+    experiment = make_experiment(config)
+    _check_devices(config.minibatch_size, mesh)
+    first = jax.process_index() == 0
+    if first:
+        write_config(config, workdir)
+    keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
+    checkpoints = Checkpoints(workdir.absolute() / CHECKPOINTS, keep_every=keep)
+    try:
+        run = _Run(experiment, mesh, checkpoints, workdir if first else None)
+        return run.go()
+    finally:
+        checkpoints.close()
+
+
+def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
+    """Wraps the pure functions of an experiment in `jit`, with their shardings over the mesh."""
+    config = experiment.config
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    common = {"augmentations": experiment.views, "temperature": config.temperature}
+    step = make_train_step(
+        experiment.model, experiment.optimizer, experiment.schedule, experiment.images, **common
+    )
+    validate = make_validation_step(experiment.model, experiment.images, **common)
+    inputs = (everywhere, rows, everywhere)
+    return Program(
+        init=jax.jit(experiment.init, out_shardings=everywhere),
+        step=jax.jit(step, in_shardings=inputs, out_shardings=everywhere, donate_argnums=0),
+        validate=jax.jit(validate, in_shardings=inputs, out_shardings=everywhere),
+    )
+
+
+class _Run:
+    """One call of `train`: what the loop holds between its steps."""
+
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, workdir: Path | None
+    ) -> None:
+        self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
+        self.workdir = workdir
+        self.config = experiment.config
+        self.process = (jax.process_index(), jax.process_count())
+        self.program = compile_program(experiment, mesh)
+        self.key = jax.device_put(jax.random.key(self.config.seed), sharding.replicated(mesh))
+        self.validation = _validation_minibatches(experiment, mesh, self.key)
+        self.pending: list[tuple[int, Metrics]] = []
+        self.stopped = False
+
+    def go(self) -> TrainState:
+        """Restores, loops over the remaining steps, and saves."""
+        state, data = self._start()
+        start, total = int(state.step), self.experiment.total_steps
+        self.log = RunLog(
+            self.workdir,
+            first_step=start,
+            total_steps=total,
+            minibatch_size=self.config.minibatch_size,
+        )
+        before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            minibatches = self._on_device(data)
+            # Everything that crosses to or from the host in the loop does so on purpose.
+            with jax.transfer_guard("disallow"):
+                for step in range(start + 1, total + 1):
+                    state, metrics = self.program.step(state, next(minibatches), self.key)
+                    self._after_step(step, state, metrics, data)
+            self.checkpoints.wait()
+        finally:
+            self.log.close()
+            signal.signal(signal.SIGTERM, before)
+        return state
+
+    def _start(self) -> tuple[TrainState, Any]:
+        """The state and the data iterator: from the newest checkpoint, or fresh ones."""
+        experiment, config = self.experiment, self.config
+        data = iter(
+            pipeline.training_minibatches(
+                experiment.cells,
+                experiment.train_rows,
+                minibatch_size=config.minibatch_size,
+                epochs=config.epochs,
+                seed=config.seed,
+                sampling=config.sampling,
+                process=self.process,
+            )
+        )
+        state = self.program.init(self.key)
+        restored = self.checkpoints.restore_newest(state)
+        if restored is None:
+            return state, data
+        state, progress = restored
+        fingerprint = experiment.cells.manifest["fingerprint"]
+        if progress["dataset"] != fingerprint:
+            raise BadUse(
+                f"the run in {self.checkpoints.directory} was trained on another dataset "
+                f"({progress['dataset'][:12]}, here {fingerprint[:12]}): give its --config.data_dir"
+            )
+        data.set_state(progress["data"])
+        if self.workdir is not None:
+            say(f"going on from step {int(state.step)} of {experiment.total_steps}")
+        return state, data
+
+    def _on_device(self, data: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+        """Minibatches as global arrays."""
+        for minibatch in data:
+            yield sharding.to_global(self.mesh, minibatch)
+
+    def _after_step(self, step: int, state: TrainState, metrics: Metrics, data: Any) -> None:
+        """Logs, validates and saves when it is time."""
+        self.pending.append((step, metrics))
+        self.log.advance()
+        epoch_ends = step % self.experiment.steps_per_epoch == 0
+        interval = self.config.checkpoint.save_every_steps
+        stop = self._should_stop(step)
+        if step % self.config.log_every == 0 or epoch_ends or stop:
+            self._flush()
+        if epoch_ends or stop or (interval and step % interval == 0):
+            loss = self._validate(step, state) if epoch_ends else None
+            progress = {
+                "data": data.get_state(),
+                "dataset": self.experiment.cells.manifest["fingerprint"],
+            }
+            self.checkpoints.save(step, state, progress, validation_loss=loss)
+        if stop:
+            self.checkpoints.wait()
+            raise Interrupted(f"SIGTERM: saved step {step}; the same command goes on from there")
+
+    def _flush(self) -> None:
+        """Fetches the metrics of the steps since the last time and records their mean."""
+        if not self.pending:
+            return
+        steps = [step for step, _ in self.pending]
+        fetched = jax.device_get([metrics for _, metrics in self.pending])
+        self.pending.clear()
+        for step, metrics in zip(steps, fetched, strict=True):
+            if not math.isfinite(metrics["loss"]):
+                self._refuse(step, float(metrics["loss"]))
+        mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[-1]}
+        mean["lr"] = float(fetched[-1]["lr"])
+        self.log.record(steps[-1], self._epoch(steps[-1]), mean)
+
+    def _refuse(self, step: int, loss: float) -> None:
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        last = f"the last good checkpoint is of step {saved[-1]}" if saved else "none was saved yet"
+        raise BadData(
+            f"the loss became {loss} at step {step} (epoch {self._epoch(step)}); {last} "
+            f"({self.checkpoints.directory}). A lower learning rate or a longer warm-up may help"
+        )
+
+    def _validate(self, step: int, state: TrainState) -> float | None:
+        """The mean validation loss, recorded; None without a validation set."""
+        if not self.validation:
+            return None
+        total: list[Metrics] = []
+        for minibatch, key in self.validation:
+            total.append(self.program.validate(state, minibatch, key))
+        fetched = jax.device_get(total)
+        mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        self.log.record_epoch(step, self._epoch(step), mean)
+        self.log.restart_clock(step)
+        return mean["loss"] if math.isfinite(mean["loss"]) else None
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self.experiment.steps_per_epoch)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+
+    def _should_stop(self, step: int) -> bool:
+        """Whether SIGTERM came: to this process, or to any of several (agreed on by all)."""
+        if self.process[1] == 1:
+            return self.stopped
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def _validation_minibatches(
+    experiment: Experiment, mesh: Mesh, key: jax.Array
+) -> list[tuple[dict[str, jax.Array], jax.Array]]:
+    """Whole minibatches of the validation set with a key each; cells left over are left out.
+
+    All are of one size, since the loss of a row grows with the number of its negatives. They stay
+    on the devices, and their views are the same at every epoch.
+    """
+    rows = experiment.validation_rows
+    size = min(experiment.config.minibatch_size, len(rows) // mesh.size * mesh.size)
+    if size < 2:
+        return []
+    minibatches = pipeline.sequential_minibatches(
+        experiment.cells,
+        rows[: len(rows) // size * size],
+        minibatch_size=size,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    return [
+        (sharding.to_global(mesh, local), stream(key, "validation", i))
+        for i, (_, local) in enumerate(minibatches)
+    ]
+
+
+def _check_devices(minibatch_size: int, mesh: Mesh) -> None:
+    if minibatch_size % mesh.size:
+        raise BadUse(
+            f"a minibatch of {minibatch_size} cells cannot be divided among {mesh.size} devices: "
+            f"set --config.minibatch_size to a multiple of {mesh.size}"
+        )

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# From a fresh machine to scores and a report, on simulated plates: minutes on two CPU cores, set-up included.
+#
+#   bash launch/demo.sh [FLAG …]            flags go to the training binary: --config.steps=200
+#
+# Settings, from the environment:
+#   DATA     where the dataset lies or will be built     (data at the root of the repository)
+#   RUN      the work directory                          (runs/demo at the root of the repository)
+#   EXTRAS   extras to install, e.g. cuda on a machine with a GPU; without it JAX's CPU wheel
+#   PYTHON   the Python to make .venv with, 3.11 or newer
+#
+# Run again, it skips what is done: the environment, the dataset, the trained steps.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+# newest_report DIR: the report of the evaluation made last.
+newest_report() {
+  local report newest=""
+  for report in "$1"/eval/*/report.html; do
+    if [ -f "$report" ] && { [ -z "$newest" ] || [ "$report" -nt "$newest" ]; }; then newest=$report; fi
+  done
+  printf '%s\n' "${newest:-$1/eval}"
+}
+
+check_arguments() {
+  local argument
+  for argument in "$@"; do
+    case $argument in
+      -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
+      --workdir | --workdir=*) fail "the work directory is set by RUN: RUN=DIR bash launch/demo.sh" 2 ;;
+      --config.data_dir | --config.data_dir=*) fail "the dataset is set by DATA: DATA=DIR bash launch/demo.sh" 2 ;;
+      --*) ;;
+      *) fail "unexpected argument '$argument': flags are written --name=value" 2 ;;
+    esac
+  done
+}
+
+main() {
+  local data run
+  check_arguments "$@"
+  data=$(absolute "${DATA:-$CELLCLR_ROOT/data}")
+  run=$(absolute "${RUN:-$CELLCLR_ROOT/runs/demo}")
+  step 1 4 "environment"
+  environment_ready "${EXTRAS:-}"
+  cd "$CELLCLR_ROOT"
+  step 2 4 "simulate plates and build the dataset in $data"
+  "$CELLCLR_PYTHON" -m cellclr_jax.build --source=simulated --data_dir="$data" || fail "stage 2 (dataset) failed"
+  step 3 4 "train in $run"
+  "$CELLCLR_PYTHON" -m cellclr_jax.main --config=configs/simclr_demo.py --workdir="$run" \
+    --config.data_dir="$data" "$@" || fail "stage 3 (training) failed"
+  step 4 4 "evaluate"
+  "$CELLCLR_PYTHON" -m cellclr_jax.eval --workdir="$run" || fail "stage 4 (evaluation) failed"
+  echo "report: $(newest_report "$run")"
+  echo "done in $SECONDS s"
+}
+
+main "$@"

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# From a fresh machine to a green test run: environment, linter, formatter, types, shell scripts, tests.
+#
+#   bash launch/test.sh [ARGUMENT …]        arguments go to pytest: -k losses, tests/test_launch.py
+#
+# Settings, from the environment:
+#   PYTHON   the Python to make .venv with, 3.11 or newer
+#
+# Stops at the first stage that fails, names it, and exits with 1. Run again, it skips the installation.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+STAGES=6
+
+# stage NUMBER NAME COMMAND…: announces and runs a stage; a failure ends the script.
+stage() {
+  local number=$1 name=$2
+  shift 2
+  step "$number" "$STAGES" "$name"
+  "$@" || fail "stage $number ($name) failed after $SECONDS s"
+}
+
+main() {
+  if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    usage "${BASH_SOURCE[0]}"
+    exit 0
+  fi
+  step 1 "$STAGES" "environment"
+  environment_ready test
+  cd "$CELLCLR_ROOT"
+  stage 2 "ruff check" "$CELLCLR_PYTHON" -m ruff check .
+  stage 3 "ruff format" "$CELLCLR_PYTHON" -m ruff format --check .
+  stage 4 "mypy" "$CELLCLR_PYTHON" -m mypy
+  stage 5 "shellcheck" shellcheck -x launch/*.sh
+  stage 6 "pytest" "$CELLCLR_PYTHON" -m pytest "$@"
+  echo "all $STAGES stages passed in $SECONDS s"
+}
+
+main "$@"

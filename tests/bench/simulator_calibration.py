@@ -1,0 +1,186 @@
+"""Compares simulated DMSO cells with real ones, shows both, and measures fields a second.
+
+    python tests/bench/simulator_calibration.py --out=/tmp/calibration [--nuisance=1.0]
+    [--fields=24]
+
+writes `calibration.png` (real crops above, simulated below, both with the same contrast),
+`mechanisms.png` (one row of 96x96 crops a mechanism at the highest dose, each crop with its own
+contrast) and prints a table. The real crops are found through CELLCLR_SHARED (or `../shared`);
+without them the table holds the simulated column alone.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from skimage.filters import gaussian, threshold_otsu
+from skimage.measure import label, regionprops
+
+from cellclr_jax.data.camera import expose
+from cellclr_jax.data.cell_painter import PaintedField, paint_field
+from cellclr_jax.data.cell_textures import texture_bank
+from cellclr_jax.data.plate_layout import (
+    SimulatorSettings,
+    Well,
+    field_streams,
+    plate_wells,
+    treatments,
+)
+from cellclr_jax.data.simulator import simulate_release
+
+ROOT = Path(__file__).parents[2]
+SIZE = 68  # of the real crops
+CHANNELS = ("DNA", "tubulin", "actin")
+REAL_ORDER = [0, 2, 1]  # the real crops hold DNA, actin, tubulin
+PERCENTILES = (1, 50, 99, 99.9)
+SMALLEST = 60  # pixels; smaller objects are specks
+
+
+def real_dmso_crops() -> np.ndarray | None:
+    """Real DMSO crops [N, 68, 68, 3] uint16 (DNA, tubulin, actin), or None without them."""
+    folder = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")) / "data" / "bbbc021"
+    if not (folder / "crops").is_dir():
+        return None
+    with (folder / "BBBC021_v1_image.csv").open(newline="") as file:
+        compound = {
+            Path(row["Image_FileName_DAPI"]).stem: row["Image_Metadata_Compound"]
+            for row in csv.DictReader(file)
+        }
+    paths = sorted((folder / "crops").glob("*.npy"))
+    dmso = [path for path in paths if compound[path.stem.rsplit("_", 1)[0]] == "DMSO"]
+    return np.stack([np.load(path) for path in dmso])[..., REAL_ORDER]
+
+
+def painted(settings: SimulatorSettings, well: Well) -> tuple[PaintedField, np.ndarray]:
+    """One field of a well: the truth, and [H, W, 3] uint16 as the camera sees it."""
+    cells, camera, _ = field_streams(settings, well, 1)
+    bank = texture_bank(settings.seed)
+    field = paint_field(cells, well.population, bank, height=settings.height, width=settings.width)
+    return field, expose(camera, field.image, well.optics).transpose(1, 2, 0)
+
+
+def crops_of(field: PaintedField, image: np.ndarray, size: int) -> np.ndarray:
+    """All whole crops [N, size, size, 3] about the nuclei of a field."""
+    half, (height, width) = size // 2, image.shape[:2]
+    found = [
+        image[y - half : y + half, x - half : x + half]
+        for x, y in np.rint(field.centres).astype(int)
+        if half <= x <= width - half and half <= y <= height - half
+    ]
+    return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint16)
+
+
+def simulated_dmso_crops(settings: SimulatorSettings) -> np.ndarray:
+    """Crops [N, 68, 68, 3] uint16 of three DMSO wells of every plate."""
+    wells = [well for well in plate_wells(settings) if well.treatment.moa == "DMSO"][::2]
+    return np.concatenate([crops_of(*painted(settings, well), SIZE) for well in wells])
+
+
+def measure(crops: np.ndarray) -> dict[str, float]:
+    """Intensities a channel, and nuclei as Otsu finds them in the DNA channel."""
+    values = {}
+    for channel, name in enumerate(CHANNELS):
+        for percentile in PERCENTILES:
+            values[f"{name} p{percentile}"] = float(np.percentile(crops[..., channel], percentile))
+    areas, eccentricities, objects, covered = [], [], [], []
+    for crop in crops[:: max(1, len(crops) // 500), ..., 0]:
+        smooth = gaussian(crop.astype(np.float32), 1, preserve_range=True)
+        labels = label(smooth > threshold_otsu(smooth))
+        regions = [region for region in regionprops(labels) if region.area > SMALLEST]
+        objects.append(len(regions))
+        covered.append((labels > 0).mean())
+        middle = [r for r in regions if r.label == labels[SIZE // 2, SIZE // 2]]
+        areas += [region.area for region in middle]
+        eccentricities += [region.eccentricity for region in middle]
+    values |= {f"nuclear area p{p}": float(np.percentile(areas, p)) for p in (5, 50, 95)}
+    values["nuclear eccentricity"] = float(np.median(eccentricities))
+    values["objects a crop"] = float(np.mean(objects))
+    values["share of crop covered"] = float(np.mean(covered))
+    return values
+
+
+def show_crops(real: np.ndarray | None, simulated: np.ndarray, path: Path) -> None:
+    """Writes two rows of color crops each, and their channels in gray."""
+    scale = simulated if real is None else real
+    low, high = np.percentile(scale, 1, axis=(0, 1, 2)), np.percentile(scale, 99.7, axis=(0, 1, 2))
+    blocks = []
+    for crops in (real, simulated):
+        if crops is None:
+            continue
+        chosen = crops[np.random.default_rng(0).permutation(len(crops))[:32]]
+        shown = np.clip((chosen - low) / (high - low), 0, 1) ** 0.7
+        blocks += [np.concatenate(list(shown[k : k + 16][..., [0, 2, 1]]), 1) for k in (0, 16)]
+        for channel in range(3):
+            gray = np.repeat(shown[:16, ..., channel : channel + 1], 3, axis=3)
+            blocks.append(np.concatenate(list(gray), 1))
+    plt.imsave(path, np.concatenate(blocks, 0))
+
+
+def show_mechanisms(settings: SimulatorSettings, path: Path, a_compound: int = 7) -> None:
+    """Writes one row of 96x96 crops for DMSO and each mechanism, two compounds at the top dose."""
+    wells = plate_wells(settings)
+    rows = []
+    for moa in ["DMSO", *dict.fromkeys(t.moa for t in treatments(settings))]:
+        top = {w.treatment.compound: w for w in wells if w.treatment.moa == moa}
+        for well in wells:
+            best = top.get(well.treatment.compound)
+            if best and well.treatment.concentration > best.treatment.concentration:
+                top[well.treatment.compound] = well
+        chosen = (
+            list(top.values())[:2] if moa != "DMSO" else [w for w in wells if w.well == "B02"][:2]
+        )
+        tiles = []
+        for well in chosen:
+            crops = crops_of(*painted(settings, well), 96).astype(np.float32)
+            keep = np.random.default_rng(1).permutation(len(crops))[:a_compound]
+            tiles += [_own_contrast(crop) for crop in crops[keep]]
+        tiles += [np.zeros((96, 96, 3))] * (2 * a_compound - len(tiles))
+        rows.append(np.concatenate(tiles, 1))
+    plt.imsave(path, np.concatenate(rows, 0))
+
+
+def _own_contrast(crop: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(crop, 1, axis=(0, 1)), np.percentile(crop, 99.7, axis=(0, 1))
+    return (np.clip((crop - low) / (high - low), 0, 1) ** 0.8)[..., [0, 2, 1]]
+
+
+def fields_a_second(count: int) -> float:
+    """Speed of writing about `count` fields with all cores, start of workers included."""
+    settings = SimulatorSettings(weeks=2, plates_per_week=1, sites=max(1, round(count / 60)))
+    with tempfile.TemporaryDirectory() as folder:
+        summary = simulate_release(Path(folder) / "release", settings, progress=False)
+    return summary.fields / summary.seconds
+
+
+def main() -> None:
+    """Prints the table and writes the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--nuisance", type=float, default=1.0)
+    parser.add_argument("--fields", type=int, default=60, help="fields to time; 0 leaves it out")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = SimulatorSettings(nuisance=args.nuisance)
+    real, simulated = real_dmso_crops(), simulated_dmso_crops(settings)
+    theirs, ours = None if real is None else measure(real), measure(simulated)
+    print(f"{'':24s} {'real':>9s} {'simulated':>9s}")
+    for name, value in ours.items():
+        print(f"{name:24s} {theirs[name] if theirs else float('nan'):9.2f} {value:9.2f}")
+    show_crops(real, simulated, args.out / "calibration.png")
+    show_mechanisms(settings, args.out / "mechanisms.png")
+    if args.fields:
+        began = time.monotonic()
+        print(f"{fields_a_second(args.fields):.1f} fields/s ({time.monotonic() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tifffile
+from tiny_release import HEIGHT, PLATES, WIDTH, disc_field, file_name, write_release
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import bbbc021, index, shards
+from cellclr_jax.data.image_files import read_field
+from cellclr_jax.data.sources import Request, open_source
+
+# The disc nearest to a corner has no room for a crop.
+CELLS_A_FIELD, FIELDS = 4, 6
+CONFIG = bbbc021.CellConfig(name="annotated", crop_size=32, min_area=60)
+PROVENANCE = {"settings": {"crop_size": 32}, "origin": {"inputs": ["here"]}}
+BROKEN = Path("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def build(release, data_dir, config=CONFIG, **settings):
+    source = open_source("raw", Request((release,), annotated=config.annotated))
+    settings = {"progress": False, **settings}
+    return bbbc021.build(data_dir, config, source, PROVENANCE, **settings)
+
+
+def contents(folder):
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def assert_nothing_looks_finished(data_dir):
+    with pytest.raises(BadUse, match="Build it"):
+        index.find_dataset(data_dir)
+    assert not list(Path(data_dir).rglob("*array_record*"))
+    assert not list(Path(data_dir).rglob("incomplete.*"))
+
+
+def test_row_i_of_the_table_is_record_i(release, tmp_path, monkeypatch):
+    # Several shards, one of them closed in the middle of a plate.
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 40_000)
+    path = build(release, tmp_path)
+    cells = index.read_cells(path)
+    images = index.open_images(path)
+    records = tfds.builder_from_directory(str(path)).as_data_source(split="train")
+    assert len(list(path.glob("*.array_record-*-of-00003"))) == 3
+    assert len(cells) == len(images) == len(records) == FIELDS * CELLS_A_FIELD
+    for i, record in enumerate(records):
+        row = cells.iloc[i]
+        assert set(record) == {"image", *cells.columns}
+        for column in cells.columns:
+            value = record[column]
+            if isinstance(value, bytes):
+                assert value.decode() == row[column]
+            else:
+                # Records hold 32 bits, the table the 64 of the image table.
+                assert np.float32(value) == np.float32(row[column])
+        np.testing.assert_array_equal(images[i]["image"], record["image"])
+
+
+def test_images_are_the_pixels_around_the_nuclei(release, tmp_path):
+    path = build(release, tmp_path)
+    cells = index.read_cells(path)
+    images = index.open_images(path)
+    fields = {field.name: field for field in open_source("raw", Request((release,))).fields}
+    for i, cell in enumerate(cells.itertuples()):
+        field = read_field(fields[str(cell.cell_id).rpartition("/")[0]].files)
+        row, column = int(cell.y + 0.5) - 16, int(cell.x + 0.5) - 16
+        expected = field[row : row + 32, column : column + 32]
+        np.testing.assert_array_equal(images[i]["image"], expected)
+        assert images[i]["image"].dtype == np.uint16
+
+
+def test_images_are_read_by_index_in_batches_and_after_pickling(release, tmp_path):
+    images = index.open_images(build(release, tmp_path))
+    copy = pickle.loads(pickle.dumps(images))
+    assert repr(copy) == repr(images)
+    some = [5, 0, 17]
+    for i, batched in zip(some, images.__getitems__(some), strict=True):
+        np.testing.assert_array_equal(batched["image"], images[i]["image"])
+        np.testing.assert_array_equal(copy[i]["image"], images[i]["image"])
+
+
+def test_the_number_of_workers_does_not_change_a_byte(release, tmp_path):
+    one = build(release, tmp_path / "one", workers=1)
+    two = build(release, tmp_path / "two", workers=2)
+    assert contents(one) == contents(two)
+
+
+def test_the_fingerprint_follows_the_content(release, tmp_path):
+    first = index.read_manifest(build(release, tmp_path / "first"))
+    again = index.read_manifest(build(release, tmp_path / "again"))
+    assert first == again
+    path = release / BROKEN
+    image = tifffile.imread(path)
+    image[40, 40] += 1
+    tifffile.imwrite(path, image)
+    changed = index.read_manifest(build(release, tmp_path / "changed"))
+    assert changed["fingerprint"] != first["fingerprint"]
+    assert changed["counts"] == first["counts"]
+
+
+def test_the_manifest_tells_what_was_built(release, tmp_path):
+    manifest = index.read_manifest(build(release, tmp_path))
+    assert manifest["settings"] == PROVENANCE["settings"]
+    assert manifest["origin"] == PROVENANCE["origin"]
+    assert manifest["image"]["shape"] == [32, 32, 3]
+    assert manifest["image"]["channels"] == ["dna", "tubulin", "actin"]
+    counts = manifest["counts"]
+    assert counts == {
+        "cells": 24, "fields": 6, "fields_without_cells": 0, "fields_skipped": 0,
+        "plates": 2, "wells": 6, "treatments": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["broken", "missing", "shape"])
+def test_an_unusable_field_is_named_and_skipped(release, tmp_path, damage):
+    path = release / BROKEN
+    if damage == "missing":
+        path.unlink()
+    elif damage == "broken":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        tifffile.imwrite(path, np.zeros((HEIGHT, WIDTH + 1), np.uint16))
+    built = build(release, tmp_path, max_skipped=0.2)
+    (skipped,) = index.read_manifest(built)["skipped"]
+    assert skipped["field"] == f"{PLATES[0]}/C03/s1"
+    assert BROKEN.name in skipped["reason"]
+    assert len(index.open_images(built)) == (FIELDS - 1) * CELLS_A_FIELD
+    with pytest.raises(BadData, match=rf"1 of 6 fields .* --max_skipped=0\.1 .*{BROKEN.name}"):
+        build(release, tmp_path / "strict", max_skipped=0.1)
+    assert_nothing_looks_finished(tmp_path / "strict")
+
+
+def test_missing_files_end_the_build_before_any_work(release, tmp_path, monkeypatch):
+    (release / BROKEN).unlink()
+    monkeypatch.setattr(bbbc021, "extract", lambda *_: pytest.fail("a field was read"))
+    with pytest.raises(BadData, match=BROKEN.name):
+        build(release, tmp_path)
+
+
+def test_a_field_without_cells_is_no_failure(release, tmp_path):
+    empty = disc_field(np.random.default_rng(0), [])
+    tifffile.imwrite(release / str(BROKEN).replace("_w2", "_w1"), empty)
+    counts = index.read_manifest(build(release, tmp_path))["counts"]
+    assert counts["fields_without_cells"] == 1
+    assert counts["fields_skipped"] == 0
+
+
+def test_no_cells_at_all_is_bad_data(release, tmp_path):
+    with pytest.raises(BadData, match="no cells were found"):
+        build(release, tmp_path, dataclasses.replace(CONFIG, crop_size=180))
+    assert_nothing_looks_finished(tmp_path)
+
+
+def test_two_cells_of_one_name_are_refused(release, tmp_path):
+    source = open_source("raw", Request((release,)))
+    source.fields.append(source.fields[0])
+    with pytest.raises(BadData, match=r"image\.csv: two cells are called Week1_101/B02/s1/1"):
+        bbbc021.build(tmp_path, CONFIG, source, PROVENANCE, progress=False)
+
+
+def test_settings_change_the_cells(release, tmp_path):
+    padded = build(release, tmp_path / "pad", dataclasses.replace(CONFIG, border="pad"))
+    assert len(index.read_cells(padded)) == FIELDS * (CELLS_A_FIELD + 1)
+    every = bbbc021.CellConfig(name="all", annotated=False, crop_size=24, channels=("dna", "actin"))
+    source = open_source(
+        "raw", Request((release,), channels=every.channels, annotated=every.annotated)
+    )
+    path = bbbc021.build(tmp_path / "all", every, source, PROVENANCE, progress=False)
+    assert path == index.find_dataset(tmp_path / "all", "all")
+    assert index.open_images(path)[0]["image"].shape == (24, 24, 2)
+    assert set(index.read_cells(path)["compound"]) == {"DMSO", "taxol", "PP-2", "unknown"}
+
+
+def test_leftovers_of_a_killed_build_are_swept(release, tmp_path):
+    left = tmp_path / "bbbc021" / "annotated" / "incomplete.ABC123_1.0.0"
+    left.mkdir(parents=True)
+    (left / "shard-00000").write_bytes(b"half")
+    with pytest.raises(BadUse):
+        index.find_dataset(tmp_path)
+    assert build(release, tmp_path) == index.find_dataset(tmp_path)
+    assert not left.exists()
+
+
+def test_two_builds_of_one_dataset_do_not_meet(release, tmp_path):
+    folder = tmp_path / "bbbc021" / "annotated"
+    folder.mkdir(parents=True)
+    with (folder / ".building").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BadUse, match="another process is building it"):
+            build(release, tmp_path)
+    build(release, tmp_path)
+
+
+def test_a_finished_dataset_is_replaced_only_when_asked(release, tmp_path):
+    first = contents(build(release, tmp_path))
+    (release / BROKEN).write_bytes(b"")
+    assert contents(build(release, tmp_path)) == first
+    assert contents(build(release, tmp_path, overwrite=True, max_skipped=1)) != first
+
+
+@pytest.mark.parametrize("file", ["cells.parquet", "manifest.json", "dataset_info.json"])
+def test_a_dataset_without_one_of_its_files_is_not_found(release, tmp_path, file):
+    (build(release, tmp_path) / file).unlink()
+    with pytest.raises(BadUse, match=r"cellclr_jax\.build .*launch/demo\.sh"):
+        index.find_dataset(tmp_path)
+
+
+def test_damaged_datasets_are_named(release, tmp_path):
+    path = build(release, tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["counts"]["cells"] = 7
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadData, match="24 records, its manifest says 7"):
+        index.open_images(path)
+    next(path.glob("*.array_record-*")).unlink()
+    with pytest.raises(BadData, match=r"shards cannot be read .*array_record"):
+        index.open_images(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(BadData, match=r"manifest\.json: not a readable manifest"):
+        index.read_manifest(path)
+    (path / "cells.parquet").write_bytes(b"")
+    with pytest.raises(BadData, match=r"cells\.parquet: not a readable table"):
+        index.read_cells(path)
+
+
+def test_validation_cells_are_chosen_one_by_one():
+    ids = np.array([f"Week1_101/B02/s1/{n}" for n in range(20_000)])
+    mask = index.validation_mask(ids, 0.1)
+    assert mask.dtype == bool
+    assert abs(mask.mean() - 0.1) < 0.01
+    shuffled = np.random.default_rng(0).permutation(len(ids))[:500]
+    np.testing.assert_array_equal(index.validation_mask(ids[shuffled], 0.1), mask[shuffled])
+    assert (index.validation_mask(ids, 0.2) >= mask).all()
+    assert not index.validation_mask(ids, 0).any()
+    assert index.validation_mask(ids, 1).all()
+    assert index.validation_mask([], 0.5).shape == (0,)
+    with pytest.raises(BadUse, match="from 0 to 1"):
+        index.validation_mask(ids, 1.5)
+
+
+def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
+    folder = shared / "data" / "bbbc021" / "crops"
+    source = open_source("crops", Request((folder,)))
+    config = bbbc021.CellConfig(
+        name="annotated", crop_size=source.crop_size, channels=source.channels
+    )
+    path = bbbc021.build(tmp_path, config, source, PROVENANCE, progress=False)
+    cells = index.read_cells(path)
+    assert len(cells) == 1500
+    assert cells["plate"].nunique() == 6
+    assert set(cells["compound"]) == {"DMSO", "cyclohexamide"}
+    assert cells["batch"].unique().tolist() == ["Week4"]
+    images = index.open_images(path)
+    numbers = cells["cell_id"].str.rpartition("/")[2].astype(int)
+    for field in source.fields[::10]:
+        rows = cells.index[cells["cell_id"].str.startswith(f"{field.name}/")]
+        assert tuple(numbers[rows]) == field.numbers
+        for i, file in zip(rows, field.files, strict=True):
+            np.testing.assert_array_equal(images[i]["image"], np.load(file.path))

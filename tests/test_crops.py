@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cellclr_jax.data.crops import extract_crops, fits, nucleus_centers
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def field(rng):
+    return rng.integers(0, 65536, (60, 80, 3)).astype(np.uint16)
+
+
+def test_centers_equal_scipys(rng):
+    labels = ndimage.label(rng.random((50, 70)) > 0.7)[0]
+    expected = ndimage.center_of_mass(labels > 0, labels, range(1, labels.max() + 1))
+    centers = nucleus_centers(labels)
+    assert centers.dtype == np.float32
+    np.testing.assert_allclose(centers, expected, rtol=1e-5)
+
+
+def test_centers_of_nothing():
+    assert nucleus_centers(np.zeros((5, 6), np.int32)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("size", [7, 8, 96])
+@pytest.mark.parametrize("border", ["drop", "pad", "shift"])
+def test_crops_equal_a_naive_loop(rng, field, size, border):
+    if size == 96 and border == "shift":
+        return
+    centers = rng.uniform(0, 1, (50, 2)) * [59, 79]
+    crops = extract_crops(field, centers, size=size, border=border)
+    wide = np.pad(field, ((size, size), (size, size), (0, 0)), mode="reflect")
+    expected = []
+    for center in centers:
+        row, column = (int(np.floor(value + 0.5)) - size // 2 for value in center)
+        if border == "drop" and not (0 <= row <= 60 - size and 0 <= column <= 80 - size):
+            continue
+        if border == "shift":
+            row, column = min(max(row, 0), 60 - size), min(max(column, 0), 80 - size)
+        expected.append(wide[row + size :, column + size :][:size, :size])
+    assert crops.dtype == np.uint16
+    assert crops.shape == (len(expected), size, size, 3)
+    for crop, naive in zip(crops, expected, strict=True):
+        np.testing.assert_array_equal(crop, naive)
+
+
+def test_fits_tells_which_are_dropped(rng, field):
+    centers = rng.uniform(0, 1, (200, 2)) * [59, 79]
+    inside = fits(centers, field.shape, 16)
+    assert 0 < inside.sum() < 200
+    np.testing.assert_array_equal(
+        extract_crops(field, centers, size=16),
+        extract_crops(field, centers[inside], size=16, border="shift"),
+    )
+
+
+def test_the_nucleus_is_in_the_middle(field):
+    (crop,) = extract_crops(field, np.array([[30.4, 40.0]]), size=10)
+    np.testing.assert_array_equal(crop[5, 5], field[30, 40])
+
+
+@pytest.mark.parametrize("border", ["drop", "pad", "shift"])
+def test_no_centers_no_crops(field, border):
+    assert extract_crops(field, np.empty((0, 2)), size=8, border=border).shape == (0, 8, 8, 3)
+
+
+def test_bad_rules_are_refused(field):
+    with pytest.raises(ValueError, match="drop, pad, shift"):
+        extract_crops(field, np.array([[5, 5]]), border="wrap")
+    with pytest.raises(ValueError, match="60x80 pixels holds no window of 64"):
+        extract_crops(field, np.array([[5, 5]]), size=64, border="shift")

@@ -1,0 +1,142 @@
+"""What an evaluation leaves behind: files, figures, page and console table."""
+
+import io
+import json
+import re
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellclr_jax.profiling import figures, report
+from cellclr_jax.profiling.evaluation import evaluate
+
+
+def wells(seed=0, weeks=3, moas=4, shift=0.0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for week in range(weeks):
+        rows += [(f"Week{week}_1", f"A{i}", "DMSO", 0.0, "DMSO") for i in range(3)]
+        rows += [
+            (f"Week{week}_1", f"B{m}", f"<c{m}{week}>", 1.0, f"<b>m{m}</b> & co")
+            for m in range(moas)
+        ]
+    table = pd.DataFrame(rows, columns=["plate", "well", "compound", "concentration", "moa"])
+    values = rng.normal(size=(len(rows), 5)) + shift
+    return pd.concat([table, pd.DataFrame(values).add_prefix("cellclr_")], axis=1)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "eval" / "10"
+    baselines = {"untrained": evaluate(wells(1)), "intensity": evaluate(wells(2))}
+    metrics = report.write_evaluation(
+        out, evaluate(wells()), baselines=baselines, details={"step": 10, "note": "<script>"}
+    )
+    return out, metrics
+
+
+def test_every_file_is_there_and_none_besides(written):
+    out, _ = written
+    names = {
+        f"{kind}_{c}.png" for kind in ("confusion", "tsne") for c in ("none", "whitening", "tvn")
+    }
+    tables = {
+        "metrics.json",
+        "wells.parquet",
+        "treatments.parquet",
+        "neighbours.csv",
+        "report.html",
+    }
+    assert {path.name for path in out.iterdir()} == names | tables
+
+
+def test_metrics_hold_scores_baselines_and_protocol(written):
+    out, metrics = written
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
+    assert set(metrics["baselines"]) == {"untrained", "intensity"}
+    assert set(metrics["baselines"]["intensity"]["tvn"]) == {"nsc", "nscb", "drop"}
+    assert metrics["protocol"]["regularization"] == 1.0
+    assert metrics["run"]["step"] == 10
+
+
+def test_tables_are_pycytominers(written):
+    out, _ = written
+    treatments = pd.read_parquet(out / "treatments.parquet")
+    assert len(treatments) == 12
+    assert {"Metadata_Compound", "Metadata_MoA", "Metadata_Batch"} <= set(treatments)
+    assert len(pd.read_parquet(out / "wells.parquet")) == 21
+    neighbours = pd.read_csv(out / "neighbours.csv")
+    assert len(neighbours) == 3 * 2 * 12
+
+
+def test_the_page_is_self_contained_and_escaped(written):
+    page = (written[0] / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6
+    assert "<script>" not in page
+    assert not re.search(r"(src|href)=['\"](?!data:)", page)
+    for name in ("trained", "untrained", "intensity"):
+        assert page.count(f"<td>{name}</td>") == 3
+    assert "&lt;script&gt;" in page
+
+
+def test_figures_are_large_enough_to_read(written):
+    for path in written[0].glob("*.png"):
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", data[16:24])
+        assert width > 700, path.name
+        assert height > 300, path.name
+
+
+def test_few_treatments_have_no_map_and_the_reason_is_written(tmp_path):
+    (tmp_path / "tsne_none.png").write_bytes(b"of an earlier evaluation")
+    metrics = report.write_evaluation(tmp_path, evaluate(wells(weeks=1)))
+    assert "4 treatments: a map needs at least 8" in metrics["figures_skipped"]["tsne_none.png"]
+    assert not (tmp_path / "tsne_none.png").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "tsne_none.png was not drawn" in page
+    assert "undefined: no treatment has another compound of its MoA" in page
+
+
+def test_an_evaluation_without_controls_is_written_too(tmp_path):
+    table = wells()
+    metrics = report.write_evaluation(tmp_path, evaluate(table[table["compound"] != "DMSO"]))
+    assert metrics["scores"]["tvn"]["nsc"]["accuracy"] is None
+    assert "needed" in metrics["figures_skipped"]["confusion_tvn.png"]
+    assert (tmp_path / "confusion_none.png").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text("old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report._write(tmp_path / "metrics.json", lambda path: path.write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+def test_console_table_has_counts_percentages_and_reasons():
+    out = io.StringIO()
+    report.print_scores(
+        evaluate(wells()), baselines={"untrained": evaluate(wells(weeks=1))}, file=out
+    )
+    text = out.getvalue()
+    assert re.search(r"trained +none +\d+/12 \(\d+\.\d %\) +\d+/12 \(\d+\.\d %\) +-?\d+\.\d", text)
+    assert re.search(r"untrained +none +undefined +undefined +undefined", text)
+    assert "untrained, none, NSCB is undefined: all treatments lie in one batch" in text
+
+
+def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():
+    looks = {
+        (figures._COLOURS[i % len(figures._COLOURS)], figures._SHAPES[i % len(figures._SHAPES)])
+        for i in range(24)
+    }
+    assert len(looks) == 24
+    assert len(set(figures._SHAPES)) == 12

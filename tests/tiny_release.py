@@ -1,0 +1,63 @@
+"""Writes releases of a few tiny fields in BBBC021's layout, with nuclei at known places."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+CHANNELS = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}
+HEADER = [
+    "TableNumber",
+    "ImageNumber",
+    *(f"Image_{what}Name_{name}" for name in CHANNELS for what in ("File", "Path")),
+    "Image_Metadata_Plate_DAPI",
+    "Image_Metadata_Well_DAPI",
+    "Replicate",
+    "Image_Metadata_Compound",
+    "Image_Metadata_Concentration",
+]
+# Well, compound, concentration: two annotated treatments, the control, one without an MoA.
+WELLS = (("B02", "DMSO", 0), ("C03", "taxol", 0.3), ("D04", "PP-2", 3), ("E05", "unknown", 1))
+MOA = (("DMSO", 0, "DMSO"), ("taxol", 0.3, "Microtubule stabilizers"), ("PP-2", 3, "Epithelial"))
+PLATES = ("Week1_101", "Week2_102")
+HEIGHT, WIDTH = 160, 200
+CENTERS = ((40, 40), (40, 110), (100, 60), (110, 140), (152, 190))
+
+
+def disc_field(rng, centers=CENTERS, *, height=HEIGHT, width=WIDTH, radius=9, level=3000):
+    """[H, W] uint16: discs of brightness `level` on a noisy background."""
+    rows, columns = np.mgrid[:height, :width]
+    image = rng.normal(500, 15, (height, width))
+    for row, column in centers:
+        image += level * ((rows - row) ** 2 + (columns - column) ** 2 <= radius**2)
+    return image.astype(np.uint16)
+
+
+def file_name(well, site, channel, plate):
+    return f"{well}_s{site}_{channel}{plate[-3:]}ABCD.tif"
+
+
+def write_release(root: Path, *, plates=PLATES, wells=WELLS, sites=1, seed=0) -> Path:
+    """Writes plates, image table and MoA table under `root`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for plate in plates:
+        week = plate.split("_")[0]
+        (root / week / plate).mkdir(parents=True)
+        for well, compound, concentration in wells:
+            for site in range(1, sites + 1):
+                files = []
+                for channel in CHANNELS.values():
+                    name = file_name(well, site, channel, plate)
+                    tifffile.imwrite(root / week / plate / name, disc_field(rng))
+                    files += [name, f"{week}/{plate}"]
+                rows.append([1, len(rows), *files, plate, well, 1, compound, concentration])
+    write_csv(root / "BBBC021_v1_image.csv", HEADER, rows)
+    write_csv(root / "BBBC021_v1_moa.csv", ["compound", "concentration", "moa"], MOA)
+    return root
+
+
+def write_csv(path: Path, header, rows) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
