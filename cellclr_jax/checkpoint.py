@@ -25,9 +25,12 @@ class Checkpoints:
     Args:
       directory: where they lie; made where it is not.
       keep_every: keeps one every so many steps beside the last and the best; 0 keeps none.
+      read_only: neither writes nor clears anything, so that a run may go on in the folder.
     """
 
-    def __init__(self, directory: str | Path, *, keep_every: int = 0) -> None:
+    def __init__(
+        self, directory: str | Path, *, keep_every: int = 0, read_only: bool = False
+    ) -> None:
         self.directory = str(directory)
         kept: list[policies.PreservationPolicy] = [
             policies.LatestN(_LATEST_KEPT),
@@ -47,7 +50,9 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="min",
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 

@@ -152,6 +152,14 @@ def test_missing_files_end_the_build_before_any_work(release, tmp_path, monkeypa
         build(release, tmp_path)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_told(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards.ShardWriter, "_path", lambda *_: Path("/dev/full"))
+    with pytest.raises(OSError, match=r"cannot write to .* GB free\): .*No space left"):
+        build(release, tmp_path)
+    assert_nothing_looks_finished(tmp_path)
+
+
 def test_a_field_without_cells_is_no_failure(release, tmp_path):
     empty = disc_field(np.random.default_rng(0), [])
     tifffile.imwrite(release / str(BROKEN).replace("_w2", "_w1"), empty)

@@ -222,35 +222,21 @@ def build(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Builds a dataset; it appears whole, or not at all.
+    """Builds a dataset, which appears whole or not at all; a finished one stays as it is.
 
     Args:
-      data_dir: where; the dataset becomes <data_dir>/bbbc021/<config>/<version>.
-      config: which cells and how they are cut.
-      source: the fields.
-      provenance: 'settings' and 'origin' for the manifest.
-      workers: processes that read fields.
-      max_skipped: the share of fields that may be unusable, in [0, 1].
+      data_dir: where datasets lie.
+      config, source, provenance, workers, max_skipped, progress: see `Bbbc021`.
       overwrite: replaces a finished dataset.
-      progress: shows a bar.
 
     Returns:
-      The dataset's folder.
+      The dataset's folder, <data_dir>/bbbc021/<config>/<version>.
 
     Raises:
       BadUse: another process builds the same dataset.
       BadData: too many unusable fields, or no cell at all.
     """
-    folder = data_dir / DATASET / config.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".building").open("w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadUse(f"{folder}: another process is building it") from error
-        for stale in folder.glob("incomplete.*"):
-            shutil.rmtree(stale)
+    with _alone(data_dir / DATASET / config.name):
         builder = Bbbc021(
             data_dir=str(data_dir),
             config=config,
@@ -269,3 +255,18 @@ def build(
                 download_config=tfds.download.DownloadConfig(download_mode=mode),
             )
     return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other builds out of a folder and sweeps away what a killed one left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".building").open("w") as lock:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadUse(f"{folder}: another process is building it") from error
+        for stale in folder.glob("incomplete.*"):
+            shutil.rmtree(stale)
+        yield

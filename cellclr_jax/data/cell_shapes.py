@@ -113,7 +113,7 @@ def nucleus_pieces(
     if state == MITOTIC:
         return _MITOSES[mitosis](rng, angle)
     if state == APOPTOTIC:
-        return _scatter(rng, int(rng.integers(2, 5)), 7.0, area=55.0, brightness=2.8)
+        return _scatter(rng, int(rng.integers(2, 5)), 7.0, area=55.0, brightness=3.3)
     area = kind.nucleus_area * rng.lognormal(0, 0.22)
     if state == ROUNDED:
         area *= 0.62
@@ -174,7 +174,7 @@ def _scatter(
 def _plate(rng: np.random.Generator, angle: float) -> list[Piece]:
     """Metaphase: a bar of DNA across the spindle's axis."""
     bar = ellipse(330.0, 2.7, angle + np.pi / 2) * ripple(rng, 0.04)
-    return [Piece(0, 0, bar, 2.4)]
+    return [Piece(0, 0, bar, 2.9)]
 
 
 def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
@@ -182,7 +182,7 @@ def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
     away = rng.uniform(7, 12)
     bar = ellipse(190.0, 2.6, angle + np.pi / 2)
     dx, dy = round(away * np.cos(angle)), round(away * np.sin(angle))
-    return [Piece(dx, dy, bar, 2.4), Piece(-dx, -dy, bar, 2.4)]
+    return [Piece(dx, dy, bar, 2.9), Piece(-dx, -dy, bar, 2.9)]
 
 
 def _ring(rng: np.random.Generator, angle: float) -> list[Piece]:

@@ -10,13 +10,13 @@ from cellclr_jax.data.cell_shapes import APOPTOTIC, DISTANCE, INTERPHASE, MITOTI
 from cellclr_jax.data.cell_textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF, TextureBank
 
 # Brightness of an untreated structure, in camera counts above the background, from the real crops.
-DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 3900.0, 1550.0, 3700.0
+DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 4150.0, 1550.0, 4000.0
 NUCLEUS_EDGE, CELL_EDGE = 3.5, 6.0  # width in pixels over which a nucleus or a cell fades out
 ROUND_BRIGHTER = 1.7  # a rounded cell is thicker, so that more light comes from each pixel
 OVER_NUCLEUS = 0.80  # share of tubulin and actin that remains above and below a nucleus
-PERINUCLEAR_WIDTH = 7.0
+PERINUCLEAR_WIDTH = 9.0
 CORTEX_WIDTH = 3.2
-MESH_GRAIN = 0.4  # of the actin mesh's fine part, relative to its clouds
+MESH_GRAIN = 0.6  # of the actin mesh's fine part, relative to its clouds
 PERINUCLEAR_ACTIN = 0.3  # share of actin missing about the nucleus
 SPINDLE_POLE = 8.0  # distance in pixels of a spindle's poles from the middle
 
@@ -165,7 +165,7 @@ def _tubulin(
         radius = rng.uniform(5.5, 8.0)
         _add_spot(layer, _spot(cell, away * np.cos(at), away * np.sin(at), radius), kind.aggresome)
     layer = layer * inside * (1 - np.float32(1 - OVER_NUCLEUS) * covered)
-    return layer * np.float32(TUBULIN_LEVEL * rng.lognormal(0, 0.18))
+    return layer * np.float32(TUBULIN_LEVEL * rng.lognormal(0, 0.25))
 
 
 def _actin(
@@ -205,7 +205,7 @@ def _round_cell(
     ball = inside * np.sqrt(np.clip(cell.depth * np.float32(1 / 14), 0.1, 1))
     mottled = 1 + 0.15 * _noise(rng, bank.coarse, inside.shape)
     actin = ball * mottled * np.float32(0.9) + inside * _peak(cell.depth - 2.0, CORTEX_WIDTH)
-    tubulin = ball * mottled * np.float32(0.75)
+    tubulin = ball * mottled * np.float32(1.1)
     if cell.state == MITOTIC:
         tubulin = tubulin + inside * _spindle(rng, cell, bank, inside.shape)
     level = ROUND_BRIGHTER * (0.8 if cell.state == APOPTOTIC else 1.0) * rng.lognormal(0, 0.15)

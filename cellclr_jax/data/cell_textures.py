@@ -17,6 +17,8 @@ STAMP_HALF = WINDOW_HALF  # fibres fill the largest cell
 STAMP_SIZE = 2 * STAMP_HALF + 1
 ORIENTATIONS = 12  # steps of 15 degrees: finer than the eye tells in fibres
 STAMPS = 14
+# A network of microtubules: streams of fibres that begin within STREAM_WIDTH pixels of each other.
+STREAMS, STREAM_FIBRES, STREAM_WIDTH = 13, 12, 9.0
 ASTER_PEAK = 3.0  # an aster's fibres meet in its middle
 WOBBLE_SIGMA = 9.0  # pixels over which a fibre keeps its turn
 NUCLEUS_RADIUS = 17.0  # about which microtubules bend
@@ -119,13 +121,18 @@ def _around(rng: np.random.Generator, count: int, low: float, high: float) -> tu
 
 
 def _network(rng: np.random.Generator) -> Array:
-    """Thin curved fibres that leave the nucleus's rim, some circling it, some running outwards."""
-    count = 150
-    start, at = _around(rng, count, 0.3 * NUCLEUS_RADIUS, 2.4 * NUCLEUS_RADIUS)
-    heading = at + rng.choice([-1.0, 1.0], count) * rng.uniform(0.3, 2.2, count)
-    bend = rng.normal(0, 0.016, count)
+    """Thin curved fibres in loose streams that leave the nucleus's rim and swirl about it."""
+    low, high = 0.3 * NUCLEUS_RADIUS, 2.2 * NUCLEUS_RADIUS
+    origin, at = _around(rng, STREAMS, low, high)
+    heading = at + rng.choice([-1.0, 1.0], STREAMS) * rng.uniform(0.5, 2.0, STREAMS)
+    bend = rng.normal(0, 0.016, STREAMS)
+    stream = np.repeat(np.arange(STREAMS), STREAM_FIBRES)
+    count = len(stream)
+    start = origin[stream] + rng.normal(0, STREAM_WIDTH, (count, 2))
+    heading = heading[stream] + rng.normal(0, 0.35, count)
+    bend = bend[stream] + rng.normal(0, 0.005, count)
     steps = rng.uniform(35, 120, count)
-    return _draw_fibres(rng, start, heading, bend, steps=steps, width=0.85, wobble=0.03)
+    return _draw_fibres(rng, start, heading, bend, steps=steps, width=0.85, wobble=0.015)
 
 
 def _bundles(rng: np.random.Generator) -> Array:

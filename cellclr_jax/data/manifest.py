@@ -36,7 +36,7 @@ def make_manifest(
     skipped: Sequence[tuple[str, str]],
     fingerprint: str,
 ) -> dict[str, Any]:
-    """Collects what is told about a dataset.
+    """Collects what is told about a dataset, as a JSON object that equal input makes equal.
 
     Args:
       settings: everything that decides the content (see `differences`).
@@ -47,11 +47,7 @@ def make_manifest(
       empty_fields: how many of them held no cell.
       skipped: (what, reason) of the others.
       fingerprint: hex digest of all records in their order.
-
-    Returns:
-      A JSON object; equal input gives an equal one.
     """
-    treatments = cells.groupby(["compound", "concentration"]).ngroups
     return {
         "format": _FORMAT,
         "settings": settings,
@@ -64,7 +60,7 @@ def make_manifest(
             "fields_skipped": len(skipped),
             "plates": int(cells["plate"].nunique()),
             "wells": cells.groupby(["plate", "well"]).ngroups,
-            "treatments": treatments,
+            "treatments": cells.groupby(["compound", "concentration"]).ngroups,
         },
         "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
         "fingerprint": fingerprint,

@@ -50,12 +50,12 @@ class Phenotype:
     tubulin_network: float = 0.62
     tubulin_bundles: float = 0.0
     tubulin_parallel: float = 0.0
-    perinuclear: float = 0.22
+    perinuclear: float = 0.30
     aggresome: float = 0.0
     # Actin.
     actin_diffuse: float = 0.55
     actin_mesh: float = 0.30
-    stress_fibres: float = 0.07
+    stress_fibres: float = 0.05
     cortex: float = 0.35  # along free edges
     junctions: float = 0.30  # along borders with other cells
     actin_patches: float = 1.2  # mean number of bright spots
@@ -67,7 +67,7 @@ class Phenotype:
     apoptotic: float = 0.015
     rounded: float = 0.0
     density: float = 1.0  # cells relative to an untreated field
-    spacing: float = 51.0  # distance that neighbouring nuclei keep
+    spacing: float = 53.0  # distance that neighbouring nuclei keep
 
 
 UNTREATED = Phenotype()
@@ -233,13 +233,13 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         lobe_depth=0.12,
         chromatin_contrast=0.20,
         nucleoli=0.5,
-        aggresome=1.7,
+        aggresome=2.6,
         perinuclear=0.2,
         tubulin_network=0.12,
         cell_radius=34.0,
         cell_irregularity=0.14,
-        rounded=0.22,
-        apoptotic=0.08,
+        rounded=0.15,
+        apoptotic=0.06,
         density=0.70,
     ),
     # No translation: small cells and nuclei with round, prominent nucleoli; little cytoplasm.

@@ -250,19 +250,21 @@ def _score(
     best = similarity[queries, nearest]
     found = directed[queries] & np.isfinite(best)
     correct = found & (moas[nearest] == moas[queries])
-    asked = table.iloc[queries].reset_index(drop=True)
-    answer = table.iloc[nearest].reset_index(drop=True).add_prefix("neighbour_")
-    answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
-    answer.loc[~found, "neighbour_concentration"] = np.nan
-    neighbours = pd.concat([asked, answer], axis=1).assign(
-        similarity=np.where(found, best, np.nan), correct=correct
-    )
+    neighbours = _neighbours(table.iloc[queries], table.iloc[nearest], found)
     reasons = table[["compound", "concentration", "moa"]].assign(reason=excluded)
     return Score(
         correct=int(correct.sum()),
         total=len(queries),
         accuracy=float(correct.sum() / len(queries)),
         unanswerable=int((~answerable).sum()),
-        neighbours=neighbours,
+        neighbours=neighbours.assign(similarity=np.where(found, best, np.nan), correct=correct),
         excluded=reasons[excluded != ""].reset_index(drop=True),
     )
+
+
+def _neighbours(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
+    """Queries and their neighbours side by side; no neighbour where none was found."""
+    answer = answer.reset_index(drop=True).add_prefix("neighbour_")
+    answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
+    answer.loc[~found, "neighbour_concentration"] = np.nan
+    return pd.concat([asked.reset_index(drop=True), answer], axis=1)

@@ -1,0 +1,217 @@
+"""Embeds every cell of a dataset once and scores the profiles: a run's model and two baselines.
+
+The baselines see the same cells in the same pass: the encoder as it was before training, and the
+intensities of each channel.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from cellclr_jax import sharding
+from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.cli import BadUse
+from cellclr_jax.data import pipeline
+from cellclr_jax.experiment import Experiment, make_experiment, read_config
+from cellclr_jax.logs import say
+from cellclr_jax.profiling import evaluation, profiles, report
+from cellclr_jax.train import CHECKPOINTS
+from cellclr_jax.train_step import TrainState
+
+# Cells of a minibatch; forward passes alone, so that it fits wherever training does.
+_MINIBATCH = 512
+_PERCENTILES = (1, 25, 50, 75, 99)
+# What tells a site of a well apart, and what goes with it.
+_SITE = ["plate", "well", "site"]
+_METADATA = {
+    "plate": "Metadata_Plate",
+    "well": "Metadata_Well",
+    "site": "Metadata_Site",
+    "batch": "Metadata_Batch",
+    "compound": "Metadata_Compound",
+    "concentration": "Metadata_Concentration",
+    "moa": "Metadata_MoA",
+    "replicate": "Metadata_Replicate",
+}
+
+Features = dict[str, jax.Array]
+
+
+def evaluate_run(
+    workdir: str | Path,
+    *,
+    step: str = "last",
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    protocol: evaluation.Protocol,
+) -> None:
+    """Scores a checkpoint and its baselines, and writes tables, figures and the report.
+
+    Args:
+      workdir: of the run.
+      step: `last`, `best` (by validation loss) or a number.
+      data_dir: where the dataset lies; None takes the run's.
+      out: where to write; None takes <workdir>/eval/<step>.
+      protocol: the settings of the evaluation. Intensities are always standardised by the controls:
+        counts of photons and their deviations share no scale.
+
+    Raises:
+      BadUse: there is no such run, checkpoint or dataset.
+      BadData: one of them cannot be read.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if data_dir is not None:
+        config.data_dir = str(data_dir)
+    sharding.use_all_cores(_MINIBATCH)
+    experiment = make_experiment(config)
+    mesh = sharding.make_mesh()
+    number, trained, progress = _restore(experiment, workdir, step)
+    untrained = experiment.init(jax.random.key(config.seed))
+    fingerprint = experiment.cells.manifest["fingerprint"]
+    if progress["dataset"] != fingerprint:
+        say("note: this is not the dataset that the run was trained on")
+    tables = site_profiles(experiment, mesh, {"trained": trained, "untrained": untrained})
+    scored = {
+        name: evaluation.evaluate(
+            profiles.aggregate_wells(table, through=protocol.aggregate),
+            replace(protocol, standardize="controls") if name == "intensity" else protocol,
+        )
+        for name, table in tables.items()
+    }
+    if jax.process_index() != 0:
+        return
+    folder = Path(out) if out is not None else workdir / "eval" / str(number)
+    details = {
+        "step": number,
+        "checkpoint": step,
+        "cells": len(experiment.cells.table),
+        "dataset": fingerprint,
+        "trained_on": progress["dataset"],
+    }
+    main = scored.pop("trained")
+    report.write_evaluation(folder, main, name="trained", baselines=scored, details=details)
+    report.print_scores(main, name="trained", baselines=scored)
+    print(f"written to {folder}")
+
+
+def site_profiles(
+    experiment: Experiment, mesh: Mesh, states: Mapping[str, TrainState]
+) -> dict[str, pd.DataFrame]:
+    """Mean features of each site, every cell visited once.
+
+    Args:
+      experiment: dataset, model and normalisation.
+      mesh: the devices.
+      states: encoders by name.
+
+    Returns:
+      A profile table for each state, and one named `intensity`; one row a site, with
+      Metadata_CellCount.
+    """
+    cells = experiment.cells
+    sites, index = _sites(cells.table)
+    embed = compile_embedding(experiment, mesh)
+    variables = {
+        name: {"params": state.params, "batch_stats": state.batch_stats}
+        for name, state in states.items()
+    }
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    accumulators: dict[str, profiles.WellAccumulator] = {}
+    size = sharding.round_up(_MINIBATCH, mesh)
+    process = (jax.process_index(), jax.process_count())
+    rows = np.arange(len(cells.table))
+    bar = tqdm(
+        total=len(rows), unit="cell", desc="embedding", unit_scale=True, disable=not _shows()
+    )
+    for real, local in pipeline.sequential_minibatches(
+        cells, rows, minibatch_size=size, process=process
+    ):
+        found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
+        for name, features in found.items():
+            if name not in accumulators:
+                columns = _columns(name, features.shape[1], cells.manifest["image"]["channels"])
+                accumulators[name] = profiles.WellAccumulator(sites, columns)
+            accumulators[name].add(features[: len(real)], index[real])
+        bar.update(len(real))
+    bar.close()
+    return {name: accumulator.table() for name, accumulator in accumulators.items()}
+
+
+def compile_embedding(experiment: Experiment, mesh: Mesh) -> Callable[..., Features]:
+    """A jitted function (variables by name, minibatch) → features [B, D] by name.
+
+    Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
+    statistics of the raw ones.
+    """
+
+    def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
+        images = experiment.resized(experiment.images(minibatch))
+        apply = partial(experiment.model.apply, method="embed")
+        features = {name: apply(weights, images) for name, weights in variables.items()}
+        return features | {"intensity": intensity_statistics(minibatch["image"])}
+
+    return jax.jit(
+        embed,
+        in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
+        out_shardings=sharding.by_rows(mesh),
+    )
+
+
+def intensity_statistics(images: jax.Array) -> jax.Array:
+    """Mean, standard deviation and percentiles (1, 25, 50, 75, 99) of each channel of each crop.
+
+    Args:
+      images: [B, H, W, C] raw intensities.
+
+    Returns:
+      [B, 7 · C] float32, in the units of the images; statistic by statistic, channels within.
+    """
+    x = images.astype(jnp.float32).reshape(images.shape[0], -1, images.shape[-1])
+    quantiles = jnp.percentile(x, jnp.asarray(_PERCENTILES, jnp.float32), axis=1)
+    statistics = [jnp.mean(x, axis=1), jnp.std(x, axis=1), *quantiles]
+    return jnp.concatenate(statistics, axis=1)
+
+
+def _restore(
+    experiment: Experiment, workdir: Path, step: str
+) -> tuple[int, TrainState, dict[str, Any]]:
+    """The step's number, its state and its progress."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
+    checkpoints = Checkpoints((workdir / CHECKPOINTS).absolute(), read_only=True)
+    try:
+        number = checkpoints.find(step)
+        template = jax.eval_shape(experiment.init, jax.random.key(0))
+        state, progress = checkpoints.restore(number, template)
+    finally:
+        checkpoints.close()
+    return number, state, progress
+
+
+def _sites(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """One row a site with its metadata columns, and each cell's row in it [N]."""
+    groups = table.groupby(_SITE, sort=True)
+    sites = groups.first().reset_index()[list(_METADATA)].rename(columns=_METADATA)
+    return sites, groups.ngroup().to_numpy()
+
+
+def _columns(name: str, width: int, channels: list[str]) -> list[str]:
+    if name != "intensity":
+        return profiles.feature_names(width)
+    statistics = ["Mean", "Deviation", *(f"Percentile{p}" for p in _PERCENTILES)]
+    return [f"Intensity_{statistic}_{channel}" for statistic in statistics for channel in channels]
+
+
+def _shows() -> bool:
+    return jax.process_index() == 0 and sys.stderr.isatty()
