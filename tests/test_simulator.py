@@ -13,7 +13,7 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, regionprops
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data import simulator
+from cellclr_jax.data import release_files, simulator
 from cellclr_jax.data.camera import Optics, expose
 from cellclr_jax.data.cell_painter import PaintedField, paint_field
 from cellclr_jax.data.cell_population import Population
@@ -129,7 +129,7 @@ def test_same_bytes_with_one_and_two_workers(release: Path, tmp_path: Path) -> N
 def test_another_seed_gives_other_pictures_and_names() -> None:
     pair = [SMALL, SimulatorSettings(seed=1, weeks=2, plates_per_week=1, height=160, width=192)]
     wells = [plate_wells(settings)[0] for settings in pair]
-    names = [simulator._file_names(s, w, 1) for s, w in zip(pair, wells, strict=True)]
+    names = [release_files.file_names(s, w, 1) for s, w in zip(pair, wells, strict=True)]
     assert not set(names[0]) & set(names[1])
     draws = [field_streams(s, w, 1)[0].random() for s, w in zip(pair, wells, strict=True)]
     assert draws[0] != draws[1]

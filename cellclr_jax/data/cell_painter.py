@@ -16,6 +16,8 @@ from cellclr_jax.data.cell_shapes import ANGLE_BIN, DISTANCE, GRID_HALF, INTERPH
 from cellclr_jax.data.cell_structures import CELL_EDGE, NUCLEUS_EDGE, paint_structures
 from cellclr_jax.data.cell_textures import TextureBank
 
+TOUCHING = 1.08  # radii; neighbours whose outlines come as near as this share a junction
+
 
 @dataclass(frozen=True)
 class PaintedField:
@@ -82,8 +84,7 @@ def _find_territories(cells: list[Cell], height: int, width: int) -> None:
         border: np.ndarray | np.float32 = np.float32(1.0)
         if cell.state == INTERPHASE:
             other = np.where(rho <= best[here], second[here], best[here])
-            # Outlines that nearly touch are drawn as touching.
-            cell.joined = other < 1.08
+            cell.joined = other < TOUCHING
             border = np.minimum(other, 1.0)
         grid = cell.box.around(cell.x, cell.y)
         cell.depth = (border - rho) * cell.body[ANGLE_BIN[grid]]

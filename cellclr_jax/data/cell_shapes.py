@@ -25,6 +25,13 @@ MAX_RADIUS = 110.0  # of a cell body with its protrusions: the fibre stamps end 
 
 INTERPHASE, MITOTIC, APOPTOTIC, ROUNDED = range(4)
 STATES = ("interphase", "mitotic", "apoptotic", "rounded")
+ROUND_RADIUS = {MITOTIC: 23.0, APOPTOTIC: 14.0, ROUNDED: 21.0}  # pixels
+ROUND_NUCLEUS = 0.62  # area of a rounded cell's nucleus seen from above, relative to a flat one
+UNTREATED_AREA = 1000.0  # square pixels; a nucleus of this area has brightness 1
+DILUTION = 0.45  # exponent: 1 would conserve DNA in a flat nucleus, but larger ones are thicker too
+MOST_FRAGMENTS = 6
+SMALLEST_FRAGMENT = 40.0  # square pixels, a micronucleus
+ELONGATED = 1.6  # aspect above which a cell has its protrusions at its two ends
 
 Table = np.ndarray
 
@@ -90,18 +97,18 @@ def ripple(rng: np.random.Generator, amplitude: float, low: int = 2, high: int =
 def body_outline(rng: np.random.Generator, kind: Phenotype, angle: float, state: int) -> Table:
     """Radius over angle [512] of a cell's body; cells out of interphase are small discs."""
     if state != INTERPHASE:
-        radius = {MITOTIC: 23.0, APOPTOTIC: 14.0, ROUNDED: 21.0}[state] * rng.uniform(0.9, 1.12)
+        radius = ROUND_RADIUS[state] * rng.uniform(0.9, 1.12)
         return ellipse(np.pi * radius**2, 1.06, angle) * ripple(rng, 0.02)
     radius = kind.cell_radius * rng.lognormal(0, 0.11)
     aspect = max(1.0, kind.cell_aspect * rng.lognormal(0, 0.08))
     outline = ellipse(np.pi * radius**2, aspect, angle) * ripple(rng, kind.cell_irregularity, 1, 7)
     for k in range(rng.poisson(kind.protrusions) if kind.protrusion_length > 0 else 0):
-        if kind.cell_aspect > 1.6:  # an elongated cell has its protrusions at its two ends
+        if kind.cell_aspect > ELONGATED:
             at = angle + np.pi * (k % 2) + rng.normal(0, 0.12)
         else:
             at = rng.uniform(0, 2 * np.pi)
         off = np.abs(np.angle(np.exp(1j * (THETA - at))))
-        sharp = np.maximum(0, 1 - off / rng.uniform(0.16, 0.30)) ** 1.6
+        sharp = np.maximum(0, 1 - off / rng.uniform(0.20, 0.36)) ** 1.6
         outline = outline + kind.protrusion_length * rng.uniform(0.6, 1.2) * sharp
     return np.minimum(outline, MAX_RADIUS).astype(np.float32)
 
@@ -116,11 +123,10 @@ def nucleus_pieces(
         return _scatter(rng, int(rng.integers(2, 5)), 7.0, area=55.0, brightness=3.3)
     area = kind.nucleus_area * rng.lognormal(0, 0.22)
     if state == ROUNDED:
-        area *= 0.62
-    # DNA is conserved, so that a larger nucleus is a paler one; half of it shows, since it is
-    # flatter.
-    brightness = (950.0 / area) ** 0.45 * rng.lognormal(0, 0.18)
-    extra = min(6, int(rng.poisson(kind.fragments))) if kind.fragments > 0 else 0
+        area *= ROUND_NUCLEUS
+    # A larger nucleus holds the same DNA and is paler.
+    brightness = (UNTREATED_AREA / area) ** DILUTION * rng.lognormal(0, 0.18)
+    extra = min(MOST_FRAGMENTS, int(rng.poisson(kind.fragments))) if kind.fragments > 0 else 0
     if extra:
         return _broken(rng, kind, area, extra, brightness)
     aspect = max(1.0, 1 + (kind.nucleus_aspect - 1) * rng.lognormal(0, 0.35))
@@ -151,7 +157,7 @@ def _broken(
     for k, share in enumerate(np.sort(shares)[::-1]):
         at = turn + 2 * np.pi * k / (extra + 1) + rng.normal(0, 0.25)
         away = reach * rng.uniform(0.8, 1.25)
-        outline = ellipse(max(40.0, area * share), 1.15, rng.uniform(0, np.pi))
+        outline = ellipse(max(SMALLEST_FRAGMENT, area * share), 1.15, rng.uniform(0, np.pi))
         outline = outline * ripple(rng, max(0.03, kind.nucleus_irregularity))
         pieces.append(
             Piece(round(away * np.cos(at)), round(away * np.sin(at)), outline, brightness)

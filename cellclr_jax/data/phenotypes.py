@@ -14,10 +14,10 @@ import numpy as np
 CONTROL = "DMSO"
 
 # How strongly a dose acts: the lowest moves a cell this far from the untreated one and reaches
-# this share of the cells; the highest moves them all the way and reaches nearly all. Doses between
+# this share of the cells; the highest moves them all the way and reaches most. Doses between
 # lie evenly between.
 LOWEST_SHIFT, HIGHEST_SHIFT = 0.70, 1.0
-LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.45, 0.80
+LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.40, 0.71
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Phenotype:
     actin_patches: float = 1.2  # mean number of bright spots
     patch_radius: float = 3.5
     # Population.
-    mitotic: float = 0.035
+    mitotic: float = 0.03
     monoaster: float = 0.0  # share of the mitotic cells with a single aster and a ring of DNA
     scattered: float = 0.0  # share of the mitotic cells with scattered chromosomes
-    apoptotic: float = 0.015
+    apoptotic: float = 0.01
     rounded: float = 0.0
     density: float = 1.0  # cells relative to an untreated field
     spacing: float = 53.0  # distance that neighbouring nuclei keep
@@ -86,7 +86,7 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         cortex=0.05,
         junctions=0.03,
         actin_patches=11.0,
-        patch_radius=3.6,
+        patch_radius=4.4,
         nucleus_area=860.0,
     ),
     # Failed cytokinesis: very large, deeply lobed nuclei in large cells.
@@ -94,8 +94,8 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         UNTREATED,
         nucleus_area=2150.0,
         nucleus_irregularity=0.05,
-        lobe_depth=0.24,
-        fragments=0.35,
+        lobe_depth=0.30,
+        fragments=0.7,
         nucleoli=5.0,
         cell_radius=64.0,
         spacing=82.0,
@@ -247,9 +247,9 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         UNTREATED,
         nucleus_area=660.0,
         nucleus_aspect=1.1,
-        nucleoli=1.5,
-        nucleolus_radius=4.2,
-        nucleolus_depth=0.75,
+        nucleoli=1.8,
+        nucleolus_radius=5.2,
+        nucleolus_depth=0.85,
         chromatin_contrast=0.05,
         cell_radius=33.0,
         cell_aspect=1.15,

@@ -60,7 +60,7 @@ class SimulatorSettings:
         compounds; 0 removes them.
       effect: factor on the share of cells that respond to a compound.
       density: factor on the number of cells everywhere.
-      compression: of the TIFF files, "none", "zlib" or "lzw".
+      compression: of the TIFF files, "none", "zlib" (40 % of the size) or "lzw".
     """
 
     seed: int = 0
@@ -76,7 +76,7 @@ class SimulatorSettings:
     nuisance: float = 1.0
     effect: float = 1.0
     density: float = 1.0
-    compression: str = "none"
+    compression: str = "zlib"
 
     def __post_init__(self) -> None:
         """Raises BadUse where a setting makes no release."""

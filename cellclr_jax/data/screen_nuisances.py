@@ -14,23 +14,23 @@ import numpy as np
 from cellclr_jax.data.camera import Optics, Triple
 
 # Gains, noise and density: standard deviations of the natural logarithm, at strength 1.
-COMPOUND_GAIN, WEEK_GAIN, PLATE_GAIN, WELL_GAIN = 0.25, 0.15, 0.06, 0.15
-COMPOUND_NOISE, WELL_NOISE = 0.55, 0.35
-WEEK_DENSITY, COMPOUND_DENSITY, WELL_DENSITY = 0.12, 0.20, 0.25
-ASTIGMATISM = 0.30  # of a compound's wells and of a well, the logarithm of the ratio
+COMPOUND_GAIN, WEEK_GAIN, PLATE_GAIN, WELL_GAIN = 0.40, 0.20, 0.10, 0.20
+COMPOUND_NOISE, WELL_NOISE = 0.90, 0.50
+WEEK_DENSITY, COMPOUND_DENSITY, WELL_DENSITY = 0.15, 0.30, 0.35
+ASTIGMATISM = 0.48  # of a compound's wells and of a well, the logarithm of the ratio
 # Blurs in pixels: of the sharpest well, and the spans that week, compound and well add.
-SHARPEST, WEEK_BLUR, COMPOUND_BLUR, WELL_BLUR = 0.8, 0.25, 1.0, 0.9
+SHARPEST, WEEK_BLUR, COMPOUND_BLUR, WELL_BLUR = 0.8, 0.35, 1.5, 1.4
 # Backgrounds in counts: of the camera (DNA, tubulin, actin), and what the levels add.
 BACKGROUND = (690.0, 680.0, 790.0)
-COMPOUND_GLOW, WEEK_BACKGROUND = 350.0, 60.0  # means
+COMPOUND_GLOW, WEEK_BACKGROUND = 500.0, 60.0  # means
 WELL_BACKGROUND = 60.0  # standard deviation
 DARKEST = 0.7  # share of the camera's background that always remains
 CHANNEL_FOCUS = 0.15  # relative difference of focus between channels
-WEEK_VIGNETTE = (0.1, 0.3)  # share of light lost in the corners
+WEEK_VIGNETTE = (0.1, 0.4)  # share of light lost in the corners
 MOST_VIGNETTE = 0.9
 WELL_TILT = 0.20  # relative change of light across the field, standard deviation
 # Alignment: concentration of the cells' angles; at 2, most lie within 30 degrees of the common one.
-COMPOUND_ALIGNMENT, WELL_ALIGNMENT = 1.5, 0.8
+COMPOUND_ALIGNMENT, WELL_ALIGNMENT = 2.4, 1.3
 
 
 @dataclass(frozen=True)

@@ -13,27 +13,22 @@ so that everything that reads the real screen reads this one too. The pictures a
 are named `sim-...`, and no score on them says anything about a drug.
 """
 
-import csv
 import json
 import multiprocessing
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from tqdm import tqdm
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data.camera import expose
-from cellclr_jax.data.cell_painter import PaintedField, paint_field
-from cellclr_jax.data.cell_shapes import STATES
+from cellclr_jax.data.cell_painter import paint_field
 from cellclr_jax.data.cell_textures import texture_bank
-from cellclr_jax.data.phenotypes import CONTROL
 from cellclr_jax.data.plate_layout import (
     SimulatorSettings,
     Well,
@@ -42,13 +37,22 @@ from cellclr_jax.data.plate_layout import (
     settings_dict,
     treatments,
 )
+from cellclr_jax.data.release_files import (
+    IMAGE_CSV,
+    MOA_CSV,
+    plate_dir,
+    sites,
+    truth_path,
+    write_field,
+    write_image_csv,
+    write_moa_csv,
+    write_truth,
+)
 
 __all__ = ["ReleaseSummary", "SimulatorSettings", "simulate_release"]
 
 VERSION = 1  # of what is drawn: the same settings give the same files within one version
-IMAGE_CSV, MOA_CSV = "BBBC021_v1_image.csv", "BBBC021_v1_moa.csv"
 FINISHED, STARTED = "simulation.json", "simulation.started.json"
-CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted
 SITES_A_TASK = 4  # fields a worker is handed at a time, to keep hand-over cheap and progress smooth
 
 
@@ -88,6 +92,8 @@ def simulate_release(
       BadUse: `out_dir` holds a release of other settings, or files that are no simulated release.
     """
     began = time.monotonic()
+    if workers is not None and workers < 1:
+        raise BadUse(f"simulator: workers is {workers}, expected 1 or more")
     out_dir = Path(out_dir)
     wells = plate_wells(settings)
     cells = _cells_if_finished(out_dir, settings)
@@ -95,8 +101,8 @@ def simulate_release(
     if cells is None:
         _start(out_dir, settings)
         cells = _paint_all(out_dir, settings, wells, workers, progress)
-        _write_moa_csv(out_dir / MOA_CSV, settings)
-        _write_image_csv(out_dir / IMAGE_CSV, settings, wells)
+        write_moa_csv(out_dir / MOA_CSV, settings)
+        write_image_csv(out_dir / IMAGE_CSV, settings, wells)
         _write_json(out_dir / FINISHED, {**_identity(settings), "cells": cells})
         (out_dir / STARTED).unlink(missing_ok=True)
     return ReleaseSummary(
@@ -168,10 +174,10 @@ def _paint_all(
 ) -> int:
     """Paints every field, in parallel; returns the number of cells."""
     for well in wells:
-        _plate_dir(out_dir, well).mkdir(parents=True, exist_ok=True)
-        _truth_path(out_dir, well, 1).parent.mkdir(parents=True, exist_ok=True)
-    jobs = [(out_dir, settings, well, site) for well in wells for site in _sites(settings)]
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+        plate_dir(out_dir, well).mkdir(parents=True, exist_ok=True)
+        truth_path(out_dir, well, 1).parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(out_dir, settings, well, site) for well in wells for site in sites(settings)]
+    count = min(workers or _usable_cores(), len(jobs))
     bar = tqdm(total=len(jobs), desc="simulated fields", unit="field", disable=not progress)
     with bar:
         cells = 0
@@ -179,6 +185,13 @@ def _paint_all(
             cells += found
             bar.update()
     return cells
+
+
+def _usable_cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux, where a container may hold fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _painted(jobs: list[tuple[Path, SimulatorSettings, Well, int]], count: int) -> Iterator[int]:
@@ -195,9 +208,9 @@ def _painted(jobs: list[tuple[Path, SimulatorSettings, Well, int]], count: int) 
 def _paint_job(job: tuple[Path, SimulatorSettings, Well, int]) -> int:
     """Paints and writes one field, unless an interrupted run has written it; returns its cells."""
     out_dir, settings, well, site = job
-    truth_path = _truth_path(out_dir, well, site)
-    if truth_path.exists():
-        with np.load(truth_path) as there:
+    truth = truth_path(out_dir, well, site)
+    if truth.exists():
+        with np.load(truth) as there:
             return len(there["x"])
     cells_rng, camera_rng, _ = field_streams(settings, well, site)
     field = paint_field(
@@ -208,84 +221,9 @@ def _paint_job(job: tuple[Path, SimulatorSettings, Well, int]) -> int:
         width=settings.width,
     )
     digits = expose(camera_rng, field.image, well.optics)
-    compression = None if settings.compression == "none" else settings.compression
-    for name, layer in zip(_file_names(settings, well, site), digits, strict=True):
-        tifffile.imwrite(_plate_dir(out_dir, well) / name, layer, compression=compression)
-    _write_truth(truth_path, field)
+    write_field(out_dir, settings, well, site, digits)
+    write_truth(truth, field)
     return len(field.centres)
-
-
-def _write_truth(path: Path, field: PaintedField) -> None:
-    """Writes a field's truth; complete or not there, since it tells that the field is finished."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(
-        partial,
-        labels=field.labels,
-        x=field.centres[:, 0],
-        y=field.centres[:, 1],
-        state=np.array(STATES)[field.state],
-        responds=field.responds,
-        in_focus=field.in_focus,
-    )
-    partial.replace(path)
-
-
-def _sites(settings: SimulatorSettings) -> range:
-    """The numbers of a well's fields."""
-    return range(1, settings.sites + 1)
-
-
-def _plate_dir(out_dir: Path, well: Well) -> Path:
-    """Where a plate's fields lie."""
-    return out_dir / f"Week{well.week}" / well.plate
-
-
-def _truth_path(out_dir: Path, well: Well, site: int) -> Path:
-    """Where the truth about one field lies."""
-    return out_dir / "ground_truth" / well.plate / f"{well.well}_s{site}.npz"
-
-
-def _file_names(settings: SimulatorSettings, well: Well, site: int) -> list[str]:
-    """The names of a field's three files, the GUIDs drawn from the seed."""
-    rng = field_streams(settings, well, site)[2]
-    names = []
-    for channel in CHANNEL_FILES.values():
-        guid = str(uuid.UUID(bytes=rng.bytes(16), version=4)).upper()
-        names.append(f"{well.well}_s{site}_{channel}{guid}.tif")
-    return names
-
-
-def _write_moa_csv(path: Path, settings: SimulatorSettings) -> None:
-    """Writes each treatment's mechanism, quoted and with six decimals as BBBC021's own file is."""
-    rows = [(t.compound, t.concentration, t.moa) for t in treatments(settings)]
-    rows.append((CONTROL, 0.0, CONTROL))
-    lines = ['"compound",concentration,"moa"']
-    lines += [f'"{compound}",{value:.6f},"{moa}"' for compound, value, moa in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) -> None:
-    """Writes one row a field with BBBC021's columns."""
-    channels = list(CHANNEL_FILES)
-    header = ["TableNumber", "ImageNumber"]
-    for channel in channels:
-        header += [f"Image_FileName_{channel}", f"Image_PathName_{channel}"]
-    header += ["Image_Metadata_Plate_DAPI", "Image_Metadata_Well_DAPI", "Replicate"]
-    header += ["Image_Metadata_Compound", "Image_Metadata_Concentration"]
-    plates = list(dict.fromkeys(well.plate for well in wells))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        number = 0
-        for well in wells:
-            for site in _sites(settings):
-                number += 1
-                row: list[object] = [plates.index(well.plate), number]
-                for name in _file_names(settings, well, site):
-                    row += [name, f"Week{well.week}/{well.plate}"]
-                row += [well.plate, well.well, well.replicate]
-                row += [well.treatment.compound, f"{well.treatment.concentration:g}"]
-                writer.writerow(row)
 
 
 def _read_json(path: Path) -> dict | None:

@@ -1,0 +1,134 @@
+"""A run learns, writes what it promises, and does not depend on devices, traces or the host."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cellclr_jax import sharding, train
+from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.experiment import make_experiment
+
+
+def rows(workdir: Path):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(state):
+    leaves = jax.device_get(jax.tree.leaves((state.params, state.batch_stats)))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+def test_a_run_learns_and_writes_what_it_promises(config, tmp_path):
+    config.epochs = 6
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.01
+    state = train.train(config, tmp_path)
+    experiment = make_experiment(config)
+    assert int(state.step) == experiment.total_steps
+    found = rows(tmp_path)
+    steps = [row for row in found if "loss" in row]
+    assert {"step", "epoch", "lr", "contrastive_accuracy", "cells_per_second"} <= steps[0].keys()
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
+    validation = [row["validation_loss"] for row in found if "validation_loss" in row]
+    assert len(validation) == 6
+    assert validation[-1] < validation[0]
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    kept = Checkpoints(tmp_path.absolute() / "checkpoints", read_only=True)
+    assert kept.find("last") == experiment.total_steps
+    best = 1 + int(np.argmin(validation))
+    assert kept.find("best") == best * experiment.steps_per_epoch
+    kept.close()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_devices_do_not_change_the_parameters(config, tmp_path, optimizer):
+    config.optimizer.name = optimizer
+    config.epochs = 2
+    results = []
+    for devices in (1, 4, 8):
+        mesh = sharding.make_mesh(devices)
+        results.append(parameters(train.train(config, tmp_path / str(devices), mesh)))
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+
+
+def test_the_step_is_traced_once(config):
+    experiment, mesh = make_experiment(config), sharding.make_mesh()
+    program = train.compile_program(experiment, mesh)
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    state = program.init(key)
+    for start in (0, 64, 128):
+        cells = experiment.cells.read(experiment.train_rows[start : start + 64])
+        state, _ = program.step(state, sharding.to_global(mesh, cells), key)
+    assert program.step._cache_size() == 1
+
+
+def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
+    def peeking(self, step, state, metrics, data):
+        float(metrics["loss"] + np.float32(1))
+
+    monkeypatch.setattr(train._Run, "_after_step", peeking)
+    with pytest.raises(Exception, match="Disallowed host-to-device"):
+        train.train(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(BadData, match=r"loss became (nan|inf) at step \d+ .*none was saved yet"):
+        train.train(config, tmp_path)
+
+
+def test_the_last_good_checkpoint_is_named_when_the_loss_breaks(config, tmp_path, monkeypatch):
+    config.checkpoint.save_every_steps = 1
+    original = train.compile_program
+
+    def breaking(experiment, mesh):
+        program = original(experiment, mesh)
+
+        def step(state, minibatch, key):
+            broken = int(jax.device_get(state.step)) == 4
+            state, metrics = program.step(state, minibatch, key)
+            return state, metrics | ({"loss": metrics["loss"] * np.nan} if broken else {})
+
+        return train.Program(program.init, step, program.validate)
+
+    monkeypatch.setattr(train, "compile_program", breaking)
+    with pytest.raises(BadData, match=r"nan at step 5 .*last good checkpoint is of step 4"):
+        train.train(config, tmp_path)
+
+
+def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
+    train.train(config, tmp_path)
+    config.temperature = 0.5
+    with pytest.raises(BadUse, match=r"temperature: 0\.1 there, 0\.5 here"):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minibatch_size": 63}, "63 cells cannot be divided among 8 devices"),
+        ({"minibatch_size": 100_000}, "does not fit a training set"),
+        ({"optimizer.name": "lion"}, "unknown optimiser 'lion'"),
+        ({"optimizer.scaling": "cubic"}, "unknown scaling rule"),
+        ({"schedule.name": "steps"}, "unknown schedule"),
+        ({"schedule.warmup_epochs": 99.0}, "warm-up"),
+        ({"model.encoder": "vit"}, "unknown encoder 'vit'"),
+        ({"normalization.method": "log"}, "normalization.method 'log'"),
+        ({"normalization.method": "fixed"}, "need 3 numbers"),
+        ({"sampling": "often"}, "sampling 'often'"),
+        ({"validation_fraction": 2.0}, "validation fraction"),
+        ({"data_dir": "/nowhere"}, "launch/demo.sh"),
+        ({"views": {"shear": {}}}, "unknown augmentation"),
+        ({"views": {"gaussian_blur": {"kernel": 4}}}, "kernel of gaussian_blur must be odd"),
+    ],
+)
+def test_wrong_settings_are_named(config, tmp_path, change, message):
+    config.update(change) if "views" in change else config.update_from_flattened_dict(change)
+    with pytest.raises(BadUse, match=message):
+        train.train(config, tmp_path)
