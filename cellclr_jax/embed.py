@@ -7,7 +7,6 @@ intensities of each channel.
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +156,10 @@ def compile_embedding(experiment: Experiment, mesh: Mesh) -> Callable[..., Featu
 
     def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
         images = experiment.resized(experiment.images(minibatch))
-        apply = partial(experiment.model.apply, method="embed")
-        features = {name: apply(weights, images) for name, weights in variables.items()}
-        return features | {"intensity": intensity_statistics(minibatch["image"])}
+        features: Features = {"intensity": intensity_statistics(minibatch["image"])}
+        for name, weights in variables.items():
+            features[name], _ = experiment.model.apply(weights, images, method="embed", mutable=[])
+        return features
 
     return jax.jit(
         embed,

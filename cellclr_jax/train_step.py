@@ -136,7 +136,8 @@ def make_validation_step(
     def step(state: TrainState, minibatch: Mapping[str, jax.Array], key: jax.Array) -> Metrics:
         views = two_views(key, normalize(minibatch), augmentations)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        h, z = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
+        flat = views.reshape(-1, *views.shape[2:])
+        (h, z), _ = model.apply(variables, flat, train=False, mutable=[])
         return _metrics(h, z) | {"loss": losses.nt_xent(*_pair(z), temperature)}
 
     return step

@@ -10,6 +10,7 @@ import scipy.ndimage
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cellclr_jax import augment
+from cellclr_jax.augment import resampling
 
 CHAIN = {
     "random_resized_crop": {},
@@ -143,7 +144,7 @@ def test_gaussian_blur_equals_scipy(kernel):
 def test_shift_equals_numpys_interpolation(axis):
     picture = image(20)
     shift = np.random.default_rng(1).uniform(-3, 3, size=(20, 20)).astype(np.float32)
-    got = augment._shift(jnp.asarray(picture), jnp.asarray(shift), 3.0, axis=axis)
+    got = resampling.shift_along(jnp.asarray(picture), jnp.asarray(shift), 3.0, axis=axis)
     lines, moves = (picture, shift) if axis == 1 else (picture.swapaxes(0, 1), shift.T)
     want = np.stack(
         [
@@ -156,7 +157,7 @@ def test_shift_equals_numpys_interpolation(axis):
 
 def test_displacement_field_has_unit_variance_and_the_gaussians_correlation():
     fields = np.asarray(
-        jax.vmap(lambda k: augment._smooth_field(k, (48, 48), 5.0))(
+        jax.vmap(lambda k: resampling.smooth_field(k, (48, 48), 5.0))(
             jax.random.split(jax.random.key(0), 800)
         )
     )

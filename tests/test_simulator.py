@@ -13,26 +13,27 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, regionprops
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data import release_files, simulator
-from cellclr_jax.data.camera import Optics, expose
-from cellclr_jax.data.cell_painter import PaintedField, paint_field
-from cellclr_jax.data.cell_population import Population
-from cellclr_jax.data.cell_shapes import INTERPHASE, MITOTIC
-from cellclr_jax.data.cell_textures import texture_bank
-from cellclr_jax.data.phenotypes import (
+from cellclr_jax.data import simulator
+from cellclr_jax.data.simulation import release_files
+from cellclr_jax.data.simulation.camera import Optics, expose
+from cellclr_jax.data.simulation.painter import PaintedField, paint_field
+from cellclr_jax.data.simulation.phenotypes import (
     MOA_PHENOTYPES,
     ONE_WEEK_MOAS,
     UNTREATED,
     dose_effect,
     towards,
 )
-from cellclr_jax.data.plate_layout import (
+from cellclr_jax.data.simulation.plate_layout import (
     CONCENTRATIONS,
     SimulatorSettings,
     field_streams,
     plate_wells,
     treatments,
 )
+from cellclr_jax.data.simulation.population import Population
+from cellclr_jax.data.simulation.shapes import INTERPHASE, MITOTIC
+from cellclr_jax.data.simulation.textures import texture_bank
 from cellclr_jax.data.simulator import simulate_release
 
 SHARED = Path(os.environ.get("CELLCLR_SHARED", Path(__file__).parents[2] / "shared"))

@@ -26,10 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data.camera import expose
-from cellclr_jax.data.cell_painter import paint_field
-from cellclr_jax.data.cell_textures import texture_bank
-from cellclr_jax.data.plate_layout import (
+from cellclr_jax.data.simulation.camera import expose
+from cellclr_jax.data.simulation.painter import paint_field
+from cellclr_jax.data.simulation.plate_layout import (
     SimulatorSettings,
     Well,
     field_streams,
@@ -37,7 +36,7 @@ from cellclr_jax.data.plate_layout import (
     settings_dict,
     treatments,
 )
-from cellclr_jax.data.release_files import (
+from cellclr_jax.data.simulation.release_files import (
     IMAGE_CSV,
     MOA_CSV,
     plate_dir,
@@ -48,6 +47,7 @@ from cellclr_jax.data.release_files import (
     write_moa_csv,
     write_truth,
 )
+from cellclr_jax.data.simulation.textures import texture_bank
 
 __all__ = ["ReleaseSummary", "SimulatorSettings", "simulate_release"]
 

@@ -25,16 +25,16 @@ import numpy as np
 from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, regionprops
 
-from cellclr_jax.data.camera import expose
-from cellclr_jax.data.cell_painter import PaintedField, paint_field
-from cellclr_jax.data.cell_textures import texture_bank
-from cellclr_jax.data.plate_layout import (
+from cellclr_jax.data.simulation.camera import expose
+from cellclr_jax.data.simulation.painter import PaintedField, paint_field
+from cellclr_jax.data.simulation.plate_layout import (
     SimulatorSettings,
     Well,
     field_streams,
     plate_wells,
     treatments,
 )
+from cellclr_jax.data.simulation.textures import texture_bank
 from cellclr_jax.data.simulator import simulate_release
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data.camera import Optics
-from cellclr_jax.data.cell_population import Population
-from cellclr_jax.data.phenotypes import (
+from cellclr_jax.data.simulation.camera import Optics
+from cellclr_jax.data.simulation.nuisances import (
+    LevelNuisance,
+    compound_nuisance,
+    plate_nuisance,
+    week_nuisance,
+    well_conditions,
+)
+from cellclr_jax.data.simulation.phenotypes import (
     CONTROL,
     MOA_PHENOTYPES,
     ONE_WEEK_MOAS,
@@ -23,13 +29,7 @@ from cellclr_jax.data.phenotypes import (
     dose_effect,
     towards,
 )
-from cellclr_jax.data.screen_nuisances import (
-    LevelNuisance,
-    compound_nuisance,
-    plate_nuisance,
-    week_nuisance,
-    well_conditions,
-)
+from cellclr_jax.data.simulation.population import Population
 
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))
 DMSO_WELLS = ("B02", "C02", "D02", "E11", "F11", "G11")  # where BBBC021 has them

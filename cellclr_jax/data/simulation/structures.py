@@ -5,9 +5,9 @@ Each function returns a layer of [h, w] float32 in camera counts above the backg
 
 import numpy as np
 
-from cellclr_jax.data.cell_population import Cell
-from cellclr_jax.data.cell_shapes import APOPTOTIC, DISTANCE, INTERPHASE, MITOTIC, Box
-from cellclr_jax.data.cell_textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF, TextureBank
+from cellclr_jax.data.simulation.population import Cell
+from cellclr_jax.data.simulation.shapes import APOPTOTIC, DISTANCE, INTERPHASE, MITOTIC, Box
+from cellclr_jax.data.simulation.textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF, TextureBank
 
 # Brightness of an untreated structure, in camera counts above the background, from the real crops.
 DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 4150.0, 1550.0, 4000.0

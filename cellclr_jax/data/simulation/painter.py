@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from cellclr_jax.data.cell_population import Cell, Population, draw_cells
-from cellclr_jax.data.cell_shapes import ANGLE_BIN, DISTANCE, GRID_HALF, INTERPHASE, window
-from cellclr_jax.data.cell_structures import CELL_EDGE, NUCLEUS_EDGE, paint_structures
-from cellclr_jax.data.cell_textures import TextureBank
+from cellclr_jax.data.simulation.population import Cell, Population, draw_cells
+from cellclr_jax.data.simulation.shapes import ANGLE_BIN, DISTANCE, GRID_HALF, INTERPHASE, window
+from cellclr_jax.data.simulation.structures import CELL_EDGE, NUCLEUS_EDGE, paint_structures
+from cellclr_jax.data.simulation.textures import TextureBank
 
 TOUCHING = 1.08  # radii; neighbours whose outlines come as near as this share a junction
 
@@ -27,7 +27,7 @@ class PaintedField:
       image: [3, H, W] float32, camera counts above the background; DNA, tubulin, actin.
       labels: [H, W] uint16, k + 1 on the nucleus of row k of the arrays below, 0 elsewhere.
       centres: [N, 2] float32, x and y of a pixel at or next to the nucleus's centre.
-      state: [N] uint8, an index into `cell_shapes.STATES`.
+      state: [N] uint8, an index into `shapes.STATES`.
       responds, in_focus: [N] bool.
     """
 
@@ -52,7 +52,7 @@ def paint_field(
     Args:
       rng: the field's own generator; nothing else decides what is drawn.
       population: the well's cells.
-      bank: textures from `cell_textures.texture_bank`.
+      bank: textures from `textures.texture_bank`.
       height, width: of the field in pixels.
     """
     cells = draw_cells(rng, population, height, width)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cellclr_jax.data.phenotypes import Phenotype
+from cellclr_jax.data.simulation.phenotypes import Phenotype
 
 ANGLES = 512  # bins of the outline tables: 1 px apart at a radius of 80 px
 WINDOW_HALF = 128  # the largest window that a cell may fill

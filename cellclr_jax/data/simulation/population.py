@@ -4,9 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellclr_jax.data.cell_placement import place_cells
-from cellclr_jax.data.cell_shapes import INTERPHASE, Box, Piece, Table, body_outline, nucleus_pieces
-from cellclr_jax.data.phenotypes import Phenotype
+from cellclr_jax.data.simulation.phenotypes import Phenotype
+from cellclr_jax.data.simulation.placement import place_cells
+from cellclr_jax.data.simulation.shapes import (
+    INTERPHASE,
+    Box,
+    Piece,
+    Table,
+    body_outline,
+    nucleus_pieces,
+)
 
 CELLS_PER_PIXEL = 100 / (1024 * 1280)  # of an untreated field; BBBC021 has about 117 a field
 MARGIN = 30.0  # pixels outside the field in which cells still lie

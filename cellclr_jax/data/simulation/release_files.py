@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from cellclr_jax.data.cell_painter import PaintedField
-from cellclr_jax.data.cell_shapes import STATES
-from cellclr_jax.data.phenotypes import CONTROL
-from cellclr_jax.data.plate_layout import SimulatorSettings, Well, field_streams, treatments
+from cellclr_jax.data.simulation.painter import PaintedField
+from cellclr_jax.data.simulation.phenotypes import CONTROL
+from cellclr_jax.data.simulation.plate_layout import (
+    SimulatorSettings,
+    Well,
+    field_streams,
+    treatments,
+)
+from cellclr_jax.data.simulation.shapes import STATES
 
 IMAGE_CSV, MOA_CSV = "BBBC021_v1_image.csv", "BBBC021_v1_moa.csv"
 CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cellclr_jax.data.camera import Optics, Triple
+from cellclr_jax.data.simulation.camera import Optics, Triple
 
 # Gains, noise and density: standard deviations of the natural logarithm, at strength 1.
 COMPOUND_GAIN, WEEK_GAIN, PLATE_GAIN, WELL_GAIN = 0.40, 0.20, 0.10, 0.20

@@ -1,0 +1,106 @@
+"""Random views of a cell, on the device: one function an operation, image and key in, image out.
+
+Every operation is pure and takes one image [H, W, C] float32 of any range and number of channels;
+`two_views` maps them over a minibatch. Operations that move pixels lie in `geometry`, those that
+change their values in `intensity`.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cellclr_jax.augment.geometry import (
+    center_crop,
+    elastic,
+    flip_horizontal,
+    flip_vertical,
+    random_resized_crop,
+    resize,
+    rotate,
+    rotate_quarter,
+)
+from cellclr_jax.augment.intensity import (
+    add_noise,
+    drop_channel,
+    gaussian_blur,
+    grayscale,
+    jitter_channels,
+    jitter_joint,
+)
+
+__all__ = ["OPERATIONS", "augment", "resize", "two_views"]
+
+OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
+    operation.__name__: operation
+    for operation in (
+        random_resized_crop,
+        center_crop,
+        flip_horizontal,
+        flip_vertical,
+        rotate_quarter,
+        rotate,
+        elastic,
+        jitter_channels,
+        jitter_joint,
+        grayscale,
+        gaussian_blur,
+        add_noise,
+        drop_channel,
+    )
+}
+"""Every operation by its name, in the order in which `two_views` applies them."""
+
+
+def two_views(
+    key: jax.Array, images: jax.Array, config: Mapping[str, Mapping[str, Any]]
+) -> jax.Array:
+    """Two independently augmented views of each image.
+
+    Args:
+      key: a PRNG key; the same key gives the same views, however the images are sharded.
+      images: [B, H, W, C] float32.
+      config: settings of each operation by its name in `OPERATIONS`; one that is not named, or
+        whose probability is 0, is left out. Whatever the order in config, operations run in the
+        order of `OPERATIONS`, and each draws from its own stream: adding one changes no other.
+
+    Returns:
+      [B, 2, H, W, C] float32; H and W are a crop's `size` where that is set.
+
+    Raises:
+      ValueError: for an unknown operation or setting, or an image that does not fit.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"expected images [B, H, W, C], got shape {images.shape}")
+    view = partial(augment, operations=_chain(config))
+    keys = jax.random.split(key, images.shape[0] * 2)
+    # One map over all views: a nested one leaves the matrix products with an awkward inner batch.
+    views = jax.vmap(view)(jnp.repeat(images, 2, axis=0), keys)
+    return views.reshape(images.shape[0], 2, *views.shape[1:])
+
+
+def augment(image: jax.Array, key: jax.Array, operations: Mapping[str, Callable]) -> jax.Array:
+    """Applies operations in their order, each with a key of its own folded in by its name."""
+    for name, operation in operations.items():
+        image = operation(image, jax.random.fold_in(key, zlib.crc32(name.encode())))
+    return image
+
+
+def _chain(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[..., jax.Array]]:
+    """The configured operations with their settings, in the order of `OPERATIONS`."""
+    if unknown := set(config) - set(OPERATIONS):
+        known = ", ".join(OPERATIONS)
+        raise ValueError(f"unknown augmentation {sorted(unknown)}: choose among {known}")
+    chain: dict[str, Callable[..., jax.Array]] = {}
+    for name, operation in OPERATIONS.items():
+        settings = dict(config.get(name) or {})
+        if name not in config or settings.get("probability") == 0:
+            continue
+        if superfluous := set(settings) - set(operation.__kwdefaults__ or {}):
+            known = ", ".join(operation.__kwdefaults__ or {})
+            raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")
+        chain[name] = partial(operation, **settings)
+    return chain

@@ -1,0 +1,157 @@
+"""What moves pixels: crops, flips, rotations, elastic deformation; image and key in, image out."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from cellclr_jax.augment.resampling import resample_box, shift_along, smooth_field
+
+Range = tuple[float, float]
+
+# How many boxes a random resized crop draws before it takes the whole image, as in torchvision.
+_CROP_TRIES = 10
+
+
+def random_resized_crop(
+    image: jax.Array,
+    key: jax.Array,
+    *,
+    area: Range = (0.08, 1.0),
+    aspect: Range = (3 / 4, 4 / 3),
+    size: int | None = None,
+) -> jax.Array:
+    """A random box resized to a square, as torchvision's RandomResizedCrop with antialiasing.
+
+    Args:
+      image: [H, W, C].
+      key: PRNG key.
+      area: range of the box's share of the image, uniform.
+      aspect: range of width / height, uniform in its logarithm.
+      size: side of the result in pixels; None keeps H and W.
+
+    Returns:
+      [size, size, C], or [H, W, C].
+    """
+    height, width, _ = image.shape
+    area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
+    areas = jax.random.uniform(area_key, (_CROP_TRIES,), minval=area[0], maxval=area[1])
+    low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
+    aspects = jnp.exp(jax.random.uniform(aspect_key, (_CROP_TRIES,), minval=low, maxval=high))
+    widths = jnp.sqrt(areas * aspects * height * width)
+    heights = jnp.sqrt(areas / aspects * height * width)
+    fits = (widths <= width) & (heights <= height)
+    first = jnp.argmax(fits)
+    box_h = jnp.where(fits[first], heights[first], height)
+    box_w = jnp.where(fits[first], widths[first], width)
+    top = jax.random.uniform(y_key) * (height - box_h)
+    left = jax.random.uniform(x_key) * (width - box_w)
+    return resample_box(image, (top, box_h), (left, box_w), size or height, size or width)
+
+
+def center_crop(
+    image: jax.Array, key: jax.Array, *, fraction: Range = (0.5, 0.5), size: int | None = None
+) -> jax.Array:
+    """A centred box, its side a random fraction of the image's, resized to a square.
+
+    Args:
+      image: [H, W, C].
+      key: PRNG key.
+      fraction: range of the box's side as a share of the image's; equal ends make it fixed (0.5:
+        the paper's 48 → 96).
+      size: side of the result in pixels; None keeps H and W.
+
+    Returns:
+      [size, size, C], or [H, W, C].
+    """
+    height, width, _ = image.shape
+    share = jax.random.uniform(key, minval=fraction[0], maxval=fraction[1])
+    rows = (0.5 * (1 - share) * height, share * height)
+    columns = (0.5 * (1 - share) * width, share * width)
+    return resample_box(image, rows, columns, size or height, size or width)
+
+
+def resize(image: jax.Array, size: int) -> jax.Array:
+    """Resamples an image [H, W, C] to [size, size, C] by antialiased linear interpolation."""
+    height, width, _ = image.shape
+    if (height, width) == (size, size):
+        return image
+    return resample_box(image, (0.0, height), (0.0, width), size, size)
+
+
+def flip_horizontal(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
+    """Mirrors left and right."""
+    return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
+
+
+def flip_vertical(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
+    """Mirrors top and bottom."""
+    return jnp.where(jax.random.bernoulli(key, probability), image[::-1], image)
+
+
+def rotate_quarter(image: jax.Array, key: jax.Array, *, probability: float = 0.75) -> jax.Array:
+    """Rotates a square image by 90°, 180° or 270°, each equally often, else not at all.
+
+    The default probability makes all four orientations equally frequent.
+    """
+    _require_square(image)
+    on_key, turn_key = jax.random.split(key)
+    turns = jax.random.randint(turn_key, (), 1, 4) * jax.random.bernoulli(on_key, probability)
+    image = jnp.where(turns % 2 == 1, jnp.swapaxes(image, 0, 1)[::-1], image)
+    return jnp.where(turns >= 2, image[::-1, ::-1], image)
+
+
+def rotate(
+    image: jax.Array, key: jax.Array, *, degrees: float = 180.0, probability: float = 1.0
+) -> jax.Array:
+    """Rotates about the centre by a uniform angle in ±degrees, bilinear, mirrored at the border.
+
+    The one operation that gathers single pixels: several times the cost of the others.
+    """
+    height, width, _ = image.shape
+    on_key, angle_key = jax.random.split(key)
+    angle = jnp.deg2rad(jax.random.uniform(angle_key, minval=-degrees, maxval=degrees))
+    angle = jnp.where(jax.random.bernoulli(on_key, probability), angle, 0.0)
+    y = jnp.arange(height)[:, None] - (height - 1) / 2
+    x = jnp.arange(width)[None, :] - (width - 1) / 2
+    rows = jnp.cos(angle) * y + jnp.sin(angle) * x + (height - 1) / 2
+    columns = -jnp.sin(angle) * y + jnp.cos(angle) * x + (width - 1) / 2
+    take = partial(jax.scipy.ndimage.map_coordinates, order=1, mode="mirror")
+    return jax.vmap(lambda c: take(c, [rows, columns]), in_axes=2, out_axes=2)(image)
+
+
+def elastic(
+    image: jax.Array,
+    key: jax.Array,
+    *,
+    displacement: float = 1.6,
+    smoothness: float = 5.0,
+    probability: float = 0.5,
+) -> jax.Array:
+    """Elastic deformation by a smooth random field (Simard et al. 2003), one axis after the other.
+
+    Args:
+      image: [H, W, C].
+      key: PRNG key.
+      displacement: standard deviation of the shift along each axis, pixels; shifts are limited to
+        three of it. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5).
+      smoothness: standard deviation of the Gaussian that smooths the field, pixels.
+      probability: of deforming an image at all.
+
+    Returns:
+      [H, W, C], bilinear, the border repeated.
+    """
+    if displacement == 0:
+        return image
+    on_key, y_key, x_key = jax.random.split(key, 3)
+    amplitude = displacement * jax.random.bernoulli(on_key, probability)
+    limit = 3 * displacement
+    shape = (image.shape[0], image.shape[1])
+    dx = jnp.clip(amplitude * smooth_field(x_key, shape, smoothness), -limit, limit)
+    dy = jnp.clip(amplitude * smooth_field(y_key, shape, smoothness), -limit, limit)
+    return shift_along(shift_along(image, dx, limit, axis=1), dy, limit, axis=0)
+
+
+def _require_square(image: jax.Array) -> None:
+    if image.shape[0] != image.shape[1]:
+        raise ValueError(f"rotate_quarter needs square images, got {image.shape[:2]}")

@@ -1,0 +1,1 @@
+"""What a simulated plate is drawn from: cells, their phenotypes, the screen around them."""
