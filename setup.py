@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8",
+    "etils[epath]>=1.9",
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",
     "imagecodecs>=2025.3",

@@ -4,12 +4,12 @@ Kept are the last two, the best by validation loss, and one every so many steps.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax.cli import BadData, BadUse
@@ -29,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, *, keep_every: int = 0, read_only: bool = False
+        self, directory: epath.PathLike, *, keep_every: int = 0, read_only: bool = False
     ) -> None:
         self.directory = str(directory)
         kept: list[policies.PreservationPolicy] = [

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment, read_config
-from cellclr_jax.logs import say
+from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
 from cellclr_jax.train import CHECKPOINTS
 from cellclr_jax.train_step import TrainState
@@ -47,7 +48,7 @@ Features = dict[str, jax.Array]
 
 
 def evaluate_run(
-    workdir: str | Path,
+    workdir: epath.PathLike,
     *,
     step: str = "last",
     data_dir: str | Path | None = None,
@@ -68,7 +69,9 @@ def evaluate_run(
       BadUse: there is no such run, checkpoint or dataset.
       BadData: one of them cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
+    if out is None and not is_local(workdir):
+        raise BadUse(f"{workdir} is no folder of this machine: say where to write, --out=DIR")
     config = read_config(workdir)
     if data_dir is not None:
         config.data_dir = str(data_dir)
@@ -90,7 +93,7 @@ def evaluate_run(
     }
     if jax.process_index() != 0:
         return
-    folder = Path(out) if out is not None else workdir / "eval" / str(number)
+    folder = Path(out if out is not None else workdir / "eval" / str(number))
     details = {
         "step": number,
         "checkpoint": step,
@@ -184,12 +187,12 @@ def intensity_statistics(images: jax.Array) -> jax.Array:
 
 
 def _restore(
-    experiment: Experiment, workdir: Path, step: str
+    experiment: Experiment, workdir: epath.Path, step: str
 ) -> tuple[int, TrainState, dict[str, Any]]:
     """The step's number, its state and its progress."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
-    checkpoints = Checkpoints((workdir / CHECKPOINTS).absolute(), read_only=True)
+    checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
     try:
         number = checkpoints.find(step)
         template = jax.eval_shape(experiment.init, jax.random.key(0))

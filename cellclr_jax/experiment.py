@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from etils import epath
 
 from cellclr_jax import optim
 from cellclr_jax.augment import resize, two_views
@@ -130,7 +130,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     return experiment
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def write_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Writes `config.json`, or checks that the one in the work directory is the same.
 
     Raises:
@@ -139,19 +139,19 @@ def write_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     wanted = _as_json(config)
     path = workdir / CONFIG
     if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = json.loads(path.read_text())
         if differences := _differences(there, wanted):
             raise BadUse(
                 f"{workdir} holds a run of another config ({'; '.join(differences)}): "
                 "choose another --workdir, or the same settings"
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    temporary = workdir / f"{CONFIG}.tmp"
+    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
     temporary.replace(path)
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
+def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     """Reads the config of a run.
 
     Raises:
@@ -162,7 +162,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or mend --workdir")
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text(encoding="utf-8")))
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
     except ValueError as error:
         raise BadData(f"{path}: not a readable config ({error})") from error
 

@@ -5,14 +5,17 @@ The only file that imports a TensorBoard writer.
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import tensorboardX
+from etils import epath
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 # Without a terminal a line every so many seconds tells that the run is alive.
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,7 +29,9 @@ class RunLog:
     """Writes the metrics of a run and shows its progress; a process that must not write gets None.
 
     Args:
-      workdir: of the run; None shows and writes nothing (processes other than the first).
+      workdir: of the run; None shows and writes nothing (processes other than the first). What
+        lies in a bucket (gs://…) cannot be appended to: it is written beside and copied there at
+        each epoch's end.
       first_step: where the run starts or goes on; rows of later steps, left by a run that was
         killed after its last checkpoint, are dropped.
       total_steps: of the whole run.
@@ -34,7 +39,7 @@ class RunLog:
     """
 
     def __init__(
-        self, workdir: Path | None, *, first_step: int, total_steps: int, minibatch_size: int
+        self, workdir: epath.Path | None, *, first_step: int, total_steps: int, minibatch_size: int
     ) -> None:
         self._minibatch_size = minibatch_size
         self._total = total_steps
@@ -44,10 +49,12 @@ class RunLog:
         if workdir is None:
             self._bar = tqdm(disable=True)
             return
-        _drop_rows_after(workdir / METRICS, first_step)
-        self._file = (workdir / METRICS).open("a", encoding="utf-8")
+        self._workdir = workdir
+        self._local = _local_folder(workdir)
+        _drop_rows_after(self._local / METRICS, first_step)
+        self._file = (self._local / METRICS).open("a", encoding="utf-8")
         self._writer = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=10
+            str(self._local / TENSORBOARD), purge_step=first_step + 1, flush_secs=10
         )
         self._bar = tqdm(
             total=total_steps,
@@ -96,6 +103,7 @@ class RunLog:
             f"epoch {epoch}  step {step}/{self._total}  validation loss {metrics['loss']:.4f}  "
             f"accuracy {metrics['contrastive_accuracy']:.1%}"
         )
+        self._publish()
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -103,6 +111,7 @@ class RunLog:
         if self._file is not None and self._writer is not None:
             self._file.close()
             self._writer.close()
+            self._publish()
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         if self._file is None or self._writer is None:
@@ -112,9 +121,33 @@ class RunLog:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
+    def _publish(self) -> None:
+        """Copies what was written to the work directory where that is a bucket."""
+        if self._file is None or is_local(self._workdir):
+            return
+        for path in (self._local / METRICS, *(self._local / TENSORBOARD).iterdir()):
+            target = self._workdir / path.relative_to(self._local)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
     def _print(self, message: str) -> None:
         if self._file is not None:
             say(message)
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether a path lies in a file system of this machine."""
+    return "://" not in str(path)
+
+
+def _local_folder(workdir: epath.Path) -> Path:
+    """Where files are appended to: the work directory, or a folder with a copy of its metrics."""
+    if is_local(workdir):
+        return Path(workdir)
+    local = Path(tempfile.mkdtemp(prefix="cellclr_"))
+    if (workdir / METRICS).exists():
+        (local / METRICS).write_bytes((workdir / METRICS).read_bytes())
+    return local
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

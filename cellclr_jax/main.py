@@ -33,7 +33,7 @@ def main() -> None:
     else:
         sharding.use_all_cores(config.minibatch_size)
     try:
-        train.train(config, Path(_WORKDIR.value or f"runs/{name}"))
+        train.train(config, _WORKDIR.value or f"runs/{name}")
     except train.Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + 15)

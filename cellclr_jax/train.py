@@ -4,13 +4,13 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -50,12 +50,14 @@ class Program:
     validate: Callable[..., Metrics]
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh | None = None) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, mesh: Mesh | None = None
+) -> TrainState:
     """Trains, or goes on from the newest checkpoint in `workdir`, until the last epoch's end.
 
     Args:
       config: of the experiment (see `default_config`).
-      workdir: where everything is written.
+      workdir: where everything is written, a folder or a bucket (gs://…).
       mesh: the devices; None takes all.
 
     Returns:
@@ -66,14 +68,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh | None = 
       BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
       Interrupted: after SIGTERM, when the state is saved.
     """
-    mesh = mesh or sharding.make_mesh()
+    workdir, mesh = epath.Path(workdir), mesh or sharding.make_mesh()
     experiment = make_experiment(config)
     _check_devices(config.minibatch_size, mesh)
     first = jax.process_index() == 0
     if first:
         write_config(config, workdir)
     keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
-    checkpoints = Checkpoints(workdir.absolute() / CHECKPOINTS, keep_every=keep)
+    checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
     try:
         run = _Run(experiment, mesh, checkpoints, workdir if first else None)
         return run.go()
@@ -102,7 +104,11 @@ class _Run:
     """One call of `train`: what the loop holds between its steps."""
 
     def __init__(
-        self, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, workdir: Path | None
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        workdir: epath.Path | None,
     ) -> None:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
         self.workdir = workdir

@@ -1,0 +1,99 @@
+"""Views a second of the paper's chain: on the device, and one image at a time on the host.
+
+python tests/bench/augmentation_speed.py [--side=96] [--images=256]
+
+The host's chain is what a data loader of one process runs: SciPy and scikit-image, one view after
+the other.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+import scipy.ndimage
+import skimage.transform
+
+from cellclr_jax import augment, sharding
+
+CHAIN = {
+    "random_resized_crop": {"area": (0.08, 1.0)},
+    "flip_horizontal": {},
+    "elastic": {},
+    "jitter_channels": {},
+    "gaussian_blur": {"sigma": (0.1, 2.0), "kernel": 9},
+}
+REPEATS = 5
+
+
+def on_host(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """One view by SciPy and scikit-image, with the operations of `CHAIN`."""
+    side = image.shape[0]
+    size = max(8, int(side * np.sqrt(rng.uniform(0.08, 1))))
+    top, left = rng.integers(0, side - size + 1, 2)
+    view = image[top : top + size, left : left + size]
+    view = skimage.transform.resize(view, (side, side), order=1, anti_aliasing=True)
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    if rng.random() < 0.5:
+        shifts = [50 * scipy.ndimage.gaussian_filter(rng.uniform(-1, 1, (side, side)), 5)] * 2
+        places = np.mgrid[:side, :side] + np.stack(shifts)
+        channels = (scipy.ndimage.map_coordinates(c, places, order=1) for c in view.T)
+        view = np.stack(list(channels), axis=-1)
+    if rng.random() < 0.8:
+        mean = view.mean((0, 1))
+        view = ((view - mean) * rng.uniform(0.6, 1.4, 3) + mean) * rng.uniform(0.6, 1.4, 3)
+    if rng.random() < 0.5:
+        sigma = rng.uniform(0.1, 2)
+        view = scipy.ndimage.gaussian_filter(view, (sigma, sigma, 0), truncate=4 / sigma)
+    return view.astype(np.float32)
+
+
+def device_rate(images: np.ndarray) -> tuple[float, float]:
+    """(views a second at best, seconds to compile) of the jitted chain over all devices."""
+    mesh = sharding.make_mesh()
+    batch = sharding.to_global(mesh, {"image": images})["image"]
+    views = jax.jit(lambda key, x: augment.two_views(key, x, CHAIN))
+    key = jax.random.key(0)
+    began = time.perf_counter()
+    views(key, batch).block_until_ready()
+    compiled = time.perf_counter() - began
+    best = np.inf
+    for repeat in range(REPEATS):
+        began = time.perf_counter()
+        views(jax.random.fold_in(key, repeat), batch).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * len(images) / best, compiled
+
+
+def host_rate(images: np.ndarray) -> float:
+    """Views a second of the host's chain on one core, at best."""
+    rng, best = np.random.default_rng(0), np.inf
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        for image in images[:64]:
+            on_host(rng, image)
+        best = min(best, time.perf_counter() - began)
+    return min(64, len(images)) / best
+
+
+def main() -> None:
+    """Prints both rates and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--images", type=int, default=256)
+    settings = parser.parse_args()
+    sharding.use_all_cores(settings.images)
+    shape = (settings.images, settings.side, settings.side, 3)
+    images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
+    device, compiled = device_rate(images)
+    host = host_rate(images)
+    where = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    print(f"{settings.side}×{settings.side}×3, {where}, compiled in {compiled:.1f} s")
+    print(f"device chain  {device:10,.0f} views/s")
+    print(f"host chain    {host:10,.0f} views/s on one core")
+    print(f"ratio         {device / host:10.1f}")
+
+
+if __name__ == "__main__":
+    main()
