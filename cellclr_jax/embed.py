@@ -29,7 +29,7 @@ from cellclr_jax.train import CHECKPOINTS
 from cellclr_jax.train_step import TrainState
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
-_MINIBATCH = 512
+MINIBATCH = 512
 _PERCENTILES = (1, 25, 50, 75, 99)
 # What tells a site of a well apart, and what goes with it.
 _SITE = ["plate", "well", "site"]
@@ -75,11 +75,10 @@ def evaluate_run(
     config = read_config(workdir)
     if data_dir is not None:
         config.data_dir = str(data_dir)
-    sharding.use_all_cores(_MINIBATCH)
     experiment = make_experiment(config)
     mesh = sharding.make_mesh()
     number, trained, progress = _restore(experiment, workdir, step)
-    untrained = experiment.init(jax.random.key(config.seed))
+    untrained = jax.jit(experiment.init)(jax.random.key(config.seed))
     fingerprint = experiment.cells.manifest["fingerprint"]
     if progress["dataset"] != fingerprint:
         say("note: this is not the dataset that the run was trained on")
@@ -102,6 +101,7 @@ def evaluate_run(
         "trained_on": progress["dataset"],
     }
     main = scored.pop("trained")
+    scored = {name: scored[name] for name in ("untrained", "intensity")}
     report.write_evaluation(folder, main, name="trained", baselines=scored, details=details)
     report.print_scores(main, name="trained", baselines=scored)
     print(f"written to {folder}")
@@ -130,7 +130,7 @@ def site_profiles(
     }
     variables = jax.device_put(variables, sharding.replicated(mesh))
     accumulators: dict[str, profiles.WellAccumulator] = {}
-    size = sharding.round_up(_MINIBATCH, mesh)
+    size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
     rows = np.arange(len(cells.table))
     bar = tqdm(
@@ -159,10 +159,10 @@ def compile_embedding(experiment: Experiment, mesh: Mesh) -> Callable[..., Featu
 
     def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
         images = experiment.resized(experiment.images(minibatch))
-        features: Features = {"intensity": intensity_statistics(minibatch["image"])}
+        features: Features = {}
         for name, weights in variables.items():
             features[name], _ = experiment.model.apply(weights, images, method="embed", mutable=[])
-        return features
+        return features | {"intensity": intensity_statistics(minibatch["image"])}
 
     return jax.jit(
         embed,
@@ -175,15 +175,33 @@ def intensity_statistics(images: jax.Array) -> jax.Array:
     """Mean, standard deviation and percentiles (1, 25, 50, 75, 99) of each channel of each crop.
 
     Args:
-      images: [B, H, W, C] raw intensities.
+      images: [B, H, W, C] uint16 raw intensities.
 
     Returns:
       [B, 7 · C] float32, in the units of the images; statistic by statistic, channels within.
     """
-    x = images.astype(jnp.float32).reshape(images.shape[0], -1, images.shape[-1])
-    quantiles = jnp.percentile(x, jnp.asarray(_PERCENTILES, jnp.float32), axis=1)
-    statistics = [jnp.mean(x, axis=1), jnp.std(x, axis=1), *quantiles]
-    return jnp.concatenate(statistics, axis=1)
+    x = jnp.moveaxis(images, -1, 1).reshape(images.shape[0], images.shape[-1], -1)
+    percentiles = [_percentile(x.astype(jnp.int32), p) for p in _PERCENTILES]
+    x = x.astype(jnp.float32)
+    return jnp.concatenate([jnp.mean(x, axis=2), jnp.std(x, axis=2), *percentiles], axis=1)
+
+
+def _percentile(x: jax.Array, percent: float) -> jax.Array:
+    """The smallest value that so many percent do not exceed: [B, C, P] int32 → [B, C] float32.
+
+    By bisection of the 16 bits, which takes a tenth of the time of sorting on CPUs.
+    """
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        below = jnp.sum(x <= middle[:, :, None], axis=2)
+        enough = below >= percent / 100 * x.shape[2]
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    shape = x.shape[:2]
+    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, 2**16 - 1, jnp.int32))
+    return jax.lax.fori_loop(0, 16, halve, bounds)[1].astype(jnp.float32)
 
 
 def _restore(

@@ -74,8 +74,10 @@ def main() -> None:
         evaluate_profiles(_protocol())
         return
     protocol = _protocol()
-    from cellclr_jax.embed import evaluate_run
+    from cellclr_jax import sharding
+    from cellclr_jax.embed import MINIBATCH, evaluate_run
 
+    sharding.use_all_cores(MINIBATCH)
     evaluate_run(
         FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir, out=FLAGS.out, protocol=protocol
     )

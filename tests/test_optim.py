@@ -16,7 +16,7 @@ PARAMS = {
 def gradients(step):
     rng = np.random.default_rng(step)
     return {
-        layer: {name: rng.normal(size=leaf.shape) for name, leaf in leaves.items()}
+        layer: {n: rng.normal(size=v.shape).astype(np.float32) for n, v in leaves.items()}
         for layer, leaves in PARAMS.items()
     }
 

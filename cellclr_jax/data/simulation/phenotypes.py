@@ -17,7 +17,7 @@ CONTROL = "DMSO"
 # this share of the cells; the highest moves them all the way and reaches most. Doses between
 # lie evenly between.
 LOWEST_SHIFT, HIGHEST_SHIFT = 0.70, 1.0
-LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.40, 0.71
+LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.42, 0.75
 
 
 @dataclass(frozen=True)
