@@ -50,7 +50,7 @@ main() {
   "$CELLCLR_PYTHON" -m cellclr_jax.main --config=configs/simclr_demo.py --workdir="$run" \
     --config.data_dir="$data" "$@" || fail "stage 3 (training) failed"
   step 4 4 "evaluate"
-  "$CELLCLR_PYTHON" -m cellclr_jax.eval --workdir="$run" || fail "stage 4 (evaluation) failed"
+  "$CELLCLR_PYTHON" -m cellclr_jax.eval --workdir="$run" --standardize=controls || fail "stage 4 (evaluation) failed"
   echo "report: $(newest_report "$run")"
   echo "done in $SECONDS s"
 }
