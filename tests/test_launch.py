@@ -266,7 +266,7 @@ def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> Non
         f"cellclr_jax.build --source=simulated --data_dir={data}",
         f"cellclr_jax.main --config=configs/simclr_demo.py --workdir={run} "
         f"--config.data_dir={data} --config.steps=3",
-        f"cellclr_jax.eval --workdir={run}",
+        f"cellclr_jax.eval --workdir={run} --standardize=controls",
     ]
     assert f"report: {run}/eval/7/report.html" in done.stdout
     assert "[4/4] evaluate" in done.stdout
