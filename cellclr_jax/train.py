@@ -186,9 +186,10 @@ class _Run:
         epoch_ends = step % self.experiment.steps_per_epoch == 0
         interval = self.config.checkpoint.save_every_steps
         stop = self._should_stop(step)
-        if step % self.config.log_every == 0 or epoch_ends or stop:
+        save = epoch_ends or stop or bool(interval and step % interval == 0)
+        if save or step % self.config.log_every == 0:
             self._flush()
-        if epoch_ends or stop or (interval and step % interval == 0):
+        if save:
             loss = self._validate(step, state) if epoch_ends else None
             progress = {
                 "data": data.get_state(),
@@ -207,18 +208,20 @@ class _Run:
         fetched = jax.device_get([metrics for _, metrics in self.pending])
         self.pending.clear()
         for step, metrics in zip(steps, fetched, strict=True):
-            if not math.isfinite(metrics["loss"]):
-                self._refuse(step, float(metrics["loss"]))
+            # A gradient that is not finite spoils the parameters one step before the loss shows it.
+            for name in ("loss", "gradient_norm", "parameter_norm"):
+                if not math.isfinite(metrics[name]):
+                    self._refuse(step, name.replace("_", " "), float(metrics[name]))
         mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[-1]}
         mean["lr"] = float(fetched[-1]["lr"])
         self.log.record(steps[-1], self._epoch(steps[-1]), mean)
 
-    def _refuse(self, step: int, loss: float) -> None:
+    def _refuse(self, step: int, what: str, value: float) -> None:
         self.checkpoints.wait()
         saved = self.checkpoints.steps()
         last = f"the last good checkpoint is of step {saved[-1]}" if saved else "none was saved yet"
         raise BadData(
-            f"the loss became {loss} at step {step} (epoch {self._epoch(step)}); {last} "
+            f"the {what} became {value} at step {step} (epoch {self._epoch(step)}); {last} "
             f"({self.checkpoints.directory}). A lower learning rate or a longer warm-up may help"
         )
 
