@@ -25,7 +25,7 @@ from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment, read_config
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
-from cellclr_jax.train import CHECKPOINTS
+from cellclr_jax.train import CHECKPOINTS, compile_program, root_key
 from cellclr_jax.train_step import TrainState
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
@@ -77,8 +77,9 @@ def evaluate_run(
         config.data_dir = str(data_dir)
     experiment = make_experiment(config)
     mesh = sharding.make_mesh()
-    number, trained, progress = _restore(experiment, workdir, step)
-    untrained = jax.jit(experiment.init)(jax.random.key(config.seed))
+    program = compile_program(experiment, mesh)
+    untrained = program.init(root_key(config.seed, mesh))
+    number, trained, progress = _restore(workdir, step, untrained)
     fingerprint = experiment.cells.manifest["fingerprint"]
     if progress["dataset"] != fingerprint:
         say("note: this is not the dataset that the run was trained on")
@@ -115,7 +116,7 @@ def site_profiles(
     Args:
       experiment: dataset, model and normalisation.
       mesh: the devices.
-      states: encoders by name.
+      states: encoders by name, on every device.
 
     Returns:
       A profile table for each state, and one named `intensity`; one row a site, with
@@ -128,7 +129,6 @@ def site_profiles(
         name: {"params": state.params, "batch_stats": state.batch_stats}
         for name, state in states.items()
     }
-    variables = jax.device_put(variables, sharding.replicated(mesh))
     accumulators: dict[str, profiles.WellAccumulator] = {}
     size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
@@ -205,15 +205,14 @@ def _percentile(x: jax.Array, percent: float) -> jax.Array:
 
 
 def _restore(
-    experiment: Experiment, workdir: epath.Path, step: str
+    workdir: epath.Path, step: str, template: TrainState
 ) -> tuple[int, TrainState, dict[str, Any]]:
-    """The step's number, its state and its progress."""
+    """The step's number, its state (laid out like the template) and its progress."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
     try:
         number = checkpoints.find(step)
-        template = jax.eval_shape(experiment.init, jax.random.key(0))
         state, progress = checkpoints.restore(number, template)
     finally:
         checkpoints.close()

@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
 flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
 flags.DEFINE_string("data_dir", None, "Where the data set is; by default where the run had it.")
+flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
 flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
 flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
@@ -54,7 +55,7 @@ flags.DEFINE_string("control", "DMSO", "The controls' compound.")
 
 # A flag that says something about one kind of input is an error beside the other.
 _ONLY_WITH_PROFILES = ("image_csv", "moa_csv")
-_ONLY_WITH_WORKDIR = ("step", "data_dir")
+_ONLY_WITH_WORKDIR = ("step", "data_dir", "distributed")
 
 
 def main() -> None:
@@ -77,7 +78,10 @@ def main() -> None:
     from cellclr_jax import sharding
     from cellclr_jax.embed import MINIBATCH, evaluate_run
 
-    sharding.use_all_cores(MINIBATCH)
+    if FLAGS.distributed:
+        sharding.join_processes()
+    else:
+        sharding.use_all_cores(MINIBATCH)
     evaluate_run(
         FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir, out=FLAGS.out, protocol=protocol
     )

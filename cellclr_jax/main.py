@@ -24,12 +24,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main() -> None:
     """Reads the flags and trains."""
     config, name = _config()
-    import jax
-
     from cellclr_jax import sharding, train
 
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        sharding.join_processes()
     else:
         sharding.use_all_cores(config.minibatch_size)
     try:

@@ -45,10 +45,12 @@ def to_global(mesh: Mesh, minibatch: dict[str, np.ndarray]) -> dict[str, jax.Arr
       The same names, arrays [B, ...] over the mesh.
     """
     rows = by_rows(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(rows, local)
-        for name, local in minibatch.items()
-    }
+    # The one place where data go to the devices on purpose; JAX calls it implicit on several hosts.
+    with jax.transfer_guard("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(rows, local)
+            for name, local in minibatch.items()
+        }
 
 
 def to_host(tree: Any) -> Any:
@@ -78,3 +80,16 @@ def use_all_cores(minibatch_size: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = next(n for n in range(cores or 1, 0, -1) if minibatch_size % n == 0)
     jax.config.update("jax_num_cpu_devices", count)
+
+
+def join_processes() -> None:
+    """Joins this process with the others of its job.
+
+    TPU pod slices, Slurm and Open MPI tell each process its place; elsewhere the environment does:
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    """
+    count, rank = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    if count is None or rank is None:
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(num_processes=int(count), process_id=int(rank))

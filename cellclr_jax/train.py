@@ -100,6 +100,11 @@ def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
     )
 
 
+def root_key(seed: int, mesh: Mesh) -> jax.Array:
+    """The key that all streams of a run are folded from, on every device of every process."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=sharding.replicated(mesh))()
+
+
 class _Run:
     """One call of `train`: what the loop holds between its steps."""
 
@@ -115,7 +120,7 @@ class _Run:
         self.config = experiment.config
         self.process = (jax.process_index(), jax.process_count())
         self.program = compile_program(experiment, mesh)
-        self.key = jax.device_put(jax.random.key(self.config.seed), sharding.replicated(mesh))
+        self.key = root_key(self.config.seed, mesh)
         self.validation = _validation_minibatches(experiment, mesh, self.key)
         self.pending: list[tuple[int, Metrics]] = []
         self.stopped = False
@@ -269,10 +274,12 @@ def _validation_minibatches(
         minibatch_size=size,
         process=(jax.process_index(), jax.process_count()),
     )
-    return [
-        (sharding.to_global(mesh, local), stream(key, "validation", i))
-        for i, (_, local) in enumerate(minibatches)
-    ]
+    on_device = [sharding.to_global(mesh, local) for _, local in minibatches]
+    keys = jax.jit(
+        lambda root: [stream(root, "validation", i) for i in range(len(on_device))],
+        out_shardings=sharding.replicated(mesh),
+    )
+    return list(zip(on_device, keys(key), strict=True))
 
 
 def _check_devices(minibatch_size: int, mesh: Mesh) -> None:
