@@ -130,7 +130,8 @@ def test_console_table_has_counts_percentages_and_reasons():
     text = out.getvalue()
     assert re.search(r"trained +none +\d+/12 \(\d+\.\d %\) +\d+/12 \(\d+\.\d %\) +-?\d+\.\d", text)
     assert re.search(r"untrained +none +undefined +undefined +undefined", text)
-    assert "untrained, none, NSCB is undefined: all treatments lie in one batch" in text
+    where = "untrained, none; untrained, whitening; untrained, tvn"
+    assert f"{where}: NSCB is undefined: all treatments lie in one batch" in text
 
 
 def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():

@@ -131,7 +131,8 @@ def print_scores(
     sets = {name: evaluation, **(baselines or {})}
     width = max(len("profiles"), *(len(key) for key in sets))
     print(f"{'profiles':{width}}  {'correction':10}  {'NSC':>17}  {'NSCB':>17}  drop", file=out)
-    reasons: dict[str, None] = {}
+    reasons: dict[str, list[str]] = {}
+    rows = sum(len(entry.scores) for entry in sets.values())
     for key, entry in sets.items():
         for correction, scores in entry.scores.items():
             cells = [_cell(score) for score in (scores.nsc, scores.nscb)]
@@ -140,9 +141,10 @@ def print_scores(
             print(row, file=out)
             for kind, score in (("NSC", scores.nsc), ("NSCB", scores.nscb)):
                 if score.undefined:
-                    reasons[f"{key}, {correction}, {kind} is undefined: {score.undefined}"] = None
-    for reason in reasons:
-        print(reason, file=out)
+                    reason = f"{kind} is undefined: {score.undefined}"
+                    reasons.setdefault(reason, []).append(f"{key}, {correction}")
+    for reason, where in reasons.items():
+        print(reason if len(where) == rows else f"{'; '.join(where)}: {reason}", file=out)
     for note in evaluation.notes:
         # What makes a correction undefined has been said with its scores.
         if " is undefined: " not in note:
