@@ -17,6 +17,8 @@ from cellclr_jax.cli import BadData, BadUse
 _METRIC = "validation_loss"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
+# What Orbax raises for files that are missing, cut off or of another tree.
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError)
 
 
 class Checkpoints:
@@ -68,26 +70,34 @@ class Checkpoints:
         *,
         validation_loss: float | None = None,
     ) -> None:
-        """Saves in the background; a step that is there already is left as it is.
+        """Saves in the background.
 
         Args:
           step: the state's step.
           state: a tree of arrays over the mesh; it may be donated right after.
           progress: a JSON object: what beside the state a run needs to go on.
           validation_loss: ranks the checkpoint; None leaves it unranked.
+
+        Raises:
+          BadData: Orbax refused, since there is one of this step or a later one.
         """
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
-            ),
-            metrics=None if validation_loss is None else {_METRIC: validation_loss},
-        )
+        # Training forbids transfers that nobody asked for; these are asked for.
+        with jax.transfer_guard("allow"):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
+                ),
+                metrics=None if validation_loss is None else {_METRIC: validation_loss},
+            )
+        if not saved:
+            there = ", ".join(map(str, self.steps()))
+            raise BadData(f"step {step} was not saved: {self.directory} holds {there}")
 
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restores the newest checkpoint that can be read.
+        """Restores the newest checkpoint that can be read, and removes later, unreadable ones.
+
+        They are those of steps that will be taken and saved again.
 
         Args:
           template: a tree like the state, of arrays or shapes with dtypes and shardings.
@@ -98,15 +108,21 @@ class Checkpoints:
         Raises:
           BadData: there are some and none can be read.
         """
-        failures = []
+        failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                return self._restore(step, template)
-            except (ValueError, OSError, KeyError, TypeError) as error:
-                failures.append(f"step {step}: {_first_line(error)}")
-                logging.error("checkpoint of %s; trying the one before", failures[-1])
+                restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
+            except _UNREADABLE as error:
+                failures[step] = _first_line(error)
+                logging.error("checkpoint of step %d: %s", step, failures[step])
+                continue
+            for damaged in failures:
+                logging.error("removing the damaged checkpoint of step %d", damaged)
+                self._manager.delete(damaged)
+            return restored
         if failures:
-            raise BadData(f"no checkpoint in {self.directory} can be read: {'; '.join(failures)}")
+            listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
+            raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")
         return None
 
     def find(self, which: str) -> int:
@@ -122,21 +138,32 @@ class Checkpoints:
             return steps[-1]
         if which == "best":
             best = self._manager.best_step()
-            return steps[-1] if best is None else best
+            if best is None or self._manager.metrics(best) is None:
+                raise BadUse(
+                    f"no checkpoint in {self.directory} has a validation loss: --step=last"
+                )
+            return best
         if not which.isdigit() or int(which) not in steps:
             known = ", ".join(map(str, steps))
             raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {known}")
         return int(which)
 
-    def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        """Restores the checkpoint of a step as (state, progress).
+    def restore_part(self, step: int, template: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Restores those parts of the state of a step that the template names, and the progress.
+
+        Args:
+          step: of the checkpoint.
+          template: attributes of the state by name, each a tree as in `restore_newest`.
 
         Raises:
           BadData: it cannot be read or belongs to another model.
         """
+        abstract = _abstract(template)
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         try:
-            return self._restore(step, template)
-        except (ValueError, OSError, KeyError, TypeError) as error:
+            return self._restore(step, part)
+        except _UNREADABLE as error:
             raise BadData(
                 f"checkpoint {self.directory}/{step} cannot be read: {_first_line(error)}"
             ) from error
@@ -149,15 +176,16 @@ class Checkpoints:
         """Waits for the saves and ends the background threads."""
         self._manager.close()
 
-    def _restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-            ),
+            step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonRestore())
         )
         return restored["state"], restored["progress"]
+
+
+def _abstract(template: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
 
 
 def _first_line(error: Exception) -> str:

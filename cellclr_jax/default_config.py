@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
             "flip_horizontal": {"probability": 0.5},
             "flip_vertical": {"probability": 0.5},
             "rotate_quarter": {"probability": 0.75},
-            "elastic": {"displacement": 1.6, "smoothness": 5.0, "probability": 0.5},
+            "elastic": {"displacement": 0.8, "smoothness": 5.0, "probability": 0.5},
             "jitter_channels": {
                 "brightness": 0.4,
                 "contrast": 0.4,
@@ -45,7 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.encoder = "resnet50"  # cnn, resnet18, resnet50, resnet101
     config.model.dtype = "float32"  # of the computation; parameters are float32
-    config.model.encoder_settings = ml_collections.ConfigDict()
+    # Settings of an encoder have its name; those of the others lie idle.
+    config.model.cnn = ml_collections.ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
     config.model.head = ml_collections.ConfigDict(
         {"depth": 2, "hidden": config_dict.placeholder(int), "width": 128, "norm": "none"}
     )

@@ -22,11 +22,12 @@ from cellclr_jax import sharding
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
-from cellclr_jax.experiment import Experiment, make_experiment, read_config
+from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
-from cellclr_jax.train import CHECKPOINTS, compile_program, root_key
-from cellclr_jax.train_step import TrainState
+from cellclr_jax.run_config import read_config
+from cellclr_jax.train import CHECKPOINTS, root_key
+from cellclr_jax.train_step import Variables
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
 MINIBATCH = 512
@@ -62,8 +63,7 @@ def evaluate_run(
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
       out: where to write; None takes <workdir>/eval/<step>.
-      protocol: the settings of the evaluation. Intensities are always standardised by the controls:
-        counts of photons and their deviations share no scale.
+      protocol: the settings of the evaluation (see `_evaluate` for the intensities').
 
     Raises:
       BadUse: there is no such run, checkpoint or dataset.
@@ -75,29 +75,22 @@ def evaluate_run(
     config = read_config(workdir)
     if data_dir is not None:
         config.data_dir = str(data_dir)
-    experiment = make_experiment(config)
-    mesh = sharding.make_mesh()
-    program = compile_program(experiment, mesh)
-    untrained = program.init(root_key(config.seed, mesh))
+    encoding, mesh = make_encoding(config), sharding.make_mesh()
+    init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
+    untrained = init(root_key(config.seed, mesh))
     number, trained, progress = _restore(workdir, step, untrained)
-    fingerprint = experiment.cells.manifest["fingerprint"]
+    fingerprint = encoding.cells.manifest["fingerprint"]
     if progress["dataset"] != fingerprint:
         say("note: this is not the dataset that the run was trained on")
-    tables = site_profiles(experiment, mesh, {"trained": trained, "untrained": untrained})
-    scored = {
-        name: evaluation.evaluate(
-            profiles.aggregate_wells(table, through=protocol.aggregate),
-            replace(protocol, standardize="controls") if name == "intensity" else protocol,
-        )
-        for name, table in tables.items()
-    }
+    tables = site_profiles(encoding, mesh, {"trained": trained, "untrained": untrained})
+    scored = {name: _evaluate(name, table, protocol) for name, table in tables.items()}
     if jax.process_index() != 0:
         return
     folder = Path(out if out is not None else workdir / "eval" / str(number))
     details = {
         "step": number,
         "checkpoint": step,
-        "cells": len(experiment.cells.table),
+        "cells": len(encoding.cells.table),
         "dataset": fingerprint,
         "trained_on": progress["dataset"],
     }
@@ -109,26 +102,22 @@ def evaluate_run(
 
 
 def site_profiles(
-    experiment: Experiment, mesh: Mesh, states: Mapping[str, TrainState]
+    encoding: Encoding, mesh: Mesh, variables: Mapping[str, Variables]
 ) -> dict[str, pd.DataFrame]:
     """Mean features of each site, every cell visited once.
 
     Args:
-      experiment: dataset, model and normalisation.
+      encoding: dataset, model and normalisation.
       mesh: the devices.
-      states: encoders by name, on every device.
+      variables: of encoders by name, on every device.
 
     Returns:
-      A profile table for each state, and one named `intensity`; one row a site, with
+      A profile table for each encoder, and one named `intensity`; one row a site, with
       Metadata_CellCount.
     """
-    cells = experiment.cells
+    cells = encoding.cells
     sites, index = _sites(cells.table)
-    embed = compile_embedding(experiment, mesh)
-    variables = {
-        name: {"params": state.params, "batch_stats": state.batch_stats}
-        for name, state in states.items()
-    }
+    embed = compile_embedding(encoding, mesh)
     accumulators: dict[str, profiles.WellAccumulator] = {}
     size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
@@ -150,7 +139,7 @@ def site_profiles(
     return {name: accumulator.table() for name, accumulator in accumulators.items()}
 
 
-def compile_embedding(experiment: Experiment, mesh: Mesh) -> Callable[..., Features]:
+def compile_embedding(encoding: Encoding, mesh: Mesh) -> Callable[..., Features]:
     """A jitted function (variables by name, minibatch) → features [B, D] by name.
 
     Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
@@ -158,10 +147,10 @@ def compile_embedding(experiment: Experiment, mesh: Mesh) -> Callable[..., Featu
     """
 
     def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
-        images = experiment.resized(experiment.images(minibatch))
+        images = encoding.resized(encoding.images(minibatch))
         features: Features = {}
         for name, weights in variables.items():
-            features[name], _ = experiment.model.apply(weights, images, method="embed", mutable=[])
+            features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])
         return features | {"intensity": intensity_statistics(minibatch["image"])}
 
     return jax.jit(
@@ -204,19 +193,34 @@ def _percentile(x: jax.Array, percent: float) -> jax.Array:
     return jax.lax.fori_loop(0, 16, halve, bounds)[1].astype(jnp.float32)
 
 
+def _evaluate(
+    name: str, table: pd.DataFrame, protocol: evaluation.Protocol
+) -> evaluation.Evaluation:
+    """Scores one table of sites.
+
+    Intensities are standardised by the controls wherever there are two of them: means, deviations
+    and percentiles share no scale.
+    """
+    wells = profiles.aggregate_wells(table, through=protocol.aggregate)
+    controls = (wells["Metadata_Compound"] == protocol.control).sum()
+    if name == "intensity" and controls > 1:
+        protocol = replace(protocol, standardize="controls")
+    return evaluation.evaluate(wells, protocol)
+
+
 def _restore(
-    workdir: epath.Path, step: str, template: TrainState
-) -> tuple[int, TrainState, dict[str, Any]]:
-    """The step's number, its state (laid out like the template) and its progress."""
+    workdir: epath.Path, step: str, template: Variables
+) -> tuple[int, Variables, dict[str, Any]]:
+    """The step's number, its variables (laid out like the template) and its progress."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
     try:
         number = checkpoints.find(step)
-        state, progress = checkpoints.restore(number, template)
+        variables, progress = checkpoints.restore_part(number, template)
     finally:
         checkpoints.close()
-    return number, state, progress
+    return number, variables, progress
 
 
 def _sites(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:

@@ -11,6 +11,7 @@ Writes metrics.json, wells.parquet, treatments.parquet, neighbours.csv, report.h
 """
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -105,7 +106,8 @@ def evaluate_profiles(protocol: "Protocol") -> None:
     if house.left_out:
         listed = ", ".join(f"{name} ({why})" for name, why in list(house.left_out.items())[:10])
         print(f"note: {len(house.left_out)} columns are not used as features: {listed}")
-    found = evaluation.evaluate(_one_row_a_well(house.table, protocol), protocol)
+    wells, protocol = _one_row_a_well(house.table, protocol)
+    found = evaluation.evaluate(wells, protocol)
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
 
     details = {"table": FLAGS.profiles, "columns_left_out": list(house.left_out)}
@@ -140,18 +142,26 @@ def _protocol() -> "Protocol":
     )
 
 
-def _one_row_a_well(table: "pd.DataFrame", protocol: "Protocol") -> "pd.DataFrame":
-    """Averages a table of sites or cells into wells; one of wells stays as it is."""
-    from cellclr_jax.profiling import profiles
+def _one_row_a_well(
+    table: "pd.DataFrame", protocol: "Protocol"
+) -> tuple["pd.DataFrame", "Protocol"]:
+    """Averages sites or cells into wells; a table of wells stays, and the protocol says so.
+
+    Raises:
+      BadUse: --aggregate is given for a table of wells.
+    """
+    from cellclr_jax.profiling import evaluation, profiles
 
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
     # A row that counts its cells is a well or a site: without a site it is there twice by mistake,
     # which `evaluate` reports.
     if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
-        return table
+        if FLAGS["aggregate"].present:
+            raise cli.BadUse("--aggregate says nothing about a table with one row a well")
+        return table, replace(protocol, aggregate=evaluation.AS_GIVEN)
     wells = profiles.aggregate_wells(table, through=protocol.aggregate)
     print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
-    return wells
+    return wells, protocol
 
 
 if __name__ == "__main__":

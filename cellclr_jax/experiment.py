@@ -1,9 +1,9 @@
 """A config made into objects: cells, model, optimiser, and how a minibatch becomes images.
 
-Training and evaluation build the same things from the same config here.
+Training and evaluation build the same things from the same config here; nothing else but the
+training loop reads a config.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,42 +14,82 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 
 from cellclr_jax import optim
 from cellclr_jax.augment import resize, two_views
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.cli import BadUse
 from cellclr_jax.data import index, pipeline
 from cellclr_jax.data.statistics import plate_percentiles
 from cellclr_jax.models.contrastive import ContrastiveModel, make_model
 from cellclr_jax.normalization import METHODS, normalize
-from cellclr_jax.train_step import TrainState, init_state
+from cellclr_jax.train_step import TrainState, Variables, init_state, init_variables
+from cellclr_jax.train_step import make_train_step as _make_train_step
+from cellclr_jax.train_step import make_validation_step as _make_validation_step
 
-CONFIG = "config.json"
-# May differ when a run is taken up again: they decide where things lie and what is told, no number.
-_FREE = ("data_dir", "log_every", "checkpoint")
+# The least value of each setting that a loop or a formula would trip over much later.
+_AT_LEAST = {
+    "seed": 0,
+    "image_size": 1,
+    "minibatch_size": 2,
+    "epochs": 1,
+    "log_every": 1,
+    "checkpoint.save_every_steps": 0,
+    "checkpoint.keep_every_epochs": 0,
+    "optimizer.weight_decay": 0,
+    "schedule.warmup_epochs": 0,
+}
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What a config describes, ready to run.
+class Encoding:
+    """What embeds cells.
 
     Attributes:
       config: the settings.
       cells: the dataset, with what its normalisation needs per cell.
+      model: encoder and head.
+    """
+
+    config: ml_collections.ConfigDict
+    cells: pipeline.Cells
+    model: ContrastiveModel
+
+    def images(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
+        """Normalised images [B, H, W, C] of a minibatch, of the crops' own size."""
+        settings = self.config.normalization
+        low, high = minibatch.get("low"), minibatch.get("high")
+        if settings.method == "fixed":
+            low, high = (jnp.asarray(v, jnp.float32) for v in (settings.low, settings.high))
+        return normalize(minibatch["image"], settings.method, low=low, high=high)
+
+    def resized(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] at the side that the encoder sees."""
+        return jax.vmap(partial(resize, size=self.config.image_size))(images)
+
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what the encoder sees."""
+        return self.config.image_size, self.config.image_size, self.cells.image_shape[-1]
+
+    def init_variables(self, key: jax.Array) -> Variables:
+        """Parameters and statistics as a run with this root key starts from."""
+        return init_variables(self.model, key, self.view_shape)
+
+
+@dataclass(frozen=True)
+class Experiment(Encoding):
+    """What a training run needs beside.
+
+    Attributes:
       train_rows: [N] rows of the training set.
       validation_rows: [M] rows of the validation set.
-      model: encoder and head.
       schedule: learning rate by step.
       optimizer: of the parameters.
       steps_per_epoch: optimiser steps an epoch.
     """
 
-    config: ml_collections.ConfigDict
-    cells: pipeline.Cells
     train_rows: np.ndarray
     validation_rows: np.ndarray
-    model: ContrastiveModel
     schedule: optim.Schedule
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
@@ -59,46 +99,75 @@ class Experiment:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
-    @property
+    def init(self, key: jax.Array) -> TrainState:
+        """The state at step 0."""
+        return init_state(self.model, self.optimizer, key, self.view_shape)
+
+    def make_train_step(self) -> Any:
+        """See `train_step.make_train_step`."""
+        return _make_train_step(
+            self.model, self.optimizer, self.schedule, self._to_augment, **self._objective()
+        )
+
+    def make_validation_step(self) -> Any:
+        """See `train_step.make_validation_step`."""
+        return _make_validation_step(self.model, self._to_augment, **self._objective())
+
     def views(self) -> dict[str, dict[str, Any]]:
         """The augmentations, their crops cut to the image size."""
-        views = {name: dict(settings) for name, settings in self.config.views.items()}
+        views = {name: dict(settings or {}) for name, settings in self.config.views.items()}
         for name in ("random_resized_crop", "center_crop"):
             if name in views:
                 views[name].setdefault("size", self.config.image_size)
         return views
 
-    def images(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
-        """Normalised images [B, H, W, C] of a minibatch, before augmentation."""
-        settings = self.config.normalization
-        low, high = minibatch.get("low"), minibatch.get("high")
-        if settings.method == "fixed":
-            low, high = (jnp.asarray(v, jnp.float32) for v in (settings.low, settings.high))
-        images = normalize(minibatch["image"], settings.method, low=low, high=high)
-        cropped = {"random_resized_crop", "center_crop"} & set(self.config.views)
-        return images if cropped else self.resized(images)
+    def _objective(self) -> dict[str, Any]:
+        return {"augmentations": self.views(), "temperature": self.config.temperature}
 
-    def resized(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] at the side that the encoder sees."""
-        return jax.vmap(partial(resize, size=self.config.image_size))(images)
-
-    def init(self, key: jax.Array) -> TrainState:
-        """The state at step 0."""
-        side, channels = self.config.image_size, self.cells.image_shape[-1]
-        return init_state(self.model, self.optimizer, key, (side, side, channels))
+    def _to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
+        """Images for `two_views`: of the encoder's side already where no crop makes them so."""
+        images = self.images(minibatch)
+        crops = {"random_resized_crop", "center_crop"} & set(self.config.views)
+        return images if crops else self.resized(images)
 
 
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    """Opens the dataset and builds what the config names.
+def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
+    """Opens the dataset and builds the model that the config names.
 
     Raises:
       BadUse: for a setting that does not exist or does not fit the dataset.
       BadData: where the dataset cannot be read.
     """
     cells = pipeline.open_cells(config.data_dir, config.dataset)
-    held_out = index.validation_mask(cells.table["cell_id"], config.validation_fraction)
+    settings = config.model
+    try:
+        model = make_model(
+            settings.encoder,
+            dtype=settings.dtype,
+            encoder_settings=_plain(settings.get(settings.encoder) or {}),
+            head_settings=_plain(settings.head),
+        )
+    except ValueError as error:
+        raise BadUse(f"config.model: {error}") from error
+    return Encoding(config, _with_scale(cells, config.normalization), model)
+
+
+def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Opens the dataset, builds all that the config names and traces it once.
+
+    Raises:
+      BadUse: for a setting that does not exist, does not fit the dataset, or that the program
+        refuses.
+      BadData: where the dataset cannot be read.
+    """
+    _check_ranges(config)
+    encoding = make_encoding(config)
+    held_out = index.validation_mask(encoding.cells.table["cell_id"], config.validation_fraction)
     train_rows = np.flatnonzero(~held_out)
     steps = pipeline.steps_per_epoch(len(train_rows), config.minibatch_size)
+    if config.sampling not in pipeline.SAMPLING:
+        known = ", ".join(pipeline.SAMPLING)
+        raise BadUse(f"sampling {config.sampling!r}: one of {known} was expected")
     try:
         schedule = _schedule(config, steps)
         optimizer = optim.make_optimizer(
@@ -108,63 +177,33 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
             momentum=config.optimizer.momentum,
             trust_coefficient=config.optimizer.trust_coefficient,
         )
-        model = make_model(
-            config.model.encoder,
-            dtype=config.model.dtype,
-            encoder_settings=_plain(config.model.encoder_settings),
-            head_settings=_plain(config.model.head),
-        )
     except ValueError as error:
-        raise BadUse(str(error)) from error
+        raise BadUse(f"config.optimizer or config.schedule: {error}") from error
     experiment = Experiment(
         config=config,
-        cells=_with_scale(cells, config.normalization),
+        cells=encoding.cells,
         train_rows=train_rows,
         validation_rows=np.flatnonzero(held_out),
-        model=model,
+        model=encoding.model,
         schedule=schedule,
         optimizer=optimizer,
         steps_per_epoch=steps,
     )
-    _check_views(experiment)
+    _trace(experiment)
     return experiment
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Writes `config.json`, or checks that the one in the work directory is the same.
-
-    Raises:
-      BadUse: the directory holds a run of another config; the message names the differences.
-    """
-    wanted = _as_json(config)
-    path = workdir / CONFIG
-    if path.exists():
-        there = json.loads(path.read_text())
-        if differences := _differences(there, wanted):
-            raise BadUse(
-                f"{workdir} holds a run of another config ({'; '.join(differences)}): "
-                "choose another --workdir, or the same settings"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f"{CONFIG}.tmp"
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a run.
-
-    Raises:
-      BadUse: the directory holds no run.
-      BadData: its config cannot be read.
-    """
-    path = workdir / CONFIG
-    if not path.exists():
-        raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or mend --workdir")
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise BadData(f"{path}: not a readable config ({error})") from error
+def _check_ranges(config: ml_collections.ConfigDict) -> None:
+    for path, least in _AT_LEAST.items():
+        value: Any = config
+        for name in path.split("."):
+            value = value[name]
+        if not value >= least:
+            raise BadUse(f"config.{path} is {value}: at least {least} was expected")
+    for name, settings in config.views.items():
+        share = (settings or {}).get("probability", 1.0)
+        if not 0 <= share <= 1:
+            raise BadUse(f"config.views.{name}.probability is {share}: from 0 to 1 was expected")
 
 
 def _schedule(config: ml_collections.ConfigDict, steps: int) -> optim.Schedule:
@@ -191,47 +230,35 @@ def _with_scale(cells: pipeline.Cells, settings: ml_collections.ConfigDict) -> p
         raise BadUse(f"normalization.low and .high need {channels} numbers, one for each channel")
     if settings.method != "percentile":
         return cells
-    low, high = plate_percentiles(cells, low=settings.percentiles[0], high=settings.percentiles[1])
-    return replace(cells, per_cell={"low": low, "high": high})
+    low, high = settings.percentiles
+    if not 0 <= low < high <= 100:
+        raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
+    lows, highs = plate_percentiles(cells, low=low, high=high)
+    return replace(cells, per_cell={"low": lows, "high": highs})
 
 
-def _check_views(experiment: Experiment) -> None:
-    """Traces the augmentations, which tells of a wrong name or setting before anything is run."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    cells = {"image": jax.ShapeDtypeStruct((2, *experiment.cells.image_shape), np.uint16)}
-    cells |= {
+def _trace(experiment: Experiment) -> None:
+    """Traces the step on two cells: a setting that it refuses is told before anything is run."""
+    minibatch = {"image": jax.ShapeDtypeStruct((2, *experiment.cells.image_shape), np.uint16)}
+    minibatch |= {
         name: jax.ShapeDtypeStruct((2, *values.shape[1:]), values.dtype)
         for name, values in experiment.cells.per_cell.items()
     }
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         jax.eval_shape(
-            lambda k, minibatch: two_views(k, experiment.images(minibatch), experiment.views),
+            lambda k, cells: two_views(k, experiment._to_augment(cells), experiment.views()),
             key,
-            cells,
+            minibatch,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise BadUse(f"config.views: {error}") from error
+    try:
+        state = jax.eval_shape(experiment.init, key)
+        jax.eval_shape(experiment.make_train_step(), state, minibatch, key)
+    except (ValueError, TypeError, IndexError) as error:
+        raise BadUse(f"config: {error}") from error
 
 
-def _plain(settings: ml_collections.ConfigDict) -> dict[str, Any]:
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-
-
-def _as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(config.to_json())
-    return plain
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Settings that differ, as `path: old → new`; those that decide no number are passed over."""
-    if path in _FREE or old == new:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for name in sorted(old.keys() | new.keys())
-            for line in _differences(
-                old.get(name), new.get(name), f"{path}.{name}" if path else name
-            )
-        ]
-    return [f"{path}: {old!r} there, {new!r} here"]

@@ -69,7 +69,7 @@ class RunLog:
         self._bar.update()
 
     def restart_clock(self, step: int) -> None:
-        """Leaves what happened until now (compilation, validation) out of the rate."""
+        """Leaves what happened until now (compilation, validation, saving) out of the rate."""
         self._clock = (time.monotonic(), step)
 
     def record(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -116,7 +116,7 @@ class RunLog:
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         if self._file is None or self._writer is None:
             return
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)

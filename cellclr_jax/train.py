@@ -18,15 +18,10 @@ from cellclr_jax import sharding
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
-from cellclr_jax.experiment import Experiment, make_experiment, write_config
+from cellclr_jax.experiment import Experiment, make_experiment
 from cellclr_jax.logs import RunLog, say
-from cellclr_jax.train_step import (
-    Metrics,
-    TrainState,
-    make_train_step,
-    make_validation_step,
-    stream,
-)
+from cellclr_jax.run_config import check_config, write_config
+from cellclr_jax.train_step import Metrics, TrainState, stream
 
 CHECKPOINTS = "checkpoints"
 
@@ -72,6 +67,7 @@ def train(
     experiment = make_experiment(config)
     _check_devices(config.minibatch_size, mesh)
     first = jax.process_index() == 0
+    check_config(config, workdir)  # by each process, so that all end with the same message
     if first:
         write_config(config, workdir)
     keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
@@ -85,13 +81,8 @@ def train(
 
 def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
     """Wraps the pure functions of an experiment in `jit`, with their shardings over the mesh."""
-    config = experiment.config
     everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    common = {"augmentations": experiment.views, "temperature": config.temperature}
-    step = make_train_step(
-        experiment.model, experiment.optimizer, experiment.schedule, experiment.images, **common
-    )
-    validate = make_validation_step(experiment.model, experiment.images, **common)
+    step, validate = experiment.make_train_step(), experiment.make_validation_step()
     inputs = (everywhere, rows, everywhere)
     return Program(
         init=jax.jit(experiment.init, out_shardings=everywhere),
@@ -135,18 +126,26 @@ class _Run:
             total_steps=total,
             minibatch_size=self.config.minibatch_size,
         )
-        before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.workdir is not None and not self.validation:
+            say("no validation set: validation loss and the best checkpoint are left out")
+        # Of several processes, JAX's own handler lets all of them agree on the step to stop at.
+        alone = self.process[1] == 1
+        before = signal.signal(signal.SIGTERM, self._on_sigterm) if alone else None
         try:
             minibatches = self._on_device(data)
             # Everything that crosses to or from the host in the loop does so on purpose.
             with jax.transfer_guard("disallow"):
                 for step in range(start + 1, total + 1):
                     state, metrics = self.program.step(state, next(minibatches), self.key)
+                    if step == start + 1:
+                        jax.block_until_ready(metrics)
+                        self.log.restart_clock(step)  # the rate is one without compilation
                     self._after_step(step, state, metrics, data)
             self.checkpoints.wait()
         finally:
             self.log.close()
-            signal.signal(signal.SIGTERM, before)
+            if alone:
+                signal.signal(signal.SIGTERM, before)
         return state
 
     def _start(self) -> tuple[TrainState, Any]:
@@ -201,6 +200,7 @@ class _Run:
                 "dataset": self.experiment.cells.manifest["fingerprint"],
             }
             self.checkpoints.save(step, state, progress, validation_loss=loss)
+            self.log.restart_clock(step)
         if stop:
             self.checkpoints.wait()
             raise Interrupted(f"SIGTERM: saved step {step}; the same command goes on from there")
@@ -239,9 +239,10 @@ class _Run:
             total.append(self.program.validate(state, minibatch, key))
         fetched = jax.device_get(total)
         mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        if not math.isfinite(mean["loss"]):
+            self._refuse(step, "validation loss", mean["loss"])
         self.log.record_epoch(step, self._epoch(step), mean)
-        self.log.restart_clock(step)
-        return mean["loss"] if math.isfinite(mean["loss"]) else None
+        return mean["loss"]
 
     def _epoch(self, step: int) -> int:
         return -(-step // self.experiment.steps_per_epoch)
@@ -259,13 +260,13 @@ class _Run:
 def _validation_minibatches(
     experiment: Experiment, mesh: Mesh, key: jax.Array
 ) -> list[tuple[dict[str, jax.Array], jax.Array]]:
-    """Whole minibatches of the validation set with a key each; cells left over are left out.
+    """Minibatches of the validation set with a key each; a few cells left over are left out.
 
     All are of one size, since the loss of a row grows with the number of its negatives. They stay
     on the devices, and their views are the same at every epoch.
     """
     rows = experiment.validation_rows
-    size = min(experiment.config.minibatch_size, len(rows) // mesh.size * mesh.size)
+    size = validation_size(len(rows), experiment.config.minibatch_size, mesh.size)
     if size < 2:
         return []
     minibatches = pipeline.sequential_minibatches(
@@ -280,6 +281,26 @@ def _validation_minibatches(
         out_shardings=sharding.replicated(mesh),
     )
     return list(zip(on_device, keys(key), strict=True))
+
+
+def validation_size(cells: int, minibatch_size: int, devices: int) -> int:
+    """Cells of a validation minibatch: the set in equal parts, none above a training minibatch.
+
+    Args:
+      cells: of the validation set.
+      minibatch_size: of training.
+      devices: that divide a minibatch among them.
+
+    Returns:
+      A multiple of a power of two of about an eighth of it, so that any such number of devices
+      sees the same minibatches; 0 where the set is too small.
+    """
+    if not cells:
+        return 0
+    size = cells // math.ceil(cells / minibatch_size)
+    grain = 1 << max(0, (size // 8).bit_length() - 1)
+    grain = math.lcm(grain, devices)
+    return size // grain * grain
 
 
 def _check_devices(minibatch_size: int, mesh: Mesh) -> None:

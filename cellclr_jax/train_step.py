@@ -15,6 +15,8 @@ from cellclr_jax.models.contrastive import ContrastiveModel
 from cellclr_jax.optim import Schedule
 
 Metrics = dict[str, jax.Array]
+# {"params": …, "batch_stats": …}, what Flax applies a model with.
+Variables = dict[str, Any]
 Normalize = Callable[[Mapping[str, jax.Array]], jax.Array]
 
 
@@ -33,6 +35,25 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
 
+    @property
+    def variables(self) -> Variables:
+        """What Flax applies the model with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_variables(
+    model: ContrastiveModel, key: jax.Array, image_shape: tuple[int, int, int]
+) -> Variables:
+    """Draws the initial parameters and statistics from a stream of the root key.
+
+    Args:
+      model: encoder and head.
+      key: the run's root key.
+      image_shape: (H, W, C) of a normalised view.
+    """
+    variables = model.init(stream(key, "init"), jnp.zeros((2, *image_shape)), train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
 
 def init_state(
     model: ContrastiveModel,
@@ -40,21 +61,13 @@ def init_state(
     key: jax.Array,
     image_shape: tuple[int, int, int],
 ) -> TrainState:
-    """Draws the initial state.
-
-    Args:
-      model: encoder and head.
-      optimizer: whose state is made.
-      key: PRNG key.
-      image_shape: (H, W, C) of a normalised view.
-    """
-    variables = model.init(stream(key, "init"), jnp.zeros((2, *image_shape)), train=False)
-    params = variables["params"]
+    """The state at step 0: see `init_variables`, and the optimiser's own state."""
+    variables = init_variables(model, key, image_shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
     )
 
 
@@ -135,9 +148,8 @@ def make_validation_step(
 
     def step(state: TrainState, minibatch: Mapping[str, jax.Array], key: jax.Array) -> Metrics:
         views = two_views(key, normalize(minibatch), augmentations)
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         flat = views.reshape(-1, *views.shape[2:])
-        (h, z), _ = model.apply(variables, flat, train=False, mutable=[])
+        (h, z), _ = model.apply(state.variables, flat, train=False, mutable=[])
         return _metrics(h, z) | {"loss": losses.nt_xent(*_pair(z), temperature)}
 
     return step

@@ -18,8 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.views.add_noise.deviation = (0.0, 0.3)  # in noise,
     config.views.jitter_channels.contrast = 0.6  # and in staining
     config.model.encoder = "cnn"
-    config.model.encoder_settings.widths = (16, 32, 64, 64)
-    config.model.encoder_settings.norm = "batch"
+    config.model.cnn.norm = "batch"
     config.model.head.norm = "batch"
     config.model.head.width = 64
     config.temperature = 0.2

@@ -7,6 +7,10 @@ import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Many tests run the same program, some in processes of their own: it is compiled once a session.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import pytest
@@ -15,10 +19,6 @@ from cellclr_jax import default_config
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests run the same program: it is compiled once a session.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,8 @@ def config(data_dir):
     del config.views.elastic  # its unrolled sums take longest to compile
     config.validation_fraction = 0.2
     config.model.encoder = "cnn"
-    config.model.encoder_settings.widths = (8, 8, 8)
-    config.model.encoder_settings.norm = "batch"
+    config.model.cnn.widths = (8, 8, 8)
+    config.model.cnn.norm = "batch"
     config.model.head.width = 16
     config.optimizer.learning_rate = 0.1
     config.optimizer.name = "sgd"

@@ -32,7 +32,9 @@ def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch
     tables = []
     for size in (24, 56):
         monkeypatch.setattr(embed, "MINIBATCH", size)
-        tables.append(embed.site_profiles(experiment, mesh, {"trained": state})["trained"])
+        tables.append(
+            embed.site_profiles(experiment, mesh, {"trained": state.variables})["trained"]
+        )
     cells = len(experiment.cells.table)
     assert cells % 24
     assert [table["Metadata_CellCount"].sum() for table in tables] == [cells, cells]
@@ -43,7 +45,9 @@ def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch
 
 def test_site_profiles_are_means_of_single_embeddings(trained):
     _, experiment, state = trained
-    table = embed.site_profiles(experiment, sharding.make_mesh(), {"trained": state})["trained"]
+    table = embed.site_profiles(experiment, sharding.make_mesh(), {"trained": state.variables})[
+        "trained"
+    ]
     row = table.iloc[7]
     cells = experiment.cells.table
     here = (cells["plate"] == row["Metadata_Plate"]) & (cells["well"] == row["Metadata_Well"])
@@ -52,8 +56,7 @@ def test_site_profiles_are_means_of_single_embeddings(trained):
     assert row["Metadata_Compound"] == cells["compound"][members[0]]
     mesh = sharding.make_mesh(1)
     function = embed.compile_embedding(experiment, mesh)
-    variables = {"trained": {"params": state.params, "batch_stats": state.batch_stats}}
-    variables = jax.device_put(jax.device_get(variables), sharding.replicated(mesh))
+    variables = {"trained": jax.device_put(state.variables, sharding.replicated(mesh))}
     single = [
         function(variables, sharding.to_global(mesh, experiment.cells.read(np.array([m]))))
         for m in members
@@ -77,13 +80,14 @@ def test_intensity_statistics_equal_numpy():
 
 def test_a_run_is_scored_beside_its_baselines(trained, capsys):
     workdir, experiment, state = trained
-    embed.evaluate_run(workdir, protocol=Protocol(standardize="controls"))
+    embed.evaluate_run(workdir, protocol=Protocol())
     out = workdir / "eval" / str(int(state.step))
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
     assert set(metrics["baselines"]) == {"untrained", "intensity"}
     assert metrics["scores"]["none"]["nsc"]["total"] > 20
     assert metrics["protocol"]["regularization"] == 1.0
+    assert set(metrics["baseline_protocols"]) == {"intensity"}
     wells = pd.read_parquet(out / "wells.parquet")
     assert wells["Metadata_CellCount"].sum() == len(experiment.cells.table)
     assert "cellclr_0000" in wells

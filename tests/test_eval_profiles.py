@@ -74,7 +74,7 @@ def test_real_profiles_give_the_golden_numbers(shared, tmp_path):
 
 def test_sites_are_averaged_into_wells_and_flags_reach_the_protocol(tmp_path):
     table = pd.read_csv(small(tmp_path))
-    both = pd.concat([table.assign(site=1), table.assign(site=2)])
+    both = pd.concat([table.assign(site=1), table.assign(site=2)]).assign(cellcount=9)
     both.to_csv(tmp_path / "sites.csv", index=False)
     result = evaluate(
         f"--profiles={tmp_path / 'sites.csv'}",
@@ -84,7 +84,7 @@ def test_sites_are_averaged_into_wells_and_flags_reach_the_protocol(tmp_path):
         "--batches=disjoint",
         "--regularization=0.1",
         "--relative_regularization",
-        "--left_out=m7",
+        "--left_out=m2",
     )
     assert result.returncode == 0, result.stderr
     assert "16 rows averaged into 8 wells" in result.stdout
@@ -94,11 +94,25 @@ def test_sites_are_averaged_into_wells_and_flags_reach_the_protocol(tmp_path):
         "batches": "disjoint",
         "regularization": 0.1,
         "relative_regularization": True,
-        "left_out": ["m7"],
+        "left_out": ["m2"],
         "standardize": "none",
     }
     protocol = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
     assert wanted.items() <= protocol.items()
+    wells = pd.read_parquet(tmp_path / "out" / "wells.parquet")
+    assert wells["Metadata_CellCount"].tolist() == [18] * 8
+
+
+def test_cells_of_a_table_of_wells_are_counted_not_strung_together(tmp_path):
+    table = pd.read_csv(small(tmp_path)).assign(cellcount=9)
+    table.to_csv(tmp_path / "wells.csv", index=False)
+    out = tmp_path / "out"
+    result = evaluate(f"--profiles={tmp_path / 'wells.csv'}", f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    treatments = pd.read_parquet(out / "treatments.parquet")
+    assert set(treatments["Metadata_CellCount"]) == {9}
+    protocol = json.loads((out / "metrics.json").read_text())["protocol"]
+    assert protocol["aggregate"] == "given"
 
 
 def test_wrong_use_is_one_line_and_status_2(tmp_path):
@@ -112,6 +126,8 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path):
     assert_one_line(evaluate(out, f"--profiles={table}", "--standardize=plates"), 2, "plates")
     assert_one_line(evaluate(out, f"--profiles={table}", "--regularization=-1"), 2, "-1")
     assert_one_line(evaluate(out, f"--profiles={table}", "--step=3"), 2, "--step")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--left_out=m7"), 2, "'m7'", "m1, m2")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--aggregate=site"), 2, "--aggregate")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,12 @@
 """Two processes on this machine train and evaluate as one does."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_together(processes, *arguments):
-    """Runs a module in several processes that together hold two devices."""
+def start_together(processes, *arguments):
+    """Starts a module in several processes that together hold two devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(2 // processes),
@@ -28,7 +31,7 @@ def run_together(processes, *arguments):
     }
     command = [sys.executable, "-m", *arguments]
     command += ["--distributed"] if processes > 1 else []
-    started = [
+    return [
         subprocess.Popen(
             command,
             cwd=ROOT,
@@ -39,29 +42,51 @@ def run_together(processes, *arguments):
         )
         for rank in range(processes)
     ]
-    for process in started:
-        output = process.communicate(timeout=180)[0]
-        assert process.returncode == 0, output
+
+
+def finish(started, status=0):
+    """Waits for all processes, each of which must end with the status; their outputs."""
+    outputs = [process.communicate(timeout=180)[0] for process in started]
+    assert [process.returncode for process in started] == [status] * len(started), outputs
+    return outputs
+
+
+def training(data_dir, workdir, epochs):
+    return (
+        "cellclr_jax.main",
+        "--config=configs/simclr_demo.py",
+        f"--config.data_dir={data_dir}",
+        f"--workdir={workdir}",
+        "--config.image_size=24",
+        "--config.minibatch_size=64",
+        "--config.log_every=1",
+        f"--config.epochs={epochs}",
+    )
 
 
 def test_two_processes_give_the_profiles_of_one(data_dir, tmp_path):
     tables = []
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
-        run_together(
-            processes,
-            "cellclr_jax.main",
-            "--config=configs/simclr_demo.py",
-            f"--config.data_dir={data_dir}",
-            f"--workdir={workdir}",
-            "--config.image_size=24",
-            "--config.minibatch_size=64",
-            "--config.epochs=2",
-        )
-        run_together(
-            processes, "cellclr_jax.eval", f"--workdir={workdir}", "--standardize=controls"
-        )
+        finish(start_together(processes, *training(data_dir, workdir, epochs=2)))
+        evaluation = ("cellclr_jax.eval", f"--workdir={workdir}", "--standardize=controls")
+        finish(start_together(processes, *evaluation))
         tables.append(pd.read_parquet(next((workdir / "eval").rglob("wells.parquet"))))
     features = [column for column in tables[0] if column.startswith("cellclr_")]
     assert len(features) == 64
     np.testing.assert_allclose(tables[0][features], tables[1][features], atol=1e-5)
+
+
+def test_sigterm_of_one_process_saves_and_ends_both(data_dir, tmp_path):
+    started = start_together(2, *training(data_dir, tmp_path, epochs=1000))
+    log = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 5,' in log.read_text()):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    outputs = finish(started, status=143)
+    step = re.search(r"SIGTERM: saved step (\d+)", outputs[0]).group(1)
+    assert f"saved step {step};" in outputs[1]
+    assert (tmp_path / "checkpoints" / step).is_dir()

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from cellclr_jax import train
+from cellclr_jax import sharding, train
+from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,13 @@ def crash_at(monkeypatch, step):
             raise Crash
 
     monkeypatch.setattr(train._Run, "_after_step", after_step)
+
+
+def cut_in_half(checkpoint):
+    """Leaves the first half of each of a checkpoint's larger files."""
+    for file in (checkpoint / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 500:
+            os.truncate(file, file.stat().st_size // 2)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +88,50 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
         with pytest.raises(Crash):
             train.train(config, tmp_path)
     kept = sorted((p for p in (tmp_path / "checkpoints").iterdir()), key=lambda p: int(p.name))
-    for file in (kept[-1] / "state").rglob("*"):
-        if file.is_file() and file.stat().st_size > 500:
-            os.truncate(file, file.stat().st_size // 2)
+    cut_in_half(kept[-1])
     assert same(train.train(config, tmp_path), whole)
+    cut_in_half(tmp_path / "checkpoints" / "9")
+    assert same(train.train(config, tmp_path), whole)
+    last, mended = final_parameters(tmp_path)
+    assert last == 9
+    want = jax.tree.leaves(jax.device_get(whole))
+    assert all(any(np.array_equal(a, b) for b in want) for a in mended)
     for step in (tmp_path / "checkpoints").iterdir():
         shutil.rmtree(step / "state")
     with pytest.raises(BadData, match=r"no checkpoint in .* can be read"):
         train.train(config, tmp_path)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch):
+    config.checkpoint.save_every_steps = 3
+    whole = train.train(config, tmp_path / "whole", sharding.make_mesh(8))
+    with monkeypatch.context() as patch:
+        crash_at(patch, 7)
+        with pytest.raises(Crash):
+            train.train(config, tmp_path / "run", sharding.make_mesh(8))
+    state = train.train(config, tmp_path / "run", sharding.make_mesh(2))
+    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, whole)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    kept = Checkpoints((tmp_path / "run" / "checkpoints").absolute(), read_only=True)
+    template = jax.device_put(state.variables, sharding.replicated(sharding.make_mesh(1)))
+    part, progress = kept.restore_part(kept.find("last"), template)
+    kept.close()
+    assert progress["data"] == {"next_index": int(state.step)}
+    assert same(part, state.variables)
+
+
+def test_best_is_refused_where_no_checkpoint_is_ranked(config, tmp_path, capsys):
+    config.validation_fraction = 0.0
+    config.epochs = 1
+    config.schedule.warmup_epochs = 0.0
+    train.train(config, tmp_path)
+    assert "no validation set" in capsys.readouterr().err
+    kept = Checkpoints((tmp_path / "checkpoints").absolute(), read_only=True)
+    with pytest.raises(BadUse, match="has a validation loss"):
+        kept.find("best")
+    with pytest.raises(BadUse, match="there are"):
+        kept.find("12345")
+    kept.close()
 
 
 def test_another_dataset_is_refused(config, tmp_path, data_dir, monkeypatch):
@@ -131,7 +175,7 @@ def wait_for_step(process, workdir, step, seconds=120):
 
 
 def final_parameters(workdir):
-    """Digests of the arrays of the last checkpoint, through Orbax."""
+    """The last checkpoint's step and arrays, as they lie on the disk."""
     import orbax.checkpoint as ocp
 
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())

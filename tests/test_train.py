@@ -70,11 +70,40 @@ def test_the_step_is_traced_once(config):
 
 def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
     def peeking(self, step, state, metrics, data):
-        float(metrics["loss"] + np.float32(1))
+        return metrics["loss"] + np.float32(1)
 
     monkeypatch.setattr(train._Run, "_after_step", peeking)
     with pytest.raises(Exception, match="Disallowed host-to-device"):
         train.train(config, tmp_path)
+
+
+def test_metrics_are_fetched_once_an_interval(config, tmp_path, monkeypatch):
+    fetched = []
+    original = jax.device_get
+
+    def counting(tree):
+        fetched.append(len(tree))
+        return original(tree)
+
+    config.epochs = 2
+    config.log_every = 100
+    config.validation_fraction = 0.0
+    monkeypatch.setattr(jax, "device_get", counting)
+    train.train(config, tmp_path)
+    steps = make_experiment(config).steps_per_epoch
+    assert [count for count in fetched if count > 1] == [steps, steps]
+
+
+@pytest.mark.parametrize(
+    ("cells", "minibatch", "used"),
+    [(511, 256, 480), (5000, 4096, 4608), (64, 256, 64), (7, 256, 7), (1, 256, 1), (0, 256, 0)],
+)
+def test_validation_uses_nearly_all_cells_whatever_the_devices(cells, minibatch, used):
+    size = train.validation_size(cells, minibatch, 1)
+    assert size <= minibatch
+    assert (cells // size * size if size else 0) == used
+    if cells > 500:
+        assert all(train.validation_size(cells, minibatch, n) == size for n in (2, 4, 8))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path):
@@ -116,6 +145,15 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
     [
         ({"minibatch_size": 63}, "63 cells cannot be divided among 8 devices"),
         ({"minibatch_size": 100_000}, "does not fit a training set"),
+        ({"seed": -1}, "seed is -1"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"image_size": 6}, "too small for 3 poolings"),
+        ({"model.head.norm": "layer"}, "norm of the head"),
+        ({"model.cnn.norm": "layer"}, "norm of the CNN"),
+        ({"normalization.method": "percentile", "normalization.percentiles": (1, 200)}, "rising"),
+        ({"views": {"flip_vertical": {"probability": 1.5}}}, "probability is 1.5"),
+        ({"views": {"random_resized_crop": {"area": (0.3,)}}}, "config.views"),
         ({"optimizer.name": "lion"}, "unknown optimiser 'lion'"),
         ({"optimizer.scaling": "cubic"}, "unknown scaling rule"),
         ({"schedule.name": "steps"}, "unknown schedule"),
@@ -134,3 +172,4 @@ def test_wrong_settings_are_named(config, tmp_path, change, message):
     config.update(change) if "views" in change else config.update_from_flattened_dict(change)
     with pytest.raises(BadUse, match=message):
         train.train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()

@@ -97,10 +97,9 @@ def _chain(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[..., j
     chain: dict[str, Callable[..., jax.Array]] = {}
     for name, operation in OPERATIONS.items():
         settings = dict(config.get(name) or {})
-        if name not in config or settings.get("probability") == 0:
-            continue
         if superfluous := set(settings) - set(operation.__kwdefaults__ or {}):
             known = ", ".join(operation.__kwdefaults__ or {})
             raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")
-        chain[name] = partial(operation, **settings)
+        if name in config and settings.get("probability") != 0:
+            chain[name] = partial(operation, **settings)
     return chain

@@ -124,7 +124,7 @@ def elastic(
     image: jax.Array,
     key: jax.Array,
     *,
-    displacement: float = 1.6,
+    displacement: float = 0.8,
     smoothness: float = 5.0,
     probability: float = 0.5,
 ) -> jax.Array:
@@ -134,7 +134,8 @@ def elastic(
       image: [H, W, C].
       key: PRNG key.
       displacement: standard deviation of the shift along each axis, pixels; shifts are limited to
-        three of it. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5).
+        three of it. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5),
+        whose displacements are in units of half the image's side.
       smoothness: standard deviation of the Gaussian that smooths the field, pixels.
       probability: of deforming an image at all.
 

@@ -80,7 +80,7 @@ def gaussian_blur(
     width = jnp.where(jax.random.bernoulli(on_key, probability), width, 0.0)
     height, columns, _ = image.shape
     down, across = (gaussian_matrix(side, width, kernel) for side in (height, columns))
-    return jnp.einsum("yh,xw,hwc->yxc", down, across, image)
+    return jnp.einsum("yh,xw,hwc->yxc", down, across, image, precision=jax.lax.Precision.HIGHEST)
 
 
 def add_noise(

@@ -34,10 +34,15 @@ class CNN(nn.Module):
           Embeddings [B, D] float32.
 
         Raises:
-          ValueError: for an unknown norm.
+          ValueError: for an unknown norm, or images too small for the poolings.
         """
         if self.norm not in ("none", "batch"):
             raise ValueError(f"norm of the CNN must be 'none' or 'batch', got {self.norm!r}")
+        if min(images.shape[1:3]) < 2 ** len(self.widths):
+            raise ValueError(
+                f"images of {images.shape[1]}×{images.shape[2]} pixels are too small for "
+                f"{len(self.widths)} poolings: {2 ** len(self.widths)} are needed"
+            )
         x = images.astype(self.dtype)
         for i, width in enumerate(self.widths, start=1):
             plain = self.norm == "none"

@@ -11,6 +11,7 @@ from cellclr_jax.profiling import correction, moa, profiles
 from cellclr_jax.profiling.tables import canonical_table
 
 STANDARDIZE = ("none", "controls")
+AS_GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Protocol:
     """Every setting that decides a score.
 
     Attributes:
-      aggregate: cells to wells: 'well' (mean of cells) or 'site' (mean of the sites' means).
+      aggregate: cells to wells: 'well' (mean of cells), 'site' (mean of the sites' means), or
+        'given' where the table held wells already.
       standardize: 'none', or 'controls': z-scores by all control wells.
       regularization: λ of both corrections, >= 0.
       relative_regularization: whether λ is a fraction of the mean eigenvalue.
@@ -40,7 +42,7 @@ class Protocol:
     def __post_init__(self) -> None:
         """Raises BadUse for a setting that does not exist."""
         for name, allowed in {
-            "aggregate": profiles.AGGREGATES,
+            "aggregate": (*profiles.AGGREGATES, AS_GIVEN),
             "standardize": STANDARDIZE,
             "statistic": profiles.STATISTICS,
             "batches": moa.BATCH_RULES,

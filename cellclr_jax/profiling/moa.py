@@ -101,7 +101,7 @@ def not_same_compound_or_batch(
 
     Raises:
       BadData: as `not_same_compound`.
-      BadUse: an unknown rule for batches.
+      BadUse: an unknown rule for batches, or a MoA to leave out that no treatment has.
     """
     if batches not in BATCH_RULES:
         raise BadUse(f"batches {batches!r}: one of {', '.join(BATCH_RULES)} was expected")
@@ -116,6 +116,9 @@ def not_same_compound_or_batch(
         alone = table["moa"].isin(single_batch_moas(table["moa"], sets))
         excluded[alone.to_numpy()] = "its MoA lies in one batch alone"
     else:
+        if unknown := sorted(set(left_out) - set(table["moa"])):
+            known = ", ".join(sorted(set(table["moa"])))
+            raise BadUse(f"left_out: no treatment has the MoA {unknown[0]!r}; there are {known}")
         excluded[table["moa"].isin(list(left_out)).to_numpy()] = "its MoA is left out as asked"
     other = _other_batch(sets, batches)
     allowed = _differs(table["compound"]) & other & (excluded == "")[None, :]

@@ -63,6 +63,8 @@ def write_evaluation(
     metrics = describe(evaluation, name=name, baselines=baselines, details=details)
     metrics["figures_skipped"] = skipped
     page = render_report(metrics, drawn)
+    # Where there is a metrics.json, all that it speaks of is there too: it goes first, comes last.
+    (out / "metrics.json").unlink(missing_ok=True)
     for file, png in drawn.items():
         _write(out / file, functools.partial(Path.write_bytes, data=png))
     for file in skipped:
@@ -73,7 +75,6 @@ def write_evaluation(
     _write(out / "neighbours.csv", lambda path: table.to_csv(path, index=False))
     _write(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Last: where there is a metrics.json, all that it speaks of is there too.
     _write(out / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
     return metrics
 
@@ -89,9 +90,10 @@ def describe(
 
     Returns:
       {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
-      "accuracy"}, "nscb": {…}, "drop"}}, "baselines": {name: scores}, "data": counts, "notes":
-      [str], "run": details}. Accuracies are in [0, 1], the drop in percentage points; an undefined
-      score is {"correct": null, "total": 0, "accuracy": null, "undefined": reason}.
+      "accuracy"}, "nscb": {…}, "drop"}}, "baselines": {name: scores}, "baseline_protocols":
+      {name: {…}} of those whose settings differ, "data": counts, "notes": [str], "run": details}.
+      Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
+      null, "total": 0, "accuracy": null, "undefined": reason}.
     """
     baselines = baselines or {}
     notes = [*evaluation.notes]
@@ -102,6 +104,11 @@ def describe(
         "protocol": describe_protocol(evaluation),
         "scores": describe_scores(evaluation),
         "baselines": {key: describe_scores(other) for key, other in baselines.items()},
+        "baseline_protocols": {
+            key: describe_protocol(other)
+            for key, other in baselines.items()
+            if other.protocol != evaluation.protocol
+        },
         "data": evaluation.data,
         "notes": notes,
         "run": dict(details or {}),

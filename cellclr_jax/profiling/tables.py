@@ -19,6 +19,7 @@ _FORMATS = (".csv", ".csv.gz", ".parquet")
 # How a missing measurement is written; in a metadata column these are names like any other.
 _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
 _ORDER = ("Plate", "Well", "Site", "Batch", "Compound", "Concentration", "MoA", "Replicate")
+_COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def _in_house_form(
         if "Metadata_MoA" not in table:
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
         table["Metadata_MoA"] = _text(table["Metadata_MoA"])
+        table = _with_counts(table)
         split = split_columns(table)
     except BadData as error:
         message = str(error)
@@ -126,6 +128,23 @@ def _read(path: Path) -> pd.DataFrame:
     except (EOFError, zlib.error, OSError, UnicodeDecodeError, ValueError) as error:
         # pandas' and pyarrow's own errors are ValueErrors; a truncated gzip file is an EOFError.
         raise BadData(f"{path}: cannot be read ({error}); is it complete?") from error
+
+
+def _with_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of cells and wells as integers; a CSV's come as text."""
+    for column in _COUNTS:
+        if column not in table:
+            continue
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        wrong = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers)))
+        if wrong.any():
+            row = _first(wrong)
+            raise BadData(
+                f"row {row + 1}: {column} {table[column].iloc[row]!r} is no whole number of at "
+                "least 0"
+            )
+        table = table.assign(**{column: numbers.astype(np.int64)})
+    return table
 
 
 def _with_wells(table: pd.DataFrame) -> pd.DataFrame:

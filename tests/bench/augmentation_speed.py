@@ -36,7 +36,9 @@ def on_host(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         view = view[:, ::-1]
     if rng.random() < 0.5:
-        shifts = [50 * scipy.ndimage.gaussian_filter(rng.uniform(-1, 1, (side, side)), 5)] * 2
+        # torchvision's alpha of 50 is in units of half the side.
+        fields = rng.uniform(-1, 1, (2, side, side))
+        shifts = [25 * scipy.ndimage.gaussian_filter(field, 5) for field in fields]
         places = np.mgrid[:side, :side] + np.stack(shifts)
         channels = (scipy.ndimage.map_coordinates(c, places, order=1) for c in view.T)
         view = np.stack(list(channels), axis=-1)
