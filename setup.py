@@ -31,7 +31,7 @@ REQUIRES = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
-    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "beam": ["apache-beam>=2.60,<3"],
     "test": [
         "mypy>=1.15",

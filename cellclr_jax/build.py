@@ -10,7 +10,6 @@ as DIR/bbbc021/<config>/<version>, whole or not at all.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ flags.DEFINE_string("data_dir", None, "Where datasets lie.")
 flags.DEFINE_enum(
     "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
 )
-flags.DEFINE_integer("crop_size", 96, "Side of a crop in pixels (crops: their own).", 8, 1024)
+flags.DEFINE_integer("crop_size", 96, "Side of a crop in pixels (not for crops).", 8, 1024)
 flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
 flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
 flags.DEFINE_list(
@@ -41,23 +40,36 @@ flags.DEFINE_string("image_csv", None, "The image table, if not in the input or 
 flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or above it.")
 flags.DEFINE_list("plates", [], "These plates alone.")
 flags.DEFINE_integer("seed", None, "Simulated: seed.", lower_bound=0)
-flags.DEFINE_integer("weeks", None, "Simulated: weeks (batches).", lower_bound=1)
+flags.DEFINE_integer("weeks", None, "Simulated: weeks (batches).", lower_bound=2)
 flags.DEFINE_integer("plates_per_week", None, "Simulated: plates a week.", lower_bound=1)
 flags.DEFINE_integer("sites", None, "Simulated: fields a well.", lower_bound=1)
 flags.DEFINE_list("simulator", [], "Simulated: other settings, such as height=512,width=640.")
 flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
 
 _SIMULATOR_FLAGS = ("seed", "weeks", "plates_per_week", "sites")
+# Flags that decide nothing for a source: whoever sets one expects something that will not happen.
+_TABLE_FLAGS = ("image_csv", "moa_csv")
+_CUT_FLAGS = ("crop_size", "border", "min_area")
+_UNUSED_FLAGS = {
+    "raw": (*_SIMULATOR_FLAGS, "simulator"),
+    "crops": (*_SIMULATOR_FLAGS, "simulator", *_CUT_FLAGS),
+    "simulated": _TABLE_FLAGS,
+}
+# Sources that are announced and not there yet.
+_LATER_SOURCES = ("deepprofiler", "folder")
 
 
 def main() -> None:
     """Builds the dataset that the flags describe, or finds it built."""
-    from cellclr_jax.data import index, manifest, sources
+    from cellclr_jax.data import index, manifest, pool, sources
 
     _check_flags(tuple(sources.SOURCES))
     data_dir = Path(FLAGS.data_dir)
     settings = _settings(FLAGS.channels or list(sources.default_channels(FLAGS.source)))
-    if not FLAGS.overwrite and _is_built(data_dir, settings):
+    built = None if FLAGS.overwrite else _built(data_dir, settings)
+    # The settings decide simulated cells; their plates may have been deleted since.
+    if built and FLAGS.source == "simulated":
+        _say_built(built)
         return
     request = sources.Request(
         inputs=_inputs(data_dir),
@@ -67,9 +79,16 @@ def main() -> None:
         annotated=FLAGS.config == "annotated",
         plates=tuple(FLAGS.plates),
         simulation=settings["simulation"],
-        workers=_workers(),
+        workers=FLAGS.workers or pool.usable_cores(),
+        overwrite=FLAGS.overwrite,
     )
     source = sources.open_source(FLAGS.source, request)
+    if built:
+        _check_input(built, source)
+        _say_built(built)
+        return
+    if source.absent_plates:
+        print(manifest.describe_absent(source.absent_plates), flush=True)
     path = _build(data_dir, source, request, settings)
     print(manifest.summarize(index.read_manifest(path), index.read_cells(path)))
     print(f"built {path}")
@@ -78,6 +97,7 @@ def main() -> None:
 def _build(data_dir: Path, source: "Source", request: "Request", settings: dict[str, Any]) -> Path:
     """Builds from an opened source."""
     from cellclr_jax.data import bbbc021
+    from cellclr_jax.data.contents import describe_contents
 
     config = bbbc021.CellConfig(
         name=FLAGS.config,
@@ -92,6 +112,7 @@ def _build(data_dir: Path, source: "Source", request: "Request", settings: dict[
         "image_csv": source.image_csv,
         "moa_csv": source.moa_csv,
         "absent_plates": source.absent_plates,
+        "contents": describe_contents(source),
     }
     return bbbc021.build(
         data_dir,
@@ -106,8 +127,15 @@ def _build(data_dir: Path, source: "Source", request: "Request", settings: dict[
 
 def _check_flags(known: tuple[str, ...]) -> None:
     """Raises BadUse for what absl's own checks cannot see."""
+    if FLAGS.source in _LATER_SOURCES:
+        raise cli.BadUse(
+            f"--source={FLAGS.source}: this source is not there yet; there are {', '.join(known)}"
+        )
     if FLAGS.source not in known:
         raise cli.BadUse(f"--source={FLAGS.source}: there are {', '.join(known)}")
+    unused = [f"--{name}" for name in _UNUSED_FLAGS[FLAGS.source] if FLAGS[name].present]
+    if unused:
+        raise cli.BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
     if not FLAGS.data_dir:
         raise cli.BadUse("--data_dir=DIR is needed: where datasets lie")
     if len(set(FLAGS.channels)) != len(FLAGS.channels):
@@ -116,11 +144,7 @@ def _check_flags(known: tuple[str, ...]) -> None:
 
 def _settings(channels: list[str]) -> dict[str, Any]:
     """What decides the content of the dataset, as the manifest tells it."""
-    cut = {
-        "crop_size": FLAGS.crop_size,
-        "border": FLAGS.border,
-        "min_area": FLAGS.min_area,
-    }
+    cut = {name: FLAGS[name].value for name in _CUT_FLAGS}
     return {
         "source": FLAGS.source,
         "config": FLAGS.config,
@@ -148,23 +172,42 @@ def _simulation() -> dict[str, Any]:
     return settings
 
 
-def _is_built(data_dir: Path, settings: dict[str, Any]) -> bool:
-    """Says so where the dataset is finished; BadUse where it was built with other settings."""
+def _built(data_dir: Path, settings: dict[str, Any]) -> Path | None:
+    """The finished dataset, None where there is none; BadUse where it has other settings."""
     from cellclr_jax.data import index, manifest
 
     try:
         path = index.find_dataset(data_dir, FLAGS.config)
     except cli.BadUse:
-        return False
-    built = index.read_manifest(path)
-    other = manifest.differences(built["settings"], settings)
-    if other:
+        return None
+    _refuse_other(path, manifest.differences(index.read_manifest(path)["settings"], settings))
+    return path
+
+
+def _check_input(path: Path, source: "Source") -> None:
+    """Raises BadUse where a finished dataset was built from something else than a source holds."""
+    from cellclr_jax.data import index
+    from cellclr_jax.data.contents import contents_differences, describe_contents
+
+    built = index.read_manifest(path)["origin"].get("contents", {})
+    _refuse_other(path, contents_differences(built, describe_contents(source)))
+
+
+def _refuse_other(path: Path, differences: list[str]) -> None:
+    """Raises BadUse where a finished dataset is not the one that is asked for."""
+    if differences:
         raise cli.BadUse(
-            f"{path} was built otherwise: {'; '.join(other)}. --overwrite builds it again, "
+            f"{path} was built otherwise: {'; '.join(differences)}. --overwrite builds it again, "
             "another --data_dir keeps both"
         )
-    print(f"already built: {path} ({built['counts']['cells']:,} cells); --overwrite rebuilds")
-    return True
+
+
+def _say_built(path: Path) -> None:
+    """Says that there is nothing to do."""
+    from cellclr_jax.data import index
+
+    cells = index.read_manifest(path)["counts"]["cells"]
+    print(f"already built: {path} ({cells:,} cells); --overwrite rebuilds")
 
 
 def _inputs(data_dir: Path) -> tuple[Path, ...]:
@@ -172,15 +215,6 @@ def _inputs(data_dir: Path) -> tuple[Path, ...]:
     if FLAGS.source == "simulated" and not FLAGS.input:
         return (data_dir / "simulated_release",)
     return tuple(Path(path) for path in FLAGS.input)
-
-
-def _workers() -> int:
-    """The number of processes."""
-    if FLAGS.workers:
-        return int(FLAGS.workers)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

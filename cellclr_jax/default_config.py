@@ -1,12 +1,12 @@
 """Every setting of an experiment with its default; the files in `configs/` change some of them."""
 
 import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The defaults: SimCLR with a ResNet-50 on the annotated wells of BBBC021."""
-    config = ml_collections.ConfigDict()
+    config = ConfigDict()
     config.seed = 0
 
     # Data: where `build` put the dataset, and which of its configs.
@@ -15,16 +15,37 @@ def get_config() -> ml_collections.ConfigDict:
     config.validation_fraction = 0.05
     config.sampling = "uniform"  # or balanced: every treatment equally often
 
-    # zscore, zscore_minmax, percentile (of each plate), fixed (low and high, one per channel).
-    config.normalization = ml_collections.ConfigDict({"method": "zscore"})
-    config.normalization.percentiles = (1.0, 99.9)
-    config.normalization.low = ()
-    config.normalization.high = ()
-
+    config.normalization = _normalization()
     # Side of what the encoder sees, in training and in evaluation.
     config.image_size = 96
-    # Operations of `augment` by name, with their settings; the order is that of augment.OPERATIONS.
-    config.views = ml_collections.ConfigDict(
+    config.views = _views()
+    config.model = _model()
+    config.temperature = 0.1
+    config.optimizer = _optimizer()
+    config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 10.0, "final": 0.0})
+    config.minibatch_size = 4096
+    config.epochs = 400
+
+    config.log_every = 20  # steps
+    # Saves at the end of each epoch and, where not 0, every `save_every_steps`; beside the last and
+    # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
+    config.checkpoint = ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
+    return config
+
+
+def _normalization() -> ConfigDict:
+    """Raw intensities to images."""
+    settings = ConfigDict()
+    settings.method = "zscore"  # zscore_minmax, percentile (of each plate), fixed
+    settings.percentiles = (1.0, 99.9)  # of percentile
+    settings.low = ()  # of fixed, a number for each channel
+    settings.high = ()
+    return settings
+
+
+def _views() -> ConfigDict:
+    """Operations of `augment` by name; they run in the order of augment.OPERATIONS."""
+    return ConfigDict(
         {
             "random_resized_crop": {"area": (0.3, 1.0), "aspect": (0.75, 4 / 3)},
             "flip_horizontal": {"probability": 0.5},
@@ -42,31 +63,26 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
 
-    config.model = ml_collections.ConfigDict()
-    config.model.encoder = "resnet50"  # cnn, resnet18, resnet50, resnet101
-    config.model.dtype = "float32"  # of the computation; parameters are float32
+
+def _model() -> ConfigDict:
+    """Encoder and projection head."""
+    settings = ConfigDict()
+    settings.encoder = "resnet50"  # cnn, resnet18, resnet50, resnet101
+    settings.dtype = "float32"  # of the computation, or bfloat16; parameters are float32
     # Settings of an encoder have its name; those of the others lie idle.
-    config.model.cnn = ml_collections.ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
-    config.model.head = ml_collections.ConfigDict(
-        {"depth": 2, "hidden": config_dict.placeholder(int), "width": 128, "norm": "none"}
-    )
+    settings.cnn = ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
+    settings.head = ConfigDict({"depth": 2, "width": 128, "norm": "none"})
+    settings.head.hidden = config_dict.placeholder(int)  # the embedding's width
+    return settings
 
-    config.temperature = 0.1
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "lars"  # lars, adam, adamw, sgd
-    config.optimizer.learning_rate = 0.3
-    config.optimizer.scaling = "linear"  # by minibatch size: constant, linear, sqrt
-    config.optimizer.weight_decay = 1e-6
-    config.optimizer.momentum = 0.9
-    config.optimizer.trust_coefficient = 0.001
-    config.schedule = ml_collections.ConfigDict(
-        {"name": "cosine", "warmup_epochs": 10.0, "final": 0.0}
-    )
-    config.minibatch_size = 4096
-    config.epochs = 400
 
-    config.log_every = 20  # steps
-    # Saves at the end of each epoch and, where not 0, every `save_every_steps`; beside the last and
-    # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
-    config.checkpoint = ml_collections.ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
-    return config
+def _optimizer() -> ConfigDict:
+    """What updates the parameters."""
+    settings = ConfigDict()
+    settings.name = "lars"  # lars, adam, adamw, sgd
+    settings.learning_rate = 0.3
+    settings.scaling = "linear"  # by minibatch size: constant, linear, sqrt
+    settings.weight_decay = 1e-6
+    settings.momentum = 0.9
+    settings.trust_coefficient = 0.001
+    return settings

@@ -4,7 +4,6 @@ The baselines see the same cells in the same pass: the encoder as it was before 
 intensities of each channel.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 import pandas as pd
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from cellclr_jax import sharding
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
+from cellclr_jax.data.progress import Progress
 from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
@@ -86,7 +85,6 @@ def evaluate_run(
     scored = {name: _evaluate(name, table, protocol) for name, table in tables.items()}
     if jax.process_index() != 0:
         return
-    folder = Path(out if out is not None else workdir / "eval" / str(number))
     details = {
         "step": number,
         "checkpoint": step,
@@ -94,10 +92,10 @@ def evaluate_run(
         "dataset": fingerprint,
         "trained_on": progress["dataset"],
     }
-    main = scored.pop("trained")
-    scored = {name: scored[name] for name in ("untrained", "intensity")}
-    report.write_evaluation(folder, main, name="trained", baselines=scored, details=details)
-    report.print_scores(main, name="trained", baselines=scored)
+    folder = Path(out if out is not None else workdir / "eval" / str(number))
+    baselines = {name: scored[name] for name in ("untrained", "intensity")}
+    report.write_evaluation(folder, scored["trained"], baselines=baselines, details=details)
+    report.print_scores(scored["trained"], baselines=baselines)
     print(f"written to {folder}")
 
 
@@ -122,20 +120,16 @@ def site_profiles(
     size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
     rows = np.arange(len(cells.table))
-    bar = tqdm(
-        total=len(rows), unit="cell", desc="embedding", unit_scale=True, disable=not _shows()
-    )
-    for real, local in pipeline.sequential_minibatches(
-        cells, rows, minibatch_size=size, process=process
-    ):
-        found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
-        for name, features in found.items():
-            if name not in accumulators:
-                columns = _columns(name, features.shape[1], cells.manifest["image"]["channels"])
-                accumulators[name] = profiles.WellAccumulator(sites, columns)
-            accumulators[name].add(features[: len(real)], index[real])
-        bar.update(len(real))
-    bar.close()
+    minibatches = pipeline.sequential_minibatches(cells, rows, minibatch_size=size, process=process)
+    with Progress(len(rows), process[0] == 0, unit="cell", task="embedded") as progress:
+        for real, local in minibatches:
+            found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
+            for name, features in found.items():
+                if name not in accumulators:
+                    columns = _columns(name, features.shape[1], cells.manifest["image"]["channels"])
+                    accumulators[name] = profiles.WellAccumulator(sites, columns)
+                accumulators[name].add(features[: len(real)], index[real])
+            progress.step(units=len(real))
     return {name: accumulator.table() for name, accumulator in accumulators.items()}
 
 
@@ -235,7 +229,3 @@ def _columns(name: str, width: int, channels: list[str]) -> list[str]:
         return profiles.feature_names(width)
     statistics = ["Mean", "Deviation", *(f"Percentile{p}" for p in _PERCENTILES)]
     return [f"Intensity_{statistic}_{channel}" for statistic in statistics for channel in channels]
-
-
-def _shows() -> bool:
-    return jax.process_index() == 0 and sys.stderr.isatty()

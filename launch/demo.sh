@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to scores and a report, on simulated plates: minutes on two CPU cores, set-up included.
 #
-#   bash launch/demo.sh [FLAG …]            flags go to the training binary: --config.steps=200
+#   bash launch/demo.sh [FLAG …]            flags go to the training binary: --config.epochs=2
 #
 # Settings, from the environment:
 #   DATA     where the dataset lies or will be built     (data at the root of the repository)

@@ -117,7 +117,6 @@ rm -rf cellclr_jax configs launch && tar -xzf ../$REMOTE.tar.gz"
 }
 
 run() {
-  [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2
   case $RUN in gs://*) ;; *) echo "note: on a pod slice RUN must lie in a bucket, so that all workers see it" >&2 ;; esac
   on_workers all worker-run "$DATA" --distributed=true "--config=$CONFIG" "--workdir=$RUN" \
     ${FLAGS[@]+"${FLAGS[@]}"}
@@ -166,24 +165,18 @@ delete() {
   tpu delete "$NAME" --quiet
 }
 
-# again COMMAND FLAG…: this script with the same settings, in a process of its own, so that its failure can be handled.
-again() {
-  bash "$CELLCLR_ROOT/launch/tpu_vm.sh" "$@"
-}
-
 everything() {
-  local status=0
-  [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2
+  local status=0 again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a process of its own, so that its end can be handled
   export NAME ZONE PROJECT TYPE RUNTIME SPOT DATA RUN CONFIG OUT DRY_RUN BUCKET
   trap 'fail "interrupted; $NAME still exists, and costs money" 130' INT
   create # nothing is deleted that this call has not made
-  again setup || status=$?
-  [ "$status" -ne 0 ] || again run ${FLAGS[@]+"${FLAGS[@]}"} || status=$?
+  "${again[@]}" setup || status=$?
+  [ "$status" -ne 0 ] || "${again[@]}" run ${FLAGS[@]+"${FLAGS[@]}"} || status=$?
   # What a failed training has saved is worth having as well.
   case $status in
-    0) again fetch || fail "fetch failed; $NAME still exists with the work directory, and costs money" ;;
+    0) "${again[@]}" fetch || fail "fetch failed; $NAME still exists with the work directory, and costs money" ;;
     "$CONNECTION_LOST") fail "$NAME was not deleted, as its training may go on, and costs money" "$CONNECTION_LOST" ;;
-    "$TRAINING_FAILED") again fetch || echo "there is no work directory to fetch" >&2 ;;
+    "$TRAINING_FAILED") "${again[@]}" fetch || echo "there is no work directory to fetch" >&2 ;;
     *) echo "setup or run ended with status $status" >&2 ;;
   esac
   if [ "$DELETE" = 1 ]; then
@@ -195,13 +188,13 @@ everything() {
 }
 
 # worker-setup, on a worker: TPU VMs ship Python 3.10. uv, a wheel from PyPI, brings a 3.12 of its own without root and
-# without apt, which unattended upgrades keep locked on a new VM. gcsfs lets Orbax write to gs://.
+# without apt, which unattended upgrades keep locked on a new VM.
 worker_setup() {
   local python=.venv/bin/python uv="$HOME/.local/bin/uv"
   cd "$CELLCLR_ROOT"
   python3 -m pip install --quiet --user --upgrade uv
   [ -x "$python" ] || "$uv" venv --quiet --python=3.12 .venv
-  "$uv" pip install --quiet --python="$python" -e '.[tpu]' gcsfs
+  "$uv" pip install --quiet --python="$python" -e '.[tpu]'
   echo "$(hostname): $("$python" --version) is set up"
 }
 
@@ -216,7 +209,8 @@ worker_run() {
   case $data in
     gs://*)
       mkdir -p data
-      gcloud storage rsync --recursive "$data" data
+      # What an earlier dataset has left there would be read as part of this one.
+      gcloud storage rsync --recursive --delete-unmatched-destination-objects "$data" data
       data="$CELLCLR_ROOT/data"
       ;;
   esac
@@ -298,21 +292,18 @@ main() {
   [ $# -eq 0 ] || shift
   case $command in
     -h | --help | help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
-    worker-setup) worker_setup; exit ;;
-    worker-run) worker_run "$@"; exit ;;
-    worker-train) worker_train "$@"; exit ;;
-    worker-follow) worker_follow; exit ;;
-    create | setup | run | follow | fetch | delete | all) ;;
-    "") fail "name a command: create, setup, run, follow, fetch, delete or all (--help explains)" 2 ;;
-    *) fail "unknown command '$command': create, setup, run, follow, fetch, delete or all (--help explains)" 2 ;;
+    worker-setup | worker-run | worker-train | worker-follow) "${command//-/_}" "$@"; exit ;;
+    create | setup | run | follow | fetch | delete) ;;
+    all) command=everything ;;
+    *) fail "${command:-no command}: name create, setup, run, follow, fetch, delete or all (--help explains)" 2 ;;
   esac
   set_defaults
   parse "$@"
-  if [ ${#FLAGS[@]} -gt 0 ] && [ "$command" != run ] && [ "$command" != all ]; then
-    fail "unknown setting '${FLAGS[0]}' (--help lists them)" 2
-  fi
   check
-  if [ "$command" = all ]; then command=everything; fi
+  case $command in
+    run | everything) [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2 ;;
+    *) [ ${#FLAGS[@]} -eq 0 ] || fail "unknown setting '${FLAGS[0]}' (--help lists them)" 2 ;;
+  esac
   "$command"
 }
 

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, strict array semantics, and the folder of real data."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,8 +9,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests run the same program, some in processes of their own: it is compiled once a session.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellclr_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
@@ -19,6 +19,11 @@ from cellclr_jax import default_config
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionfinish() -> None:
+    """Removes the compiled programs."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

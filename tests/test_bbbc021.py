@@ -3,16 +3,19 @@ import fcntl
 import hashlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tifffile
+from array_record.python import array_record_module
 from tiny_release import HEIGHT, PLATES, WIDTH, disc_field, file_name, write_release
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import bbbc021, index, shards
+from cellclr_jax.data.dataset_folder import swap_in
 from cellclr_jax.data.image_files import read_field
 from cellclr_jax.data.sources import Request, open_source
 
@@ -160,6 +163,15 @@ def test_a_full_disk_is_told(release, tmp_path, monkeypatch):
     assert_nothing_looks_finished(tmp_path)
 
 
+def test_a_shard_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("No space left")
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", refuse)
+    with pytest.raises(OSError, match=r"cannot write to .* GB free\): No space left"):
+        shards.ShardWriter(tmp_path).write([b"record"])
+
+
 def test_a_field_without_cells_is_no_failure(release, tmp_path):
     empty = disc_field(np.random.default_rng(0), [])
     tifffile.imwrite(release / str(BROKEN).replace("_w2", "_w1"), empty)
@@ -219,6 +231,73 @@ def test_a_finished_dataset_is_replaced_only_when_asked(release, tmp_path):
     (release / BROKEN).write_bytes(b"")
     assert contents(build(release, tmp_path)) == first
     assert contents(build(release, tmp_path, overwrite=True, max_skipped=1)) != first
+
+
+def test_a_rebuild_that_fails_leaves_the_old_dataset(release, tmp_path):
+    path = build(release, tmp_path)
+    before = contents(path)
+    (release / BROKEN).write_bytes(b"II*\0 broken")
+    with pytest.raises(BadData, match="--max_skipped"):
+        build(release, tmp_path, overwrite=True)
+    assert contents(path) == before
+    assert len(index.open_images(index.find_dataset(tmp_path))) == FIELDS * CELLS_A_FIELD
+    assert [one.name for one in path.parent.iterdir() if one.is_dir()] == [path.name]
+
+
+def test_the_old_dataset_is_there_until_the_new_one_is(release, tmp_path, monkeypatch):
+    path = build(release, tmp_path)
+    before = contents(path)
+    seen = []
+
+    def watch(new, folder):
+        seen.append(contents(path) == before)
+        seen.append(contents(new) == before)
+        swap_in(new, folder)
+
+    monkeypatch.setattr(bbbc021, "swap_in", watch)
+    rebuilt = build(release, tmp_path, dataclasses.replace(CONFIG, crop_size=24), overwrite=True)
+    assert seen == [True, False]
+    assert rebuilt == path
+    assert index.open_images(path)[0]["image"].shape == (24, 24, 3)
+    assert [one.name for one in path.parent.iterdir() if one.is_dir()] == [path.name]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
+    path = build(release, tmp_path)
+    before = contents(path)
+    aside = path.with_name(f"replaced.{path.name}")
+    if arrived:
+        shutil.copytree(path, aside)
+    else:
+        path.rename(aside)
+    # A rebuild would differ from what was there.
+    (release / BROKEN).write_bytes(b"")
+    assert contents(build(release, tmp_path)) == before
+    assert not aside.exists()
+
+
+def test_a_swap_that_fails_puts_the_old_dataset_back(tmp_path):
+    (tmp_path / "1.0.0").mkdir()
+    with pytest.raises(FileNotFoundError):
+        swap_in(tmp_path / "new" / "1.0.0", tmp_path)
+    assert (tmp_path / "1.0.0").exists()
+
+
+def test_a_builder_without_a_source_says_how_to_build(tmp_path):
+    builder = bbbc021.Bbbc021(data_dir=str(tmp_path), config=CONFIG)
+    with pytest.raises(BadUse, match=r"python -m cellclr_jax\.build"):
+        builder.download_and_prepare(download_dir=str(tmp_path / "downloads"))
+
+
+def test_one_dose_is_one_treatment_however_it_was_written(release, tmp_path):
+    path = release / "BBBC021_v1_image.csv"
+    head, _, tail = path.read_text().partition("taxol,0.3")
+    path.write_text(f"{head}taxol,0.300000012{tail}")
+    built = build(release, tmp_path)
+    assert index.read_manifest(built)["counts"]["treatments"] == 3
+    cells = index.read_cells(built)
+    assert set(cells["concentration"][cells["compound"] == "taxol"]) == {0.3}
 
 
 @pytest.mark.parametrize("file", ["cells.parquet", "manifest.json", "dataset_info.json"])

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,28 +40,44 @@ def flags(release, tmp_path):
     return ("--source=raw", f"--input={release}", f"--data_dir={tmp_path / 'out'}", *SMALL)
 
 
-def test_help_answers_at_once():
-    began = time.monotonic()
-    result = run("--help")
-    assert time.monotonic() - began < 2
-    assert result.returncode == 0
+def test_help_loads_nothing_heavy():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['build', '--help']\n"
+        "try:\n"
+        "    runpy.run_module('cellclr_jax.build', run_name='__main__', alter_sys=True)\n"
+        "finally:\n"
+        "    heavy = {'jax', 'tensorflow_datasets', 'pandas', 'skimage', 'numpy'}\n"
+        "    print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
     assert "--max_skipped" in result.stdout
+    assert result.stdout.endswith("loaded: []\n")
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ("--source=plates", "error: --source=plates: there are raw, crops, simulated"),
+        ("--source=deepprofiler", "this source is not there yet; there are raw, crops, simulated"),
+        ("--source=folder", "--source=folder: this source is not there yet"),
+        ("--source=crops", "--crop_size, --min_area: --source=crops does not use it"),
+        ("--weeks=3", "--weeks: --source=raw does not use it"),
+        ("--simulator=height=200", "--simulator: --source=raw does not use it"),
+        ("--source=simulated --weeks=1", "--weeks"),
+        ("--source=simulated --image_csv=a.csv", "--image_csv: --source=simulated does not use it"),
         ("--input=nowhere", "error: nowhere: no such folder or zip (--input)"),
         ("--border=wrap", "--border"),
         ("--channels=dna,dna", "a channel is named twice"),
         ("--data_dir=", "--data_dir=DIR is needed"),
-        ("--simulator=hight=3", "there are seed, weeks"),
+        ("--source=simulated --simulator=hight=3", "there are seed, weeks"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(flags, wrong, message):
-    more = ("--source=simulated",) if wrong.startswith("--simulator") else ()
-    result = run(*flags, *more, wrong)
+    result = run(*flags, *wrong.split())
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -85,6 +102,33 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     rebuilt = run(*flags, "--crop_size=24", "--overwrite", "--workers=1")
     assert rebuilt.returncode == 1
     assert "--max_skipped=0.01" in rebuilt.stderr
+
+
+def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path):
+    hidden = release.parent / PLATES[1]
+    (release / "Week2" / PLATES[1]).rename(hidden)
+    first = run(*flags, "--workers=1")
+    assert first.returncode == 0, first.stderr
+    told = f"1 of the image table's plates have no file in the input and are left out: {PLATES[1]}"
+    # Before the work, and in the summary.
+    assert first.stdout.count(told) == 2
+    assert first.stdout.startswith(told)
+    hidden.rename(release / "Week2" / PLATES[1])
+    more = run(*flags)
+    assert more.returncode == 2
+    assert f"was built otherwise: 1 plate more: {PLATES[1]}. --overwrite" in more.stderr
+    again = run(*flags, "--workers=1", "--overwrite")
+    assert again.returncode == 0, again.stderr
+    moved = release.rename(tmp_path / "moved")
+    assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
+    gone = run(*flags)
+    assert gone.returncode == 2
+    assert f"{release}: no such folder or zip (--input)" in gone.stderr
+    table = moved / "BBBC021_v1_moa.csv"
+    table.write_text(table.read_text().replace("Epithelial", "Other"))
+    other = run(*flags, f"--input={moved}")
+    assert other.returncode == 2
+    assert "was built otherwise: another MoA table. --overwrite" in other.stderr
 
 
 def test_a_killed_build_leaves_nothing_and_the_next_one_works(release, flags, tmp_path):
@@ -117,6 +161,10 @@ def test_simulated_plates_become_a_dataset(tmp_path):
     path = index.find_dataset(tmp_path)
     assert index.read_manifest(path)["settings"]["simulation"]["seed"] == 3
     assert len(index.open_images(path)) > 0
+    shutil.rmtree(tmp_path / "simulated_release")
+    again = run(*flags, "--seed=3")
+    assert again.stdout.startswith("already built: "), again.stderr
+    assert not (tmp_path / "simulated_release").exists()
     other = run(*flags, "--seed=4")
     assert other.returncode == 2
-    assert "simulation is" in other.stderr
+    assert "otherwise: simulation.seed is 3, not 4." in other.stderr

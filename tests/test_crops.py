@@ -27,11 +27,12 @@ def test_centers_of_nothing():
     assert nucleus_centers(np.zeros((5, 6), np.int32)).shape == (0, 2)
 
 
-@pytest.mark.parametrize("size", [7, 8, 96])
-@pytest.mark.parametrize("border", ["drop", "pad", "shift"])
+# A window of 96 pixels cannot be shifted into a field of 60.
+@pytest.mark.parametrize(
+    ("size", "border"),
+    [(s, b) for s in (7, 8, 96) for b in ("drop", "pad", "shift") if (s, b) != (96, "shift")],
+)
 def test_crops_equal_a_naive_loop(rng, field, size, border):
-    if size == 96 and border == "shift":
-        return
     centers = rng.uniform(0, 1, (50, 2)) * [59, 79]
     crops = extract_crops(field, centers, size=size, border=border)
     wide = np.pad(field, ((size, size), (size, size), (0, 0)), mode="reflect")

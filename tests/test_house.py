@@ -69,6 +69,16 @@ def test_one_room_for_each_heavy_library():
     assert users_of("tensorflow") == set()
 
 
+def test_few_files_know_what_a_config_is():
+    assert users_of("ml_collections") == {
+        "default_config.py",
+        "experiment.py",
+        "main.py",
+        "run_config.py",
+        "train.py",
+    }
+
+
 def test_binaries_are_imported_by_nobody():
     for path in modules():
         assert not {"main", "eval", "build"} & own(path)

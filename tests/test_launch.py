@@ -1,11 +1,15 @@
 """The launch scripts, with stand-ins for Python, pip, gcloud and Slurm that record calls."""
 
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from cellclr_jax import default_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -45,6 +49,16 @@ case "$line" in
     times=$(grep -c "$FAIL_CALL" "$CALLS")
     if [ "$times" -lt "${FAIL_TIMES:-9}" ]; then exit "${FAIL_STATUS:-7}"; fi ;;
 esac
+"""
+
+# Makes an environment whose Python only tells its version.
+FAKE_UV = r"""#!/usr/bin/env bash
+echo "uv $*" >>"$CALLS"
+if [ "$1" = venv ]; then
+  mkdir -p .venv/bin
+  printf '#!/usr/bin/env bash\necho Python 3.12.1\n' >.venv/bin/python
+  chmod +x .venv/bin/python
+fi
 """
 
 FAKE_SRUN = r"""#!/usr/bin/env bash
@@ -155,6 +169,23 @@ def test_script_parses_is_strict_and_says_how_it_is_used(script: Path) -> None:
     assert script.name in text.split("\nset -euo")[0]
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_settings_shown_in_the_header_exist(script: Path) -> None:
+    known = set(dotted(default_config.get_config().to_dict()))
+    header = script.read_text().split("\nset -euo")[0]
+    for name in re.findall(r"--config\.([\w.]+)=", header):
+        assert name in known, f"{script.name}: {name}"
+
+
+def dotted(settings: dict, prefix: str = "") -> Iterator[str]:
+    """The names of the settings of a config, with dots where they are nested."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 # ---------------------------------------------------------------- environment
 
 
@@ -259,13 +290,13 @@ def test_base_environment_of_conda_is_left_alone(python: House) -> None:
 
 
 def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> None:
-    done = python.run("demo.sh", "--config.steps=3", RUN="my run")
+    done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
     run, data = python.elsewhere / "my run", python.root / "data"
     assert done.returncode == 0, done.stderr
     assert python.calls()[2:] == [
         f"cellclr_jax.build --source=simulated --data_dir={data}",
         f"cellclr_jax.main --config=configs/simclr_demo.py --workdir={run} "
-        f"--config.data_dir={data} --config.steps=3",
+        f"--config.data_dir={data} --config.epochs=3",
         f"cellclr_jax.eval --workdir={run} --standardize=controls",
     ]
     assert f"report: {run}/eval/7/report.html" in done.stdout
@@ -526,7 +557,9 @@ def test_worker_trains_detached_and_its_status_can_be_followed(
     assert cloud.run("tpu_vm.sh", "worker-follow").returncode == 3, "nothing has been started"
     done = cloud.run("tpu_vm.sh", "worker-run", "gs://b/data", "--config=c.py", "--note=a b")
     assert done.returncode == 0, done.stderr
-    assert cloud.calls() == ["gcloud|storage|rsync|--recursive|gs://b/data|data"]
+    assert cloud.calls() == [
+        "gcloud|storage|rsync|--recursive|--delete-unmatched-destination-objects|gs://b/data|data"
+    ]
     again = cloud.run("tpu_vm.sh", "worker-run", "gs://b/data")
     assert again.returncode == 1
     assert "runs already" in again.stderr
@@ -534,6 +567,22 @@ def test_worker_trains_detached_and_its_status_can_be_followed(
     assert done.returncode == expected
     trained = "trained -m cellclr_jax.main --config=c.py --note=a b --config.data_dir="
     assert f"{trained}{cloud.root}/data" in done.stdout
+
+
+def test_worker_setup_installs_the_extra_for_tpus_and_nothing_beside_it(cloud: House) -> None:
+    cloud.put("python3", "#!/usr/bin/env bash\n")
+    uv = cloud.elsewhere / ".local" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(FAKE_UV)
+    uv.chmod(0o755)
+    done = cloud.run("tpu_vm.sh", "worker-setup")
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls() == [
+        "uv venv --quiet --python=3.12 .venv",
+        "uv pip install --quiet --python=.venv/bin/python -e .[tpu]",
+    ]
+    extras = (ROOT / "setup.py").read_text().split('"tpu": [')[1].split("]")[0]
+    assert "gcsfs" in extras, "Orbax writes to gs:// through it"
 
 
 def test_worker_setup_stops_when_an_installation_fails(cloud: House) -> None:

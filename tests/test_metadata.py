@@ -88,6 +88,27 @@ def test_tables_that_do_not_belong_together_are_rejected():
 
 
 @pytest.mark.parametrize(
+    ("compound", "concentration", "there"),
+    [
+        ("taxolx", "0.3", " at any concentration"),
+        ("taxol", "3", r" \(there it has 0\.3, 1\)"),
+    ],
+)
+def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentration, there):
+    lines = [IMAGE_HEADER, image_row(compound="taxol", concentration="1")]
+    lines += [image_row(well="C03", compound="taxol", concentration="0.300000012")]
+    images = metadata.read_image_csv(write(tmp_path / "image.csv", lines))
+    known = ["compound,concentration,moa", "taxol,0.3,M"]
+    moa = metadata.read_moa_csv(write(tmp_path / "moa.csv", known))
+    metadata.require_imaged(moa, images, "moa.csv", "image.csv")
+    lines = [*known, "", f"{compound},{concentration},M"]
+    moa = metadata.read_moa_csv(write(tmp_path / "moa.csv", lines))
+    message = rf"^moa\.csv, line 4: compound '{compound}' at {concentration} is on no row of image"
+    with pytest.raises(BadData, match=message + r"\.csv" + there):
+        metadata.require_imaged(moa, images, "moa.csv", "image.csv")
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([image_row(concentration="-1")], r"image.csv, line 2: concentration '-1'"),
@@ -102,6 +123,13 @@ def test_tables_that_do_not_belong_together_are_rejected():
         ([image_row(), image_row()], r"line 3: .*site 1 is also on line 2"),
         ([image_row(), image_row(2, compound="taxol")], r"line 3: well B02 .* 'taxol' at 0"),
         ([image_row() + ",more"], r"line 2: 14 values, the header has 13"),
+        (
+            [image_row(), image_row(well="C03").replace("C03_s1_w1", "B02_s1_w1")],
+            r"line 3: dna file Week1/Week1_22123/B02_s1_w1AB.tif is also on line 2",
+        ),
+        ([image_row(), image_row(2, compound="ta\nxol")], r"line 3: a line break inside quotes"),
+        ([image_row(compound="taxol\n")], r"line 2: a line break inside quotes"),
+        ([image_row() + ',"'], r"line 2: unexpected end of data"),
         ([], r"a header and no rows"),
     ],
 )
@@ -147,6 +175,7 @@ def test_real_tables_hold_the_annotated_subset(shared):
     images = metadata.read_image_csv(folder / "BBBC021_v1_image.csv")
     moa = metadata.read_moa_csv(folder / "BBBC021_v1_moa.csv")
     annotated = metadata.annotate(images, moa)
+    metadata.require_imaged(moa, images, "moa.csv", "image.csv")
     assert len(annotated) == 13_200
     assert annotated["plate"].nunique() == 55
     assert annotated["batch"].nunique() == 10

@@ -1,41 +1,37 @@
-"""The simulated release: its layout, its truth, its mechanisms, and that it repeats exactly."""
+"""The simulated release: its files and truth, that it repeats exactly and survives a kill."""
 
 import csv
+import fcntl
 import hashlib
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
-from skimage.filters import gaussian, threshold_otsu
-from skimage.measure import label, regionprops
 
-from cellclr_jax.cli import BadUse
+from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import simulator
 from cellclr_jax.data.simulation import release_files
-from cellclr_jax.data.simulation.camera import Optics, expose
-from cellclr_jax.data.simulation.painter import PaintedField, paint_field
-from cellclr_jax.data.simulation.phenotypes import (
-    MOA_PHENOTYPES,
-    ONE_WEEK_MOAS,
-    UNTREATED,
-    dose_effect,
-    towards,
-)
+from cellclr_jax.data.simulation.phenotypes import MOA_PHENOTYPES
 from cellclr_jax.data.simulation.plate_layout import (
-    CONCENTRATIONS,
     SimulatorSettings,
     field_streams,
     plate_wells,
-    treatments,
 )
-from cellclr_jax.data.simulation.population import Population
-from cellclr_jax.data.simulation.shapes import INTERPHASE, MITOTIC
-from cellclr_jax.data.simulation.textures import texture_bank
 from cellclr_jax.data.simulator import simulate_release
+from cellclr_jax.data.sources import Request, open_source
 
+ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("CELLCLR_SHARED", Path(__file__).parents[2] / "shared"))
 REAL = SHARED / "data" / "bbbc021"
 IMAGE_COLUMNS = (
@@ -53,20 +49,6 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def field_of(moa: str | None, seed: int = 0, size: int = 640) -> PaintedField:
-    """A field in which every cell shows the full phenotype of a mechanism (None: untreated)."""
-    kind = UNTREATED if moa is None else MOA_PHENOTYPES[moa]
-    population = Population(UNTREATED, kind, 0.0 if moa is None else 1.0)
-    rng = np.random.default_rng(seed)
-    return paint_field(rng, population, texture_bank(0), height=size, width=size)
-
-
-def areas(field: PaintedField, state: int = INTERPHASE) -> np.ndarray:
-    """Areas of the nuclei in one state."""
-    sizes = np.bincount(field.labels.ravel(), minlength=len(field.centres) + 1)[1:]
-    return sizes[field.state == state]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +86,8 @@ def test_layout_and_columns_are_those_of_bbbc021(release: Path) -> None:
 def test_header_is_the_real_files_header() -> None:
     if not REAL.is_dir():
         pytest.skip(f"no real BBBC021 metadata in {REAL}: set CELLCLR_SHARED")
-    for name, ours in (("BBBC021_v1_image.csv", IMAGE_COLUMNS),):
-        assert (REAL / name).read_text().splitlines()[0].strip() == ours
+    header = (REAL / "BBBC021_v1_image.csv").read_text().splitlines()[0].strip()
+    assert header == IMAGE_COLUMNS
     with (REAL / "BBBC021_v1_moa.csv").open(newline="") as file:
         assert {row["moa"] for row in csv.DictReader(file)} == {"DMSO", *MOA_PHENOTYPES}
 
@@ -153,84 +135,11 @@ def test_truth_lies_on_the_painted_nuclei(release: Path) -> None:
     assert min(contrast) > 1.3
 
 
-def test_labels_follow_the_outline_of_sharp_nuclei() -> None:
-    field = field_of(None)
-    sharp = expose(np.random.default_rng(0), field.image, Optics())[0]
-    found = sharp > threshold_otsu(sharp)
-    both = (found & (field.labels > 0)).sum() / (found | (field.labels > 0)).sum()
-    assert both > 0.85
-
-
-def test_each_mechanism_has_compounds_and_doses() -> None:
-    every = treatments(SimulatorSettings())
-    assert len(every) == len({(t.compound, t.concentration) for t in every}) == 48
-    for moa in MOA_PHENOTYPES:
-        compounds = defaultdict(list)
-        for treatment in every:
-            if treatment.moa == moa:
-                compounds[treatment.compound].append(treatment)
-        assert len(compounds) >= 2
-        for doses in compounds.values():
-            assert len(doses) == 2
-            assert doses[0].concentration < doses[1].concentration
-            assert doses[0].concentration in CONCENTRATIONS
-            assert 0 < doses[0].population.responding < doses[1].population.responding
-            assert doses[0].compound.startswith("sim-")
-
-
-@pytest.mark.parametrize("weeks", [2, 3, 5])
-def test_compounds_of_a_mechanism_lie_in_different_weeks_but_for_two(weeks: int) -> None:
-    found = defaultdict(set)
-    for treatment in treatments(SimulatorSettings(weeks=weeks)):
-        found[treatment.moa].add(treatment.week)
-    assert {moa for moa, in_weeks in found.items() if len(in_weeks) == 1} == set(ONE_WEEK_MOAS)
-
-
-def test_each_treatment_is_on_every_plate_of_its_week_and_control_on_all() -> None:
-    settings = SimulatorSettings(positive_control_wells=1)
-    wells = plate_wells(settings)
-    replicates = defaultdict(list)
-    for well in wells:
-        replicates[well.treatment.compound, well.treatment.concentration].append(well.plate)
-    assert len({well.plate for well in wells}) == 9
-    assert len({(well.plate, well.well) for well in wells}) == len(wells)
-    for (compound, _), plates in replicates.items():
-        if compound == "DMSO":
-            assert len(plates) == 9 * settings.dmso_wells
-        elif len(plates) > 3:
-            assert compound == "sim-stabilizer-1"
-            assert set(plates) == {well.plate for well in wells}
-        else:
-            assert len(set(plates)) == 3
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"weeks": 1},
-        {"plates_per_week": 0},
-        {"compounds_per_moa": 1},
-        {"doses": 99},
-        {"compression": "jpeg"},
-        {"nuisance": -0.1},
-        {"nuisance": float("nan")},
-        {"height": 8},
-    ],
-)
-def test_bad_settings_are_bad_use(wrong: dict) -> None:
-    with pytest.raises(BadUse, match=next(iter(wrong))):
-        SimulatorSettings(**wrong)
-
-
-def test_too_many_treatments_for_a_plate_are_bad_use() -> None:
-    with pytest.raises(BadUse, match="a plate has 60"):
-        plate_wells(SimulatorSettings(compounds_per_moa=6, doses=4))
-
-
 def test_finished_release_is_reused_and_other_settings_refused(release: Path) -> None:
     assert simulate_release(release, SMALL, progress=False).reused
-    with pytest.raises(BadUse, match="seed=0"):
-        simulate_release(release, SimulatorSettings(seed=7), progress=False)
+    other = replace(SMALL, seed=7, weeks=3)
+    with pytest.raises(BadUse, match=r"seed is 0 there, 7 here; weeks is 2 there, 3 here\. Choose"):
+        simulate_release(release, other, progress=False)
 
 
 def test_interrupted_release_is_not_taken_for_finished_and_is_carried_on(
@@ -238,11 +147,11 @@ def test_interrupted_release_is_not_taken_for_finished_and_is_carried_on(
 ) -> None:
     painted = []
 
-    def fails_at_third(job: tuple) -> int:
+    def fails_at_third(*job: Any) -> int:
         if len(painted) == 2:
             raise KeyboardInterrupt
         painted.append(job)
-        return PAINT(job)
+        return PAINT(*job)
 
     with monkeypatch.context() as patch:
         patch.setattr(simulator, "_paint_job", fails_at_third)
@@ -250,8 +159,8 @@ def test_interrupted_release_is_not_taken_for_finished_and_is_carried_on(
             simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False)
     assert not (tmp_path / "cut" / "simulation.json").exists()
     assert not (tmp_path / "cut" / "BBBC021_v1_image.csv").exists()
-    with pytest.raises(BadUse, match="other settings"):
-        simulate_release(tmp_path / "cut", SimulatorSettings(seed=7), progress=False)
+    with pytest.raises(BadUse, match="other settings: seed is 0 there, 7 here"):
+        simulate_release(tmp_path / "cut", replace(SMALL, seed=7), progress=False)
     assert not simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False).reused
     assert digest(tmp_path / "cut") == digest(release)
 
@@ -265,93 +174,161 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         simulate_release(tmp_path, SMALL, progress=False)
 
 
-def test_low_dose_moves_cells_less_than_high_dose() -> None:
-    (low, few), (high, many) = dose_effect(0, 2), dose_effect(1, 2)
-    assert low < high == 1.0
-    assert few < many
-    full = MOA_PHENOTYPES["DNA damage"]
-    between = towards(full, low).nucleus_area
-    assert UNTREATED.nucleus_area < between < full.nucleus_area
-    assert towards(full, 0.0) == UNTREATED
+@pytest.mark.parametrize("finished", [True, False])
+def test_release_of_other_settings_is_overwritten_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    place = tmp_path / "release"
+    other = replace(SMALL, weeks=3, height=64, width=64, seed=5)
+    monkeypatch.setattr(simulator, "_paint_job", paint_little)
+    simulate_release(place, other, workers=1, progress=False)
+    if not finished:
+        (place / "simulation.json").replace(place / "simulation.started.json")
+    (place / "notes.txt").write_text("mine")
+    simulate_release(place, SMALL, workers=1, progress=False, overwrite=True)
+    assert (place / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in place.iterdir()) == [
+        *("BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "Week1", "Week2", "ground_truth"),
+        *("notes.txt", "simulation.json"),
+    ]
+    assert len(list(place.glob("ground_truth/*/*.npz"))) == 28
 
 
-def test_mechanisms_look_as_published() -> None:
-    control = field_of(None)
-    normal = np.median(areas(control))
-    assert np.median(areas(field_of("Aurora kinase inhibitors"))) > 1.6 * normal
-    assert np.median(areas(field_of("DNA damage"))) > 1.5 * normal
-    assert np.median(areas(field_of("Protein synthesis"))) < 0.8 * normal
-    assert len(field_of("DNA damage").centres) < 0.75 * len(control.centres)
-    eg5 = field_of("Eg5 inhibitors")
-    assert (eg5.state == MITOTIC).mean() > 0.5 > 5 * (control.state == MITOTIC).mean()
+def paint_little(out_dir: Path, settings: SimulatorSettings, job: tuple) -> int:
+    """Instead of painting, marks a field as written."""
+    release_files.truth_path(out_dir, *job).write_bytes(b"")
+    return 1
 
 
-def test_ring_of_dna_is_dark_in_the_middle() -> None:
-    field = field_of("Eg5 inhibitors")
-    middles, rings = [], []
-    whole = areas(field, MITOTIC) > 400
-    for x, y in np.rint(field.centres[field.state == MITOTIC][whole]).astype(int):
-        patch = field.image[0, max(0, y - 10) : y + 11, max(0, x - 10) : x + 11]
-        if patch.shape == (21, 21):
-            middles.append(patch[9:12, 9:12].mean())
-            rings.append(np.median([patch[10, 0], patch[10, 20], patch[0, 10], patch[20, 10]]))
-    assert np.median(middles) < 0.5 * np.median(rings)
+def test_removal_that_is_cut_short_leaves_no_field_that_counts_as_written(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "release"
+    shutil.copytree(release, place)
+    removed = []
+
+    def remove_one(path: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        REMOVE(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_one)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(place, replace(SMALL, seed=7), progress=False, overwrite=True)
+    assert not simulate_release(place, SMALL, workers=1, progress=False).reused
+    assert digest(place) == digest(release)
 
 
-def test_nuisance_zero_images_all_wells_alike_and_one_does_not() -> None:
-    for strength, alike in ((0.0, True), (1.0, False)):
-        wells = plate_wells(SimulatorSettings(nuisance=strength))
-        assert (len({well.optics for well in wells}) == 1) == alike
+REMOVE = shutil.rmtree
 
 
-def test_camera_keeps_to_twelve_bits_and_to_its_noise() -> None:
-    flat = np.full((3, 96, 96), 2000, np.float32)
-    digits = expose(np.random.default_rng(0), flat, Optics(vignette=0.0))
-    assert digits.dtype == np.uint16
-    assert not (digits % 16).any()
-    assert 30 < digits[0].std() < 80
-    bright = expose(np.random.default_rng(0), flat * 1000, Optics())
-    assert bright.max() == 4095 * 16
+def test_overwriting_removes_nothing_but_a_release(release: Path, tmp_path: Path) -> None:
+    week = tmp_path / "Week1"
+    week.mkdir()
+    with pytest.raises(BadUse, match="no simulated release"):
+        simulate_release(tmp_path, SMALL, progress=False, overwrite=True)
+    assert list(tmp_path.iterdir()) == [week]
+    assert simulate_release(release, SMALL, progress=False, overwrite=True).reused
 
 
-@pytest.mark.skipif(not (REAL / "crops").is_dir(), reason=f"no real crops in {REAL}/crops")
-def test_dmso_is_calibrated_on_real_crops() -> None:
-    with (REAL / "BBBC021_v1_image.csv").open(newline="") as file:
-        dmso = {
-            Path(row["Image_FileName_DAPI"]).stem
-            for row in csv.DictReader(file)
-            if row["Image_Metadata_Compound"] == "DMSO"
-        }
-    paths = [p for p in sorted((REAL / "crops").glob("*.npy")) if p.stem.rsplit("_", 1)[0] in dmso]
-    real = np.stack([np.load(path) for path in paths[::4]])[..., [0, 2, 1]]
-    ours = []
-    wells = [w for w in plate_wells(SimulatorSettings()) if w.treatment.compound == "DMSO"]
-    for well in wells[::12]:
-        cells, camera, _ = field_streams(SimulatorSettings(), well, 1)
-        field = paint_field(cells, well.population, texture_bank(0))
-        image = expose(camera, field.image, well.optics).transpose(1, 2, 0)
-        for x, y in np.rint(field.centres).astype(int):
-            if 34 <= x < 1280 - 34 and 34 <= y < 1024 - 34:
-                ours.append(image[y - 34 : y + 34, x - 34 : x + 34])
-    simulated = np.stack(ours)
-    # The plates of a screen differ by tens of per cent among themselves, and so do these wells.
-    for channel in range(3):
-        for percentile, tolerance in ((1, 0.35), (50, 0.35), (99, 0.40), (99.9, 0.50)):
-            wanted = np.percentile(real[..., channel], percentile)
-            got = np.percentile(simulated[..., channel], percentile)
-            assert got == pytest.approx(wanted, rel=tolerance), (channel, percentile)
-    (area, count), (our_area, our_count) = nuclei(real), nuclei(simulated)
-    assert our_area == pytest.approx(area, rel=0.25)
-    assert our_count == pytest.approx(count, rel=0.30)
+def test_what_a_killed_start_leaves_is_no_strangers(release: Path, tmp_path: Path) -> None:
+    for name in ("simulation.started.77.partial", "simulation.started.partial", "simulation.lock"):
+        (tmp_path / name).write_text("{")
+    truth = tmp_path / "ground_truth" / "Week1_90001" / "B02_s1.77.partial.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulator, "_paint_job", stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(tmp_path, SMALL, workers=1, progress=False)
+    truth.write_bytes(b"half")
+    simulate_release(tmp_path, SMALL, workers=1, progress=False)
+    assert digest(tmp_path) == digest(release)
 
 
-def nuclei(crops: np.ndarray) -> tuple[float, float]:
-    """Median area of the central nucleus and mean number of objects a crop, as Otsu finds them."""
-    found, numbers = [], []
-    for crop in crops[:: max(1, len(crops) // 150), ..., 0]:
-        smooth = gaussian(crop.astype(np.float32), 1, preserve_range=True)
-        labels = label(smooth > threshold_otsu(smooth))
-        regions = [region for region in regionprops(labels) if region.area > 60]
-        numbers.append(len(regions))
-        found += [region.area for region in regions if region.label == labels[34, 34]]
-    return float(np.median(found)), float(np.mean(numbers))
+def stop(*_: Any) -> int:
+    """Ends a simulation at its first field."""
+    raise KeyboardInterrupt
+
+
+def test_second_run_at_once_says_so_and_leaves(tmp_path: Path) -> None:
+    with (tmp_path / "simulation.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BadUse, match="another process simulates into it"):
+            simulate_release(tmp_path, SMALL, progress=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["simulation.lock"]
+
+
+def test_killed_worker_is_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator, "_paint_job", end_at_once)
+    with pytest.raises(BadData, match="fewer --workers"):
+        simulate_release(tmp_path / "release", SMALL, workers=2, progress=False)
+
+
+def end_at_once(*_: Any) -> None:
+    """Ends its process as the system does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_simulation_leaves_no_worker_and_is_carried_on(tmp_path: Path) -> None:
+    flags = ("--weeks=2", "--plates_per_week=1", "--simulator=height=400,width=400,dmso_wells=2")
+    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated", *flags]
+    command += [f"--data_dir={tmp_path}", "--workers=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    release = tmp_path / "simulated_release"
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while not list(release.glob("ground_truth/*/*.npz")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not (release / "simulation.json").exists()
+    small = replace(SMALL, doses=2, height=400, width=400)
+    assert simulate_release(release, small, workers=1, progress=False).fields == 52
+
+
+@pytest.mark.parametrize(("compression", "tag"), [(None, 5), ("lzw", 5), ("none", 1), ("zlib", 8)])
+def test_fields_are_compressed_as_told_and_the_pixels_stay(
+    tmp_path: Path, compression: str | None, tag: int
+) -> None:
+    settings = (
+        SimulatorSettings() if compression is None else replace(SMALL, compression=compression)
+    )
+    well = plate_wells(settings)[0]
+    digits = np.random.default_rng(0).integers(0, 4096, (3, 64, 70)).astype(np.uint16) * 16
+    release_files.plate_dir(tmp_path, well).mkdir(parents=True)
+    release_files.write_field(tmp_path, settings, well, 1, digits)
+    for name, layer in zip(release_files.file_names(settings, well, 1), digits, strict=True):
+        with tifffile.TiffFile(release_files.plate_dir(tmp_path, well) / name) as file:
+            assert file.pages[0].tags["Compression"].value == tag
+            np.testing.assert_array_equal(file.asarray(), layer)
+
+
+def test_progress_in_a_log_is_lines_and_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulator, "_paint_job", paint_little)
+    simulate_release(tmp_path / "told", SMALL, workers=1)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert shown.splitlines()[-1].startswith("28/28 fields simulated, 28 cells, ")
+    simulate_release(tmp_path / "silent", SMALL, workers=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_source_is_simulated_again_when_a_build_overwrites(tmp_path: Path) -> None:
+    tiny = replace(SMALL, height=64, width=64)
+    first, second = (asdict(replace(tiny, seed=seed)) for seed in (0, 1))
+    place = (tmp_path / "release",)
+    before = open_source("simulated", Request(place, simulation=first))
+    with pytest.raises(BadUse, match="seed is 0 there, 1 here"):
+        open_source("simulated", Request(place, simulation=second))
+    after = open_source("simulated", Request(place, simulation=second, overwrite=True))
+    assert len(after.fields) == len(before.fields) == 28
+    assert not {file for field in before.fields for file in field.files} & {
+        file for field in after.fields for file in field.files
+    }

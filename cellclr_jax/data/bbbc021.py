@@ -6,9 +6,7 @@ the last; this one streams them into the shards, in the fields' order, in consta
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import splits as tfds_splits
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.dataset_folder import alone, room_for_rebuild, swap_in
 from cellclr_jax.data.extraction import CropSettings, FieldCells, cell_features, extract
 from cellclr_jax.data.fields import Field, Source
 from cellclr_jax.data.index import DATASET
@@ -104,31 +103,39 @@ class Bbbc021(tfds.core.GeneratorBasedBuilder):
 
     _log_download_done = _log_download_bytes
 
+    def _opened_source(self) -> Source:
+        """The source; BadUse where TFDS was asked to build without one."""
+        if self._source is None:
+            raise BadUse(
+                "this dataset is built from plates or crops: "
+                "python -m cellclr_jax.build --source=raw --input=PLATES --data_dir=DIR"
+            )
+        return self._source
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[FieldCells]]:
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[FieldCells]:
         """Yields the cells of one field after the other (serialised: that is work for many)."""
-        assert self._source is not None, "a build needs a source"
         config = self.builder_config
         settings = CropSettings(config.crop_size, config.border, config.min_area, config.channels)
-        return extract(self._source.fields, settings, self._workers)
+        return extract(self._opened_source().fields, settings, self._workers)
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
         """Writes shards, table and manifest into TFDS's temporary folder."""
-        assert self._source is not None, "a build needs a source"
+        source = self._opened_source()
         # Files that are not there are known before any work.
-        absent = [(field.name, field.absent) for field in self._source.fields if field.absent]
-        self._check_skipped([*self._source.problems, *absent])
+        absent = [(field.name, field.absent) for field in source.fields if field.absent]
+        self._check_skipped([*source.problems, *absent])
         template = self._get_filename_template(split_name="train")
         directory = Path(template.data_dir)
         (results,) = self._split_generators(dl_manager).values()
         shards = ShardWriter(directory)
         with contextlib.closing(shards):
-            written = _write_fields(self._source.fields, results, shards, self._show)
-        skipped = [*self._source.problems, *written.skipped]
+            written = _write_fields(source.fields, results, shards, self._show)
+        skipped = [*source.problems, *written.skipped]
         self._check_skipped(skipped)
-        table = _cell_table(written.tables, self._source.image_csv)
+        table = _cell_table(written.tables, source.image_csv)
         manifest = make_manifest(
             **self._provenance,
             image={
@@ -137,7 +144,7 @@ class Bbbc021(tfds.core.GeneratorBasedBuilder):
                 "channels": list(self.builder_config.channels),
             },
             cells=table,
-            fields=len(self._source.fields),
+            fields=len(source.fields),
             empty_fields=written.empty,
             skipped=skipped,
             fingerprint=written.digest.hexdigest(),
@@ -154,8 +161,8 @@ class Bbbc021(tfds.core.GeneratorBasedBuilder):
 
     def _check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
         """Raises BadData where more than the allowed share of the fields is unusable."""
-        assert self._source is not None
-        total = len(self._source.fields) + len(self._source.problems)
+        source = self._opened_source()
+        total = len(source.fields) + len(source.problems)
         if len(skipped) > self._max_skipped * total:
             named = [{"field": what, "reason": reason} for what, reason in skipped]
             raise BadData(
@@ -193,7 +200,7 @@ def _write_fields(
                 # A table takes a fraction of the memory of its rows, of which there are millions.
                 written.tables.append(pd.DataFrame(cells.rows))
             written.digest.update(cells.digest)
-            progress.step(len(cells.records))
+            progress.step(cells=len(cells.records))
     return written
 
 
@@ -227,7 +234,7 @@ def build(
     Args:
       data_dir: where datasets lie.
       config, source, provenance, workers, max_skipped, progress: see `Bbbc021`.
-      overwrite: replaces a finished dataset.
+      overwrite: replaces a finished dataset, which stays as it is until the new one is finished.
 
     Returns:
       The dataset's folder, <data_dir>/bbbc021/<config>/<version>.
@@ -236,9 +243,10 @@ def build(
       BadUse: another process builds the same dataset.
       BadData: too many unusable fields, or no cell at all.
     """
-    with _alone(data_dir / DATASET / config.name):
+    folder = data_dir / DATASET / config.name
+    with alone(folder), room_for_rebuild(folder, str(Bbbc021.VERSION), overwrite) as place:
         builder = Bbbc021(
-            data_dir=str(data_dir),
+            data_dir=str(place or data_dir),
             config=config,
             source=source,
             provenance=provenance,
@@ -246,27 +254,9 @@ def build(
             max_skipped=max_skipped,
             progress=progress,
         )
-        modes = tfds.GenerateMode
-        mode = modes.REUSE_CACHE_IF_EXISTS if overwrite else modes.REUSE_DATASET_IF_EXISTS
         # TFDS makes a folder for downloads, though there are none: elsewhere, for that time.
         with tempfile.TemporaryDirectory() as downloads:
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(download_mode=mode),
-            )
-    return Path(builder.data_dir)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder and sweeps away what a killed one left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".building").open("w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadUse(f"{folder}: another process is building it") from error
-        for stale in folder.glob("incomplete.*"):
-            shutil.rmtree(stale)
-        yield
+            builder.download_and_prepare(download_dir=downloads)
+        if place is not None:
+            swap_in(Path(builder.data_dir), folder)
+    return folder / Path(builder.data_dir).name

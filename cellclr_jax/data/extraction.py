@@ -2,14 +2,7 @@
 
 import functools
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +12,14 @@ from cellclr_jax.cli import BadData
 from cellclr_jax.data import crops, segmentation
 from cellclr_jax.data.fields import Field
 from cellclr_jax.data.image_files import read_crop, read_field
+from cellclr_jax.data.pool import map_in_order
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Fields that wait for their turn to be written, for each worker: enough that none idles behind a
-# slow field, few enough that memory holds them (a field of 150 cells of 96 pixels is 8 MB).
-_AHEAD = 3
 _DIGEST_BYTES = 16
+# A field's unusable crops that its problem names; it may have hundreds.
+_PROBLEMS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -96,60 +89,32 @@ def extract(fields: Sequence[Field], settings: CropSettings, workers: int) -> It
       BadData: a worker process was killed.
     """
     work = functools.partial(extract_field, settings=settings)
-    if workers == 1:
-        yield from map(work, fields)
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, max(len(fields), 1)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-    )
-    try:
-        yield from _in_order(pool, work, fields, _AHEAD * workers)
-    except BrokenProcessPool as error:
-        raise BadData(
-            "a worker process was killed, most likely for want of memory: use fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Field], FieldCells],
-    fields: Sequence[Field],
-    ahead: int,
-) -> Iterator[FieldCells]:
-    """`map` with at most `ahead` results waiting."""
-    waiting: deque[Future[FieldCells]] = deque()
-    for field in fields:
-        waiting.append(pool.submit(work, field))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    yield from map_in_order(work, fields, workers)
 
 
 def extract_field(field: Field, settings: CropSettings) -> FieldCells:
-    """Cuts and serialises the cells of one field; a field that cannot be used is a `problem`."""
+    """Cuts and serialises the cells of one field; a field that cannot be used is a `problem`.
+
+    Raises:
+      BadData: the memory is too small.
+      RuntimeError: anything that was not foreseen, with the field's name.
+    """
     try:
-        cut = _given_crops if field.numbers else _found_crops
-        images, numbers, centers = cut(field, settings)
+        return _serialize(field, settings)
     except BadData as error:
         return FieldCells([], [], b"", str(error))
+    except MemoryError as error:
+        raise BadData(
+            f"field {field.name} does not fit into the memory: use fewer --workers"
+        ) from error
+    except Exception as error:
+        raise RuntimeError(f"field {field.name}: {type(error).__name__}: {error}") from error
+
+
+def _serialize(field: Field, settings: CropSettings) -> FieldCells:
+    """Cuts and serialises the cells of one field; BadData where that cannot be."""
+    cut = _given_crops if field.numbers else _found_crops
+    images, numbers, centers = cut(field, settings)
     encode, serialize = _encoder(settings.size, len(settings.channels))
     rows = [
         _row(field, number, center)
@@ -171,11 +136,22 @@ def _given_crops(
     """Crops that come as files: images [K, S, S, C], their numbers, unknown centres [K, 2]."""
     shape = (settings.size, settings.size, len(settings.channels))
     images = np.empty((len(field.files), *shape), np.uint16)
+    problems = []
     for image, file in zip(images, field.files, strict=True):
-        crop = read_crop(file)
-        if crop.shape != shape:
-            raise BadData(f"{file.where}: shape {crop.shape}, the other crops have {shape}")
-        image[:] = crop
+        try:
+            crop = read_crop(file)
+        except BadData as error:
+            problems.append(str(error))
+            continue
+        if crop.shape == shape:
+            image[:] = crop
+        else:
+            problems.append(f"{file.where}: shape {crop.shape}, most crops have {shape}")
+    if problems:
+        more = len(problems) - _PROBLEMS_NAMED
+        raise BadData(
+            "; ".join(problems[:_PROBLEMS_NAMED]) + (f"; … and {more} more" if more > 0 else "")
+        )
     return images, field.numbers, np.full((len(images), 2), np.nan, np.float32)
 
 

@@ -59,7 +59,8 @@ class Request:
     """What is asked of a source: the values of the flags.
 
     `simulation` are the simulator's settings by name, `annotated` keeps wells with an MoA and
-    controls alone, `plates` restricts to these (empty: all).
+    controls alone, `plates` restricts to these (empty: all), `overwrite` replaces a simulated
+    release of other settings.
     """
 
     inputs: tuple[Path, ...]
@@ -70,3 +71,4 @@ class Request:
     plates: tuple[str, ...] = ()
     simulation: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
+    overwrite: bool = False

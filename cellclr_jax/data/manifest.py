@@ -40,7 +40,7 @@ def make_manifest(
 
     Args:
       settings: everything that decides the content (see `differences`).
-      origin: where it came from: paths, tables, absent plates.
+      origin: where it came from: paths, tables, absent plates, contents.
       image: 'shape' [S, S, C], 'dtype' and 'channels' of a record's image.
       cells: one row a record.
       fields: how many were read, the skipped included.
@@ -83,14 +83,24 @@ def differences(built: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
       wanted: settings as they would be written.
 
     Returns:
-      Such as "crop_size is 96, not 64"; empty where they agree.
+      Such as "crop_size is 96, not 64" or "simulation.seed is 0, not 1"; empty where they agree.
     """
-    plain = json.loads(json.dumps(wanted))
+    there, here = _flat(built), _flat(json.loads(json.dumps(wanted)))
     return [
-        f"{key} is {_short(built.get(key))}, not {_short(plain.get(key))}"
-        for key in sorted(built.keys() | plain.keys())
-        if built.get(key) != plain.get(key)
+        f"{key} is {_short(there.get(key))}, not {_short(here.get(key))}"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
     ]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
 
 
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
@@ -104,9 +114,17 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     ]
     absent = manifest["origin"].get("absent_plates", [])
     if absent:
-        lines.append(f"{len(absent)} plates of the image table have no files here and are left out")
+        lines.append(describe_absent(absent))
     lines += ["cells per treatment (µM: cells):", *_treatment_lines(cells)]
     return "\n".join([*lines, *describe_skipped(manifest)])
+
+
+def describe_absent(plates: Sequence[str]) -> str:
+    """Says which plates of the image table have not a single file in the input."""
+    return (
+        f"{len(plates)} of the image table's plates have no file in the input and are left out: "
+        f"{', '.join(plates)}"
+    )
 
 
 def describe_skipped(manifest: dict[str, Any]) -> list[str]:

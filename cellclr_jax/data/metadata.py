@@ -4,17 +4,18 @@ The tables exist with LF, CRLF and bare CR line ends, quoted and unquoted, and w
 written `3`, `3.0` or `3.000000`; all of them read alike. Errors name the file and the line.
 """
 
-import csv
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.cli import BadData
+from cellclr_jax.data.csv_rows import parse, read_columns, reject_duplicates, require_text
+
+# What the tables are called in a release, and the compound of untreated wells in them.
 
 # Concentrations are equal when they agree to six significant digits: a file may hold 0.3, another
 # 0.300000012 (a float32 written out), and no dilution series is finer than that.
@@ -50,8 +51,6 @@ _MOA_COLUMNS = {
 _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
 _CHANNELS = ("dna", "tubulin", "actin")
 
-_T = TypeVar("_T")
-
 
 def read_image_csv(path: str | Path) -> pd.DataFrame:
     """Reads the image table: one row a field of view.
@@ -68,11 +67,12 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
 
     Raises:
       BadUse: there is no such file.
-      BadData: a column or value is missing or unparsable, or a field is listed twice.
+      BadData: a column or value is missing or unparsable, a field or a DNA file is listed twice,
+        or two fields of a well differ in their treatment.
     """
-    table = _read(path, _IMAGE_COLUMNS, _OPTIONAL_IMAGE_COLUMNS)
+    table = read_columns(path, _IMAGE_COLUMNS, _OPTIONAL_IMAGE_COLUMNS)
     for column in ("plate", "well", "compound", "dna_name"):
-        _require_text(table, column, path)
+        require_text(table, column, path)
     rows = table["row"].tolist()
     images = pd.DataFrame(
         {
@@ -81,13 +81,15 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
             "site": _sites(table, path),
             "batch": _batches(table, path),
             "compound": table["compound"],
-            "concentration": _parse(table["concentration"], rows, _concentration, path),
-            "replicate": _parse(table["replicate"], rows, _replicate, path),
+            "concentration": parse(table["concentration"], rows, _concentration, path),
+            "replicate": parse(table["replicate"], rows, _replicate, path),
             **{f"{channel}_file": _files(table, channel) for channel in _CHANNELS},
             "row": rows,
         }
     )
-    _reject_duplicates(images, ["plate", "well", "site"], path)
+    reject_duplicates(images, ["plate", "well", "site"], path)
+    # Two fields of one image would give each of its cells twice, under two names.
+    reject_duplicates(images, ["dna_file"], path)
     _reject_mixed_wells(images, path)
     return images
 
@@ -105,20 +107,20 @@ def read_moa_csv(path: str | Path) -> pd.DataFrame:
       BadUse: there is no such file.
       BadData: a column or value is missing or unparsable, or a treatment is listed twice.
     """
-    table = _read(path, _MOA_COLUMNS, {})
-    _require_text(table, "compound", path)
-    _require_text(table, "moa", path)
+    table = read_columns(path, _MOA_COLUMNS, {})
+    require_text(table, "compound", path)
+    require_text(table, "moa", path)
     rows = table["row"].tolist()
     moa = pd.DataFrame(
         {
             "compound": table["compound"],
-            "concentration": _parse(table["concentration"], rows, _concentration, path),
+            "concentration": parse(table["concentration"], rows, _concentration, path),
             "moa": table["moa"],
             "row": rows,
         }
     )
     keys = moa.assign(concentration=round_concentrations(moa["concentration"]))
-    _reject_duplicates(keys, ["compound", "concentration"], path)
+    reject_duplicates(keys, ["compound", "concentration"], path)
     return moa
 
 
@@ -149,6 +151,34 @@ def annotate(images: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
     return images.assign(moa=found)
 
 
+def require_imaged(
+    moa: pd.DataFrame, images: pd.DataFrame, moa_csv: str | Path, image_csv: str | Path
+) -> None:
+    """Checks that each treatment of the MoA table was imaged: a misspelt one would lose its wells.
+
+    Args:
+      moa: `read_moa_csv`'s table, of the file `moa_csv`.
+      images: `read_image_csv`'s table, of the file `image_csv`.
+
+    Raises:
+      BadData: a treatment is on no row of the image table; with file, line and what is there.
+    """
+    imaged = set(_treatments(images))
+    for row, (compound, dose) in zip(moa["row"], _treatments(moa), strict=True):
+        if (compound, dose) in imaged:
+            continue
+        doses = sorted(value for name, value in imaged if name == compound)
+        there = (
+            f" (there it has {', '.join(f'{value:g}' for value in doses)})"
+            if doses
+            else " at any concentration"
+        )
+        raise BadData(
+            f"{moa_csv}, line {row}: compound {compound!r} at {dose:g} is on no row of "
+            f"{image_csv}{there}"
+        )
+
+
 def round_concentrations(concentrations: Iterable[float]) -> np.ndarray:
     """Rounds to six significant digits, so that concentrations can be compared and grouped.
 
@@ -161,83 +191,6 @@ def round_concentrations(concentrations: Iterable[float]) -> np.ndarray:
     values, index = np.unique(np.asarray(concentrations, np.float64), return_inverse=True)
     rounded = [float(f"{value:.{SIGNIFICANT_DIGITS - 1}e}") for value in values]
     return np.asarray(rounded, np.float64)[index.reshape(-1)]
-
-
-def read_rows(path: str | Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a CSV file with any line ends as text.
-
-    Returns:
-      The header's names, the rows (as many values as the header; blank lines left out) and the
-      line number of each row in the file, from 1.
-
-    Raises:
-      BadUse: there is no such file.
-      BadData: the file is empty, not UTF-8, or a row has too many or too few values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadUse(f"{path}: no such file")
-    try:
-        # Universal newlines: CRLF and bare CR arrive as LF, whatever the platform.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        reader = csv.reader(lines, strict=True)
-        records = [(reader.line_num, [v.strip() for v in values]) for values in reader if values]
-    except UnicodeDecodeError as error:
-        raise BadData(f"{path}: not a UTF-8 text file ({error.reason})") from error
-    except csv.Error as error:
-        raise BadData(f"{path}, line {reader.line_num}: {error}") from error
-    if not records:
-        raise BadData(f"{path}: the file is empty; a header and rows were expected")
-    header = records[0][1]
-    for line, values in records[1:]:
-        if len(values) != len(header):
-            raise BadData(
-                f"{path}, line {line}: {len(values)} values, the header has {len(header)}"
-            )
-    return header, [values for _, values in records[1:]], [line for line, _ in records[1:]]
-
-
-def _read(
-    path: str | Path,
-    required: Mapping[str, Sequence[str]],
-    optional: Mapping[str, Sequence[str]],
-) -> pd.DataFrame:
-    """Reads the named columns as text, plus `row`; an optional column that is missing is ''."""
-    header, rows, lines = read_rows(path)
-    position = {name.lower(): index for index, name in reversed(list(enumerate(header)))}
-    table = {}
-    for column, names in {**required, **optional}.items():
-        index = next((position[name] for name in names if name in position), None)
-        if index is None and column in required:
-            raise BadData(
-                f"{path}, line 1: no column {names[0]!r} (any case); the header has "
-                f"{', '.join(header[:15])}"
-            )
-        table[column] = ["" if index is None else values[index] for values in rows]
-    if not rows:
-        raise BadData(f"{path}: a header and no rows")
-    return pd.DataFrame({**table, "row": lines})
-
-
-def _require_text(table: pd.DataFrame, column: str, path: str | Path) -> None:
-    """Raises BadData where a value is empty."""
-    empty = table["row"][table[column] == ""]
-    if len(empty):
-        raise BadData(f"{path}, line {empty.iloc[0]}: the {column.replace('_', ' ')} is empty")
-
-
-def _parse(
-    texts: pd.Series, rows: Sequence[int], parse: Callable[[str], _T], path: str | Path
-) -> list[_T]:
-    """Parses each distinct text once; an error gets the file and the line of the first such row."""
-    parsed: dict[str, _T] = {}
-    for text, row in zip(texts, rows, strict=True):
-        if text not in parsed:
-            try:
-                parsed[text] = parse(text)
-            except ValueError as error:
-                raise BadData(f"{path}, line {row}: {error}") from error
-    return [parsed[text] for text in texts]
 
 
 def _concentration(text: str) -> float:
@@ -280,8 +233,8 @@ def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
         return int(match.group(1))
 
     if (table["site"] == "").all():
-        return _parse(table["dna_name"], table["row"].tolist(), from_name, path)
-    return _parse(table["site"], table["row"].tolist(), lambda text: _whole("site", text), path)
+        return parse(table["dna_name"], table["row"].tolist(), from_name, path)
+    return parse(table["site"], table["row"].tolist(), lambda text: _whole("site", text), path)
 
 
 def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
@@ -297,8 +250,8 @@ def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
         return batch
 
     if (table["batch"] == "").all():
-        return _parse(table["plate"], table["row"].tolist(), from_plate, path)
-    _require_text(table, "batch", path)
+        return parse(table["plate"], table["row"].tolist(), from_plate, path)
+    require_text(table, "batch", path)
     return table["batch"].tolist()
 
 
@@ -312,16 +265,6 @@ def _files(table: pd.DataFrame, channel: str) -> list[str]:
 def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float]]:
     """(compound, rounded concentration) of each row."""
     return zip(table["compound"], round_concentrations(table["concentration"]), strict=True)
-
-
-def _reject_duplicates(table: pd.DataFrame, columns: list[str], path: str | Path) -> None:
-    """Raises BadData where two rows agree in all `columns`."""
-    repeated = table.duplicated(columns)
-    if repeated.any():
-        row = table[repeated].iloc[0]
-        first = table[(table[columns] == row[columns]).all(axis=1)].iloc[0]
-        what = ", ".join(f"{column} {row[column]}" for column in columns)
-        raise BadData(f"{path}, line {row['row']}: {what} is also on line {first['row']}")
 
 
 def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:

@@ -13,11 +13,30 @@ _TILE = 8
 _BACKGROUND_PERCENTILE = 25
 # ... of this many tiles across (176 pixels of the image, several nuclei wide).
 _NEIGHBOURHOOD = 11
+# ... smoothed by a Gaussian of this many tiles: a third of the neighbourhood, so that the steps at
+# which the percentile changes are gone and the light's own slope stays.
+_BACKGROUND_SIGMA = 4.0
 # A foreground must rise this many noise units above the median: fields without cells stay empty.
 _NOISE_UNITS = 8.0
+# The noise unit: this percentile lies one standard deviation below the median of normal noise, on
+# the side where there are no nuclei.
+_NOISE_PERCENTILE = 16
+# A foreground must rise above this share of the largest value: an image without noise (constant,
+# synthetic) has float32's rounding, 1e-7 of it, and what the filters make of that.
+_ROUNDING = 1e-5
 # Brightest share of pixels left out of the threshold's histogram, so that one speck of dust
 # cannot pull the threshold over every nucleus.
 _CLIPPED_PERCENTILE = 99.7
+# Seeds are peaks of depth plus brightness. Brightness is smoothed by a Gaussian of this many
+# half-resolution pixels: chromatin's texture goes, a nucleus of 10 pixels' radius stays.
+_BRIGHTNESS_SIGMA = 2.0
+# Depth is smoothed by less: enough to join the plateaus of a distance in whole pixels.
+_DEPTH_SIGMA = 1.0
+# A nucleus of usual brightness is this percentile of the foreground: the bright ones' inside, yet
+# not the few mitotic or dead cells at the very top ...
+_USUAL_PERCENTILE = 90
+# ... and counts as much as this many pixels of depth, about half a small nucleus's radius.
+_BRIGHTNESS_WEIGHT = 5.0
 # An outline lies where a nucleus falls to this share of its own mean brightness.
 _OUTLINE = 0.5
 
@@ -36,7 +55,10 @@ def segment_nuclei(
       image: [H, W] any unsigned or float type, any range; brighter is DNA. Scaling it changes
         nothing.
       sigma: Gaussian smoothing before the threshold, in pixels.
-      min_distance: smallest distance of two nuclei's centres, in pixels.
+      min_distance: the spacing of the seeds that nuclei grow from, in pixels: of two seeds that
+        are no further apart in rows and in columns the higher one counts. Seeds lie on a grid of
+        every second pixel, so an odd number is taken as the even one below it, and 0 as 2.
+        Nuclei's centres may be closer than their seeds.
       min_area: smaller objects are debris, in pixels.
       max_area: larger objects are clumps or dust, in pixels; None keeps them.
 
@@ -88,7 +110,7 @@ def _background(image: np.ndarray) -> np.ndarray:
     rows, columns = full.shape[0] // _TILE, full.shape[1] // _TILE
     tiles = full.reshape(rows, _TILE, columns, _TILE).mean(axis=(1, 3))
     low = ndimage.percentile_filter(tiles, _BACKGROUND_PERCENTILE, _NEIGHBOURHOOD, mode="nearest")
-    low = ndimage.gaussian_filter(low, 4.0, mode="nearest")
+    low = ndimage.gaussian_filter(low, _BACKGROUND_SIGMA, mode="nearest")
     grown = ndimage.zoom(low, _TILE, order=1, mode="nearest", grid_mode=True)
     return np.asarray(grown[:height, :width], np.float32)
 
@@ -97,7 +119,7 @@ def _foreground(lifted: np.ndarray) -> np.ndarray:
     """Bool mask of what stands out of the background, without holes."""
     from skimage.filters import threshold_otsu
 
-    low, median, high = np.percentile(lifted, [16, 50, _CLIPPED_PERCENTILE])
+    low, median, high = np.percentile(lifted, [_NOISE_PERCENTILE, 50, _CLIPPED_PERCENTILE])
     noise = median - low
     # The square root evens out dim and bright nuclei; Otsu on plain intensities loses the dim.
     clipped = np.sqrt(np.clip(lifted, 0, max(high, 0)))
@@ -105,22 +127,20 @@ def _foreground(lifted: np.ndarray) -> np.ndarray:
     # size rule decides.
     otsu = threshold_otsu(clipped) ** 2 if clipped.min() < clipped.max() else median
     threshold = max(otsu, median + _NOISE_UNITS * noise)
-    # On an image without noise (constant, synthetic) rounding must not count as signal.
-    threshold = max(threshold, 1e-5 * float(np.abs(lifted).max()))
+    threshold = max(threshold, _ROUNDING * float(np.abs(lifted).max()))
     mask = ndimage.binary_fill_holes(lifted > threshold)
     return ndimage.binary_opening(mask)
 
 
 def _basins(lifted: np.ndarray, mask: np.ndarray, radius: int) -> np.ndarray:
-    """Watershed labels of `mask`; seeds are `radius` (half-resolution pixels) apart."""
+    """Watershed labels of `mask`; seeds are more than `radius` half-resolution pixels apart."""
     from skimage.segmentation import watershed
 
     depth = ndimage.distance_transform_edt(mask)
     # Roundness separates touching nuclei; brightness keeps a bright one from joining a dim one.
-    # At this weight a nucleus of usual brightness counts as much as five pixels of depth.
-    bright = np.sqrt(np.maximum(ndimage.gaussian_filter(lifted, 2.0), 0))
-    scale = np.percentile(bright[mask], 90) or 1.0
-    height = ndimage.gaussian_filter(depth, 1.0) + 5.0 * bright / scale
+    bright = np.sqrt(np.maximum(ndimage.gaussian_filter(lifted, _BRIGHTNESS_SIGMA), 0))
+    scale = np.percentile(bright[mask], _USUAL_PERCENTILE) or 1.0
+    height = ndimage.gaussian_filter(depth, _DEPTH_SIGMA) + _BRIGHTNESS_WEIGHT * bright / scale
     height = np.asarray(height, np.float32)
     peaks = (ndimage.maximum_filter(height, 2 * radius + 1) == height) & mask
     seeds, _ = ndimage.label(peaks, np.ones((3, 3)))

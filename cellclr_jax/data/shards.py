@@ -31,8 +31,9 @@ class ShardWriter:
         if not records:
             return
         if self._writer is None:
-            path = self._path(len(self._lengths))
-            self._writer = array_record_module.ArrayRecordWriter(str(path), _SHARD_OPTIONS)
+            path = str(self._path(len(self._lengths)))
+            with _disk_errors(self._directory):
+                self._writer = array_record_module.ArrayRecordWriter(path, _SHARD_OPTIONS)
             self._lengths.append(0)
         with _disk_errors(self._directory):
             for record in records:

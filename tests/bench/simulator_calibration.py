@@ -1,7 +1,6 @@
 """Compares simulated DMSO cells with real ones, shows both, and measures fields a second.
 
-    python tests/bench/simulator_calibration.py --out=/tmp/calibration [--nuisance=1.0]
-    [--fields=24]
+    python tests/bench/simulator_calibration.py --out=DIR [--nuisance=1.0] [--fields=60]
 
 writes `calibration.png` (real crops above, simulated below, both with the same contrast),
 `mechanisms.png` (one row of 96x96 crops a mechanism at the highest dose, each crop with its own

@@ -1,10 +1,9 @@
 """What differs between a screen's weeks, plates, wells and compounds beside the mechanism.
 
 Staining, compound fluorescence, focus, astigmatism, camera noise, the light field, how dense the
-cells lie
-and along which way: each is drawn for the level it belongs to. All are differences to which the
-augmentations of contrastive training are blind by design (channel gains and offsets, blur, noise,
-turns, crops), while a feature that was never trained sees them well.
+cells lie and along which way: each is drawn for the level it belongs to. All are differences to
+which the augmentations of contrastive training are blind by design (channel gains and offsets,
+blur, noise, turns, crops), while a feature that was never trained sees them well.
 """
 
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-CONTROL = "DMSO"
-
 # How strongly a dose acts: the lowest moves a cell this far from the untreated one and reaches
 # this share of the cells; the highest moves them all the way and reaches most. Doses between
 # lie evenly between.
@@ -24,8 +22,9 @@ LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.42, 0.75
 class Phenotype:
     """The parameters of one cell and its neighbourhood; the defaults are an untreated MCF-7 cell.
 
-    Lengths are pixels (at 20x, about 0.65 um each), areas square pixels; shares lie in [0, 1];
-    weights are relative brightnesses of a structure within its channel.
+    Lengths are pixels (at 20x, about 0.65 um each), areas square pixels; weights are relative
+    brightnesses of a structure within its channel. Shares of cells are at least 0; a compound that
+    overdoes its mechanism may have one somewhat above 1, which acts as 1.
     """
 
     # Nucleus.

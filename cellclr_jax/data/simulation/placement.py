@@ -4,9 +4,7 @@ import numpy as np
 
 COLONY_CELLS = 14.0  # mean number of cells in a colony of MCF-7
 COLONY_SPREAD = 1.55  # spread of a colony, in spacings
-RELAXATIONS = (
-    18  # steps of repulsion: enough that few neighbours remain closer than half the spacing
-)
+RELAXATIONS = 18  # steps of repulsion: few neighbours remain closer than half the spacing
 
 
 def place_cells(

@@ -1,9 +1,8 @@
 """Which treatment lies in which well of which simulated plate, and how each well was imaged.
 
 The layout follows BBBC021: ten by six inner wells, six DMSO wells a plate, a treatment on every
-  replicate
-plate of its week. The compounds of a mechanism lie in different weeks, so that each has a match in
-another batch, but for two mechanisms that lie in one week alone.
+replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each has a
+match in another batch, but for two mechanisms that lie in one week alone.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.release_names import CONTROL
 from cellclr_jax.data.simulation.camera import Optics
 from cellclr_jax.data.simulation.nuisances import (
     LevelNuisance,
@@ -20,7 +20,6 @@ from cellclr_jax.data.simulation.nuisances import (
     well_conditions,
 )
 from cellclr_jax.data.simulation.phenotypes import (
-    CONTROL,
     MOA_PHENOTYPES,
     ONE_WEEK_MOAS,
     UNTREATED,
@@ -37,7 +36,29 @@ CONCENTRATIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # u
 FIRST_PLATE = 90001  # BBBC021's plates have numbers of five digits below this
 POSITIVE_CONTROL = "Microtubule stabilizers"  # as taxol is in BBBC021
 NO_NUISANCE = LevelNuisance()  # of DMSO
-SMALLEST_FIELD = 64  # pixels; a smaller field may hold no nucleus
+# Side in pixels: a smaller field may hold no nucleus, a larger one takes gigabytes to paint.
+SMALLEST_FIELD, LARGEST_FIELD = 64, 4096
+# Raw is the largest and the fastest; LZW, which BBBC021's readers all know, takes half the size and
+# 0.06 s a field; zlib takes the same size in half the time, but is rarer in TIFF.
+COMPRESSIONS = ("none", "lzw", "zlib")
+# Least and greatest values of the settings. At a nuisance of 5 no structure is left to see; from an
+# effect of 1 / LOWEST_RESPONDING on, all cells respond to any dose; beyond a density of 5 cells lie
+# on top of each other, and pushing them apart takes memory as the square of their number.
+BOUNDS: dict[str, tuple[int | float, int | float]] = {
+    "seed": (0, 2**63 - 1),
+    "weeks": (2, 100),
+    "plates_per_week": (1, 100),
+    "sites": (1, 100),
+    "dmso_wells": (1, len(WELLS)),
+    "compounds_per_moa": (2, len(WELLS)),
+    "doses": (1, len(CONCENTRATIONS)),
+    "positive_control_wells": (0, len(WELLS)),
+    "height": (SMALLEST_FIELD, LARGEST_FIELD),
+    "width": (SMALLEST_FIELD, LARGEST_FIELD),
+    "nuisance": (0, 5),
+    "effect": (0, 3),
+    "density": (0.01, 5),
+}
 
 # Streams of random numbers: each kind of draw has its own, so that adding one moves no other.
 _COMPOUND, _WEEK, _PLATE, _WELL, _FIELD, _CAMERA, _GUID = range(7)
@@ -60,7 +81,7 @@ class SimulatorSettings:
         compounds; 0 removes them.
       effect: factor on the share of cells that respond to a compound.
       density: factor on the number of cells everywhere.
-      compression: of the TIFF files, "none", "zlib" (40 % of the size) or "lzw".
+      compression: of the TIFF files, one of `COMPRESSIONS`; it changes no pixel.
     """
 
     seed: int = 0
@@ -76,26 +97,19 @@ class SimulatorSettings:
     nuisance: float = 1.0
     effect: float = 1.0
     density: float = 1.0
-    compression: str = "zlib"
+    compression: str = "lzw"
 
     def __post_init__(self) -> None:
         """Raises BadUse where a setting makes no release."""
-        lowest = {
-            "seed": 0, "weeks": 2, "plates_per_week": 1, "sites": 1, "dmso_wells": 1,
-            "compounds_per_moa": 2, "doses": 1, "positive_control_wells": 0,
-            "height": SMALLEST_FIELD, "width": SMALLEST_FIELD, "nuisance": 0, "effect": 0,
-            "density": 0.01,
-        }  # fmt: skip
-        for name, low in lowest.items():
-            if not getattr(self, name) >= low:
-                raise BadUse(f"simulator: {name} is {getattr(self, name)}, expected {low} or more")
-        if self.doses > len(CONCENTRATIONS):
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # NaN lies nowhere
+                expected = f"{low} or more" if value < low else f"{low} to {high}"
+                raise BadUse(f"simulator: {name} is {value}, expected {expected}")
+        if self.compression not in COMPRESSIONS:
             raise BadUse(
-                f"simulator: doses is {self.doses}, expected at most {len(CONCENTRATIONS)}"
-            )
-        if self.compression not in ("none", "zlib", "lzw"):
-            raise BadUse(
-                f"simulator: compression is {self.compression!r}, expected 'none', 'zlib' or 'lzw'"
+                f"simulator: compression is {self.compression!r}, expected one of "
+                f"{', '.join(COMPRESSIONS)}"
             )
 
 

@@ -19,6 +19,7 @@ CELLS_PER_PIXEL = 100 / (1024 * 1280)  # of an untreated field; BBBC021 has abou
 MARGIN = 30.0  # pixels outside the field in which cells still lie
 NOWHERE = Box(0, 0, 0, 0)  # until territories are found
 SPACING_SPREAD = 0.15  # of the distance that cells keep, natural logarithm
+METAPHASE_SHARE = 0.65  # of the regular mitoses; anaphase, the rest, is over sooner
 OUT_OF_FOCUS_SHARE = 0.06
 OUT_OF_FOCUS_SIGMA = (2.2, 4.0)  # blur in pixels of a cell that lies off the focal plane
 
@@ -102,7 +103,7 @@ def _draw_cell(
     elif choice < kind.monoaster + kind.scattered:
         mitosis = "arrested"
     else:
-        mitosis = "plate" if rng.random() < 0.65 else "two_plates"
+        mitosis = "plate" if rng.random() < METAPHASE_SHARE else "two_plates"
     blurred = rng.random() < OUT_OF_FOCUS_SHARE
     blur = float(rng.uniform(*OUT_OF_FOCUS_SIGMA)) if blurred else 0.0
     body = body_outline(rng, kind, angle, state)

@@ -1,14 +1,16 @@
 """The files of a simulated release: where they lie, what they are called, what they hold."""
 
 import csv
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from cellclr_jax.data.release_names import CONTROL
 from cellclr_jax.data.simulation.painter import PaintedField
-from cellclr_jax.data.simulation.phenotypes import CONTROL
 from cellclr_jax.data.simulation.plate_layout import (
     SimulatorSettings,
     Well,
@@ -17,9 +19,10 @@ from cellclr_jax.data.simulation.plate_layout import (
 )
 from cellclr_jax.data.simulation.shapes import STATES
 
-IMAGE_CSV, MOA_CSV = "BBBC021_v1_image.csv", "BBBC021_v1_moa.csv"
 CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted
+TRUTH_DIR = "ground_truth"
 ZLIB_LEVEL = 1  # the fastest; camera noise packs no better at a higher level
+_PARTIAL = ".partial.npz"
 
 
 def write_field(
@@ -36,12 +39,13 @@ def write_field(
     args = {"level": ZLIB_LEVEL} if settings.compression == "zlib" else None
     for name, layer in zip(file_names(settings, well, site), digits, strict=True):
         path = plate_dir(out_dir, well) / name
-        tifffile.imwrite(path, layer, compression=compression, compressionargs=args)
+        # One thread: each core has a process of its own.
+        tifffile.imwrite(path, layer, compression=compression, compressionargs=args, maxworkers=1)
 
 
 def write_truth(path: Path, field: PaintedField) -> None:
     """Writes a field's truth; complete or not there, since it tells that the field is finished."""
-    partial = path.with_suffix(".partial.npz")
+    partial = path.with_suffix(f".{os.getpid()}{_PARTIAL}")
     np.savez_compressed(
         partial,
         labels=field.labels,
@@ -52,6 +56,11 @@ def write_truth(path: Path, field: PaintedField) -> None:
         in_focus=field.in_focus,
     )
     partial.replace(path)
+
+
+def unfinished(out_dir: Path) -> Iterator[Path]:
+    """Truths that a process which was killed has left half written."""
+    return out_dir.glob(f"{TRUTH_DIR}/*/*{_PARTIAL}")
 
 
 def sites(settings: SimulatorSettings) -> range:
@@ -66,7 +75,7 @@ def plate_dir(out_dir: Path, well: Well) -> Path:
 
 def truth_path(out_dir: Path, well: Well, site: int) -> Path:
     """Where the truth about one field lies."""
-    return out_dir / "ground_truth" / well.plate / f"{well.well}_s{site}.npz"
+    return out_dir / TRUTH_DIR / well.plate / f"{well.well}_s{site}.npz"
 
 
 def file_names(settings: SimulatorSettings, well: Well, site: int) -> list[str]:

@@ -30,7 +30,16 @@ ROUND_NUCLEUS = 0.62  # area of a rounded cell's nucleus seen from above, relati
 UNTREATED_AREA = 1000.0  # square pixels; a nucleus of this area has brightness 1
 DILUTION = 0.45  # exponent: 1 would conserve DNA in a flat nucleus, but larger ones are thicker too
 MOST_FRAGMENTS = 6
+# Pieces of a broken nucleus lie about its middle at this share of its radius, and further out by
+# this share for each piece more, so that they touch but do not merge.
+FRAGMENT_REACH, FRAGMENT_CROWDING = 0.62, 0.13
+FRAGMENT_EVENNESS = (
+    2.2  # of a Dirichlet distribution: the largest of four holds two fifths of the area
+)
 SMALLEST_FRAGMENT = 40.0  # square pixels, a micronucleus
+# Condensed chromosomes, seen edge on in metaphase: a bar of a third of the nucleus's area, about as
+# much brighter, since it holds all the DNA.
+PLATE_AREA, PLATE_ASPECT, CONDENSED = 330.0, 2.7, 2.9
 ELONGATED = 1.6  # aspect above which a cell has its protrusions at its two ends
 
 Table = np.ndarray
@@ -150,8 +159,8 @@ def _broken(
     rng: np.random.Generator, kind: Phenotype, area: float, extra: int, brightness: float
 ) -> list[Piece]:
     """A nucleus in `extra` + 1 pieces of unequal size that lie close together."""
-    shares = rng.dirichlet(np.full(extra + 1, 2.2))
-    reach = 0.62 * np.sqrt(area / np.pi) * (1 + 0.13 * extra)
+    shares = rng.dirichlet(np.full(extra + 1, FRAGMENT_EVENNESS))
+    reach = FRAGMENT_REACH * np.sqrt(area / np.pi) * (1 + FRAGMENT_CROWDING * extra)
     turn = rng.uniform(0, 2 * np.pi)
     pieces = []
     for k, share in enumerate(np.sort(shares)[::-1]):
@@ -179,8 +188,8 @@ def _scatter(
 
 def _plate(rng: np.random.Generator, angle: float) -> list[Piece]:
     """Metaphase: a bar of DNA across the spindle's axis."""
-    bar = ellipse(330.0, 2.7, angle + np.pi / 2) * ripple(rng, 0.04)
-    return [Piece(0, 0, bar, 2.9)]
+    bar = ellipse(PLATE_AREA, PLATE_ASPECT, angle + np.pi / 2) * ripple(rng, 0.04)
+    return [Piece(0, 0, bar, CONDENSED)]
 
 
 def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
@@ -188,7 +197,7 @@ def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
     away = rng.uniform(7, 12)
     bar = ellipse(190.0, 2.6, angle + np.pi / 2)
     dx, dy = round(away * np.cos(angle)), round(away * np.sin(angle))
-    return [Piece(dx, dy, bar, 2.9), Piece(-dx, -dy, bar, 2.9)]
+    return [Piece(dx, dy, bar, CONDENSED), Piece(-dx, -dy, bar, CONDENSED)]
 
 
 def _ring(rng: np.random.Generator, angle: float) -> list[Piece]:

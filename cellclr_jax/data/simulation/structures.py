@@ -18,6 +18,15 @@ PERINUCLEAR_WIDTH = 9.0
 CORTEX_WIDTH = 3.2
 MESH_GRAIN = 0.6  # of the actin mesh's fine part, relative to its clouds
 PERINUCLEAR_ACTIN = 0.3  # share of actin missing about the nucleus
+# A nucleus is a lens: its rim sends this share of the light of its middle, which begins this many
+# pixels inside (half the radius of an untreated nucleus).
+NUCLEUS_RIM, NUCLEUS_SLOPE = 0.72, 9.0
+NUCLEOLI_WITHIN = 0.55  # of the nucleus's radius; further out they would notch its outline
+# Cells are thin at their edges: tubulin has fallen to a third at this share of the radius and so
+# many pixels more, which small cells, thick up to their edge, need beside the share.
+TUBULIN_FADE, TUBULIN_FADE_MORE = 0.95, 12.0
+PERINUCLEAR_ACTIN_REACH = 0.55  # of the cell's radius: the thick cytoplasm about the nucleus
+BALL_SLOPE = 14.0  # pixels to a rounded cell's full thickness: two thirds of its radius
 SPINDLE_POLE = 8.0  # distance in pixels of a spindle's poles from the middle
 
 SPOT_REACH = 3.5  # radii; a spot has fallen below 1 % there
@@ -94,7 +103,8 @@ def _dna(
 ) -> Array:
     """Chromatin with its grains and nucleoli; brighter in the middle, where it is thicker."""
     kind = cell.kind
-    thick = 0.72 + 0.28 * np.clip(nucleus * np.float32(1 / 9), 0, 1)
+    lens = np.clip(nucleus * np.float32(1 / NUCLEUS_SLOPE), 0, 1)
+    thick = NUCLEUS_RIM + (1 - NUCLEUS_RIM) * lens
     contrast = kind.chromatin_contrast if cell.state == INTERPHASE else 0.10
     coarse = np.float32(kind.chromatin_coarseness)
     grain: Array = _noise(rng, bank.coarse, covered.shape) * coarse
@@ -132,7 +142,7 @@ def _add_spot(layer: Array, spot: Spot, height: float) -> None:
 def _nucleolus(rng: np.random.Generator, cell: Cell) -> Spot:
     """A spot in the inner half of the nucleus."""
     piece = cell.pieces[0]
-    reach = 0.55 * float(np.median(piece.outline)) * np.sqrt(rng.random())
+    reach = NUCLEOLI_WITHIN * float(np.median(piece.outline)) * np.sqrt(rng.random())
     at = rng.uniform(0, 2 * np.pi)
     radius = cell.kind.nucleolus_radius * rng.uniform(0.8, 1.2)
     return _spot(cell, piece.dx + reach * np.cos(at), piece.dy + reach * np.sin(at), radius)
@@ -149,7 +159,7 @@ def _tubulin(
     """Microtubules: a haze, the phenotype's fibres, a ring about the nucleus, an aggresome."""
     kind = cell.kind
     distance = DISTANCE[cell.box.around(cell.x, cell.y)]
-    fade = _peak(distance, 0.95 * kind.cell_radius + 12)  # cells are thin at their edges
+    fade = _peak(distance, TUBULIN_FADE * kind.cell_radius + TUBULIN_FADE_MORE)
     layer = np.float32(kind.tubulin_diffuse) * (1 + 0.1 * _noise(rng, bank.broad, inside.shape))
     if kind.tubulin_network > 0.01:
         layer = layer + np.float32(kind.tubulin_network) * _stamp(rng, cell, bank.network)
@@ -184,7 +194,8 @@ def _actin(
         layer = layer + np.float32(kind.stress_fibres) * stamp
     layer = layer * (1 - np.float32(1 - OVER_NUCLEUS) * covered)
     # The cytoplasm about the nucleus is thick but holds little actin; most lies further out.
-    layer = layer * (1 - np.float32(PERINUCLEAR_ACTIN) * _peak(distance, 0.55 * kind.cell_radius))
+    middle = _peak(distance, PERINUCLEAR_ACTIN_REACH * kind.cell_radius)
+    layer = layer * (1 - np.float32(PERINUCLEAR_ACTIN) * middle)
     edge = np.where(cell.joined, np.float32(kind.junctions), np.float32(kind.cortex))
     ragged = np.maximum(1 + 0.45 * _noise(rng, bank.broad, inside.shape), 0.1)
     layer = layer + edge * ragged * _peak(cell.depth - 1.5, CORTEX_WIDTH)
@@ -202,7 +213,7 @@ def _round_cell(
 ) -> tuple[Array, Array]:
     """Tubulin and actin of a cell out of interphase: a bright ball with a bright rim."""
     assert cell.depth is not None
-    ball = inside * np.sqrt(np.clip(cell.depth * np.float32(1 / 14), 0.1, 1))
+    ball = inside * np.sqrt(np.clip(cell.depth * np.float32(1 / BALL_SLOPE), 0.1, 1))
     mottled = 1 + 0.15 * _noise(rng, bank.coarse, inside.shape)
     actin = ball * mottled * np.float32(0.9) + inside * _peak(cell.depth - 2.0, CORTEX_WIDTH)
     tubulin = ball * mottled * np.float32(1.1)

@@ -1,0 +1,114 @@
+"""Folders of single-cell crops as they are published: one .npy file a cell."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.fields import Request, Source
+from cellclr_jax.data.image_files import ImageFile, crop_shape
+from cellclr_jax.data.release_tables import (
+    annotated_table,
+    check_inputs,
+    check_plates,
+    named,
+    new_field,
+    records,
+    some_of,
+    wanted_rows,
+)
+
+# The order that published crop folders state; crops in another order need --channels.
+CROP_CHANNELS = ("dna", "actin", "tubulin")
+# The shape is what most of so many crops have, spread over all: a folder may hold a million.
+_SHAPES_READ = 1000
+_CROP_NAME = re.compile(r"(?P<stem>.+)_(?P<number>\d+)\.npy")
+
+
+def crop_fields(request: Request) -> Source:
+    """Fields of a folder of crops `<stem>_<n>.npy`; `<stem>` is a DNA file of the image table."""
+    check_inputs(request.inputs)
+    channels = request.channels or CROP_CHANNELS
+    crops = _list_crops(request.inputs)
+    table, image_csv, moa_csv = annotated_table(request)
+    rows = _rows_of_stems(table, set(crops), image_csv)
+    table = wanted_rows(table, request)
+    wanted = set(table["row"])
+    fields = [
+        new_field(rows[stem], tuple(f for _, f in sorted(files.items())), tuple(sorted(files)))
+        for stem, files in crops.items()
+        if stem in rows and rows[stem]["row"] in wanted
+    ]
+    fields.sort(key=lambda one: (one.plate, one.well, one.site))
+    problems = [
+        (f"{stem}_*.npy", f"{image_csv} has no row with DNA file {stem}.tif")
+        for stem in crops
+        if stem not in rows
+    ]
+    check_plates(request, table, {field.plate for field in fields})
+    if not fields:
+        raise BadData(
+            f"{named(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
+            f"{some_of([what for what, _ in problems]) or 'all are filtered out'}"
+        )
+    size, _, depth = _usual_shape([file for field in fields for file in field.files])
+    if depth != len(channels):
+        raise BadUse(
+            f"the crops in {named(request.inputs)} have {depth} channels, "
+            f"--channels={','.join(channels)} names {len(channels)}"
+        )
+    return Source(fields, channels, size, image_csv, moa_csv, problems)
+
+
+def _usual_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
+    """The shape that most crops have; those that differ or are broken are skipped when read."""
+    shapes: Counter[tuple[int, int, int]] = Counter()
+    broken = []
+    for file in files[:: math.ceil(len(files) / _SHAPES_READ)]:
+        try:
+            shapes[crop_shape(file)] += 1
+        except BadData as error:
+            broken.append(error)
+    if not shapes:
+        raise BadData(f"none of {len(broken)} crops can be used: {broken[0]}")
+    return shapes.most_common(1)[0][0]
+
+
+def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
+    """The crops in some folders: stem -> number -> file."""
+    crops: dict[str, dict[int, ImageFile]] = {}
+    for root in inputs:
+        for path in sorted(root.glob("*.npy")):
+            match = _CROP_NAME.fullmatch(path.name)
+            if match is None:
+                raise BadData(f"{path}: a name <stem>_<number>.npy was expected")
+            numbers = crops.setdefault(match["stem"], {})
+            other = numbers.setdefault(int(match["number"]), ImageFile(path.name, str(path)))
+            if other.path != str(path):
+                raise BadData(f"{path}: the same crop as {other.path}")
+    if not crops:
+        raise BadUse(f"{named(inputs)}: no crop (.npy) in it")
+    return crops
+
+
+def _rows_of_stems(
+    table: pd.DataFrame, stems: set[str], image_csv: str
+) -> dict[str, dict[str, Any]]:
+    """The row of the image table that each stem (a DNA file's name without .tif) belongs to."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in records(table):
+        stem = PurePosixPath(row["dna_file"]).stem
+        if stem not in stems:
+            continue
+        if stem in rows:
+            raise BadData(
+                f"{image_csv}, line {row['row']}: the DNA file of crops {stem}_*.npy is also on "
+                f"line {rows[stem]['row']}"
+            )
+        rows[stem] = row
+    return rows

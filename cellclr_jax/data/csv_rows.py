@@ -1,0 +1,146 @@
+"""Reads CSV tables of any origin as text, so that every error can name the file and the line."""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+
+# A header of CellProfiler's has hundreds of names; an error shows as many.
+_NAMES_SHOWN = 15
+
+_T = TypeVar("_T")
+
+
+def read_rows(path: str | Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Reads a CSV file with any line ends as text.
+
+    Returns:
+      The header's names, the rows (as many values as the header; blank lines left out) and the
+      line number of each row in the file, from 1.
+
+    Raises:
+      BadUse: there is no such file.
+      BadData: the file is empty, not UTF-8, a value holds a line break, or a row has too many or
+        too few values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadUse(f"{path}: no such file")
+    try:
+        # Universal newlines: CRLF and bare CR arrive as LF, whatever the platform.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path}: not a UTF-8 text file ({error.reason})") from error
+    records = list(_records(lines, path))
+    if not records:
+        raise BadData(f"{path}: the file is empty; a header and rows were expected")
+    header = records[0][1]
+    for line, values in records[1:]:
+        if len(values) != len(header):
+            raise BadData(
+                f"{path}, line {line}: {len(values)} values, the header has {len(header)}"
+            )
+    return header, [values for _, values in records[1:]], [line for line, _ in records[1:]]
+
+
+def _records(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, stripped values) of each line that is not blank."""
+    reader = csv.reader(lines, strict=True)
+    before = 0
+    try:
+        for values in reader:
+            # No name of a file, well or compound has one: a quote is missing or one too many.
+            if reader.line_num > before + 1:
+                raise BadData(
+                    f"{path}, line {before + 1}: a line break inside quotes; each row was expected "
+                    "on a line of its own"
+                )
+            before = reader.line_num
+            if values:
+                yield reader.line_num, [value.strip() for value in values]
+    except csv.Error as error:
+        raise BadData(f"{path}, line {before + 1}: {error}") from error
+
+
+def read_columns(
+    path: str | Path,
+    required: Mapping[str, Sequence[str]],
+    optional: Mapping[str, Sequence[str]],
+) -> pd.DataFrame:
+    """Reads named columns of a CSV file as text.
+
+    Args:
+      path: the file.
+      required: what each column is called in the result -> the names (in lower case) that it goes
+        by in the file, whatever their case; the first one found is taken.
+      optional: the same; where none is found the column is ''.
+
+    Returns:
+      The columns, and `row`, the line of the file, from 1.
+
+    Raises:
+      BadUse, BadData: see `read_rows`; also BadData where a required column is missing, or all
+        rows are.
+    """
+    header, rows, lines = read_rows(path)
+    position = {name.lower(): index for index, name in reversed(list(enumerate(header)))}
+    table = {}
+    for column, names in {**required, **optional}.items():
+        index = next((position[name] for name in names if name in position), None)
+        if index is None and column in required:
+            raise BadData(
+                f"{path}, line 1: no column {names[0]!r} (any case); the header has "
+                f"{', '.join(header[:_NAMES_SHOWN])}"
+            )
+        table[column] = ["" if index is None else values[index] for values in rows]
+    if not rows:
+        raise BadData(f"{path}: a header and no rows")
+    return pd.DataFrame({**table, "row": lines})
+
+
+def require_text(table: pd.DataFrame, column: str, path: str | Path) -> None:
+    """Raises BadData, with file and line, where a value of a column is empty."""
+    empty = table["row"][table[column] == ""]
+    if len(empty):
+        raise BadData(f"{path}, line {empty.iloc[0]}: the {column.replace('_', ' ')} is empty")
+
+
+def parse(
+    texts: Iterable[str], rows: Sequence[int], parse_text: Callable[[str], _T], path: str | Path
+) -> list[_T]:
+    """Parses each distinct text once.
+
+    Args:
+      texts: [N] values of a column.
+      rows: [N] their lines in the file.
+      parse_text: makes a value of a text; ValueError where it cannot.
+      path: the file.
+
+    Returns:
+      [N] values.
+
+    Raises:
+      BadData: the ValueError's message after the file and the line of the first such text.
+    """
+    parsed: dict[str, _T] = {}
+    for text, row in zip(texts, rows, strict=True):
+        if text not in parsed:
+            try:
+                parsed[text] = parse_text(text)
+            except ValueError as error:
+                raise BadData(f"{path}, line {row}: {error}") from error
+    return [parsed[text] for text in texts]
+
+
+def reject_duplicates(table: pd.DataFrame, columns: list[str], path: str | Path) -> None:
+    """Raises BadData, with file and both lines, where two rows agree in all `columns`."""
+    repeated = table.duplicated(columns)
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        first = table[(table[columns] == row[columns]).all(axis=1)].iloc[0]
+        what = ", ".join(f"{column.replace('_', ' ')} {row[column]}" for column in columns)
+        raise BadData(f"{path}, line {row['row']}: {what} is also on line {first['row']}")

@@ -1,0 +1,86 @@
+"""The folder of a dataset's versions: one build at a time, and a new version that replaces an old.
+
+<folder>/<version>              a finished dataset
+<folder>/incomplete.*           one in the making
+<folder>/replaced.<version>     the old one, for the moment between two renames
+"""
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cellclr_jax.cli import BadUse
+
+_REPLACED = "replaced."
+_REBUILD = "incomplete.rebuild"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other builds out of a folder and sweeps away what a killed one left there.
+
+    Raises:
+      BadUse: another process builds in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".building").open("w") as lock:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadUse(f"{folder}: another process is building it") from error
+        _sweep(folder)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what is half built; a dataset that was moved aside and not replaced comes back."""
+    for old in folder.glob(f"{_REPLACED}*"):
+        version = folder / old.name.removeprefix(_REPLACED)
+        if version.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(version)
+    for stale in folder.glob("incomplete.*"):
+        shutil.rmtree(stale)
+
+
+@contextlib.contextmanager
+def room_for_rebuild(folder: Path, version: str, overwrite: bool) -> Iterator[Path | None]:
+    """A folder of one's own to build a version again in; it is gone at the end.
+
+    Args:
+      folder: of the dataset's versions; the caller is `alone` in it.
+      version: what is to be built.
+      overwrite: whether it is built again where it is there.
+
+    Yields:
+      The folder, on the same disk; None where the version can be built in its place.
+    """
+    if not (overwrite and (folder / version).exists()):
+        yield None
+        return
+    place = folder / _REBUILD
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def swap_in(new: Path, folder: Path) -> None:
+    """Puts a finished version in the place of the old one, which is deleted last.
+
+    Args:
+      new: <anywhere on the same disk>/<version>.
+      folder: of the dataset's versions; the caller is `alone` in it.
+    """
+    current, aside = folder / new.name, folder / f"{_REPLACED}{new.name}"
+    current.rename(aside)
+    try:
+        new.rename(current)
+    except OSError:
+        aside.rename(current)
+        raise
+    shutil.rmtree(aside)

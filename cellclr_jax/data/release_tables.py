@@ -1,0 +1,138 @@
+"""What the tables of a release say about its fields, and which of them a build asks for."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import metadata
+from cellclr_jax.data.fields import Field, Request
+from cellclr_jax.data.image_files import ImageFile
+from cellclr_jax.data.release_names import CONTROL, IMAGE_CSV, MOA_CSV
+
+
+def check_inputs(inputs: Sequence[Path]) -> None:
+    """Raises BadUse where an input is named that does not exist, or none is."""
+    if not inputs:
+        raise BadUse("--input=DIR is needed: the folder (or zip) that holds the images")
+    for path in inputs:
+        if not path.exists():
+            raise BadUse(f"{path}: no such folder or zip (--input)")
+
+
+def annotated_table(request: Request) -> tuple[pd.DataFrame, str, str]:
+    """Reads the tables that are named, or lie beside or above an input.
+
+    Returns:
+      `read_image_csv`'s table with MoAs, sorted by plate, well and site, concentrations rounded
+      so that they can be grouped; the paths of the image table and the MoA table ('': none).
+
+    Raises:
+      BadUse: a table cannot be found, or a plate that is asked for is not in it.
+      BadData: a table cannot be read, or the two do not fit together.
+    """
+    image_csv = _table_path(request.image_csv, IMAGE_CSV, request.inputs)
+    if image_csv is None:
+        raise BadUse(f"no {IMAGE_CSV} in {named(request.inputs)} or above: name it, --image_csv")
+    moa_csv = _table_path(request.moa_csv, MOA_CSV, request.inputs)
+    if moa_csv is None and request.annotated:
+        raise BadUse(
+            f"no {MOA_CSV} in {named(request.inputs)} or above: name it with --moa_csv, or "
+            "build all wells with --config=all"
+        )
+    table = metadata.read_image_csv(image_csv)
+    rounded = metadata.round_concentrations(table["concentration"])
+    table = _with_moa(table.assign(concentration=rounded), image_csv, moa_csv)
+    unknown = sorted(set(request.plates) - set(table["plate"]))
+    if unknown:
+        raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")
+    table = table.sort_values(["plate", "well", "site"], kind="stable")
+    return table, str(image_csv), str(moa_csv or "")
+
+
+def _with_moa(table: pd.DataFrame, image_csv: Path, moa_csv: Path | None) -> pd.DataFrame:
+    """Adds the mechanism of action; '' everywhere where there is no table of them."""
+    if moa_csv is None:
+        return table.assign(moa="")
+    moa = metadata.read_moa_csv(moa_csv)
+    try:
+        annotated = metadata.annotate(table, moa)
+    except BadData as error:
+        raise BadData(f"{image_csv} and {moa_csv}: {error}") from error
+    metadata.require_imaged(moa, table, moa_csv, image_csv)
+    return annotated
+
+
+def wanted_rows(table: pd.DataFrame, request: Request) -> pd.DataFrame:
+    """The rows that the configuration and `plates` ask for."""
+    kept = table["plate"].isin(request.plates) if request.plates else table["plate"].notna()
+    if request.annotated:
+        kept &= (table["moa"] != "") | (table["compound"].str.upper() == CONTROL)
+    return table[kept]
+
+
+def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> None:
+    """Checks that what --plates names is there.
+
+    Args:
+      request: its `plates` are checked.
+      wanted: `wanted_rows`'s table.
+      found: the plates that files were found of.
+
+    Raises:
+      BadUse: a plate has no wanted well, or no file.
+    """
+    unwanted = sorted(set(request.plates) - set(wanted["plate"]))
+    if unwanted:
+        raise BadUse(
+            f"--plates={','.join(unwanted)}: no well on it has a mechanism of action or is a "
+            "control; --config=all takes all wells"
+        )
+    absent = sorted(set(request.plates) - found)
+    if absent:
+        raise BadUse(f"--plates={','.join(absent)}: no file of it in {named(request.inputs)}")
+
+
+def _table_path(given: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
+    """The table named by a flag, else beside or above an input, else None."""
+    if given is not None:
+        return given
+    places = [place / name for root in inputs for place in (root, root.absolute().parent)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by column name."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def new_field(
+    row: dict[str, Any], files: tuple[ImageFile, ...], numbers: tuple[int, ...] = ()
+) -> Field:
+    """A field from a row of the image table."""
+    return Field(
+        plate=row["plate"],
+        well=row["well"],
+        site=int(row["site"]),
+        batch=row["batch"],
+        compound=row["compound"],
+        concentration=float(row["concentration"]),
+        replicate=int(row["replicate"]),
+        moa=row["moa"],
+        files=files,
+        numbers=numbers,
+    )
+
+
+def named(paths: Sequence[Path]) -> str:
+    """Paths in an error."""
+    return ", ".join(str(path) for path in paths)
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first few names."""
+    counted = list(Counter(names))
+    return ", ".join(counted[:most]) + (", …" if len(counted) > most else "")
