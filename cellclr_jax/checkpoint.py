@@ -3,7 +3,10 @@
 Kept are the last two, the best by validation loss, and one every so many steps.
 """
 
-from collections.abc import Mapping
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,8 +20,8 @@ from cellclr_jax.cli import BadData, BadUse
 _METRIC = "validation_loss"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
-# What Orbax raises for files that are missing, cut off or of another tree.
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError)
+# An error of TensorStore holds pages of its internals.
+_MESSAGE_LENGTH = 160
 
 
 class Checkpoints:
@@ -45,7 +48,7 @@ class Checkpoints:
         ]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        logging.set_verbosity(logging.ERROR)
+        logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -82,7 +85,7 @@ class Checkpoints:
           BadData: Orbax refused, since there is one of this step or a later one.
         """
         # Training forbids transfers that nobody asked for; these are asked for.
-        with jax.transfer_guard("allow"):
+        with jax.transfer_guard("allow"), self._named_failure():
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -94,7 +97,7 @@ class Checkpoints:
             there = ", ".join(map(str, self.steps()))
             raise BadData(f"step {step} was not saved: {self.directory} holds {there}")
 
-    def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any], list[int]] | None:
         """Restores the newest checkpoint that can be read, and removes later, unreadable ones.
 
         They are those of steps that will be taken and saved again.
@@ -103,7 +106,8 @@ class Checkpoints:
           template: a tree like the state, of arrays or shapes with dtypes and shardings.
 
         Returns:
-          (state, progress), or None where there is no checkpoint at all.
+          (state, progress, steps of the damaged checkpoints that were removed), or None where
+          there is no checkpoint at all.
 
         Raises:
           BadData: there are some and none can be read.
@@ -112,14 +116,14 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
-            except _UNREADABLE as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # of many kinds, TensorStore's are bare
                 failures[step] = _first_line(error)
-                logging.error("checkpoint of step %d: %s", step, failures[step])
                 continue
             for damaged in failures:
-                logging.error("removing the damaged checkpoint of step %d", damaged)
                 self._manager.delete(damaged)
-            return restored
+            return *restored, sorted(failures)
         if failures:
             listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
             raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")
@@ -163,18 +167,47 @@ class Checkpoints:
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         try:
             return self._restore(step, part)
-        except _UNREADABLE as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            others = ", ".join(str(other) for other in self.steps() if other != step)
             raise BadData(
-                f"checkpoint {self.directory}/{step} cannot be read: {_first_line(error)}"
+                f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}); "
+                + (f"other steps are {others}" if others else "it is the only one")
             ) from error
 
     def wait(self) -> None:
-        """Returns when all saves have reached the disk; raises what went wrong with them."""
-        self._manager.wait_until_finished()
+        """Returns when all saves have reached the disk.
+
+        Raises:
+          BadData: one of them did not.
+        """
+        with self._named_failure():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the saves and ends the background threads."""
-        self._manager.close()
+        with self._named_failure():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_failure(self) -> Iterator[None]:
+        """Tells of a save that failed, often in the background, in one line."""
+        try:
+            yield
+        except (MemoryError, BadData):
+            raise
+        except Exception as error:
+            folder = self.directory
+            free = (
+                f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free"
+                if os.path.isdir(folder)
+                else "?"
+            )
+            raise BadData(
+                f"a checkpoint could not be written to {folder} ({free}): {_first_line(error)}; "
+                "once that is mended, the same command goes on from the newest one"
+            ) from error
 
     def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
@@ -190,4 +223,4 @@ def _abstract(template: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:_MESSAGE_LENGTH] if lines else type(error).__name__

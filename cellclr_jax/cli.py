@@ -3,6 +3,7 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -37,8 +38,13 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
         _fail("interrupted", 130)
     except BadUse as error:
         _fail(error, 2)
-    except (BadData, OSError) as error:
+    except BadData as error:
         _fail(error, 1)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        _fail(f"{error.filename}: {error.strerror}; a folder takes no file's place", 2)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        _fail(f"{error}{'; free some space and run the same command again' if full else ''}", 1)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
     sys.exit(0)
@@ -52,7 +58,8 @@ def _parse(argv: list[str], doc: str) -> None:
     try:
         rest = FLAGS(argv)
     except AttributeError as error:  # of ml_collections, for --config.a.b where there is no b
-        _fail(f"no such setting in the config: {error}", 2, debug="--debug" in argv)
+        name = str(error).strip("\"'")
+        _fail(f"no such setting in the config: {name}", 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
     if len(rest) > 1:

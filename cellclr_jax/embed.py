@@ -80,6 +80,10 @@ def evaluate_run(
     number, trained, progress = _restore(workdir, step, untrained)
     fingerprint = encoding.cells.manifest["fingerprint"]
     if progress["dataset"] != fingerprint:
+        if out is None:
+            raise BadUse(
+                f"{data_dir} is not what the run was trained on: say where to write, --out"
+            )
         say("note: this is not the dataset that the run was trained on")
     tables = site_profiles(encoding, mesh, {"trained": trained, "untrained": untrained})
     scored = {name: _evaluate(name, table, protocol) for name, table in tables.items()}

@@ -45,7 +45,8 @@ def _config() -> tuple[ml_collections.ConfigDict, str]:
     try:
         config.lock()
     except OSError as error:  # ml_collections keeps what loading raised until the first use
-        raise cli.BadUse(f"--config: {error.__cause__ or error}") from error
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise cli.BadUse(f"--config cannot be loaded: {reason}") from error
     return config, Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 

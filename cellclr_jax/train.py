@@ -1,9 +1,11 @@
 """The training loop: data, state, restore, step, log, save."""
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +21,8 @@ from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
-from cellclr_jax.logs import RunLog, say
+from cellclr_jax.lock import alone
+from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.run_config import check_config, write_config
 from cellclr_jax.train_step import Metrics, TrainState, stream
 
@@ -68,15 +71,27 @@ def train(
     _check_devices(config.minibatch_size, mesh)
     first = jax.process_index() == 0
     check_config(config, workdir)  # by each process, so that all end with the same message
-    if first:
-        write_config(config, workdir)
-    keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
-    checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
-    try:
-        run = _Run(experiment, mesh, checkpoints, workdir if first else None)
-        return run.go()
-    finally:
-        checkpoints.close()
+    with contextlib.ExitStack() as stack:
+        if first and is_local(workdir):
+            stack.enter_context(alone(Path(workdir), ".training", "training in it"))
+        if first:
+            write_config(config, workdir)
+            say(describe(experiment, mesh, workdir))
+        keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
+        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
+        stack.callback(checkpoints.close)
+        return _Run(experiment, mesh, checkpoints, workdir if first else None).go()
+
+
+def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
+    """One line that says what is trained on what, and where."""
+    config = experiment.config
+    return (
+        f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
+        f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
+        f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
+        f"{mesh.devices.flat[0].device_kind}; compiling"
+    )
 
 
 def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
@@ -129,8 +144,8 @@ class _Run:
         if self.workdir is not None and not self.validation:
             say("no validation set: validation loss and the best checkpoint are left out")
         # Of several processes, JAX's own handler lets all of them agree on the step to stop at.
-        alone = self.process[1] == 1
-        before = signal.signal(signal.SIGTERM, self._on_sigterm) if alone else None
+        single = self.process[1] == 1
+        before = signal.signal(signal.SIGTERM, self._on_sigterm) if single else None
         try:
             minibatches = self._on_device(data)
             # Everything that crosses to or from the host in the loop does so on purpose.
@@ -142,9 +157,11 @@ class _Run:
                         self.log.restart_clock(step)  # the rate is one without compilation
                     self._after_step(step, state, metrics, data)
             self.checkpoints.wait()
+            if self.workdir is not None:
+                say(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
         finally:
             self.log.close()
-            if alone:
+            if single:
                 signal.signal(signal.SIGTERM, before)
         return state
 
@@ -166,7 +183,7 @@ class _Run:
         restored = self.checkpoints.restore_newest(state)
         if restored is None:
             return state, data
-        state, progress = restored
+        state, progress, damaged = restored
         fingerprint = experiment.cells.manifest["fingerprint"]
         if progress["dataset"] != fingerprint:
             raise BadUse(
@@ -175,6 +192,8 @@ class _Run:
             )
         data.set_state(progress["data"])
         if self.workdir is not None:
+            for step in damaged:
+                say(f"the checkpoint of step {step} was damaged and has been removed")
             say(f"going on from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 

@@ -315,7 +315,7 @@ def test_damaged_datasets_are_named(release, tmp_path):
     with pytest.raises(BadData, match="24 records, its manifest says 7"):
         index.open_images(path)
     next(path.glob("*.array_record-*")).unlink()
-    with pytest.raises(BadData, match=r"shards cannot be read .*array_record"):
+    with pytest.raises(BadData, match=r"shards or their description are damaged .*array_record"):
         index.open_images(path)
     (path / "manifest.json").write_text("{")
     with pytest.raises(BadData, match=r"manifest\.json: not a readable manifest"):

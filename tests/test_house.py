@@ -58,7 +58,7 @@ def test_rooms_without_jax(room):
     for path in modules():
         if is_in(module_name(path), (room,)):
             assert not any(n.split(".")[0] in ("jax", "flax", "optax") for n in imported(path))
-            allowed = ("cli", "data", room)
+            allowed = ("cli", "lock", "data", room)
             foreign = {name for name in own(path) if not is_in(name, allowed)}
             assert not foreign, f"{path.name} imports {foreign}"
 

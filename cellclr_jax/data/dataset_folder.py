@@ -6,12 +6,11 @@
 """
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cellclr_jax.cli import BadUse
+from cellclr_jax import lock
 
 _REPLACED = "replaced."
 _REBUILD = "incomplete.rebuild"
@@ -24,13 +23,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       BadUse: another process builds in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".building").open("w") as lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadUse(f"{folder}: another process is building it") from error
+    with lock.alone(folder, ".building", "building it"):
         _sweep(folder)
         yield
 

@@ -16,6 +16,7 @@ from cellclr_jax.data.manifest import CELLS, MANIFEST
 DATASET = "bbbc021"
 # A dataset folder is complete when it holds all of these; TFDS's own come last in a build.
 _FILES = ("dataset_info.json", "features.json", CELLS, MANIFEST)
+_REBUILD = "build it again with --overwrite"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 # A checksum (CRC) will not do here: similar ids have similar ones, and the share comes out wrong.
 _HASH_BYTES = 4
@@ -32,7 +33,8 @@ class ImageSource:
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        builder = tfds.builder_from_directory(str(dataset_dir))
+        self._directory = str(dataset_dir)
+        builder = tfds.builder_from_directory(self._directory)
         self._shape = builder.info.features["image"].shape
         shards = builder.info.splits["train"].file_instructions
         for shard in shards:
@@ -45,11 +47,20 @@ class ImageSource:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        return self._decode(self._records[index.__index__()])
+        return self.__getitems__([index.__index__()])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Several at once, read in parallel."""
-        return [self._decode(record) for record in self._records.__getitems__(indices)]
+        """Several at once, read in parallel.
+
+        Raises:
+          BadData: a shard cannot be read.
+        """
+        try:
+            return [self._decode(record) for record in self._records.__getitems__(indices)]
+        except (IndexError, MemoryError):
+            raise
+        except Exception as error:  # of the reader's C++ or of the record's parser
+            raise BadData(f"{self._directory}: a shard is damaged ({error}); {_REBUILD}") from error
 
     def __repr__(self) -> str:
         # Grain compares it when an iterator's state is restored: paths may differ, data may not.
@@ -107,7 +118,7 @@ def read_cells(dataset_dir: str | Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise BadData(f"{path}: not a readable table of cells ({error})") from error
+        raise BadData(f"{path}: not a readable table of cells ({error}); {_REBUILD}") from error
 
 
 def read_manifest(dataset_dir: str | Path) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def read_manifest(dataset_dir: str | Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadData(f"{path}: not a readable manifest ({error})") from error
+        raise BadData(f"{path}: not a readable manifest ({error}); {_REBUILD}") from error
     return manifest
 
 
@@ -157,8 +168,10 @@ def open_images(dataset_dir: str | Path) -> ImageSource:
     """
     try:
         source = ImageSource(dataset_dir)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise BadData(f"{dataset_dir}: its shards cannot be read ({error})") from error
+    except Exception as error:  # the parser's own kinds among them
+        raise BadData(
+            f"{dataset_dir}: its shards or their description are damaged ({error}); {_REBUILD}"
+        ) from error
     expected = read_manifest(dataset_dir)["counts"]["cells"]
     if len(source) != expected:
         raise BadData(f"{dataset_dir}: {len(source)} records, its manifest says {expected}")

@@ -124,6 +124,8 @@ def _evaluate(wells: pd.DataFrame, protocol: Protocol) -> Evaluation:
     if house.left_out:
         notes.append(_left_out_note(house.left_out))
     is_control = (table["Metadata_Compound"] == protocol.control).to_numpy()
+    if protocol.control != Protocol.control and not is_control.any():
+        raise BadUse(f"control {protocol.control!r}: no well has this compound")
     values, features = table[house.features].to_numpy(np.float64), house.features
     if protocol.standardize == "controls":
         values, kept = correction.standardize(values, is_control)
