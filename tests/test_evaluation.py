@@ -47,6 +47,11 @@ def real(shared):
     )
 
 
+def test_a_control_that_no_well_has_is_refused():
+    with pytest.raises(BadUse, match="no well has this compound"):
+        evaluate(planted(), Protocol(control="Foo"))
+
+
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
 def test_golden_numbers_of_real_profiles(real, ridge):
     found = evaluate(real.table, Protocol(standardize="controls", regularization=ridge))

@@ -16,6 +16,7 @@ import pytest
 from cellclr_jax import sharding, train
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.lock import alone
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +91,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     kept = sorted((p for p in (tmp_path / "checkpoints").iterdir()), key=lambda p: int(p.name))
     cut_in_half(kept[-1])
     assert same(train.train(config, tmp_path), whole)
-    cut_in_half(tmp_path / "checkpoints" / "9")
+    # One array alone, which TensorStore tells of by a bare Exception.
+    files = [f for f in (tmp_path / "checkpoints" / "9" / "state").rglob("d/*") if f.is_file()]
+    largest = max(files, key=lambda f: f.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
     assert same(train.train(config, tmp_path), whole)
     last, mended = final_parameters(tmp_path)
     assert last == 9
@@ -118,6 +122,25 @@ def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypa
     kept.close()
     assert progress["data"] == {"next_index": int(state.step)}
     assert same(part, state.variables)
+
+
+def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore lines")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(BadData, match=r"could not be written .*MB free\).*goes on") as caught:
+        train.train(config, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
+    with (
+        alone(tmp_path, ".training", "training in it"),
+        pytest.raises(BadUse, match="another process is training in it"),
+    ):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_best_is_refused_where_no_checkpoint_is_ranked(config, tmp_path, capsys):
