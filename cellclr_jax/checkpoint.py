@@ -6,13 +6,14 @@ Kept are the last two, the best by validation loss, and one every so many steps.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax.cli import BadData, BadUse
@@ -98,15 +99,16 @@ class Checkpoints:
             raise BadData(f"step {step} was not saved: {self.directory} holds {there}")
 
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any], list[int]] | None:
-        """Restores the newest checkpoint that can be read, and removes later, unreadable ones.
+        """Restores the newest checkpoint that can be read, and moves later, unreadable ones aside.
 
-        They are those of steps that will be taken and saved again.
+        Their steps will be taken and saved again; nothing is deleted, since what could not be read
+        today may only have been out of reach.
 
         Args:
           template: a tree like the state, of arrays or shapes with dtypes and shardings.
 
         Returns:
-          (state, progress, steps of the damaged checkpoints that were removed), or None where
+          (state, progress, steps of the checkpoints that were moved aside), or None where
           there is no checkpoint at all.
 
         Raises:
@@ -121,8 +123,7 @@ class Checkpoints:
             except Exception as error:  # of many kinds, TensorStore's are bare
                 failures[step] = _first_line(error)
                 continue
-            for damaged in failures:
-                self._manager.delete(damaged)
+            self._set_aside(failures)
             return *restored, sorted(failures)
         if failures:
             listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
@@ -208,6 +209,18 @@ class Checkpoints:
                 f"a checkpoint could not be written to {folder} ({free}): {_first_line(error)}; "
                 "once that is mended, the same command goes on from the newest one"
             ) from error
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""
+        aside = epath.Path(self.directory).parent / "unreadable"
+        for step in steps:
+            if jax.process_index() == 0:
+                aside.mkdir(parents=True, exist_ok=True)
+                taken = sum(path.name.split(".")[0] == str(step) for path in aside.iterdir())
+                name = f"{step}.{taken}" if taken else str(step)
+                (epath.Path(self.directory) / str(step)).rename(aside / name)
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
 
     def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(

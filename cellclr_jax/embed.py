@@ -87,16 +87,21 @@ def evaluate_run(
         say("note: this is not the dataset that the run was trained on")
     tables = site_profiles(encoding, mesh, {"trained": trained, "untrained": untrained})
     scored = {name: _evaluate(name, table, protocol) for name, table in tables.items()}
-    if jax.process_index() != 0:
-        return
-    details = {
-        "step": number,
-        "checkpoint": step,
-        "cells": len(encoding.cells.table),
-        "dataset": fingerprint,
-        "trained_on": progress["dataset"],
-    }
-    folder = Path(out if out is not None else workdir / "eval" / str(number))
+    if jax.process_index() == 0:
+        details = {
+            "step": number,
+            "checkpoint": step,
+            "cells": len(encoding.cells.table),
+            "dataset": fingerprint,
+            "trained_on": progress["dataset"],
+        }
+        _tell(scored, Path(out if out is not None else workdir / "eval" / str(number)), details)
+
+
+def _tell(
+    scored: Mapping[str, evaluation.Evaluation], folder: Path, details: Mapping[str, Any]
+) -> None:
+    """Writes the evaluation and prints its table, baselines below."""
     baselines = {name: scored[name] for name in ("untrained", "intensity")}
     report.write_evaluation(folder, scored["trained"], baselines=baselines, details=details)
     report.print_scores(scored["trained"], baselines=baselines)

@@ -96,6 +96,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     largest = max(files, key=lambda f: f.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     assert same(train.train(config, tmp_path), whole)
+    assert sorted(path.name for path in (tmp_path / "unreadable").iterdir())[-1] == "9"
     last, mended = final_parameters(tmp_path)
     assert last == 9
     want = jax.tree.leaves(jax.device_get(whole))

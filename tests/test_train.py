@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cellclr_jax import sharding, train
+from cellclr_jax import sharding, train, validation
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.experiment import make_experiment
@@ -33,14 +33,14 @@ def test_a_run_learns_and_writes_what_it_promises(config, tmp_path):
     steps = [row for row in found if "loss" in row]
     assert {"step", "epoch", "lr", "contrastive_accuracy", "cells_per_second"} <= steps[0].keys()
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.15
-    validation = [row["validation_loss"] for row in found if "validation_loss" in row]
-    assert len(validation) == 6
-    assert validation[-1] < validation[0]
+    losses = [row["validation_loss"] for row in found if "validation_loss" in row]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     assert list((tmp_path / "tensorboard").glob("events*"))
     kept = Checkpoints(tmp_path.absolute() / "checkpoints", read_only=True)
     assert kept.find("last") == experiment.total_steps
-    best = 1 + int(np.argmin(validation))
+    best = 1 + int(np.argmin(losses))
     assert kept.find("best") == best * experiment.steps_per_epoch
     kept.close()
 
@@ -99,11 +99,11 @@ def test_metrics_are_fetched_once_an_interval(config, tmp_path, monkeypatch):
     [(511, 256, 480), (5000, 4096, 4608), (64, 256, 64), (7, 256, 7), (1, 256, 1), (0, 256, 0)],
 )
 def test_validation_uses_nearly_all_cells_whatever_the_devices(cells, minibatch, used):
-    size = train.validation_size(cells, minibatch, 1)
+    size = validation.validation_size(cells, minibatch, 1)
     assert size <= minibatch
     assert (cells // size * size if size else 0) == used
     if cells > 500:
-        assert all(train.validation_size(cells, minibatch, n) == size for n in (2, 4, 8))
+        assert all(validation.validation_size(cells, minibatch, n) == size for n in (2, 4, 8))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path):
