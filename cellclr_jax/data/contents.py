@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cellclr_jax.data.fields import Source
-from cellclr_jax.data.image_files import ImageFile
+from cellclr_jax.data.plate_files import ImageFile
 
 _DIGEST_BYTES = 16
 _TABLES = {"image_csv": "image table", "moa_csv": "MoA table"}

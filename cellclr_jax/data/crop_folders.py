@@ -11,7 +11,8 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.image_files import ImageFile, crop_shape
+from cellclr_jax.data.image_files import crop_shape
+from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.release_tables import (
     annotated_table,
     check_inputs,

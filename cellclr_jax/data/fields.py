@@ -1,34 +1,54 @@
 """Fields of view as the rest of `data/` hands them on: what they show, where their files are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.image_files import ImageFile
+from cellclr_jax.data.plate_files import ImageFile
+
+# What may be known of a cell beside its image, in this order in every table, and its type. A source
+# has some of them; no other column exists. `label` is a class of any kind.
+COLUMNS: dict[str, type] = {
+    "plate": str,
+    "well": str,
+    "site": int,
+    "batch": str,
+    "compound": str,
+    "concentration": float,
+    "moa": str,
+    "replicate": int,
+    "label": str,
+}
+# How the channels of a given crop lie in its file: along an axis, or as tiles from left to right.
+LAYOUTS = ("stacked", "side_by_side")
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of view: what it shows and its files.
+    """Cells that are read together and have the same metadata.
 
-    `files` are its channels, one file each, or, where `numbers` is not empty, its crops.
+    Either one field of view, in which cells are found: `files` are its channels, one file each. Or
+    cells that are given: `files` are their crops, one file each, and `cells` their ids.
+
+    Attributes:
+      name: how messages name it; with '/<number>' the ids of the cells that are found in it.
+      metadata: a value for each column of its source, of the type that `COLUMNS` tells.
+      files: of channels or of crops.
+      cells: the ids of given crops; empty where cells have yet to be found.
+      centers: (row, column) of its nuclei in pixels where they are known; None: to be found.
     """
 
-    plate: str
-    well: str
-    site: int
-    batch: str
-    compound: str
-    concentration: float
-    replicate: int
-    moa: str
+    name: str
+    metadata: Mapping[str, str | int | float]
     files: tuple[ImageFile, ...]
-    numbers: tuple[int, ...] = ()
+    cells: tuple[str, ...] = ()
+    centers: tuple[tuple[float, float], ...] | None = None
 
     @property
-    def name(self) -> str:
-        """'<plate>/<well>/s<site>', the beginning of its cells' ids."""
-        return f"{self.plate}/{self.well}/s{self.site}"
+    def plate(self) -> str:
+        """Its plate; '' where none is known."""
+        return str(self.metadata.get("plate", ""))
 
     @property
     def absent(self) -> str:
@@ -41,15 +61,25 @@ class Field:
 class Source:
     """The fields of a build in their order, and what is told about them in the manifest.
 
-    `crop_size` is None where nuclei have yet to be found, `problems` are (what, reason) pairs of
-    files that belong to no field, `absent_plates` are plates of the table without a single file.
+    Attributes:
+      fields: sorted by plate first.
+      columns: of their metadata, in the order of `COLUMNS`.
+      channels: stored order.
+      crop_size: side of given crops; None where the build decides (and cuts or resizes).
+      dtype: of a stored pixel: uint8 or uint16.
+      layout: of given crops, one of `LAYOUTS`.
+      tables: path of each table that was read, by what it is ('image table').
+      problems: (what, reason) of files that belong to no field.
+      absent_plates: plates of a table without a single file.
     """
 
     fields: list[Field]
+    columns: tuple[str, ...]
     channels: tuple[str, ...]
-    crop_size: int | None
-    image_csv: str
-    moa_csv: str
+    crop_size: int | None = None
+    dtype: str = "uint16"
+    layout: str = "stacked"
+    tables: Mapping[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     absent_plates: list[str] = field(default_factory=list)
 
@@ -58,15 +88,27 @@ class Source:
 class Request:
     """What is asked of a source: the values of the flags.
 
-    `simulation` are the simulator's settings by name, `annotated` keeps wells with an MoA and
-    controls alone, `plates` restricts to these (empty: all), `overwrite` replaces a simulated
-    release of other settings.
+    Attributes:
+      inputs: folders or zips.
+      channels: names in stored order; empty: the source's own.
+      image_csv, moa_csv: tables of a release; None: looked for in and above the inputs.
+      labels_csv: of --source=folder: a table with a row an image; None: subfolders are labels.
+      label_columns: of `labels_csv`: what a column of `COLUMNS`, or 'file', is called in it.
+      centers: nuclei from elsewhere: a CellProfiler CSV or a DeepProfiler `locations` folder.
+      annotated: keeps wells with an MoA and controls alone.
+      plates: these alone (empty: all).
+      simulation: the simulator's settings by name.
+      workers: processes.
+      overwrite: replaces a simulated release of other settings.
     """
 
     inputs: tuple[Path, ...]
     channels: tuple[str, ...] = ()
     image_csv: Path | None = None
     moa_csv: Path | None = None
+    labels_csv: Path | None = None
+    label_columns: Mapping[str, str] = field(default_factory=dict)
+    centers: Path | None = None
     annotated: bool = True
     plates: tuple[str, ...] = ()
     simulation: dict[str, Any] = field(default_factory=dict)

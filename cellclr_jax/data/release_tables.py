@@ -10,7 +10,7 @@ import pandas as pd
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import metadata
 from cellclr_jax.data.fields import Field, Request
-from cellclr_jax.data.image_files import ImageFile
+from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.release_names import CONTROL, IMAGE_CSV, MOA_CSV
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.crop_folders import CROP_CHANNELS, crop_fields
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.image_files import ImageFile, find_tiffs
+from cellclr_jax.data.plate_files import ImageFile, find_tiffs
 from cellclr_jax.data.release_tables import (
     annotated_table,
     check_inputs,
