@@ -1,196 +1,169 @@
-"""Builds a dataset of single cells from plates of images.
+"""Builds a dataset of single cells, from plates of images or from images of single cells.
 
-  python -m cellclr_jax.build --source=raw --input=PLATES --data_dir=DIR
-  python -m cellclr_jax.build --source=crops --input=CROPS --data_dir=DIR
-  python -m cellclr_jax.build --source=simulated --data_dir=DIR
+  python -m cellclr_jax.build --source=raw --input=PLATES
+  python -m cellclr_jax.build --source=raw --download [--plates=Week1_22123,…]
+  python -m cellclr_jax.build --source=crops --input=CROPS
+  python -m cellclr_jax.build --source=deepprofiler --input=EXPORT
+  python -m cellclr_jax.build --source=folder --input=IMAGES [--labels_csv=FILE]
+  python -m cellclr_jax.build --source=simulated
 
 PLATES is a folder of plate folders or of plates' zips as downloaded (several, separated by
-commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it. The dataset appears
-as DIR/bbbc021/<config>/<version>, whole or not at all.
+commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it; --download fetches them
+from BBBC021's public address. The dataset appears as <data_dir>/<name>/<config>/<version>, whole
+or not at all, with a quality page in it. A build that was stopped goes on where it was; one of a
+finished dataset adds the plates that are new.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cellclr_jax import cli
+from cellclr_jax import build_flags, cli
 
 if TYPE_CHECKING:
+    from cellclr_jax.data.cell_builder import CellBuilder
     from cellclr_jax.data.fields import Request, Source
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("source", "raw", "Where cells come from: raw, crops or simulated.")
-flags.DEFINE_list("input", [], "Folders or zips; simulated: where its release is written.")
-flags.DEFINE_string("data_dir", None, "Where datasets lie.")
-flags.DEFINE_enum(
-    "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
-)
-flags.DEFINE_integer("crop_size", 96, "Side of a crop in pixels (not for crops).", 8, 1024)
-flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
-flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
-flags.DEFINE_list(
-    "channels", [], "Stored order; default dna,tubulin,actin (crops: dna,actin,tubulin)."
-)
-flags.DEFINE_integer("workers", 0, "Processes; 0: one for each core.", lower_bound=0)
-flags.DEFINE_float("max_skipped", 0.01, "Share of the fields that may be unusable.", 0, 1)
-flags.DEFINE_string("image_csv", None, "The image table, if not in the input or above it.")
-flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or above it.")
-flags.DEFINE_list("plates", [], "These plates alone.")
-flags.DEFINE_integer("seed", None, "Simulated: seed.", lower_bound=0)
-flags.DEFINE_integer("weeks", None, "Simulated: weeks (batches).", lower_bound=2)
-flags.DEFINE_integer("plates_per_week", None, "Simulated: plates a week.", lower_bound=1)
-flags.DEFINE_integer("sites", None, "Simulated: fields a well.", lower_bound=1)
-flags.DEFINE_list("simulator", [], "Simulated: other settings, such as height=512,width=640.")
-flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
-
-_SIMULATOR_FLAGS = ("seed", "weeks", "plates_per_week", "sites")
-# Flags that decide nothing for a source: whoever sets one expects something that will not happen.
-_TABLE_FLAGS = ("image_csv", "moa_csv")
-_CUT_FLAGS = ("crop_size", "border", "min_area")
-_UNUSED_FLAGS = {
-    "raw": (*_SIMULATOR_FLAGS, "simulator"),
-    "crops": (*_SIMULATOR_FLAGS, "simulator", *_CUT_FLAGS),
-    "simulated": _TABLE_FLAGS,
-}
-# Sources that are announced and not there yet.
-_LATER_SOURCES = ("deepprofiler", "folder")
-
 
 def main() -> None:
     """Builds the dataset that the flags describe, or finds it built."""
-    from cellclr_jax.data import index, manifest, pool, sources
-
-    _check_flags(tuple(sources.SOURCES))
+    build_flags.check_flags()
     data_dir = Path(FLAGS.data_dir)
-    settings = _settings(FLAGS.channels or list(sources.default_channels(FLAGS.source)))
-    built = None if FLAGS.overwrite else _built(data_dir, settings)
-    # The settings decide simulated cells; their plates may have been deleted since.
-    if built and FLAGS.source == "simulated":
-        _say_built(built)
+    if FLAGS.qc:
+        _write_page(_built_dataset(data_dir))
         return
-    request = sources.Request(
-        inputs=_inputs(data_dir),
-        channels=tuple(FLAGS.channels),
-        image_csv=Path(FLAGS.image_csv) if FLAGS.image_csv else None,
-        moa_csv=Path(FLAGS.moa_csv) if FLAGS.moa_csv else None,
-        annotated=FLAGS.config == "annotated",
-        plates=tuple(FLAGS.plates),
-        simulation=settings["simulation"],
-        workers=FLAGS.workers or pool.usable_cores(),
-        overwrite=FLAGS.overwrite,
-    )
+    if FLAGS.download:
+        _download()
+    request = build_flags.request()
+    if FLAGS.source == "simulated" and not FLAGS.overwrite and _simulated_is_built(data_dir):
+        return
+    from cellclr_jax.data import sources
+
     source = sources.open_source(FLAGS.source, request)
-    if built:
-        _check_input(built, source)
-        _say_built(built)
-        return
-    if source.absent_plates:
-        print(manifest.describe_absent(source.absent_plates), flush=True)
-    path = _build(data_dir, source, request, settings)
-    print(manifest.summarize(index.read_manifest(path), index.read_cells(path)))
-    print(f"built {path}")
+    extend = False
+    if not FLAGS.overwrite and (built := _find_built(data_dir)):
+        extend = _is_to_be_extended(built, source)
+        if not extend:
+            _say_built(built)
+            return
+    path = _build(data_dir, source, request, extend)
+    _summarize(path)
+    _write_page(path)
 
 
-def _build(data_dir: Path, source: "Source", request: "Request", settings: dict[str, Any]) -> Path:
+def _download() -> None:
+    """Fetches the plates into the input folder."""
+    from cellclr_jax.data.download import download_release
+    from cellclr_jax.data.release_names import RELEASE_URL
+
+    (folder,) = build_flags.inputs()
+    download_release(
+        folder, plates=FLAGS.plates, url=FLAGS.url or RELEASE_URL, parallel=FLAGS.downloads
+    )
+
+
+def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -> Path:
     """Builds from an opened source."""
-    from cellclr_jax.data import bbbc021
+    from cellclr_jax.data import cell_builder, manifest
     from cellclr_jax.data.contents import describe_contents
 
-    config = bbbc021.CellConfig(
-        name=FLAGS.config,
-        annotated=request.annotated,
-        crop_size=source.crop_size or FLAGS.crop_size,
-        border=FLAGS.border,
-        min_area=FLAGS.min_area,
-        channels=source.channels,
-    )
-    origin = {
-        "inputs": [str(path.absolute()) for path in request.inputs],
-        "image_csv": source.image_csv,
-        "moa_csv": source.moa_csv,
-        "absent_plates": source.absent_plates,
-        "contents": describe_contents(source),
-    }
-    return bbbc021.build(
-        data_dir,
-        config,
+    if source.absent_plates:
+        print(manifest.describe_absent(source.absent_plates), flush=True)
+    plan = cell_builder.Plan(
         source,
-        {"settings": settings, "origin": origin},
+        settings=build_flags.settings(source.channels),
+        origin={
+            "inputs": [str(path.absolute()) for path in request.inputs],
+            "tables": dict(source.tables),
+            "absent_plates": source.absent_plates,
+            "contents": describe_contents(source),
+        },
+        illumination=FLAGS.illumination,
         workers=request.workers,
+        beam_runner=FLAGS.beam_runner,
+        beam_options=tuple(FLAGS.beam_option),
         max_skipped=FLAGS.max_skipped,
-        overwrite=FLAGS.overwrite,
+    )
+    config = cell_builder.CellConfig(
+        name=_config_name(),
+        annotated=request.annotated,
+        crops=build_flags.crop_settings(source),
+    )
+    return cell_builder.build(
+        _builder_class(), data_dir, config, plan, overwrite=FLAGS.overwrite, extend=extend
     )
 
 
-def _check_flags(known: tuple[str, ...]) -> None:
-    """Raises BadUse for what absl's own checks cannot see."""
-    if FLAGS.source in _LATER_SOURCES:
-        raise cli.BadUse(
-            f"--source={FLAGS.source}: this source is not there yet; there are {', '.join(known)}"
-        )
-    if FLAGS.source not in known:
-        raise cli.BadUse(f"--source={FLAGS.source}: there are {', '.join(known)}")
-    unused = [f"--{name}" for name in _UNUSED_FLAGS[FLAGS.source] if FLAGS[name].present]
-    if unused:
-        raise cli.BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
-    if not FLAGS.data_dir:
-        raise cli.BadUse("--data_dir=DIR is needed: where datasets lie")
-    if len(set(FLAGS.channels)) != len(FLAGS.channels):
-        raise cli.BadUse(f"--channels={','.join(FLAGS.channels)}: a channel is named twice")
+def _builder_class() -> "type[CellBuilder]":
+    """What names the dataset."""
+    if FLAGS.source in build_flags.OWN_IMAGES:
+        from cellclr_jax.data.single_cells import SingleCells
+
+        return SingleCells
+    from cellclr_jax.data.bbbc021 import Bbbc021
+
+    return Bbbc021
 
 
-def _settings(channels: list[str]) -> dict[str, Any]:
-    """What decides the content of the dataset, as the manifest tells it."""
-    cut = {name: FLAGS[name].value for name in _CUT_FLAGS}
-    return {
-        "source": FLAGS.source,
-        "config": FLAGS.config,
-        "channels": channels,
-        "plates": sorted(FLAGS.plates),
-        **(cut if FLAGS.source != "crops" else {}),
-        "simulation": _simulation() if FLAGS.source == "simulated" else {},
-    }
+def _config_name() -> str:
+    return "all" if FLAGS.source in build_flags.OWN_IMAGES else FLAGS.config
 
 
-def _simulation() -> dict[str, Any]:
-    """All settings of the simulator: its defaults, then --simulator, then the flags."""
-    from cellclr_jax.data.simulator import SimulatorSettings
+def _built_dataset(data_dir: Path) -> Path:
+    """The finished dataset that the flags name; BadUse where there is none."""
+    from cellclr_jax.data import index
 
-    settings = dataclasses.asdict(SimulatorSettings())
-    given = dict(text.partition("=")[::2] for text in FLAGS.simulator)
-    given |= {name: FLAGS[name].value for name in _SIMULATOR_FLAGS if FLAGS[name].value is not None}
-    for name, value in given.items():
-        if name not in settings:
-            raise cli.BadUse(f"--simulator={name}: there are {', '.join(settings)}")
-        try:
-            settings[name] = type(settings[name])(value)
-        except ValueError as error:
-            raise cli.BadUse(f"--simulator={name}={value}: {error}") from error
-    return settings
+    return index.find_dataset(data_dir, f"{_builder_class().name}/{_config_name()}")
 
 
-def _built(data_dir: Path, settings: dict[str, Any]) -> Path | None:
-    """The finished dataset, None where there is none; BadUse where it has other settings."""
-    from cellclr_jax.data import index, manifest
-
+def _find_built(data_dir: Path) -> Path | None:
+    """The finished dataset, None where there is none."""
     try:
-        path = index.find_dataset(data_dir, FLAGS.config)
+        return _built_dataset(data_dir)
     except cli.BadUse:
         return None
-    _refuse_other(path, manifest.differences(index.read_manifest(path)["settings"], settings))
-    return path
 
 
-def _check_input(path: Path, source: "Source") -> None:
-    """Raises BadUse where a finished dataset was built from something else than a source holds."""
-    from cellclr_jax.data import index
-    from cellclr_jax.data.contents import contents_differences, describe_contents
+def _simulated_is_built(data_dir: Path) -> bool:
+    """Whether the settings' dataset is there; its plates may have been deleted since."""
+    from cellclr_jax.data.sources import RAW_CHANNELS
 
+    built = _find_built(data_dir)
+    if built is None:
+        return False
+    _refuse_other_settings(built, tuple(FLAGS.channels) or RAW_CHANNELS)
+    _say_built(built)
+    return True
+
+
+def _is_to_be_extended(path: Path, source: "Source") -> bool:
+    """Whether a finished dataset lacks plates that a source holds.
+
+    Raises:
+      BadUse: it was built with other settings, or from something else.
+    """
+    from cellclr_jax.data import contents, index
+
+    _refuse_other_settings(path, source.channels)
     built = index.read_manifest(path)["origin"].get("contents", {})
-    _refuse_other(path, contents_differences(built, describe_contents(source)))
+    held = contents.describe_contents(source)
+    if contents.is_extension(built, held):
+        new = contents.added_plates(built, held)
+        print(f"adding {len(new)} to the {len(built)} plates of {path}", flush=True)
+        return True
+    _refuse_other(path, contents.contents_differences(built, held))
+    return False
+
+
+def _refuse_other_settings(path: Path, channels: tuple[str, ...]) -> None:
+    """Raises BadUse where a finished dataset was built with other settings."""
+    from cellclr_jax.data import index, manifest
+
+    built: dict[str, Any] = index.read_manifest(path)["settings"]
+    _refuse_other(path, manifest.differences(built, build_flags.settings(channels)))
 
 
 def _refuse_other(path: Path, differences: list[str]) -> None:
@@ -210,11 +183,19 @@ def _say_built(path: Path) -> None:
     print(f"already built: {path} ({cells:,} cells); --overwrite rebuilds")
 
 
-def _inputs(data_dir: Path) -> tuple[Path, ...]:
-    """The input paths; the simulator has a place of its own."""
-    if FLAGS.source == "simulated" and not FLAGS.input:
-        return (data_dir / "simulated_release",)
-    return tuple(Path(path) for path in FLAGS.input)
+def _summarize(path: Path) -> None:
+    """Prints what came of a build."""
+    from cellclr_jax.data import index, manifest
+
+    print(manifest.summarize(index.read_manifest(path), index.read_cells(path)))
+    print(f"built {path}")
+
+
+def _write_page(path: Path) -> None:
+    """Writes the quality page of a finished dataset."""
+    from cellclr_jax.data.quality_page import write_quality_page
+
+    print(f"look at it: {write_quality_page(path)}")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,18 @@ from array_record.python import array_record_module
 from tiny_release import HEIGHT, PLATES, WIDTH, disc_field, file_name, write_release
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import bbbc021, index, shards
+from cellclr_jax.data import cell_builder, index, pieces, shards
+from cellclr_jax.data.bbbc021 import Bbbc021
+from cellclr_jax.data.cell_builder import CellConfig, Plan
 from cellclr_jax.data.dataset_folder import swap_in
+from cellclr_jax.data.extraction import CropSettings
 from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
 
 # The disc nearest to a corner has no room for a crop.
 CELLS_A_FIELD, FIELDS = 4, 6
-CONFIG = bbbc021.CellConfig(name="annotated", crop_size=32, min_area=60)
+CROPS = CropSettings(32, RAW_CHANNELS, RELEASE_COLUMNS, min_area=60)
 PROVENANCE = {"settings": {"crop_size": 32}, "origin": {"inputs": ["here"]}}
 BROKEN = Path("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
 
@@ -31,10 +35,11 @@ def release(tmp_path):
     return write_release(tmp_path / "release")
 
 
-def build(release, data_dir, config=CONFIG, **settings):
-    source = open_source("raw", Request((release,), annotated=config.annotated))
-    settings = {"progress": False, **settings}
-    return bbbc021.build(data_dir, config, source, PROVENANCE, **settings)
+def build(release, data_dir, crops=CROPS, *, source=None, overwrite=False, **settings):
+    source = source or open_source("raw", Request((release,)))
+    plan = Plan(source, **PROVENANCE, show=False, **settings)
+    config = CellConfig(name="annotated", crops=crops)
+    return cell_builder.build(Bbbc021, data_dir, config, plan, overwrite=overwrite)
 
 
 def contents(folder):
@@ -48,18 +53,18 @@ def contents(folder):
 def assert_nothing_looks_finished(data_dir):
     with pytest.raises(BadUse, match="Build it"):
         index.find_dataset(data_dir)
-    assert not list(Path(data_dir).rglob("*array_record*"))
+    assert not list(Path(data_dir).rglob("*.array_record-*"))
     assert not list(Path(data_dir).rglob("incomplete.*"))
 
 
 def test_row_i_of_the_table_is_record_i(release, tmp_path, monkeypatch):
-    # Several shards, one of them closed in the middle of a plate.
-    monkeypatch.setattr(shards, "_SHARD_BYTES", 40_000)
+    # Several shards a plate.
+    monkeypatch.setattr(pieces, "FIELDS_OF_A_PIECE", 2)
     path = build(release, tmp_path)
     cells = index.read_cells(path)
     images = index.open_images(path)
     records = tfds.builder_from_directory(str(path)).as_data_source(split="train")
-    assert len(list(path.glob("*.array_record-*-of-00003"))) == 3
+    assert len(list(path.glob("*.array_record-*-of-00004"))) == 4
     assert len(cells) == len(images) == len(records) == FIELDS * CELLS_A_FIELD
     for i, record in enumerate(records):
         row = cells.iloc[i]
@@ -150,26 +155,44 @@ def test_an_unusable_field_is_named_and_skipped(release, tmp_path, damage):
 
 def test_missing_files_end_the_build_before_any_work(release, tmp_path, monkeypatch):
     (release / BROKEN).unlink()
-    monkeypatch.setattr(bbbc021, "extract", lambda *_: pytest.fail("a field was read"))
+    monkeypatch.setattr(pieces, "extract_field", lambda *_: pytest.fail("a field was read"))
     with pytest.raises(BadData, match=BROKEN.name):
         build(release, tmp_path)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_is_told(release, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards.ShardWriter, "_path", lambda *_: Path("/dev/full"))
-    with pytest.raises(OSError, match=r"cannot write to .* GB free\): .*No space left"):
+def test_too_many_unusable_fields_end_the_build_at_once(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "FIELDS_OF_A_PIECE", 1)
+    (release / "Week1" / PLATES[0] / file_name("B02", 1, "w1", PLATES[0])).write_bytes(b"II*\0")
+    read = []
+    original = pieces.extract_field
+    monkeypatch.setattr(
+        pieces, "extract_field", lambda field, *rest: read.append(field) or original(field, *rest)
+    )
+    with pytest.raises(BadData, match=r"1 of 6 fields cannot be used"):
         build(release, tmp_path)
-    assert_nothing_looks_finished(tmp_path)
+    assert len(read) == 1
 
 
-def test_a_shard_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_told(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"cannot write to .* GB free\): .*No space left"),
+        shards.ShardWriter(Path("/dev/full")) as shard,
+    ):
+        shard.write([bytes(1 << 20)] * 8)
+
+
+def test_a_shard_that_cannot_be_opened_is_told(release, tmp_path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("No space left")
 
     monkeypatch.setattr(array_record_module, "ArrayRecordWriter", refuse)
     with pytest.raises(OSError, match=r"cannot write to .* GB free\): No space left"):
-        shards.ShardWriter(tmp_path).write([b"record"])
+        build(release, tmp_path)
+    assert_nothing_looks_finished(tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    assert len(index.read_cells(build(release, tmp_path))) == FIELDS * CELLS_A_FIELD
 
 
 def test_a_field_without_cells_is_no_failure(release, tmp_path):
@@ -182,26 +205,24 @@ def test_a_field_without_cells_is_no_failure(release, tmp_path):
 
 def test_no_cells_at_all_is_bad_data(release, tmp_path):
     with pytest.raises(BadData, match="no cells were found"):
-        build(release, tmp_path, dataclasses.replace(CONFIG, crop_size=180))
+        build(release, tmp_path, dataclasses.replace(CROPS, size=180))
     assert_nothing_looks_finished(tmp_path)
 
 
 def test_two_cells_of_one_name_are_refused(release, tmp_path):
     source = open_source("raw", Request((release,)))
     source.fields.append(source.fields[0])
-    with pytest.raises(BadData, match=r"image\.csv: two cells are called Week1_101/B02/s1/1"):
-        bbbc021.build(tmp_path, CONFIG, source, PROVENANCE, progress=False)
+    with pytest.raises(BadData, match=r"two cells are called Week1_101/B02/s1/1"):
+        build(release, tmp_path, source=source)
 
 
 def test_settings_change_the_cells(release, tmp_path):
-    padded = build(release, tmp_path / "pad", dataclasses.replace(CONFIG, border="pad"))
+    padded = build(release, tmp_path / "pad", dataclasses.replace(CROPS, border="pad"))
     assert len(index.read_cells(padded)) == FIELDS * (CELLS_A_FIELD + 1)
-    every = bbbc021.CellConfig(name="all", annotated=False, crop_size=24, channels=("dna", "actin"))
-    source = open_source(
-        "raw", Request((release,), channels=every.channels, annotated=every.annotated)
-    )
-    path = bbbc021.build(tmp_path / "all", every, source, PROVENANCE, progress=False)
-    assert path == index.find_dataset(tmp_path / "all", "all")
+    two = ("dna", "actin")
+    source = open_source("raw", Request((release,), channels=two, annotated=False))
+    crops = dataclasses.replace(CROPS, size=24, channels=two)
+    path = build(release, tmp_path / "two", crops, source=source)
     assert index.open_images(path)[0]["image"].shape == (24, 24, 2)
     assert set(index.read_cells(path)["compound"]) == {"DMSO", "taxol", "PP-2", "unknown"}
 
@@ -209,7 +230,7 @@ def test_settings_change_the_cells(release, tmp_path):
 def test_leftovers_of_a_killed_build_are_swept(release, tmp_path):
     left = tmp_path / "bbbc021" / "annotated" / "incomplete.ABC123_1.0.0"
     left.mkdir(parents=True)
-    (left / "shard-00000").write_bytes(b"half")
+    (left / "bbbc021-train.array_record-00000-of-00001").write_bytes(b"half")
     with pytest.raises(BadUse):
         index.find_dataset(tmp_path)
     assert build(release, tmp_path) == index.find_dataset(tmp_path)
@@ -241,7 +262,7 @@ def test_a_rebuild_that_fails_leaves_the_old_dataset(release, tmp_path):
         build(release, tmp_path, overwrite=True)
     assert contents(path) == before
     assert len(index.open_images(index.find_dataset(tmp_path))) == FIELDS * CELLS_A_FIELD
-    assert [one.name for one in path.parent.iterdir() if one.is_dir()] == [path.name]
+    assert {one.name for one in path.parent.iterdir() if one.is_dir()} == {path.name, "pieces"}
 
 
 def test_the_old_dataset_is_there_until_the_new_one_is(release, tmp_path, monkeypatch):
@@ -254,8 +275,8 @@ def test_the_old_dataset_is_there_until_the_new_one_is(release, tmp_path, monkey
         seen.append(contents(new) == before)
         swap_in(new, folder)
 
-    monkeypatch.setattr(bbbc021, "swap_in", watch)
-    rebuilt = build(release, tmp_path, dataclasses.replace(CONFIG, crop_size=24), overwrite=True)
+    monkeypatch.setattr(cell_builder, "swap_in", watch)
+    rebuilt = build(release, tmp_path, dataclasses.replace(CROPS, size=24), overwrite=True)
     assert seen == [True, False]
     assert rebuilt == path
     assert index.open_images(path)[0]["image"].shape == (24, 24, 3)
@@ -285,7 +306,7 @@ def test_a_swap_that_fails_puts_the_old_dataset_back(tmp_path):
 
 
 def test_a_builder_without_a_source_says_how_to_build(tmp_path):
-    builder = bbbc021.Bbbc021(data_dir=str(tmp_path), config=CONFIG)
+    builder = Bbbc021(data_dir=str(tmp_path), config="annotated")
     with pytest.raises(BadUse, match=r"python -m cellclr_jax\.build"):
         builder.download_and_prepare(download_dir=str(tmp_path / "downloads"))
 
@@ -356,6 +377,6 @@ def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
     numbers = cells["cell_id"].str.rpartition("/")[2].astype(int)
     for field in source.fields[::10]:
         rows = cells.index[cells["cell_id"].str.startswith(f"{field.name}/")]
-        assert tuple(numbers[rows]) == field.numbers
+        assert tuple(cells["cell_id"][rows]) == field.cells
         for i, file in zip(rows, field.files, strict=True):
             np.testing.assert_array_equal(images[i]["image"], np.load(file.path))

@@ -14,7 +14,8 @@ from tiny_release import (
 )
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.extraction import CropSettings, extract
+from cellclr_jax.data.extraction import CropSettings, extract_field
+from cellclr_jax.data.release_tables import RELEASE_COLUMNS
 from cellclr_jax.data.image_files import read_crop
 from cellclr_jax.data.sources import Request, open_source
 
@@ -30,10 +31,13 @@ def test_a_crop_gets_its_plate_from_the_table(release):
     assert source.crop_size == 24
     assert source.channels == ("dna", "actin", "tubulin")
     assert [field.name for field in source.fields] == ["Week1_101/B02/s1", "Week1_101/C03/s1"]
-    assert source.fields[1].numbers == (0, 5, 10)
+    assert source.fields[1].cells == tuple(f"Week1_101/C03/s1/{n}" for n in (0, 5, 10))
     assert [read_crop(file)[0, 0, 0] for file in source.fields[1].files] == [0, 1, 2]
     taxol = open_source("crops", Request((crops,), plates=(PLATES[0],))).fields[1]
-    assert (taxol.compound, taxol.moa) == ("taxol", "Microtubule stabilizers")
+    assert (taxol.metadata["compound"], taxol.metadata["moa"]) == (
+        "taxol",
+        "Microtubule stabilizers",
+    )
 
 
 def test_crops_without_a_row_are_a_named_problem(release):
@@ -67,8 +71,8 @@ def test_the_first_crop_does_not_decide_the_shape(release, damage):
         message = "not a readable .npy array"
     source = open_source("crops", Request((crops,)))
     assert source.crop_size == 24
-    settings = CropSettings(24, "drop", 1, source.channels)
-    cells = list(extract(source.fields, settings, 1))
+    settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
+    cells = [extract_field(field, settings) for field in source.fields]
     assert re.fullmatch(rf"{first}: {message}.*", cells[0].problem)
     assert [len(one.records) for one in cells] == [0, 3]
 
@@ -81,8 +85,7 @@ def test_crops_that_are_all_broken_are_named(release):
         open_source("crops", Request((crops,)))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_damaged_crops_are_skipped_whatever_the_damage(release, workers):
+def test_damaged_crops_are_skipped_whatever_the_damage(release):
     crops = write_crops(release, release / "crops", count=60)
     source = open_source("crops", Request((crops,)))
     rng = np.random.default_rng(0)
@@ -94,11 +97,11 @@ def test_damaged_crops_are_skipped_whatever_the_damage(release, workers):
         Path(file.path).write_bytes(content[: rng.choice([len(content), 90, 8])])
     # Each crop alone: the first damage of a field would hide the others.
     fields = [
-        dataclasses.replace(damaged, files=(file,), numbers=(number,))
-        for file, number in zip(damaged.files, damaged.numbers, strict=True)
+        dataclasses.replace(damaged, files=(file,), cells=(cell,))
+        for file, cell in zip(damaged.files, damaged.cells, strict=True)
     ]
-    settings = CropSettings(24, "drop", 1, source.channels)
-    cells = list(extract([*fields, source.fields[1]], settings, workers))
+    settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
+    cells = [extract_field(field, settings) for field in [*fields, source.fields[1]]]
     assert len(cells[-1].records) == 60
     assert sum(bool(one.problem) for one in cells) > 50
     for field, one in zip(fields, cells, strict=False):

@@ -16,7 +16,8 @@ from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import extraction
 from cellclr_jax.data.extraction import CropSettings
 from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
 
@@ -32,8 +33,11 @@ def test_fields_come_in_order_with_their_metadata(release):
         f"{plate}/{well}/s1" for plate in PLATES for well in ("B02", "C03", "D04")
     ]
     field = source.fields[1]
-    assert (field.batch, field.compound, field.concentration) == ("Week1", "taxol", 0.3)
-    assert field.moa == "Microtubule stabilizers"
+    assert field.metadata == {
+        "plate": PLATES[0], "well": "C03", "site": 1, "batch": "Week1", "compound": "taxol",
+        "concentration": 0.3, "moa": "Microtubule stabilizers", "replicate": 1,
+    }  # fmt: skip
+    assert tuple(field.metadata) == source.columns
     assert source.channels == ("dna", "tubulin", "actin")
     assert pickle.loads(pickle.dumps(field)) == field
 
@@ -41,7 +45,7 @@ def test_fields_come_in_order_with_their_metadata(release):
 def test_all_wells_are_there_when_asked_for(release):
     source = open_source("raw", Request((release,), annotated=False))
     assert len(source.fields) == 8
-    assert {field.moa for field in source.fields if field.compound == "unknown"} == {""}
+    assert {f.metadata["moa"] for f in source.fields if f.metadata["compound"] == "unknown"} == {""}
 
 
 def test_several_roots_are_joined(release):
@@ -108,7 +112,9 @@ def test_concentrations_can_be_grouped(release):
     head, _, tail = path.read_text().partition("taxol,0.3")
     path.write_text(f"{head}taxol,0.300000012{tail}")
     fields = open_source("raw", Request((release,))).fields
-    assert {field.concentration for field in fields if field.compound == "taxol"} == {0.3}
+    assert {f.metadata["concentration"] for f in fields if f.metadata["compound"] == "taxol"} == {
+        0.3
+    }
 
 
 def test_channels_come_as_declared(release):
@@ -145,7 +151,9 @@ def test_a_wrong_input_is_named(request_, message):
 
 
 def test_an_unknown_source_lists_those_that_exist():
-    with pytest.raises(BadUse, match="'plates': one of raw, crops, simulated"):
+    with pytest.raises(
+        BadUse, match="'plates': one of raw, crops, deepprofiler, folder, simulated"
+    ):
         open_source("plates", Request(()))
 
 
@@ -163,4 +171,4 @@ def test_what_nobody_foresaw_names_the_field(release, monkeypatch, error, kind, 
     monkeypatch.setattr(extraction, "read_field", fail)
     field = open_source("raw", Request((release,))).fields[0]
     with pytest.raises(kind, match=message):
-        extraction.extract_field(field, CropSettings(24, "drop", 1, ("dna", "tubulin", "actin")))
+        extraction.extract_field(field, CropSettings(24, RAW_CHANNELS, RELEASE_COLUMNS))

@@ -1,41 +1,52 @@
 """What a source holds, as a short digest: is a dataset built from the input that is named now?"""
 
 import hashlib
+import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cellclr_jax.data.fields import Source
+from cellclr_jax.data.fields import Field, Source
 from cellclr_jax.data.plate_files import ImageFile
 
 _DIGEST_BYTES = 16
-_TABLES = {"image_csv": "image table", "moa_csv": "MoA table"}
 # Plates that a difference names; a screen may have hundreds.
 _PLATES_NAMED = 5
 
+Contents = Mapping[str, Mapping[str, Any]]
 
-def describe_contents(source: Source) -> dict[str, Any]:
-    """Digests the tables, and the names and sizes of the files, but no path and no pixel.
+
+def describe_contents(source: Source) -> dict[str, dict[str, Any]]:
+    """Digests each plate: its fields' metadata, the names and sizes of their files; no pixel.
 
     Returns:
-      'image_csv' and 'moa_csv', hex digests of the tables ('': none); 'plates', by name, each with
-      'files', their number, and 'digest'. Equal for the same files elsewhere, or in zips.
+      By plate ('' where there is none): 'files', their number, and 'digest'. Equal for the same
+      files elsewhere, or in zips.
     """
     held: dict[str, list[str]] = defaultdict(list)
+    files: dict[str, int] = defaultdict(int)
     for field in source.fields:
-        held[field.plate] += [f"{file.name}\t{_size(file)}" for file in field.files if file.path]
+        there = [f"{file.name} {_size(file)}" for file in field.files if file.path]
+        held[field.plate].append(describe_field(field, there))
+        files[field.plate] += len(there)
     return {
-        **{table: _table_digest(getattr(source, table)) for table in _TABLES},
-        "plates": {
-            plate: {"files": len(names), "digest": _digest("\n".join(sorted(names)).encode())}
-            for plate, names in sorted(held.items())
-        },
+        plate: {"files": files[plate], "digest": digest("\n".join(sorted(lines)))}
+        for plate, lines in sorted(held.items())
     }
 
 
-def contents_differences(built: dict[str, Any], held: dict[str, Any]) -> list[str]:
+def describe_field(field: Field, files: Sequence[str]) -> str:
+    """One line that differs where a field's cells do.
+
+    Args:
+      field: of a source.
+      files: what stands for its files.
+    """
+    return json.dumps([field.name, dict(field.metadata), field.cells, field.centers, *files])
+
+
+def contents_differences(built: Contents, held: Contents) -> list[str]:
     """Names what an input holds that differs from what a dataset was built from.
 
     Args:
@@ -43,25 +54,50 @@ def contents_differences(built: dict[str, Any], held: dict[str, Any]) -> list[st
       held: `describe_contents` of the input.
 
     Returns:
-      Such as "another image table", "2 plates more: Week1_22123, Week1_22141"; empty where they
-      agree.
+      Such as "2 plates more: Week1_22123, Week1_22141"; empty where they agree.
     """
     if not built:
         return ["what it was built from is not in its manifest"]
-    there, here = built["plates"], held["plates"]
-    other = [name for name in here if name in there and here[name] != there[name]]
+    other = [name for name in held if name in built and held[name] != built[name]]
     changed = [
-        f"plate {name} has other files ({here[name]['files']}, were {there[name]['files']})"
+        f"plate {name or 'without a name'} has other files or metadata "
+        f"({held[name]['files']} files, were {built[name]['files']})"
         for name in other[:_PLATES_NAMED]
     ]
     if len(other) > _PLATES_NAMED:
         changed.append(f"so have {len(other) - _PLATES_NAMED} other plates")
     return [
-        *(f"another {words}" for table, words in _TABLES.items() if built[table] != held[table]),
-        *_plates("more", [name for name in here if name not in there]),
-        *_plates("fewer", [name for name in there if name not in here]),
+        *_plates("more", added_plates(built, held)),
+        *_plates("fewer", added_plates(held, built)),
         *changed,
     ]
+
+
+def added_plates(built: Contents, held: Contents) -> list[str]:
+    """Plates that an input holds beyond those that a dataset was built from."""
+    return [name for name in held if name not in built]
+
+
+def is_extension(built: Contents, held: Contents) -> bool:
+    """Whether an input holds every plate that a dataset was built from unchanged, and further."""
+    unchanged = all(held.get(name) == content for name, content in built.items())
+    return bool(built) and unchanged and len(held) > len(built)
+
+
+def digest(text: str) -> str:
+    """A short hex digest of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def file_stamp(file: ImageFile) -> str:
+    """What changes when the pixels of a file do: its checksum in a zip, else its time and size."""
+    if file.member:
+        return f"{file.name} {file.member_bytes} {file.member_crc:08x}"
+    try:
+        status = os.stat(file.path)
+    except OSError:
+        return f"{file.name} absent"
+    return f"{file.name} {status.st_size} {status.st_mtime_ns}"
 
 
 def _plates(how: str, names: Sequence[str]) -> list[str]:
@@ -81,12 +117,3 @@ def _size(file: ImageFile) -> int:
         return os.stat(file.path).st_size
     except OSError:
         return -1
-
-
-def _table_digest(path: str) -> str:
-    """The digest of a table's file; '' where there is none."""
-    return _digest(Path(path).read_bytes()) if path else ""
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()

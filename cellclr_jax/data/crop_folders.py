@@ -14,6 +14,7 @@ from cellclr_jax.data.fields import Request, Source
 from cellclr_jax.data.image_files import crop_shape
 from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.release_tables import (
+    RELEASE_COLUMNS,
     annotated_table,
     check_inputs,
     check_plates,
@@ -36,7 +37,8 @@ def crop_fields(request: Request) -> Source:
     check_inputs(request.inputs)
     channels = request.channels or CROP_CHANNELS
     crops = _list_crops(request.inputs)
-    table, image_csv, moa_csv = annotated_table(request)
+    table, tables = annotated_table(request)
+    image_csv = tables["image table"]
     rows = _rows_of_stems(table, set(crops), image_csv)
     table = wanted_rows(table, request)
     wanted = set(table["row"])
@@ -45,7 +47,7 @@ def crop_fields(request: Request) -> Source:
         for stem, files in crops.items()
         if stem in rows and rows[stem]["row"] in wanted
     ]
-    fields.sort(key=lambda one: (one.plate, one.well, one.site))
+    fields.sort(key=lambda one: [one.metadata[name] for name in ("plate", "well", "site")])
     problems = [
         (f"{stem}_*.npy", f"{image_csv} has no row with DNA file {stem}.tif")
         for stem in crops
@@ -63,7 +65,9 @@ def crop_fields(request: Request) -> Source:
             f"the crops in {named(request.inputs)} have {depth} channels, "
             f"--channels={','.join(channels)} names {len(channels)}"
         )
-    return Source(fields, channels, size, image_csv, moa_csv, problems)
+    return Source(
+        fields, RELEASE_COLUMNS, channels, crop_size=size, tables=tables, problems=problems
+    )
 
 
 def _usual_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:

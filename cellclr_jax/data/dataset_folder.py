@@ -3,17 +3,23 @@
 <folder>/<version>              a finished dataset
 <folder>/incomplete.*           one in the making
 <folder>/replaced.<version>     the old one, for the moment between two renames
+<folder>/pieces/<settings>/     what an unfinished build has done so far
 """
 
 import contextlib
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cellclr_jax import lock
+from cellclr_jax.data.contents import digest
+from cellclr_jax.data.pieces import sweep
 
 _REPLACED = "replaced."
 _REBUILD = "incomplete.rebuild"
+_PIECES = "pieces"
 
 
 @contextlib.contextmanager
@@ -38,6 +44,23 @@ def _sweep(folder: Path) -> None:
             old.rename(version)
     for stale in folder.glob("incomplete.*"):
         shutil.rmtree(stale)
+
+
+@contextlib.contextmanager
+def room_for_pieces(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder for the pieces of a build, with what an earlier one of these settings left there.
+
+    It stays when the build fails and is gone when it succeeds, as are those of other settings.
+
+    Args:
+      folder: of the dataset's versions; the caller is `alone` in it.
+      settings: of the build.
+    """
+    place = folder / _PIECES / digest(json.dumps(settings, sort_keys=True))
+    place.mkdir(parents=True, exist_ok=True)
+    sweep(place)
+    yield place
+    shutil.rmtree(folder / _PIECES)
 
 
 @contextlib.contextmanager

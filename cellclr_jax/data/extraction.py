@@ -1,22 +1,29 @@
-"""Turns fields into serialised cells, in many processes, in the fields' order."""
+"""Turns a field into serialised cells: reads, corrects the light, finds nuclei, cuts, measures."""
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data import crops, segmentation
-from cellclr_jax.data.fields import Field
-from cellclr_jax.data.image_files import read_crop, read_field
-from cellclr_jax.data.pool import map_in_order
+from cellclr_jax.data import crops, segmentation, territories
+from cellclr_jax.data.fields import COLUMNS, Field
+from cellclr_jax.data.fit_size import fit
+from cellclr_jax.data.illumination import Illumination
+from cellclr_jax.data.image_files import read_cell, read_field
+from cellclr_jax.data.quality import measure_crops, measure_field
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+# Raised when the same field and settings give other cells: pieces of an earlier build are then
+# made again.
+CUTTING_VERSION = 1
+# Whose pixels a crop shows: all; all, with a mask beside them; the cell's own, the others zero.
+MASKS = ("none", "keep", "zero")
 _DIGEST_BYTES = 16
 # A field's unusable crops that its problem names; it may have hundreds.
 _PROBLEMS_NAMED = 3
@@ -24,29 +31,62 @@ _PROBLEMS_NAMED = 3
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How cells are cut: side S in pixels, border rule, least nucleus in pixels, channels."""
+    """How cells become images; lengths in pixels.
+
+    Attributes:
+      size: side S of a stored crop.
+      channels: stored order.
+      columns: of the metadata.
+      dtype: of a stored pixel.
+      border: what becomes of a window that leaves the field (see `crops.extract_crops`).
+      min_area: smaller nuclei are debris.
+      masks: one of `MASKS`.
+      cell_radius: how far a cell reaches from its nucleus, for masks.
+      layout: of given crops (see `fields.LAYOUTS`).
+      fit: what becomes of given crops of another size (see `fit_size.fit`).
+    """
 
     size: int
-    border: str
-    min_area: int
     channels: tuple[str, ...]
+    columns: tuple[str, ...]
+    dtype: str = "uint16"
+    border: str = "drop"
+    min_area: int = 100
+    masks: str = "none"
+    cell_radius: int = 30
+    layout: str = "stacked"
+    fit: str = "exact"
 
 
 @dataclass(frozen=True)
 class FieldCells:
     """The cells of one field.
 
-    `records` are serialised examples and `rows` their features but the image, in the same order;
-    `digest` stands for the content. `problem` is the reason why the field gave none, or ''.
+    `records` are serialised examples and `rows` their features but images, in the same order;
+    `quality` are measures of the field and `digest` stands for the content. `problem` is the reason
+    why the field gave none, or ''.
     """
 
     records: list[bytes]
     rows: list[dict[str, Any]]
-    digest: bytes
+    quality: Mapping[str, float] = field(default_factory=dict)
+    digest: bytes = b""
     problem: str = ""
 
 
-def cell_features(size: int, channels: int) -> "tfds.features.FeaturesDict":
+class _Cut(NamedTuple):
+    """Cells cut from one field: images [K, S, S, C], masks [K, S, S] or None, ids, (row, column)
+    [K, 2] in the field, NaN where unknown, and the field's quality.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray | None
+    ids: list[str]
+    centers: np.ndarray
+    quality: dict[str, float]
+
+
+def cell_features(settings: CropSettings) -> "tfds.features.FeaturesDict":
     """The features of one cell's record.
 
     `image` is stored as it is: the shards' own compression makes it as small as zlib would, and
@@ -54,55 +94,53 @@ def cell_features(size: int, channels: int) -> "tfds.features.FeaturesDict":
     """
     import tensorflow_datasets as tfds
 
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Tensor(
-                shape=(size, size, channels), dtype=np.uint16, encoding="bytes"
-            ),
-            "cell_id": tfds.features.Text(doc="<plate>/<well>/s<site>/<number in the field>"),
-            "plate": tfds.features.Text(),
-            "well": tfds.features.Text(),
-            "site": tfds.features.Scalar(np.int32),
-            "batch": tfds.features.Text(doc="The experimental batch (BBBC021: the week)"),
-            "compound": tfds.features.Text(),
-            "concentration": tfds.features.Scalar(np.float32, doc="µM"),
-            "moa": tfds.features.Text(doc="Mechanism of action, '' where not annotated"),
-            "replicate": tfds.features.Scalar(np.int32),
-            "x": tfds.features.Scalar(np.float32, doc="Column of the nucleus, NaN if unknown"),
-            "y": tfds.features.Scalar(np.float32, doc="Row of the nucleus, NaN if unknown"),
-        }
-    )
+    kinds = {str: np.object_, int: np.int32, float: np.float32}
+    shape = (settings.size, settings.size)
+    features = {
+        "image": tfds.features.Tensor(
+            shape=(*shape, len(settings.channels)),
+            dtype=np.dtype(settings.dtype),
+            encoding="bytes",
+        ),
+        "cell_id": tfds.features.Text(doc="<field>/<number in it>, or the name of its file"),
+        "x": tfds.features.Scalar(np.float32, doc="Column of the nucleus, NaN if unknown"),
+        "y": tfds.features.Scalar(np.float32, doc="Row of the nucleus, NaN if unknown"),
+    }
+    if settings.masks == "keep":
+        features["mask"] = tfds.features.Tensor(
+            shape=shape,
+            dtype=np.dtype(np.uint8),
+            encoding="bytes",
+            doc="2 in the nucleus, 1 in the cell's territory, 0 elsewhere",
+        )
+    for name in settings.columns:
+        kind = COLUMNS[name]
+        features[name] = tfds.features.Text() if kind is str else tfds.features.Scalar(kinds[kind])
+    return tfds.features.FeaturesDict(features)
 
 
-def extract(fields: Sequence[Field], settings: CropSettings, workers: int) -> Iterator[FieldCells]:
-    """Reads, segments, cuts and serialises fields.
+def extract_field(
+    field: Field, settings: CropSettings, illumination: Illumination | None = None
+) -> FieldCells:
+    """Cuts and serialises the cells of one field; a field that cannot be used is a `problem`.
 
     Args:
-      fields: what to read.
+      field: what to read.
       settings: how to cut.
-      workers: processes; 1 works in this one. The result does not depend on it.
-
-    Yields:
-      One item a field, in their order.
-
-    Raises:
-      BadData: a worker process was killed.
-    """
-    work = functools.partial(extract_field, settings=settings)
-    yield from map_in_order(work, fields, workers)
-
-
-def extract_field(field: Field, settings: CropSettings) -> FieldCells:
-    """Cuts and serialises the cells of one field; a field that cannot be used is a `problem`.
+      illumination: the light of its plate, to be corrected.
 
     Raises:
       BadData: the memory is too small.
       RuntimeError: anything that was not foreseen, with the field's name.
     """
     try:
-        return _serialize(field, settings)
+        if field.cells:
+            cut = _given_cells(field, settings)
+        else:
+            cut = _found_cells(field, settings, illumination)
+        return _serialize(field, cut, settings)
     except BadData as error:
-        return FieldCells([], [], b"", str(error))
+        return FieldCells([], [], problem=str(error))
     except MemoryError as error:
         raise BadData(
             f"field {field.name} does not fit into the memory: use fewer --workers"
@@ -111,91 +149,99 @@ def extract_field(field: Field, settings: CropSettings) -> FieldCells:
         raise RuntimeError(f"field {field.name}: {type(error).__name__}: {error}") from error
 
 
-def _serialize(field: Field, settings: CropSettings) -> FieldCells:
-    """Cuts and serialises the cells of one field; BadData where that cannot be."""
-    cut = _given_crops if field.numbers else _found_crops
-    images, numbers, centers = cut(field, settings)
-    encode, serialize = _encoder(settings.size, len(settings.channels))
-    rows = [
-        _row(field, number, center)
-        for number, center in zip(numbers, centers.tolist(), strict=True)
-    ]
+def _serialize(field: Field, cut: _Cut, settings: CropSettings) -> FieldCells:
+    """Makes records of what was cut."""
+    encode, serialize = _encoder(settings)
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    records = []
-    for image, row in zip(images, rows, strict=True):
+    records, rows = [], []
+    for number, (cell, center) in enumerate(zip(cut.ids, cut.centers.tolist(), strict=True)):
+        row = {"cell_id": cell, **field.metadata, "x": center[1], "y": center[0]}
+        pixels = {"image": cut.images[number]}
+        if cut.masks is not None:
+            pixels["mask"] = cut.masks[number]
         # Sorted keys: a protocol buffer's map has otherwise no fixed order of bytes.
-        record = serialize(encode({"image": image, **row})).SerializeToString(deterministic=True)
-        digest.update(record)
-        records.append(record)
-    return FieldCells(records, rows, digest.digest())
+        example = serialize(encode({**pixels, **row}))
+        records.append(example.SerializeToString(deterministic=True))
+        digest.update(records[-1])
+        rows.append(row)
+    return FieldCells(records, rows, cut.quality, digest.digest())
 
 
-def _given_crops(
-    field: Field, settings: CropSettings
-) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """Crops that come as files: images [K, S, S, C], their numbers, unknown centres [K, 2]."""
-    shape = (settings.size, settings.size, len(settings.channels))
-    images = np.empty((len(field.files), *shape), np.uint16)
+def _given_cells(field: Field, settings: CropSettings) -> _Cut:
+    """Cells that come as files."""
+    depth = len(settings.channels)
+    images = np.empty((len(field.files), settings.size, settings.size, depth), settings.dtype)
     problems = []
     for image, file in zip(images, field.files, strict=True):
         try:
-            crop = read_crop(file)
+            crop = read_cell(file, channels=depth, layout=settings.layout, dtype=settings.dtype)
+            image[:] = fit(crop, settings.size, settings.fit)
         except BadData as error:
-            problems.append(str(error))
-            continue
-        if crop.shape == shape:
-            image[:] = crop
-        else:
-            problems.append(f"{file.where}: shape {crop.shape}, most crops have {shape}")
+            # A size that does not fit is told without the file's name.
+            where = "" if file.where in str(error) else f"{file.where}: "
+            problems.append(f"{where}{error}")
     if problems:
         more = len(problems) - _PROBLEMS_NAMED
         raise BadData(
             "; ".join(problems[:_PROBLEMS_NAMED]) + (f"; … and {more} more" if more > 0 else "")
         )
-    return images, field.numbers, np.full((len(images), 2), np.nan, np.float32)
+    unknown = np.full((len(images), 2), np.nan, np.float32)
+    quality = measure_crops(images, settings.channels)
+    return _Cut(images, None, list(field.cells), unknown, quality)
 
 
-def _found_crops(
-    field: Field, settings: CropSettings
-) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """Crops around the nuclei of a field: images [K, S, S, C], numbers, centres [K, 2]."""
+def _found_cells(field: Field, settings: CropSettings, illumination: Illumination | None) -> _Cut:
+    """Cells around the nuclei of a field."""
     image = read_field(field.files)
-    dna = image[..., settings.channels.index("dna")]
-    labels = segmentation.segment_nuclei(dna, min_area=settings.min_area)
-    centers = crops.nucleus_centers(labels)
+    # Measured as it was photographed: a correction would hide what is wrong with it.
+    quality = measure_field(image, settings.channels)
+    if illumination is not None:
+        image = illumination.apply(image)
+    labels, centers = _nuclei(field, image, settings)
     numbers = np.arange(1, len(centers) + 1)
     if settings.border == "drop":
         kept = crops.fits(centers, image.shape, settings.size)
         centers, numbers = centers[kept], numbers[kept]
+    window = {"size": settings.size, "border": settings.border}
     try:
-        images = crops.extract_crops(image, centers, size=settings.size, border=settings.border)
+        images = crops.extract_crops(image, centers, **window)
     except ValueError as error:
         raise BadData(f"{field.files[0].where}: {error}") from error
-    return images, tuple(numbers.tolist()), centers
+    masks = None
+    if settings.masks != "none" and labels is not None:
+        masks = territories.crop_masks(
+            labels, numbers, centers, radius=settings.cell_radius, **window
+        )
+        if settings.masks == "zero":
+            images, masks = territories.zero_elsewhere(images, masks), None
+    ids = [f"{field.name}/{number}" for number in numbers.tolist()]
+    return _Cut(images, masks, ids, centers, quality)
 
 
-def _row(field: Field, number: int, center: list[float]) -> dict[str, Any]:
-    """The features of a cell but its image."""
-    return {
-        "cell_id": f"{field.name}/{number}",
-        "plate": field.plate,
-        "well": field.well,
-        "site": field.site,
-        "batch": field.batch,
-        "compound": field.compound,
-        "concentration": field.concentration,
-        "moa": field.moa,
-        "replicate": field.replicate,
-        "x": center[1],
-        "y": center[0],
-    }
+def _nuclei(
+    field: Field, image: np.ndarray, settings: CropSettings
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Labels [H, W], None where centres are given, and centres [N, 2]."""
+    if field.centers is None:
+        dna = image[..., settings.channels.index("dna")]
+        labels = segmentation.segment_nuclei(dna, min_area=settings.min_area)
+        return labels, crops.nucleus_centers(labels)
+    centers = np.asarray(field.centers, np.float32).reshape(-1, 2)
+    outside = ((centers < 0) | (centers > np.array(image.shape[:2]) - 1)).any(axis=1)
+    if outside.any():
+        row, column = centers[outside][0].tolist()
+        raise BadData(
+            f"a centre at row {row:g}, column {column:g} lies outside its {image.shape[0]}x"
+            f"{image.shape[1]} pixels: do the centres belong to this image?"
+        )
+    return None, centers
 
 
 @functools.cache
-def _encoder(size: int, channels: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+def _encoder(settings: CropSettings) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """How TFDS encodes an example, and makes a tf.train.Example of it."""
     from tensorflow_datasets.core import example_serializer
 
-    features = cell_features(size, channels)
+    features = cell_features(settings)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     return features.encode_example, serializer.get_tf_example

@@ -11,8 +11,16 @@ import pandas as pd
 
 MANIFEST = "manifest.json"
 CELLS = "cells.parquet"
+FIELDS = "fields.parquet"
 # Raised when the meaning of a key changes.
-_FORMAT = 1
+_FORMAT = 2
+# What is counted where the dataset has these columns.
+_COUNTED = {
+    "plates": ["plate"],
+    "wells": ["plate", "well"],
+    "treatments": ["compound", "concentration"],
+    "labels": ["label"],
+}
 _PACKAGES = (
     "array_record",
     "imagecodecs",
@@ -27,14 +35,16 @@ _PROBLEMS_SHOWN = 20
 
 
 def make_manifest(
+    *,
     settings: dict[str, Any],
     origin: dict[str, Any],
     image: dict[str, Any],
+    columns: list[str],
     cells: pd.DataFrame,
-    fields: int,
-    empty_fields: int,
+    fields: pd.DataFrame,
     skipped: Sequence[tuple[str, str]],
     fingerprint: str,
+    pieces: Sequence[tuple[str, int, int]],
 ) -> dict[str, Any]:
     """Collects what is told about a dataset, as a JSON object that equal input makes equal.
 
@@ -42,35 +52,42 @@ def make_manifest(
       settings: everything that decides the content (see `differences`).
       origin: where it came from: paths, tables, absent plates, contents.
       image: 'shape' [S, S, C], 'dtype' and 'channels' of a record's image.
+      columns: of the metadata.
       cells: one row a record.
-      fields: how many were read, the skipped included.
-      empty_fields: how many of them held no cell.
-      skipped: (what, reason) of the others.
+      fields: one row a field.
+      skipped: (what, reason) of fields and files that could not be used.
       fingerprint: hex digest of all records in their order.
+      pieces: (plate, cells, fields) of each piece in its order; one with cells has a shard.
     """
+    counts = {
+        "cells": len(cells),
+        "fields": len(fields),
+        "fields_without_cells": int(((fields["cells"] == 0) & (fields["problem"] == "")).sum()),
+        "fields_skipped": len(skipped),
+    }
+    for what, names in _COUNTED.items():
+        if set(names) <= set(columns):
+            counts[what] = cells.groupby(names).ngroups
     return {
         "format": _FORMAT,
         "settings": settings,
         "origin": origin,
         "image": image,
-        "counts": {
-            "cells": len(cells),
-            "fields": fields,
-            "fields_without_cells": empty_fields,
-            "fields_skipped": len(skipped),
-            "plates": int(cells["plate"].nunique()),
-            "wells": cells.groupby(["plate", "well"]).ngroups,
-            "treatments": cells.groupby(["compound", "concentration"]).ngroups,
-        },
+        "columns": columns,
+        "counts": counts,
         "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
         "fingerprint": fingerprint,
+        "pieces": [list(piece) for piece in pieces],
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
 
-def write_manifest(directory: Path, manifest: dict[str, Any], cells: pd.DataFrame) -> None:
-    """Writes `manifest.json` and `cells.parquet` into a folder."""
+def write_manifest(
+    directory: Path, manifest: dict[str, Any], cells: pd.DataFrame, fields: pd.DataFrame
+) -> None:
+    """Writes `manifest.json`, `cells.parquet` and `fields.parquet` into a folder."""
     cells.to_parquet(directory / CELLS, index=False)
+    fields.to_parquet(directory / FIELDS, index=False)
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -106,16 +123,19 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
+    known = [f"{counts[what]:,} {what}" for what in _COUNTED if what in counts]
     lines = [
-        f"{counts['cells']:,} cells of {counts['treatments']} treatments in "
-        f"{counts['wells']} wells on {counts['plates']} plates",
+        f"{counts['cells']:,} cells{': ' if known else ''}{', '.join(known)}",
         f"{counts['fields']:,} fields: {counts['fields_without_cells']} without cells, "
         f"{counts['fields_skipped']} skipped",
     ]
     absent = manifest["origin"].get("absent_plates", [])
     if absent:
         lines.append(describe_absent(absent))
-    lines += ["cells per treatment (µM: cells):", *_treatment_lines(cells)]
+    if "treatments" in counts:
+        lines += ["cells per treatment (µM: cells):", *_treatment_lines(cells)]
+    elif "labels" in counts:
+        lines += ["cells per label:", *_label_lines(cells)]
     return "\n".join([*lines, *describe_skipped(manifest)])
 
 
@@ -142,10 +162,18 @@ def _treatment_lines(cells: pd.DataFrame) -> list[str]:
     lines = []
     for compound, group in cells.groupby("compound"):
         numbers = group.groupby("concentration").size()
-        moas = ", ".join(moa for moa in sorted(set(group["moa"])) if moa and moa != compound)
+        known = set(group["moa"]) if "moa" in group else set()
+        moas = ", ".join(moa for moa in sorted(known) if moa and moa != compound)
         doses = "  ".join(f"{dose:g}: {count:,}" for dose, count in numbers.items())
         lines.append(f"  {compound:<{width}}  {doses}{f'  ({moas})' if moas else ''}")
     return lines
+
+
+def _label_lines(cells: pd.DataFrame) -> list[str]:
+    """One line a label."""
+    numbers = cells.groupby("label").size()
+    width = max(map(len, numbers.index.astype(str)))
+    return [f"  {label:<{width}}  {count:,}" for label, count in numbers.items()]
 
 
 def _versions() -> dict[str, str]:

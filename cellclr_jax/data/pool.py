@@ -14,12 +14,16 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.memory import available_bytes
 
 # Items at work or waiting for their turn, for each worker: enough that none idles behind a slow
 # item, few enough that memory holds the results (the cells of a field are about 8 MB).
 _AHEAD = 3
 # What the numerical libraries read as they are loaded. There is a process for each core already.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+# What a worker may take: three channels of BBBC021 need a quarter of it, whole-camera images all.
+WORKER_BYTES = 1 << 30
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +34,11 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux, where a container may hold fewer than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def usable_workers() -> int:
+    """The number of processes that cores and free memory allow."""
+    return max(1, min(usable_cores(), available_bytes() // WORKER_BYTES))
 
 
 def map_in_order(

@@ -9,9 +9,22 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import metadata
-from cellclr_jax.data.fields import Field, Request
+from cellclr_jax.data.fields import COLUMNS, Field, Request
 from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.release_names import CONTROL, IMAGE_CSV, MOA_CSV
+
+
+# The metadata of every field of a release.
+RELEASE_COLUMNS = (
+    "plate",
+    "well",
+    "site",
+    "batch",
+    "compound",
+    "concentration",
+    "moa",
+    "replicate",
+)
 
 
 def check_inputs(inputs: Sequence[Path]) -> None:
@@ -23,12 +36,12 @@ def check_inputs(inputs: Sequence[Path]) -> None:
             raise BadUse(f"{path}: no such folder or zip (--input)")
 
 
-def annotated_table(request: Request) -> tuple[pd.DataFrame, str, str]:
+def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
     """Reads the tables that are named, or lie beside or above an input.
 
     Returns:
       `read_image_csv`'s table with MoAs, sorted by plate, well and site, concentrations rounded
-      so that they can be grouped; the paths of the image table and the MoA table ('': none).
+      so that they can be grouped; the paths of the tables, 'image table' and 'MoA table' if any.
 
     Raises:
       BadUse: a table cannot be found, or a plate that is asked for is not in it.
@@ -50,7 +63,8 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, str, str]:
     if unknown:
         raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")
     table = table.sort_values(["plate", "well", "site"], kind="stable")
-    return table, str(image_csv), str(moa_csv or "")
+    tables = {"image table": str(image_csv)} | ({"MoA table": str(moa_csv)} if moa_csv else {})
+    return table, tables
 
 
 def _with_moa(table: pd.DataFrame, image_csv: Path, moa_csv: Path | None) -> pd.DataFrame:
@@ -110,21 +124,18 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def new_field(
-    row: dict[str, Any], files: tuple[ImageFile, ...], numbers: tuple[int, ...] = ()
+    row: dict[str, Any], files: tuple[ImageFile, ...], numbers: Sequence[int] = ()
 ) -> Field:
-    """A field from a row of the image table."""
-    return Field(
-        plate=row["plate"],
-        well=row["well"],
-        site=int(row["site"]),
-        batch=row["batch"],
-        compound=row["compound"],
-        concentration=float(row["concentration"]),
-        replicate=int(row["replicate"]),
-        moa=row["moa"],
-        files=files,
-        numbers=numbers,
-    )
+    """A field '<plate>/<well>/s<site>' from a row of the image table.
+
+    Args:
+      row: of `annotated_table`.
+      files: its channels, or crops.
+      numbers: of the crops; empty where nuclei have yet to be found.
+    """
+    metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
+    name = f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}"
+    return Field(name, metadata, files, tuple(f"{name}/{number}" for number in numbers))
 
 
 def named(paths: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Where cells come from: plates of TIFFs, folders of crops, the simulator.
+"""Where cells come from: plates of TIFFs, single-cell images of any origin, the simulator.
 
 A source is a list of fields, each with its metadata and the files that hold it. Finding is done
 here, once; reading is done elsewhere, by many processes.
@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.crop_folders import CROP_CHANNELS, crop_fields
+from cellclr_jax.data.crop_folders import crop_fields
+from cellclr_jax.data.deepprofiler import deepprofiler_fields
 from cellclr_jax.data.fields import Request, Source
+from cellclr_jax.data.image_folders import folder_fields
+from cellclr_jax.data.nuclei_tables import read_centers
 from cellclr_jax.data.plate_files import ImageFile, find_tiffs
 from cellclr_jax.data.release_tables import (
+    RELEASE_COLUMNS,
     annotated_table,
     check_inputs,
     check_plates,
@@ -41,11 +45,6 @@ def open_source(name: str, request: Request) -> Source:
     return SOURCES[name](request)
 
 
-def default_channels(name: str) -> tuple[str, ...]:
-    """The channels of a source when none are declared, in the order they are stored."""
-    return CROP_CHANNELS if name == "crops" else RAW_CHANNELS
-
-
 def raw_fields(request: Request) -> Source:
     """Fields of raw plates: folders of TIFFs or zips, found by plate folder and file name."""
     check_inputs(request.inputs)
@@ -55,7 +54,7 @@ def raw_fields(request: Request) -> Source:
             f"--channels={','.join(channels)}: some of {', '.join(RAW_CHANNELS)} were expected, "
             "dna among them (nuclei are found in it)"
         )
-    table, image_csv, moa_csv = annotated_table(request)
+    table, tables = annotated_table(request)
     table = wanted_rows(table, request)
     found: dict[tuple[str, str], ImageFile] = {}
     for root in request.inputs:
@@ -76,11 +75,21 @@ def raw_fields(request: Request) -> Source:
     if not present:
         raise BadData(
             f"{named(request.inputs)}: none of its folders "
-            f"({some_of([folder for folder, _ in found])}) holds a wanted file of {image_csv}, "
-            f"such as {table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
+            f"({some_of([folder for folder, _ in found])}) holds a wanted file of "
+            f"{tables['image table']}, such as {table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
         )
     kept = [field for field in fields if field.plate in present]
-    return Source(kept, channels, None, image_csv, moa_csv, absent_plates=absent)
+    problems: list[tuple[str, str]] = []
+    if request.centers is not None:
+        kept, problems = read_centers(request.centers, kept)
+    return Source(
+        kept,
+        RELEASE_COLUMNS,
+        channels,
+        tables=tables,
+        problems=problems,
+        absent_plates=absent,
+    )
 
 
 def simulated_fields(request: Request) -> Source:
@@ -99,6 +108,8 @@ def simulated_fields(request: Request) -> Source:
 SOURCES: dict[str, Callable[[Request], Source]] = {
     "raw": raw_fields,
     "crops": crop_fields,
+    "deepprofiler": deepprofiler_fields,
+    "folder": folder_fields,
     "simulated": simulated_fields,
 }
 

@@ -1,0 +1,209 @@
+"""The flags of `build`: what there is, which of them a source uses, what they ask for."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from cellclr_jax import cli
+
+if TYPE_CHECKING:
+    from cellclr_jax.data.extraction import CropSettings
+    from cellclr_jax.data.fields import Request, Source
+
+FLAGS = flags.FLAGS
+SOURCES = ("raw", "crops", "deepprofiler", "folder", "simulated")
+
+flags.DEFINE_enum("source", "raw", SOURCES, "Where cells come from.")
+flags.DEFINE_list("input", [], "Folders or zips; simulated: where its release is written.")
+flags.DEFINE_string("data_dir", "data", "Where datasets lie.")
+flags.DEFINE_enum(
+    "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
+)
+flags.DEFINE_list("plates", [], "These plates alone.")
+flags.DEFINE_list("channels", [], "Names of the channels in stored order.")
+flags.DEFINE_integer("workers", 0, "Processes; 0: as many as cores and memory allow.", 0)
+flags.DEFINE_float("max_skipped", 0.01, "Share of the fields that may be unusable.", 0, 1)
+flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
+flags.DEFINE_bool("qc", False, "Only writes the quality page of a finished dataset again.")
+flags.DEFINE_string("beam_runner", "", "Builds with Apache Beam: DirectRunner, FlinkRunner, …")
+flags.DEFINE_multi_string("beam_option", [], "A flag of Beam's, such as --beam_option=--region=r.")
+
+# Plates.
+flags.DEFINE_bool("download", False, "Raw: fetches BBBC021 into --input first.")
+flags.DEFINE_string("url", "", "Download: another address that holds the same files.")
+flags.DEFINE_integer("downloads", 4, "Download: files at once.", 1, 16)
+flags.DEFINE_string("image_csv", None, "The image table, if not in the input or above it.")
+flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or above it.")
+flags.DEFINE_integer("crop_size", 96, "Side of a stored crop in pixels.", 8, 1024)
+flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
+flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
+flags.DEFINE_bool("illumination", False, "Corrects the light of each plate and channel.")
+flags.DEFINE_string("centers", None, "Nuclei from a CellProfiler CSV or DeepProfiler locations.")
+flags.DEFINE_enum(
+    "masks", "none", ["none", "keep", "zero"], "Stores the cell's mask, or zeroes all around it."
+)
+flags.DEFINE_integer("cell_radius", 30, "Masks: a cell's reach around its nucleus, in pixels.", 0)
+
+# Images of single cells.
+flags.DEFINE_string("labels_csv", None, "Folder: a table with a row an image.")
+flags.DEFINE_list("label_columns", [], "Folder: its columns, such as file=path,label=cell_type.")
+flags.DEFINE_enum(
+    "fit", "resize", ["resize", "pad", "exact"], "What becomes of images of another size."
+)
+
+# Simulated plates.
+flags.DEFINE_integer("seed", None, "Simulated: seed.", lower_bound=0)
+flags.DEFINE_integer("weeks", None, "Simulated: weeks (batches).", lower_bound=2)
+flags.DEFINE_integer("plates_per_week", None, "Simulated: plates a week.", lower_bound=1)
+flags.DEFINE_integer("sites", None, "Simulated: fields a well.", lower_bound=1)
+flags.DEFINE_list("simulator", [], "Simulated: other settings, such as height=512,width=640.")
+
+_SIMULATOR = ("seed", "weeks", "plates_per_week", "sites")
+_SIMULATED = (*_SIMULATOR, "simulator")
+_DOWNLOAD = ("download", "url", "downloads")
+_CUT = ("border", "min_area", "illumination", "masks", "cell_radius")
+_TABLES = ("image_csv", "moa_csv")
+_LABELS = ("labels_csv", "label_columns")
+# Flags that decide nothing for a source: whoever sets one expects something that will not happen.
+_UNUSED = {
+    "raw": (*_SIMULATED, *_LABELS, "fit"),
+    "crops": (*_SIMULATED, *_LABELS, *_DOWNLOAD, *_CUT, "centers", "crop_size", "fit"),
+    "deepprofiler": (*_SIMULATED, *_LABELS, *_DOWNLOAD, *_CUT, *_TABLES, "centers", "config"),
+    "folder": (*_SIMULATED, *_DOWNLOAD, *_CUT, *_TABLES, "centers", "config"),
+    "simulated": (*_TABLES, *_LABELS, *_DOWNLOAD, "centers", "fit"),
+}
+# Sources whose cells have to be found, in fields.
+_PHOTOGRAPHED = ("raw", "simulated")
+OWN_IMAGES = ("deepprofiler", "folder")
+
+
+def check_flags() -> None:
+    """Raises BadUse for what absl's own checks cannot see."""
+    unused = [f"--{name}" for name in _UNUSED[FLAGS.source] if FLAGS[name].present]
+    if unused:
+        raise cli.BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
+    if len(set(FLAGS.channels)) != len(FLAGS.channels):
+        raise cli.BadUse(f"--channels={','.join(FLAGS.channels)}: a channel is named twice")
+    if FLAGS.masks != "none" and FLAGS.centers:
+        raise cli.BadUse(
+            f"--masks={FLAGS.masks} needs the nuclei's outlines, --centers={FLAGS.centers} has "
+            "their centres alone"
+        )
+    if FLAGS.download and len(FLAGS.input) > 1:
+        raise cli.BadUse("--download fetches into one --input folder")
+    if FLAGS.beam_option and not FLAGS.beam_runner:
+        raise cli.BadUse("--beam_option says nothing without --beam_runner")
+
+
+def request() -> "Request":
+    """What the flags ask of a source."""
+    from cellclr_jax.data import pool
+    from cellclr_jax.data.fields import Request
+
+    return Request(
+        inputs=inputs(),
+        channels=tuple(FLAGS.channels),
+        image_csv=_path("image_csv"),
+        moa_csv=_path("moa_csv"),
+        labels_csv=_path("labels_csv"),
+        label_columns=_label_columns(),
+        centers=_path("centers"),
+        annotated=FLAGS.config == "annotated",
+        plates=tuple(FLAGS.plates),
+        simulation=simulation() if FLAGS.source == "simulated" else {},
+        workers=FLAGS.workers or pool.usable_workers(),
+        overwrite=FLAGS.overwrite,
+    )
+
+
+def inputs() -> tuple[Path, ...]:
+    """The input paths; what is simulated or downloaded has a place of its own."""
+    if FLAGS.input:
+        return tuple(Path(path) for path in FLAGS.input)
+    if FLAGS.source == "simulated":
+        return (Path(FLAGS.data_dir) / "simulated_release",)
+    return (Path(FLAGS.data_dir) / "plates",) if FLAGS.download else ()
+
+
+def crop_settings(source: "Source") -> "CropSettings":
+    """How the cells of a source become images."""
+    from cellclr_jax.data.extraction import CropSettings
+
+    return CropSettings(
+        size=source.crop_size or FLAGS.crop_size,
+        channels=source.channels,
+        columns=source.columns,
+        dtype=source.dtype,
+        border=FLAGS.border,
+        min_area=FLAGS.min_area,
+        masks=FLAGS.masks,
+        cell_radius=FLAGS.cell_radius,
+        layout=source.layout,
+        fit=FLAGS.fit if FLAGS.source in OWN_IMAGES else "exact",
+    )
+
+
+def settings(channels: tuple[str, ...]) -> dict[str, Any]:
+    """What decides the content of the dataset beside its input, as the manifest tells it."""
+    used = {
+        "raw": ("config", "crop_size", *_CUT),
+        "crops": ("config",),
+        "deepprofiler": ("crop_size", "fit"),
+        "folder": ("crop_size", "fit"),
+        "simulated": ("config", "crop_size", *_CUT),
+    }[FLAGS.source]
+    simulated = {"simulation": simulation(), "plates": sorted(FLAGS.plates)}
+    return {
+        "source": FLAGS.source,
+        "channels": list(channels),
+        **{name: FLAGS[name].value for name in used},
+        **(simulated if FLAGS.source == "simulated" else {}),
+    }
+
+
+def simulation() -> dict[str, Any]:
+    """All settings of the simulator: its defaults, then --simulator, then the flags."""
+    from cellclr_jax.data.simulator import SimulatorSettings
+
+    values = dataclasses.asdict(SimulatorSettings())
+    given = dict(text.partition("=")[::2] for text in FLAGS.simulator)
+    given |= {name: FLAGS[name].value for name in _SIMULATOR if FLAGS[name].value is not None}
+    for name, value in given.items():
+        if name not in values:
+            raise cli.BadUse(f"--simulator={name}: there are {', '.join(values)}")
+        kind = type(values[name])
+        try:
+            values[name] = kind(value)
+        except ValueError as error:
+            raise cli.BadUse(
+                f"--simulator={name}={value}: a value like {values[name]!r} was expected"
+            ) from error
+    return values
+
+
+def _path(name: str) -> Path | None:
+    """A flag that names a file, which must be there."""
+    if not FLAGS[name].value:
+        return None
+    path = Path(FLAGS[name].value)
+    if not path.exists():
+        raise cli.BadUse(f"--{name}={path}: no such file")
+    return path
+
+
+def _label_columns() -> dict[str, str]:
+    """--label_columns by what each column is."""
+    from cellclr_jax.data.fields import COLUMNS
+
+    given: dict[str, str] = {}
+    for text in FLAGS.label_columns:
+        name, _, column = text.partition("=")
+        if name not in ("file", *COLUMNS) or not column:
+            raise cli.BadUse(
+                f"--label_columns={text}: <what>=<column> was expected, what is one of file, "
+                f"{', '.join(COLUMNS)}"
+            )
+        given[name] = column
+    return given

@@ -1,0 +1,58 @@
+"""Runs the pieces of a build on a cluster, by Apache Beam."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from cellclr_jax.cli import BadData, BadUse
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def pipeline_options(flags: Sequence[str]) -> Any:
+    """Beam's options from flags such as `--project=p`.
+
+    Raises:
+      BadUse: Apache Beam is not installed.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise BadUse(
+            f"--beam_runner needs Apache Beam ({error}): pip install 'cellclr_jax[beam]'"
+        ) from error
+    return PipelineOptions(list(flags))
+
+
+def map_on_beam(
+    work: Callable[[Item], Result], items: Sequence[Item], *, runner: str, options: Any
+) -> Iterator[Result]:
+    """`map` on a cluster, whose machines see the same folders under the same paths.
+
+    Args:
+      work: a function that leaves its result in a file and finds it there the next time; it can be
+        pickled, as can its items.
+      items: what to work on.
+      runner: of Beam: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, …
+      options: `pipeline_options`.
+
+    Yields:
+      One result an item, in their order, when all of them are there.
+
+    Raises:
+      BadUse: an unknown runner.
+      BadData: the pipeline failed.
+    """
+    import apache_beam as beam
+
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise BadUse(f"--beam_runner={runner}: {error}") from error
+    # Reshuffled: the items would otherwise be fused with their source and stay on one machine.
+    _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # whatever the work raised, wrapped in the runner's own kinds
+        raise BadData(f"--beam_runner={runner}: the pipeline failed ({error})") from error
+    yield from map(work, items)

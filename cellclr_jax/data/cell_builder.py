@@ -1,0 +1,352 @@
+"""The TFDS builder behind every dataset of single cells; no TensorFlow.
+
+TFDS's own writer keeps all records (or, from 1 GB on, temporary files that need TensorFlow) until
+the last, and begins again when it is killed. This one has each piece of the data written by the
+process that cuts it, and in the end gives the pieces TFDS's names.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import splits as tfds_splits
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import pieces
+from cellclr_jax.data.beam import map_on_beam, pipeline_options
+from cellclr_jax.data.contents import describe_contents
+from cellclr_jax.data.dataset_folder import alone, room_for_rebuild, room_for_pieces, swap_in
+from cellclr_jax.data.extraction import CropSettings, cell_features
+from cellclr_jax.data.fields import Source
+from cellclr_jax.data.manifest import describe_skipped, make_manifest, write_manifest
+from cellclr_jax.data.pieces import Piece, PieceSummary, WrittenPiece
+from cellclr_jax.data.plate_light import fit_light
+from cellclr_jax.data.pool import map_in_order
+from cellclr_jax.data.progress import Progress
+from cellclr_jax.data.takeover import finished_pieces
+
+_FINGERPRINT_BYTES = 16
+
+
+@dataclasses.dataclass
+class CellConfig(tfds.core.BuilderConfig):
+    """Which cells, and how they become images."""
+
+    annotated: bool = False
+    crops: CropSettings | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a build does.
+
+    Attributes:
+      source: the fields.
+      settings: everything that decides the content, for the manifest.
+      origin: where it comes from, for the manifest.
+      illumination: whether the light of each plate is corrected.
+      workers: processes.
+      beam_runner: of Apache Beam, instead of processes; '': none.
+      beam_options: its flags.
+      max_skipped: the share of fields that may be unusable, in [0, 1].
+      show: whether progress is shown.
+    """
+
+    source: Source
+    settings: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    illumination: bool = False
+    workers: int = 1
+    beam_runner: str = ""
+    beam_options: tuple[str, ...] = ()
+    max_skipped: float = 0.01
+    show: bool = True
+
+
+class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds single cells from fields; its subclasses name datasets."""
+
+    # There is nothing to download; TFDS would otherwise look for a list of checksums, with a
+    # package that it does not install.
+    url_infos = None
+
+    def __init__(
+        self,
+        *,
+        plan: Plan | None = None,
+        data_root: Path | None = None,
+        place: Path | None = None,
+        finished: Mapping[str, Sequence[WrittenPiece]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prepares a build.
+
+        Args:
+          plan: what to build; None: the dataset is there and is read.
+          data_root: where datasets lie, and the lights of plates.
+          place: folder for pieces.
+          finished: pieces of plates that are taken over from an earlier build.
+          **kwargs: `data_dir` and `config` of TFDS.
+        """
+        self._plan = plan
+        self._root, self._place = data_root, place
+        self._finished = finished or {}
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        # TFDS lets a configuration of one's own have a new name only; here 'annotated' stays
+        # 'annotated' at another crop size, which the manifest tells.
+        if isinstance(builder_config, CellConfig):
+            return builder_config
+        return super()._create_builder_config(builder_config, version=version)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=cell_features(self.builder_config.crops),
+            disable_shuffling=True,
+        )
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded."""
+
+    _log_download_done = _log_download_bytes
+
+    def _planned(self) -> Plan:
+        """The plan; BadUse where TFDS was asked to build without one."""
+        if self._plan is None:
+            raise BadUse(
+                "this dataset is built from images: "
+                "python -m cellclr_jax.build --source=… --input=DIR --data_dir=DIR"
+            )
+        return self._plan
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples}
+
+    def _generate_examples(
+        self, planned: Sequence[Piece], run: Any
+    ) -> Iterator[tuple[Piece, PieceSummary]]:
+        """Has every piece written, unless it is there."""
+        work = functools.partial(
+            pieces.write_piece, place=self._place, settings=self.builder_config.crops
+        )
+        yield from zip(planned, run(work, planned), strict=True)
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
+        """Writes shards, tables and manifest into TFDS's temporary folder."""
+        plan, place = self._planned(), self._place
+        assert place is not None
+        source = plan.source
+        absent = [(field.name, field.absent) for field in source.fields if field.absent]
+        # Files that are not there are known before any work.
+        self._check_skipped([*source.problems, *absent])
+        run = _runner(plan, download_config)
+        planned = self._plan_pieces(plan, run)
+        generate = self._split_generators(dl_manager)["train"]
+        self._follow(planned, generate(planned, run))
+        written = self._in_order(planned)
+        template = self._get_filename_template(split_name="train")
+        self._write_tables(Path(template.data_dir), written)
+        shards = [piece.shard for piece in written if piece.shard is not None]
+        for number, shard in enumerate(shards):
+            final = template.sharded_filepath(shard_index=number, num_shards=len(shards))
+            _link(shard, Path(final))
+        return [
+            tfds_splits.SplitInfo(
+                name="train",
+                shard_lengths=[len(piece.cells) for piece in written if piece.shard is not None],
+                num_bytes=sum(shard.stat().st_size for shard in shards),
+                filename_template=template,
+            )
+        ]
+
+    def _plan_pieces(self, plan: Plan, run: Any) -> list[Piece]:
+        """The pieces of all plates but those that are taken over."""
+        source = plan.source
+        fields = [field for field in source.fields if field.plate not in self._finished]
+        lights: Mapping[str, Path] = {}
+        if plan.illumination:
+            assert self._root is not None
+            new = dataclasses.replace(source, fields=fields)
+            lights = fit_light(new, describe_contents(new), self._root, run, plan.show)
+        return pieces.plan_pieces(fields, self.builder_config.crops, lights)
+
+    def _follow(
+        self, planned: Sequence[Piece], written: Iterable[tuple[Piece, PieceSummary]]
+    ) -> None:
+        """Shows how far the pieces are, and stops where too many fields cannot be used."""
+        plan, place = self._planned(), self._place
+        assert place is not None
+        there = [pieces.read_summary(piece, place) for piece in planned]
+        held = sum(summary.fields for summary in there if summary is not None)
+        total = sum(len(piece.fields) for piece in planned)
+        if held and plan.show:
+            print(f"going on with an earlier build: {held:,} of {total:,} fields are there")
+        skipped = list(plan.source.problems)
+        skipped += [problem for piece in self._taken_over() for problem in _problems(piece.fields)]
+        with Progress(total, plan.show) as progress:
+            for _, summary in written:
+                skipped += summary.problems
+                progress.step(units=summary.fields, cells=summary.cells)
+                self._check_skipped(skipped)
+
+    def _taken_over(self) -> list[WrittenPiece]:
+        return [piece for plate in self._finished.values() for piece in plate]
+
+    def _in_order(self, planned: Sequence[Piece]) -> list[WrittenPiece]:
+        """All pieces, those that were taken over among them, in the order of their plates."""
+        assert self._place is not None
+        new: dict[str, list[WrittenPiece]] = {}
+        for piece in planned:
+            new.setdefault(piece.plate, []).append(pieces.read_piece(piece, self._place))
+        plates = dict.fromkeys(field.plate for field in self._planned().source.fields)
+        return [
+            piece for plate in plates for piece in self._finished.get(plate) or new.get(plate, [])
+        ]
+
+    def _write_tables(self, directory: Path, written: Sequence[WrittenPiece]) -> None:
+        """Writes the tables of cells and fields, and the manifest."""
+        plan = self._planned()
+        crops = self.builder_config.crops
+        fields = pd.concat([piece.fields for piece in written], ignore_index=True)
+        cells = _cell_table([piece.cells for piece in written if piece.shard is not None])
+        fingerprint = hashlib.blake2b(digest_size=_FINGERPRINT_BYTES)
+        for text in fields["digest"]:
+            fingerprint.update(bytes.fromhex(text))
+        manifest = make_manifest(
+            settings=dict(plan.settings),
+            origin=dict(plan.origin),
+            image={
+                "shape": [crops.size, crops.size, len(crops.channels)],
+                "dtype": crops.dtype,
+                "channels": list(crops.channels),
+            },
+            columns=list(crops.columns),
+            cells=cells,
+            fields=fields,
+            skipped=[*plan.source.problems, *_problems(fields)],
+            fingerprint=fingerprint.hexdigest(),
+            pieces=[(piece.plate, len(piece.cells), len(piece.fields)) for piece in written],
+        )
+        write_manifest(directory, manifest, cells, fields)
+
+    def _check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Raises BadData where more than the allowed share of the fields is unusable."""
+        plan = self._planned()
+        total = len(plan.source.fields) + len(plan.source.problems)
+        if len(skipped) > plan.max_skipped * total:
+            named = [{"field": what, "reason": reason} for what, reason in skipped]
+            raise BadData(
+                f"{len(skipped)} of {total} fields cannot be used, more than "
+                f"--max_skipped={plan.max_skipped:g} allows. "
+                + "; ".join(describe_skipped({"skipped": named}))
+            )
+
+
+def build(
+    builder_class: type[CellBuilder],
+    data_dir: Path,
+    config: CellConfig,
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    extend: bool = False,
+) -> Path:
+    """Builds a dataset, which appears whole or not at all; a finished one stays as it is.
+
+    A build that was killed goes on where it was.
+
+    Args:
+      builder_class: names the dataset.
+      data_dir: where datasets lie.
+      config: which cells, and how they are cut.
+      plan: what to do.
+      overwrite: replaces a finished dataset, which stays as it is until the new one is finished.
+      extend: the same, with the plates of the finished one taken over as they are.
+
+    Returns:
+      The dataset's folder, <data_dir>/<builder>/<config>/<version>.
+
+    Raises:
+      BadUse: another process builds the same dataset, or an unknown Beam runner.
+      BadData: too many unusable fields, or no cell at all.
+    """
+    folder = data_dir / builder_class.name / config.name
+    version = str(builder_class.VERSION)
+    arguments: dict[str, Any] = {}
+    if plan.beam_runner:
+        arguments = {
+            "beam_runner": plan.beam_runner,
+            "beam_options": pipeline_options(plan.beam_options),
+        }
+    with (
+        alone(folder),
+        room_for_pieces(folder, plan.settings) as place,
+        room_for_rebuild(folder, version, overwrite or extend) as room,
+    ):
+        builder = builder_class(
+            data_dir=str(room or data_dir),
+            config=config,
+            plan=plan,
+            data_root=data_dir,
+            place=place,
+            finished=finished_pieces(folder / version) if extend else None,
+        )
+        # TFDS makes a folder for downloads, though there are none: elsewhere, for that time.
+        with tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(**arguments),
+            )
+        if room is not None:
+            swap_in(Path(builder.data_dir), folder)
+    return folder / version
+
+
+def _runner(plan: Plan, download_config: Any) -> Any:
+    """`map` for what is to be done: in processes of this machine, or on a cluster."""
+    if download_config.beam_runner:
+        return functools.partial(
+            map_on_beam,
+            runner=download_config.beam_runner,
+            options=download_config.beam_options,
+        )
+    return functools.partial(map_in_order, workers=plan.workers)
+
+
+def _problems(fields: pd.DataFrame) -> list[tuple[str, str]]:
+    """(field, reason) of the fields that could not be used."""
+    bad = fields[fields["problem"] != ""]
+    return list(zip(bad["field"], bad["problem"], strict=True))
+
+
+def _cell_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """One row a record; BadData where there is none, or two have one id."""
+    if not tables:
+        raise BadData(
+            "no cells were found: are the images what the channels say, the nuclei larger than "
+            "--min_area and the fields larger than --crop_size?"
+        )
+    table = pd.concat(tables, ignore_index=True)
+    twice = table["cell_id"][table["cell_id"].duplicated()]
+    if len(twice):
+        raise BadData(f"two cells are called {twice.iloc[0]}: a field is listed twice")
+    return table
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

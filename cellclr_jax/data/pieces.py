@@ -1,0 +1,232 @@
+"""The pieces of a build: a few fields of one plate, cut by one process into one shard.
+
+<place>/<key>.array_record      records; not there where no cell was found
+<place>/<key>.cells.parquet     one row a record
+<place>/<key>.fields.parquet    one row a field
+<place>/<key>.json              written last: the piece is whole
+
+The key stands for everything that decides the content. A piece that is there is never made again:
+that is how a killed build goes on, and why every machine of a cluster may be given all of them.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cellclr_jax.cli import BadData
+from cellclr_jax.data.contents import describe_field, digest, file_stamp
+from cellclr_jax.data.extraction import (
+    CUTTING_VERSION,
+    CropSettings,
+    FieldCells,
+    extract_field,
+)
+from cellclr_jax.data.fields import COLUMNS, Field
+from cellclr_jax.data.illumination import Illumination
+from cellclr_jax.data.shards import ShardWriter
+
+# A killed build loses so many fields a worker (seconds), and the 240 fields of a plate make 15
+# shards: some hundred shards of about 25 MB for all of BBBC021.
+FIELDS_OF_A_PIECE = 16
+
+_TYPES = {str: "object", int: "int64", float: "float64"}
+_PARTIAL = ".partial"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Fields that become one shard.
+
+    Attributes:
+      key: its files' name.
+      plate: of all its fields; '' where none is known.
+      fields: in order.
+      illumination: file of its plate's light; '': it is not corrected.
+    """
+
+    key: str
+    plate: str
+    fields: tuple[Field, ...]
+    illumination: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceSummary:
+    """What came of a piece: its numbers of fields and cells, and (field, reason) of failures."""
+
+    fields: int
+    cells: int
+    problems: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenPiece:
+    """A finished piece: its shard (None: no cell), one row a record, one row a field."""
+
+    plate: str
+    shard: Path | None
+    cells: pd.DataFrame
+    fields: pd.DataFrame
+
+
+def plan_pieces(
+    fields: Sequence[Field], settings: CropSettings, illumination: Mapping[str, Path]
+) -> list[Piece]:
+    """Divides fields into pieces, each of one plate.
+
+    Args:
+      fields: sorted by plate.
+      settings: how they are cut.
+      illumination: file of each plate's light, where it is corrected.
+    """
+    pieces = []
+    for plate, group in itertools.groupby(fields, key=lambda field: field.plate):
+        light = str(illumination[plate]) if plate in illumination else ""
+        members = list(group)
+        for start in range(0, len(members), FIELDS_OF_A_PIECE):
+            part = tuple(members[start : start + FIELDS_OF_A_PIECE])
+            pieces.append(Piece(_key(part, settings, light), plate, part, light))
+    return pieces
+
+
+def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSummary:
+    """Cuts a piece, unless it is there.
+
+    Args:
+      piece: what to cut.
+      place: an existing folder.
+      settings: how to cut.
+
+    Raises:
+      OSError: the disk is full.
+      BadData: the memory is too small, or the plate's light cannot be read.
+    """
+    done = read_summary(piece, place)
+    if done is not None:
+        return done
+    light = _light(piece.illumination) if piece.illumination else None
+    parts = {suffix: _part(piece, place, suffix) for suffix in _SUFFIXES}
+    cells: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    try:
+        with ShardWriter(parts[".array_record"]) as shard:
+            for field in piece.fields:
+                cut = extract_field(field, settings, light)
+                shard.write(cut.records)
+                cells += cut.rows
+                found.append(_field_row(field, cut))
+        if cells:
+            _typed(pd.DataFrame(cells)).to_parquet(parts[".cells.parquet"], index=False)
+        _typed(pd.DataFrame(found)).to_parquet(parts[".fields.parquet"], index=False)
+        summary = _summary(found, parts[".array_record"])
+        parts[".json"].write_text(json.dumps(summary), encoding="utf-8")
+        for suffix, part in parts.items():
+            if part.exists():
+                part.replace(_file(piece, place, suffix))
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return _parsed(summary)
+
+
+# In the order in which a finished piece's files get their names.
+_SUFFIXES = (".array_record", ".cells.parquet", ".fields.parquet", ".json")
+
+
+def read_summary(piece: Piece, place: Path) -> PieceSummary | None:
+    """What came of a piece; None where it is not there, or not whole."""
+    try:
+        summary = json.loads(_file(piece, place, ".json").read_text(encoding="utf-8"))
+        size = summary["shard_bytes"]
+        if size and _file(piece, place, ".array_record").stat().st_size != size:
+            return None
+        return _parsed(summary)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_piece(piece: Piece, place: Path) -> WrittenPiece:
+    """Reads the tables of a finished piece.
+
+    Raises:
+      BadData: one cannot be read.
+    """
+    shard = _file(piece, place, ".array_record")
+    try:
+        fields = pd.read_parquet(_file(piece, place, ".fields.parquet"))
+        if not shard.exists():
+            return WrittenPiece(piece.plate, None, pd.DataFrame(), fields)
+        cells = pd.read_parquet(_file(piece, place, ".cells.parquet"))
+    except (OSError, ValueError) as error:
+        raise BadData(f"{shard}: a piece of this build is damaged ({error}); delete it") from error
+    return WrittenPiece(piece.plate, shard, cells, fields)
+
+
+def sweep(place: Path) -> None:
+    """Removes what killed processes have left half written; nobody else may be writing."""
+    for stale in place.glob(f"*{_PARTIAL}"):
+        stale.unlink()
+
+
+def _key(fields: Sequence[Field], settings: CropSettings, illumination: str) -> str:
+    """Stands for all that decides a piece's content."""
+    stamped = [
+        describe_field(field, [file_stamp(file) for file in field.files]) for field in fields
+    ]
+    how = [CUTTING_VERSION, dataclasses.asdict(settings), Path(illumination).name]
+    return digest("\n".join([json.dumps(how), *stamped]))
+
+
+def _file(piece: Piece, place: Path, suffix: str) -> Path:
+    return place / f"{piece.key}{suffix}"
+
+
+def _part(piece: Piece, place: Path, suffix: str) -> Path:
+    """Where a file is written before it gets its name: two processes may make one piece."""
+    return place / f"{piece.key}{suffix}.{os.getpid()}{_PARTIAL}"
+
+
+def _field_row(field: Field, cut: FieldCells) -> dict[str, Any]:
+    """A field's row in the table of fields."""
+    return {
+        "field": field.name,
+        **field.metadata,
+        "cells": len(cut.rows),
+        "problem": cut.problem,
+        "digest": cut.digest.hex(),
+        **cut.quality,
+    }
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """The same type for a column in all pieces, whatever its values happen to be."""
+    kinds = {name: _TYPES[COLUMNS[name]] for name in table if name in COLUMNS}
+    return table.astype(kinds)
+
+
+def _summary(fields: list[dict[str, Any]], shard: Path) -> dict[str, Any]:
+    """What the last file of a piece says."""
+    return {
+        "fields": len(fields),
+        "cells": sum(row["cells"] for row in fields),
+        "problems": [[row["field"], row["problem"]] for row in fields if row["problem"]],
+        "shard_bytes": shard.stat().st_size if shard.exists() else 0,
+    }
+
+
+def _parsed(summary: dict[str, Any]) -> PieceSummary:
+    problems = tuple((str(field), str(reason)) for field, reason in summary["problems"])
+    return PieceSummary(int(summary["fields"]), int(summary["cells"]), problems)
+
+
+@functools.lru_cache(maxsize=2)
+def _light(path: str) -> Illumination:
+    """The light of a plate, kept for its next piece."""
+    return Illumination.load(Path(path))
