@@ -18,7 +18,9 @@ REQUIRES = [
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.11.30,<0.13",
     "pandas>=2.2,<4",
+    "plotly>=6,<7",
     "pyarrow>=17",
+    "requests>=2.32,<3",
     "scikit-image>=0.25,<0.27",
     "scikit-learn>=1.5,<2",
     "scipy>=1.14,<2",
@@ -27,6 +29,7 @@ REQUIRES = [
     "threadpoolctl>=3.5",
     "tifffile>=2024.8",
     "tqdm>=4.66",
+    "urllib3>=2.2,<3",
 ]
 
 EXTRAS = {
@@ -34,6 +37,7 @@ EXTRAS = {
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "beam": ["apache-beam>=2.60,<3"],
     "test": [
+        "apache-beam>=2.60,<3",
         "mypy>=1.15",
         "pandas-stubs",
         "psutil>=5.9",

@@ -61,10 +61,18 @@ def test_help_loads_nothing_heavy():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("--source=plates", "error: --source=plates: there are raw, crops, simulated"),
-        ("--source=deepprofiler", "this source is not there yet; there are raw, crops, simulated"),
-        ("--source=folder", "--source=folder: this source is not there yet"),
-        ("--source=crops", "--crop_size, --min_area: --source=crops does not use it"),
+        (
+            "--source=plates",
+            "flag --source=plates: value should be one of <raw|crops|deepprofiler|",
+        ),
+        ("--source=crops", "--min_area, --crop_size: --source=crops does not use it"),
+        ("--source=folder", "--min_area: --source=folder does not use it"),
+        ("--labels_csv=a.csv", "--labels_csv: --source=raw does not use it"),
+        ("--image_csv=gone.csv", "--image_csv=gone.csv: no such file"),
+        ("--masks=zero --centers=x", "--masks=zero needs the nuclei's outlines"),
+        ("--download --input=a,b", "--download fetches into one --input folder"),
+        ("--beam_option=--x=1", "--beam_option says nothing without --beam_runner"),
+        ("--beam_runner=NoSuchRunner", "--beam_runner=NoSuchRunner: "),
         ("--weeks=3", "--weeks: --source=raw does not use it"),
         ("--simulator=height=200", "--simulator: --source=raw does not use it"),
         ("--source=simulated --weeks=1", "--weeks"),
@@ -72,8 +80,9 @@ def test_help_loads_nothing_heavy():
         ("--input=nowhere", "error: nowhere: no such folder or zip (--input)"),
         ("--border=wrap", "--border"),
         ("--channels=dna,dna", "a channel is named twice"),
-        ("--data_dir=", "--data_dir=DIR is needed"),
+        ("--qc", "no dataset bbbc021/annotated in"),
         ("--source=simulated --simulator=hight=3", "there are seed, weeks"),
+        ("--source=simulated --simulator=height=tall", "a value like 1024 was expected"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(flags, wrong, message):
@@ -114,11 +123,13 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     assert first.stdout.count(told) == 2
     assert first.stdout.startswith(told)
     hidden.rename(release / "Week2" / PLATES[1])
-    more = run(*flags)
-    assert more.returncode == 2
-    assert f"was built otherwise: 1 plate more: {PLATES[1]}. --overwrite" in more.stderr
-    again = run(*flags, "--workers=1", "--overwrite")
-    assert again.returncode == 0, again.stderr
+    more = run(*flags, "--workers=1")
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.startswith("adding 1 to the 1 plates of ")
+    assert "24 cells: 2 plates, 6 wells" in more.stdout
+    fewer = run(*flags, f"--plates={PLATES[1]}")
+    assert fewer.returncode == 2
+    assert f"was built otherwise: 1 plate fewer: {PLATES[0]}. --overwrite" in fewer.stderr
     moved = release.rename(tmp_path / "moved")
     assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
     gone = run(*flags)
@@ -128,18 +139,19 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     table.write_text(table.read_text().replace("Epithelial", "Other"))
     other = run(*flags, f"--input={moved}")
     assert other.returncode == 2
-    assert "was built otherwise: another MoA table. --overwrite" in other.stderr
+    assert (
+        "was built otherwise: plate Week1_101 has other files or metadata (9 files" in other.stderr
+    )
 
 
-def test_a_killed_build_leaves_nothing_and_the_next_one_works(release, flags, tmp_path):
+def test_a_killed_build_goes_on_where_it_was(flags, tmp_path):
     process = subprocess.Popen(command(*flags, "--workers=2"), cwd=ROOT, stderr=subprocess.DEVNULL)
     folder = tmp_path / "out" / "bbbc021" / "annotated"
     workers = []
     deadline = time.monotonic() + 60
-    while len(workers) < 2 and time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (workers and list(folder.glob("pieces/*/*.json"))):
         assert process.poll() is None, "the build ended before it could be killed"
-        if list(folder.glob("incomplete.*")):
-            workers = psutil.Process(process.pid).children(recursive=True)
+        workers = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -149,8 +161,20 @@ def test_a_killed_build_leaves_nothing_and_the_next_one_works(release, flags, tm
     assert not psutil.wait_procs(workers, timeout=20)[1]
     result = run(*flags, "--workers=1")
     assert result.returncode == 0, result.stderr
+    assert "going on with an earlier build: " in result.stdout
     assert len(index.read_cells(index.find_dataset(tmp_path / "out"))) == 24
     assert not list(folder.glob("incomplete.*"))
+
+
+def test_the_page_is_written_again(flags, tmp_path):
+    assert run(*flags, "--workers=1").returncode == 0
+    page = index.find_dataset(tmp_path / "out") / "qc.html"
+    first = page.read_text()
+    page.unlink()
+    result = run(*flags, "--qc")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"look at it: {page}\n"
+    assert page.read_text() == first
 
 
 def test_simulated_plates_become_a_dataset(tmp_path):

@@ -68,10 +68,10 @@ def write_csv(path: Path, header, rows) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
-def zip_plates(release, out, *, folder=True):
+def zip_plates(release, out, *, folder=True, plates=PLATES):
     """Each plate as it is downloaded: a zip with <plate>/<file>, and the tables beside it."""
     out.mkdir()
-    for plate in PLATES:
+    for plate in plates:
         with zipfile.ZipFile(out / f"BBBC021_v1_images_{plate}.zip", "w") as archive:
             for file in sorted((release / plate.split("_")[0] / plate).iterdir()):
                 archive.write(file, f"{plate}/{file.name}" if folder else file.name)

@@ -149,7 +149,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         source = plan.source
         absent = [(field.name, field.absent) for field in source.fields if field.absent]
         # Files that are not there are known before any work.
-        self._check_skipped([*source.problems, *absent])
+        self._check_skipped([*source.problems, *absent], len(source.problems) + len(absent))
         run = _runner(plan, download_config)
         planned = self._plan_pieces(plan, run)
         generate = self._split_generators(dl_manager)["train"]
@@ -192,13 +192,16 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         total = sum(len(piece.fields) for piece in planned)
         if held and plan.show:
             print(f"going on with an earlier build: {held:,} of {total:,} fields are there")
-        skipped = list(plan.source.problems)
-        skipped += [problem for piece in self._taken_over() for problem in _problems(piece.fields)]
+        skipped, lost = list(plan.source.problems), float(len(plan.source.problems))
+        for piece in self._taken_over():
+            skipped += _problems(piece.fields)
+            lost += piece.fields["lost"].sum()
         with Progress(total, plan.show) as progress:
             for _, summary in written:
                 skipped += summary.problems
+                lost += summary.lost
                 progress.step(units=summary.fields, cells=summary.cells)
-                self._check_skipped(skipped)
+                self._check_skipped(skipped, lost)
 
     def _taken_over(self) -> list[WrittenPiece]:
         return [piece for plate in self._finished.values() for piece in plate]
@@ -240,11 +243,11 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
         write_manifest(directory, manifest, cells, fields)
 
-    def _check_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+    def _check_skipped(self, skipped: Sequence[tuple[str, str]], lost: float) -> None:
         """Raises BadData where more than the allowed share of the fields is unusable."""
         plan = self._planned()
         total = len(plan.source.fields) + len(plan.source.problems)
-        if len(skipped) > plan.max_skipped * total:
+        if lost > plan.max_skipped * total:
             named = [{"field": what, "reason": reason} for what, reason in skipped]
             raise BadData(
                 f"{len(skipped)} of {total} fields cannot be used, more than "

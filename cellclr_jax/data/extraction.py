@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,7 +64,7 @@ class FieldCells:
 
     `records` are serialised examples and `rows` their features but images, in the same order;
     `quality` are measures of the field and `digest` stands for the content. `problem` is the reason
-    why the field gave none, or ''.
+    why it gave none of its cells, or not all of them, or ''; `lost` is their share.
     """
 
     records: list[bytes]
@@ -72,11 +72,13 @@ class FieldCells:
     quality: Mapping[str, float] = field(default_factory=dict)
     digest: bytes = b""
     problem: str = ""
+    lost: float = 0.0
 
 
 class _Cut(NamedTuple):
     """Cells cut from one field: images [K, S, S, C], masks [K, S, S] or None, ids, (row, column)
-    [K, 2] in the field, NaN where unknown, and the field's quality.
+    [K, 2] in the field, NaN where unknown, the field's quality, and what became of given crops that
+    cannot be used.
     """
 
     images: np.ndarray
@@ -84,6 +86,7 @@ class _Cut(NamedTuple):
     ids: list[str]
     centers: np.ndarray
     quality: dict[str, float]
+    problems: Sequence[str] = ()
 
 
 def cell_features(settings: CropSettings) -> "tfds.features.FeaturesDict":
@@ -140,7 +143,7 @@ def extract_field(
             cut = _found_cells(field, settings, illumination)
         return _serialize(field, cut, settings)
     except BadData as error:
-        return FieldCells([], [], problem=str(error))
+        return FieldCells([], [], problem=str(error), lost=1.0)
     except MemoryError as error:
         raise BadData(
             f"field {field.name} does not fit into the memory: use fewer --workers"
@@ -164,30 +167,45 @@ def _serialize(field: Field, cut: _Cut, settings: CropSettings) -> FieldCells:
         records.append(example.SerializeToString(deterministic=True))
         digest.update(records[-1])
         rows.append(row)
-    return FieldCells(records, rows, cut.quality, digest.digest())
+    lost = len(cut.problems) / (len(cut.problems) + len(rows)) if cut.problems else 0.0
+    return FieldCells(records, rows, cut.quality, digest.digest(), _named(cut.problems), lost)
 
 
 def _given_cells(field: Field, settings: CropSettings) -> _Cut:
-    """Cells that come as files."""
+    """Cells that come as files; each that cannot be used is lost alone."""
     depth = len(settings.channels)
     images = np.empty((len(field.files), settings.size, settings.size, depth), settings.dtype)
     problems = []
-    for image, file in zip(images, field.files, strict=True):
+    kept = []
+    for number, file in enumerate(field.files):
         try:
             crop = read_cell(file, channels=depth, layout=settings.layout, dtype=settings.dtype)
-            image[:] = fit(crop, settings.size, settings.fit)
+            images[number] = fit(crop, settings.size, settings.fit)
+            kept.append(number)
         except BadData as error:
             # A size that does not fit is told without the file's name.
             where = "" if file.where in str(error) else f"{file.where}: "
             problems.append(f"{where}{error}")
-    if problems:
-        more = len(problems) - _PROBLEMS_NAMED
-        raise BadData(
-            "; ".join(problems[:_PROBLEMS_NAMED]) + (f"; … and {more} more" if more > 0 else "")
-        )
-    unknown = np.full((len(images), 2), np.nan, np.float32)
-    quality = measure_crops(images, settings.channels)
-    return _Cut(images, None, list(field.cells), unknown, quality)
+    if not kept:
+        raise BadData(_named(problems))
+    images = images[kept]
+    centers = np.full((len(field.files), 2), np.nan, np.float32)
+    if field.centers is not None:
+        centers[:] = field.centers
+    return _Cut(
+        images,
+        None,
+        [field.cells[number] for number in kept],
+        centers[kept],
+        measure_crops(images, settings.channels),
+        problems,
+    )
+
+
+def _named(problems: Sequence[str]) -> str:
+    """The first few problems in one line."""
+    more = len(problems) - _PROBLEMS_NAMED
+    return "; ".join(problems[:_PROBLEMS_NAMED]) + (f"; … and {more} more" if more > 0 else "")
 
 
 def _found_cells(field: Field, settings: CropSettings, illumination: Illumination | None) -> _Cut:

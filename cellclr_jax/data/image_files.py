@@ -1,20 +1,30 @@
-"""Reads image files: the channels of a field, single-cell crops."""
+"""Reads image files: the channels of a field, images of single cells."""
 
 import io
 import logging
-import math
-import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.image_formats import FORMATS, Stored, check_bytes, check_tiff
 from cellclr_jax.data.plate_files import ImageFile, read_member
 
+# An axis of more pixels is taken for channels only where so many are named.
+MOST_CHANNELS = 8
 # What claims to be larger is damaged or made to fill the memory: a channel of BBBC021 has 2.6 MB,
 # and a whole camera of 100 million pixels 200 MB.
 _MOST_BYTES = 256 << 20
+
+
+class CellShape(NamedTuple):
+    """What a header says of a cell's image: sides in pixels, channels, 'uint8' or 'uint16'."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
 
 
 def read_field(files: tuple[ImageFile, ...]) -> np.ndarray:
@@ -42,63 +52,144 @@ def read_field(files: tuple[ImageFile, ...]) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
+def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
+    """Reads the shape of a cell's image from its file's header, which costs no pixels.
+
+    An image is [H, W, C], [H, W] of one channel, or [C, H, W]: the axis that has `channels`
+    entries is that of the channels, otherwise the shorter of the first and the last. A TIFF may
+    say which it is; in one whose first and last axis are alike, the first is (its pages), in
+    other files the last. An alpha channel that is opaque everywhere is no channel, unless
+    `channels` counts it: for that, pixels are read.
+
+    Args:
+      file: .png, .tif, .tiff or .npy.
+      layout: one of `fields.LAYOUTS`; 'side_by_side' has square tiles.
+      channels: how many are expected; 0: unknown.
+
+    Raises:
+      BadData: absent, broken, larger than any image of a cell, or of another shape or type.
+    """
+    stored = _header(file)
+    height, width = stored.shape[:2]
+    count = 1
+    if layout == "side_by_side":
+        count, rest = divmod(width, height)
+        if len(stored.shape) != 2 or rest:
+            raise _unlike(file, stored, "grey square tiles from left to right")
+        width = height
+    elif len(stored.shape) == 3:
+        axis = _channel_axis(stored, channels)
+        count = stored.shape[axis]
+        height, width = (side for at, side in enumerate(stored.shape) if at != axis)
+        if stored.alpha and count != channels and _is_opaque(_pixels(file, stored)):
+            count -= 1
+    if count > MOST_CHANNELS and count != channels:
+        raise _unlike(file, stored, f"at most {MOST_CHANNELS} channels")
+    return CellShape(height, width, count, stored.dtype.name)
+
+
+def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.ndarray:
+    """Reads the image of one cell.
+
+    Args:
+      file: .png, .tif, .tiff or .npy (see `cell_shape` for its axes).
+      channels: C.
+      layout: one of `fields.LAYOUTS`.
+      dtype: of its pixels, 'uint8' or 'uint16'; another one is not converted.
+
+    Returns:
+      [H, W, C] of that type; [H, H, C] where they lie side by side.
+
+    Raises:
+      BadData: absent, broken, larger than any image of a cell, or of another shape or type; an
+        alpha channel beside `channels` channels that is not opaque everywhere.
+    """
+    stored = _header(file)
+    if stored.dtype.name != dtype:
+        raise _unlike(file, stored, f"{dtype} of {channels} channels")
+    if layout == "side_by_side":
+        if stored.shape != (stored.shape[0], channels * stored.shape[0]):
+            raise _unlike(file, stored, f"{channels} grey square tiles from left to right")
+        side = stored.shape[0]
+        image = _pixels(file, stored).reshape(side, channels, side).swapaxes(1, 2)
+    elif stored.shape[2:] == (channels + 1,) and stored.alpha:
+        image = _pixels(file, stored)
+        if not _is_opaque(image):
+            raise BadData(
+                f"{file.where}: {channels} channels and an alpha channel that is not opaque; "
+                f"{channels + 1} names in --channels keep it"
+            )
+        image = image[..., :channels]
+    elif len(stored.shape) == 2 and channels == 1:
+        image = _pixels(file, stored)[..., None]
+    elif len(stored.shape) == 3 and stored.shape[_channel_axis(stored, channels)] == channels:
+        image = np.moveaxis(_pixels(file, stored), _channel_axis(stored, channels), 2)
+    else:
+        raise _unlike(file, stored, f"{dtype} of {channels} channels")
+    return np.ascontiguousarray(image, dtype)
+
+
 def crop_shape(file: ImageFile) -> tuple[int, int, int]:
-    """Reads the shape of a crop from its file's header, which costs no pixels.
+    """The shape (S, S, C) of a crop of 16 bits, from its header; BadData for another image."""
+    shape = cell_shape(file, layout="stacked")
+    if shape.dtype != "uint16" or shape.height != shape.width:
+        height, width, depth, dtype = shape
+        raise BadData(f"{file.where}: {dtype} {(height, width, depth)}, uint16 (S, S, C) expected")
+    return shape.height, shape.width, shape.channels
 
-    Returns:
-      (S, S, C).
 
-    Raises:
-      BadData: not a .npy file, not of that shape and type, or shorter than its header says.
-    """
+def _header(file: ImageFile) -> Stored:
+    """What a cell's file says of its pixels; BadData where that is no image."""
+    if not file.path:
+        raise BadData(f"no file {file.name}")
+    suffix = Path(file.path).suffix.lower()
+    if suffix not in FORMATS:
+        raise BadData(f"{file.where}: a file {', '.join(FORMATS)} was expected")
     try:
-        with Path(file.path).open("rb") as opened:
-            shape, dtype = _npy_header(opened)
-            there = os.fstat(opened.fileno()).st_size - opened.tell()
+        stored = FORMATS[suffix].read_header(Path(file.path))
     except MemoryError:
         raise
     except Exception as error:
-        # A damaged header makes its parser raise anything at all.
-        raise BadData(f"{file.where}: not a readable .npy array ({error})") from error
-    if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1 or dtype != np.uint16:
-        raise BadData(f"{file.where}: {dtype} {shape}, uint16 (S, S, C) was expected")
-    # What is claimed is taken from memory before it is read from the file.
-    needed = math.prod(shape) * dtype.itemsize
-    if there < needed:
-        raise BadData(f"{file.where}: {there} bytes of pixels, its header claims {needed}")
-    return shape[0], shape[1], shape[2]
+        # A damaged file makes its parsers raise anything at all.
+        raise BadData(f"{file.where}: not a readable {FORMATS[suffix].name} ({error})") from error
+    wrong = len(stored.shape) not in (2, 3) or min(stored.shape) < 1
+    if wrong or stored.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise _unlike(file, stored, "uint8 or uint16 [H, W], [H, W, C] or [C, H, W]")
+    return stored._replace(dtype=stored.dtype.newbyteorder("="))
 
 
-def _npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and type that an .npy file claims; the file is left at its first pixel."""
-    version = np.lib.format.read_magic(opened)
-    # Version 3 exists for the names of structured types alone: an image never needs it.
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"version {version[0]}.{version[1]} of the format")
-    shape, _, dtype = readers[version](opened)
-    return shape, dtype
-
-
-def read_crop(file: ImageFile) -> np.ndarray:
-    """Reads one crop.
-
-    Returns:
-      [S, S, C] uint16.
-
-    Raises:
-      BadData: not a .npy file, or not of that shape and type.
-    """
-    crop_shape(file)
+def _pixels(file: ImageFile, stored: Stored) -> np.ndarray:
+    """The pixels of a cell's file; BadData where they are not what its header says."""
+    form = FORMATS[Path(file.path).suffix.lower()]
     try:
-        return np.asarray(np.load(file.path, allow_pickle=False))
+        image = form.read_pixels(Path(file.path))
     except MemoryError:
         raise
     except Exception as error:
-        raise BadData(f"{file.where}: not a readable .npy array ({error})") from error
+        # A damaged file makes its decoders raise anything at all.
+        raise BadData(f"{file.where}: not a readable {form.name} ({error})") from error
+    if image.shape != stored.shape or image.dtype.newbyteorder("=") != stored.dtype:
+        raise BadData(
+            f"{file.where}: not a readable {form.name} ({image.dtype} {image.shape} in it, its "
+            f"header says {stored.dtype} {stored.shape})"
+        )
+    return image
+
+
+def _channel_axis(stored: Stored, channels: int) -> int:
+    """The axis of three that has `channels` entries, else the shortest of those it may be."""
+    fitting = [axis for axis in stored.axes if stored.shape[axis] == channels]
+    return min(fitting or stored.axes, key=lambda axis: stored.shape[axis])
+
+
+def _is_opaque(image: np.ndarray) -> bool:
+    """Whether the last channel is at its type's highest value everywhere."""
+    return bool((image[..., -1] == np.iinfo(image.dtype).max).all())
+
+
+def _unlike(file: ImageFile, stored: Stored, expected: str) -> BadData:
+    """The error for an image of another kind."""
+    return BadData(f"{file.where}: {stored.dtype} {stored.shape}, {expected} was expected")
 
 
 def _read_tiff(file: ImageFile) -> np.ndarray:
@@ -125,15 +216,9 @@ def _decode_tiff(file: ImageFile) -> np.ndarray:
 
     source: str | io.BytesIO = file.path
     if file.member:
-        _check_bytes(file.member_bytes)
+        check_bytes(file.member_bytes, _MOST_BYTES)
         source = io.BytesIO(read_member(file))
     with tifffile.TiffFile(source) as tiff:
-        _check_bytes(sum(series.nbytes for series in tiff.series))
+        check_tiff(tiff, _MOST_BYTES)
         # Many processes read at once: a decoder of its own for each strip would not help.
         return np.asarray(tiff.asarray(maxworkers=1))
-
-
-def _check_bytes(count: int) -> None:
-    """Raises ValueError for more than any image of a field takes."""
-    if count > _MOST_BYTES:
-        raise ValueError(f"it unpacks to {count:,} bytes, more than the {_MOST_BYTES:,} allowed")

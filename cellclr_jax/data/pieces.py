@@ -59,11 +59,15 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class PieceSummary:
-    """What came of a piece: its numbers of fields and cells, and (field, reason) of failures."""
+    """What came of a piece: its numbers of fields and cells, and what went wrong.
+
+    `problems` are (field, reason), `lost` is how many fields' worth of cells they cost.
+    """
 
     fields: int
     cells: int
     problems: tuple[tuple[str, str], ...]
+    lost: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +204,7 @@ def _field_row(field: Field, cut: FieldCells) -> dict[str, Any]:
         **field.metadata,
         "cells": len(cut.rows),
         "problem": cut.problem,
+        "lost": cut.lost,
         "digest": cut.digest.hex(),
         **cut.quality,
     }
@@ -217,13 +222,16 @@ def _summary(fields: list[dict[str, Any]], shard: Path) -> dict[str, Any]:
         "fields": len(fields),
         "cells": sum(row["cells"] for row in fields),
         "problems": [[row["field"], row["problem"]] for row in fields if row["problem"]],
+        "lost": sum(row["lost"] for row in fields),
         "shard_bytes": shard.stat().st_size if shard.exists() else 0,
     }
 
 
 def _parsed(summary: dict[str, Any]) -> PieceSummary:
     problems = tuple((str(field), str(reason)) for field, reason in summary["problems"])
-    return PieceSummary(int(summary["fields"]), int(summary["cells"]), problems)
+    return PieceSummary(
+        int(summary["fields"]), int(summary["cells"]), problems, float(summary["lost"])
+    )
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,0 +1,56 @@
+"""Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
+
+from cellclr_jax.cli import BadUse
+from cellclr_jax.data.cell_files import cell_ids, list_cells
+from cellclr_jax.data.cell_groups import Cell, check_plates, make_source, tabled_cells
+from cellclr_jax.data.cell_tables import read_cell_table
+from cellclr_jax.data.fields import Request, Source
+from cellclr_jax.data.image_formats import FORMATS
+
+
+def folder_fields(request: Request) -> Source:
+    """Cells of a folder of PNG, TIFF or NPY images: 1 to 8 channels of 8 or 16 bits, any size.
+
+    Without a table, a cell's label is the path of its folder below the input, '' where it lies in
+    the input itself; where all do, there are no labels. With a table, its columns are the
+    metadata; see `cell_tables.USUAL_NAMES` for what they may be called. A cell's id is its path
+    below the input, without the suffix unless two cells would be called alike.
+
+    Args:
+      request: its inputs, channels, plates, labels_csv and label_columns.
+
+    Raises:
+      BadUse: an input is no folder or holds no image; the channels declared are not as many as the
+        images have; a plate or a column of the table that is not there.
+      BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
+        or does not fit the images.
+    """
+    files = list_cells(request.inputs, tuple(FORMATS))
+    named_files = list(zip(files, cell_ids(files), strict=True))
+    if request.labels_csv is not None:
+        table = read_cell_table(request.labels_csv, chosen=request.label_columns)
+        check_plates(request, [table])
+        cells, problems, absent = tabled_cells(request, table, named_files)
+        return make_source(
+            request,
+            cells,
+            tuple(table.metadata),
+            layout="stacked",
+            tables={"label table": table.path},
+            problems=problems,
+            absent_plates=absent,
+        )
+    if request.label_columns:
+        raise BadUse("--label_columns says nothing without --labels_csv")
+    if request.plates:
+        raise BadUse(
+            f"--plates={','.join(request.plates)}: folders tell no plates; a table does, "
+            "--labels_csv"
+        )
+    columns = ("label",) if any(one.folder for one in files) else ()
+    return make_source(
+        request,
+        [Cell((one.folder,) if columns else (), name, one.file) for one, name in named_files],
+        columns,
+        layout="stacked",
+    )

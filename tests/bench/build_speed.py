@@ -1,0 +1,113 @@
+"""How fast plates become shards, and what each step of it takes.
+
+  python tests/bench/build_speed.py [--sites=2] [--workers=2]
+
+Simulates plates of 1024×1280×3 16-bit fields as TIFFs in a temporary folder, builds them with
+illumination, segmentation and quality measures, and prints fields a second, the largest memory of a
+worker, and what 13,200 fields of BBBC021 would take at that rate; then the time of each step on one
+core.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from cellclr_jax.data import crops, segmentation
+from cellclr_jax.data.extraction import CropSettings, extract_field
+from cellclr_jax.data.illumination import IlluminationFit
+from cellclr_jax.data.image_files import read_field
+from cellclr_jax.data.quality import measure_field
+from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.simulator import SimulatorSettings, simulate_release
+from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+
+BBBC021_FIELDS = 13_200
+STEPS_REPEATED = 10
+
+
+def main() -> None:
+    """Simulates, builds, measures, prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sites", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    settings = SimulatorSettings(weeks=2, plates_per_week=1, sites=options.sites)
+    with tempfile.TemporaryDirectory() as folder:
+        release = Path(folder, "release")
+        summary = simulate_release(release, settings)
+        for workers in sorted({1, options.workers}):
+            build(release, Path(folder, f"data{workers}"), summary.fields, workers)
+        steps(release)
+
+
+def build(release: Path, data_dir: Path, fields: int, workers: int) -> None:
+    """Builds as a user would and prints the rate."""
+    command = [sys.executable, "-m", "cellclr_jax.build", "--source=raw", "--illumination"]
+    command += [f"--input={release}", f"--data_dir={data_dir}", f"--workers={workers}"]
+    began = time.monotonic()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    largest = 0
+    while process.poll() is None:
+        largest = max(largest, *worker_memory(process))
+        time.sleep(0.05)
+    seconds = time.monotonic() - began
+    assert process.returncode == 0, "the build failed"
+    hours = BBBC021_FIELDS / (fields / seconds) / 3600
+    print(
+        f"{workers} workers: {fields} fields in {seconds:.1f} s, {fields / seconds:.2f} fields/s "
+        f"(start and quality page included), at most {largest / 2**20:.0f} MiB a process; "
+        f"{BBBC021_FIELDS:,} fields: {hours:.2f} h",
+        flush=True,
+    )
+
+
+def worker_memory(process: psutil.Process) -> list[int]:
+    """Bytes of a process and each of its children."""
+    sizes = [0]
+    try:
+        for one in [process, *process.children(recursive=True)]:
+            sizes.append(one.memory_info().rss)
+    except psutil.NoSuchProcess:
+        pass
+    return sizes
+
+
+def steps(release: Path) -> None:
+    """Prints the milliseconds that each step takes for one field."""
+    fields = open_source("raw", Request((release,))).fields[:STEPS_REPEATED]
+    settings = CropSettings(96, RAW_CHANNELS, RELEASE_COLUMNS)
+    images = [read_field(field.files) for field in fields]
+    fit = IlluminationFit()
+    for image in images:
+        fit.add(image)
+    light = fit.result()
+    labels = [segmentation.segment_nuclei(image[..., 0]) for image in images]
+    centers = [crops.nucleus_centers(one) for one in labels]
+    print(f"cells a field: {np.mean([len(one) for one in centers]):.0f}; ms a field on one core:")
+    timed("read three zlib TIFFs", lambda i: read_field(fields[i].files))
+    timed("add to the light's fit", lambda i: fit.add(images[i]))
+    timed("correct the light", lambda i: light.apply(images[i]))
+    timed("measure quality", lambda i: measure_field(images[i], RAW_CHANNELS))
+    timed("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))
+    timed("cut crops", lambda i: crops.extract_crops(images[i], centers[i]))
+    timed("all, with records, light corrected", lambda i: extract_field(fields[i], settings, light))
+
+
+def timed(what: str, step: Callable[[int], object]) -> None:
+    """Prints the mean milliseconds of a step over the fields."""
+    step(0)
+    began = time.perf_counter()
+    for i in range(STEPS_REPEATED):
+        step(i)
+    print(f"  {what:<36}{(time.perf_counter() - began) / STEPS_REPEATED * 1e3:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

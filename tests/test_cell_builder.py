@@ -1,0 +1,260 @@
+"""A build goes on where it was killed, takes finished plates over, and is the same on a cluster."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from tiny_release import CENTERS, PLATES, WELLS, file_name, write_release
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data import cell_builder, index, pieces
+from cellclr_jax.data.bbbc021 import Bbbc021
+from cellclr_jax.data.cell_builder import CellConfig, Plan
+from cellclr_jax.data.contents import describe_contents
+from cellclr_jax.data.extraction import CropSettings
+from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+
+CROPS = CropSettings(32, RAW_CHANNELS, RELEASE_COLUMNS, min_area=60)
+BROKEN = Path("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release", sites=2)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(pieces, "FIELDS_OF_A_PIECE", 4)
+
+
+def build(release, data_dir, *, crops=CROPS, plates=(), overwrite=False, extend=False, **plan):
+    source = open_source(
+        "raw", Request((release,), plates=plates, centers=plan.pop("centers", None))
+    )
+    origin = {"contents": describe_contents(source)}
+    plan = Plan(source, dataclasses.asdict(crops), origin, show=False, **plan)
+    config = CellConfig(name="annotated", crops=crops)
+    return cell_builder.build(Bbbc021, data_dir, config, plan, overwrite=overwrite, extend=extend)
+
+
+def contents(folder):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def content_but_origin(folder):
+    """The same, without what the manifest tells about the plates that were asked for."""
+    digests = contents(folder)
+    manifest = index.read_manifest(folder)
+    del manifest["origin"], manifest["versions"]
+    return {**digests, "manifest.json": json.dumps(manifest)}
+
+
+class Dies(Exception):
+    pass
+
+
+def dying(after, monkeypatch, read=None):
+    """Lets the build die at a field."""
+    original = pieces.extract_field
+    names = [] if read is None else read
+
+    def extract(field, *rest):
+        if len(names) == after:
+            raise Dies
+        names.append(field.name)
+        return original(field, *rest)
+
+    monkeypatch.setattr(pieces, "extract_field", extract)
+    return names
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(release, tmp_path, monkeypatch, capsys):
+    undisturbed = build(release, tmp_path / "undisturbed")
+    names = []
+    for after in (5, 9):
+        with monkeypatch.context() as patch:
+            dying(after, patch, names)
+            with pytest.raises(Dies):
+                build(release, tmp_path / "killed")
+    # Plates have pieces of 4 and 2 fields: one field of a piece was lost, then two of another.
+    with monkeypatch.context() as patch:
+        dying(10**9, patch, names)
+        killed = build(release, tmp_path / "killed")
+    assert contents(killed) == contents(undisturbed)
+    lost = 1 + 2
+    assert len(names) == 12 + lost
+    assert not (killed.parent / "pieces").exists()
+
+
+def test_a_piece_is_made_again_when_its_files_change(release, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying(5, patch)
+        with pytest.raises(Dies):
+            build(release, tmp_path / "killed")
+    path = release / BROKEN
+    image = tifffile.imread(path)
+    image[40, 40] += 1
+    tifffile.imwrite(path, image)
+    names = dying(10**9, monkeypatch)
+    built = build(release, tmp_path / "killed")
+    assert len(names) == 12
+    assert contents(built) == contents(build(release, tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_a_damaged_piece_is_made_again(release, tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch:
+        dying(5, patch)
+        with pytest.raises(Dies):
+            build(release, tmp_path / "killed")
+    (shard,) = (tmp_path / "killed").rglob("*.array_record")
+    if damage == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-100])
+    built = build(release, tmp_path / "killed")
+    assert contents(built) == contents(build(release, tmp_path / "fresh"))
+
+
+def test_half_written_pieces_are_swept(release, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying(5, patch)
+        with pytest.raises(Dies):
+            build(release, tmp_path)
+    (place,) = (tmp_path / "bbbc021" / "annotated" / "pieces").iterdir()
+    (place / "abc.array_record.123.partial").write_bytes(b"half")
+    build(release, tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_added_plates_leave_the_old_ones_alone(release, tmp_path, monkeypatch):
+    (release / BROKEN).write_bytes(b"II*\0")
+    at_once = build(release, tmp_path / "at_once", max_skipped=1)
+    first = build(release, tmp_path / "grown", plates=PLATES[:1], max_skipped=1)
+    old = {path.stat().st_ino for path in first.glob("*.array_record-*")}
+    names = dying(10**9, monkeypatch)
+    grown = build(release, tmp_path / "grown", extend=True, max_skipped=1)
+    assert {name.split("/")[0] for name in names} == {PLATES[1]}
+    assert content_but_origin(grown) == content_but_origin(at_once)
+    assert old < {path.stat().st_ino for path in grown.glob("*.array_record-*")}
+    assert [one["field"] for one in index.read_manifest(grown)["skipped"]] == [
+        f"{PLATES[0]}/C03/s1"
+    ]
+
+
+def test_an_extension_that_dies_leaves_the_old_dataset(release, tmp_path, monkeypatch):
+    first = build(release, tmp_path, plates=PLATES[1:])
+    before = contents(first)
+    with monkeypatch.context() as patch:
+        dying(5, patch)
+        with pytest.raises(Dies):
+            build(release, tmp_path, extend=True)
+    assert contents(first) == before
+    grown = build(release, tmp_path, extend=True)
+    assert content_but_origin(grown) == content_but_origin(build(release, tmp_path / "new"))
+
+
+def test_a_cluster_gives_the_same_dataset(release, tmp_path):
+    pytest.importorskip("apache_beam")
+    (release / BROKEN).write_bytes(b"II*\0")
+    here = build(release, tmp_path / "here", max_skipped=1, illumination=True)
+    there = build(
+        release, tmp_path / "there", max_skipped=1, illumination=True, beam_runner="DirectRunner"
+    )
+    assert contents(here) == contents(there)
+    with pytest.raises(BadUse, match="NoSuchRunner"):
+        build(release, tmp_path / "wrong", beam_runner="NoSuchRunner")
+
+
+def test_the_light_is_fitted_once_and_corrected(release, tmp_path):
+    plain = build(release, tmp_path / "plain")
+    corrected = build(release, tmp_path / "corrected", illumination=True)
+    lights = sorted((tmp_path / "corrected" / "illumination").iterdir())
+    assert [path.name.split("-")[0] for path in lights] == list(PLATES)
+    before = [path.stat().st_mtime_ns for path in lights]
+    again = build(
+        release, tmp_path / "corrected", illumination=True, overwrite=True,
+        crops=dataclasses.replace(CROPS, size=24),
+    )  # fmt: skip
+    assert [path.stat().st_mtime_ns for path in lights] == before
+    assert index.open_images(again)[0]["image"].shape == (24, 24, 3)
+    one, other = (index.open_images(path)[0]["image"] for path in (plain, corrected))
+    assert not np.array_equal(one, other)
+
+
+def location_files(folder, centers):
+    for plate in PLATES:
+        (folder / plate).mkdir(parents=True)
+        for well, *_ in WELLS:
+            for site in (1, 2):
+                lines = ["Nuclei_Location_Center_X,Nuclei_Location_Center_Y"]
+                lines += [f"{column},{row}" for row, column in centers]
+                path = folder / plate / f"{well}-{site}-Nuclei.csv"
+                path.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_centres_from_elsewhere_replace_the_segmentation(release, tmp_path):
+    folder = location_files(tmp_path / "locations", CENTERS[:2])
+    (folder / PLATES[1] / "D04-2-Nuclei.csv").unlink()
+    built = build(release, tmp_path, centers=folder, max_skipped=0.2)
+    cells = index.read_cells(built)
+    assert len(cells) == 11 * 2
+    assert set(zip(cells["y"], cells["x"], strict=True)) == {
+        tuple(map(float, c)) for c in CENTERS[:2]
+    }
+    (skipped,) = index.read_manifest(built)["skipped"]
+    assert skipped["field"] == f"{PLATES[1]}/D04/s2"
+    outside = location_files(tmp_path / "outside", [(10, 4000)])
+    with pytest.raises(BadData, match=r"row 10, column 4000 lies outside its 160x200 pixels"):
+        build(release, tmp_path / "other", centers=outside)
+
+
+def test_masks_are_kept_or_zero_what_is_not_the_cell(release, tmp_path):
+    plain = index.open_images(build(release, tmp_path / "plain"))
+    kept = index.open_images(
+        build(release, tmp_path / "kept", crops=dataclasses.replace(CROPS, masks="keep"))
+    )
+    zeroed = index.open_images(
+        build(release, tmp_path / "zero", crops=dataclasses.replace(CROPS, masks="zero"))
+    )
+    masks = kept.masks([0, 1])
+    assert masks.dtype == np.uint8
+    assert masks[0][16, 16] == 2
+    for i in (0, 1):
+        np.testing.assert_array_equal(kept[i]["image"], plain[i]["image"])
+        expected = np.where(masks[i][:, :, None] > 0, plain[i]["image"], 0)
+        np.testing.assert_array_equal(zeroed[i]["image"], expected)
+
+
+def test_every_field_has_a_row_with_its_quality(release, tmp_path):
+    (release / BROKEN).write_bytes(b"II*\0")
+    built = build(release, tmp_path, max_skipped=1)
+    fields, cells = index.read_fields(built), index.read_cells(built)
+    assert len(fields) == 12
+    assert fields["cells"].sum() == len(cells)
+    bad = fields[fields["problem"] != ""]
+    assert bad["field"].tolist() == [f"{PLATES[0]}/C03/s1"]
+    for channel in RAW_CHANNELS:
+        for measure in ("mean", "p50", "p99", "saturated", "focus"):
+            values = fields[f"{measure}_{channel}"]
+            assert values.isna().equals(fields["problem"] != "")
+
+
+def test_work_on_a_cluster_that_fails_is_bad_data():
+    pytest.importorskip("apache_beam")
+    from cellclr_jax.data.beam import map_on_beam, pipeline_options
+
+    run = functools.partial(map_on_beam, runner="DirectRunner", options=pipeline_options(()))
+    with pytest.raises(BadData, match="by zero"):
+        list(run(functools.partial(divmod, 1), [0]))
