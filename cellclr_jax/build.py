@@ -193,9 +193,12 @@ def _summarize(path: Path) -> None:
 
 def _write_page(path: Path) -> None:
     """Writes the quality page of a finished dataset."""
+    from cellclr_jax.data import index, plate_light
     from cellclr_jax.data.quality_page import write_quality_page
 
-    print(f"look at it: {write_quality_page(path)}")
+    names = index.read_manifest(path)["origin"].get("illumination", {})
+    page = write_quality_page(path, plate_light.read_gains(names, Path(FLAGS.data_dir)))
+    print(f"look at it: {page}")
 
 
 if __name__ == "__main__":

@@ -185,9 +185,10 @@ def simulation() -> dict[str, Any]:
 
 def _path(name: str) -> Path | None:
     """A flag that names a file, which must be there."""
-    if not FLAGS[name].value:
+    given = FLAGS[name].value
+    if not given:
         return None
-    path = Path(FLAGS[name].value)
+    path = Path(given)
     if not path.exists():
         raise cli.BadUse(f"--{name}={path}: no such file")
     return path

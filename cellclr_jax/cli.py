@@ -12,6 +12,7 @@ from typing import NoReturn
 from absl import flags
 
 FLAGS = flags.FLAGS
+_PACKAGE = f"{__package__}."
 
 
 class BadUse(Exception):
@@ -53,7 +54,7 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
 def _parse(argv: list[str], doc: str) -> None:
     """Fills `FLAGS` from `argv`; a wrong flag ends the process with exit status 2."""
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
-        print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{FLAGS.main_module_help()}")
+        print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{_flags_help()}")
         sys.exit(0)
     try:
         rest = FLAGS(argv)
@@ -64,6 +65,12 @@ def _parse(argv: list[str], doc: str) -> None:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value", 2, debug=False)
+
+
+def _flags_help() -> str:
+    """The flags of the binary, and of the modules of this package that it takes flags from."""
+    own = [name for name in FLAGS.flags_by_module_dict() if name.startswith(_PACKAGE)]
+    return "\n".join([*(FLAGS.module_help(name) for name in own), FLAGS.main_module_help()])
 
 
 def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoReturn:

@@ -124,7 +124,7 @@ def test_the_fingerprint_follows_the_content(release, tmp_path):
 def test_the_manifest_tells_what_was_built(release, tmp_path):
     manifest = index.read_manifest(build(release, tmp_path))
     assert manifest["settings"] == PROVENANCE["settings"]
-    assert manifest["origin"] == PROVENANCE["origin"]
+    assert manifest["origin"] == {**PROVENANCE["origin"], "illumination": {}}
     assert manifest["image"]["shape"] == [32, 32, 3]
     assert manifest["image"]["channels"] == ["dna", "tubulin", "actin"]
     counts = manifest["counts"]

@@ -64,7 +64,7 @@ def kill_when(process, condition):
 def shards(folder):
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in [*folder.glob("*array_record*"), *folder.glob("*.parquet")]
+        for path in [*folder.glob("*array_record*"), folder / "cells.parquet"]
     }
 
 

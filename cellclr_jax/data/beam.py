@@ -1,5 +1,6 @@
 """Runs the pieces of a build on a cluster, by Apache Beam."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,12 +16,16 @@ def pipeline_options(flags: Sequence[str]) -> Any:
     Raises:
       BadUse: Apache Beam is not installed.
     """
+    # While it is loaded, Beam warns of every cloud service whose client is not installed.
+    logging.disable(logging.WARNING)
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise BadUse(
             f"--beam_runner needs Apache Beam ({error}): pip install 'cellclr_jax[beam]'"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return PipelineOptions(list(flags))
 
 

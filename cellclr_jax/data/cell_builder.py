@@ -7,33 +7,27 @@ process that cuts it, and in the end gives the pieces TFDS's names.
 
 import dataclasses
 import functools
-import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import splits as tfds_splits
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pieces
+from cellclr_jax.data.assembly import name_shards, problems_of, write_tables
 from cellclr_jax.data.beam import map_on_beam, pipeline_options
-from cellclr_jax.data.contents import describe_contents
-from cellclr_jax.data.dataset_folder import alone, room_for_rebuild, room_for_pieces, swap_in
+from cellclr_jax.data.dataset_folder import alone, room_for_pieces, room_for_rebuild, swap_in
 from cellclr_jax.data.extraction import CropSettings, cell_features
 from cellclr_jax.data.fields import Source
-from cellclr_jax.data.manifest import describe_skipped, make_manifest, write_manifest
+from cellclr_jax.data.manifest import describe_skipped
 from cellclr_jax.data.pieces import Piece, PieceSummary, WrittenPiece
-from cellclr_jax.data.plate_light import fit_light
+from cellclr_jax.data.plate_light import fit_light, light_files
 from cellclr_jax.data.pool import map_in_order
 from cellclr_jax.data.progress import Progress
 from cellclr_jax.data.takeover import finished_pieces
-
-_FINGERPRINT_BYTES = 16
 
 
 @dataclasses.dataclass
@@ -71,7 +65,7 @@ class Plan:
     show: bool = True
 
 
-class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builds single cells from fields; its subclasses name datasets."""
 
     # There is nothing to download; TFDS would otherwise look for a list of checksums, with a
@@ -82,8 +76,8 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self,
         *,
         plan: Plan | None = None,
-        data_root: Path | None = None,
-        place: Path | None = None,
+        data_root: Path = Path(),
+        place: Path = Path(),
         finished: Mapping[str, Sequence[WrittenPiece]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -99,6 +93,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._plan = plan
         self._root, self._place = data_root, place
         self._finished = finished or {}
+        self._lights: dict[str, Path] = {}
         super().__init__(file_format="array_record", **kwargs)
 
     def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
@@ -144,8 +139,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
         """Writes shards, tables and manifest into TFDS's temporary folder."""
-        plan, place = self._planned(), self._place
-        assert place is not None
+        plan = self._planned()
         source = plan.source
         absent = [(field.name, field.absent) for field in source.fields if field.absent]
         # Files that are not there are known before any work.
@@ -156,16 +150,24 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._follow(planned, generate(planned, run))
         written = self._in_order(planned)
         template = self._get_filename_template(split_name="train")
-        self._write_tables(Path(template.data_dir), written)
-        shards = [piece.shard for piece in written if piece.shard is not None]
-        for number, shard in enumerate(shards):
-            final = template.sharded_filepath(shard_index=number, num_shards=len(shards))
-            _link(shard, Path(final))
+        origin = {
+            **plan.origin,
+            "illumination": {plate: file.name for plate, file in self._lights.items()},
+        }
+        write_tables(
+            Path(template.data_dir),
+            written,
+            self.builder_config.crops,
+            settings=dict(plan.settings),
+            origin=origin,
+            problems=source.problems,
+        )
+        lengths, size = name_shards(written, template)
         return [
             tfds_splits.SplitInfo(
                 name="train",
-                shard_lengths=[len(piece.cells) for piece in written if piece.shard is not None],
-                num_bytes=sum(shard.stat().st_size for shard in shards),
+                shard_lengths=lengths,
+                num_bytes=size,
                 filename_template=template,
             )
         ]
@@ -174,19 +176,17 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The pieces of all plates but those that are taken over."""
         source = plan.source
         fields = [field for field in source.fields if field.plate not in self._finished]
-        lights: Mapping[str, Path] = {}
         if plan.illumination:
-            assert self._root is not None
-            new = dataclasses.replace(source, fields=fields)
-            lights = fit_light(new, describe_contents(new), self._root, run, plan.show)
-        return pieces.plan_pieces(fields, self.builder_config.crops, lights)
+            self._lights = light_files(source, self._root)
+            fit_light(dataclasses.replace(source, fields=fields), self._lights, run, plan.show)
+            self._lights = {plate: file for plate, file in self._lights.items() if file.exists()}
+        return pieces.plan_pieces(fields, self.builder_config.crops, self._lights)
 
     def _follow(
         self, planned: Sequence[Piece], written: Iterable[tuple[Piece, PieceSummary]]
     ) -> None:
         """Shows how far the pieces are, and stops where too many fields cannot be used."""
         plan, place = self._planned(), self._place
-        assert place is not None
         there = [pieces.read_summary(piece, place) for piece in planned]
         held = sum(summary.fields for summary in there if summary is not None)
         total = sum(len(piece.fields) for piece in planned)
@@ -194,7 +194,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             print(f"going on with an earlier build: {held:,} of {total:,} fields are there")
         skipped, lost = list(plan.source.problems), float(len(plan.source.problems))
         for piece in self._taken_over():
-            skipped += _problems(piece.fields)
+            skipped += problems_of(piece.fields)
             lost += piece.fields["lost"].sum()
         with Progress(total, plan.show) as progress:
             for _, summary in written:
@@ -208,7 +208,6 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _in_order(self, planned: Sequence[Piece]) -> list[WrittenPiece]:
         """All pieces, those that were taken over among them, in the order of their plates."""
-        assert self._place is not None
         new: dict[str, list[WrittenPiece]] = {}
         for piece in planned:
             new.setdefault(piece.plate, []).append(pieces.read_piece(piece, self._place))
@@ -216,32 +215,6 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return [
             piece for plate in plates for piece in self._finished.get(plate) or new.get(plate, [])
         ]
-
-    def _write_tables(self, directory: Path, written: Sequence[WrittenPiece]) -> None:
-        """Writes the tables of cells and fields, and the manifest."""
-        plan = self._planned()
-        crops = self.builder_config.crops
-        fields = pd.concat([piece.fields for piece in written], ignore_index=True)
-        cells = _cell_table([piece.cells for piece in written if piece.shard is not None])
-        fingerprint = hashlib.blake2b(digest_size=_FINGERPRINT_BYTES)
-        for text in fields["digest"]:
-            fingerprint.update(bytes.fromhex(text))
-        manifest = make_manifest(
-            settings=dict(plan.settings),
-            origin=dict(plan.origin),
-            image={
-                "shape": [crops.size, crops.size, len(crops.channels)],
-                "dtype": crops.dtype,
-                "channels": list(crops.channels),
-            },
-            columns=list(crops.columns),
-            cells=cells,
-            fields=fields,
-            skipped=[*plan.source.problems, *_problems(fields)],
-            fingerprint=fingerprint.hexdigest(),
-            pieces=[(piece.plate, len(piece.cells), len(piece.fields)) for piece in written],
-        )
-        write_manifest(directory, manifest, cells, fields)
 
     def _check_skipped(self, skipped: Sequence[tuple[str, str]], lost: float) -> None:
         """Raises BadData where more than the allowed share of the fields is unusable."""
@@ -325,31 +298,3 @@ def _runner(plan: Plan, download_config: Any) -> Any:
             options=download_config.beam_options,
         )
     return functools.partial(map_in_order, workers=plan.workers)
-
-
-def _problems(fields: pd.DataFrame) -> list[tuple[str, str]]:
-    """(field, reason) of the fields that could not be used."""
-    bad = fields[fields["problem"] != ""]
-    return list(zip(bad["field"], bad["problem"], strict=True))
-
-
-def _cell_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One row a record; BadData where there is none, or two have one id."""
-    if not tables:
-        raise BadData(
-            "no cells were found: are the images what the channels say, the nuclei larger than "
-            "--min_area and the fields larger than --crop_size?"
-        )
-    table = pd.concat(tables, ignore_index=True)
-    twice = table["cell_id"][table["cell_id"].duplicated()]
-    if len(twice):
-        raise BadData(f"two cells are called {twice.iloc[0]}: a field is listed twice")
-    return table
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

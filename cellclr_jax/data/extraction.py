@@ -220,15 +220,16 @@ def _found_cells(field: Field, settings: CropSettings, illumination: Illuminatio
     if settings.border == "drop":
         kept = crops.fits(centers, image.shape, settings.size)
         centers, numbers = centers[kept], numbers[kept]
-    window = {"size": settings.size, "border": settings.border}
+    size, border = settings.size, settings.border
     try:
-        images = crops.extract_crops(image, centers, **window)
+        images = crops.extract_crops(image, centers, size=size, border=border)
     except ValueError as error:
         raise BadData(f"{field.files[0].where}: {error}") from error
     masks = None
     if settings.masks != "none" and labels is not None:
+        reach = settings.cell_radius
         masks = territories.crop_masks(
-            labels, numbers, centers, radius=settings.cell_radius, **window
+            labels, numbers, centers, size=size, border=border, radius=reach
         )
         if settings.masks == "zero":
             images, masks = territories.zero_elsewhere(images, masks), None

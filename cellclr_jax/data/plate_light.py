@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cellclr_jax.data.contents import Contents
+import numpy as np
+
+from cellclr_jax.cli import BadData
+from cellclr_jax.data.contents import describe_contents
 from cellclr_jax.data.fields import Field, Source
-from cellclr_jax.data.illumination import FIT_VERSION, fit_plate
+from cellclr_jax.data.illumination import FEW_FIELDS, FIT_VERSION, Illumination, fit_plate
 from cellclr_jax.data.progress import Progress
 
 _FOLDER = "illumination"
@@ -28,48 +31,82 @@ class PlateLight:
     path: Path
 
 
-def fit_light(
-    source: Source, contents: Contents, data_dir: Path, run: MapInOrder, show: bool
-) -> Mapping[str, Path]:
-    """Fits the light of every plate of a source, unless it is there.
+def light_files(source: Source, data_dir: Path) -> dict[str, Path]:
+    """Where the light of each plate lies, or will: other fields or channels are another file.
 
     Args:
       source: fields of raw plates.
-      contents: `describe_contents` of it: another file is another light.
       data_dir: the lights lie in its folder `illumination`.
+    """
+    contents = describe_contents(source)
+    channels = "-".join(source.channels)
+    return {
+        # A name for any file system.
+        plate: data_dir
+        / _FOLDER
+        / f"{quote(plate, safe='')}-{held['digest'][:_DIGITS]}-{channels}-v{FIT_VERSION}.npz"
+        for plate, held in contents.items()
+    }
+
+
+def fit_light(source: Source, files: Mapping[str, Path], run: MapInOrder, show: bool) -> None:
+    """Fits the light of every plate of a source, unless it is there.
+
+    A plate of which not one field can be read gets none: its fields are named when they are cut.
+
+    Args:
+      source: fields of raw plates.
+      files: `light_files` of it.
       run: `map`, in many processes.
       show: whether progress is shown.
-
-    Returns:
-      The file of each plate.
-
-    Raises:
-      BadData: not one field of a plate can be read.
     """
-    folder = data_dir / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     members: dict[str, list[Field]] = {}
     for field in source.fields:
         members.setdefault(field.plate, []).append(field)
-    plates = [
-        PlateLight(plate, tuple(fields), source.channels, folder / _name(plate, contents, source))
+    missing = [
+        PlateLight(plate, tuple(fields), source.channels, files[plate])
         for plate, fields in members.items()
+        if not files[plate].exists()
     ]
-    missing = [plate for plate in plates if not plate.path.exists()]
     if missing:
         with Progress(len(missing), show, unit="plate", task="illumination") as progress:
-            for _ in run(fit_one, missing):
+            for few in run(fit_one, missing):
+                if few:
+                    print(few, flush=True)
                 progress.step()
-    return {plate.plate: plate.path for plate in plates}
 
 
-def fit_one(plate: PlateLight) -> None:
-    """Fits and saves the light of one plate, unless it is there."""
-    if not plate.path.exists():
-        fit_plate(plate.fields, plate.channels).save(plate.path)
+def fit_one(plate: PlateLight) -> str:
+    """Fits and saves the light of one plate, unless it is there.
+
+    Returns:
+      What to tell about it: that it has too few fields, or none; or ''.
+    """
+    if plate.path.exists():
+        return ""
+    try:
+        light = fit_plate(plate.fields, plate.channels)
+    except BadData as error:
+        return f"the light of {plate.plate} is not corrected: {error}"
+    light.save(plate.path)
+    if light.fields < FEW_FIELDS:
+        return f"the light of {plate.plate} is estimated from {light.fields} fields only"
+    return ""
 
 
-def _name(plate: str, contents: Contents, source: Source) -> str:
-    """'<plate>-<what it was fitted on>.npz', a name for any file system."""
-    what = f"{contents[plate]['digest'][:_DIGITS]}-{'-'.join(source.channels)}"
-    return f"{quote(plate, safe='')}-{what}-v{FIT_VERSION}.npz"
+def read_gains(names: Mapping[str, str], data_dir: Path) -> dict[str, np.ndarray]:
+    """The lights that a manifest names, as far as they are there.
+
+    Args:
+      names: of files, by plate.
+      data_dir: of the datasets.
+
+    Returns:
+      By plate [h, w, C] float32, relative to its mean.
+    """
+    found = {}
+    for plate, name in names.items():
+        path = data_dir / _FOLDER / Path(name).name
+        if path.is_file():
+            found[plate] = Illumination.load(path).gain
+    return found

@@ -1,0 +1,201 @@
+"""Puts the quality page together: figures, tables and pictures of a dataset in one HTML text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data.quality import summary, template
+from cellclr_jax.data.quality.histograms import draw_histograms
+from cellclr_jax.data.quality.light import draw_light
+from cellclr_jax.data.quality.montage import Montage, ReadImages, make_montage
+from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
+from cellclr_jax.data.quality.plate_grid import PlateGrid
+from cellclr_jax.data.quality.plate_maps import draw_fields, draw_wells
+from cellclr_jax.data.quality.squares import field_squares, place_fields, well_squares
+
+# Colours of channels laid over each other; blue, amber and red-violet differ under every colour
+# blindness, and more than three colours at once are none. The first one that is alone is white.
+_COLOURS = ("#5b8cff", "#ffb000", "#f0409f")
+_COLOUR_NAMES = ("blue", "amber", "violet")
+# Pixels of the page that a crop's side takes about.
+_CROP = 96
+_INTENSITIES = {"mean": "mean intensity", "p50": "median intensity", "p99": "99th percentile"}
+_SHARPNESS = {"focus": "focus", "saturated": "saturated"}
+_PLATES = (
+    "A square is a well. Look for rows, columns and corners that differ from the middle, and for "
+    "plates that differ from the others: a network learns such patterns as readily as biology."
+)
+_FIELDS = (
+    "A square is a field within its well. Focus compares fine with coarse detail; it falls with "
+    "blur, and also where a treatment dissolves what is fine. Saturated is the share of pixels at "
+    "the camera's ceiling, in per cent."
+)
+_WORST = _FIELDS.replace("a field within its well", "a well with the worst of its fields")
+_HISTOGRAMS = (
+    "How the fields differ: tails and separate humps are worth a look. Focus compares fine with "
+    "coarse detail and falls with blur; saturated is the share of pixels at the camera's ceiling, "
+    "in per cent."
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page is about.
+
+    Attributes:
+      name: of the dataset.
+      channels: names.
+      fields: the table of fields.
+      cells: the table of cells.
+      skipped: (field, reason).
+      read: images [k, S, S, C] of rows of `cells`.
+      illumination: [h, w, C] by plate, relative to its mean.
+    """
+
+    name: str
+    channels: Sequence[str]
+    fields: pd.DataFrame
+    cells: pd.DataFrame
+    skipped: Sequence[tuple[str, str]]
+    read: ReadImages
+    illumination: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A drawing with its heading; `choices` are the measures that it can show."""
+
+    anchor: str
+    title: str
+    text: str
+    json: str
+    choices: Sequence[str] = ()
+    marked: bool = False
+
+
+def render_page(content: Content) -> str:
+    """The quality page as HTML in one file without links."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    outliers = find_outliers(content.fields, content.channels)
+    plates = find_outlying_plates(content.fields, content.channels)
+    counts = summary.Counts(
+        len(content.fields), len(content.cells), len(plates), len(outliers), len(content.skipped)
+    )
+    heading, advice = summary.verdict(counts)
+    figures = _figures(content, outliers)
+    tables = [
+        *([summary.plate_table(plates)] if len(plates) else []),
+        *([summary.field_table(outliers)] if len(outliers) else []),
+        *([summary.skipped_table(content.skipped)] if content.skipped else []),
+    ]
+    montage = make_montage(content.cells, content.read)
+    side = _shown(montage.side)
+    page = Environment(autoescape=True).from_string(template.PAGE)
+    return page.render(
+        name=content.name,
+        verdict=heading,
+        advice=advice,
+        numbers=summary.numbers(counts, content.cells),
+        # Its JSON has no '<', the only letter that could end the element it stands in.
+        figures=[{**vars(one), "json": Markup(one.json)} for one in figures],
+        light=draw_light(content.illumination) if content.illumination else None,
+        tables=tables,
+        channels=content.channels,
+        montage=montage,
+        montage_text=_montage_text(montage),
+        side=side,
+        composite=_composite(content.channels),
+        style=Markup(template.STYLE + _channel_style(len(content.channels), side)),
+        script=Markup(template.SCRIPT),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _figures(content: Content, outliers: pd.DataFrame) -> list[_Figure]:
+    """The plates, or histograms where the fields lie on none."""
+    placed = place_fields(content.fields)
+    if placed is None:
+        usable = _in_percent(content.fields[content.fields["problem"] == ""])
+        return [_Figure("fields", "Fields", _HISTOGRAMS, draw_histograms(usable, content.channels))]
+    grid, fields = placed
+    wells, fields = well_squares(grid, fields, content.channels)
+    squares = _in_percent(field_squares(grid, fields, outliers))
+    levels = {"cells": "cells", **_choices(_INTENSITIES, content.channels, wells)}
+    sharp = _choices(_SHARPNESS, content.channels, squares)
+    text = f"{_PLATES}{_left_out(grid, content.fields)}"
+    figures = [
+        _Figure("plates", "Plates", text, draw_wells(grid, wells, levels), [*levels.values()])
+    ]
+    if sharp:
+        text = _FIELDS if len(squares) == len(fields) else _WORST
+        drawn, choices = draw_fields(grid, squares, sharp), [*sharp.values()]
+        figures.append(_Figure("focus", "Focus and saturation", text, drawn, choices, marked=True))
+    return figures
+
+
+def _choices(
+    measures: Mapping[str, str], channels: Sequence[str], table: pd.DataFrame
+) -> dict[str, str]:
+    """Titles of the measures that a table has, by column."""
+    names = {f"{m}_{c}": f"{title}, {c}" for m, title in measures.items() for c in channels}
+    return {name: title for name, title in names.items() if name in table}
+
+
+def _left_out(grid: PlateGrid, fields: pd.DataFrame) -> str:
+    """Says that plates are not drawn."""
+    plates = fields["plate"].nunique() if "plate" in fields else 1
+    shown = len(grid.plates)
+    return f" The first {shown:,} of {plates:,} plates are shown." if shown < plates else ""
+
+
+def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
+    """The table with saturation as people read it."""
+    shares = [name for name in fields if str(name).startswith("saturated_")]
+    return fields.assign(**{str(name): 100 * fields[name] for name in shares})
+
+
+def _montage_text(montage: Montage) -> str:
+    """What the crops are."""
+    what = " and ".join(montage.columns).replace("compound and concentration", "treatment")
+    rows = f"A row a {what}" if what else "Rows in the order of the dataset"
+    rest = f" {montage.left_out:,} more rows are not shown." if montage.left_out else ""
+    return (
+        f"{rows}; the crops are drawn by chance. A channel has the same range of brightness "
+        f"everywhere, so that rows can be compared.{rest}"
+    )
+
+
+def _shown(side: int) -> int:
+    """The side of a crop on the page: small crops are enlarged by a whole number."""
+    return side * max(1, _CROP // side)
+
+
+def _composite(channels: Sequence[str]) -> str:
+    """What is shown in colour."""
+    return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
+
+
+def _channel_style(channels: int, side: int) -> str:
+    """A rule for each channel of a row of crops: its part of the picture, its colour."""
+    rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
+    for c in range(channels):
+        colour = "#fff" if channels == 1 or c >= len(_COLOURS) else _COLOURS[c]
+        place = f"background-position: 0 0, 0 {-c * side}px"
+        rules += [
+            f".c{c} {{ background-image: {_tint(colour)}; {place}; }}",
+            f'.rows[data-show="{c}"] .c{c} {{ background-image: {_tint("#fff")}; }}',
+            f'.rows:not([data-show="{c}"]):not([data-show=""]) .c{c} {{ display: none; }}',
+        ]
+        if c >= len(_COLOURS):
+            rules.append(f'.rows[data-show=""] .c{c} {{ display: none; }}')
+    return "\n".join(rules)
+
+
+def _tint(colour: str) -> str:
+    """The row's grey picture in a colour."""
+    return f"linear-gradient({colour}, {colour}), var(--p)"
