@@ -4,6 +4,7 @@ Imports nothing heavy, so that `--help` answers at once.
 """
 
 import errno
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,8 +34,11 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
     _parse(sys.argv, doc)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
+    except _Terminated:
+        _fail("stopped by SIGTERM; the same command goes on with what is done", 143)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BadUse as error:
@@ -49,6 +53,16 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
     sys.exit(0)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    # Once: what is being tidied up is not to be interrupted.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
 
 
 def _parse(argv: list[str], doc: str) -> None:

@@ -144,8 +144,11 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     )
 
 
-def test_a_killed_build_goes_on_where_it_was(flags, tmp_path):
-    process = subprocess.Popen(command(*flags, "--workers=2"), cwd=ROOT, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_goes_on_where_it_was(flags, tmp_path, how):
+    process = subprocess.Popen(
+        command(*flags, "--workers=2"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     folder = tmp_path / "out" / "bbbc021" / "annotated"
     workers = []
     deadline = time.monotonic() + 60
@@ -153,8 +156,11 @@ def test_a_killed_build_goes_on_where_it_was(flags, tmp_path):
         assert process.poll() is None, "the build ended before it could be killed"
         workers = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, how)
+    _, errors = process.communicate()
+    if how == signal.SIGTERM:
+        assert process.returncode == 143
+        assert errors.splitlines()[-1].startswith("error: stopped by SIGTERM; the same command")
     with pytest.raises(BadUse):
         index.find_dataset(tmp_path / "out")
     # Workers end with their parent.

@@ -1,0 +1,85 @@
+"""Tables and images of datasets that were never built, for the quality page."""
+
+import base64
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data.quality.measures import columns_of
+from cellclr_jax.data.quality.page import Content
+
+CHANNELS = ("dna", "tubulin", "actin")
+SIDE = 24
+IMAGES = np.random.default_rng(0).integers(0, 4000, (64, SIDE, SIDE, 3), np.uint16)
+
+
+def fields_table(plates=2, wells=("B02", "B03", "C04"), sites=4, seed=0):
+    """Fields that differ by chance alone, with metadata as BBBC021 has them."""
+    rng = np.random.default_rng(seed)
+    treatments = (("DMSO", 0.0), ("taxol", 0.3), ("latrunculin", 10.0))
+    rows = []
+    for plate in (f"Week1_{100 + number}" for number in range(plates)):
+        for number, well in enumerate(wells):
+            compound, concentration = treatments[number % 3]
+            rows += [
+                {
+                    "field": f"{plate}/{well}/s{site}",
+                    "plate": plate,
+                    "well": well,
+                    "site": site,
+                    "compound": compound,
+                    "concentration": concentration,
+                    "moa": "",
+                    "cells": int(rng.integers(8, 12)),
+                    "problem": "",
+                }
+                for site in range(1, sites + 1)
+            ]
+    table = pd.DataFrame(rows)
+    for column in columns_of(CHANNELS):
+        usual = 0 if column.startswith("saturated") else 100
+        table[column] = usual * rng.normal(1, 0.03, len(table))
+    return table
+
+
+def make_content(fields, columns=("plate", "well", "compound", "concentration", "moa"), **changes):
+    """What the page is told of a dataset: random crops, as many as the fields have cells."""
+    known = [name for name in columns if name in fields]
+    unusable = fields[fields["problem"] != ""]
+    told = {
+        "name": "bbbc021/annotated",
+        "channels": CHANNELS,
+        "fields": fields,
+        "cells": fields.loc[fields.index.repeat(fields["cells"]), known].reset_index(drop=True),
+        "skipped": list(zip(unusable["field"], unusable["problem"], strict=True)),
+        "read": lambda rows: IMAGES[np.asarray(rows) % len(IMAGES)],
+    }
+    return Content(**told | changes)
+
+
+def words_of(page):
+    """What a reader reads: a page without its scripts, styles and tags."""
+    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", bare)).split())
+
+
+def figures_of(page):
+    """The figures, each an object of its JSON."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    return [json.loads(figure) for figure in found]
+
+
+def unpack(packed):
+    """An array of a figure."""
+    values = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+    shape = packed.get("shape", str(len(values)))
+    return values.reshape([int(side) for side in shape.split(",")])
+
+
+def squares_of(figure, trace):
+    """(value, number of its well, row and column) of each square of a map."""
+    values, wells = unpack(figure["data"][trace]["z"]), np.array(figure["index"])
+    return [(values[at], wells[at], at) for at in zip(*np.nonzero(wells >= 0), strict=True)]
