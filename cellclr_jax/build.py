@@ -81,7 +81,7 @@ def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -
             "absent_plates": source.absent_plates,
             "contents": describe_contents(source),
         },
-        illumination=FLAGS.illumination,
+        illumination="" if FLAGS.illumination == "none" else FLAGS.illumination,
         workers=request.workers,
         beam_runner=FLAGS.beam_runner,
         beam_options=tuple(FLAGS.beam_option),

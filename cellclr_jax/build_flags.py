@@ -39,7 +39,13 @@ flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or abov
 flags.DEFINE_integer("crop_size", 96, "Side of a stored crop in pixels.", 8, 1024)
 flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
 flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
-flags.DEFINE_bool("illumination", False, "Corrects the light of each plate and channel.")
+flags.DEFINE_enum(
+    "illumination",
+    "none",
+    ["none", "regression", "median"],
+    "Divides the light of each plate and channel out of its fields, estimated from the cells of "
+    "all of them, or as a smoothed median over them, as CellProfiler does.",
+)
 flags.DEFINE_string("centers", None, "Nuclei from a CellProfiler CSV or DeepProfiler locations.")
 flags.DEFINE_enum(
     "masks", "none", ["none", "keep", "zero"], "Stores the cell's mask, or zeroes all around it."

@@ -130,6 +130,30 @@ class Checkpoints:
             raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")
         return None
 
+    def progress(self, step: int) -> dict[str, Any]:
+        """What beside the state a checkpoint holds, as it was saved.
+
+        Raises:
+          BadData: it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            raise self._unreadable(step, error) from error
+        progress: dict[str, Any] = restored["progress"]
+        return progress
+
+    def newest_progress(self) -> dict[str, Any] | None:
+        """The progress of the newest checkpoint that has a readable one; None where none has."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(BadData):
+                return self.progress(step)
+        return None
+
     def find(self, which: str) -> int:
         """The step that `last`, `best` (by validation loss) or a number names.
 
@@ -171,11 +195,7 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # as above
-            others = ", ".join(str(other) for other in self.steps() if other != step)
-            raise BadData(
-                f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}); "
-                + (f"other steps are {others}" if others else "it is the only one")
-            ) from error
+            raise self._unreadable(step, error) from error
 
     def wait(self) -> None:
         """Returns when all saves have reached the disk.
@@ -209,6 +229,14 @@ class Checkpoints:
                 f"a checkpoint could not be written to {folder} ({free}): {_first_line(error)}; "
                 "once that is mended, the same command goes on from the newest one"
             ) from error
+
+    def _unreadable(self, step: int, error: Exception) -> BadData:
+        """What is raised where a checkpoint that was asked for cannot be read."""
+        others = ", ".join(str(other) for other in self.steps() if other != step)
+        return BadData(
+            f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}); "
+            + (f"other steps are {others}" if others else "it is the only one")
+        )
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""

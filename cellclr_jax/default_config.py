@@ -9,9 +9,13 @@ def get_config() -> ml_collections.ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Data: where `build` put the dataset, and which of its configs.
+    # Data: where `build` put the dataset, and which one: annotated or all (of BBBC021), or
+    # <builder>/<config>, such as single_cells/all for other people's images.
     config.data_dir = "data"
     config.dataset = "annotated"
+    # Crops come from the shards as they are asked for; or all are held in `memory`; or they are
+    # `mapped` from one file of plain pixels, written beside the shards the first time.
+    config.data_access = "shards"
     config.validation_fraction = 0.05
     config.sampling = "uniform"  # or balanced: every treatment equally often
 

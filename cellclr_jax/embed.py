@@ -1,9 +1,11 @@
-"""Embeds every cell of a dataset once and scores the profiles: a run's model and two baselines.
+"""Embeds the cells of a dataset once and scores them: a run's model and two baselines.
 
 The baselines see the same cells in the same pass: the encoder as it was before training, and the
-intensities of each channel.
+intensities of each channel. Profiles are scored where the dataset has treatments, single cells
+where it has labels, or no treatments.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,27 +26,22 @@ from cellclr_jax.data.progress import Progress
 from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
+from cellclr_jax.profiling.cells import CellEvaluation, KeptCells, draw_sample, evaluate_cells
+from cellclr_jax.profiling.sites import has_treatments, sites_of
 from cellclr_jax.run_config import read_config
 from cellclr_jax.train import CHECKPOINTS, root_key
 from cellclr_jax.train_step import Variables
+from cellclr_jax.trained_on import check_channels, describe_dataset
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
 MINIBATCH = 512
 _PERCENTILES = (1, 25, 50, 75, 99)
-# What tells a site of a well apart, and what goes with it.
-_SITE = ["plate", "well", "site"]
-_METADATA = {
-    "plate": "Metadata_Plate",
-    "well": "Metadata_Well",
-    "site": "Metadata_Site",
-    "batch": "Metadata_Batch",
-    "compound": "Metadata_Compound",
-    "concentration": "Metadata_Concentration",
-    "moa": "Metadata_MoA",
-    "replicate": "Metadata_Replicate",
-}
+# What is scored, the run's own first.
+_FEATURES = ("trained", "untrained", "intensity")
 
 Features = dict[str, jax.Array]
+# Takes the rows [b] of a minibatch and their features [b, D] by name.
+Receiver = Callable[[np.ndarray, Mapping[str, np.ndarray]], None]
 
 
 def evaluate_run(
@@ -75,71 +72,136 @@ def evaluate_run(
     if data_dir is not None:
         config.data_dir = str(data_dir)
     encoding, mesh = make_encoding(config), sharding.make_mesh()
-    init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
-    untrained = init(root_key(config.seed, mesh))
-    number, trained, progress = _restore(workdir, step, untrained)
-    fingerprint = encoding.cells.manifest["fingerprint"]
-    if progress["dataset"] != fingerprint:
+    number, variables, progress = _restore(workdir, step, encoding, mesh)
+    here = describe_dataset(encoding.cells)
+    if progress["dataset"] != here["dataset"]:
         if out is None:
             raise BadUse(
                 f"{data_dir} is not what the run was trained on: say where to write, --out"
             )
         say("note: this is not the dataset that the run was trained on")
-    tables = site_profiles(encoding, mesh, {"trained": trained, "untrained": untrained})
-    scored = {name: _evaluate(name, table, protocol) for name, table in tables.items()}
+    scored, probed = _score(encoding, mesh, variables, protocol)
     if jax.process_index() == 0:
         details = {
             "step": number,
             "checkpoint": step,
             "cells": len(encoding.cells.table),
-            "dataset": fingerprint,
+            **here,
             "trained_on": progress["dataset"],
         }
-        _tell(scored, Path(out if out is not None else workdir / "eval" / str(number)), details)
+        folder = Path(out if out is not None else workdir / "eval" / str(number))
+        _tell(scored, probed, folder, details)
+
+
+def _score(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    protocol: evaluation.Protocol,
+) -> tuple[dict[str, evaluation.Evaluation], CellEvaluation | None]:
+    """Embeds what the dataset can be scored by, once, and scores it.
+
+    Returns:
+      (evaluations of the profiles by name, none without treatments; that of single cells).
+    """
+    table = encoding.cells.table
+    treated = has_treatments(table, protocol.control)
+    sample = draw_sample(table, with_treatments=treated)
+    kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
+    scored = {}
+    if treated:
+        tables = site_profiles(encoding, mesh, variables, kept.add)
+        scored = {name: _evaluate(name, sites, protocol) for name, sites in tables.items()}
+    else:
+        if protocol != evaluation.Protocol():
+            say("note: there are no treatments to score: settings of profiles decide nothing")
+        visit(encoding, mesh, variables, kept.rows, kept.add)
+    if sample is None:
+        return scored, None
+    if sample.label_column and jax.process_index() == 0:
+        say(f"telling the {sample.label_column} of {len(kept.rows):,} cells from their features")
+    return scored, evaluate_cells(sample, {name: kept.features[name] for name in _FEATURES})
 
 
 def _tell(
-    scored: Mapping[str, evaluation.Evaluation], folder: Path, details: Mapping[str, Any]
+    scored: Mapping[str, evaluation.Evaluation],
+    probed: CellEvaluation | None,
+    folder: Path,
+    details: Mapping[str, Any],
 ) -> None:
-    """Writes the evaluation and prints its table, baselines below."""
-    baselines = {name: scored[name] for name in ("untrained", "intensity")}
-    report.write_evaluation(folder, scored["trained"], baselines=baselines, details=details)
-    report.print_scores(scored["trained"], baselines=baselines)
+    """Writes the evaluation and prints its tables, baselines below."""
+    trained = scored.get("trained")
+    baselines = {name: scored[name] for name in _FEATURES[1:] if name in scored}
+    report.write_evaluation(folder, trained, baselines=baselines, details=details, cells=probed)
+    if trained is not None:
+        report.print_scores(trained, baselines=baselines)
+    if probed is not None:
+        report.print_cells(probed)
     print(f"written to {folder}")
 
 
 def site_profiles(
-    encoding: Encoding, mesh: Mesh, variables: Mapping[str, Variables]
+    encoding: Encoding, mesh: Mesh, variables: Mapping[str, Variables], *receivers: Receiver
 ) -> dict[str, pd.DataFrame]:
     """Mean features of each site, every cell visited once.
 
     Args:
-      encoding: dataset, model and normalisation.
+      encoding: dataset, model and normalisation; the dataset has plates, wells and compounds.
       mesh: the devices.
       variables: of encoders by name, on every device.
+      receivers: see `visit`.
 
     Returns:
       A profile table for each encoder, and one named `intensity`; one row a site, with
       Metadata_CellCount.
     """
     cells = encoding.cells
-    sites, index = _sites(cells.table)
-    embed = compile_embedding(encoding, mesh)
+    sites, index = sites_of(cells.table)
+    if left_out := int((index < 0).sum()):
+        say(f"note: {left_out:,} cells without plate, well or compound are in no profile")
     accumulators: dict[str, profiles.WellAccumulator] = {}
+
+    def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        for name, values in features.items():
+            if name not in accumulators:
+                columns = _columns(name, values.shape[1], cells.channels)
+                accumulators[name] = profiles.WellAccumulator(sites, columns)
+            accumulators[name].add(values, index[rows])
+
+    visit(encoding, mesh, variables, np.arange(len(cells.table)), add, *receivers)
+    return {name: accumulator.table() for name, accumulator in accumulators.items()}
+
+
+def visit(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    rows: np.ndarray,
+    *receivers: Receiver,
+) -> None:
+    """Embeds cells, each once, and hands their features on minibatch by minibatch.
+
+    Args:
+      encoding: dataset, model and normalisation.
+      mesh: the devices.
+      variables: of encoders by name, on every device.
+      rows: [N] of the dataset.
+      receivers: are called with each minibatch: its rows, features of each encoder and those
+        named `intensity`.
+    """
+    embed = compile_embedding(encoding, mesh)
     size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
-    rows = np.arange(len(cells.table))
-    minibatches = pipeline.sequential_minibatches(cells, rows, minibatch_size=size, process=process)
+    minibatches = pipeline.sequential_minibatches(
+        encoding.cells, rows, minibatch_size=size, process=process
+    )
     with Progress(len(rows), process[0] == 0, unit="cell", task="embedded") as progress:
         for real, local in minibatches:
             found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
-            for name, features in found.items():
-                if name not in accumulators:
-                    columns = _columns(name, features.shape[1], cells.manifest["image"]["channels"])
-                    accumulators[name] = profiles.WellAccumulator(sites, columns)
-                accumulators[name].add(features[: len(real)], index[real])
+            features = {name: values[: len(real)] for name, values in found.items()}
+            for receive in receivers:
+                receive(real, features)
             progress.step(units=len(real))
-    return {name: accumulator.table() for name, accumulator in accumulators.items()}
 
 
 def compile_embedding(encoding: Encoding, mesh: Mesh) -> Callable[..., Features]:
@@ -167,7 +229,7 @@ def intensity_statistics(images: jax.Array) -> jax.Array:
     """Mean, standard deviation and percentiles (1, 25, 50, 75, 99) of each channel of each crop.
 
     Args:
-      images: [B, H, W, C] uint16 raw intensities.
+      images: [B, H, W, C] uint8 or uint16 raw intensities.
 
     Returns:
       [B, 7 · C] float32, in the units of the images; statistic by statistic, channels within.
@@ -212,25 +274,20 @@ def _evaluate(
 
 
 def _restore(
-    workdir: epath.Path, step: str, template: Variables
-) -> tuple[int, Variables, dict[str, Any]]:
-    """The step's number, its variables (laid out like the template) and its progress."""
+    workdir: epath.Path, step: str, encoding: Encoding, mesh: Mesh
+) -> tuple[int, dict[str, Variables], dict[str, Any]]:
+    """The step's number, the variables before and after training, and its progress."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
-    try:
+    with contextlib.closing(checkpoints):
         number = checkpoints.find(step)
-        variables, progress = checkpoints.restore_part(number, template)
-    finally:
-        checkpoints.close()
-    return number, variables, progress
-
-
-def _sites(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row a site with its metadata columns, and each cell's row in it [N]."""
-    groups = table.groupby(_SITE, sort=True)
-    sites = groups.first().reset_index()[list(_METADATA)].rename(columns=_METADATA)
-    return sites, groups.ngroup().to_numpy()
+        # Asked first: arrays of another number of channels cannot even be restored.
+        check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
+        init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
+        untrained = init(root_key(encoding.config.seed, mesh))
+        trained, progress = checkpoints.restore_part(number, untrained)
+    return number, {"trained": trained, "untrained": untrained}, progress
 
 
 def _columns(name: str, width: int, channels: list[str]) -> list[str]:

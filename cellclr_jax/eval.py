@@ -1,13 +1,15 @@
-"""Scores profiles by mechanism of action: NSC, NSCB, and the drop between them.
+"""Scores profiles by mechanism of action (NSC, NSCB, and the drop between them), cells by class.
 
-The model of a training run, on the cells of its data set:
+The model of a training run, on the cells of its data set: treatments where it has plates, wells,
+compounds and MoAs; single cells where it has labels, or no treatments:
   python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
 
 Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
                              [--standardize=none|controls] --out=DIR
 
-Writes metrics.json, wells.parquet, treatments.parquet, neighbours.csv, report.html and figures.
+Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
+and figures, of single cells cells.parquet.
 """
 
 import os

@@ -138,7 +138,9 @@ def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
       BadUse: for a setting that does not exist or does not fit the dataset.
       BadData: where the dataset cannot be read.
     """
-    cells = pipeline.open_cells(config.data_dir, config.dataset)
+    # A run that was made before there was a choice has none written down.
+    access, first = config.get("data_access", "shards"), jax.process_index() == 0
+    cells = pipeline.open_cells(config.data_dir, config.dataset, access, progress=first)
     settings = config.model
     try:
         model = make_model(
@@ -165,9 +167,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     held_out = index.validation_mask(encoding.cells.table["cell_id"], config.validation_fraction)
     train_rows = np.flatnonzero(~held_out)
     steps = pipeline.steps_per_epoch(len(train_rows), config.minibatch_size)
-    if config.sampling not in pipeline.SAMPLING:
-        known = ", ".join(pipeline.SAMPLING)
-        raise BadUse(f"sampling {config.sampling!r}: one of {known} was expected")
+    pipeline.balanced_groups(encoding.cells.table, config.sampling)  # refused before anything runs
     try:
         schedule = _schedule(config, steps)
         optimizer = optim.make_optimizer(
@@ -239,15 +239,16 @@ def _with_scale(cells: pipeline.Cells, settings: ml_collections.ConfigDict) -> p
 
 def _trace(experiment: Experiment) -> None:
     """Traces the step on two cells: a setting that it refuses is told before anything is run."""
-    minibatch = {"image": jax.ShapeDtypeStruct((2, *experiment.cells.image_shape), np.uint16)}
+    cells = experiment.cells
+    minibatch = {"image": jax.ShapeDtypeStruct((2, *cells.image_shape), cells.image_dtype)}
     minibatch |= {
         name: jax.ShapeDtypeStruct((2, *values.shape[1:]), values.dtype)
-        for name, values in experiment.cells.per_cell.items()
+        for name, values in cells.per_cell.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         jax.eval_shape(
-            lambda k, cells: two_views(k, experiment._to_augment(cells), experiment.views()),
+            lambda k, crops: two_views(k, experiment._to_augment(crops), experiment.views()),
             key,
             minibatch,
         )

@@ -25,6 +25,7 @@ from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.run_config import check_config, write_config
 from cellclr_jax.train_step import Metrics, TrainState
+from cellclr_jax.trained_on import check_dataset, describe_dataset
 from cellclr_jax.validation import validation_minibatches
 
 CHECKPOINTS = "checkpoints"
@@ -75,12 +76,15 @@ def train(
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
             stack.enter_context(alone(Path(workdir), ".training", "training in it"))
-        if first:
-            write_config(config, workdir)
-            say(describe(experiment, mesh, workdir))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
         stack.callback(checkpoints.close)
+        # Before anything is restored: arrays of another number of channels do not even fit.
+        if (newest := checkpoints.newest_progress()) is not None:
+            check_dataset(newest, experiment.cells, f"the run in {workdir}")
+        if first:
+            write_config(config, workdir)
+            say(describe(experiment, mesh, workdir))
         return _Run(experiment, mesh, checkpoints, workdir if first else None).go()
 
 
@@ -185,12 +189,6 @@ class _Run:
         if restored is None:
             return state, data
         state, progress, damaged = restored
-        fingerprint = experiment.cells.manifest["fingerprint"]
-        if progress["dataset"] != fingerprint:
-            raise BadUse(
-                f"the run in {self.checkpoints.directory} was trained on another dataset "
-                f"({progress['dataset'][:12]}, here {fingerprint[:12]}): give its --config.data_dir"
-            )
         data.set_state(progress["data"])
         if self.workdir is not None:
             for step in damaged:
@@ -215,10 +213,7 @@ class _Run:
             self._flush()
         if save:
             loss = self._validate(step, state) if epoch_ends else None
-            progress = {
-                "data": data.get_state(),
-                "dataset": self.experiment.cells.manifest["fingerprint"],
-            }
+            progress = {"data": data.get_state(), **describe_dataset(self.experiment.cells)}
             self.checkpoints.save(step, state, progress, validation_loss=loss)
             self.log.restart_clock(step)
         if stop:

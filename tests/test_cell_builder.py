@@ -167,9 +167,13 @@ def test_an_extension_that_dies_leaves_the_old_dataset(release, tmp_path, monkey
 def test_a_cluster_gives_the_same_dataset(release, tmp_path):
     pytest.importorskip("apache_beam")
     (release / BROKEN).write_bytes(b"II*\0")
-    here = build(release, tmp_path / "here", max_skipped=1, illumination=True)
+    here = build(release, tmp_path / "here", max_skipped=1, illumination="regression")
     there = build(
-        release, tmp_path / "there", max_skipped=1, illumination=True, beam_runner="DirectRunner"
+        release,
+        tmp_path / "there",
+        max_skipped=1,
+        illumination="regression",
+        beam_runner="DirectRunner",
     )
     assert contents(here) == contents(there)
     with pytest.raises(BadUse, match="NoSuchRunner"):
@@ -178,12 +182,12 @@ def test_a_cluster_gives_the_same_dataset(release, tmp_path):
 
 def test_the_light_is_fitted_once_and_corrected(release, tmp_path):
     plain = build(release, tmp_path / "plain")
-    corrected = build(release, tmp_path / "corrected", illumination=True)
+    corrected = build(release, tmp_path / "corrected", illumination="regression")
     lights = sorted((tmp_path / "corrected" / "illumination").iterdir())
     assert [path.name.split("-")[0] for path in lights] == list(PLATES)
     before = [path.stat().st_mtime_ns for path in lights]
     again = build(
-        release, tmp_path / "corrected", illumination=True, overwrite=True,
+        release, tmp_path / "corrected", illumination="regression", overwrite=True,
         crops=dataclasses.replace(CROPS, size=24),
     )  # fmt: skip
     assert [path.stat().st_mtime_ns for path in lights] == before

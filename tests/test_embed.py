@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_dataset import CELLS, random_images, write_dataset
 
 from cellclr_jax import embed, sharding, train
-from cellclr_jax.cli import BadUse
+from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import make_experiment
 from cellclr_jax.profiling.evaluation import Protocol
@@ -20,10 +22,65 @@ from cellclr_jax.profiling.evaluation import Protocol
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trains by the name of the dataset, each once."""
+    trained = {}
+
+    def run(config):
+        if config.dataset not in trained:
+            folder = tmp_path_factory.mktemp("run")
+            state = train.train(config, folder)
+            trained[config.dataset] = (folder, make_experiment(config), state)
+        return trained[config.dataset]
+
+    return run
+
+
 @pytest.fixture
-def trained(config, tmp_path):
-    state = train.train(config, tmp_path / "run")
-    return tmp_path / "run", make_experiment(config), state
+def trained(config, runs):
+    return runs(config)
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory):
+    """A data folder with cells of two channels that nothing is told of but their images."""
+    folder = tmp_path_factory.mktemp("own")
+    images = random_images(np.uint8, channels=2)
+    images[::3] //= 4  # every third cell is darker
+    name_channels(write_dataset(folder, images), ["dna", "actin"])
+    return folder
+
+
+def own(config, data_dir):
+    """A run of seconds on own images."""
+    config.update(data_dir=str(data_dir), dataset="single_cells/all", minibatch_size=16, epochs=2)
+    config.image_size = 12
+    config.views = {"flip_vertical": {"probability": 0.5}}  # a program of few parts compiles fast
+    config.model.cnn.widths = (8, 8)
+    config.validation_fraction = 0.0
+    return config
+
+
+def name_channels(folder, channels):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["image"]["channels"] = channels
+    path.write_text(json.dumps(manifest))
+
+
+def changed(data_dir, out, change):
+    """A copy of a data folder whose table of cells is changed."""
+    shutil.copytree(data_dir, out)
+    path = next(out.rglob("cells.parquet"))
+    change(pd.read_parquet(path)).to_parquet(path)
+    return out
+
+
+def evaluated(workdir, data_dir, out):
+    """The metrics of an evaluation on another data folder."""
+    embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol())
+    return json.loads((out / "metrics.json").read_text())
 
 
 def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch):
@@ -76,6 +133,106 @@ def test_intensity_statistics_equal_numpy():
             percentiles = np.percentile(x, (1, 25, 50, 75, 99), method="inverted_cdf")
             want = [x.mean(), x.std(), *percentiles]
             np.testing.assert_allclose(got[i, c::2], want, rtol=1e-5)
+
+
+def test_intensity_statistics_of_8_bits_equal_those_of_16():
+    images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2)).astype(np.uint8)
+    got = np.asarray(embed.intensity_statistics(images))
+    np.testing.assert_array_equal(got, embed.intensity_statistics(images.astype(np.uint16)))
+    assert got[0, 0] == pytest.approx(images[0, :, :, 0].mean())
+
+
+def test_cells_of_which_nothing_is_told_are_embedded_and_there_is_nothing_to_score(
+    config, own_images, runs, capsys, tmp_path
+):
+    workdir, experiment, state = runs(own(config, own_images))
+    metrics = evaluated(workdir, own_images, tmp_path)
+    assert "nothing to score" in metrics["cells"]["undefined"]
+    assert not {"scores", "protocol"} & set(metrics)
+    assert metrics["run"]["channels"] == ["dna", "actin"]
+    assert "nothing to score" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "cells.parquet")
+    assert table["Metadata_CellId"].tolist() == experiment.cells.table["cell_id"].tolist()
+    mesh = sharding.make_mesh(1)
+    function = embed.compile_embedding(experiment, mesh)
+    variables = {"trained": jax.device_put(state.variables, sharding.replicated(mesh))}
+    one = function(variables, sharding.to_global(mesh, experiment.cells.read(np.array([11]))))
+    features = [column for column in table if column.startswith("cellclr_")]
+    np.testing.assert_allclose(table[features].loc[11], one["trained"][0], rtol=1e-3, atol=1e-4)
+
+
+def test_cells_with_labels_are_scored_class_by_class(config, own_images, runs, tmp_path):
+    workdir, _, _ = runs(own(config, own_images))
+    labels = np.where(np.arange(CELLS) % 3, "bright", "dark")
+    data_dir = changed(own_images, tmp_path / "data", lambda table: table.assign(label=labels))
+    metrics = evaluated(workdir, data_dir, tmp_path / "out")
+    cells = metrics["cells"]
+    assert (cells["label_column"], cells["grouped_by"], cells["folds"]) == ("label", None, 5)
+    assert cells["classes"] == {"bright": 38, "dark": 19}
+    assert set(cells["scores"]) == {"trained", "untrained", "intensity"}
+    assert cells["scores"]["intensity"]["logistic"]["balanced_accuracy"] == 1.0
+    again = evaluated(workdir, data_dir, tmp_path / "again")
+    assert again["cells"] == cells
+
+
+def test_labels_are_scored_beside_treatments(trained, data_dir, tmp_path):
+    labelled = changed(data_dir, tmp_path / "data", lambda t: t.assign(label=t["moa"]))
+    metrics = evaluated(trained[0], labelled, tmp_path / "out")
+    assert metrics["scores"]["none"]["nsc"]["total"] > 20
+    assert metrics["cells"]["label_column"] == "label"
+    assert metrics["cells"]["grouped_by"] == "plate"
+    assert {"wells.parquet", "cells.parquet"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_treatments_without_batch_and_concentration_have_no_score_between_batches(
+    trained, data_dir, tmp_path
+):
+    bare = changed(
+        data_dir,
+        tmp_path / "data",
+        lambda table: table.drop(columns=["batch", "concentration", "replicate", "site"]),
+    )
+    metrics = evaluated(trained[0], bare, tmp_path / "out")
+    scores = metrics["scores"]
+    assert scores["none"]["nsc"]["total"] > 10
+    assert scores["none"]["nscb"]["undefined"] == "no batch is known"
+    assert scores["none"]["drop"] is None
+    assert scores["tvn"]["nsc"]["undefined"] == "no batch is known"
+    assert set(pd.read_parquet(tmp_path / "out" / "treatments.parquet").Metadata_Concentration) == {
+        0.0
+    }
+    assert "cells" not in metrics
+
+
+def test_channels_are_compared_before_anything_is_restored(config, own_images, runs, tmp_path):
+    workdir, _, _ = runs(own(config, own_images))
+    for number, channels in enumerate((["actin", "dna"], ["dna", "tubulin"])):
+        data_dir = shutil.copytree(own_images, tmp_path / str(number))
+        name_channels(data_dir / "single_cells" / "all" / "1.0.0", channels)
+        with pytest.raises(BadUse, match=r"channels dna, actin .* has " + ", ".join(channels)):
+            evaluated(workdir, data_dir, tmp_path / "out")
+    name_channels(write_dataset(tmp_path / "three", random_images()), ["dna", "actin", "er"])
+    with pytest.raises(BadUse, match=r"dna, actin, er: .*--channels=dna,actin"):
+        evaluated(workdir, tmp_path / "three", tmp_path / "out")
+    # Wider pixels of the same channels are welcome.
+    name_channels(write_dataset(tmp_path / "wide", random_images(channels=2)), ["dna", "actin"])
+    evaluated(workdir, tmp_path / "wide", tmp_path / "out")
+
+
+def test_a_checkpoint_that_tells_no_channels_is_evaluated(config, own_images, runs, tmp_path):
+    workdir, _, state = runs(own(config, own_images))
+    old = shutil.copytree(workdir, tmp_path / "run")
+    newest = old / "checkpoints" / str(int(state.step)) / "progress" / "metadata"
+    progress = json.loads(newest.read_text())
+    assert progress.pop("channels") == ["dna", "actin"]
+    newest.write_text(json.dumps(progress))
+    metrics = evaluated(old, own_images, tmp_path / "out")
+    assert metrics["run"]["channels"] == ["dna", "actin"]
+    newest.write_text("{")
+    with pytest.raises(BadData, match="cannot be read"):
+        evaluated(old, own_images, tmp_path / "out")
 
 
 def test_a_run_is_scored_beside_its_baselines(trained, capsys):

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from tiny_dataset import random_images, write_dataset
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
@@ -44,6 +46,50 @@ def test_balanced_order_visits_treatments_equally_often():
     assert len(set(frequent)) == len(frequent)
     rare = np.bincount(order, minlength=100)[95:]
     assert rare.max() - rare.min() <= 1
+
+
+def naive_groups(keys):
+    """Numbers keys as they come."""
+    seen = list(dict.fromkeys(keys))
+    return [seen.index(key) for key in keys]
+
+
+def test_balanced_groups_are_treatments_or_labels():
+    compound, dose = list("BBAAC"), [1.0, 1.0, 1.0, 2.0, 1.0]
+    table = pd.DataFrame({"compound": compound, "concentration": dose, "label": list("yyxyx")})
+    pairs = list(zip(compound, dose, strict=True))
+    for columns, keys in (
+        (["compound", "concentration", "label"], pairs),
+        (["compound", "label"], compound),
+        (["label"], list("yyxyx")),
+    ):
+        groups = pipeline.balanced_groups(table[columns], "balanced")
+        assert groups.tolist() == naive_groups(keys)
+    unknown = table.assign(concentration=[1.0, np.nan, 1.0, 1.0, np.nan])
+    assert pipeline.balanced_groups(unknown, "balanced").tolist() == [0, 1, 2, 2, 3]
+
+
+def test_balancing_what_is_not_told_is_refused():
+    table = pd.DataFrame({"plate": ["p", "p"]})
+    assert pipeline.balanced_groups(table, "uniform").tolist() == [0, 0]
+    with pytest.raises(BadUse, match=r"compounds or labels: set --config\.sampling=uniform"):
+        pipeline.balanced_groups(table, "balanced")
+    with pytest.raises(BadUse, match="sampling 'often'"):
+        pipeline.balanced_groups(table, "often")
+
+
+@pytest.mark.parametrize("access", ["shards", "memory", "mapped"])
+def test_cells_without_metadata_are_read_as_they_are_stored(tmp_path, access):
+    images = random_images(np.uint8, channels=2)
+    write_dataset(tmp_path, images)
+    cells = pipeline.open_cells(tmp_path, "single_cells/all", access)
+    assert cells.image_dtype == np.uint8
+    found = cells.read(np.array([40, 3, 11]))["image"]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, images[[40, 3, 11]])
+    low, high = plate_percentiles(cells, low=5, high=95, per_plate=10_000)
+    np.testing.assert_allclose(low, np.tile(np.percentile(images, 5, (0, 1, 2)), (len(low), 1)))
+    np.testing.assert_allclose(high, np.tile(np.percentile(images, 95, (0, 1, 2)), (len(low), 1)))
 
 
 def test_an_epoch_reads_the_cells_of_its_rows(cells):

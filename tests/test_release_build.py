@@ -46,7 +46,7 @@ def start(url, data_dir):
     command += [f"--url={url}", f"--data_dir={data_dir}", "--downloads=1", "--workers=1"]
     command += ["--config=all", "--crop_size=32", "--min_area=60", "--max_skipped=0.1"]
     return subprocess.Popen(
-        [*command, "--illumination"], cwd=ROOT, text=True,
+        [*command, "--illumination=regression"], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

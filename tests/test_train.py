@@ -5,7 +5,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
+from tiny_dataset import random_images, write_dataset
 
 from cellclr_jax import sharding, train, validation
 from cellclr_jax.checkpoint import Checkpoints
@@ -162,6 +164,8 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"normalization.method": "log"}, "normalization.method 'log'"),
         ({"normalization.method": "fixed"}, "need 3 numbers"),
         ({"sampling": "often"}, "sampling 'often'"),
+        ({"data_access": "tape"}, "data access 'tape'"),
+        ({"dataset": "single_cells/all"}, "no dataset single_cells/all"),
         ({"validation_fraction": 2.0}, "validation fraction"),
         ({"data_dir": "/nowhere"}, "launch/demo.sh"),
         ({"views": {"shear": {}}}, "unknown augmentation"),
@@ -173,3 +177,87 @@ def test_wrong_settings_are_named(config, tmp_path, change, message):
     with pytest.raises(BadUse, match=message):
         train.train(config, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.fixture
+def own_images(config, tmp_path):
+    """A run of seconds on cells of two channels of which nothing is told, and their folder."""
+    folder = write_dataset(tmp_path / "data", random_images(np.uint8, channels=2))
+    name_channels(folder, ["dna", "actin"])
+    config.update(data_dir=str(tmp_path / "data"), dataset="single_cells/all", minibatch_size=16)
+    config.update(image_size=12, epochs=2, validation_fraction=0.3)
+    config.views = {"flip_vertical": {"probability": 0.5}}  # programs of few parts compile fast
+    config.model.cnn.widths = (8, 8)
+    return config, folder
+
+
+def name_channels(folder, channels):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["image"]["channels"] = channels
+    path.write_text(json.dumps(manifest))
+
+
+def train_alone(config, workdir):
+    """On one device, for which programs compile fast."""
+    return train.train(config, workdir, sharding.make_mesh(1))
+
+
+def test_cells_of_8_bits_and_two_channels_without_metadata_are_trained_on(own_images, tmp_path):
+    config, _ = own_images
+    config.normalization.method = "percentile"  # of the plates, of which there are none
+    state = train_alone(config, tmp_path / "run")
+    assert int(state.step) == make_experiment(config).total_steps > 0
+    assert np.isfinite(parameters(state)).all()
+
+
+def test_the_way_of_reading_changes_no_parameter(own_images, tmp_path):
+    config, _ = own_images
+    results = []
+    for access in ("shards", "memory", "mapped"):
+        config.data_access = access
+        results.append(parameters(train_alone(config, tmp_path / access)))
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+    # A run may go on in another way than it began.
+    np.testing.assert_array_equal(parameters(train_alone(config, tmp_path / "shards")), results[0])
+
+
+@pytest.mark.parametrize("channels", [["actin", "dna"], ["dna", "tubulin"], ["dna"]])
+def test_a_run_goes_on_with_its_own_channels_alone(own_images, tmp_path, channels):
+    config, folder = own_images
+    train_alone(config, tmp_path / "run")
+    if len(channels) == 1:  # a number that the arrays of the checkpoint do not fit
+        write_dataset(tmp_path / "other", random_images(np.uint8, channels=1))
+        config.data_dir, folder = str(tmp_path / "other"), next((tmp_path / "other").glob("*/*/*"))
+    name_channels(folder, channels)
+    message = f"channels dna, actin .* has {', '.join(channels)}: .*--channels=dna,actin"
+    written = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(BadUse, match=message):
+        train_alone(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == written
+
+
+def test_a_checkpoint_that_tells_no_channels_goes_on(own_images, tmp_path, monkeypatch):
+    config, folder = own_images
+    monkeypatch.setattr(
+        train, "describe_dataset", lambda cells: {"dataset": cells.manifest["fingerprint"]}
+    )
+    state = train_alone(config, tmp_path / "run")
+    name_channels(folder, ["blue", "red"])
+    assert int(train_alone(config, tmp_path / "run").step) == int(state.step)
+
+
+@pytest.mark.parametrize(("columns", "refused"), [({"label": "ab"}, False), ({}, True)])
+def test_balanced_sampling_needs_something_to_balance(own_images, tmp_path, columns, refused):
+    config, folder = own_images
+    config.sampling = "balanced"
+    cells = pd.read_parquet(folder / "cells.parquet")
+    told = {name: np.resize(list(values), len(cells)) for name, values in columns.items()}
+    cells.assign(**told).to_parquet(folder / "cells.parquet")
+    if not refused:
+        train_alone(config, tmp_path / "run")
+        return
+    with pytest.raises(BadUse, match="compounds or labels"):
+        train_alone(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

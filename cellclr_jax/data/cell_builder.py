@@ -46,7 +46,8 @@ class Plan:
       source: the fields.
       settings: everything that decides the content, for the manifest.
       origin: where it comes from, for the manifest.
-      illumination: whether the light of each plate is corrected.
+      illumination: how the light of each plate is estimated (see `illumination.METHODS`), to be
+        corrected; '': it is not.
       workers: processes.
       beam_runner: of Apache Beam, instead of processes; '': none.
       beam_options: its flags.
@@ -57,7 +58,7 @@ class Plan:
     source: Source
     settings: Mapping[str, Any]
     origin: Mapping[str, Any]
-    illumination: bool = False
+    illumination: str = ""
     workers: int = 1
     beam_runner: str = ""
     beam_options: tuple[str, ...] = ()
@@ -177,8 +178,9 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         source = plan.source
         fields = [field for field in source.fields if field.plate not in self._finished]
         if plan.illumination:
-            self._lights = light_files(source, self._root)
-            fit_light(dataclasses.replace(source, fields=fields), self._lights, run, plan.show)
+            self._lights = light_files(source, plan.illumination, self._root)
+            new = dataclasses.replace(source, fields=fields)
+            fit_light(new, plan.illumination, self._lights, run, plan.show)
             self._lights = {plate: file for plate, file in self._lights.items() if file.exists()}
         return pieces.plan_pieces(fields, self.builder_config.crops, self._lights)
 

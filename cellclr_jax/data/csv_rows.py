@@ -15,12 +15,12 @@ _NAMES_SHOWN = 15
 _T = TypeVar("_T")
 
 
-def read_rows(path: str | Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Reads a CSV file with any line ends as text.
+def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Reads a CSV file with any line ends as text, one row at a time.
 
-    Returns:
-      The header's names, the rows (as many values as the header; blank lines left out) and the
-      line number of each row in the file, from 1.
+    Yields:
+      (line of the file, from 1; values) of each line that is not blank, the header's first. All
+      have as many values.
 
     Raises:
       BadUse: there is no such file.
@@ -30,25 +30,25 @@ def read_rows(path: str | Path) -> tuple[list[str], list[list[str]], list[int]]:
     path = Path(path)
     if not path.is_file():
         raise BadUse(f"{path}: no such file")
+    header: list[str] | None = None
     try:
         # Universal newlines: CRLF and bare CR arrive as LF, whatever the platform.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig") as lines:
+            for line, values in _records(lines, path):
+                header = header or values
+                if len(values) != len(header):
+                    raise BadData(
+                        f"{path}, line {line}: {len(values)} values, the header has {len(header)}"
+                    )
+                yield line, values
     except UnicodeDecodeError as error:
         raise BadData(f"{path}: not a UTF-8 text file ({error.reason})") from error
-    records = list(_records(lines, path))
-    if not records:
+    if header is None:
         raise BadData(f"{path}: the file is empty; a header and rows were expected")
-    header = records[0][1]
-    for line, values in records[1:]:
-        if len(values) != len(header):
-            raise BadData(
-                f"{path}, line {line}: {len(values)} values, the header has {len(header)}"
-            )
-    return header, [values for _, values in records[1:]], [line for line, _ in records[1:]]
 
 
-def _records(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, stripped values) of each line that is not blank."""
+def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, values) of each line that is not blank."""
     reader = csv.reader(lines, strict=True)
     before = 0
     try:
@@ -61,7 +61,7 @@ def _records(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]
                 )
             before = reader.line_num
             if values:
-                yield reader.line_num, [value.strip() for value in values]
+                yield reader.line_num, values
     except csv.Error as error:
         raise BadData(f"{path}, line {before + 1}: {error}") from error
 
@@ -83,10 +83,11 @@ def read_columns(
       The columns, and `row`, the line of the file, from 1.
 
     Raises:
-      BadUse, BadData: see `read_rows`; also BadData where a required column is missing, or all
+      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, or all
         rows are.
     """
-    header, rows, lines = read_rows(path)
+    (_, header), *rows = stream_rows(path)
+    header = [name.strip() for name in header]
     position = {name.lower(): index for index, name in reversed(list(enumerate(header)))}
     table = {}
     for column, names in {**required, **optional}.items():
@@ -96,10 +97,10 @@ def read_columns(
                 f"{path}, line 1: no column {names[0]!r} (any case); the header has "
                 f"{', '.join(header[:_NAMES_SHOWN])}"
             )
-        table[column] = ["" if index is None else values[index] for values in rows]
+        table[column] = ["" if index is None else values[index].strip() for _, values in rows]
     if not rows:
         raise BadData(f"{path}: a header and no rows")
-    return pd.DataFrame({**table, "row": lines})
+    return pd.DataFrame({**table, "row": [line for line, _ in rows]})
 
 
 def require_text(table: pd.DataFrame, column: str, path: str | Path) -> None:

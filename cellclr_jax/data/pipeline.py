@@ -49,58 +49,104 @@ class Cells:
         height, width, channels = self.manifest["image"]["shape"]
         return height, width, channels
 
+    @property
+    def image_dtype(self) -> np.dtype:
+        """Of a crop: uint8 or uint16."""
+        return np.dtype(self.manifest["image"]["dtype"])
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of a crop's channels in their order."""
+        return list(self.manifest["image"]["channels"])
+
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads cells into one minibatch: `image` [b, H, W, C] uint16 and what goes with it."""
-        records = self.images.__getitems__([int(row) for row in rows])
-        images = np.stack([record["image"] for record in records])
+        """Reads cells into one minibatch: `image` [b, H, W, C] and what goes with it."""
+        images = self.images.read(rows)
         return {"image": images} | {name: values[rows] for name, values in self.per_cell.items()}
 
 
-def open_cells(data_dir: str | Path, name: str) -> Cells:
-    """Opens the dataset `name` (annotated or all) in `data_dir`.
+def open_cells(
+    data_dir: str | Path, name: str, access: str = "shards", *, progress: bool = True
+) -> Cells:
+    """Opens a dataset.
+
+    Args:
+      data_dir: what `--data_dir` was in the build.
+      name: annotated, all or <builder>/<config> (see `index.find_dataset`).
+      access: how crops are read (see `index.open_images`).
+      progress: shows how far it is, where opening takes its time.
 
     Raises:
-      BadUse: it was not built; the message says how to.
+      BadUse: it was not built, the message says how to; or there is no such access.
       BadData: a part of it cannot be read.
     """
     directory = index.find_dataset(data_dir, name)
     return Cells(
         directory=directory,
-        images=index.open_images(directory),
+        images=index.open_images(directory, access, progress=progress),
         table=index.read_cells(directory),
         manifest=index.read_manifest(directory),
     )
 
 
+def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
+    """The group of each cell, of which `balanced` sampling visits all equally often.
+
+    Args:
+      table: of cells.
+      sampling: `uniform` knows one group alone; `balanced` takes treatments (compound and, where
+        it is told, concentration), or labels where there are no compounds.
+
+    Returns:
+      [N] int, groups numbered as they come.
+
+    Raises:
+      BadUse: an unknown sampling, or the table has neither compounds nor labels.
+    """
+    if sampling not in SAMPLING:
+        raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
+    if sampling == "uniform":
+        return np.zeros(len(table), np.int64)
+    columns = [name for name in ("compound", "concentration") if name in table]
+    if "compound" not in columns:
+        columns = ["label"]
+    if columns[0] not in table:
+        raise BadUse(
+            "sampling 'balanced' needs a dataset with compounds or labels: set "
+            "--config.sampling=uniform"
+        )
+    return table.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
+
+
 def epoch_order(
-    treatments: np.ndarray, *, seed: int, epoch: int, sampling: str = "uniform"
+    groups: np.ndarray, *, seed: int, epoch: int, sampling: str = "uniform"
 ) -> np.ndarray:
     """The order in which an epoch visits its cells.
 
     Args:
-      treatments: [N] int, the treatment's number of each cell; used by `balanced` alone.
+      groups: [N] int, each cell's (see `balanced_groups`); used by `balanced` alone.
       seed: of the run.
       epoch: from 0; every epoch has another order.
-      sampling: `uniform`: each cell once; `balanced`: every treatment equally often, its cells in
-        turn, so that a frequent treatment's are left out and a rare one's come again.
+      sampling: `uniform`: each cell once; `balanced`: every group equally often, its cells in
+        turn, so that a frequent group's are left out and a rare one's come again.
 
     Returns:
-      [N] int64 indices into `treatments`.
+      [N] int64 indices into `groups`.
 
     Raises:
       BadUse: for an unknown sampling.
     """
     rng = np.random.default_rng((seed, epoch))
-    size = len(treatments)
+    size = len(groups)
     if sampling == "uniform":
         return rng.permutation(size)
     if sampling != "balanced":
         raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
-    _, codes = np.unique(treatments, return_inverse=True)
-    groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    share, rest = divmod(size, len(groups))
-    lucky = set(rng.permutation(len(groups))[:rest])
-    drawn = [_cycle(rng, group, share + (i in lucky)) for i, group in enumerate(groups)]
+    _, codes = np.unique(groups, return_inverse=True)
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    share, rest = divmod(size, len(members))
+    lucky = set(rng.permutation(len(members))[:rest])
+    drawn = [_cycle(rng, group, share + (i in lucky)) for i, group in enumerate(members)]
     return rng.permutation(np.concatenate(drawn))
 
 
@@ -123,7 +169,7 @@ def training_minibatches(
         are left out of that epoch.
       epochs: how many times all cells are visited.
       seed: of the order.
-      sampling: see `epoch_order`.
+      sampling: see `balanced_groups`.
       process: (index, count) of this process; it reads its contiguous share of each minibatch.
 
     Returns:
@@ -131,19 +177,19 @@ def training_minibatches(
       and `set_state` continue anywhere.
 
     Raises:
-      BadUse: the minibatch is larger than the set, or not divisible among processes.
+      BadUse: the minibatch is larger than the set, or not divisible among processes; or as
+        `balanced_groups`.
     """
     steps = steps_per_epoch(len(rows), minibatch_size)
     part, count = process
     if minibatch_size % count:
         raise BadUse(f"a minibatch of {minibatch_size} cells cannot be shared by {count} processes")
     local = minibatch_size // count
-    compound, dose = cells.table["compound"].to_numpy(), cells.table["concentration"].to_numpy()
-    treatments = pd.MultiIndex.from_arrays([compound[rows], dose[rows]]).factorize()[0]
+    groups = balanced_groups(cells.table.iloc[rows], sampling)
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        return rows[epoch_order(treatments, seed=seed, epoch=epoch, sampling=sampling)]
+        return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling)]
 
     def read(number: int) -> dict[str, np.ndarray]:
         epoch, step = divmod(number, steps)

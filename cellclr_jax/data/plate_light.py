@@ -28,14 +28,16 @@ class PlateLight:
     plate: str
     fields: tuple[Field, ...]
     channels: tuple[str, ...]
+    method: str
     path: Path
 
 
-def light_files(source: Source, data_dir: Path) -> dict[str, Path]:
+def light_files(source: Source, method: str, data_dir: Path) -> dict[str, Path]:
     """Where the light of each plate lies, or will: other fields or channels are another file.
 
     Args:
       source: fields of raw plates.
+      method: of the fit.
       data_dir: the lights lie in its folder `illumination`.
     """
     contents = describe_contents(source)
@@ -44,18 +46,21 @@ def light_files(source: Source, data_dir: Path) -> dict[str, Path]:
         # A name for any file system.
         plate: data_dir
         / _FOLDER
-        / f"{quote(plate, safe='')}-{held['digest'][:_DIGITS]}-{channels}-v{FIT_VERSION}.npz"
+        / f"{quote(plate, safe='')}-{held['digest'][:_DIGITS]}-{channels}-{method}{FIT_VERSION}.npz"
         for plate, held in contents.items()
     }
 
 
-def fit_light(source: Source, files: Mapping[str, Path], run: MapInOrder, show: bool) -> None:
+def fit_light(
+    source: Source, method: str, files: Mapping[str, Path], run: MapInOrder, show: bool
+) -> None:
     """Fits the light of every plate of a source, unless it is there.
 
     A plate of which not one field can be read gets none: its fields are named when they are cut.
 
     Args:
       source: fields of raw plates.
+      method: one of `illumination.METHODS`.
       files: `light_files` of it.
       run: `map`, in many processes.
       show: whether progress is shown.
@@ -64,7 +69,7 @@ def fit_light(source: Source, files: Mapping[str, Path], run: MapInOrder, show: 
     for field in source.fields:
         members.setdefault(field.plate, []).append(field)
     missing = [
-        PlateLight(plate, tuple(fields), source.channels, files[plate])
+        PlateLight(plate, tuple(fields), source.channels, method, files[plate])
         for plate, fields in members.items()
         if not files[plate].exists()
     ]
@@ -85,7 +90,7 @@ def fit_one(plate: PlateLight) -> str:
     if plate.path.exists():
         return ""
     try:
-        light = fit_plate(plate.fields, plate.channels)
+        light = fit_plate(plate.fields, plate.channels, plate.method)
     except BadData as error:
         return f"the light of {plate.plate} is not corrected: {error}"
     light.save(plate.path)

@@ -51,7 +51,7 @@ class Progress:
         self._bar.update(units)
         if self._lines and _parts(self._done, self._total) > before:
             rate = self._done / max(time.monotonic() - self._began, 1e-9)
-            left = tqdm.format_interval((self._total - self._done) / rate)
+            left = tqdm.format_interval(round((self._total - self._done) / rate))
             found = f"{self._cells:,} cells, " if self._cells else ""
             print(
                 f"{self._done:,}/{self._total:,} {self._what}, {found}"
@@ -130,7 +130,7 @@ class FilesProgress:
         if not self._lines or _parts(self._most, self._total) == _parts(before, self._total):
             return
         rate = (done - self._before) / max(time.monotonic() - self._began, 1e-9)
-        left = tqdm.format_interval(max(self._total - done, 0) / max(rate, 1e-9))
+        left = tqdm.format_interval(round(max(self._total - done, 0) / max(rate, 1e-9)))
         print(
             f"{tqdm.format_sizeof(done)}B/{tqdm.format_sizeof(self._total)}B of "
             f"{len(self._sizes)} files {self._task}, {tqdm.format_sizeof(rate)}B/s, {left} left",

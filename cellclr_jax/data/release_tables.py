@@ -13,7 +13,6 @@ from cellclr_jax.data.fields import COLUMNS, Field, Request
 from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.release_names import CONTROL, IMAGE_CSV, MOA_CSV
 
-
 # The metadata of every field of a release.
 RELEASE_COLUMNS = (
     "plate",

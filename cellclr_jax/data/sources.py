@@ -76,7 +76,8 @@ def raw_fields(request: Request) -> Source:
         raise BadData(
             f"{named(request.inputs)}: none of its folders "
             f"({some_of([folder for folder, _ in found])}) holds a wanted file of "
-            f"{tables['image table']}, such as {table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
+            f"{tables['image table']}, such as "
+            f"{table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
         )
     kept = [field for field in fields if field.plate in present]
     problems: list[tuple[str, str]] = []

@@ -1,6 +1,7 @@
 """Percentiles of raw intensities by plate, which the `percentile` normalisation scales by."""
 
 import numpy as np
+import pandas as pd
 
 from cellclr_jax.data.pipeline import Cells
 
@@ -9,6 +10,8 @@ def plate_percentiles(
     cells: Cells, *, low: float = 1.0, high: float = 99.9, per_plate: int = 256, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentiles of each channel over a random sample of each plate's cells.
+
+    Where no plates are told, all cells are of one.
 
     Args:
       cells: the dataset.
@@ -21,7 +24,8 @@ def plate_percentiles(
       (low, high), each [N, C] float32: every cell has its plate's.
     """
     rng = np.random.default_rng(seed)
-    plates, codes = np.unique(cells.table["plate"].to_numpy(str), return_inverse=True)
+    names = cells.table.get("plate", pd.Series("", cells.table.index))
+    plates, codes = np.unique(names.to_numpy(str), return_inverse=True)
     table = np.empty((2, len(plates), cells.image_shape[-1]), np.float32)
     for i in range(len(plates)):
         members = np.flatnonzero(codes == i)

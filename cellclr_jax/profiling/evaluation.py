@@ -104,8 +104,9 @@ def evaluate(wells: pd.DataFrame, protocol: Protocol | None = None) -> Evaluatio
       protocol: the settings; the defaults where None.
 
     Returns:
-      The evaluation. A correction that cannot be fitted (a batch without controls) and a score
-      that does not exist (one batch alone) are undefined, with the reason, not errors.
+      The evaluation. A correction that cannot be fitted (a batch without controls, no batch
+      known) and a score that does not exist (one batch alone) are undefined, with the reason, not
+      errors.
 
     Raises:
       BadData: no annotated treatment; a well is listed twice; a feature is not finite;
@@ -224,6 +225,9 @@ def _corrected(
         # TVN begins with whitening.
         return {**found, "whitening": str(error), "tvn": str(error)}
     found["whitening"] = whitened
+    if not any(batches):
+        # Aligning one nameless batch with itself would repeat whitening under TVN's name.
+        return {**found, "tvn": "no batch is known"}
     try:
         found["tvn"] = correction.coral(
             whitened, is_control, batches, regularization=ridge, relative=relative

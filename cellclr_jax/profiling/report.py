@@ -1,8 +1,6 @@
 """Writes an evaluation down: metrics.json, profile tables, figures, the HTML page, the console."""
 
-import base64
 import functools
-import html
 import json
 import os
 import sys
@@ -14,65 +12,72 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.profiling import figures
+from cellclr_jax.profiling.cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.evaluation import (
     Evaluation,
     describe_protocol,
     describe_scores,
 )
 from cellclr_jax.profiling.moa import Score
+from cellclr_jax.profiling.page import render_report
+from cellclr_jax.profiling.probes import TITLES
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-img { max-width: 100%; height: auto; }
-.undefined { color: #6b4a00; }
-"""
+# Files of an evaluation that it may do without.
+_OPTIONAL = (
+    "wells.parquet",
+    "treatments.parquet",
+    "neighbours.csv",
+    "cells.parquet",
+    "confusion_*.png",
+    "tsne_*.png",
+)
 
 
 def write_evaluation(
     out_dir: str | Path,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     *,
     name: str = "trained",
     baselines: Mapping[str, Evaluation] | None = None,
     details: Mapping[str, object] | None = None,
+    cells: CellEvaluation | None = None,
 ) -> dict[str, object]:
-    """Writes metrics.json, wells and treatments, neighbours, figures and report.html.
+    """Writes metrics.json, wells and treatments, neighbours, cells, figures and report.html.
 
     Each file is written under another name and then moved into place: whoever reads the folder
     finds a whole file or none.
 
     Args:
       out_dir: the folder; made where it is missing.
-      evaluation: the profiles this is about.
+      evaluation: the profiles this is about; None where no treatment can be scored.
       name: what they are called in the report.
       baselines: other profiles of the same cells ('untrained', 'intensity'), by name.
       details: what else belongs to the record (step, checkpoint, cells), JSON values; it goes to
         metrics["run"] and into the report.
+      cells: the evaluation cell by cell, where there is one; its features of this name are written.
 
     Returns:
       What was written to metrics.json.
     """
-    out, baselines = Path(out_dir), dict(baselines or {})
+    out, files = Path(out_dir), {}
     out.mkdir(parents=True, exist_ok=True)
-    with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
-        drawn, skipped = figures.draw(evaluation)
-    metrics = describe(evaluation, name=name, baselines=baselines, details=details)
-    metrics["figures_skipped"] = skipped
+    metrics = describe(evaluation, name=name, baselines=baselines, details=details, cells=cells)
+    drawn: dict[str, bytes] = {}
+    skipped: dict[str, str] = {}
+    if evaluation is not None:
+        with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
+            drawn, skipped = figures.draw(evaluation)
+        metrics["figures_skipped"] = skipped
+        files = _profile_files(evaluation)
+    if cells is not None:
+        files["cells.parquet"] = cell_table(cells, name).to_parquet
+    files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
     page = render_report(metrics, drawn)
-    # Where there is a metrics.json, all that it speaks of is there too: it goes first, comes last.
-    (out / "metrics.json").unlink(missing_ok=True)
-    for file, png in drawn.items():
-        _write(out / file, functools.partial(Path.write_bytes, data=png))
+    _clear(out, set(files))
     for file in skipped:
         (out / file).unlink(missing_ok=True)  # an earlier evaluation's figure would mislead
-    _write(out / "wells.parquet", evaluation.wells.to_parquet)
-    _write(out / "treatments.parquet", evaluation.treatments.to_parquet)
-    table = neighbours_table(evaluation)
-    _write(out / "neighbours.csv", lambda path: table.to_csv(path, index=False))
+    for file, write in files.items():
+        _write(out / file, write)
     _write(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _write(out / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -80,39 +85,44 @@ def write_evaluation(
 
 
 def describe(
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     *,
     name: str = "trained",
     baselines: Mapping[str, Evaluation] | None = None,
     details: Mapping[str, object] | None = None,
+    cells: CellEvaluation | None = None,
 ) -> dict[str, object]:
     """What goes into metrics.json; see `write_evaluation`.
 
     Returns:
       {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
       "accuracy"}, "nscb": {…}, "drop"}}, "baselines": {name: scores}, "baseline_protocols":
-      {name: {…}} of those whose settings differ, "data": counts, "notes": [str], "run": details}.
+      {name: {…}} of those whose settings differ, "data": counts, "notes": [str], "run": details,
+      "cells": see `cells.describe_cells`}; without an evaluation of treatments only "profiles",
+      "notes", "run" and "cells".
       Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
       null, "total": 0, "accuracy": null, "undefined": reason}.
     """
-    baselines = baselines or {}
-    notes = [*evaluation.notes]
-    for baseline, other in baselines.items():
-        notes += [f"{baseline}: {note}" for note in other.notes if note not in evaluation.notes]
-    return {
-        "profiles": name,
-        "protocol": describe_protocol(evaluation),
-        "scores": describe_scores(evaluation),
-        "baselines": {key: describe_scores(other) for key, other in baselines.items()},
-        "baseline_protocols": {
-            key: describe_protocol(other)
-            for key, other in baselines.items()
-            if other.protocol != evaluation.protocol
-        },
-        "data": evaluation.data,
-        "notes": notes,
-        "run": dict(details or {}),
-    }
+    described: dict[str, object] = {"profiles": name}
+    notes: list[str] = []
+    if evaluation is not None:
+        baselines = baselines or {}
+        notes += evaluation.notes
+        for baseline, other in baselines.items():
+            notes += [f"{baseline}: {note}" for note in other.notes if note not in evaluation.notes]
+        described |= {
+            "protocol": describe_protocol(evaluation),
+            "scores": describe_scores(evaluation),
+            "baselines": {key: describe_scores(other) for key, other in baselines.items()},
+            "baseline_protocols": {
+                key: describe_protocol(other)
+                for key, other in baselines.items()
+                if other.protocol != evaluation.protocol
+            },
+            "data": evaluation.data,
+        }
+    described |= {"notes": notes, "run": dict(details or {})}
+    return described | ({} if cells is None else {"cells": describe_cells(cells)})
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
@@ -158,46 +168,49 @@ def print_scores(
             print(f"note: {note}", file=out)
 
 
-def render_report(metrics: Mapping[str, object], pngs: Mapping[str, bytes]) -> str:
-    """The HTML page: scores, protocol, data, notes, figures, in one file without scripts.
+def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
+    """Prints the balanced accuracies of the probes as a table, or why there are none."""
+    out, described = file or sys.stdout, describe_cells(cells)
+    if cells.undefined:
+        print(f"cells are not scored: {cells.undefined}", file=out)
+    else:
+        kept = f" by {cells.grouped_by}" if cells.grouped_by else ""
+        print(
+            f"classes by {described['label_column']}: {len(described['classes'])} of "
+            f"{described['cells']:,} cells, {described['folds']} folds{kept}; balanced accuracy, "
+            f"guessing gives {100 * described['chance']:.1f} %",
+            file=out,
+        )
+        width = max(len("features"), *(len(name) for name in cells.probes))
+        print(f"{'features':{width}}", *(f"{t:>19}" for t in TITLES.values()), file=out)
+        for name, probe in cells.probes.items():
+            shares = [f"{100 * probe.scores[kind].balanced_accuracy:.1f} %" for kind in TITLES]
+            print(f"{name:{width}}", *(f"{share:>19}" for share in shares), file=out)
+    for note in described["notes"]:
+        print(f"note: {note}", file=out)
 
-    Args:
-      metrics: what `describe` returns.
-      pngs: figures by file name; they are laid into the page.
-    """
-    sets = {str(metrics["profiles"]): metrics["scores"], **_mapping(metrics["baselines"])}
-    rows = [
-        _score_row(name, correction, _mapping(entry))
-        for name, scores in sets.items()
-        for correction, entry in _mapping(scores).items()
-    ]
-    head = "".join(
-        f"<th>{title}</th>" for title in ("Profiles", "Correction", "NSC", "NSCB", "Drop (points)")
-    )
-    body = [
-        "<h1>Mechanism of action by nearest neighbour</h1>",
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
-        "<p>NSC: the nearest treatment of another compound has the same mechanism. NSCB: of "
-        "another compound and another experimental batch. Drop: NSC − NSCB, in percentage points; "
-        "a large drop says that profiles resemble their batch.</p>",
-        *_section("Notes", _list(metrics["notes"])),
-        *_section("Protocol", _definitions(_mapping(metrics["protocol"]))),
-        *_section("Data", _definitions(_mapping(metrics["data"]))),
-        *_section("Run", _definitions(_mapping(metrics["run"]))),
-        "<h2>Figures</h2>",
-        *(_image(file, png) for file, png in pngs.items()),
-        *(
-            f"<p class='undefined'>{_escape(file)} was not drawn: {_escape(reason)}</p>"
-            for file, reason in _mapping(metrics.get("figures_skipped", {})).items()
-        ),
-    ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>CellCLR evaluation</title><style>{_STYLE}</style></head>\n<body>"
-        + "\n".join(body)
-        + "</body></html>\n"
-    )
+
+def _clear(out: Path, files: set[str]) -> None:
+    """Removes an earlier evaluation's metrics.json, and what it wrote that this one will not."""
+    metrics = out / "metrics.json"
+    if not metrics.exists():
+        return  # files of these names may be somebody else's
+    # Where there is a metrics.json, all that it speaks of is there too: it goes first, comes last.
+    metrics.unlink()
+    for pattern in _OPTIONAL:
+        for path in out.glob(pattern):
+            if path.name not in files:
+                path.unlink()
+
+
+def _profile_files(evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
+    """What writes each table of an evaluation of treatments."""
+    table = neighbours_table(evaluation)
+    return {
+        "wells.parquet": evaluation.wells.to_parquet,
+        "treatments.parquet": evaluation.treatments.to_parquet,
+        "neighbours.csv": lambda path: table.to_csv(path, index=False),
+    }
 
 
 def _labelled(score: Score, correction: str, kind: str) -> pd.DataFrame:
@@ -213,71 +226,6 @@ def _cell(score: Score) -> str:
     if score.accuracy is None:
         return "undefined"
     return f"{score.correct}/{score.total} ({100 * score.accuracy:.1f} %)"
-
-
-def _score_row(name: str, correction: str, entry: Mapping[str, object]) -> str:
-    """One row of the page's table of scores."""
-    cells = []
-    for kind in ("nsc", "nscb"):
-        score = _mapping(entry[kind])
-        if "undefined" in score:
-            cells.append(f"<td class='undefined'>undefined: {_escape(score['undefined'])}</td>")
-        else:
-            percent = f"{100 * float(str(score['accuracy'])):.1f} %"
-            count = f"{score['correct']}/{score['total']}"
-            cells.append(f"<td class='number'>{count} ({percent})</td>")
-    drop = "undefined" if entry["drop"] is None else f"{float(str(entry['drop'])):.1f}"
-    return (
-        f"<tr><td>{_escape(name)}</td><td>{_escape(correction)}</td>{''.join(cells)}"
-        f"<td class='number'>{drop}</td></tr>"
-    )
-
-
-def _section(title: str, content: str) -> list[str]:
-    """A heading and its content; nothing where there is none."""
-    return [f"<h2>{title}</h2>", content] if content else []
-
-
-def _list(items: object) -> str:
-    """An unordered list."""
-    entries = "".join(f"<li>{_escape(item)}</li>" for item in list(items))  # type: ignore[call-overload]
-    return f"<ul>{entries}</ul>" if entries else ""
-
-
-def _definitions(values: Mapping[str, object]) -> str:
-    """A table of names and values."""
-    rows = "".join(
-        f"<tr><td>{_escape(key.replace('_', ' '))}</td><td>{_escape(_plain(value))}</td></tr>"
-        for key, value in values.items()
-    )
-    return f"<table>{rows}</table>" if rows else ""
-
-
-def _plain(value: object) -> str:
-    """A setting in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
-
-
-def _image(file: str, png: bytes) -> str:
-    """A figure within the page."""
-    data = base64.b64encode(png).decode("ascii")
-    return f"<p><img alt='{_escape(file)}' src='data:image/png;base64,{data}'></p>"
-
-
-def _escape(value: object) -> str:
-    """Text that is safe in HTML, attributes included."""
-    return html.escape(str(value), quote=True)
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    """The value, known to be a JSON object."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"a mapping was expected, not {type(value).__name__}")
-    return value
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

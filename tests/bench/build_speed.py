@@ -49,7 +49,13 @@ def main() -> None:
 
 def build(release: Path, data_dir: Path, fields: int, workers: int) -> None:
     """Builds as a user would and prints the rate."""
-    command = [sys.executable, "-m", "cellclr_jax.build", "--source=raw", "--illumination"]
+    command = [
+        sys.executable,
+        "-m",
+        "cellclr_jax.build",
+        "--source=raw",
+        "--illumination=regression",
+    ]
     command += [f"--input={release}", f"--data_dir={data_dir}", f"--workers={workers}"]
     began = time.monotonic()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -84,7 +90,7 @@ def steps(release: Path) -> None:
     fields = open_source("raw", Request((release,))).fields[:STEPS_REPEATED]
     settings = CropSettings(96, RAW_CHANNELS, RELEASE_COLUMNS)
     images = [read_field(field.files) for field in fields]
-    fit = IlluminationFit()
+    fit = IlluminationFit(RAW_CHANNELS)
     for image in images:
         fit.add(image)
     light = fit.result()

@@ -1,0 +1,233 @@
+"""How well nuclei are found: real fields drawn by hand, simulated ones, speed, and robustness.
+
+    python tests/bench/nuclei.py [--shared=DIR] [--robust]
+
+prints, for `segment_nuclei` with its default settings and for the textbook's Otsu threshold with a
+distance watershed: F1 of objects at an intersection over union of 0.5 and of 0.7 with every drawn
+region counted ("all"), and both again with precision and recall of centres, splits and merges,
+where true regions below 100 pixels, the segmentation's smallest, are set aside (see
+`tests/nuclei_scores.py`; nuclei at the border count like all others, for both methods). Then the
+second set of measures on simulated untreated fields of three densities and three blurs, whose
+truth is known, and the time for one field of 1024x1280 on one core.
+
+`--robust` also varies every constant by a quarter up and down, and chooses the constants that
+split touching nuclei anew for each real field from the eleven others.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from scipy import ndimage
+from skimage import measure
+from skimage.feature import peak_local_max
+from skimage.filters import gaussian, threshold_otsu
+from skimage.segmentation import watershed
+
+from cellclr_jax.data import segmentation
+from cellclr_jax.data.segmentation import segment_nuclei
+from cellclr_jax.data.simulation.camera import Optics, expose
+from cellclr_jax.data.simulation.painter import paint_field
+from cellclr_jax.data.simulation.phenotypes import UNTREATED
+from cellclr_jax.data.simulation.population import Population
+from cellclr_jax.data.simulation.textures import texture_bank
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+from nuclei_scores import SMALLEST, Score, compare, hand_drawn_fields  # noqa: E402
+
+Field = tuple[str, np.ndarray, np.ndarray]  # name, image [H, W], true labels [H, W]
+Method = Callable[[np.ndarray], np.ndarray]
+
+DENSITIES = (0.5, 1.0, 2.0)  # of the simulator's usual one, about 100 cells a field
+BLURS = (0.8, 2.0, 3.5)  # standard deviation in pixels: in focus, as most, badly out of focus
+SHAPE = (1024, 1280)
+REPEATS = 7
+SPACING = 8  # pixels between the peaks of the textbook's method
+# Every number that decides the segmentation; `notch` and `sigma` are settings.
+CONSTANTS: dict[str, float] = {
+    "sigma": 1.0,
+    "notch": 1.4,
+    "_BACKGROUND_PERCENTILE": segmentation._BACKGROUND_PERCENTILE,
+    "_NOISE_UNITS": segmentation._NOISE_UNITS,
+    "_LARGEST_HOLE": segmentation._LARGEST_HOLE,
+    "_WINDOW": segmentation._WINDOW,
+    "_STEP": segmentation._STEP,
+    "_LINE": segmentation._LINE,
+    "_LINE_NOISE_UNITS": segmentation._LINE_NOISE_UNITS,
+    "_DEPTH_SIGMA": segmentation._DEPTH_SIGMA,
+    "_BRIGHTNESS_SIGMA": segmentation._BRIGHTNESS_SIGMA,
+    "_BRIGHTNESS_WEIGHT": segmentation._BRIGHTNESS_WEIGHT,
+    "_OUTLINE": segmentation._OUTLINE,
+}
+
+
+def textbook(image: np.ndarray) -> np.ndarray:
+    """Otsu's threshold, a watershed on the distance to the background, the same smallest area."""
+    smooth = gaussian(image.astype(np.float32), 1, preserve_range=True)
+    mask = ndimage.binary_fill_holes(smooth > threshold_otsu(smooth))
+    depth = ndimage.distance_transform_edt(mask)
+    peaks = peak_local_max(gaussian(depth, 2), min_distance=SPACING, labels=mask.astype(int))
+    seeds = np.zeros(image.shape, np.int32)
+    seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    labels = watershed(-depth, seeds, mask=mask)
+    labels[np.bincount(labels.ravel())[labels] < SMALLEST] = 0
+    return labels
+
+
+METHODS: dict[str, Method] = {"segment_nuclei": segment_nuclei, "textbook": textbook}
+
+
+def simulated_field(density: float, blur: float, seed: int = 1) -> Field:
+    """An untreated field [1024, 1280] and its truth."""
+    cells = Population(UNTREATED, UNTREATED, 0.0, density=density)
+    rng = np.random.default_rng(seed)
+    field = paint_field(rng, cells, texture_bank(0), height=SHAPE[0], width=SHAPE[1])
+    image = expose(rng, field.image, Optics(focus=(blur, blur, blur)))[0]
+    # Connected regions, as in the hand-drawn fields: an anaphase's two plates are two.
+    truth = measure.label(field.labels, connectivity=1)
+    return f"density {density}, blur {blur}", image, truth
+
+
+def scored(fields: Iterable[Field], method: Method) -> dict[str, tuple[Score, Score]]:
+    """By name, and of all together as "total": every region counted, and with small ones aside."""
+    table = {}
+    for name, image, truth in fields:
+        labels = method(image)
+        table[name] = compare(truth, labels), compare(truth, labels, SMALLEST)
+    every, large = zip(*table.values(), strict=True)
+    table["total"] = sum(every, Score()), sum(large, Score())
+    return table
+
+
+def print_scores(title: str, fields: list[Field]) -> None:
+    """Prints one table a method."""
+    for name, method in METHODS.items():
+        print(f"\n{title}, {name}")
+        print(
+            f"{'':24s}|{'all':^21s}|{f'from {SMALLEST} pixels on':^61s}\n"
+            f"{'':24s}|{'F1 0.5':>7s}{'F1 0.7':>7s}{'true':>6s} |{'F1 0.5':>7s}{'F1 0.7':>7s}"
+            f"{'true':>6s}{'found':>6s}{'precision':>10s}{'recall':>7s}{'splits':>7s}{'merges':>7s}"
+        )
+        for row, (every, large) in scored(fields, method).items():
+            print(f"{row[:23]:24s}|{_cells(every)}{every.true:6d} |{_cells(large)}{_rest(large)}")
+
+
+def _cells(score: Score) -> str:
+    return f"{score.f1_half:7.3f}{score.f1_most:7.3f}"
+
+
+def _rest(score: Score) -> str:
+    return (
+        f"{score.true:6d}{score.found:6d}{score.precision:10.3f}{score.recall:7.3f}"
+        f"{score.splits:7d}{score.merges:7d}"
+    )
+
+
+def print_times(fields: list[Field]) -> None:
+    """Prints seconds of one core for one field, the best of several."""
+    print(f"\nseconds of one core for {SHAPE[0]}x{SHAPE[1]}, best of {REPEATS}")
+    for name, image, _ in fields:
+        row = f"{name[:23]:24s}"
+        for kind, method in METHODS.items():
+            seconds = []
+            for _ in range(REPEATS):
+                began = time.process_time()
+                method(image)
+                seconds.append(time.process_time() - began)
+            row += f"  {kind} {min(seconds):.3f}"
+        print(row)
+
+
+def mosaic(fields: list[Field]) -> Field:
+    """Real fields side by side, cut to 1024x1280: far denser than a field of a screen."""
+    images = [image for _, image, truth in fields if truth.any()][:4]
+    whole = np.concatenate([np.concatenate(images[:2], 1), np.concatenate(images[2:], 1)], 0)
+    return "real fields, four", whole[: SHAPE[0], : SHAPE[1]], np.zeros(0)
+
+
+def altered(changes: dict[str, float]) -> Method:
+    """`segment_nuclei` with other constants."""
+    settings: dict[str, Any] = {k: v for k, v in changes.items() if not k.startswith("_")}
+    constants = {k: v for k, v in changes.items() if k.startswith("_")}
+
+    def method(image: np.ndarray) -> np.ndarray:
+        with mock.patch.dict(vars(segmentation), constants):
+            return segment_nuclei(image, **settings)
+
+    return method
+
+
+def print_variations(real: list[Field], simulated: list[Field]) -> None:
+    """Prints what a quarter more or less of each constant does to the totals."""
+    print(f"\nconstants varied by a quarter\n{'':30s}|{'real, all':^15s}", end="")
+    print(f"|{f'real, from {SMALLEST}':^24s}|{f'simulated, from {SMALLEST}':^24s}")
+    for name, value in {"": 0.0, **CONSTANTS}.items():
+        for share in (0.75, 1.25) if name else (1.0,):
+            other = value * share
+            if name == "_WINDOW":  # an odd number of pixels
+                other = value - 2 if share < 1 else value + 2
+            method = altered({name: other} if name else {})
+            every, large = scored(real, method)["total"]
+            ours = scored(simulated, method)["total"][1]
+            row = f"{name} {other:.4g}" if name else "as it is"
+            recalls = f"{large.recall:7.3f}", f"{ours.recall:7.3f}"
+            print(f"{row:30s}|{_cells(every)} |{_cells(large)}{recalls[0]}   ", end="")
+            print(f"|{_cells(ours)}{recalls[1]}", flush=True)
+
+
+def print_left_out(fields: list[Field]) -> None:
+    """Prints the totals where each field is segmented with what is best on the others."""
+    grid = [
+        {"notch": notch, "_LINE": line, "_WINDOW": window}
+        for notch, line, window in itertools.product(
+            (1.05, 1.4, 1.75), (0.1275, 0.17, 0.2125), (3, 5, 7)
+        )
+    ]
+    tables = [scored(fields, altered(changes)) for changes in grid]
+    names = [name for name, _, _ in fields]
+    sums, chosen = [Score(), Score()], []
+    for left in names:
+        merits = []
+        for table in tables:
+            others = sum((table[name][0] for name in names if name != left), Score())
+            merits.append(others.f1_half + others.f1_most)
+        best = int(np.argmax(merits))
+        chosen.append(best)
+        sums = [total + one for total, one in zip(sums, tables[best][left], strict=True)]
+    print("\nconstants chosen on eleven fields, measured on the twelfth")
+    print(f"all {_cells(sums[0])}, from {SMALLEST} pixels on {_cells(sums[1])}{_rest(sums[1])}")
+    for best in sorted(set(chosen)):
+        print(f"  chosen {chosen.count(best):2d} times: {grid[best]}")
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    beside = os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=beside, help="where data/nuclei lies")
+    parser.add_argument("--robust", action="store_true", help="vary and re-choose the constants")
+    args = parser.parse_args()
+    real = hand_drawn_fields(args.shared / "data" / "nuclei")
+    simulated = [simulated_field(*pair) for pair in itertools.product(DENSITIES, BLURS)]
+    if real:
+        print_scores("real fields", real)
+    else:
+        print(f"no real fields at {args.shared}/data/nuclei: set CELLCLR_SHARED or --shared")
+    print_scores("simulated fields", simulated)
+    print_times([simulated[4], simulated[7], *([mosaic(real)] if real else [])])
+    if args.robust and real:
+        print_variations(real, simulated)
+        print_left_out(real)
+
+
+if __name__ == "__main__":
+    main()
