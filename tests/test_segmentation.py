@@ -258,11 +258,11 @@ def test_real_nuclei_are_found_and_outlined_as_by_hand(drawn):
         large += compare(truth, labels, SMALLEST)
     # Otsu's threshold and a distance watershed reach 0.89, 0.84 and, without fragments, 0.93.
     assert every.f1_half > 0.93
-    assert every.f1_most > 0.91
+    assert every.f1_most > 0.915
     assert large.f1_half > 0.97
-    assert large.f1_most > 0.95
+    assert large.f1_most > 0.955
     assert large.recall > 0.968
-    assert large.precision > 0.985
+    assert large.precision > 0.99
 
 
 @pytest.mark.parametrize("blur", [0.8, 3.5])

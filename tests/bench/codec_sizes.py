@@ -1,6 +1,6 @@
 """What a cell's pixels take of the disk and of a core's time, by the way they are stored.
 
-    python tests/bench/codecs.py [--cells=1024] [--data_dir=DIR --dataset=annotated]
+    python tests/bench/codec_sizes.py [--cells=1024] [--data_dir=DIR --dataset=annotated]
 
 Every way is written to an array_record file, one record a chunk, and read back in random order, on
 one core and with the file in the system's cache; what counts is the processor's time. Without
