@@ -22,7 +22,7 @@ from absl import flags
 from cellclr_jax import build_flags, cli
 
 if TYPE_CHECKING:
-    from cellclr_jax.data.cell_builder import CellBuilder
+    from cellclr_jax.data.building.cell_builder import CellBuilder
     from cellclr_jax.data.fields import Request, Source
 
 FLAGS = flags.FLAGS
@@ -56,8 +56,8 @@ def main() -> None:
 
 def _download() -> None:
     """Fetches the plates into the input folder."""
-    from cellclr_jax.data.download import download_release
-    from cellclr_jax.data.release_names import RELEASE_URL
+    from cellclr_jax.data.download.release import download_release
+    from cellclr_jax.data.tables.release_names import RELEASE_URL
 
     (folder,) = build_flags.inputs()
     download_release(
@@ -67,8 +67,8 @@ def _download() -> None:
 
 def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -> Path:
     """Builds from an opened source."""
-    from cellclr_jax.data import cell_builder, manifest
-    from cellclr_jax.data.contents import describe_contents
+    from cellclr_jax.data.building import cell_builder, manifest
+    from cellclr_jax.data.building.contents import describe_contents
 
     if source.absent_plates:
         print(manifest.describe_absent(source.absent_plates), flush=True)
@@ -145,7 +145,8 @@ def _is_to_be_extended(path: Path, source: "Source") -> bool:
     Raises:
       BadUse: it was built with other settings, or from something else.
     """
-    from cellclr_jax.data import contents, index
+    from cellclr_jax.data import index
+    from cellclr_jax.data.building import contents
 
     _refuse_other_settings(path, source.channels)
     built = index.read_manifest(path)["origin"].get("contents", {})
@@ -160,7 +161,8 @@ def _is_to_be_extended(path: Path, source: "Source") -> bool:
 
 def _refuse_other_settings(path: Path, channels: tuple[str, ...]) -> None:
     """Raises BadUse where a finished dataset was built with other settings."""
-    from cellclr_jax.data import index, manifest
+    from cellclr_jax.data import index
+    from cellclr_jax.data.building import manifest
 
     built: dict[str, Any] = index.read_manifest(path)["settings"]
     _refuse_other(path, manifest.differences(built, build_flags.settings(channels)))
@@ -185,7 +187,8 @@ def _say_built(path: Path) -> None:
 
 def _summarize(path: Path) -> None:
     """Prints what came of a build."""
-    from cellclr_jax.data import index, manifest
+    from cellclr_jax.data import index
+    from cellclr_jax.data.building import manifest
 
     print(manifest.summarize(index.read_manifest(path), index.read_cells(path)))
     print(f"built {path}")
@@ -193,7 +196,8 @@ def _summarize(path: Path) -> None:
 
 def _write_page(path: Path) -> None:
     """Writes the quality page of a finished dataset."""
-    from cellclr_jax.data import index, plate_light
+    from cellclr_jax.data import index
+    from cellclr_jax.data.building import plate_light
     from cellclr_jax.data.quality_page import write_quality_page
 
     names = index.read_manifest(path)["origin"].get("illumination", {})

@@ -14,14 +14,15 @@ from array_record.python import array_record_module
 from tiny_release import HEIGHT, PLATES, WIDTH, disc_field, file_name, write_release
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import cell_builder, index, pieces, shards
+from cellclr_jax.data import index
 from cellclr_jax.data.bbbc021 import Bbbc021
-from cellclr_jax.data.cell_builder import CellConfig, Plan
-from cellclr_jax.data.dataset_folder import swap_in
+from cellclr_jax.data.building import cell_builder, pieces, shards
+from cellclr_jax.data.building.cell_builder import CellConfig, Plan
+from cellclr_jax.data.building.dataset_folder import swap_in
 from cellclr_jax.data.extraction import CropSettings
-from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.images.image_files import read_field
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
 # The disc nearest to a corner has no room for a crop.
 CELLS_A_FIELD, FIELDS = 4, 6

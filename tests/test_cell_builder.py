@@ -12,13 +12,14 @@ import tifffile
 from tiny_release import CENTERS, PLATES, WELLS, file_name, write_release
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import cell_builder, index, pieces
+from cellclr_jax.data import index
 from cellclr_jax.data.bbbc021 import Bbbc021
-from cellclr_jax.data.cell_builder import CellConfig, Plan
-from cellclr_jax.data.contents import describe_contents
+from cellclr_jax.data.building import cell_builder, pieces
+from cellclr_jax.data.building.cell_builder import CellConfig, Plan
+from cellclr_jax.data.building.contents import describe_contents
 from cellclr_jax.data.extraction import CropSettings
-from cellclr_jax.data.release_tables import RELEASE_COLUMNS
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
 CROPS = CropSettings(32, RAW_CHANNELS, RELEASE_COLUMNS, min_area=60)
 BROKEN = Path("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
@@ -257,7 +258,7 @@ def test_every_field_has_a_row_with_its_quality(release, tmp_path):
 
 def test_work_on_a_cluster_that_fails_is_bad_data():
     pytest.importorskip("apache_beam")
-    from cellclr_jax.data.beam import map_on_beam, pipeline_options
+    from cellclr_jax.data.building.beam import map_on_beam, pipeline_options
 
     run = functools.partial(map_on_beam, runner="DirectRunner", options=pipeline_options(()))
     with pytest.raises(BadData, match="by zero"):

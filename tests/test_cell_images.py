@@ -9,9 +9,9 @@ import pytest
 import tifffile
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data import image_formats
-from cellclr_jax.data.image_files import cell_shape, read_cell
-from cellclr_jax.data.plate_files import ImageFile
+from cellclr_jax.data.images import image_formats
+from cellclr_jax.data.images.image_files import cell_shape, read_cell
+from cellclr_jax.data.images.plate_files import ImageFile
 
 
 @pytest.fixture

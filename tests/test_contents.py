@@ -3,7 +3,7 @@
 import pytest
 from tiny_release import PLATES, file_name, write_release, zip_plates
 
-from cellclr_jax.data.contents import contents_differences, describe_contents, is_extension
+from cellclr_jax.data.building.contents import contents_differences, describe_contents, is_extension
 from cellclr_jax.data.sources import Request, open_source
 
 FILE = ("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))

@@ -15,9 +15,9 @@ from tiny_release import (
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.extraction import CropSettings, extract_field
-from cellclr_jax.data.image_files import read_cell
-from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.images.image_files import read_cell
 from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
 
 @pytest.fixture

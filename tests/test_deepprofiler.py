@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.deepprofiler import deepprofiler_fields
 from cellclr_jax.data.fields import Request
-from cellclr_jax.data.image_files import read_cell
+from cellclr_jax.data.images.image_files import read_cell
+from cellclr_jax.data.sources.deepprofiler import deepprofiler_fields
 
 CHANNELS = ("DNA", "RNA", "ER", "AGP", "Mito")
 WELLS = (("P2", "A01", "DMSO"), ("P1", "B02", "taxol"))

@@ -16,12 +16,12 @@ from misbehaving_server import Served, serve
 from tiny_release import MOA, PLATES, write_csv, write_release, zip_plates
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.download import download_release
+from cellclr_jax.data.download.http_answers import Patience
+from cellclr_jax.data.download.release import download_release
 from cellclr_jax.data.fields import Request
-from cellclr_jax.data.http_answers import Patience
-from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.release_names import IMAGE_CSV, MOA_CSV
+from cellclr_jax.data.images.image_files import read_field
 from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV
 from cellclr_jax.lock import alone
 
 ZIPS = tuple(f"BBBC021_v1_images_{plate}.zip" for plate in PLATES)
@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 from absl import flags
 from cellclr_jax import cli
-from cellclr_jax.data.download import download_release
+from cellclr_jax.data.download.release import download_release
 
 url, folder = sys.argv.pop(), Path(sys.argv.pop())
 cli.run(lambda: print(download_release(folder, url=url, parallel=1)), "doc")

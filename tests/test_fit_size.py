@@ -7,7 +7,7 @@ from skimage.transform import resize_local_mean
 
 from cellclr_jax.cli import BadData
 from cellclr_jax.data.crops import extract_crops
-from cellclr_jax.data.fit_size import fit
+from cellclr_jax.data.images.fit_size import fit
 
 SHAPES = [(16, 16), (40, 40), (41, 29), (29, 64), (1, 40), (40, 1), (1, 1), (96, 95), (7, 200)]
 

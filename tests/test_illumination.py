@@ -14,8 +14,8 @@ from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import illumination
 from cellclr_jax.data.fields import Field
 from cellclr_jax.data.illumination import Illumination, IlluminationFit, fit_plate
+from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.light_field import block_means, relative_light
-from cellclr_jax.data.plate_files import ImageFile
 from cellclr_jax.data.simulation.camera import Optics, expose
 
 CHANNELS = ("dna", "tubulin", "actin")

@@ -9,9 +9,9 @@ import tifffile
 from tiny_release import file_name, write_crops, write_release
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data import image_files
-from cellclr_jax.data.image_files import ImageFile, crop_shape, read_cell, read_field
-from cellclr_jax.data.plate_files import find_tiffs
+from cellclr_jax.data.images import image_files
+from cellclr_jax.data.images.image_files import ImageFile, crop_shape, read_cell, read_field
+from cellclr_jax.data.images.plate_files import find_tiffs
 from cellclr_jax.data.sources import Request, open_source
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))

@@ -9,10 +9,10 @@ import pytest
 import tifffile
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import cell_groups
 from cellclr_jax.data.fields import Request
-from cellclr_jax.data.image_files import read_cell
-from cellclr_jax.data.image_folders import folder_fields
+from cellclr_jax.data.images.image_files import read_cell
+from cellclr_jax.data.sources import cell_groups
+from cellclr_jax.data.sources.image_folders import folder_fields
 
 TABLE = """path,cell_type,plate_id,Metadata_Well,Site,compound,dose
 control/a.png,round,P2,A01,1,DMSO,0

@@ -1,6 +1,6 @@
 """What a manifest tells about a dataset."""
 
-from cellclr_jax.data.manifest import differences
+from cellclr_jax.data.building.manifest import differences
 
 
 def test_differences_name_nested_settings_one_by_one() -> None:

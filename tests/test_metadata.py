@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import metadata
+from cellclr_jax.data.tables import metadata
 
 IMAGE_HEADER = (
     "TableNumber,ImageNumber,Image_FileName_DAPI,Image_PathName_DAPI,Image_FileName_Tubulin,"

@@ -6,8 +6,8 @@ import pytest
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Field
-from cellclr_jax.data.nuclei_tables import read_centers
-from cellclr_jax.data.plate_files import ImageFile
+from cellclr_jax.data.images.plate_files import ImageFile
+from cellclr_jax.data.tables.nuclei_tables import read_centers
 
 PLACES = [("P1", "B02", 1), ("P1", "B02", 2), ("P1", "C11", 1), ("P2", "B02", 1)]
 # (x, y) of each field's nuclei, as the programs write them.

@@ -14,10 +14,10 @@ import pytest
 from tiny_release import PLATES, PREFIX, write_release, zip_plates
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data import plate_files
 from cellclr_jax.data.fields import Request
-from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.plate_files import ImageFile, check_zip, find_tiffs, read_member
+from cellclr_jax.data.images import plate_files
+from cellclr_jax.data.images.image_files import read_field
+from cellclr_jax.data.images.plate_files import ImageFile, check_zip, find_tiffs, read_member
 from cellclr_jax.data.sources import open_source
 
 

@@ -6,8 +6,8 @@ import pytest
 from painted_cells import field_of
 from scipy import ndimage
 
-from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.plate_files import ImageFile
+from cellclr_jax.data.images.image_files import read_field
+from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.quality import columns_of, measure_crops, measure_field
 from cellclr_jax.data.quality.measures import MEASURES, focus_score, saturated_share
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates

@@ -15,7 +15,7 @@ from misbehaving_server import Served, serve
 from tiny_release import file_name, write_release, zip_plates
 
 from cellclr_jax.data import index
-from cellclr_jax.data.release_names import IMAGE_CSV
+from cellclr_jax.data.tables.release_names import IMAGE_CSV
 
 ROOT = Path(__file__).parents[1]
 PLATES = ("Week1_101", "Week1_102", "Week2_103")

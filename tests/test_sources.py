@@ -15,9 +15,9 @@ from tiny_release import (
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import extraction
 from cellclr_jax.data.extraction import CropSettings
-from cellclr_jax.data.image_files import read_field
-from cellclr_jax.data.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.images.image_files import read_field
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.threads import map_in_threads
+from cellclr_jax.data.download.threads import map_in_threads
 
 
 def double(number):

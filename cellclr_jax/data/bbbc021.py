@@ -2,10 +2,10 @@
 
 import tensorflow_datasets as tfds
 
-from cellclr_jax.data.cell_builder import CellBuilder, CellConfig
+from cellclr_jax.data.building.cell_builder import CellBuilder, CellConfig
 from cellclr_jax.data.extraction import CropSettings
-from cellclr_jax.data.release_tables import RELEASE_COLUMNS
 from cellclr_jax.data.sources import RAW_CHANNELS
+from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
 _CROPS = CropSettings(96, RAW_CHANNELS, RELEASE_COLUMNS)
 

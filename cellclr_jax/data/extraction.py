@@ -11,9 +11,9 @@ import numpy as np
 from cellclr_jax.cli import BadData
 from cellclr_jax.data import crops, segmentation, territories
 from cellclr_jax.data.fields import COLUMNS, Field
-from cellclr_jax.data.fit_size import fit
 from cellclr_jax.data.illumination import Illumination
-from cellclr_jax.data.image_files import read_cell, read_field
+from cellclr_jax.data.images.fit_size import fit
+from cellclr_jax.data.images.image_files import read_cell, read_field
 from cellclr_jax.data.quality import measure_crops, measure_field
 
 if TYPE_CHECKING:

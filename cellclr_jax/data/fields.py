@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.plate_files import ImageFile
+from cellclr_jax.data.images.plate_files import ImageFile
 
 # What may be known of a cell beside its image, in this order in every table, and its type. A source
 # has some of them; no other column exists. `label` is a class of any kind.

@@ -13,14 +13,14 @@ import numpy as np
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Field
-from cellclr_jax.data.image_files import read_field
+from cellclr_jax.data.images.image_files import read_field
+from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.light_field import (
     LEAST_GAIN,
     block_means,
     median_light,
     relative_light,
 )
-from cellclr_jax.data.plate_files import ImageFile
 
 # How the light is estimated: from the cells of all fields (see `light_field.relative_light`), or as
 # CellProfiler does, which divides the camera's offset with the rest.

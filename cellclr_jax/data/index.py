@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.building.manifest import CELLS, FIELDS, MANIFEST
 from cellclr_jax.data.image_copies import load_images, map_images
 from cellclr_jax.data.image_store import ImageSource, ShardImages
-from cellclr_jax.data.manifest import CELLS, FIELDS, MANIFEST
 
 DATASET = "bbbc021"
 # How images are read: unpacked one by one; all of them at once into memory; from a file of plain

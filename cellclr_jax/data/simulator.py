@@ -23,7 +23,6 @@ import numpy as np
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data.pool import map_in_order, usable_cores
 from cellclr_jax.data.progress import Progress
-from cellclr_jax.data.release_names import IMAGE_CSV, MOA_CSV
 from cellclr_jax.data.simulation import release_state
 from cellclr_jax.data.simulation.camera import expose
 from cellclr_jax.data.simulation.painter import paint_field
@@ -44,6 +43,7 @@ from cellclr_jax.data.simulation.release_files import (
     write_truth,
 )
 from cellclr_jax.data.simulation.textures import texture_bank
+from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV
 
 __all__ = ["ReleaseSummary", "SimulatorSettings", "simulate_release"]
 

@@ -2,7 +2,7 @@
 
 import tensorflow_datasets as tfds
 
-from cellclr_jax.data.cell_builder import CellBuilder, CellConfig
+from cellclr_jax.data.building.cell_builder import CellBuilder, CellConfig
 from cellclr_jax.data.extraction import CropSettings
 
 

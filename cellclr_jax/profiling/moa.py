@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.metadata import round_concentrations
+from cellclr_jax.data.tables.metadata import round_concentrations
 from cellclr_jax.profiling.columns import split_columns
 
 BATCH_RULES = ("joined", "disjoint", "week1")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import metadata
+from cellclr_jax.data.tables import metadata
 from cellclr_jax.profiling.columns import canonical_metadata, canonical_name, split_columns
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")

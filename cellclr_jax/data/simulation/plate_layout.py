@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data.release_names import CONTROL
 from cellclr_jax.data.simulation.camera import Optics
 from cellclr_jax.data.simulation.nuisances import (
     LevelNuisance,
@@ -29,6 +28,7 @@ from cellclr_jax.data.simulation.phenotypes import (
     towards,
 )
 from cellclr_jax.data.simulation.population import Population
+from cellclr_jax.data.tables.release_names import CONTROL
 
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))
 DMSO_WELLS = ("B02", "C02", "D02", "E11", "F11", "G11")  # where BBBC021 has them

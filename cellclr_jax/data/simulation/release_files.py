@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from cellclr_jax.data.release_names import CONTROL
 from cellclr_jax.data.simulation.painter import PaintedField
 from cellclr_jax.data.simulation.plate_layout import (
     SimulatorSettings,
@@ -18,6 +17,7 @@ from cellclr_jax.data.simulation.plate_layout import (
     treatments,
 )
 from cellclr_jax.data.simulation.shapes import STATES
+from cellclr_jax.data.tables.release_names import CONTROL
 
 CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted
 TRUTH_DIR = "ground_truth"

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data.release_names import IMAGE_CSV, MOA_CSV
 from cellclr_jax.data.simulation.plate_layout import SimulatorSettings, settings_dict
 from cellclr_jax.data.simulation.release_files import TRUTH_DIR, unfinished
+from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV
 
 VERSION = 1  # of what is drawn: the same settings give the same pixels within one version
 FINISHED, STARTED = "simulation.json", "simulation.started.json"

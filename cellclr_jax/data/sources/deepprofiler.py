@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.cell_files import cell_ids, list_cells
-from cellclr_jax.data.cell_groups import Cell, check_plates, make_source, tabled_cells
-from cellclr_jax.data.cell_tables import USUAL_NAMES, CellTable, read_cell_table
 from cellclr_jax.data.fields import Request, Source
+from cellclr_jax.data.images.cell_files import cell_ids, list_cells
+from cellclr_jax.data.sources.cell_groups import Cell, check_plates, make_source, tabled_cells
+from cellclr_jax.data.tables.cell_tables import USUAL_NAMES, CellTable, read_cell_table
 
 _TABLE = "sc-metadata.csv"
 _NAMES = {

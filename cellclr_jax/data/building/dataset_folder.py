@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cellclr_jax import lock
-from cellclr_jax.data.contents import digest
-from cellclr_jax.data.pieces import sweep
+from cellclr_jax.data.building.contents import digest
+from cellclr_jax.data.building.pieces import sweep
 
 _REPLACED = "replaced."
 _REBUILD = "incomplete.rebuild"

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.plate_files import ImageFile
-from cellclr_jax.data.release_tables import check_inputs
+from cellclr_jax.data.images.plate_files import ImageFile
+from cellclr_jax.data.tables.release_tables import check_inputs
 
 # Kinds of files that an error lists where no image is found.
 _KINDS_NAMED = 3

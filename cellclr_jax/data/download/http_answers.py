@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.part_file import Remote
+from cellclr_jax.data.download.part_file import Remote
 
 if TYPE_CHECKING:
     import requests

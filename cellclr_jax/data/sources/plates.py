@@ -1,20 +1,12 @@
-"""Where cells come from: plates of TIFFs, single-cell images of any origin, the simulator.
+"""Fields of whole plates: TIFFs in folders or zips, or a simulated release."""
 
-A source is a list of fields, each with its metadata and the files that hold it. Finding is done
-here, once; reading is done elsewhere, by many processes.
-"""
-
-from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.crop_folders import crop_fields
-from cellclr_jax.data.deepprofiler import deepprofiler_fields
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.image_folders import folder_fields
-from cellclr_jax.data.nuclei_tables import read_centers
-from cellclr_jax.data.plate_files import ImageFile, find_tiffs
-from cellclr_jax.data.release_tables import (
+from cellclr_jax.data.images.plate_files import ImageFile, find_tiffs
+from cellclr_jax.data.tables.nuclei_tables import read_centers
+from cellclr_jax.data.tables.release_tables import (
     RELEASE_COLUMNS,
     annotated_table,
     check_inputs,
@@ -27,22 +19,6 @@ from cellclr_jax.data.release_tables import (
 )
 
 RAW_CHANNELS = ("dna", "tubulin", "actin")
-
-
-def open_source(name: str, request: Request) -> Source:
-    """Finds the fields of a source.
-
-    Args:
-      name: a key of `SOURCES`.
-      request: where and what.
-
-    Raises:
-      BadUse: an unknown source, plate or channel, an input that does not exist.
-      BadData: tables or files that do not fit together.
-    """
-    if name not in SOURCES:
-        raise BadUse(f"unknown source {name!r}: one of {', '.join(SOURCES)}")
-    return SOURCES[name](request)
 
 
 def raw_fields(request: Request) -> Source:
@@ -104,15 +80,6 @@ def simulated_fields(request: Request) -> Source:
         request.inputs[0], settings, workers=request.workers, overwrite=request.overwrite
     )
     return raw_fields(request)
-
-
-SOURCES: dict[str, Callable[[Request], Source]] = {
-    "raw": raw_fields,
-    "crops": crop_fields,
-    "deepprofiler": deepprofiler_fields,
-    "folder": folder_fields,
-    "simulated": simulated_fields,
-}
 
 
 def _locate(name: str, plate: str, found: dict[tuple[str, str], ImageFile]) -> ImageFile:

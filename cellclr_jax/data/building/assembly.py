@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.building.manifest import make_manifest, write_manifest
+from cellclr_jax.data.building.pieces import WrittenPiece
 from cellclr_jax.data.extraction import CropSettings
-from cellclr_jax.data.manifest import make_manifest, write_manifest
-from cellclr_jax.data.pieces import WrittenPiece
 
 _FINGERPRINT_BYTES = 16
 

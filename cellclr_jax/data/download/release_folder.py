@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.http_answers import Http, Unreachable
-from cellclr_jax.data.http_files import fetch
-from cellclr_jax.data.part_file import PartFile, Remote, read_object, write_object
+from cellclr_jax.data.download.http_answers import Http, Unreachable
+from cellclr_jax.data.download.http_files import fetch
+from cellclr_jax.data.download.part_file import PartFile, Remote, read_object, write_object
 
 # What was found sound in a folder, so that it need not be read in full again.
 RECORD = "download.json"

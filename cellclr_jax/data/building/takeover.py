@@ -6,7 +6,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from cellclr_jax.data import index
-from cellclr_jax.data.pieces import WrittenPiece
+from cellclr_jax.data.building.pieces import WrittenPiece
 
 
 def finished_pieces(dataset_dir: Path) -> dict[str, list[WrittenPiece]]:

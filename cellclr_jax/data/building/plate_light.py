@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.contents import describe_contents
+from cellclr_jax.data.building.contents import describe_contents
 from cellclr_jax.data.fields import Field, Source
 from cellclr_jax.data.illumination import FEW_FIELDS, FIT_VERSION, Illumination, fit_plate
 from cellclr_jax.data.progress import Progress

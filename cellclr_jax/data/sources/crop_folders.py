@@ -11,9 +11,9 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.image_files import crop_shape
-from cellclr_jax.data.plate_files import ImageFile
-from cellclr_jax.data.release_tables import (
+from cellclr_jax.data.images.image_files import crop_shape
+from cellclr_jax.data.images.plate_files import ImageFile
+from cellclr_jax.data.tables.release_tables import (
     RELEASE_COLUMNS,
     annotated_table,
     check_inputs,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.csv_rows import stream_rows
+from cellclr_jax.data.tables.csv_rows import stream_rows
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
 # An image table may hold such columns for the mean of an image's objects: no nucleus lies there.

@@ -11,15 +11,15 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import metadata
-from cellclr_jax.data.http_answers import Http, Patience, Stopped
-from cellclr_jax.data.part_file import Remote
-from cellclr_jax.data.plate_files import check_zip
+from cellclr_jax.data.download.http_answers import Http, Patience, Stopped
+from cellclr_jax.data.download.part_file import Remote
+from cellclr_jax.data.download.release_folder import Found, ReleaseFile, ReleaseFolder
+from cellclr_jax.data.download.threads import map_in_threads
+from cellclr_jax.data.images.plate_files import check_zip
 from cellclr_jax.data.progress import FilesProgress, Progress, say
-from cellclr_jax.data.release_files import Found, ReleaseFile, ReleaseFolder
-from cellclr_jax.data.release_names import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
-from cellclr_jax.data.release_tables import some_of
-from cellclr_jax.data.threads import map_in_threads
+from cellclr_jax.data.tables import metadata
+from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
+from cellclr_jax.data.tables.release_tables import some_of
 from cellclr_jax.lock import alone
 
 # A table is read into memory; BBBC021's has 3.7 MB. Its plates have 0.75 GB each.

@@ -21,7 +21,8 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.contents import describe_field, digest, file_stamp
+from cellclr_jax.data.building.contents import describe_field, digest, file_stamp
+from cellclr_jax.data.building.shards import ShardWriter
 from cellclr_jax.data.extraction import (
     CUTTING_VERSION,
     CropSettings,
@@ -30,7 +31,6 @@ from cellclr_jax.data.extraction import (
 )
 from cellclr_jax.data.fields import COLUMNS, Field
 from cellclr_jax.data.illumination import Illumination
-from cellclr_jax.data.shards import ShardWriter
 
 # A killed build loses so many fields a worker (seconds), and the 240 fields of a plate make 15
 # shards: some hundred shards of about 25 MB for all of BBBC021.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.image_formats import FORMATS, Stored, check_bytes, check_tiff
-from cellclr_jax.data.plate_files import ImageFile, read_member
+from cellclr_jax.data.images.image_formats import FORMATS, Stored, check_bytes, check_tiff
+from cellclr_jax.data.images.plate_files import ImageFile, read_member
 
 # An axis of more pixels is taken for channels only where so many are named.
 MOST_CHANNELS = 8

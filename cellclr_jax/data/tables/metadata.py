@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.csv_rows import parse, read_columns, reject_duplicates, require_text
+from cellclr_jax.data.tables.csv_rows import parse, read_columns, reject_duplicates, require_text
 
 # What the tables are called in a release, and the compound of untreated wells in them.
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.release_names import ZIP_PREFIX
+from cellclr_jax.data.tables.release_names import ZIP_PREFIX
 
 _TIFF = (".tif", ".tiff")
 # Fields come sorted by plate, so a process has few zips in use at a time.

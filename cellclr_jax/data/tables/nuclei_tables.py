@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Field
-from cellclr_jax.data.object_tables import ObjectTable, open_table
+from cellclr_jax.data.tables.object_tables import ObjectTable, open_table
 
 # The names a column goes by, in lower case.
 _PLATE = ("metadata_plate", "image_metadata_plate", "image_metadata_plate_dapi", "plate")

@@ -16,18 +16,23 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import splits as tfds_splits
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import pieces
-from cellclr_jax.data.assembly import name_shards, problems_of, write_tables
-from cellclr_jax.data.beam import map_on_beam, pipeline_options
-from cellclr_jax.data.dataset_folder import alone, room_for_pieces, room_for_rebuild, swap_in
+from cellclr_jax.data.building import pieces
+from cellclr_jax.data.building.assembly import name_shards, problems_of, write_tables
+from cellclr_jax.data.building.beam import map_on_beam, pipeline_options
+from cellclr_jax.data.building.dataset_folder import (
+    alone,
+    room_for_pieces,
+    room_for_rebuild,
+    swap_in,
+)
+from cellclr_jax.data.building.manifest import describe_skipped
+from cellclr_jax.data.building.pieces import Piece, PieceSummary, WrittenPiece
+from cellclr_jax.data.building.plate_light import fit_light, light_files
+from cellclr_jax.data.building.takeover import finished_pieces
 from cellclr_jax.data.extraction import CropSettings, cell_features
 from cellclr_jax.data.fields import Source
-from cellclr_jax.data.manifest import describe_skipped
-from cellclr_jax.data.pieces import Piece, PieceSummary, WrittenPiece
-from cellclr_jax.data.plate_light import fit_light, light_files
 from cellclr_jax.data.pool import map_in_order
 from cellclr_jax.data.progress import Progress
-from cellclr_jax.data.takeover import finished_pieces
 
 
 @dataclasses.dataclass

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.cell_files import CellFile, CellFinder
-from cellclr_jax.data.cell_tables import CellTable
 from cellclr_jax.data.fields import Field, Request, Source
-from cellclr_jax.data.image_files import cell_shape
-from cellclr_jax.data.plate_files import ImageFile
-from cellclr_jax.data.release_tables import named, some_of
+from cellclr_jax.data.images.cell_files import CellFile, CellFinder
+from cellclr_jax.data.images.image_files import cell_shape
+from cellclr_jax.data.images.plate_files import ImageFile
+from cellclr_jax.data.tables.cell_tables import CellTable
+from cellclr_jax.data.tables.release_tables import named, some_of
 
 # Cells that are read together. Whoever waits for one waits for all of them, and one that is broken
 # costs the others; many small groups would cost more time than their cells.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.csv_rows import parse, stream_rows
 from cellclr_jax.data.fields import COLUMNS
-from cellclr_jax.data.metadata import round_concentrations
+from cellclr_jax.data.tables.csv_rows import parse, stream_rows
+from cellclr_jax.data.tables.metadata import round_concentrations
 
 # The names that a column goes by, in lower case, the likelier first.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {

@@ -1,11 +1,11 @@
 """Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.data.cell_files import cell_ids, list_cells
-from cellclr_jax.data.cell_groups import Cell, check_plates, make_source, tabled_cells
-from cellclr_jax.data.cell_tables import read_cell_table
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.image_formats import FORMATS
+from cellclr_jax.data.images.cell_files import cell_ids, list_cells
+from cellclr_jax.data.images.image_formats import FORMATS
+from cellclr_jax.data.sources.cell_groups import Cell, check_plates, make_source, tabled_cells
+from cellclr_jax.data.tables.cell_tables import read_cell_table
 
 
 def folder_fields(request: Request) -> Source:

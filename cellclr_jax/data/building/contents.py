@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellclr_jax.data.fields import Field, Source
-from cellclr_jax.data.plate_files import ImageFile
+from cellclr_jax.data.images.plate_files import ImageFile
 
 _DIGEST_BYTES = 16
 # Plates that a difference names; a screen may have hundreds.

@@ -1,0 +1,1 @@
+"""From fields to a dataset: pieces, their assembly, the folder they become."""

@@ -1,0 +1,1 @@
+"""Fetches a release over HTTP, whole and sound, whatever the server does."""
