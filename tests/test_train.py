@@ -34,10 +34,11 @@ def test_a_run_learns_and_writes_what_it_promises(config, tmp_path):
     found = rows(tmp_path)
     steps = [row for row in found if "loss" in row]
     assert {"step", "epoch", "lr", "contrastive_accuracy", "cells_per_second"} <= steps[0].keys()
-    assert steps[-1]["loss"] < steps[0]["loss"] - 0.15
+    assert steps[-1]["loss"] < steps[0]["loss"]
     losses = [row["validation_loss"] for row in found if "validation_loss" in row]
     assert len(losses) == 6
-    assert losses[-1] < losses[0]
+    # Its cells and views are the same ones at every epoch.
+    assert losses[-1] < losses[0] - 0.1
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     assert list((tmp_path / "tensorboard").glob("events*"))
     kept = Checkpoints(tmp_path.absolute() / "checkpoints", read_only=True)
