@@ -91,10 +91,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     kept = sorted((p for p in (tmp_path / "checkpoints").iterdir()), key=lambda p: int(p.name))
     cut_in_half(kept[-1])
     assert same(train.train(config, tmp_path), whole)
-    # One array alone, which TensorStore tells of by a bare Exception.
-    files = [f for f in (tmp_path / "checkpoints" / "9" / "state").rglob("d/*") if f.is_file()]
-    largest = max(files, key=lambda f: f.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    # The arrays alone, which TensorStore tells of by a bare Exception. All their files: which of
+    # them a restore reads is the format's own affair.
+    for file in (tmp_path / "checkpoints" / "9" / "state").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
     assert same(train.train(config, tmp_path), whole)
     assert sorted(path.name for path in (tmp_path / "unreadable").iterdir())[-1] == "9"
     last, mended = final_parameters(tmp_path)
