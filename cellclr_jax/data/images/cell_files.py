@@ -3,12 +3,13 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.images.folders import walk_folders
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables.release_tables import check_inputs
 
@@ -56,11 +57,11 @@ def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile
     """
     _check_folders(inputs)
     prefixes = _prefixes(inputs)
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[object, ...]] = set()
     cells: list[CellFile] = []
     others: Counter[str] = Counter()
     for number, (root, prefix) in enumerate(zip(inputs, prefixes, strict=True)):
-        for folder, names in _folders(root, seen):
+        for folder, names in walk_folders(root, seen):
             place = "" if folder == root else folder.relative_to(root).as_posix() + "/"
             for name in names:
                 suffix = os.path.splitext(name)[1].lower()
@@ -175,23 +176,6 @@ def _prefixes(inputs: Sequence[Path]) -> list[str]:
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1
     return ["/".join((*parts[-length:], "")) for parts in paths]
-
-
-def _folders(root: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, sorted names of its files) of all folders under a root but those `seen`."""
-    for place, below, names in os.walk(root, followlinks=True, onerror=_unreadable):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Path(place), sorted(name for name in names if not name.startswith("."))
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    """A folder that is left out silently would be cells that are missing silently."""
-    raise BadData(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
 def _check_name(path: str) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import io
 import lzma
-import os
 import stat
 import struct
 import zipfile
@@ -15,9 +14,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.images.folders import walk_folders
 from cellclr_jax.data.tables.release_names import ZIP_PREFIX
 
 _TIFF = (".tif", ".tiff")
@@ -87,37 +86,15 @@ def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
         yield from _zip_tiffs(root)
         return
     zips = []
-    for folder, names in _folders(root):
-        for name in sorted(names):
-            # Names with a leading dot are a file system's own notes (such as ._x.tif).
-            if name.lower().endswith(_TIFF) and not name.startswith("."):
-                yield Path(folder).absolute().name, ImageFile(name, str(Path(folder, name)))
-            elif name.lower().endswith(".zip") and not name.startswith("."):
-                zips.append(Path(folder, name))
+    # Plates are found by their folder's name, and a link may give a folder a second one.
+    for folder, names in walk_folders(root, set(), by_name=True):
+        for name in names:
+            if name.lower().endswith(_TIFF):
+                yield folder.absolute().name, ImageFile(name, str(folder / name))
+            elif name.lower().endswith(".zip"):
+                zips.append(folder / name)
     for path in zips:
         yield from _zip_tiffs(path)
-
-
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files) of all folders under a root, sorted."""
-    seen = set()
-    for place, below, names in os.walk(root, followlinks=True, onerror=_unreadable):
-        folder = Path(place)
-        status = folder.stat()
-        # A link may lead back to a folder above it. By its name as well: plates are found by their
-        # folder's name, and a link may give a folder a second one.
-        key = (status.st_dev, status.st_ino, folder.absolute().name)
-        if key in seen:
-            below.clear()
-            continue
-        seen.add(key)
-        below.sort()
-        yield folder, names
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    """A folder that is left out silently would be cells that are missing silently."""
-    raise BadData(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
 def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:

@@ -1,18 +1,16 @@
 """Tables with a row a cell: its image, and what is known of it."""
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import COLUMNS
 from cellclr_jax.data.tables.csv_rows import parse, stream_rows
 from cellclr_jax.data.tables.metadata import round_concentrations
+from cellclr_jax.data.tables.numbers import amount, number_or_none, whole
 
 # The names that a column goes by, in lower case, the likelier first.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -32,9 +30,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }
 # A header of CellProfiler's has hundreds of names; an error shows as many.
 _NAMES_SHOWN = 15
-# Sites and replicates are stored as 32 bits, concentrations and centres as 32-bit floats.
-_MOST_WHOLE = 2**31 - 1
-_MOST_NUMBER = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -140,43 +135,11 @@ def _values(
     if COLUMNS.get(what) is str:
         return texts
     parsers: dict[str, Callable[[str, str], Any]] = {
-        "concentration": _concentration,
-        "x": _center,
-        "y": _center,
+        "concentration": amount,
+        "x": number_or_none,
+        "y": number_or_none,
     }
-    parse_text = parsers.get(what, _whole)
+    parse_text = parsers.get(what, whole)
     values = parse(texts, lines, lambda text: parse_text(what, text), path)
     # Rounded as those of a release are: cells of one concentration belong together.
     return round_concentrations(values).tolist() if what == "concentration" else values
-
-
-def _concentration(what: str, text: str) -> float:
-    """A number of at least 0."""
-    value = _number(text)
-    if not 0 <= value <= _MOST_NUMBER:
-        raise ValueError(f"{what} {text!r}: a number of at least 0 was expected")
-    return value
-
-
-def _center(what: str, text: str) -> float:
-    """A number; NaN where there is none."""
-    value = _number(text)
-    if text and not abs(value) <= _MOST_NUMBER:
-        raise ValueError(f"{what} {text!r}: a number was expected")
-    return value
-
-
-def _whole(what: str, text: str) -> int:
-    """A whole number of at least 0, also when written `3.0`."""
-    value = _number(text)
-    if not (0 <= value <= _MOST_WHOLE and value == int(value)):
-        raise ValueError(f"{what} {text!r}: a whole number from 0 to {_MOST_WHOLE} was expected")
-    return int(value)
-
-
-def _number(text: str) -> float:
-    """A number; NaN for any other text."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

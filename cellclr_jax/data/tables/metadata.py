@@ -4,7 +4,6 @@ The tables exist with LF, CRLF and bare CR line ends, quoted and unquoted, and w
 written `3`, `3.0` or `3.000000`; all of them read alike. Errors name the file and the line.
 """
 
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,7 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData
 from cellclr_jax.data.tables.csv_rows import parse, read_columns, reject_duplicates, require_text
-
-# What the tables are called in a release, and the compound of untreated wells in them.
+from cellclr_jax.data.tables.numbers import amount, whole
 
 # Concentrations are equal when they agree to six significant digits: a file may hold 0.3, another
 # 0.300000012 (a float32 written out), and no dilution series is finer than that.
@@ -194,30 +192,12 @@ def round_concentrations(concentrations: Iterable[float]) -> np.ndarray:
 
 
 def _concentration(text: str) -> float:
-    """A finite number >= 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"concentration {text!r}: a number of at least 0 was expected")
-    return value
+    return amount("concentration", text)
 
 
 def _replicate(text: str) -> int:
     """A whole number; 1 where the table has none."""
-    return _whole("replicate", text) if text else 1
-
-
-def _whole(what: str, text: str) -> int:
-    """A whole number of at least 0, also when written `3.0`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0 and value == int(value)):
-        raise ValueError(f"{what} {text!r}: a whole number was expected")
-    return int(value)
+    return whole("replicate", text) if text else 1
 
 
 def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
@@ -234,7 +214,7 @@ def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
 
     if (table["site"] == "").all():
         return parse(table["dna_name"], table["row"].tolist(), from_name, path)
-    return parse(table["site"], table["row"].tolist(), lambda text: _whole("site", text), path)
+    return parse(table["site"], table["row"].tolist(), lambda text: whole("site", text), path)
 
 
 def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
