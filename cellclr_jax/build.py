@@ -15,7 +15,7 @@ finished dataset adds the plates that are new.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -38,20 +38,29 @@ def main() -> None:
     if FLAGS.download:
         _download()
     request = build_flags.request()
-    if FLAGS.source == "simulated" and not FLAGS.overwrite and _simulated_is_built(data_dir):
-        return
+    # The settings decide what is simulated; its plates may have been deleted since.
+    enough = FLAGS.source == "simulated" and not FLAGS.overwrite and _find_built(data_dir)
+    source = None if enough else _open_source(request)
+
+    from cellclr_jax.data.building.cell_builder import dataset_folder_of
+    from cellclr_jax.data.building.dataset_folder import alone
+
+    # Decided by whoever is alone: another build may have come to its end a moment ago.
+    with alone(dataset_folder_of(_builder_class(), data_dir, _config_name())):
+        built = None if FLAGS.overwrite else _find_built(data_dir)
+        if built and not _is_to_be_extended(built, source):
+            _tidy(built)
+            return
+        path = _build(data_dir, source or _open_source(request), request, built)
+        _summarize(path)
+        _write_page(path)
+
+
+def _open_source(request: "Request") -> "Source":
+    """The fields that the flags name; simulated ones are painted where they are not there."""
     from cellclr_jax.data import sources
 
-    source = sources.open_source(FLAGS.source, request)
-    extend = False
-    if not FLAGS.overwrite and (built := _find_built(data_dir)):
-        extend = _is_to_be_extended(built, source)
-        if not extend:
-            _say_built(built)
-            return
-    path = _build(data_dir, source, request, extend)
-    _summarize(path)
-    _write_page(path)
+    return sources.open_source(FLAGS.source, request)
 
 
 def _download() -> None:
@@ -65,13 +74,17 @@ def _download() -> None:
     )
 
 
-def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -> Path:
-    """Builds from an opened source."""
+def _build(data_dir: Path, source: "Source", request: "Request", extended: Path | None) -> Path:
+    """Builds from an opened source, with the plates of a finished dataset if there is one."""
+    from cellclr_jax.data import index
     from cellclr_jax.data.building import cell_builder, manifest
     from cellclr_jax.data.building.contents import describe_contents
 
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
     if source.absent_plates:
         print(manifest.describe_absent(source.absent_plates), flush=True)
+    lights = index.read_manifest(extended)["origin"].get("illumination", {}) if extended else {}
     plan = cell_builder.Plan(
         source,
         settings=build_flags.settings(source.channels),
@@ -80,6 +93,7 @@ def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -
             "tables": dict(source.tables),
             "absent_plates": source.absent_plates,
             "contents": describe_contents(source),
+            "illumination": lights,
         },
         illumination="" if FLAGS.illumination == "none" else FLAGS.illumination,
         workers=request.workers,
@@ -93,7 +107,12 @@ def _build(data_dir: Path, source: "Source", request: "Request", extend: bool) -
         crops=build_flags.crop_settings(source),
     )
     return cell_builder.build(
-        _builder_class(), data_dir, config, plan, overwrite=FLAGS.overwrite, extend=extend
+        _builder_class(),
+        data_dir,
+        config,
+        plan,
+        replace=FLAGS.overwrite,
+        extend=extended is not None,
     )
 
 
@@ -127,45 +146,36 @@ def _find_built(data_dir: Path) -> Path | None:
         return None
 
 
-def _simulated_is_built(data_dir: Path) -> bool:
-    """Whether the settings' dataset is there; its plates may have been deleted since."""
-    from cellclr_jax.data.sources import RAW_CHANNELS
-
-    built = _find_built(data_dir)
-    if built is None:
-        return False
-    _refuse_other_settings(built, tuple(FLAGS.channels) or RAW_CHANNELS)
-    _say_built(built)
-    return True
-
-
-def _is_to_be_extended(path: Path, source: "Source") -> bool:
+def _is_to_be_extended(path: Path, source: "Source | None") -> bool:
     """Whether a finished dataset lacks plates that a source holds.
 
+    Args:
+      path: of the dataset.
+      source: None: the settings alone decide.
+
     Raises:
-      BadUse: it was built with other settings, or from something else.
+      BadUse: it was built with other settings, or from something else, or by another version.
     """
     from cellclr_jax.data import index
-    from cellclr_jax.data.building import contents
+    from cellclr_jax.data.building import contents, manifest
+    from cellclr_jax.data.sources import RAW_CHANNELS
 
-    _refuse_other_settings(path, source.channels)
-    built = index.read_manifest(path)["origin"].get("contents", {})
-    held = contents.describe_contents(source)
-    if contents.is_extension(built, held):
-        new = contents.added_plates(built, held)
-        print(f"adding {len(new)} to the {len(built)} plates of {path}", flush=True)
-        return True
-    _refuse_other(path, contents.contents_differences(built, held))
-    return False
-
-
-def _refuse_other_settings(path: Path, channels: tuple[str, ...]) -> None:
-    """Raises BadUse where a finished dataset was built with other settings."""
-    from cellclr_jax.data import index
-    from cellclr_jax.data.building import manifest
-
-    built: dict[str, Any] = index.read_manifest(path)["settings"]
-    _refuse_other(path, manifest.differences(built, build_flags.settings(channels)))
+    told = index.read_manifest(path)
+    if told.get("format") != manifest.FORMAT:
+        _refuse_other(path, ["another version of this software wrote it"])
+    channels = source.channels if source else tuple(FLAGS.channels) or RAW_CHANNELS
+    _refuse_other(path, manifest.differences(told["settings"], build_flags.settings(channels)))
+    if source is None:
+        return False
+    built, held = told["origin"].get("contents", {}), contents.describe_contents(source)
+    if not contents.is_extension(built, held):
+        _refuse_other(path, contents.contents_differences(built, held))
+        return False
+    if told.get("made_by") != manifest.MADE_BY:
+        _refuse_other(path, ["another version of this software cut its cells"])
+    new = contents.added_plates(built, held)
+    print(f"adding {len(new)} to the {len(built)} plates of {path}", flush=True)
+    return True
 
 
 def _refuse_other(path: Path, differences: list[str]) -> None:
@@ -177,12 +187,17 @@ def _refuse_other(path: Path, differences: list[str]) -> None:
         )
 
 
-def _say_built(path: Path) -> None:
-    """Says that there is nothing to do."""
+def _tidy(path: Path) -> None:
+    """Says that there is nothing to do, and does what a kill at the very end has left undone."""
     from cellclr_jax.data import index
+    from cellclr_jax.data.building.dataset_folder import forget_pieces
+    from cellclr_jax.data.quality_page import PAGE
 
-    cells = index.read_manifest(path)["counts"]["cells"]
-    print(f"already built: {path} ({cells:,} cells); --overwrite rebuilds")
+    manifest = index.read_manifest(path)
+    forget_pieces(path.parent, manifest["settings"])
+    print(f"already built: {path} ({manifest['counts']['cells']:,} cells); --overwrite rebuilds")
+    if not (path / PAGE).exists():
+        _write_page(path)
 
 
 def _summarize(path: Path) -> None:
@@ -200,7 +215,7 @@ def _write_page(path: Path) -> None:
     from cellclr_jax.data.building import plate_light
     from cellclr_jax.data.quality_page import write_quality_page
 
-    names = index.read_manifest(path)["origin"].get("illumination", {})
+    names = index.read_manifest(path)["origin"].get("illumination") or {}
     page = write_quality_page(path, plate_light.read_gains(names, Path(FLAGS.data_dir)))
     print(f"look at it: {page}")
 

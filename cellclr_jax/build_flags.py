@@ -80,8 +80,7 @@ _UNUSED = {
     "folder": (*_SIMULATED, *_DOWNLOAD, *_CUT, *_TABLES, "centers", "config"),
     "simulated": (*_TABLES, *_LABELS, *_DOWNLOAD, "centers", "fit"),
 }
-# Sources whose cells have to be found, in fields.
-_PHOTOGRAPHED = ("raw", "simulated")
+# Sources that are no plates in BBBC021's layout.
 OWN_IMAGES = ("deepprofiler", "folder")
 
 
@@ -90,6 +89,12 @@ def check_flags() -> None:
     unused = [f"--{name}" for name in _UNUSED[FLAGS.source] if FLAGS[name].present]
     if unused:
         raise cli.BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
+    for name in ("plates", "channels"):
+        given: list[str] = getattr(FLAGS, name)
+        if FLAGS[name].present and not all(given or [""]):
+            raise cli.BadUse(f"--{name}={','.join(given)}: a name is empty")
+    if FLAGS["cell_radius"].present and FLAGS.masks == "none":
+        raise cli.BadUse("--cell_radius says nothing without --masks=keep or --masks=zero")
     if len(set(FLAGS.channels)) != len(FLAGS.channels):
         raise cli.BadUse(f"--channels={','.join(FLAGS.channels)}: a channel is named twice")
     if FLAGS.masks != "none" and FLAGS.centers:
@@ -97,6 +102,8 @@ def check_flags() -> None:
             f"--masks={FLAGS.masks} needs the nuclei's outlines, --centers={FLAGS.centers} has "
             "their centres alone"
         )
+    if FLAGS.centers and FLAGS["min_area"].present:
+        raise cli.BadUse(f"--min_area says nothing beside --centers={FLAGS.centers}")
     if FLAGS.download and len(FLAGS.input) > 1:
         raise cli.BadUse("--download fetches into one --input folder")
     if FLAGS.beam_option and not FLAGS.beam_runner:
@@ -153,18 +160,26 @@ def crop_settings(source: "Source") -> "CropSettings":
 
 def settings(channels: tuple[str, ...]) -> dict[str, Any]:
     """What decides the content of the dataset beside its input, as the manifest tells it."""
+    cut = [
+        "border",
+        "illumination",
+        "masks",
+        *([] if FLAGS.centers else ["min_area"]),
+        *([] if FLAGS.masks == "none" else ["cell_radius"]),
+    ]
     used = {
-        "raw": ("config", "crop_size", *_CUT),
-        "crops": ("config",),
-        "deepprofiler": ("crop_size", "fit"),
-        "folder": ("crop_size", "fit"),
-        "simulated": ("config", "crop_size", *_CUT),
+        "raw": ["config", "crop_size", *cut],
+        "crops": ["config"],
+        "deepprofiler": ["crop_size", "fit"],
+        "folder": ["crop_size", "fit"],
+        "simulated": ["config", "crop_size", *cut],
     }[FLAGS.source]
     simulated = {"simulation": simulation(), "plates": sorted(FLAGS.plates)}
     return {
         "source": FLAGS.source,
         "channels": list(channels),
         **{name: FLAGS[name].value for name in used},
+        **({"nuclei": "from a table" if FLAGS.centers else "found"} if "border" in used else {}),
         **(simulated if FLAGS.source == "simulated" else {}),
     }
 

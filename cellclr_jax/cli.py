@@ -3,7 +3,9 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
+import contextlib
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -68,8 +70,10 @@ def _terminate(*_: object) -> NoReturn:
 def _parse(argv: list[str], doc: str) -> None:
     """Fills `FLAGS` from `argv`; a wrong flag ends the process with exit status 2."""
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
-        print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{_flags_help()}")
-        sys.exit(0)
+        with contextlib.suppress(BrokenPipeError):  # of `| head`
+            print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{_flags_help()}", flush=True)
+            sys.exit(0)
+        os._exit(0)
     try:
         rest = FLAGS(argv)
     except AttributeError as error:  # of ml_collections, for --config.a.b where there is no b

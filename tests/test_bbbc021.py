@@ -18,7 +18,7 @@ from cellclr_jax.data import index
 from cellclr_jax.data.bbbc021 import Bbbc021
 from cellclr_jax.data.building import cell_builder, pieces, shards
 from cellclr_jax.data.building.cell_builder import CellConfig, Plan
-from cellclr_jax.data.building.dataset_folder import swap_in
+from cellclr_jax.data.building.dataset_folder import alone, swap_in
 from cellclr_jax.data.extraction import CropSettings
 from cellclr_jax.data.images.image_files import read_field
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
@@ -40,7 +40,8 @@ def build(release, data_dir, crops=CROPS, *, source=None, overwrite=False, **set
     source = source or open_source("raw", Request((release,)))
     plan = Plan(source, **PROVENANCE, show=False, **settings)
     config = CellConfig(name="annotated", crops=crops)
-    return cell_builder.build(Bbbc021, data_dir, config, plan, overwrite=overwrite)
+    with alone(cell_builder.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+        return cell_builder.build(Bbbc021, data_dir, config, plan, replace=overwrite)
 
 
 def contents(folder):
@@ -249,9 +250,12 @@ def test_two_builds_of_one_dataset_do_not_meet(release, tmp_path):
 
 
 def test_a_finished_dataset_is_replaced_only_when_asked(release, tmp_path):
-    first = contents(build(release, tmp_path))
+    path = build(release, tmp_path)
+    first = contents(path)
     (release / BROKEN).write_bytes(b"")
-    assert contents(build(release, tmp_path)) == first
+    with pytest.raises(BadUse, match="is there already"):
+        build(release, tmp_path)
+    assert contents(path) == first
     assert contents(build(release, tmp_path, overwrite=True, max_skipped=1)) != first
 
 
@@ -293,9 +297,8 @@ def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
         shutil.copytree(path, aside)
     else:
         path.rename(aside)
-    # A rebuild would differ from what was there.
-    (release / BROKEN).write_bytes(b"")
-    assert contents(build(release, tmp_path)) == before
+    with alone(path.parent):
+        assert contents(path) == before
     assert not aside.exists()
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from tiny_release import PLATES, file_name, write_release
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import index
+from cellclr_jax.data.building.contents import digest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--crop_size=32", "--min_area=60")
@@ -70,6 +72,9 @@ def test_help_loads_nothing_heavy():
         ("--labels_csv=a.csv", "--labels_csv: --source=raw does not use it"),
         ("--image_csv=gone.csv", "--image_csv=gone.csv: no such file"),
         ("--masks=zero --centers=x", "--masks=zero needs the nuclei's outlines"),
+        ("--plates=", "--plates=: a name is empty"),
+        ("--channels=dna,,actin", "--channels=dna,,actin: a name is empty"),
+        ("--cell_radius=5", "--cell_radius says nothing without --masks"),
         ("--download --input=a,b", "--download fetches into one --input folder"),
         ("--beam_option=--x=1", "--beam_option says nothing without --beam_runner"),
         ("--beam_runner=NoSuchRunner", "--beam_runner=NoSuchRunner: "),
@@ -170,6 +175,38 @@ def test_a_killed_build_goes_on_where_it_was(flags, tmp_path, how):
     assert "going on with an earlier build: " in result.stdout
     assert len(index.read_cells(index.find_dataset(tmp_path / "out"))) == 24
     assert not list(folder.glob("incomplete.*"))
+
+
+def test_what_a_kill_at_the_very_end_left_is_tidied(release, flags, tmp_path):
+    hidden = release.parent / PLATES[1]
+    (release / "Week2" / PLATES[1]).rename(hidden)
+    assert run(*flags, "--workers=1").returncode == 0
+    path = index.find_dataset(tmp_path / "out")
+    hidden.rename(release / "Week2" / PLATES[1])
+    # Killed between the two renames of a swap: the old one is aside, the new one not yet there.
+    path.rename(path.with_name(f"replaced.{path.name}"))
+    result = run(*flags, "--workers=1")
+    assert result.returncode == 0, result.stderr
+    assert "24 cells: 2 plates, 6 wells" in result.stdout
+    # Killed after it: pieces are left, and there is no page.
+    (path / "qc.html").unlink()
+    settings = index.read_manifest(path)["settings"]
+    (path.parent / "pieces" / digest(json.dumps(settings, sort_keys=True))).mkdir(parents=True)
+    again = run(*flags)
+    assert again.stdout.startswith("already built: ")
+    assert (path / "qc.html").exists()
+    assert not list((path.parent / "pieces").glob("*"))
+
+
+def test_a_dataset_of_another_version_is_not_added_to(release, flags, tmp_path):
+    assert run(*flags, f"--plates={PLATES[0]}", "--workers=1").returncode == 0
+    path = index.find_dataset(tmp_path / "out") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["made_by"]["cutting"] = 1
+    path.write_text(json.dumps(manifest))
+    result = run(*flags)
+    assert result.returncode == 2
+    assert "another version of this software cut its cells. --overwrite" in result.stderr
 
 
 def test_the_page_is_written_again(flags, tmp_path):

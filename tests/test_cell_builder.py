@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from tiny_release import CENTERS, PLATES, WELLS, file_name, write_release
@@ -14,10 +15,12 @@ from tiny_release import CENTERS, PLATES, WELLS, file_name, write_release
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import index
 from cellclr_jax.data.bbbc021 import Bbbc021
-from cellclr_jax.data.building import cell_builder, pieces
+from cellclr_jax.data.building import cell_builder, pieces, plate_light
 from cellclr_jax.data.building.cell_builder import CellConfig, Plan
 from cellclr_jax.data.building.contents import describe_contents
+from cellclr_jax.data.building.dataset_folder import alone
 from cellclr_jax.data.extraction import CropSettings
+from cellclr_jax.data.illumination import Illumination
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
 from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
 
@@ -33,6 +36,7 @@ def release(tmp_path):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "FIELDS_OF_A_PIECE", 4)
+    monkeypatch.setattr(plate_light, "FEWEST_FIELDS", 5)
 
 
 def build(release, data_dir, *, crops=CROPS, plates=(), overwrite=False, extend=False, **plan):
@@ -42,7 +46,8 @@ def build(release, data_dir, *, crops=CROPS, plates=(), overwrite=False, extend=
     origin = {"contents": describe_contents(source)}
     plan = Plan(source, dataclasses.asdict(crops), origin, show=False, **plan)
     config = CellConfig(name="annotated", crops=crops)
-    return cell_builder.build(Bbbc021, data_dir, config, plan, overwrite=overwrite, extend=extend)
+    with alone(cell_builder.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+        return cell_builder.build(Bbbc021, data_dir, config, plan, replace=overwrite, extend=extend)
 
 
 def contents(folder):
@@ -112,7 +117,7 @@ def test_a_piece_is_made_again_when_its_files_change(release, tmp_path, monkeypa
     assert contents(built) == contents(build(release, tmp_path / "fresh"))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "gone", "table"])
 def test_a_damaged_piece_is_made_again(release, tmp_path, monkeypatch, damage):
     with monkeypatch.context() as patch:
         dying(5, patch)
@@ -121,6 +126,8 @@ def test_a_damaged_piece_is_made_again(release, tmp_path, monkeypatch, damage):
     (shard,) = (tmp_path / "killed").rglob("*.array_record")
     if damage == "gone":
         shard.unlink()
+    elif damage == "table":
+        shard.with_suffix(".cells.parquet").unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-100])
     built = build(release, tmp_path / "killed")
@@ -195,6 +202,62 @@ def test_the_light_is_fitted_once_and_corrected(release, tmp_path):
     assert index.open_images(again)[0]["image"].shape == (24, 24, 3)
     one, other = (index.open_images(path)[0]["image"] for path in (plain, corrected))
     assert not np.array_equal(one, other)
+
+
+def test_the_light_follows_the_pixels(release, tmp_path):
+    build(release, tmp_path, illumination="median")
+    first = {path.name for path in (tmp_path / "illumination").iterdir()}
+    for path in release.rglob("*.tif"):
+        image = tifffile.imread(path)
+        ramp = np.linspace(0.5, 1.5, image.shape[1])
+        tifffile.imwrite(path, (image * ramp).astype(np.uint16))
+    build(release, tmp_path, illumination="median", overwrite=True)
+    assert not first & {path.name for path in (tmp_path / "illumination").iterdir()} - first
+    assert len(list((tmp_path / "illumination").iterdir())) == 4
+
+
+def test_a_piece_is_made_again_when_its_light_is_another(release, tmp_path, monkeypatch):
+    fresh = build(release, tmp_path / "fresh", illumination="median")
+    with monkeypatch.context() as patch:
+        dying(5, patch)
+        with pytest.raises(Dies):
+            build(release, tmp_path / "killed", illumination="median")
+    for path in (tmp_path / "killed" / "illumination").iterdir():
+        light = Illumination.load(path)
+        dataclasses.replace(light, gain=1.5 * light.gain).save(path)
+    turned = build(release, tmp_path / "killed", illumination="median")
+    shards = [sorted(path.glob("*.array_record-*")) for path in (fresh, turned)]
+    for one, other in zip(*shards, strict=True):
+        assert one.read_bytes() != other.read_bytes()
+
+
+def test_too_few_fields_leave_the_light_alone(release, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plate_light, "FEWEST_FIELDS", 7)
+    plain = build(release, tmp_path / "plain")
+    asked = build(release, tmp_path / "asked", illumination="regression")
+    assert index.read_manifest(asked)["origin"]["illumination"] == {}
+    assert "6 fields tell too little about it, at least 7" in capsys.readouterr().out
+    assert index.read_manifest(plain)["fingerprint"] == index.read_manifest(asked)["fingerprint"]
+
+
+@pytest.mark.parametrize("damage", ["cells", "shard", "pieces", "info"])
+def test_a_damaged_dataset_is_not_extended(release, tmp_path, damage):
+    path = build(release, tmp_path, plates=PLATES[:1])
+    if damage == "cells":
+        pd.read_parquet(path / "cells.parquet").iloc[:-1].to_parquet(path / "cells.parquet")
+    elif damage == "shard":
+        shard = next(path.glob("*.array_record-*"))
+        shard.write_bytes(shard.read_bytes()[:-2000])
+    elif damage == "info":
+        (path / "dataset_info.json").write_text("{}")
+    else:
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["pieces"] = [["x"]]
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    before = contents(path)
+    with pytest.raises(BadData, match="--overwrite"):
+        build(release, tmp_path, extend=True)
+    assert contents(path) == before
 
 
 def location_files(folder, centers):

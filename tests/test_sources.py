@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,25 @@ def test_a_plate_without_files_is_absent_and_a_gap_is_not(release):
     ]
     with pytest.raises(BadData, match=MISSING.name):
         read_field(source.fields[1].files)
+
+
+def test_of_two_copies_the_one_the_table_names_is_taken(release):
+    copy = release / "AAA" / PLATES[0] / MISSING.name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"II*\0")
+    field = open_source("raw", Request((release,))).fields[1]
+    assert str(release / MISSING) in [file.path for file in field.files]
+    other = release / "BBB" / PLATES[0] / MISSING.name
+    other.parent.mkdir(parents=True)
+    (release / MISSING).rename(other)
+    with pytest.raises(BadData, match=r"two files of one channel: .*AAA.* and .*BBB.*; keep one"):
+        open_source("raw", Request((release,)))
+
+
+def test_files_that_no_row_names_are_told(release):
+    (release / MISSING).with_name("B02_s1_w9.tif").write_bytes(b"")
+    (note,) = open_source("raw", Request((release,))).notes
+    assert re.match(r"1 TIFFs are on no row of .*image\.csv, such as .*B02_s1_w9\.tif", note)
 
 
 def test_plates_can_be_chosen(release):

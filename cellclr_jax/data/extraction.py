@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Raised when the same field and settings give other cells: pieces of an earlier build are then
 # made again.
-CUTTING_VERSION = 1
+CUTTING_VERSION = 2
 # Whose pixels a crop shows: all; all, with a mask beside them; the cell's own, the others zero.
 MASKS = ("none", "keep", "zero")
 _DIGEST_BYTES = 16
@@ -251,7 +251,7 @@ def _nuclei(
         row, column = centers[outside][0].tolist()
         raise BadData(
             f"a centre at row {row:g}, column {column:g} lies outside its {image.shape[0]}x"
-            f"{image.shape[1]} pixels: do the centres belong to this image?"
+            f"{image.shape[1]} pixels: does --centers belong to these images?"
         )
     return None, centers
 

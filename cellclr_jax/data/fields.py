@@ -70,7 +70,9 @@ class Source:
       layout: of given crops, one of `LAYOUTS`.
       tables: path of each table that was read, by what it is ('image table').
       problems: (what, reason) of files that belong to no field.
+      lost: how many fields' worth of cells `problems` stand for; None: one each.
       absent_plates: plates of a table without a single file.
+      notes: what a user should know before the build.
     """
 
     fields: list[Field]
@@ -81,7 +83,14 @@ class Source:
     layout: str = "stacked"
     tables: Mapping[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    lost: float | None = None
     absent_plates: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def lost_fields(self) -> float:
+        """How many fields' worth of cells are lost with the files that belong to no field."""
+        return len(self.problems) if self.lost is None else self.lost
 
 
 @dataclass(frozen=True)

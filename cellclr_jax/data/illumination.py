@@ -27,8 +27,9 @@ from cellclr_jax.data.light_field import (
 METHODS = ("regression", "median")
 # Raised when the same fields give another light.
 FIT_VERSION = 1
-# Fewer fields say little about the light: a caller should warn.
-FEW_FIELDS = 10
+# Fewer fields say too little about the light: from 12 fields of an evenly lit plate a light is
+# estimated that is uneven by a twentieth, half of what there usually is to be mended.
+FEWEST_FIELDS = 20
 # A plate of BBBC021 has 240 fields; more than these tell nothing new.
 MOST_FIELDS = 256
 # The camera's offset is below a field's darkest blocks, and below those of nearly all fields.

@@ -75,8 +75,8 @@ def block_means(field: np.ndarray) -> np.ndarray:
 def relative_light(blocks: np.ndarray) -> np.ndarray:
     """Estimates the light of one channel.
 
-    What single fields disagree about is not believed: few fields, or fields without cells, give a
-    light that is even.
+    What single fields disagree about is not believed: fields without cells give a light that is
+    even. From fewer than 20 fields the estimate is no better than none.
 
     Args:
       blocks: [N, h, w] float32, the block means of N fields.

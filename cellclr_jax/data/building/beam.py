@@ -1,5 +1,7 @@
 """Runs the pieces of a build on a cluster, by Apache Beam."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -26,7 +28,13 @@ def pipeline_options(flags: Sequence[str]) -> Any:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    return PipelineOptions(list(flags))
+    try:
+        # Its parser explains itself at length and ends the process.
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            return PipelineOptions(list(flags))
+    except SystemExit as error:
+        reason = told.getvalue().strip().rpartition("error: ")[2]
+        raise BadUse(f"--beam_option={','.join(flags)}: {reason}") from error
 
 
 def map_on_beam(
@@ -56,8 +64,24 @@ def map_on_beam(
         raise BadUse(f"--beam_runner={runner}: {error}") from error
     # Reshuffled: the items would otherwise be fused with their source and stay on one machine.
     _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
+    # What fails is told once, below, and not by each of its workers.
+    logging.disable(logging.CRITICAL)
     try:
         pipeline.run().wait_until_finish()
-    except Exception as error:  # whatever the work raised, wrapped in the runner's own kinds
-        raise BadData(f"--beam_runner={runner}: the pipeline failed ({error})") from error
+    except Exception as error:
+        raise _cause(error, runner) from error
+    finally:
+        logging.disable(logging.NOTSET)
     yield from map(work, items)
+
+
+def _cause(error: Exception, runner: str) -> BaseException:
+    """What went wrong, out of the wrappings of a runner."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    # An end that was asked for, a full disk, bad data: as they would be without a cluster.
+    if not isinstance(cause, Exception) or isinstance(cause, OSError | BadData | BadUse):
+        return cause
+    reason = str(error).partition(" [while running")[0]
+    return BadData(f"--beam_runner={runner}: the pipeline failed ({reason})")

@@ -20,7 +20,6 @@ from cellclr_jax.data.building import pieces
 from cellclr_jax.data.building.assembly import name_shards, problems_of, write_tables
 from cellclr_jax.data.building.beam import map_on_beam, pipeline_options
 from cellclr_jax.data.building.dataset_folder import (
-    alone,
     room_for_pieces,
     room_for_rebuild,
     swap_in,
@@ -149,7 +148,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         source = plan.source
         absent = [(field.name, field.absent) for field in source.fields if field.absent]
         # Files that are not there are known before any work.
-        self._check_skipped([*source.problems, *absent], len(source.problems) + len(absent))
+        self._check_skipped([*source.problems, *absent], source.lost_fields + len(absent))
         run = _runner(plan, download_config)
         planned = self._plan_pieces(plan, run)
         generate = self._split_generators(dl_manager)["train"]
@@ -158,7 +157,10 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         template = self._get_filename_template(split_name="train")
         origin = {
             **plan.origin,
-            "illumination": {plate: file.name for plate, file in self._lights.items()},
+            "illumination": {
+                **plan.origin.get("illumination", {}),
+                **{plate: file.name for plate, file in self._lights.items()},
+            },
         }
         write_tables(
             Path(template.data_dir),
@@ -183,8 +185,8 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         source = plan.source
         fields = [field for field in source.fields if field.plate not in self._finished]
         if plan.illumination:
-            self._lights = light_files(source, plan.illumination, self._root)
             new = dataclasses.replace(source, fields=fields)
+            self._lights = light_files(new, plan.illumination, self._root)
             fit_light(new, plan.illumination, self._lights, run, plan.show)
             self._lights = {plate: file for plate, file in self._lights.items() if file.exists()}
         return pieces.plan_pieces(fields, self.builder_config.crops, self._lights)
@@ -199,7 +201,7 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         total = sum(len(piece.fields) for piece in planned)
         if held and plan.show:
             print(f"going on with an earlier build: {held:,} of {total:,} fields are there")
-        skipped, lost = list(plan.source.problems), float(len(plan.source.problems))
+        skipped, lost = list(plan.source.problems), plan.source.lost_fields
         for piece in self._taken_over():
             skipped += problems_of(piece.fields)
             lost += piece.fields["lost"].sum()
@@ -226,11 +228,11 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def _check_skipped(self, skipped: Sequence[tuple[str, str]], lost: float) -> None:
         """Raises BadData where more than the allowed share of the fields is unusable."""
         plan = self._planned()
-        total = len(plan.source.fields) + len(plan.source.problems)
+        total = len(plan.source.fields) + plan.source.lost_fields
         if lost > plan.max_skipped * total:
             named = [{"field": what, "reason": reason} for what, reason in skipped]
             raise BadData(
-                f"{len(skipped)} of {total} fields cannot be used, more than "
+                f"{lost:.3g} of {total:.6g} fields cannot be used, more than "
                 f"--max_skipped={plan.max_skipped:g} allows. "
                 + "; ".join(describe_skipped({"skipped": named}))
             )
@@ -242,10 +244,10 @@ def build(
     config: CellConfig,
     plan: Plan,
     *,
-    overwrite: bool = False,
+    replace: bool = False,
     extend: bool = False,
 ) -> Path:
-    """Builds a dataset, which appears whole or not at all; a finished one stays as it is.
+    """Builds a dataset, which appears whole or not at all; whoever calls is `alone` in its folder.
 
     A build that was killed goes on where it was.
 
@@ -254,28 +256,30 @@ def build(
       data_dir: where datasets lie.
       config: which cells, and how they are cut.
       plan: what to do.
-      overwrite: replaces a finished dataset, which stays as it is until the new one is finished.
+      replace: puts it in the place of a finished dataset, which stays until the new one is there.
       extend: the same, with the plates of the finished one taken over as they are.
 
     Returns:
       The dataset's folder, <data_dir>/<builder>/<config>/<version>.
 
     Raises:
-      BadUse: another process builds the same dataset, or an unknown Beam runner.
+      BadUse: the dataset is there and neither replaced nor extended, or an unknown Beam runner.
       BadData: too many unusable fields, or no cell at all.
     """
-    folder = data_dir / builder_class.name / config.name
+    folder = dataset_folder_of(builder_class, data_dir, config.name)
     version = str(builder_class.VERSION)
+    if (folder / version).exists() and not (replace or extend):
+        raise BadUse(f"{folder / version} is there already: --overwrite replaces it")
+    finished = finished_pieces(folder / version) if extend else {}
+    if lacking := finished.keys() - {field.plate for field in plan.source.fields}:
+        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
     arguments: dict[str, Any] = {}
     if plan.beam_runner:
-        arguments = {
-            "beam_runner": plan.beam_runner,
-            "beam_options": pipeline_options(plan.beam_options),
-        }
+        options = pipeline_options(plan.beam_options)
+        arguments = {"beam_runner": plan.beam_runner, "beam_options": options}
     with (
-        alone(folder),
         room_for_pieces(folder, plan.settings) as place,
-        room_for_rebuild(folder, version, overwrite or extend) as room,
+        room_for_rebuild(folder, version, replace or extend) as room,
     ):
         builder = builder_class(
             data_dir=str(room or data_dir),
@@ -283,17 +287,20 @@ def build(
             plan=plan,
             data_root=data_dir,
             place=place,
-            finished=finished_pieces(folder / version) if extend else None,
+            finished=finished,
         )
         # TFDS makes a folder for downloads, though there are none: elsewhere, for that time.
         with tempfile.TemporaryDirectory() as downloads:
-            builder.download_and_prepare(
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(**arguments),
-            )
+            how = tfds.download.DownloadConfig(**arguments)
+            builder.download_and_prepare(download_dir=downloads, download_config=how)
         if room is not None:
             swap_in(Path(builder.data_dir), folder)
     return folder / version
+
+
+def dataset_folder_of(builder_class: type[CellBuilder], data_dir: Path, config: str) -> Path:
+    """The folder of a dataset's versions."""
+    return data_dir / builder_class.name / config
 
 
 def _runner(plan: Plan, download_config: Any) -> Any:

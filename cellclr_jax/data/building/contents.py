@@ -89,7 +89,12 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def file_stamp(file: ImageFile) -> str:
+def stamp_field(field: Field) -> str:
+    """A line that differs where a field's pixels or metadata do, as far as that is told unread."""
+    return describe_field(field, [_stamp(file) for file in field.files])
+
+
+def _stamp(file: ImageFile) -> str:
     """What changes when the pixels of a file do: its checksum in a zip, else its time and size."""
     if file.member:
         return f"{file.name} {file.member_bytes} {file.member_crc:08x}"

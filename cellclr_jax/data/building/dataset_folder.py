@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,11 +27,19 @@ _PIECES = "pieces"
 def alone(folder: Path) -> Iterator[None]:
     """Keeps other builds out of a folder and sweeps away what a killed one left there.
 
+    Where nothing can be written nobody builds: there is no lock.
+
     Raises:
       BadUse: another process builds in it.
     """
-    with lock.alone(folder, ".building", "building it"):
-        _sweep(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.alone(folder, ".building", "building it"))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        else:
+            _sweep(folder)
         yield
 
 
@@ -42,8 +51,8 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(version)
-    for stale in folder.glob("incomplete.*"):
-        shutil.rmtree(stale)
+    for stale in [*folder.glob("incomplete.*"), *folder.glob("**/*.gone")]:
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -56,11 +65,29 @@ def room_for_pieces(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]
       folder: of the dataset's versions; the caller is `alone` in it.
       settings: of the build.
     """
-    place = folder / _PIECES / digest(json.dumps(settings, sort_keys=True))
+    place = _pieces_of(folder, settings)
     place.mkdir(parents=True, exist_ok=True)
     sweep(place)
     yield place
-    shutil.rmtree(folder / _PIECES)
+    _remove(folder / _PIECES)
+
+
+def forget_pieces(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Removes the pieces of a build that is finished, which a kill at its very end has left."""
+    if _pieces_of(folder, settings).exists():
+        _remove(_pieces_of(folder, settings))
+
+
+def _pieces_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+    return folder / _PIECES / digest(json.dumps(settings, sort_keys=True))
+
+
+def _remove(place: Path) -> None:
+    """Removes a folder; its name first, so that no half of it is ever taken for the whole."""
+    gone = place.with_name(f"{place.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    place.rename(gone)
+    shutil.rmtree(gone)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from cellclr_jax.data.extraction import CUTTING_VERSION
+from cellclr_jax.data.illumination import FIT_VERSION
+
 MANIFEST = "manifest.json"
 CELLS = "cells.parquet"
 FIELDS = "fields.parquet"
 # Raised when the meaning of a key changes.
-_FORMAT = 2
+FORMAT = 2
+# What decides cells and light beside the settings: a dataset of another version is not added to.
+MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
 # What is counted where the dataset has these columns.
 _COUNTED = {
     "plates": ["plate"],
@@ -69,7 +74,8 @@ def make_manifest(
         if set(names) <= set(columns):
             counts[what] = cells.groupby(names).ngroups
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
+        "made_by": dict(MADE_BY),
         "settings": settings,
         "origin": origin,
         "image": image,

@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.building.contents import describe_field, digest, file_stamp
+from cellclr_jax.data.building.contents import digest, stamp_field
 from cellclr_jax.data.building.shards import ShardWriter
 from cellclr_jax.data.extraction import (
     CUTTING_VERSION,
@@ -49,12 +50,14 @@ class Piece:
       plate: of all its fields; '' where none is known.
       fields: in order.
       illumination: file of its plate's light; '': it is not corrected.
+      light: digest of that.
     """
 
     key: str
     plate: str
     fields: tuple[Field, ...]
     illumination: str = ""
+    light: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +92,18 @@ def plan_pieces(
       fields: sorted by plate.
       settings: how they are cut.
       illumination: file of each plate's light, where it is corrected.
+
+    Raises:
+      BadData: a light cannot be read.
     """
     pieces = []
     for plate, group in itertools.groupby(fields, key=lambda field: field.plate):
         light = str(illumination[plate]) if plate in illumination else ""
+        corrected = Illumination.load(Path(light)).digest() if light else ""
         members = list(group)
         for start in range(0, len(members), FIELDS_OF_A_PIECE):
             part = tuple(members[start : start + FIELDS_OF_A_PIECE])
-            pieces.append(Piece(_key(part, settings, light), plate, part, light))
+            pieces.append(Piece(_key(part, settings, corrected), plate, part, light, corrected))
     return pieces
 
 
@@ -115,7 +122,7 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
     done = read_summary(piece, place)
     if done is not None:
         return done
-    light = _light(piece.illumination) if piece.illumination else None
+    light = _light(piece.illumination, piece.light) if piece.illumination else None
     parts = {suffix: _part(piece, place, suffix) for suffix in _SUFFIXES}
     cells: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -129,10 +136,11 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
         if cells:
             _typed(pd.DataFrame(cells)).to_parquet(parts[".cells.parquet"], index=False)
         _typed(pd.DataFrame(found)).to_parquet(parts[".fields.parquet"], index=False)
-        summary = _summary(found, parts[".array_record"])
+        summary = _summary(found, {suffix: part for suffix, part in parts.items() if part.exists()})
         parts[".json"].write_text(json.dumps(summary), encoding="utf-8")
         for suffix, part in parts.items():
             if part.exists():
+                _sync(part)
                 part.replace(_file(piece, place, suffix))
     finally:
         for part in parts.values():
@@ -148,11 +156,11 @@ def read_summary(piece: Piece, place: Path) -> PieceSummary | None:
     """What came of a piece; None where it is not there, or not whole."""
     try:
         summary = json.loads(_file(piece, place, ".json").read_text(encoding="utf-8"))
-        size = summary["shard_bytes"]
-        if size and _file(piece, place, ".array_record").stat().st_size != size:
-            return None
+        for suffix, size in summary["bytes"].items():
+            if _file(piece, place, suffix).stat().st_size != size:
+                return None
         return _parsed(summary)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -180,11 +188,9 @@ def sweep(place: Path) -> None:
 
 
 def _key(fields: Sequence[Field], settings: CropSettings, illumination: str) -> str:
-    """Stands for all that decides a piece's content."""
-    stamped = [
-        describe_field(field, [file_stamp(file) for file in field.files]) for field in fields
-    ]
-    how = [CUTTING_VERSION, dataclasses.asdict(settings), Path(illumination).name]
+    """Stands for all that decides a piece's content; `illumination` is the digest of the light."""
+    stamped = [stamp_field(field) for field in fields]
+    how = [CUTTING_VERSION, dataclasses.asdict(settings), illumination]
     return digest("\n".join([json.dumps(how), *stamped]))
 
 
@@ -193,8 +199,8 @@ def _file(piece: Piece, place: Path, suffix: str) -> Path:
 
 
 def _part(piece: Piece, place: Path, suffix: str) -> Path:
-    """Where a file is written before it gets its name: two processes may make one piece."""
-    return place / f"{piece.key}{suffix}.{os.getpid()}{_PARTIAL}"
+    """Where a file is written before it gets its name: two machines may make one piece."""
+    return place / f"{piece.key}{suffix}.{uuid.uuid4().hex}{_PARTIAL}"
 
 
 def _field_row(field: Field, cut: FieldCells) -> dict[str, Any]:
@@ -216,15 +222,21 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(kinds)
 
 
-def _summary(fields: list[dict[str, Any]], shard: Path) -> dict[str, Any]:
-    """What the last file of a piece says."""
+def _summary(fields: list[dict[str, Any]], parts: Mapping[str, Path]) -> dict[str, Any]:
+    """What the last file of a piece says; of the others it tells the sizes."""
     return {
         "fields": len(fields),
         "cells": sum(row["cells"] for row in fields),
         "problems": [[row["field"], row["problem"]] for row in fields if row["problem"]],
         "lost": sum(row["lost"] for row in fields),
-        "shard_bytes": shard.stat().st_size if shard.exists() else 0,
+        "bytes": {suffix: part.stat().st_size for suffix, part in parts.items()},
     }
+
+
+def _sync(path: Path) -> None:
+    """Writes a file through to the disk: its name may outlive a power cut that pixels do not."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _parsed(summary: dict[str, Any]) -> PieceSummary:
@@ -235,6 +247,9 @@ def _parsed(summary: dict[str, Any]) -> PieceSummary:
 
 
 @functools.lru_cache(maxsize=2)
-def _light(path: str) -> Illumination:
-    """The light of a plate, kept for its next piece."""
-    return Illumination.load(Path(path))
+def _light(path: str, digest: str) -> Illumination:
+    """The light of a plate, kept for its next piece; BadData where it is not that of the plan."""
+    light = Illumination.load(Path(path))
+    if light.digest() != digest:
+        raise BadData(f"{path}: it was changed while it was used; build again")
+    return light

@@ -9,14 +9,14 @@ from urllib.parse import quote
 import numpy as np
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.building.contents import describe_contents
+from cellclr_jax.data.building.contents import digest, stamp_field
 from cellclr_jax.data.fields import Field, Source
-from cellclr_jax.data.illumination import FEW_FIELDS, FIT_VERSION, Illumination, fit_plate
+from cellclr_jax.data.illumination import FEWEST_FIELDS, FIT_VERSION, Illumination, fit_plate
 from cellclr_jax.data.progress import Progress
 
 _FOLDER = "illumination"
-# Of the digest of a plate's contents, in the names of its files.
-_DIGITS = 12
+# Of the digest of a plate's files and of the plate's name, in the name of its light.
+_DIGITS, _NAME = 16, 60
 
 MapInOrder = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
@@ -33,21 +33,23 @@ class PlateLight:
 
 
 def light_files(source: Source, method: str, data_dir: Path) -> dict[str, Path]:
-    """Where the light of each plate lies, or will: other fields or channels are another file.
+    """Where the light of each plate lies, or will: other pixels or channels are another file.
 
     Args:
       source: fields of raw plates.
       method: of the fit.
       data_dir: the lights lie in its folder `illumination`.
     """
-    contents = describe_contents(source)
-    channels = "-".join(source.channels)
+    stamps: dict[str, list[str]] = {}
+    for field in source.fields:
+        stamps.setdefault(field.plate, []).append(stamp_field(field))
+    how = f"{'-'.join(source.channels)}-{method}{FIT_VERSION}"
     return {
-        # A name for any file system.
+        # A name for any file system, whatever the plate is called.
         plate: data_dir
         / _FOLDER
-        / f"{quote(plate, safe='')}-{held['digest'][:_DIGITS]}-{channels}-{method}{FIT_VERSION}.npz"
-        for plate, held in contents.items()
+        / f"{quote(plate, safe='')[:_NAME]}-{digest(chr(10).join(lines))[:_DIGITS]}-{how}.npz"
+        for plate, lines in stamps.items()
     }
 
 
@@ -56,7 +58,7 @@ def fit_light(
 ) -> None:
     """Fits the light of every plate of a source, unless it is there.
 
-    A plate of which not one field can be read gets none: its fields are named when they are cut.
+    A plate with too few fields that can be read gets none, and that is told.
 
     Args:
       source: fields of raw plates.
@@ -85,7 +87,7 @@ def fit_one(plate: PlateLight) -> str:
     """Fits and saves the light of one plate, unless it is there.
 
     Returns:
-      What to tell about it: that it has too few fields, or none; or ''.
+      Why it gets none, or ''.
     """
     if plate.path.exists():
         return ""
@@ -93,9 +95,12 @@ def fit_one(plate: PlateLight) -> str:
         light = fit_plate(plate.fields, plate.channels, plate.method)
     except BadData as error:
         return f"the light of {plate.plate} is not corrected: {error}"
+    if light.fields < FEWEST_FIELDS:
+        return (
+            f"the light of {plate.plate} is not corrected: {light.fields} fields tell too little "
+            f"about it, at least {FEWEST_FIELDS} were expected"
+        )
     light.save(plate.path)
-    if light.fields < FEW_FIELDS:
-        return f"the light of {plate.plate} is estimated from {light.fields} fields only"
     return ""
 
 

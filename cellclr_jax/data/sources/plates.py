@@ -2,6 +2,8 @@
 
 from pathlib import PurePosixPath
 
+import pandas as pd
+
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Request, Source
 from cellclr_jax.data.images.plate_files import ImageFile, find_tiffs
@@ -20,6 +22,9 @@ from cellclr_jax.data.tables.release_tables import (
 
 RAW_CHANNELS = ("dna", "tubulin", "actin")
 
+# The files of one name in folders of one name.
+_Found = dict[tuple[str, str], list[ImageFile]]
+
 
 def raw_fields(request: Request) -> Source:
     """Fields of raw plates: folders of TIFFs or zips, found by plate folder and file name."""
@@ -30,14 +35,9 @@ def raw_fields(request: Request) -> Source:
             f"--channels={','.join(channels)}: some of {', '.join(RAW_CHANNELS)} were expected, "
             "dna among them (nuclei are found in it)"
         )
-    table, tables = annotated_table(request)
-    table = wanted_rows(table, request)
-    found: dict[tuple[str, str], ImageFile] = {}
-    for root in request.inputs:
-        for folder, file in find_tiffs(root):
-            found.setdefault((folder, file.name), file)
-    if not found:
-        raise BadUse(f"{named(request.inputs)}: no TIFF and no zip of a plate in it")
+    everything, tables = annotated_table(request)
+    table = wanted_rows(everything, request)
+    found = _find(request)
     fields = [
         new_field(
             row, tuple(_locate(row[f"{name}_file"], row["plate"], found) for name in channels)
@@ -59,6 +59,7 @@ def raw_fields(request: Request) -> Source:
     problems: list[tuple[str, str]] = []
     if request.centers is not None:
         kept, problems = read_centers(request.centers, kept)
+        tables["centres"] = str(request.centers)
     return Source(
         kept,
         RELEASE_COLUMNS,
@@ -66,6 +67,7 @@ def raw_fields(request: Request) -> Source:
         tables=tables,
         problems=problems,
         absent_plates=absent,
+        notes=_unlisted(everything, found, tables["image table"]),
     )
 
 
@@ -82,9 +84,57 @@ def simulated_fields(request: Request) -> Source:
     return raw_fields(request)
 
 
-def _locate(name: str, plate: str, found: dict[tuple[str, str], ImageFile]) -> ImageFile:
+def _find(request: Request) -> _Found:
+    """The TIFFs of the inputs."""
+    found: _Found = {}
+    for root in request.inputs:
+        for folder, file in find_tiffs(root):
+            found.setdefault((folder, file.name), []).append(file)
+    if not found:
+        raise BadUse(f"{named(request.inputs)}: no TIFF and no zip of a plate in it")
+    return found
+
+
+def _locate(name: str, plate: str, found: _Found) -> ImageFile:
     """The file of a table's '<PathName>/<FileName>': same file name, in a folder of that plate."""
     path = PurePosixPath(name)
-    folders = dict.fromkeys((path.parent.name, plate))
-    files = (found.get((folder, path.name)) for folder in folders)
-    return next((file for file in files if file is not None), ImageFile(name))
+    for folder in dict.fromkeys((path.parent.name, plate)):
+        if files := found.get((folder, path.name)):
+            return _only(files, path)
+    return ImageFile(name)
+
+
+def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
+    """The one of some files of one name that is meant.
+
+    A loose file is preferred to its zip, and one at the very path that the table gives to others.
+
+    Raises:
+      BadData: several are as good, and not the same.
+    """
+    loose = [file for file in files if not file.member]
+    there = [
+        file for file in loose if PurePosixPath(file.path).parts[-len(path.parts) :] == path.parts
+    ]
+    best = there or loose or files
+    different = {
+        (file.member_bytes, file.member_crc) if file.member else file.path for file in best
+    }
+    if len(different) > 1:
+        raise BadData(f"two files of one channel: {best[0].where} and {best[1].where}; keep one")
+    return best[0]
+
+
+def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
+    """Says how many TIFFs of the table's plates are on none of its rows."""
+    columns = [f"{name}_file" for name in RAW_CHANNELS]
+    listed = {PurePosixPath(path).name for name in columns for path in table[name]}
+    plates = set(table["plate"])
+    strays = [
+        files[0].where
+        for (folder, name), files in found.items()
+        if folder in plates and name not in listed
+    ]
+    if not strays:
+        return []
+    return [f"{len(strays)} TIFFs are on no row of {image_csv}, such as {some_of(strays)}"]
