@@ -40,7 +40,7 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     try:
         main()
     except _Terminated:
-        _fail("stopped by SIGTERM; the same command goes on with what is done", 143)
+        _fail("", 143)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BadUse as error:
@@ -60,10 +60,13 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
 class _Terminated(BaseException):
     """SIGTERM came."""
 
+    came = False
+
 
 def _terminate(*_: object) -> NoReturn:
     # Once: what is being tidied up is not to be interrupted.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _Terminated.came = True
     raise _Terminated
 
 
@@ -93,6 +96,9 @@ def _flags_help() -> str:
 
 def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoReturn:
     """Prints the error in one line (or its traceback with `--debug`) and exits with `status`."""
+    # A library may have made something else of it on the way.
+    if _Terminated.came:
+        error, status = "stopped by SIGTERM; the same command goes on with what is done", 143
     if FLAGS.debug if debug is None else debug:
         traceback.print_exc()
     message = " ".join(str(error).split())

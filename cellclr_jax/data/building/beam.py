@@ -28,13 +28,7 @@ def pipeline_options(flags: Sequence[str]) -> Any:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    try:
-        # Its parser explains itself at length and ends the process.
-        with contextlib.redirect_stderr(io.StringIO()) as told:
-            return PipelineOptions(list(flags))
-    except SystemExit as error:
-        reason = told.getvalue().strip().rpartition("error: ")[2]
-        raise BadUse(f"--beam_option={','.join(flags)}: {reason}") from error
+    return PipelineOptions(list(flags))
 
 
 def map_on_beam(
@@ -58,30 +52,26 @@ def map_on_beam(
     """
     import apache_beam as beam
 
-    try:
-        pipeline = beam.Pipeline(runner=runner, options=options)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise BadUse(f"--beam_runner={runner}: {error}") from error
-    # Reshuffled: the items would otherwise be fused with their source and stay on one machine.
-    _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
-    # What fails is told once, below, and not by each of its workers.
+    # Its parser explains wrong options at length and ends the process; and what fails is told once,
+    # below, not by each of its workers.
     logging.disable(logging.CRITICAL)
+    told = io.StringIO()
     try:
-        pipeline.run().wait_until_finish()
+        with contextlib.redirect_stderr(told):
+            pipeline = beam.Pipeline(runner=runner, options=options)
+            # Reshuffled: the items would otherwise stay with their source, on one machine.
+            _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
+            running = pipeline.run()
+        running.wait_until_finish()
+    except SystemExit as error:
+        reason = told.getvalue().strip().rpartition("error: ")[2]
+        raise BadUse(f"--beam_option: {reason}") from error
     except Exception as error:
-        raise _cause(error, runner) from error
+        # In front of what the runner says of its own steps.
+        reason = str(error).partition(" [while running")[0]
+        if "runner" in reason and isinstance(error, ValueError | ImportError | AttributeError):
+            raise BadUse(f"--beam_runner={runner}: {reason}") from error
+        raise BadData(f"--beam_runner={runner}: the pipeline failed ({reason})") from error
     finally:
         logging.disable(logging.NOTSET)
     yield from map(work, items)
-
-
-def _cause(error: Exception, runner: str) -> BaseException:
-    """What went wrong, out of the wrappings of a runner."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    # An end that was asked for, a full disk, bad data: as they would be without a cluster.
-    if not isinstance(cause, Exception) or isinstance(cause, OSError | BadData | BadUse):
-        return cause
-    reason = str(error).partition(" [while running")[0]
-    return BadData(f"--beam_runner={runner}: the pipeline failed ({reason})")
