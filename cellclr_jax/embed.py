@@ -27,6 +27,7 @@ from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
 from cellclr_jax.profiling.cells import CellEvaluation, KeptCells, draw_sample, evaluate_cells
+from cellclr_jax.profiling.columns import is_control, own_features
 from cellclr_jax.profiling.sites import has_treatments, sites_of
 from cellclr_jax.run_config import read_config
 from cellclr_jax.train import CHECKPOINTS, root_key
@@ -49,6 +50,7 @@ def evaluate_run(
     *,
     step: str = "last",
     data_dir: str | Path | None = None,
+    data_access: str = "shards",
     out: str | Path | None = None,
     protocol: evaluation.Protocol,
 ) -> None:
@@ -58,6 +60,7 @@ def evaluate_run(
       workdir: of the run.
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
+      data_access: how crops are read (see `index.open_images`), whatever the run took.
       out: where to write; None takes <workdir>/eval/<step>.
       protocol: the settings of the evaluation (see `_evaluate` for the intensities').
 
@@ -71,13 +74,15 @@ def evaluate_run(
     config = read_config(workdir)
     if data_dir is not None:
         config.data_dir = str(data_dir)
+    config.data_access = data_access
     encoding, mesh = make_encoding(config), sharding.make_mesh()
     number, variables, progress = _restore(workdir, step, encoding, mesh)
     here = describe_dataset(encoding.cells)
     if progress["dataset"] != here["dataset"]:
         if out is None:
             raise BadUse(
-                f"{data_dir} is not what the run was trained on: say where to write, --out"
+                f"{encoding.cells.directory} is not what the run was trained on: say where to "
+                "write, --out=DIR"
             )
         say("note: this is not the dataset that the run was trained on")
     scored, probed = _score(encoding, mesh, variables, protocol)
@@ -154,9 +159,13 @@ def site_profiles(
     Returns:
       A profile table for each encoder, and one named `intensity`; one row a site, with
       Metadata_CellCount.
+
+    Raises:
+      BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
     """
     cells = encoding.cells
     sites, index = sites_of(cells.table)
+    profiles.check_wells(sites)
     if left_out := int((index < 0).sum()):
         say(f"note: {left_out:,} cells without plate, well or compound are in no profile")
     accumulators: dict[str, profiles.WellAccumulator] = {}
@@ -266,11 +275,12 @@ def _evaluate(
     Intensities are standardised by the controls wherever there are two of them: means, deviations
     and percentiles share no scale.
     """
-    wells = profiles.aggregate_wells(table, through=protocol.aggregate)
-    controls = (wells["Metadata_Compound"] == protocol.control).sum()
+    features = own_features(table)
+    wells = profiles.aggregate_wells(table, through=protocol.aggregate, features=features)
+    controls = is_control(wells["Metadata_Compound"], protocol.control).sum()
     if name == "intensity" and controls > 1:
         protocol = replace(protocol, standardize="controls")
-    return evaluation.evaluate(wells, protocol)
+    return evaluation.evaluate(wells, protocol, features=features)
 
 
 def _restore(

@@ -3,6 +3,7 @@
 The model of a training run, on the cells of its data set: treatments where it has plates, wells,
 compounds and MoAs; single cells where it has labels, or no treatments:
   python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
+                             [--data_access=shards|memory|mapped]
 
 Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
@@ -30,6 +31,13 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
 flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
 flags.DEFINE_string("data_dir", None, "Where the data set is; by default where the run had it.")
+flags.DEFINE_enum(
+    "data_access",
+    "shards",
+    ["shards", "memory", "mapped"],
+    "How images are read: shards, whatever the run used in training, since each is read once; "
+    "memory unpacks them all first, mapped into a file of the data set's folder.",
+)
 flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
 flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
@@ -58,7 +66,7 @@ flags.DEFINE_string("control", "DMSO", "The controls' compound.")
 
 # A flag that says something about one kind of input is an error beside the other.
 _ONLY_WITH_PROFILES = ("image_csv", "moa_csv")
-_ONLY_WITH_WORKDIR = ("step", "data_dir", "distributed")
+_ONLY_WITH_WORKDIR = ("step", "data_dir", "data_access", "distributed")
 
 
 def main() -> None:
@@ -86,7 +94,12 @@ def main() -> None:
     else:
         sharding.use_all_cores(MINIBATCH)
     evaluate_run(
-        FLAGS.workdir, step=FLAGS.step, data_dir=FLAGS.data_dir, out=FLAGS.out, protocol=protocol
+        FLAGS.workdir,
+        step=FLAGS.step,
+        data_dir=FLAGS.data_dir,
+        data_access=FLAGS.data_access,
+        out=FLAGS.out,
+        protocol=protocol,
     )
 
 

@@ -274,3 +274,32 @@ def test_a_site_with_two_compounds_is_not_taken_for_one():
     sites, index = sites_of(table)
     assert sites["Metadata_Compound"].tolist() == ["x", "y"]
     assert index.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("told", "grouped_by"), [(["plate", "well"], "well"), ([], None)])
+def test_what_a_well_alone_tells_does_not_answer_where_wells_stay_whole(told, grouped_by):
+    """24 wells on a plate, each with a look of its own that says nothing of its compound."""
+    rng = np.random.default_rng(0)
+    well = np.repeat(np.arange(24), 40)
+    names = {"plate": "p", "well": [f"w{w}" for w in well]}
+    table = cells(len(well), label=[f"drug {w % 6}" for w in well])
+    table = table.assign(**{name: names[name] for name in told})
+    sample = draw_sample(table, with_treatments=False)
+    looks = rng.normal(size=(24, 10))[well] + 0.05 * rng.normal(size=(len(well), 10))
+    found = describe_cells(evaluate_cells(sample, {"trained": looks}))
+    assert found["grouped_by"] == grouped_by
+    score = found["scores"]["trained"]["knn"]["balanced_accuracy"]
+    assert (score < 0.5) if told else (score > 0.95)
+    shared = "cells of one plate may" if told else "cells of one plate, well or image may"
+    assert any(shared in note for note in found["notes"])
+
+
+def test_sites_are_kept_whole_where_each_class_is_a_well():
+    site = np.resize([1, 1, 2, 2, 3, 3], 120)
+    by_site = labelled(plate="p", well=np.resize(["w1", "w2"], 120), site=site)
+    found = describe_cells(evaluated(by_site))
+    # Sites of both wells have the same numbers: six groups, not three.
+    assert (found["grouped_by"], found["folds"]) == ("site", 5)
+    assert any("plate or well may lie on both sides" in note for note in found["notes"])
+    empty = describe_cells(evaluated(labelled(plate="", well="", site=0)))
+    assert empty["grouped_by"] is None

@@ -14,8 +14,9 @@ import pytest
 from tiny_dataset import CELLS, random_images, write_dataset
 
 from cellclr_jax import embed, sharding, train
+from cellclr_jax import eval as eval_binary
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data import pipeline
+from cellclr_jax.data import image_copies, index, pipeline
 from cellclr_jax.experiment import make_experiment
 from cellclr_jax.profiling.evaluation import Protocol
 
@@ -77,9 +78,17 @@ def changed(data_dir, out, change):
     return out
 
 
-def evaluated(workdir, data_dir, out):
+def changed_progress(workdir, state, out, change):
+    """A copy of a run whose newest checkpoint tells something else of its dataset."""
+    shutil.copytree(workdir, out)
+    newest = out / "checkpoints" / str(int(state.step)) / "progress" / "metadata"
+    newest.write_text(json.dumps(change(json.loads(newest.read_text()))))
+    return out
+
+
+def evaluated(workdir, data_dir, out, **settings):
     """The metrics of an evaluation on another data folder."""
-    embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol())
+    embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol(), **settings)
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -290,3 +299,65 @@ def test_percentile_normalisation_follows_the_plate(config):
     assert float(images.min()) >= 0
     assert float(images.max()) <= 1
     assert isinstance(experiment.cells, pipeline.Cells)
+
+
+def test_names_of_channels_and_spelling_of_controls_change_no_score(trained, data_dir, tmp_path):
+    workdir, _, state = trained
+    told = evaluated(workdir, data_dir, tmp_path / "told")
+    assert told["baseline_protocols"]["intensity"]["standardize"] == "controls"
+
+    def lower(table):
+        return table.assign(compound=table["compound"].replace("DMSO", "dmso"))
+
+    other = changed(data_dir, tmp_path / "data", lower)
+    manifest = next(other.rglob("manifest.json"))
+    name_channels(manifest.parent, ["image", "site", "index"])
+    silent = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "channels": None})
+    found = evaluated(silent, other, tmp_path / "found")
+    assert found["baseline_protocols"] == told["baseline_protocols"]
+    assert found["baselines"] == told["baselines"]
+    assert found["scores"] == told["scores"]
+
+
+def test_a_well_with_two_compounds_is_told_before_anything_is_embedded(
+    trained, data_dir, tmp_path, monkeypatch
+):
+    named = {}
+
+    def mix(table):
+        row = table.index[table["compound"] != "DMSO"][0]
+        named.update(table.loc[row, ["plate", "well", "compound"]])
+        return table.assign(compound=table["compound"].where(table.index != row, "other"))
+
+    mixed = changed(data_dir, tmp_path / "data", mix)
+    monkeypatch.setattr(embed, "visit", None)  # would be called
+    with pytest.raises(BadData) as told:
+        evaluated(trained[0], mixed, tmp_path / "out")
+    words = (f"plate {named['plate']}, well {named['well']} ", repr(named["compound"]), "'other'")
+    assert all(word in str(told.value) for word in words)
+
+
+def test_another_dataset_in_the_place_of_the_runs_is_named(trained, data_dir, tmp_path):
+    workdir, experiment, state = trained
+    other = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "dataset": "00"})
+    with pytest.raises(BadUse, match=f"{experiment.cells.directory} is not what .*--out=DIR"):
+        embed.evaluate_run(other, protocol=Protocol())
+
+
+def test_images_are_read_as_the_evaluation_is_told(config, own_images, runs, tmp_path, monkeypatch):
+    workdir, _, _ = runs(own(config, own_images))
+    run = shutil.copytree(workdir, tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"data_access": "tape"}))
+    data_dir = shutil.copytree(own_images, tmp_path / "data")
+    wanted = evaluated(run, data_dir, tmp_path / "shards")
+    assert not list(data_dir.rglob("images-*.npy"))
+    assert evaluated(run, data_dir, tmp_path / "mapped", data_access="mapped") == wanted
+    assert len(list(data_dir.rglob("images-*.npy"))) == 1
+    monkeypatch.setattr(image_copies, "available_bytes", lambda: 0)
+    with pytest.raises(BadUse, match=r"--config\.data_access .* --data_access of eval"):
+        evaluated(run, data_dir, tmp_path / "memory", data_access="memory")
+
+
+def test_the_flag_offers_each_access():
+    assert tuple(eval_binary.FLAGS["data_access"].parser.enum_values) == index.ACCESS

@@ -195,3 +195,15 @@ def test_what_cannot_be_evaluated_is_an_error():
     ):
         with pytest.raises(BadUse):
             Protocol(**setting)
+
+
+def test_features_that_are_told_are_taken_whatever_their_names():
+    wells = planted(dims=3)
+    own = [name for name in wells if name.startswith("cellclr_")]
+    names = ["Intensity_Mean_target", "Intensity_Mean_index", "Intensity_Mean_dna"]
+    renamed = wells.rename(columns=dict(zip(own, names, strict=True)))
+    assert evaluate(renamed).data["features"] == 1
+    found = evaluate(renamed, features=names)
+    assert found.data["features"] == 3
+    assert evaluation.describe_scores(found) == evaluation.describe_scores(evaluate(wells))
+    assert not any("not used as features" in note for note in found.notes)

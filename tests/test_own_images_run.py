@@ -109,8 +109,10 @@ def test_images_without_labels_are_embedded_and_there_is_nothing_to_score(traine
     plain = write_images(tmp_path / "cells", {"": (6, 100)})
     data_dir = build(plain, tmp_path / "data")
     printed = succeed(
-        "eval", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={tmp_path / 'out'}"
-    )
+        "eval", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={tmp_path / 'out'}",
+        "--data_access=mapped",
+    )  # fmt: skip
+    assert list(data_dir.rglob("images-*.npy"))
     assert "nothing to score" in printed
     table = pd.read_parquet(tmp_path / "out" / "cells.parquet")
     assert len(table) == IMAGES

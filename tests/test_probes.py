@@ -229,3 +229,38 @@ def test_a_subset_keeps_shares_and_whole_rare_classes(size):
     np.testing.assert_array_equal(rows, stratified_subset(labels, size, seed=3))
     if size < len(labels):
         assert not np.array_equal(rows, stratified_subset(labels, size, seed=4))
+
+
+def test_wells_of_one_class_each_are_groups_where_the_class_has_two():
+    wells = np.repeat([f"w{i}" for i in range(8)], 20)
+    labels = np.repeat(["a", "b"], 80)
+    one = np.full(160, "p")
+    name, groups = choose_groups({"plate": one, "well": wells}, labels)
+    assert name == "well"
+    np.testing.assert_array_equal(groups, wells)
+    # Each class in a well of its own: sites are left.
+    sites = np.repeat([f"s{i}" for i in range(16)], 10)
+    assert choose_groups({"well": labels, "site": sites}, labels)[0] == "site"
+    assert choose_groups({"well": labels}, labels) == ("", None)
+
+
+def test_a_cell_far_beyond_all_others_breaks_no_classifier():
+    features, labels = blobs(distance=30)
+    wanted = probe(features, labels)
+    features = np.column_stack([features, np.resize([1e-30, 2e-30], len(features))])
+    features = features.astype(np.float32)
+    far = features.copy()
+    far[4, 4] = 3e38
+    for values in (features, far):
+        found = probe(values, labels)
+        for kind, score in found.scores.items():
+            assert score.accuracy >= wanted.scores[kind].accuracy - 2 / len(labels)
+
+
+def test_features_that_cannot_be_computed_with_are_refused_by_name():
+    features, labels = blobs()
+    features[3, 2] = 1e300
+    with pytest.raises(BadData, match=r"feature 3 holds 1e\+300: too large"):
+        probe(features, labels)
+    with pytest.raises(BadData, match="no features"):
+        probe(features[:, :0], labels)

@@ -6,6 +6,7 @@ import pytest
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.profiling import profiles
+from cellclr_jax.profiling.columns import own_features
 
 FEATURES = profiles.feature_names(3)
 
@@ -158,3 +159,27 @@ def test_the_first_batch_is_week2_before_week10():
     kept = profiles.first_batch_wells(wells)
     assert len(kept) == 3
     assert set(kept["Metadata_Batch"]) == {"Week2"}
+
+
+@pytest.mark.parametrize("through", profiles.AGGREGATES)
+def test_features_that_are_told_are_taken_whatever_their_names(through):
+    names = ["Intensity_Mean_image", "Intensity_Mean_target", "Intensity_Deviation_row"]
+    renamed = cells().rename(columns=dict(zip(FEATURES, names, strict=True)))
+    found = profiles.aggregate_wells(renamed, through=through, features=names)
+    wanted = profiles.aggregate_wells(cells(), through=through).to_numpy()
+    np.testing.assert_array_equal(found.to_numpy(), wanted)
+    assert own_features(found) == names
+
+
+@pytest.mark.parametrize("column", ["Compound", "Concentration", "MoA", "Batch"])
+def test_a_well_that_contradicts_itself_is_named_with_both_values(column):
+    table = cells()
+    profiles.check_wells(table)
+    name, other = f"Metadata_{column}", 7.5 if column == "Concentration" else "other"
+    plate, well, value = table.loc[5, ["Metadata_Plate", "Metadata_Well", name]]
+    table.loc[5, name] = other
+    with pytest.raises(BadData) as told:
+        profiles.check_wells(table)
+    words = (f"plate {plate}, well {well} has", name, repr(value), repr(other))
+    assert all(word in str(told.value) for word in words)
+    assert "site" not in str(told.value)

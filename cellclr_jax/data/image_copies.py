@@ -22,11 +22,13 @@ from cellclr_jax.data.progress import Progress
 
 # Unpacked pixels on their way into the file.
 _BLOCK_BYTES = 32 << 20
-# The rest of a training needs memory too.
+# The rest of a program needs memory too.
 _MEMORY_SHARE = 0.9
 _COPY = re.compile(r"images-[0-9a-f]+\.npy(\.unfinished)?")
 _LOCK = ".unpacking"
 _WAIT_SECONDS = 1.0
+# The setting as either program calls it.
+_FLAGS = "(--config.data_access in training, --data_access of eval)"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -46,7 +48,8 @@ def load_images(shards: ShardImages, dataset_dir: Path, *, show: bool) -> ArrayI
     if needed > _MEMORY_SHARE * available:
         raise BadUse(
             f"{dataset_dir}: its images need {_gb(needed)} of memory, of which {_gb(available)} "
-            "are available, and training needs some: set --config.data_access=mapped or shards"
+            "are available, and the program needs some: take data_access=mapped or shards "
+            f"{_FLAGS}"
         )
     array = np.empty((len(shards), *shards.shape), shards.dtype)
     for rows in _blocks(shards, "into memory", show):
@@ -107,7 +110,7 @@ def _write_alone(shards: ShardImages, path: Path, show: bool) -> bool:
             raise
         raise BadUse(
             f"{path} cannot be written ({error.strerror}): give yourself the right to write into "
-            "that folder, or set --config.data_access=shards or memory"
+            f"that folder, or take data_access=shards or memory {_FLAGS}"
         ) from error
 
 
@@ -120,8 +123,8 @@ def _write(shards: ShardImages, path: Path, show: bool) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise BadUse(
-            f"{path} needs {_gb(needed)}, of which {_gb(free)} are free: free some space, or set "
-            "--config.data_access=shards"
+            f"{path} needs {_gb(needed)}, of which {_gb(free)} are free: free some space, or take "
+            f"data_access=shards {_FLAGS}"
         )
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:

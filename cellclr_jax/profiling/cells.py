@@ -18,15 +18,19 @@ MOST_CELLS = 20_000
 SEED = 0
 # What can be a cell's class; the last two where no treatment can be scored.
 _CLASSES = ("label", "moa", "compound")
-# What may keep cells of a fold apart from those that were fitted on, the best first.
-_GROUPS = ("plate", "batch")
+# What may keep cells of a fold apart from those that were fitted on, the best first, and the
+# columns that tell it. Wells have the same names on every plate, sites in every well.
+_GROUPS = {
+    "plate": ("plate",),
+    "batch": ("batch",),
+    "well": ("plate", "well"),
+    "site": ("plate", "well", "site"),
+}
 _TABLE = {"cell_id": "Metadata_CellId", **NAMES, "label": "Metadata_Label"}
 # Names of classes without a score that a record holds.
 _LISTED = 50
-_UNGROUPED = (
-    "no plates or batches could be kept whole in the folds: cells of one plate or image may lie on "
-    "both sides, and what they share makes any score look better"
-)
+# What cells on both sides of a fold may share, by what was kept whole.
+_SHARED = {"": "plate, well or image", "well": "plate", "site": "plate or well"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class CellEvaluation:
 
     Attributes:
       sample: the cells.
-      grouped_by: 'plate' or 'batch': what was kept together in a fold; '' for nothing.
+      grouped_by: 'plate', 'batch', 'well' or 'site': what was kept together in a fold; '' for
+        nothing.
       probes: by the features' name.
       features: [K, D] of each cell, by the features' name.
     """
@@ -147,9 +152,7 @@ def evaluate_cells(sample: Sample, features: Mapping[str, np.ndarray]) -> CellEv
             raise BadData(f"the {name} features of cell {cell!r} hold NaN or an infinite value")
     if not sample.label_column:
         return CellEvaluation(sample, "", {}, features)
-    named = {name: NAMES[name] for name in _GROUPS if NAMES[name] in sample.table}
-    candidates = {name: _text(sample.table[column]) for name, column in named.items()}
-    grouped_by, groups = choose_groups(candidates, sample.labels)
+    grouped_by, groups = choose_groups(_candidates(sample.table), sample.labels)
     found = {
         name: probes.probe(values, sample.labels, groups, seed=SEED)
         for name, values in features.items()
@@ -232,8 +235,8 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
             notes.append(f"{probe.cells:,} of {sample.labelled:,} cells with a class were used")
         if sample.unlabelled:
             notes.append(f"{sample.unlabelled:,} cells without a class were not used")
-        if not evaluation.grouped_by:
-            notes.append(_UNGROUPED)
+        if evaluation.grouped_by in _SHARED:
+            notes.append(_leak_note(evaluation.grouped_by))
         if probe.unanswerable:
             notes.append(
                 f"{probe.unanswerable:,} cells count as wrong: their class was in no other fold"
@@ -243,6 +246,28 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         notes.append(f"classes left out: {', '.join(shown)}{more}")
     return notes
+
+
+def _leak_note(grouped_by: str) -> str:
+    """Says what makes the scores look better where plates and batches could not be kept whole."""
+    whole = (
+        f"{grouped_by}s alone could" if grouped_by else "no plates, batches, wells or sites could"
+    )
+    return (
+        f"{whole} be kept whole in the folds: cells of one {_SHARED[grouped_by]} may lie on both "
+        "sides, and what they share makes any score look better"
+    )
+
+
+def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """[K] groups of the cells by what they are; of those whose column the table has."""
+    found = {}
+    for name, columns in _GROUPS.items():
+        told = [NAMES[column] for column in columns if NAMES[column] in table]
+        if NAMES[name] in told:
+            texts = pd.DataFrame({column: _text(table[column]) for column in told})
+            found[name] = texts.groupby(told).ngroup().to_numpy()
+    return found
 
 
 def _distinct(values: pd.Series) -> int:

@@ -78,6 +78,20 @@ def canonical_name(column: str) -> str | None:
     return METADATA.get(stripped.lower().replace("_", "").replace(" ", ""))
 
 
+def is_control(compounds: pd.Series, control: str) -> pd.Series:
+    """[N] bool: which of these names, [N] str, is the controls', in any case."""
+    return compounds.str.strip().str.lower() == control.strip().lower()
+
+
+def own_features(table: pd.DataFrame) -> list[str]:
+    """The features of a table of this package's own making: every column but `Metadata_*`.
+
+    Their names hold those of channels, which may be any word: `split_columns` would take a channel
+    `target` for a compound's.
+    """
+    return [str(column) for column in table if not str(column).startswith("Metadata_")]
+
+
 def split_columns(table: pd.DataFrame) -> Columns:
     """Tells features from everything else.
 

@@ -1,5 +1,6 @@
 """The evaluation: well profiles in, NSC, NSCB and the drop of every correction out."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -8,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.profiling import correction, moa, profiles
-from cellclr_jax.profiling.tables import canonical_table
+from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 STANDARDIZE = ("none", "controls")
 AS_GIVEN = "given"
@@ -95,13 +96,19 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
 
-def evaluate(wells: pd.DataFrame, protocol: Protocol | None = None) -> Evaluation:
+def evaluate(
+    wells: pd.DataFrame,
+    protocol: Protocol | None = None,
+    *,
+    features: Sequence[str] | None = None,
+) -> Evaluation:
     """Scores well profiles under each correction.
 
     Args:
       wells: one row a well (the protocol's `aggregate` was applied before): plate, well, batch,
         compound, concentration, MoA under any of the names `tables` understands, and features.
       protocol: the settings; the defaults where None.
+      features: the feature columns; by default those of `columns.split_columns`.
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
@@ -115,12 +122,12 @@ def evaluate(wells: pd.DataFrame, protocol: Protocol | None = None) -> Evaluatio
     # The matrices are small: BLAS threads that wait for each other on a busy machine make this
     # five times slower. One thread also rounds the same whatever the machine.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _evaluate(wells, protocol or Protocol())
+        house = canonical_table(wells, control=(protocol or Protocol()).control, features=features)
+        return _evaluate(house, protocol or Protocol())
 
 
-def _evaluate(wells: pd.DataFrame, protocol: Protocol) -> Evaluation:
+def _evaluate(house: ProfileTable, protocol: Protocol) -> Evaluation:
     """See `evaluate`."""
-    house = canonical_table(wells, control=protocol.control)
     table, notes = _used_wells(house.table, protocol.control)
     if house.left_out:
         notes.append(_left_out_note(house.left_out))

@@ -49,21 +49,22 @@ def usable(
 def choose_groups(
     candidates: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> tuple[str, np.ndarray | None]:
-    """Chooses what keeps cells together: the first that separates classes from groups.
+    """Chooses what keeps cells together: the first that leaves two classes to tell apart.
+
+    A group may hold one class alone, as wells do whose compound is the class: then whole groups
+    are asked about, and what the cells of a well share beside their class answers nothing.
 
     Args:
-      candidates: [N] group of each cell, by what it is ('plate', 'batch'), the best first.
+      candidates: [N] group of each cell, by what it is ('plate', 'well'), the best first.
       labels: [N] str; '' is no class.
 
     Returns:
-      The name and groups of the first candidate of which at least two groups hold two classes or
-      more, counting classes that lie in two groups or more; ('', None) where there is none.
+      The name and groups of the first candidate by which two classes or more lie in two groups or
+      more; ('', None) where there is none.
     """
     for name, groups in candidates.items():
         kept, _ = usable(labels, groups)
-        pairs = set(zip(np.asarray(groups)[kept], np.asarray(labels)[kept], strict=True))
-        held = np.unique([str(group) for group, _ in pairs], return_counts=True)[1]
-        if (held >= 2).sum() >= 2:
+        if len(set(np.asarray(labels)[kept])) >= 2:
             return name, np.asarray(groups)
     return "", None
 

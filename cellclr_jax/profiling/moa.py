@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.tables.metadata import round_concentrations
-from cellclr_jax.profiling.columns import split_columns
+from cellclr_jax.profiling.columns import is_control, split_columns
 
 BATCH_RULES = ("joined", "disjoint", "week1")
 # Between the batches of a treatment that lies in several: 'Week1|Week2'.
@@ -186,7 +186,7 @@ def _treatments(
     table = pd.DataFrame({name.lower(): profiles[f"Metadata_{name}"].to_numpy() for name in names})
     table[["moa", "batch"]] = table[["moa", "batch"]].fillna("")
     table["concentration"] = round_concentrations(table["concentration"])
-    kept = table[(table["moa"] != "") & (table["compound"].str.lower() != control.lower())]
+    kept = table[(table["moa"] != "") & ~is_control(table["compound"], control)]
     # The caller's row order must not decide a tie, nor the rounding of the product.
     kept = kept.sort_values(["compound", "concentration"])
     if kept.duplicated(["compound", "concentration"]).any():

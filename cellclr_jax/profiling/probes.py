@@ -16,6 +16,9 @@ INVERSE_REGULARIZATION = 0.01
 _MOST_ITERATIONS = 1000
 # A deviation below this fraction of the largest value is rounding of float32, not signal.
 _CONSTANT = 1e-6
+# In deviations. Cells that are fitted on lie within the square root of their number; one that lies
+# further away than this says no more by it, and its square may be past the range of float32.
+_FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,15 @@ def probe(
       groups, in one group alone are left out; where fewer than two are left, there is no score.
 
     Raises:
-      BadData: a feature is not finite.
+      BadData: there are no features, or one is not finite or too large to compute with.
       ValueError: the lengths differ.
     """
     labels, features = np.asarray(labels, object), np.asarray(features)
     lengths = {len(features), len(labels), len(labels if groups is None else groups)}
     if features.ndim != 2 or len(lengths) > 1:
         raise ValueError("features [N, D], labels [N] and groups [N] were expected")
+    if not features.shape[1]:
+        raise BadData("there are no features (0 columns): there is nothing to tell classes by")
     if not np.isfinite(features).all():
         raise BadData(f"row {_first_bad(features)} of the features holds NaN or an infinite value")
     kept, left_out = usable(labels, groups)
@@ -136,11 +141,23 @@ def _probe(
 
 
 def _standardized(fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in deviations from the mean of the first, float32; a constant feature becomes 0."""
-    mean, deviation = fitted.mean(axis=0, dtype=np.float64), fitted.std(axis=0, dtype=np.float64)
+    """Both in deviations from the mean of the first, float32; a constant feature becomes 0.
+
+    Raises:
+      BadData: a feature's deviation is past the range of float64.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = fitted.mean(axis=0, dtype=np.float64)
+        deviation = fitted.std(axis=0, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(deviation))
+    if len(bad):
+        largest = np.abs(fitted[:, bad[0]]).max()
+        raise BadData(f"feature {bad[0] + 1} holds {largest:.3g}: too large to compute with")
     varies = deviation > _CONSTANT * np.abs(fitted).max(axis=0)
     scale = np.where(varies, deviation, np.inf)
-    first, second = (((rows - mean) / scale).astype(np.float32) for rows in (fitted, asked))
+    with np.errstate(over="ignore"):
+        scaled = [(rows - mean) / scale for rows in (fitted, asked)]
+    first, second = (np.clip(x, -_FARTHEST, _FARTHEST).astype(np.float32) for x in scaled)
     return first, second
 
 

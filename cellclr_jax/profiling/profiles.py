@@ -28,10 +28,13 @@ class WellAccumulator:
     Holds one float64 sum a well, so that half a million cells never lie in memory together. Give
     it one row a site and pass the table to `aggregate_wells` for either way of aggregating.
 
+    Attributes:
+      features: their names.
+
     Example:
       accumulator = WellAccumulator(sites, feature_names(2048))
       accumulator.add(embeddings, site_index)   # [N, 2048], [N]
-      wells = aggregate_wells(accumulator.table(), through="well")
+      wells = aggregate_wells(accumulator.table(), through="well", features=accumulator.features)
     """
 
     def __init__(self, rows: pd.DataFrame, features: Sequence[str]) -> None:
@@ -42,8 +45,8 @@ class WellAccumulator:
           features: the D feature names.
         """
         self._rows = rows.reset_index(drop=True).drop(columns="Metadata_CellCount", errors="ignore")
-        self._features = list(features)
-        self._sums = np.zeros((len(rows), len(self._features)), np.float64)
+        self.features = list(features)
+        self._sums = np.zeros((len(rows), len(self.features)), np.float64)
         self._counts = np.zeros(len(rows), np.int64)
 
     def add(self, embeddings: np.ndarray, index: np.ndarray) -> None:
@@ -57,9 +60,9 @@ class WellAccumulator:
           ValueError: the shapes do not match, or an index is past the last row.
         """
         embeddings, index = np.asarray(embeddings), np.asarray(index)
-        if index.ndim != 1 or embeddings.shape != (len(index), len(self._features)):
+        if index.ndim != 1 or embeddings.shape != (len(index), len(self.features)):
             raise ValueError(
-                f"embeddings [N, {len(self._features)}] and index [N] were expected, not "
+                f"embeddings [N, {len(self.features)}] and index [N] were expected, not "
                 f"{embeddings.shape} and {index.shape}"
             )
         if index.max(initial=-1) >= len(self._counts):
@@ -84,7 +87,7 @@ class WellAccumulator:
             bad = rows.iloc[int(np.argmin(np.isfinite(means).all(axis=1)))]
             raise BadData(f"the embeddings of {_name(bad)} hold NaN or an infinite value")
         rows = rows.assign(Metadata_CellCount=self._counts[seen])
-        return pd.concat([rows, pd.DataFrame(means, columns=self._features)], axis=1)
+        return pd.concat([rows, pd.DataFrame(means, columns=self.features)], axis=1)
 
 
 def feature_names(dims: int, prefix: str = "cellclr") -> list[str]:
@@ -92,7 +95,21 @@ def feature_names(dims: int, prefix: str = "cellclr") -> list[str]:
     return [f"{prefix}_{index:04d}" for index in range(dims)]
 
 
-def aggregate_wells(cells: pd.DataFrame, *, through: str = "well") -> pd.DataFrame:
+def check_wells(table: pd.DataFrame) -> None:
+    """Checks that each well has one compound, concentration, MoA and batch.
+
+    Args:
+      table: one row a well, site or cell: Metadata_Plate, Metadata_Well and further metadata.
+
+    Raises:
+      BadData: one has two; the message names the well and both values.
+    """
+    _groups(table, _WELL)
+
+
+def aggregate_wells(
+    cells: pd.DataFrame, *, through: str = "well", features: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Averages cells (or sites) into wells.
 
     Args:
@@ -100,6 +117,7 @@ def aggregate_wells(cells: pd.DataFrame, *, through: str = "well") -> pd.DataFra
         Metadata_Well, further metadata and features.
       through: 'well' is the mean of the well's cells; 'site' the mean of its sites' means, which
         needs Metadata_Site.
+      features: the feature columns; by default those of `columns.split_columns`.
 
     Returns:
       One row a well, sorted by plate and well; Metadata_CellCount is the number of cells.
@@ -113,7 +131,7 @@ def aggregate_wells(cells: pd.DataFrame, *, through: str = "well") -> pd.DataFra
     missing = [c for c in (_SITE if through == "site" else _WELL) if c not in cells]
     if missing:
         raise BadData(f"aggregating by {through} needs column {', '.join(missing)}")
-    features = split_columns(cells).features
+    features = split_columns(cells).features if features is None else list(features)
     counts = cells.get("Metadata_CellCount", pd.Series(1, cells.index)).to_numpy()
     values = cells[features].to_numpy(np.float64)
     if through == "site":
@@ -196,14 +214,18 @@ def _groups(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, np.ndar
     columns = [c for c in columns if c != "Metadata_CellCount"]
     first = np.unique(index, return_index=True)[1]
     metadata = table[columns].iloc[first].reset_index(drop=True)
-    for column in set(columns) - set(keys):
+    for column in (column for column in columns if column not in keys):
         codes = pd.factorize(table[column], use_na_sentinel=False)[0]
         differing = np.flatnonzero(codes != codes[first][index])
         if not len(differing):
             continue
         if column.removeprefix("Metadata_") in _PER_WELL:
             row = table.iloc[differing[0]]
-            raise BadData(f"{_name(row)} has two values of {column}, one is {row[column]!r}")
+            other = table.iloc[first[index[differing[0]]]]
+            raise BadData(
+                f"{_name(row, keys)} has two values of {column}, {other[column]!r} and "
+                f"{row[column]!r}: give all its cells the same"
+            )
         metadata = metadata.drop(columns=column)
     return metadata, index
 
@@ -226,7 +248,7 @@ def _group_sums(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.n
     return rows, np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
 
 
-def _name(row: pd.Series) -> str:
+def _name(row: pd.Series, columns: Sequence[str] = _SITE) -> str:
     """'plate P, well W' (and site) for a message."""
-    parts = [(c.removeprefix("Metadata_").lower(), row[c]) for c in _SITE if c in row]
+    parts = [(c.removeprefix("Metadata_").lower(), row[c]) for c in columns if c in row]
     return ", ".join(f"{name} {value}" for name, value in parts) or "a row"

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.fields import COLUMNS
-from cellclr_jax.profiling.columns import METADATA
+from cellclr_jax.profiling.columns import METADATA, is_control
 
 # What a cell's columns are called in a profile table. A label belongs to a cell, not to its site.
 NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}
@@ -21,7 +21,7 @@ def has_treatments(cells: pd.DataFrame, control: str) -> bool:
     """
     if not set(_NEEDED) <= set(cells):
         return False
-    treated = cells["compound"].str.lower() != control.lower()
+    treated = ~is_control(cells["compound"], control)
     return bool((_is_known(cells) & treated & (cells["moa"].fillna("") != "")).any())
 
 
@@ -40,7 +40,7 @@ def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """
     known = _is_known(cells)
     # All columns make the groups: a site that holds two compounds becomes two, which
-    # `aggregate_wells` then refuses instead of one of them being lost.
+    # `profiles.check_wells` then refuses instead of one of them being lost.
     table = cells.loc[known, [name for name in NAMES if name in cells]]
     table = table.fillna({"batch": "", "moa": "", "concentration": 0.0})
     groups = table.groupby(list(table), sort=True, dropna=False)

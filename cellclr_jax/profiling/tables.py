@@ -5,6 +5,7 @@ BBBC021's image and MoA tables beside it where it does not say itself what was i
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,13 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.tables import metadata
-from cellclr_jax.profiling.columns import canonical_metadata, canonical_name, split_columns
+from cellclr_jax.profiling.columns import (
+    Columns,
+    canonical_metadata,
+    canonical_name,
+    is_control,
+    split_columns,
+)
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")
 # How a missing measurement is written; in a metadata column these are names like any other.
@@ -68,9 +75,18 @@ def read_profiles(
     return _in_house_form(raw, str(path), image_csv, moa_csv, control)
 
 
-def canonical_table(table: pd.DataFrame, *, control: str = "DMSO") -> ProfileTable:
-    """Brings a table in memory into the house's form; see `read_profiles`."""
-    return _in_house_form(table.reset_index(drop=True), "profile table", None, None, control)
+def canonical_table(
+    table: pd.DataFrame, *, control: str = "DMSO", features: Sequence[str] | None = None
+) -> ProfileTable:
+    """Brings a table in memory into the house's form; see `read_profiles`.
+
+    Args:
+      table: as a file's.
+      control: the controls' compound.
+      features: the feature columns; by default those of `columns.split_columns`.
+    """
+    table = table.reset_index(drop=True)
+    return _in_house_form(table, "profile table", None, None, control, features)
 
 
 def _in_house_form(
@@ -79,6 +95,7 @@ def _in_house_form(
     image_csv: str | Path | None,
     moa_csv: str | Path | None,
     control: str,
+    features: Sequence[str] | None = None,
 ) -> ProfileTable:
     """Names, joins, checks and orders; `source` begins every message."""
     try:
@@ -93,7 +110,7 @@ def _in_house_form(
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
         table["Metadata_MoA"] = _text(table["Metadata_MoA"])
         table = _with_counts(table)
-        split = split_columns(table)
+        split = split_columns(table) if features is None else Columns(list(features), {})
     except BadData as error:
         message = str(error)
         raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
@@ -171,7 +188,7 @@ def _with_treatments(table: pd.DataFrame, control: str) -> pd.DataFrame:
     if (compounds == "").any():
         raise BadData(f"row {_first(compounds == '')}: the compound is empty")
     numbers = pd.to_numeric(table["Metadata_Concentration"], errors="coerce")
-    controls = compounds.str.lower() == control.lower()
+    controls = is_control(compounds, control)
     numbers = numbers.mask(controls & numbers.isna(), 0.0)
     wrong = ~(np.isfinite(numbers) & (numbers >= 0))
     if wrong.any():
