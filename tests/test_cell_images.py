@@ -1,5 +1,6 @@
 """Images of single cells are read as they were written, whatever their format, or named."""
 
+import os
 import struct
 import zlib
 
@@ -10,7 +11,7 @@ import tifffile
 
 from cellclr_jax.cli import BadData
 from cellclr_jax.data.images import image_formats
-from cellclr_jax.data.images.image_files import cell_shape, read_cell
+from cellclr_jax.data.images.image_files import cell_shape, read_cell, read_field
 from cellclr_jax.data.images.plate_files import ImageFile
 
 
@@ -218,11 +219,26 @@ def test_an_array_of_another_kind_is_refused(tmp_path, array, message):
         read_cell(file, channels=3, layout="stacked", dtype="uint8")
 
 
-def test_more_channels_than_usual_have_to_be_named(tmp_path, rng):
-    image = noise(rng, (24, 24, 10), "uint8")
-    file = written(tmp_path, np.save, ".npy", image)
-    assert cell_shape(file, layout="stacked", channels=10)[2] == 10
-    assert read_cell(file, channels=10, layout="stacked", dtype="uint8").shape == image.shape
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    for suffix in (".png", ".tif", ".npy"):
+        os.mkfifo(tmp_path / f"cell{suffix}")
+        file = ImageFile("cell", str(tmp_path / f"cell{suffix}"))
+        for read in (
+            lambda file=file: cell_shape(file, layout="stacked"),
+            lambda file=file: read_cell(file, channels=1, layout="stacked", dtype="uint8"),
+        ):
+            with pytest.raises(BadData, match=rf"cell\{suffix}: .*it is no regular file"):
+                read()
+
+
+def test_inverted_numbers_are_refused(tmp_path, rng):
+    for dtype in ("uint8", "uint16"):
+        path = tmp_path / "cell.tif"
+        tifffile.imwrite(path, noise(rng, (20, 24), dtype), photometric="miniswhite")
+        with pytest.raises(BadData, match="its highest number is black"):
+            cell_shape(ImageFile("cell", str(path)), layout="stacked")
+        with pytest.raises(BadData, match="its highest number is black"):
+            read_field((ImageFile("field", str(path)),))
 
 
 def test_another_number_of_channels_or_type_is_refused(tmp_path, rng):
@@ -262,6 +278,9 @@ def png(width, height, depth, color, *chunks):
         (png(8, 8, 8, 5), "8 or 16 were expected"),
         (png(60000, 60000, 8, 0), "unpacks to 3,600,000,000 bytes"),
         (b"\x89PNG\r\n\x1a\n", "does not begin as a PNG"),
+        (png(8, 8, 8, 0, chunk(b"tRNS", b"\0\7")), r"transparent \(tRNS\); save it without"),
+        (png(8, 8, 8, 2, chunk(b"gAMA", bytes(4)), chunk(b"tRNS", bytes(6))), "transparent"),
+        (png(8, 8, 8, 0, *[chunk(b"tEXt", b"")] * 1001), "more than 1,000 chunks"),
         (b"GIF89a", "does not begin as a PNG"),
         (b"", "does not begin as a PNG"),
         (png(8, 8, 8, 0).replace(b"\0\0\0\x08\x08", b"\0\0\0\x08\x10"), "checksum of its header"),
@@ -280,12 +299,10 @@ def test_a_png_that_is_no_image_of_a_cell_is_refused_undecoded(
         read_cell(file, channels=1, layout="stacked", dtype="uint8")
 
 
-def test_a_png_that_unpacks_to_another_shape_is_refused(tmp_path):
-    pixels = zlib.compress(b"\0".join([b"", *[bytes(8)] * 8]))
-    # One grey level counts as transparent: decoders then give an alpha channel that no header told.
-    content = png(8, 8, 8, 0, chunk(b"tRNS", b"\0\7"), chunk(b"IDAT", pixels))
-    (tmp_path / "cell.png").write_bytes(content)
-    file = ImageFile("cell", str(tmp_path / "cell.png"))
+def test_a_file_that_unpacks_to_another_shape_is_refused(tmp_path, monkeypatch):
+    file = written(tmp_path, save_png, ".png", np.zeros((8, 8), np.uint8))
+    # What a decoder makes of a chunk that the header does not tell of.
+    monkeypatch.setattr(imagecodecs, "png_decode", lambda _: np.zeros((8, 8, 2), np.uint8))
     with pytest.raises(BadData, match=r"uint8 \(8, 8, 2\) in it, its header says uint8 \(8, 8\)"):
         read_cell(file, channels=1, layout="stacked", dtype="uint8")
 

@@ -171,6 +171,7 @@ def test_rows_and_images_without_each_other_are_problems(export):
     source = deepprofiler_fields(Request((export,)))
     assert sum(len(field.cells) for field in source.fields) == 4
     (unlisted, why), (lost, where) = source.problems
+    assert source.lost == 2 * len(source.fields) / 4
     assert unlisted == "P2/A01/3/0@40.5x30.25.png"
     assert why == f"no row of {export / 'sc-metadata.csv'}"
     assert lost == files[0].relative_to(export).as_posix()

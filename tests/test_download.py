@@ -1,6 +1,8 @@
 """A release comes whole and sound, goes on after any end, and says what did not come and why."""
 
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -166,7 +168,7 @@ def test_others_come_where_some_do_not_and_the_next_call_goes_on(server, tmp_pat
         download(server, tmp_path, parallel=1)
     assert str(failed.value) == (
         f"1 of 2 files did not come: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the connection broke off "
-        "(3 tries); the same command goes on with what has come"
+        "(3 tries); the same command tries again, and goes on where a part has come"
     )
     assert (tmp_path / ZIPS[1]).exists()
     del server.files[ZIPS[0]]
@@ -199,6 +201,14 @@ def test_a_page_that_is_no_table_never_takes_its_name(server, tmp_path, name, co
     assert not [found for found in there(tmp_path) if found.startswith(name)]
 
 
+def zip_of_notes():
+    """A sound zip without an image."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("Week1_101/notes.txt", b"notes" * 100)
+    return buffer.getvalue()
+
+
 def damaged(content):
     """A zip with one wrong byte in an image."""
     wrong = bytearray(content)
@@ -212,13 +222,17 @@ def damaged(content):
         (damaged, r"entry 'Week1_101/.*' is damaged \(Bad CRC-32"),
         (lambda content: content[:-5000], r"not a readable zip \(.*cut short or damaged"),
         (lambda content: b"<html>" + bytes(5000), r"zip \(File is not a zip file\);"),
+        (lambda content: zip_of_notes(), r"no TIFF in it: not a plate of images"),
     ],
 )
 def test_a_damaged_zip_comes_anew_once(server, tmp_path, spoil, message):
     good = server.files[ZIPS[0]].content
     server.files[ZIPS[0]] = Served(spoil(good), etag='"bad"')
-    with pytest.raises(BadData, match=f"what comes is damaged, twice: .*{message}"):
+    with pytest.raises(BadData, match=f"what comes is damaged, twice: .*{message}") as failed:
         download(server, tmp_path)
+    assert "; nothing of it is kept; the same command tries again" in str(failed.value)
+    # Nothing is left that a download could continue.
+    assert "--download" not in str(failed.value)
     assert len(server.gets(ZIPS[0])) == 2
     assert not [found for found in there(tmp_path) if found.startswith(ZIPS[0])]
     server.files[ZIPS[0]] = Served(spoil(good), etag='"bad"', then=Served(good))
@@ -232,6 +246,84 @@ def test_a_file_that_is_there_is_read_before_it_is_kept(server, tmp_path):
     result = download(server, tmp_path)
     assert result.kept == ZIPS[1:]
     assert (tmp_path / ZIPS[0]).read_bytes() == good
+
+
+def other_moas(content):
+    """Another table of as many bytes."""
+    changed = content.replace(MOA[1][2].encode(), MOA[1][2].swapcase().encode())
+    assert changed != content
+    assert len(changed) == len(content)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"etag": '"two"'},
+        {"etag": "", "modified": "Tue, 04 Jun 2013 10:00:00 GMT"},
+    ],
+)
+def test_what_has_changed_on_the_server_comes_anew(server, tmp_path, told):
+    download(server, tmp_path)
+    served = server.files[MOA_CSV]
+    server.files[MOA_CSV] = Served(other_moas(served.content), **told)
+    assert download(server, tmp_path).fetched == (MOA_CSV,)
+    assert (tmp_path / MOA_CSV).read_bytes() == server.files[MOA_CSV].content
+    assert download(server, tmp_path).fetched == ()
+
+
+def test_an_older_version_stays_until_the_newer_one_is_there(server, tmp_path):
+    download(server, tmp_path)
+    good = server.files[ZIPS[0]].content
+    with zipfile.ZipFile(tmp_path / ZIPS[0], "a") as archive:
+        archive.writestr("notes.txt", b"corrected")
+    newer = (tmp_path / ZIPS[0]).read_bytes()
+    (tmp_path / ZIPS[0]).unlink()
+    download(server, tmp_path)
+    server.files[ZIPS[0]] = Served(newer, etag='"two"', cuts=[50_000], cut_always=0)
+    with pytest.raises(BadData, match="the connection broke off"):
+        download(server, tmp_path)
+    assert (tmp_path / ZIPS[0]).read_bytes() == good
+    server.files[ZIPS[0]] = Served(newer, etag='"two"')
+    server.sent.clear()
+    assert download(server, tmp_path).fetched == ZIPS[:1]
+    assert server.sent[ZIPS[0]] == len(newer) - 50_000
+    assert (tmp_path / ZIPS[0]).read_bytes() == newer
+
+
+def rewrite(path, content):
+    """Writes a file anew, surely at another time."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def test_what_was_written_to_since_is_read_again(server, tmp_path):
+    download(server, tmp_path)
+    good = (tmp_path / ZIPS[0]).read_bytes()
+    rewrite(tmp_path / ZIPS[0], damaged(good))
+    rewrite(tmp_path / ZIPS[1], (tmp_path / ZIPS[1]).read_bytes())
+    result = download(server, tmp_path)
+    assert (result.fetched, result.kept) == (ZIPS[:1], (IMAGE_CSV, MOA_CSV, ZIPS[1]))
+    assert (tmp_path / ZIPS[0]).read_bytes() == good
+
+
+def test_without_a_server_a_changed_version_is_not_forgotten(server, tmp_path):
+    download(server, tmp_path)
+    rewrite(tmp_path / MOA_CSV, (tmp_path / MOA_CSV).read_bytes())
+    content = server.files[MOA_CSV].content
+    server.files[MOA_CSV] = Served(content, always=503, head=503)
+    assert download(server, tmp_path).kept == FILES
+    server.files[MOA_CSV] = Served(other_moas(content), etag='"two"')
+    assert download(server, tmp_path).fetched == (MOA_CSV,)
+
+
+def test_another_server_with_the_same_files_is_as_good(server, release, tmp_path):
+    download(server, tmp_path)
+    with serve() as mirror:
+        for path in release[1].iterdir():
+            mirror.files[path.name] = Served(path.read_bytes(), etag='"mirror"')
+        assert download(mirror, tmp_path).kept == FILES
 
 
 def test_a_shorter_file_is_gone_on_with(server, tmp_path):

@@ -14,10 +14,10 @@ import pytest
 from misbehaving_server import Served, serve
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.download import part_file
 from cellclr_jax.data.download.http_answers import Http, Patience, Stopped, Unreachable
 from cellclr_jax.data.download.http_files import fetch
 from cellclr_jax.data.download.part_file import PartFile, Remote
-from cellclr_jax.data.download.release import part_file
 
 # More than one block; no two parts of it are alike.
 CONTENT = np.random.default_rng(0).bytes(200_000)

@@ -222,11 +222,46 @@ def test_a_file_is_named_by_any_of_its_paths(folder, tmp_path, where, style):
 
 
 @pytest.mark.parametrize(
-    "name", ["../cells/drug/c.png", "/etc/c.png", "drug/../../c.png", "C:\\c.png", "..\\c.png"]
+    ("name", "message"),
+    [
+        ("../cells/drug/c.png", "leads out of the images' folder"),
+        ("drug/../../c.png", "leads out of the images' folder"),
+        ("..\\c.png", "leads out of the images' folder"),
+        ("/etc/../c.png", "leads out of the images' folder"),
+        ("/etc/c.png", "is an absolute path outside the input"),
+        ("C:\\c.png", "is an absolute path outside the input"),
+        ("\\\\host\\c.png", "is an absolute path outside the input"),
+    ],
 )
-def test_a_path_that_leads_out_is_refused(folder, table, name):
+def test_a_path_that_leads_out_is_refused(folder, table, name, message):
     table.write_text(f"file,label\ncontrol/a.png,x\n{name},x\n")
-    with pytest.raises(BadData, match=r"labels\.csv, line 3: .* leads out of the images' folder"):
+    with pytest.raises(BadData, match=rf"labels\.csv, line 3: .* {message}"):
+        tabled(folder, table, {})
+
+
+def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, monkeypatch):
+    table.write_text(f"file,label\n{folder}/drug/c.png,x\n{folder}/drug/gone.png,x\n")
+    source = tabled(folder, table, {})
+    assert cells(source) == {"drug/c": ({"label": "x"}, 2)}
+    assert source.problems[1] == (f"{folder}/drug/gone.png", f"{table}, line 3: no such image")
+    # The input by another name than the table's.
+    (tmp_path / "link").symlink_to(folder)
+    assert list(cells(tabled(tmp_path / "link", table, {}))) == ["drug/c"]
+    monkeypatch.chdir(tmp_path)
+    assert list(cells(tabled(Path("cells"), table, {}))) == ["drug/c"]
+    # A folder whose name begins as the input's is another one.
+    table.write_text(f"file,label\n{folder}_2/drug/c.png,x\n")
+    with pytest.raises(BadData, match="absolute path outside the input"):
+        tabled(folder, table, {})
+
+
+def test_a_link_below_the_input_is_not_followed_by_a_tables_path(folder, table, tmp_path):
+    (folder / "control").rename(tmp_path / "store")
+    (folder / "control").symlink_to(tmp_path / "store")
+    table.write_text(f"file,label\n{folder}/control/a.png,x\n")
+    assert list(cells(tabled(folder, table, {}))) == ["control/a"]
+    table.write_text(f"file,label\n{tmp_path}/store/a.png,x\n")
+    with pytest.raises(BadData, match="absolute path outside the input"):
         tabled(folder, table, {})
 
 
@@ -250,7 +285,8 @@ def test_rows_and_files_without_each_other_are_problems(folder, table):
         save(folder / "drug" / f"{number}.png", picture())
     source = tabled(folder, table, {})
     assert list(cells(source)) == ["drug/c"]
-    # In lots as large as a group: one problem weighs as much as a field.
+    # In lots, so that a million of them can be told; each image and row weighs as much as another.
+    assert source.lost == 73 + 130
     assert source.problems == [
         (
             "control/a.png, control/b.png, drug/200.png, …",
@@ -308,7 +344,6 @@ def test_compounds_without_concentrations_have_none(folder, table):
     ("column", "value", "message"),
     [
         ("site", "1.5", "site '1.5': a whole number"),
-        ("site", "", "site '': a whole number"),
         ("site", "3000000000", "site '3000000000': a whole number"),
         ("site", "nan", "site 'nan'"),
         ("replicate", "one", "replicate 'one'"),
@@ -320,6 +355,64 @@ def test_compounds_without_concentrations_have_none(folder, table):
 )
 def test_a_value_of_another_type_is_named_with_its_line(folder, table, column, value, message):
     table.write_text(f"file,{column}\ndrug/c.png,1\ndrug/d.png,{value}\n")
+    with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
+        tabled(folder, table, {})
+
+
+def test_an_image_without_a_row_weighs_as_one(folder, table):
+    for number in range(200):
+        save(folder / "many" / f"{number}.png", picture())
+    rows = [f"{number}.png,x" for number in range(199)]
+    table.write_text("\n".join(["file,label", *rows]))
+    source = folder_fields(Request((folder / "many",), labels_csv=table))
+    assert (len(source.fields), len(source.problems)) == (4, 1)
+    assert source.lost_fields == pytest.approx(4 / 199)
+    assert folder_fields(Request((folder,))).lost_fields == 0
+
+
+def test_what_is_empty_is_not_told(folder, table):
+    table.write_text(
+        "file,compound,concentration,site,replicate\ndrug/c.png,taxol,0.3,2,1\ndrug/d.png,DMSO,,,\n"
+    )
+    found = cells(tabled(folder, table, {}))
+    assert found["drug/c"][0] == {
+        "site": 2,
+        "compound": "taxol",
+        "concentration": 0.3,
+        "replicate": 1,
+    }
+    assert found["drug/d"][0] == {
+        "site": 0,
+        "compound": "DMSO",
+        "concentration": 0.0,
+        "replicate": 0,
+    }
+
+
+@pytest.mark.parametrize("header", ["file,label,label", "file,label,LABEL"])
+def test_two_columns_of_one_name_are_refused(folder, table, header):
+    table.write_text(f"{header}\ndrug/c.png,x,y\n")
+    second = header.rpartition(",")[2]
+    with pytest.raises(
+        BadData, match=rf"line 1: columns 2 and 3 are called 'label' and '{second}': which of them"
+    ):
+        tabled(folder, table, {})
+    # What is not read may be called as it likes: spreadsheets leave empty names behind.
+    table.write_text("file,label,,,a,a\ndrug/c.png,x,,,1,2\n")
+    assert cells(tabled(folder, table, {}))["drug/c"][0] == {"label": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("drug/c.png,a\0b", "a NUL character"),
+        ("drug/c\0.png,a", "a NUL character"),
+        ('drug/c.png,"a\nb"', "a line break inside quotes"),
+        ('"drug/\r\nc.png",a', "a line break inside quotes"),
+    ],
+)
+def test_a_text_that_no_name_holds_is_named_with_its_line(folder, table, row, message):
+    table.write_bytes(f"file,label\ndrug/d.png,x\n{row}\n".encode())
     with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
         tabled(folder, table, {})
 
@@ -357,6 +450,22 @@ def test_the_number_of_channels_has_to_be_the_declared_one(folder):
     assert source.channels == ("dna", "actin", "tubulin")
     with pytest.raises(BadUse, match="have 3 channels, --channels=dna,actin names 2"):
         folder_fields(Request((folder,), channels=("dna", "actin")))
+
+
+def test_more_channels_than_a_network_takes_are_refused(tmp_path):
+    save(tmp_path / "cells" / "a.npy", picture(shape=(24, 24, 9)))
+    with pytest.raises(BadUse, match=r"names 9: images of cells have 1 to 8 channels"):
+        folder_fields(Request((tmp_path / "cells",), channels=tuple("abcdefghi")))
+    with pytest.raises(BadData, match="at most 8 channels"):
+        folder_fields(Request((tmp_path / "cells",)))
+
+
+def test_what_is_no_file_is_a_broken_image(folder):
+    os.mkfifo(folder / "drug" / "pipe.png")
+    source = folder_fields(Request((folder,)))
+    (pipe,) = [f for field in source.fields for f in field.files if f.name == "drug/pipe.png"]
+    with pytest.raises(BadData, match=r"pipe\.png: not a readable PNG \(it is no regular file"):
+        read_cell(pipe, channels=3, layout="stacked", dtype="uint8")
 
 
 def test_most_images_decide_and_the_others_are_named_when_they_are_read(folder):

@@ -146,13 +146,38 @@ def test_entries_without_an_image_are_passed_over(tmp_path, name):
     check_zip(path)
 
 
+def test_a_plate_without_an_image_is_none(tmp_path):
+    path = zip_of(
+        tmp_path / "a.zip", ("P1/notes.txt", b"notes"), ("P1/.a.tif", b""), ("a.tif/", b"")
+    )
+    with pytest.raises(BadData, match=r"a\.zip: no TIFF in it: not a plate of images"):
+        check_zip(path)
+    # Beside plates, a folder may hold other zips.
+    assert list(find_tiffs(path)) == []
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    ((_, file),) = find_tiffs(tmp_path)
+    with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is no regular file\)"):
+        read_field((file,))
+    os.mkfifo(tmp_path / "a.zip")
+    for look in (check_zip, lambda path: list(find_tiffs(path.parent))):
+        with pytest.raises(BadData, match=r"a\.zip: not a readable zip \(it is no regular file\)"):
+            look(tmp_path / "a.zip")
+
+
 def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
     path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
     path.write_bytes(path.read_bytes()[:-30])
-    assert refused(path) == (
-        f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged; "
-        "repeat its download (--download continues it)"
-    )
+    cause = f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged"
+    with pytest.raises(BadData) as listed:
+        list(find_tiffs(path))
+    assert str(listed.value) == f"{cause}; repeat its download (--download continues it)"
+    # Who downloads checks it as well, and knows better what to do.
+    with pytest.raises(BadData) as checked:
+        check_zip(path)
+    assert str(checked.value) == cause
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK"])

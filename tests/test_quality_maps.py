@@ -16,6 +16,7 @@ from quality_content import (
 )
 
 from cellclr_jax.data.quality import squares
+from cellclr_jax.data.quality.look import UNKNOWN
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.page import render_page
 from cellclr_jax.data.quality.plate_grid import lay_out, parse_wells, row_name
@@ -172,6 +173,42 @@ def test_a_dataset_without_wells_has_histograms_of_all_its_fields():
     # Cells, and three measures of three channels.
     assert [unpack(bars["y"]).sum() for bars in figure["data"]] == [len(fields)] * 10
     assert "How the fields differ" in words_of(page)
+
+
+def test_a_measure_that_no_field_has_is_said_to_be_unknown():
+    bare = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
+    (figure,) = figures_of(render_page(make_content(bare.assign(focus_dna=np.nan))))
+    assert len(figure["data"]) == 9
+    (said,) = [a for a in figure["layout"]["annotations"] if a["text"] == UNKNOWN]
+    # In the middle of axes that are not drawn.
+    number = said["xref"].removeprefix("x").removesuffix(" domain")
+    assert said["yref"] == f"y{number} domain"
+    for axis in "xy":
+        hidden = [
+            k for k, v in figure["layout"].items() if k[1:] == f"axis{number}" and k[0] == axis
+        ]
+        assert [figure["layout"][name]["visible"] for name in hidden] == [False]
+
+
+def test_a_map_of_what_no_field_has_is_said_to_be_unknown():
+    page = render_page(make_content(fields_table().assign(focus_dna=np.nan)))
+    _, focus = figures_of(page)
+    assert f"<option>focus, dna ({UNKNOWN})</option>" in page
+    assert "<option>focus, tubulin</option>" in page
+    assert [heatmap["showscale"] for heatmap in focus["data"][:2]] == [False, True]
+
+
+def test_one_of_a_kind_is_one():
+    one = fields_table(plates=1, wells=("B02",), sites=1).assign(cells=1)
+    page = render_page(make_content(one))
+    wells, focus = figures_of(page)
+    assert wells["labels"][0].endswith("1 cell in 1 field")
+    assert "field 1: 1 cell" in [note for row in focus["notes"] for note in row]
+    bare = one[["field", "cells", "problem", *columns_of(CHANNELS)]].assign(label="round")
+    bars = render_page(make_content(bare, columns=("label",)))
+    assert "1 field" in figures_of(bars)[0]["data"][0]["hovertext"]
+    for words in (words_of(page), words_of(bars)):
+        assert not re.search(r"\b1 (cells|fields|labels|plates|wells|rows|treatments)\b", words)
 
 
 def test_wells_of_other_names_have_histograms():

@@ -215,6 +215,6 @@ def _summary(problems: Mapping[str, str], count: int) -> str:
         names.setdefault(reason, []).append(name)
     told = "; ".join(f"{', '.join(together)}: {reason}" for reason, together in names.items())
     return (
-        f"{len(problems)} of {count} files did not come: {told}; the same command goes on with "
-        "what has come"
+        f"{len(problems)} of {count} files did not come: {told}; the same command tries "
+        "again, and goes on where a part has come"
     )

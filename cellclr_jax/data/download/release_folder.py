@@ -1,5 +1,6 @@
 """A folder that files of a release are fetched into, each whole and sound or not at all."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -84,7 +85,7 @@ class ReleaseFolder:
           BadData: the server does not have it, or what is there is something else.
         """
         there = file.path.exists()
-        written_down = there and self._is_written_down(file)
+        written_down = there and self._is_written_down(file, file.path.stat())
         if written_down and self._doubt:
             return Found(None, self._doubt)
         try:
@@ -95,9 +96,15 @@ class ReleaseFolder:
             if written_down:
                 self._doubt = str(error)
             return Found(None, str(error))
-        if not there:
-            return Found(remote)
+        return self._compare(file, remote) if there else Found(remote)
+
+    def _compare(self, file: ReleaseFile, remote: Remote) -> Found:
+        """What is missing of a file that is there; BadData where it is something else."""
         size = file.path.stat().st_size
+        if not self._recorded(file, size).may_be(remote):
+            # The older version stays until the newer one is there.
+            self._http.tell(f"{file.path}: the server has another version, which is fetched")
+            return Found(remote)
         if remote.size in (None, size):
             if self._is_sound(file, remote):
                 return Found(None)
@@ -117,18 +124,21 @@ class ReleaseFolder:
         """Fetches a file, and anew where it comes damaged.
 
         Args:
-          file: that is not there.
+          file: that is not there, or there in an older version, which it takes the place of.
           remote: what `look` found to be missing.
           reach: called with the bytes that are there, after each block.
 
         Raises:
-          BadData: it cannot be fetched, or came damaged twice. A part of it is kept.
+          BadData: it cannot be fetched, and what has come of it is kept as a part; or it came
+            damaged twice, and nothing of it is kept.
         """
         part = PartFile(file.path)
         if damage := self._fetch(file, part, remote, reach):
             self._http.tell(f"{damage}; it is fetched anew")
             if damage := self._fetch(file, part, remote, reach):
-                raise BadData(f"{file.url}: what comes is damaged, twice: {damage}")
+                raise BadData(
+                    f"{file.url}: what comes is damaged, twice: {damage}; nothing of it is kept"
+                )
 
     def _fetch(
         self, file: ReleaseFile, part: PartFile, remote: Remote, reach: Callable[[int], None]
@@ -148,7 +158,7 @@ class ReleaseFolder:
             part.drop()
             return str(error)
         part.finish()
-        self._write_down(file.path, came)
+        self._write_down(file, file.path.stat(), came)
         return ""
 
     def parts(self, missing: Mapping[ReleaseFile, Remote]) -> dict[str, int]:
@@ -185,23 +195,44 @@ class ReleaseFolder:
 
     def _is_sound(self, file: ReleaseFile, remote: Remote | None = None) -> bool:
         """Whether a file that is there is sound; that is written down, so that it is read once."""
-        if self._is_written_down(file):
+        # Before it is read: what is written meanwhile is another file.
+        status = file.path.stat()
+        if self._is_written_down(file, status):
             return True
         try:
             file.check(file.path)
         except BadData:
             return False
-        self._write_down(file.path, remote or Remote())
+        self._write_down(file, status, remote or self._recorded(file, status.st_size))
         return True
 
-    def _is_written_down(self, file: ReleaseFile) -> bool:
-        """Whether a file that is there was found sound before."""
-        entry = self._sound.get(file.name)
-        return isinstance(entry, dict) and entry.get("size") == file.path.stat().st_size
+    def _is_written_down(self, file: ReleaseFile, status: os.stat_result) -> bool:
+        """Whether a file that is there was found sound before, and nobody wrote to it since."""
+        entry = self._entry(file)
+        there = (status.st_size, status.st_mtime_ns)
+        return (entry.get("size"), entry.get("mtime_ns")) == there
 
-    def _write_down(self, path: Path, remote: Remote) -> None:
+    def _recorded(self, file: ReleaseFile, size: int) -> Remote:
+        """What the server told of a file of that size; nothing where it was another server."""
+        entry = self._entry(file)
+        if (entry.get("url"), entry.get("size")) != (file.url, size):
+            return Remote()
+        return Remote(None, str(entry.get("etag", "")), str(entry.get("modified", "")))
+
+    def _entry(self, file: ReleaseFile) -> dict[str, Any]:
+        """What is written down of a file; empty where nothing is."""
+        entry = self._sound.get(file.name)
+        return entry if isinstance(entry, dict) else {}
+
+    def _write_down(self, file: ReleaseFile, status: os.stat_result, remote: Remote) -> None:
         """Records that a file is sound, and what the server told of it."""
-        entry = {"size": path.stat().st_size, "etag": remote.etag, "modified": remote.modified}
+        entry = {
+            "url": file.url,
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "etag": remote.etag,
+            "modified": remote.modified,
+        }
         with self._lock:
-            self._sound[path.name] = entry
+            self._sound[file.name] = entry
             write_object(self._folder / RECORD, {"files": self._sound})

@@ -1,5 +1,6 @@
 """Finds images of single cells in folders, and which of them a row of a table means."""
 
+import functools
 import os
 import re
 from collections import Counter
@@ -90,11 +91,15 @@ def cell_ids(cells: Sequence[CellFile]) -> list[str]:
 class CellFinder:
     """Finds the image that a row names, by any path that a table may give it."""
 
-    def __init__(self, cells: Sequence[CellFile], table: str | Path) -> None:
-        """Prepares to find some of `cells`, named in `table`."""
+    def __init__(
+        self, cells: Sequence[CellFile], table: str | Path, inputs: Sequence[Path]
+    ) -> None:
+        """Prepares to find some of `cells`, found below `inputs` and named in `table`."""
         beside = os.path.join(os.path.abspath(Path(table).parent), "")
         places = [os.path.abspath(cell.file.path) for cell in cells]
         self._cells = cells
+        # An input may be a link, and the table speak of what it leads to.
+        self._roots = [(os.path.abspath(i), os.path.realpath(i)) for i in inputs]
         # In the order in which they are asked: below the input, below the table's own folder.
         self._paths = (
             _numbered(cell.below for cell in cells),
@@ -109,8 +114,8 @@ class CellFinder:
         """The number of the image that a row names.
 
         Args:
-          text: a path below the input or below the table's folder, or a file name that one image
-            alone has.
+          text: a path below the input or below the table's folder, an absolute one that lies
+            within an input, or a file name that one image alone has.
 
         Returns:
           Its place in the list; None where there is no such image.
@@ -121,10 +126,12 @@ class CellFinder:
         path = PurePosixPath(text.replace("\\", "/"))
         if not path.parts:
             raise ValueError("the name of the image is empty")
-        if path.is_absolute() or ".." in path.parts or _DRIVE.match(text):
+        if ".." in path.parts:
             raise ValueError(
                 f"{text!r} leads out of the images' folder; a path below it was expected"
             )
+        if path.is_absolute() or _DRIVE.match(text):
+            return self._places.get(self._place(text, path))
         for index in (*self._paths, self._names) if len(path.parts) == 1 else self._paths:
             number = index.first.get(str(path))
             if number is None:
@@ -136,6 +143,21 @@ class CellFinder:
                 raise ValueError(f"{text!r} may be {first} or {second}; a path was expected")
             return number
         return None
+
+    def _place(self, text: str, path: PurePosixPath) -> str:
+        """Where an absolute path leads, by the input's own name; no link below it is followed."""
+        for named, real in self._roots:
+            for root in (named, real):
+                if path.is_relative_to(root):
+                    return os.path.join(named, path.relative_to(root))
+        raise ValueError(
+            f"{text!r} is an absolute path outside the input; a path below it was expected"
+        )
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        """The number of each image by its absolute path; few tables need it."""
+        return {os.path.abspath(cell.file.path): n for n, cell in enumerate(self._cells)}
 
 
 class _Places(NamedTuple):

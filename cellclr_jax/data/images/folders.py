@@ -1,6 +1,7 @@
 """Walks through folders: links followed once, hidden things left out, nothing else unnoticed."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +35,15 @@ def walk_folders(
         seen.add(key)
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield Path(place), sorted(name for name in names if not name.startswith("."))
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises ValueError for what is no regular file, and OSError where there is nothing.
+
+    A pipe that is called as an image would be waited for without an end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")
 
 
 def _unreadable(error: OSError) -> NoReturn:

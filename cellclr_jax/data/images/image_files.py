@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.images.folders import check_regular
 from cellclr_jax.data.images.image_formats import FORMATS, Stored, check_bytes, check_tiff
 from cellclr_jax.data.images.plate_files import ImageFile, read_member
 
-# An axis of more pixels is taken for channels only where so many are named.
+# An axis of more pixels is none of channels.
 MOST_CHANNELS = 8
 # What claims to be larger is damaged or made to fill the memory: a channel of BBBC021 has 2.6 MB,
 # and a whole camera of 100 million pixels 200 MB.
@@ -83,7 +84,7 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
         height, width = (side for at, side in enumerate(stored.shape) if at != axis)
         if stored.alpha and count != channels and _is_opaque(_pixels(file, stored)):
             count -= 1
-    if count > MOST_CHANNELS and count != channels:
+    if count > MOST_CHANNELS:
         raise _unlike(file, stored, f"at most {MOST_CHANNELS} channels")
     return CellShape(height, width, count, stored.dtype.name)
 
@@ -146,6 +147,7 @@ def _header(file: ImageFile) -> Stored:
     if suffix not in FORMATS:
         raise BadData(f"{file.where}: a file {', '.join(FORMATS)} was expected")
     try:
+        check_regular(file.path)
         stored = FORMATS[suffix].read_header(Path(file.path))
     except MemoryError:
         raise
@@ -218,6 +220,8 @@ def _decode_tiff(file: ImageFile) -> np.ndarray:
     if file.member:
         check_bytes(file.member_bytes, _MOST_BYTES)
         source = io.BytesIO(read_member(file))
+    else:
+        check_regular(file.path)
     with tifffile.TiffFile(source) as tiff:
         check_tiff(tiff, _MOST_BYTES)
         # Many processes read at once: a decoder of its own for each strip would not help.

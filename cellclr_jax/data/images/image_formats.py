@@ -24,11 +24,14 @@ MOST_CELL_BYTES = 64 << 20
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The signature and the first chunk: 4 bytes of length, 4 of its name, 13 of content, 4 of checksum.
 _PNG_HEADER = 33
+# What may come before the pixels; each chunk has a length and a name before, a checksum behind.
+_PNG_MOST_CHUNKS = 1000
+_PNG_PIXELS, _PNG_TRANSPARENT = b"IDAT", b"tRNS"
 # Channels by PNG's number of a colour type: grey, RGB, grey and alpha, RGBA.
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 _PNG_ALPHA = (4, 6)
 _PNG_PALETTE = 3
-_TIFF_RGB, _TIFF_PALETTE = 2, 3
+_TIFF_INVERTED, _TIFF_RGB, _TIFF_PALETTE = 0, 2, 3
 _PALETTE = "its numbers are those of a palette; save it as grey or RGB"
 
 
@@ -71,11 +74,17 @@ def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def check_tiff(opened: "tifffile.TiffFile", most: int) -> None:
-    """Raises ValueError for a TIFF that has no image, or unpacks to more than `most` bytes."""
+    """Raises ValueError for a TIFF that has no image, or unpacks to more than `most` bytes.
+
+    Also for one whose highest number is black (WhiteIsZero): as fluorescence it would be dark where
+    the cells are, and whether its writer turned the numbers or their meaning alone nobody knows.
+    """
     if not opened.series:
         raise ValueError("no image in it")
     check_bytes(sum(series.nbytes for series in opened.series), most)
     for series in opened.series:
+        if series.keyframe.photometric == _TIFF_INVERTED:
+            raise ValueError("its highest number is black (WhiteIsZero); save it as BlackIsZero")
         # A tile may be larger than its image, and is unpacked whole.
         check_bytes(math.prod(series.keyframe.chunks) * series.dtype.itemsize, most)
 
@@ -106,6 +115,7 @@ def _png_header(path: Path) -> Stored:
     with path.open("rb") as opened:
         head = opened.read(_PNG_HEADER)
         check_bytes(os.fstat(opened.fileno()).st_size, MOST_CELL_BYTES)
+        transparent = _has_transparent_colour(opened)
     if len(head) < _PNG_HEADER or not head.startswith(_PNG_SIGNATURE + b"\0\0\0\x0dIHDR"):
         raise ValueError("it does not begin as a PNG")
     width, height, depth, color = struct.unpack(">IIBB", head[16:26])
@@ -116,10 +126,27 @@ def _png_header(path: Path) -> Stored:
         raise ValueError(_PALETTE)
     if color not in _PNG_CHANNELS or depth not in (8, 16):
         raise ValueError(f"{depth} bits a channel, 8 or 16 were expected")
+    if transparent:
+        raise ValueError("one of its colours means transparent (tRNS); save it without")
     channels = _PNG_CHANNELS[color]
     check_bytes(height * width * channels * depth // 8, MOST_CELL_BYTES)
     shape = (height, width) if channels == 1 else (height, width, channels)
     return Stored(shape, np.dtype(f"u{depth // 8}"), (2,), color in _PNG_ALPHA)
+
+
+def _has_transparent_colour(opened: BinaryIO) -> bool:
+    """Whether a PNG, open behind its first chunk, has a tRNS chunk before its pixels.
+
+    Decoders make an opacity of it, which the header does not count among the channels.
+    """
+    for _ in range(_PNG_MOST_CHUNKS):
+        head = opened.read(8)
+        if len(head) < 8 or head[4:] == _PNG_PIXELS:
+            return False
+        if head[4:] == _PNG_TRANSPARENT:
+            return True
+        opened.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    raise ValueError(f"more than {_PNG_MOST_CHUNKS:,} chunks before its pixels")
 
 
 def _png_pixels(path: Path) -> np.ndarray:

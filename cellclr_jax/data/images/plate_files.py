@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.data.images.folders import walk_folders
+from cellclr_jax.data.images.folders import check_regular, walk_folders
 from cellclr_jax.data.tables.release_names import ZIP_PREFIX
 
 _TIFF = (".tif", ".tiff")
@@ -48,6 +48,10 @@ _HARMLESS = 256 << 20
 _HEADER_BYTES = 30
 _ENCRYPTED = 0x1
 _BLOCK = 1 << 20
+
+
+class _CutShort(BadData):
+    """A zip that begins as one and has no readable end."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,15 @@ def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
 
 def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:
     """(plate folder, file) of every TIFF in a zip."""
-    with _open_zip(path) as archive:
-        members = archive.infolist()
+    try:
+        with _open_zip(path) as archive:
+            members = archive.infolist()
+    except _CutShort as error:
+        raise BadData(f"{error}; repeat its download (--download continues it)") from error
     for member in members:
+        if not _is_tiff(member):
+            continue
         entry = _entry(member)
-        if _is_folder(member) or entry.name.startswith("."):
-            continue
-        if not entry.name.lower().endswith(_TIFF):
-            continue
         plate = entry.parent.name or path.stem.removeprefix(ZIP_PREFIX)
         file = ImageFile(entry.name, str(path), member.filename, member.file_size, member.CRC)
         yield plate, file
@@ -120,9 +125,11 @@ def check_zip(path: Path, between: Callable[[], None] = lambda: None) -> None:
       between: called after each block; what it raises ends the reading.
 
     Raises:
-      BadData: an entry is damaged, or `find_tiffs` would refuse the zip.
+      BadData: an entry is damaged, no entry is a TIFF, or `find_tiffs` would refuse the zip.
     """
     with _open_zip(path) as archive:
+        if not any(_is_tiff(member) for member in archive.infolist()):
+            raise BadData(f"{path}: no TIFF in it: not a plate of images")
         for member in archive.infolist():
             try:
                 with archive.open(member) as opened:
@@ -163,10 +170,14 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """An open zip of images; BadData where it cannot be read or is none."""
     with contextlib.ExitStack() as stack:
         try:
+            check_regular(path)
             file = stack.enter_context(_BoundedFile(io.FileIO(path)))
             archive = stack.enter_context(zipfile.ZipFile(file))
         except _ZIP_ERRORS as error:
-            raise BadData(f"{path}: not a readable zip ({error}){_advice(path, error)}") from error
+            reason = f"{path}: not a readable zip ({error})"
+            if _begins_as_zip(path, error):
+                raise _CutShort(f"{reason}: it was cut short or damaged") from error
+            raise BadData(reason) from error
         members = archive.infolist()
         for member in members:
             if reason := _refusal(member):
@@ -177,22 +188,23 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _advice(path: Path, error: Exception) -> str:
-    """What to do about a zip that begins as one and has no readable end; '' for other files."""
+def _begins_as_zip(path: Path, error: Exception) -> bool:
+    """Whether what cannot be read as a zip begins as one: it has no readable end."""
     if not isinstance(error, zipfile.BadZipFile):
-        return ""
+        return False
     with path.open("rb") as opened:
-        begins = opened.read(4) == b"PK\x03\x04"
-    return (
-        ": it was cut short or damaged; repeat its download (--download continues it)"
-        if begins
-        else ""
-    )
+        return opened.read(4) == b"PK\x03\x04"
 
 
 def _entry(member: zipfile.ZipInfo) -> PurePosixPath:
     """An entry's path; Windows writes the separators of some zips as its own."""
     return PurePosixPath(member.filename.replace("\\", "/"))
+
+
+def _is_tiff(member: zipfile.ZipInfo) -> bool:
+    """Whether an entry is an image of a plate; hidden ones are none."""
+    name = _entry(member).name
+    return not _is_folder(member) and name.lower().endswith(_TIFF) and not name.startswith(".")
 
 
 def _is_folder(member: zipfile.ZipInfo) -> bool:

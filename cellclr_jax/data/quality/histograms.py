@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import BARS, PALE_INK, base_layout, figure_json, safe
+from cellclr_jax.data.quality.look import (
+    BARS,
+    PALE_INK,
+    UNKNOWN,
+    base_layout,
+    figure_json,
+    plural,
+    safe,
+)
 
 _MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
 _BINS = 40
@@ -40,10 +48,15 @@ def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> str:
         vertical_spacing=0.4 / len(rows),
         horizontal_spacing=0.15 / len(channels),
     )
+    unknown = []
     for y, row in enumerate(rows, start=1):
         for x, (title, values) in enumerate(row, start=1):
-            if title:
+            if title and len(values):
                 figure.add_trace(_bars(values), row=y, col=x)
+            elif title:
+                place = {"row": y, "col": x, "xref": "x domain", "yref": "y domain"}
+                figure.add_annotation(text=UNKNOWN, x=0.5, y=0.5, showarrow=False, **place)
+                unknown.append((y, x))
     figure.update_layout(
         base_layout(_ROW * len(rows) + _MARGIN, bargap=0.04),
         margin={"l": _MARGIN, "r": 0, "t": _MARGIN, "b": _MARGIN},
@@ -52,6 +65,9 @@ def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> str:
     axis = {"fixedrange": True, "tickfont_color": PALE_INK, "ticklabelstandoff": 5}
     figure.update_xaxes(**axis, showgrid=False, zeroline=False)
     figure.update_yaxes(**axis, nticks=4, gridcolor="#e6e8eb")
+    for y, x in unknown:
+        figure.update_xaxes(visible=False, row=y, col=x)
+        figure.update_yaxes(visible=False, row=y, col=x)
     return figure_json(figure)
 
 
@@ -69,5 +85,6 @@ def _bars(values: np.ndarray) -> dict[str, Any]:
         "x": (edges[:-1] + edges[1:]) / 2,
         "y": counts,
         "marker": {"color": BARS},
-        "hovertemplate": "%{y} fields at about %{x:,.4~g}<extra></extra>",
+        "hovertext": [plural(count, "field") for count in counts.tolist()],
+        "hovertemplate": "%{hovertext} at about %{x:,.4~g}<extra></extra>",
     }

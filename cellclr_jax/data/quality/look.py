@@ -19,6 +19,8 @@ MARK, SKIPPED = "#d55e00", "#7a8290"
 """A field that stands out (Okabe and Ito's vermilion), and one that could not be used."""
 BARS = "#31688e"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+UNKNOWN = "not known for these images"
+"""What is said of a measure that no field has."""
 _LETTERS = 12
 
 
@@ -50,6 +52,11 @@ def short(text: str, most: int) -> str:
 def number(value: float) -> str:
     """A dose or a measure as people write it."""
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def plural(count: int, what: str) -> str:
+    """Such as '1 cell', '2,000 cells'."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def figure_json(figure: "go.Figure", extra: Mapping[str, Any] | None = None) -> str:

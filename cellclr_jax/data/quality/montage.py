@@ -114,7 +114,8 @@ def _groups(cells: pd.DataFrame) -> tuple[tuple[str, ...], list[np.ndarray]]:
 def _words(cells: pd.DataFrame, members: np.ndarray, columns: Sequence[str]) -> tuple[str, str]:
     """Title and subtitle of a row."""
     if not columns:
-        return f"cells {members[0] + 1:,} to {members[-1] + 1:,}", ""
+        first, last = members[0] + 1, members[-1] + 1
+        return f"cell {first:,}" if first == last else f"cells {first:,} to {last:,}", ""
     cell = cells.iloc[members[0]]
     name = str(cell[columns[0]]) or f"no {columns[0]}"
     dose = cell["concentration"] if "concentration" in columns else 0

@@ -9,6 +9,7 @@ import pandas as pd
 from cellclr_jax.data.quality import summary, template
 from cellclr_jax.data.quality.histograms import draw_histograms
 from cellclr_jax.data.quality.light import draw_light
+from cellclr_jax.data.quality.look import UNKNOWN, plural
 from cellclr_jax.data.quality.montage import Montage, ReadImages, make_montage
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_grid import PlateGrid
@@ -109,6 +110,7 @@ def render_page(content: Content) -> str:
         montage=montage,
         montage_text=_montage_text(montage),
         side=side,
+        plural=plural,
         composite=_composite(content.channels),
         style=Markup(template.STYLE + _channel_style(len(content.channels), side)),
         script=Markup(template.SCRIPT),
@@ -141,16 +143,23 @@ def _figures(content: Content, outliers: pd.DataFrame) -> list[_Figure]:
 def _choices(
     measures: Mapping[str, str], channels: Sequence[str], table: pd.DataFrame
 ) -> dict[str, str]:
-    """Titles of the measures that a table has, by column."""
+    """Titles of the measures that a table has, by column; they tell where no value is known."""
     names = {f"{m}_{c}": f"{title}, {c}" for m, title in measures.items() for c in channels}
-    return {name: title for name, title in names.items() if name in table}
+    return {
+        name: title if table[name].notna().any() else f"{title} ({UNKNOWN})"
+        for name, title in names.items()
+        if name in table
+    }
 
 
 def _left_out(grid: PlateGrid, fields: pd.DataFrame) -> str:
     """Says that plates are not drawn."""
     plates = fields["plate"].nunique() if "plate" in fields else 1
     shown = len(grid.plates)
-    return f" The first {shown:,} of {plates:,} plates are shown." if shown < plates else ""
+    if shown == plates:
+        return ""
+    first = "The first" if shown == 1 else f"The first {shown:,}"
+    return f" {first} of {plates:,} plates {'is' if shown == 1 else 'are'} shown."
 
 
 def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +172,9 @@ def _montage_text(montage: Montage) -> str:
     """What the crops are."""
     what = " and ".join(montage.columns).replace("compound and concentration", "treatment")
     rows = f"A row a {what}" if what else "Rows in the order of the dataset"
-    rest = f" {montage.left_out:,} more rows are not shown." if montage.left_out else ""
+    are = "is" if montage.left_out == 1 else "are"
+    more = f" {plural(montage.left_out, 'more row')} {are} not shown."
+    rest = more if montage.left_out else ""
     return (
         f"{rows}; the crops are drawn by chance. A channel has the same range of brightness "
         f"everywhere, so that rows can be compared.{rest}"

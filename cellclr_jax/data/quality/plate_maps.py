@@ -137,6 +137,7 @@ def _heatmap(
         "hoverongaps": False,
         "hovertemplate": f"%{{text}}<br>{safe(title)}: <b>%{{z:,.4~g}}</b><extra></extra>",
         "visible": seen,
+        "showscale": bool(len(known)),
         "colorbar": {
             "thickness": 12,
             "lenmode": "pixels",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import number, safe, short
+from cellclr_jax.data.quality.look import number, plural, safe, short
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.plate_grid import PlateGrid, lay_out, parse_wells
 
@@ -88,7 +88,7 @@ def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame)
         outlier=outliers["reason"].reindex(placed.index).fillna(""),
         skipped=placed["problem"],
         note=[
-            f"field {site}: {'not usable' if problem else f'{cells:,} cells'}"
+            f"field {site}: {'not usable' if problem else plural(cells, 'cell')}"
             for site, cells, problem in zip(sites, placed["cells"], placed["problem"], strict=True)
         ],
     )
@@ -114,10 +114,10 @@ def _label(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -
         f"{number(dose)} µM" if dose and dose == dose else "",
     ]
     known = [" ".join(filter(None, treatment)), row.get("moa"), row.get("label")]
-    count = "no usable field" if np.isnan(cells) else f"{cells:,.0f} cells"
+    count = "no usable field" if np.isnan(cells) else plural(int(cells), "cell")
     lines = [
         f"<b>{safe(' '.join(filter(None, (plate, str(row['well'])))))}</b>",
         *(safe(short(str(text), _LONGEST)) for text in known if text),
-        f"{count} in {fields} {'field' if fields == 1 else 'fields'}",
+        f"{count} in {plural(fields, 'field')}",
     ]
     return "<br>".join(lines)

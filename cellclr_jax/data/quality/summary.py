@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import number
+from cellclr_jax.data.quality.look import number, plural
 from cellclr_jax.data.quality.outliers import BOUND, FEWEST_FIELDS
 
 # Rows of a table; who has more of them needs another look at the data, not a longer table.
@@ -66,12 +66,12 @@ def verdict(counts: Counts) -> tuple[str, str]:
     said = []
     if counts.plates_out:
         stand = f"stand{'s' * (counts.plates_out == 1)} out"
-        said.append(f"{_plural(counts.plates_out, 'plate')} {stand}")
+        said.append(f"{plural(counts.plates_out, 'plate')} {stand}")
     if counts.fields_out:
-        of = f"{counts.fields_out:,} of {_plural(counts.fields, 'field')}"
+        of = f"{counts.fields_out:,} of {plural(counts.fields, 'field')}"
         said.append(f"{of} stand{'s' * (counts.fields_out == 1)} out")
     if counts.skipped:
-        said.append(f"{_plural(counts.skipped, 'field')} could not be used")
+        said.append(f"{plural(counts.skipped, 'field')} could not be used")
     heading = ", ".join(said) or "Nothing stands out"
     if counts.fields - counts.skipped < FEWEST_FIELDS:
         return heading, "There are too few fields to tell what is usual: look at the pictures."
@@ -171,10 +171,6 @@ def _cell(name: str, value: object) -> str:
     if name == "score":
         return "–" if np.isinf(value) else f"{value:.1f}"
     return "" if np.isnan(value) else number(value)
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _rest(rows: int, where: str) -> str:

@@ -179,7 +179,7 @@ A smooth hill or slope is usual, an edge or a cell is not.</p>
 {%- for row in montage.rows %}
 <div class="row"><div><b>{{ row.title }}</b>
 {%- if row.subtitle %}<span>{{ row.subtitle }}</span>{% endif -%}
-<span>{{ "{:,}".format(row.cells) }} cells</span></div>
+<span>{{ plural(row.cells, "cell") }}</span></div>
 <div class="strip" role="img" aria-label="cells of {{ row.title }}" style="\
 width:{{ row.crops * side }}px;height:{{ side }}px;--p:url({{ row.picture }})">
 {%- for channel in channels %}<i class="c{{ loop.index0 }}"></i>{% endfor -%}

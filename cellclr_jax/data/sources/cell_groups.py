@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import Field, Request, Source
 from cellclr_jax.data.images.cell_files import CellFile, CellFinder
-from cellclr_jax.data.images.image_files import cell_shape
+from cellclr_jax.data.images.image_files import MOST_CHANNELS, cell_shape
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables.cell_tables import CellTable
 from cellclr_jax.data.tables.release_tables import named, some_of
@@ -32,11 +32,12 @@ class Cell(NamedTuple):
 
 class TabledCells(NamedTuple):
     """Cells that a table tells of: themselves, (what, reason) of files and rows that have no
-    counterpart, and the plates that have no image at all.
+    counterpart, how many those are, and the plates that have no image at all.
     """
 
     cells: list[Cell]
     problems: list[tuple[str, str]]
+    lost: int
     absent_plates: list[str]
 
 
@@ -46,6 +47,7 @@ def make_source(
     columns: Sequence[str],
     *,
     layout: str,
+    lost: int = 0,
     **about: Any,
 ) -> Source:
     """Groups cells of equal metadata; channels and type of a pixel are those of most images.
@@ -55,10 +57,12 @@ def make_source(
       cells: at least one where no plates are asked for.
       columns: of their metadata; the plate is the first where plates are asked for.
       layout: of their images.
+      lost: how many files and rows have no counterpart; each weighs as much as a cell.
       **about: what else the source holds.
 
     Raises:
-      BadUse: another number of channels is declared than there is, or a plate has no image.
+      BadUse: another number of channels is declared than there is, or more than an image may
+        have; or a plate has no image.
       BadData: images of 8 and of 16 bits, or none that can be read.
     """
     plates = {str(cell.metadata[0]) for cell in cells} if request.plates else set()
@@ -68,6 +72,11 @@ def make_source(
                 f"--plates={','.join(request.plates)}: no image of {plate} in "
                 f"{named(request.inputs)}"
             )
+    if len(request.channels) > MOST_CHANNELS:
+        raise BadUse(
+            f"--channels={','.join(request.channels)} names {len(request.channels)}: images of "
+            f"cells have 1 to {MOST_CHANNELS} channels"
+        )
     depth, dtype = _usual_kind([cell.file for cell in cells], layout, len(request.channels))
     channels = request.channels or tuple(f"channel_{number + 1}" for number in range(depth))
     if depth != len(channels):
@@ -77,7 +86,15 @@ def make_source(
             f"--channels={','.join(channels)} names {len(channels)}"
         )
     fields = _group(cells, columns)
-    return Source(fields, tuple(columns), channels, dtype=dtype, layout=layout, **about)
+    return Source(
+        fields,
+        tuple(columns),
+        channels,
+        dtype=dtype,
+        layout=layout,
+        lost=lost * len(fields) / max(1, len(cells)),
+        **about,
+    )
 
 
 def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple[int, str]:
@@ -166,7 +183,7 @@ def tabled_cells(
     Raises:
       BadData: two rows name one image, a row names one outside the folder, or no row names any.
     """
-    row_of, lost = _rows_of_files(table, [file for file, _ in files], repeats)
+    row_of, lost = _rows_of_files(table, [file for file, _ in files], request.inputs, repeats)
     if all(row is None for row in row_of):
         raise BadData(
             f"{table.path}: none of its {len(table.files)} rows names an image in "
@@ -189,14 +206,14 @@ def tabled_cells(
     there = wanted & present
     gaps = [row for row in lost if plates[row] in there]
     problems = _unlisted_problems(table, unlisted) + _gap_problems(table, gaps)
-    return TabledCells(cells, problems, absent)
+    return TabledCells(cells, problems, len(unlisted) + len(gaps), absent)
 
 
 def _rows_of_files(
-    table: CellTable, files: Sequence[CellFile], repeats: bool
+    table: CellTable, files: Sequence[CellFile], inputs: Sequence[Path], repeats: bool
 ) -> tuple[list[int | None], list[int]]:
     """The row of each file, None where it has none; the rows without a file."""
-    finder = CellFinder(files, table.path)
+    finder = CellFinder(files, table.path, inputs)
     row_of: list[int | None] = [None] * len(files)
     lost = []
     for row, (text, line) in enumerate(zip(table.files, table.lines, strict=True)):
@@ -218,7 +235,7 @@ def _rows_of_files(
 
 
 def _unlisted_problems(table: CellTable, below: Sequence[str]) -> list[tuple[str, str]]:
-    """What is told of images without a row: in lots as large as a group, as one weighs as much."""
+    """What is told of images without a row, a lot of them at a time: there may be a million."""
     lots = [below[start : start + _GROUP] for start in range(0, len(below), _GROUP)]
     return [(some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in lots]
 

@@ -48,7 +48,7 @@ def deepprofiler_fields(request: Request) -> Source:
 
     Raises:
       BadUse: an input is no such export; the channels declared are not as many as the images
-        have; a plate that is not there.
+        have, or more than 8; a plate that is not there.
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images or the table of another input.
     """
@@ -58,12 +58,13 @@ def deepprofiler_fields(request: Request) -> Source:
     columns = _common_columns(tables)
     check_plates(request, tables)
     cells: list[Cell] = []
-    about: dict[str, Any] = {"problems": [], "absent_plates": []}
+    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": []}
     for root, table in enumerate(tables):
         own = [(file, name) for file, name in zip(files, names, strict=True) if file.root == root]
         found = tabled_cells(request, table, own, repeats=True)
         cells += found.cells
         about["problems"] += found.problems
+        about["lost"] += found.lost
         about["absent_plates"] += found.absent_plates
     paths = [table.path for table in tables]
     about["tables"] = {

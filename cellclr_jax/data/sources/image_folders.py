@@ -21,7 +21,7 @@ def folder_fields(request: Request) -> Source:
 
     Raises:
       BadUse: an input is no folder or holds no image; the channels declared are not as many as the
-        images have; a plate or a column of the table that is not there.
+        images have, or more than 8; a plate or a column of the table that is not there.
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images.
     """
@@ -30,15 +30,16 @@ def folder_fields(request: Request) -> Source:
     if request.labels_csv is not None:
         table = read_cell_table(request.labels_csv, chosen=request.label_columns)
         check_plates(request, [table])
-        cells, problems, absent = tabled_cells(request, table, named_files)
+        found = tabled_cells(request, table, named_files)
         return make_source(
             request,
-            cells,
+            found.cells,
             tuple(table.metadata),
             layout="stacked",
             tables={"label table": table.path},
-            problems=problems,
-            absent_plates=absent,
+            problems=found.problems,
+            lost=found.lost,
+            absent_plates=found.absent_plates,
         )
     if request.label_columns:
         raise BadUse("--label_columns says nothing without --labels_csv")

@@ -8,7 +8,7 @@ from typing import Any
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import COLUMNS
-from cellclr_jax.data.tables.csv_rows import parse, stream_rows
+from cellclr_jax.data.tables.csv_rows import find_column, parse, stream_rows
 from cellclr_jax.data.tables.metadata import round_concentrations
 from cellclr_jax.data.tables.numbers import amount, number_or_none, whole
 
@@ -69,7 +69,8 @@ def read_cell_table(
     """Reads a table of cells.
 
     A column without a single value counts as missing. Where there are compounds and no
-    concentrations, those are 0.
+    concentrations, those are 0, and so is a single one that is empty. A site or replicate that is
+    empty is 0 as well: not told.
 
     Args:
       path: a CSV file with a header.
@@ -78,7 +79,8 @@ def read_cell_table(
 
     Raises:
       BadUse: there is no such file, or it has not a chosen column.
-      BadData: it cannot be read, names no images, or a value is not of its column's type.
+      BadData: it cannot be read, names no images, two of its columns have one name, or a value is
+        not of its column's type.
     """
     rows = stream_rows(path)
     _, header = next(rows)
@@ -108,18 +110,15 @@ def _columns_of(
     chosen: Mapping[str, str],
 ) -> dict[str, int]:
     """Where each column is that the file has."""
-    position = {name.lower(): place for place, name in reversed(list(enumerate(header)))}
+    there = {name.lower() for name in header}
     shown = ", ".join(header[:_NAMES_SHOWN])
     for what, name in chosen.items():
         if what not in names:
             raise BadUse(f"--label_columns={what}={name}: {what} is none of {', '.join(names)}")
-        if name.lower() not in position:
+        if name.lower() not in there:
             raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")
     wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
-    places = {
-        what: next((position[name] for name in known if name in position), None)
-        for what, known in wanted.items()
-    }
+    places = {what: find_column(header, known, path) for what, known in wanted.items()}
     if places["file"] is None:
         raise BadData(
             f"{path}, line 1: no column {names['file'][0]!r} (any case) that names the images; "
@@ -135,11 +134,16 @@ def _values(
     if COLUMNS.get(what) is str:
         return texts
     parsers: dict[str, Callable[[str, str], Any]] = {
-        "concentration": amount,
+        "concentration": _or_zero(amount),
         "x": number_or_none,
         "y": number_or_none,
     }
-    parse_text = parsers.get(what, whole)
+    parse_text = parsers.get(what, _or_zero(whole))
     values = parse(texts, lines, lambda text: parse_text(what, text), path)
     # Rounded as those of a release are: cells of one concentration belong together.
     return round_concentrations(values).tolist() if what == "concentration" else values
+
+
+def _or_zero(parse_text: Callable[[str, str], float]) -> Callable[[str, str], float]:
+    """The same parser, with 0 for an empty text."""
+    return lambda what, text: parse_text(what, text) if text else 0

@@ -24,8 +24,8 @@ def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
     Raises:
       BadUse: there is no such file.
-      BadData: the file is empty, not UTF-8, a value holds a line break, or a row has too many or
-        too few values.
+      BadData: the file is empty, not UTF-8, a value holds a line break or a NUL character, or a
+        row has too many or too few values.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +49,7 @@ def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line, values) of each line that is not blank."""
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(_checked(lines, path), strict=True)
     before = 0
     try:
         for values in reader:
@@ -64,6 +64,42 @@ def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]
                 yield reader.line_num, values
     except csv.Error as error:
         raise BadData(f"{path}, line {before + 1}: {error}") from error
+
+
+def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """The lines, none of which holds a NUL: no name has one, and what is read in C ends there."""
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise BadData(f"{path}, line {number}: a NUL character; a table as text was expected")
+        yield line
+
+
+def find_column(header: Sequence[str], names: Sequence[str], path: str | Path) -> int | None:
+    """Finds a column by its name, whatever its case.
+
+    Args:
+      header: the names in the file.
+      names: those that the column goes by, in lower case; the first one found is taken.
+      path: the file.
+
+    Returns:
+      Its place from 0; None where it is not there.
+
+    Raises:
+      BadData: two columns have that name.
+    """
+    lower = [name.lower() for name in header]
+    for name in names:
+        places = [place for place, other in enumerate(lower) if other == name]
+        if len(places) > 1:
+            first, second = places[:2]
+            raise BadData(
+                f"{path}, line 1: columns {first + 1} and {second + 1} are called "
+                f"{header[first]!r} and {header[second]!r}: which of them is meant?"
+            )
+        if places:
+            return places[0]
+    return None
 
 
 def read_columns(
@@ -83,15 +119,14 @@ def read_columns(
       The columns, and `row`, the line of the file, from 1.
 
     Raises:
-      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, or all
-        rows are.
+      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, a column
+        is there twice, or there are no rows.
     """
     (_, header), *rows = stream_rows(path)
     header = [name.strip() for name in header]
-    position = {name.lower(): index for index, name in reversed(list(enumerate(header)))}
     table = {}
     for column, names in {**required, **optional}.items():
-        index = next((position[name] for name in names if name in position), None)
+        index = find_column(header, names, path)
         if index is None and column in required:
             raise BadData(
                 f"{path}, line 1: no column {names[0]!r} (any case); the header has "
