@@ -16,13 +16,21 @@ FLAGS = flags.FLAGS
 SOURCES = ("raw", "crops", "deepprofiler", "folder", "simulated")
 
 flags.DEFINE_enum("source", "raw", SOURCES, "Where cells come from.")
-flags.DEFINE_list("input", [], "Folders or zips; simulated: where its release is written.")
+flags.DEFINE_list(
+    "input",
+    [],
+    "Folders or zips. Where plates are downloaded or simulated to; by default into --data_dir.",
+)
 flags.DEFINE_string("data_dir", "data", "Where datasets lie.")
 flags.DEFINE_enum(
     "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
 )
 flags.DEFINE_list("plates", [], "These plates alone.")
-flags.DEFINE_list("channels", [], "Names of the channels in stored order.")
+flags.DEFINE_list(
+    "channels",
+    [],
+    "Names of the channels: plates are stored in this order, images of single cells have it.",
+)
 flags.DEFINE_integer("workers", 0, "Processes; 0: as many as cores and memory allow.", 0)
 flags.DEFINE_float("max_skipped", 0.01, "Share of the fields that may be unusable.", 0, 1)
 flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
@@ -56,7 +64,11 @@ flags.DEFINE_integer("cell_radius", 30, "Masks: a cell's reach around its nucleu
 flags.DEFINE_string("labels_csv", None, "Folder: a table with a row an image.")
 flags.DEFINE_list("label_columns", [], "Folder: its columns, such as file=path,label=cell_type.")
 flags.DEFINE_enum(
-    "fit", "resize", ["resize", "pad", "exact"], "What becomes of images of another size."
+    "fit",
+    "resize",
+    ["resize", "pad", "exact"],
+    "What becomes of images of another size: resized with their aspect kept; widened by repeating "
+    "their border, or cut; refused.",
 )
 
 # Simulated plates.
@@ -104,6 +116,9 @@ def check_flags() -> None:
         )
     if FLAGS.centers and FLAGS["min_area"].present:
         raise cli.BadUse(f"--min_area says nothing beside --centers={FLAGS.centers}")
+    idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
+    if idle and not FLAGS.download:
+        raise cli.BadUse(f"{', '.join(idle)}: without --download it says nothing")
     if FLAGS.download and len(FLAGS.input) > 1:
         raise cli.BadUse("--download fetches into one --input folder")
     if FLAGS.beam_option and not FLAGS.beam_runner:

@@ -3,6 +3,7 @@
 Imports nothing heavy, so that `--help` answers at once.
 """
 
+import ast
 import contextlib
 import errno
 import os
@@ -80,7 +81,9 @@ def _parse(argv: list[str], doc: str) -> None:
     try:
         rest = FLAGS(argv)
     except AttributeError as error:  # of ml_collections, for --config.a.b where there is no b
-        name = str(error).strip("\"'")
+        name = str(error.args[0] if error.args else error)
+        with contextlib.suppress(ValueError, SyntaxError):  # it quotes a text within a text
+            name = str(ast.literal_eval(name))
         _fail(f"no such setting in the config: {name}", 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)

@@ -28,8 +28,9 @@ def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> No
         return
     raise BadUse(
         f"{run} was trained on the channels {', '.join(trained)} in this order; "
-        f"{cells.directory} has {', '.join(there)}: build the dataset with "
-        f"--channels={','.join(trained)}, or train on it in a --workdir of its own"
+        f"{cells.directory} has {', '.join(there)}. Plates are built in that order by "
+        f"--channels={','.join(trained)}, images of single cells have to be put into it; or train "
+        "on the dataset in a --workdir of its own"
     )
 
 

@@ -231,8 +231,10 @@ class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         total = len(plan.source.fields) + plan.source.lost_fields
         if lost > plan.max_skipped * total:
             named = [{"field": what, "reason": reason} for what, reason in skipped]
+            given = sum(len(field.cells) for field in plan.source.fields)
+            unit, size = ("images", given / len(plan.source.fields)) if given else ("fields", 1)
             raise BadData(
-                f"{lost:.3g} of {total:.6g} fields cannot be used, more than "
+                f"{lost * size:.0f} of {total * size:.0f} {unit} cannot be used, more than "
                 f"--max_skipped={plan.max_skipped:g} allows. "
                 + "; ".join(describe_skipped({"skipped": named}))
             )

@@ -129,10 +129,12 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
+    # Images of single cells are built in groups of equal metadata.
+    kind = "fields" if "border" in manifest["settings"] else "groups of images"
     known = [f"{counts[what]:,} {what}" for what in _COUNTED if what in counts]
     lines = [
         f"{counts['cells']:,} cells{': ' if known else ''}{', '.join(known)}",
-        f"{counts['fields']:,} fields: {counts['fields_without_cells']} without cells, "
+        f"{counts['fields']:,} {kind}: {counts['fields_without_cells']} without cells, "
         f"{counts['fields_skipped']} skipped",
     ]
     absent = manifest["origin"].get("absent_plates", [])

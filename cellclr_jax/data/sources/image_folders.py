@@ -1,11 +1,17 @@
 """Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
 
+from pathlib import Path
+
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data.fields import Request, Source
 from cellclr_jax.data.images.cell_files import cell_ids, list_cells
 from cellclr_jax.data.images.image_formats import FORMATS
 from cellclr_jax.data.sources.cell_groups import Cell, check_plates, make_source, tabled_cells
-from cellclr_jax.data.tables.cell_tables import read_cell_table
+from cellclr_jax.data.tables.cell_tables import CellTable, read_cell_table
+from cellclr_jax.data.tables.csv_rows import stream_rows
+
+# Of a header, in a note: one of CellProfiler's has hundreds.
+_NAMES_SHOWN = 15
 
 
 def folder_fields(request: Request) -> Source:
@@ -40,6 +46,7 @@ def folder_fields(request: Request) -> Source:
             problems=found.problems,
             lost=found.lost,
             absent_plates=found.absent_plates,
+            notes=_columns_used(request.labels_csv, table),
         )
     if request.label_columns:
         raise BadUse("--label_columns says nothing without --labels_csv")
@@ -55,3 +62,17 @@ def folder_fields(request: Request) -> Source:
         columns,
         layout="stacked",
     )
+
+
+def _columns_used(path: Path, table: CellTable) -> list[str]:
+    """Says which columns of a table are used, where some are not."""
+    _, header = next(stream_rows(path))
+    # One column names the images.
+    unused = len(header) - 1 - len(table.columns)
+    if unused <= 0:
+        return []
+    used = ", ".join(table.columns) or "none but that of the images"
+    return [
+        f"{path}: columns used: {used}; {unused} of {', '.join(header[:_NAMES_SHOWN])} are not "
+        "(--label_columns=label=NAME takes one that has another name)"
+    ]

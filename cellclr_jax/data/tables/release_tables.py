@@ -29,7 +29,10 @@ RELEASE_COLUMNS = (
 def check_inputs(inputs: Sequence[Path]) -> None:
     """Raises BadUse where an input is named that does not exist, or none is."""
     if not inputs:
-        raise BadUse("--input=DIR is needed: the folder (or zip) that holds the images")
+        raise BadUse(
+            "--input=DIR is needed: the folder (or zip) that holds the images; "
+            "--source=raw --download fetches those of BBBC021"
+        )
     for path in inputs:
         if not path.exists():
             raise BadUse(f"{path}: no such folder or zip (--input)")
