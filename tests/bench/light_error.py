@@ -1,0 +1,75 @@
+"""How much uneven light is left on simulated plates after its correction.
+
+  python tests/bench/light_error.py [--fields=60]
+
+Paints fields of 1024×1024 pixels in memory, photographs them under a vignette and a tilt that are
+known, fits the light of 20 and of so many fields by each method, and prints the relative RMS of what
+is left of it in each channel: where the background is the camera's own, and where it is lit as the
+cells are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from painted_cells import field_of
+
+from cellclr_jax.data.illumination import METHODS, IlluminationFit
+from cellclr_jax.data.light_field import block_means
+from cellclr_jax.data.simulation.camera import Optics, expose
+from cellclr_jax.data.sources import RAW_CHANNELS
+
+SIDE = 1024
+VIGNETTE, TILT = 0.4, (0.3, -0.2)
+GLOW = 400.0  # counts of background, in units of the cells' own brightness
+GAIN_SPREAD = 0.3  # between fields, of the logarithm
+
+
+def truth() -> np.ndarray:
+    """[H, W], the light that `Optics` describes."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2, indexing="ij")
+    return 1 + 0.5 * TILT[0] * x + 0.5 * TILT[1] * y - 0.5 * VIGNETTE * (x**2 + y**2)
+
+
+def unevenness(light: np.ndarray) -> float:
+    """Relative RMS in percent."""
+    return float(100 * light.std() / light.mean())
+
+
+def main() -> None:
+    """Paints, fits, prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fields", type=int, default=60)
+    options = parser.parse_args()
+    counts = sorted({20, options.fields})
+    known = block_means(np.round(10_000 * truth()[..., None]).astype(np.uint16))[..., 0]
+    print(f"uneven before: {unevenness(known):.1f} %; left, in % of the light:")
+    fits = {
+        (method, glow, count): IlluminationFit(RAW_CHANNELS, method)
+        for method in METHODS
+        for glow in (0.0, GLOW)
+        for count in counts
+    }
+    for seed in range(options.fields):
+        painted = field_of(None, seed, SIDE).image
+        gain = tuple(np.random.default_rng(seed).lognormal(0, GAIN_SPREAD, 3))
+        optics = Optics(gain=gain, vignette=VIGNETTE, tilt=TILT)
+        for glow in (0.0, GLOW):
+            image = expose(np.random.default_rng(seed), painted + np.float32(glow), optics)
+            for (_, lit, count), fit in fits.items():
+                if lit == glow and seed < count:
+                    fit.add(image.transpose(1, 2, 0))
+    for (method, glow, count), fit in fits.items():
+        left = [unevenness(known / gain) for gain in np.moveaxis(fit.result().gain, -1, 0)]
+        told = "  ".join(
+            f"{name} {value:4.1f}" for name, value in zip(RAW_CHANNELS, left, strict=True)
+        )
+        background = "lit as the cells" if glow else "the camera's"
+        print(f"{method:<11}{count:4} fields, background {background:<17}{told}")
+
+
+if __name__ == "__main__":
+    main()
