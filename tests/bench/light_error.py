@@ -3,7 +3,7 @@
   python tests/bench/light_error.py [--fields=60]
 
 Paints fields of 1024×1024 pixels in memory, photographs them under a vignette and a tilt that are
-known, fits the light of 20 and of so many fields by each method, and prints the relative RMS of what
+known, fits the light of 20 and of so many fields by each method, prints the relative RMS of what
 is left of it in each channel: where the background is the camera's own, and where it is lit as the
 cells are.
 """
