@@ -103,8 +103,8 @@ def _how_to_build(builder: str, config: str, data_dir: str | Path) -> str:
         return f"Build it from images of single cells: {build} --source=folder --input=IMAGES"
     return (
         f"Build it from BBBC021's plates: {build} --config={config} --source=raw --input=PLATES, "
-        f"or --download in its place — or from simulated plates: {build} --config={config} --source=simulated — or see "
-        "everything run in minutes: bash launch/demo.sh"
+        f"or --download in its place — or from simulated plates: {build} --config={config} "
+        "--source=simulated — or see everything run in minutes: bash launch/demo.sh"
     )
 
 
