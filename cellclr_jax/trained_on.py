@@ -28,7 +28,7 @@ def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> No
         return
     raise BadUse(
         f"{run} was trained on the channels {', '.join(trained)} in this order; "
-        f"{cells.directory} has {', '.join(there)}. Plates are built in that order by "
+        f"{cells.directory} has {', '.join(there)}: plates are built in that order by "
         f"--channels={','.join(trained)}, images of single cells have to be put into it; or train "
         "on the dataset in a --workdir of its own"
     )
