@@ -25,12 +25,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.views = _views()
     config.model = _model()
     config.temperature = 0.1
+    # The loss compares rows with so many columns at a time; 0 holds the whole matrix.
+    config.loss_block_size = 1024
     config.optimizer = _optimizer()
     config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 10.0, "final": 0.0})
     config.minibatch_size = 4096
+    # Cells whose activations are held at once, by gradient caching; 0 holds the whole minibatch's.
+    config.micro_batch_size = 0
     config.epochs = 400
 
     config.log_every = 20  # steps
+    # Scores of up to `cells` cells every so many epochs, beside the loss; 0: never.
+    config.online = ConfigDict({"every_epochs": 0, "cells": 4000})
     # Saves at the end of each epoch and, where not 0, every `save_every_steps`; beside the last and
     # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
     config.checkpoint = ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
@@ -73,6 +79,7 @@ def _model() -> ConfigDict:
     settings = ConfigDict()
     settings.encoder = "resnet50"  # cnn, resnet18, resnet50, resnet101
     settings.dtype = "float32"  # of the computation, or bfloat16; parameters are float32
+    settings.remat = False  # computes blocks again in the backward pass instead of keeping them
     # Settings of an encoder have its name; those of the others lie idle.
     settings.cnn = ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
     settings.head = ConfigDict({"depth": 2, "width": 128, "norm": "none"})

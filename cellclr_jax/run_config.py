@@ -10,7 +10,7 @@ from cellclr_jax.cli import BadData, BadUse
 
 CONFIG = "config.json"
 # May differ when a run is taken up again: they decide where things lie and what is told, no number.
-_FREE = ("data_dir", "data_access", "log_every", "checkpoint")
+_FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint")
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:

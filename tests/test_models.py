@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cellclr_jax.models import layers
 from cellclr_jax.models.contrastive import make_model
+from cellclr_jax.models.pooling import max_pool_2x2
 
 # Parameters of torchvision's models without the classification layer (published totals less fc).
 TORCHVISION = {
@@ -96,7 +96,7 @@ def test_head_depth_width_and_norm_are_settings():
 @pytest.mark.parametrize("side", [6, 7])
 def test_pooling_equals_a_loop(side):
     x = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
-    got = layers.max_pool_2x2(jnp.asarray(x))
+    got = max_pool_2x2(jnp.asarray(x))
     for i in range(side // 2):
         for j in range(side // 2):
             want = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2))

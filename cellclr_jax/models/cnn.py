@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models import layers
+from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.convolution import convolution
+from cellclr_jax.models.pooling import max_pool_2x2
 
 
 class CNN(nn.Module):
@@ -46,8 +48,8 @@ class CNN(nn.Module):
         x = images.astype(self.dtype)
         for i, width in enumerate(self.widths, start=1):
             plain = self.norm == "none"
-            x = layers.convolution(width, 3, dtype=self.dtype, name=f"conv{i}", bias=plain)(x)
+            x = convolution(width, 3, dtype=self.dtype, name=f"conv{i}", bias=plain)(x)
             if not plain:
-                x = layers.batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
-            x = layers.max_pool_2x2(nn.relu(x))
+                x = batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
+            x = max_pool_2x2(nn.relu(x))
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models import layers
+from cellclr_jax.models.batch_norm import batch_norm
 
 
 class ProjectionHead(nn.Module):
@@ -37,6 +37,6 @@ class ProjectionHead(nn.Module):
             x = nn.Dense(width, use_bias=bias, dtype=self.dtype, name=f"l{i}")(x)
             if not last:
                 if self.norm == "batch":
-                    x = layers.batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
+                    x = batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
                 x = nn.relu(x)
         return x.astype(jnp.float32)

@@ -10,7 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models import layers
+from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.convolution import convolution
+from cellclr_jax.models.pooling import max_pool_3x3
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -26,7 +28,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] to [B, H / stride, W / stride, width]."""
-        conv, norm = layers.convolution, layers.batch_norm
+        conv, norm = convolution, batch_norm
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
         y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
@@ -45,7 +47,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] to [B, H / stride, W / stride, 4 * width]."""
-        conv, norm = layers.convolution, layers.batch_norm
+        conv, norm = convolution, batch_norm
         y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv2")(y)
@@ -64,8 +66,8 @@ def shortcut(
     """
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = layers.convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")(x)
-    return layers.batch_norm(train=train, dtype=dtype, name="downsample_bn")(x)
+    x = convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")(x)
+    return batch_norm(train=train, dtype=dtype, name="downsample_bn")(x)
 
 
 class ResNet(nn.Module):
@@ -93,9 +95,9 @@ class ResNet(nn.Module):
           Embeddings [B, 512 * expansion] float32, the spatial mean of the last stage.
         """
         x = images.astype(self.dtype)
-        x = layers.convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(layers.batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
-        x = layers.max_pool_3x3(x)
+        x = convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
+        x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
+        x = max_pool_3x3(x)
         for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, self.depths, strict=True), 1):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
