@@ -31,12 +31,15 @@ FILES = (IMAGE_CSV, MOA_CSV, *ZIPS)
 HASTY = Patience(connect=5.0, read=5.0, wait=0.001, longest_wait=0.01, tries=3)
 # A process of its own that downloads as a person's would, into its first argument.
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from absl import flags
 from cellclr_jax import cli
 from cellclr_jax.data.download.release import download_release
 
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 url, folder = sys.argv.pop(), Path(sys.argv.pop())
 cli.run(lambda: print(download_release(folder, url=url, parallel=1)), "doc")
 """
