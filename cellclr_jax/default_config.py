@@ -25,8 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.views = _views()
     config.model = _model()
     config.temperature = 0.1
-    # The loss compares rows with so many columns at a time; 0 holds the whole matrix.
-    config.loss_block_size = 1024
+    # The loss compares rows with so many columns at a time; 0 takes what suits the hardware.
+    config.loss_block_size = 0
     config.optimizer = _optimizer()
     config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 10.0, "final": 0.0})
     config.minibatch_size = 4096

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from cellclr_jax import optim
 from cellclr_jax.augment import resize, two_views
@@ -22,7 +23,7 @@ from cellclr_jax.data import index, pipeline
 from cellclr_jax.data.statistics import plate_percentiles
 from cellclr_jax.models.contrastive import ContrastiveModel, make_model
 from cellclr_jax.normalization import METHODS, normalize
-from cellclr_jax.train_step import TrainState, Variables, init_state, init_variables
+from cellclr_jax.train_step import Objective, TrainState, Variables, init_state, init_variables
 from cellclr_jax.train_step import make_train_step as _make_train_step
 from cellclr_jax.train_step import make_validation_step as _make_validation_step
 
@@ -31,6 +32,8 @@ _AT_LEAST = {
     "seed": 0,
     "image_size": 1,
     "minibatch_size": 2,
+    "micro_batch_size": 0,
+    "loss_block_size": 0,
     "epochs": 1,
     "log_every": 1,
     "checkpoint.save_every_steps": 0,
@@ -38,6 +41,10 @@ _AT_LEAST = {
     "optimizer.weight_decay": 0,
     "schedule.warmup_epochs": 0,
 }
+
+# XLA for CPUs drops the barriers of rematerialisation, and then finds that the second computation
+# equals the first and keeps the first: unless it leaves out the pass that drops them.
+_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 @dataclass(frozen=True)
@@ -103,15 +110,32 @@ class Experiment(Encoding):
         """The state at step 0."""
         return init_state(self.model, self.optimizer, key, self.view_shape)
 
-    def make_train_step(self) -> Any:
-        """See `train_step.make_train_step`."""
-        return _make_train_step(
-            self.model, self.optimizer, self.schedule, self._to_augment, **self._objective()
-        )
+    def check_devices(self, mesh: Mesh) -> None:
+        """Refuses devices that the minibatch cannot be divided among.
 
-    def make_validation_step(self) -> Any:
-        """See `train_step.make_validation_step`."""
-        return _make_validation_step(self.model, self._to_augment, **self._objective())
+        Raises:
+          BadUse: which names the setting to change.
+        """
+        for name in ("minibatch_size", "micro_batch_size"):
+            if (cells := self.config[name]) % mesh.size:
+                what = name.replace("_size", "").replace("_", " ")
+                raise BadUse(
+                    f"a {what} of {cells} cells cannot be divided among {mesh.size} devices: "
+                    f"set --config.{name} to a multiple of {mesh.size}"
+                )
+
+    def make_train_step(self, mesh: Mesh | None = None) -> Any:
+        """See `train_step.make_train_step`; a mesh is one that `check_devices` admits."""
+        return _make_train_step(self._objective(mesh), self.optimizer, self.schedule)
+
+    def make_validation_step(self, mesh: Mesh | None = None) -> Any:
+        """See `train_step.make_validation_step`; a mesh is one that `check_devices` admits."""
+        return _make_validation_step(self._objective(mesh))
+
+    def compiler_options(self, mesh: Mesh) -> dict[str, str]:
+        """Options of `jax.jit` for the steps on these devices."""
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        return _KEEP_BARRIERS if self.config.model.remat and on_cpu else {}
 
     def views(self) -> dict[str, dict[str, Any]]:
         """The augmentations, their crops cut to the image size."""
@@ -121,8 +145,18 @@ class Experiment(Encoding):
                 views[name].setdefault("size", self.config.image_size)
         return views
 
-    def _objective(self) -> dict[str, Any]:
-        return {"augmentations": self.views(), "temperature": self.config.temperature}
+    def _objective(self, mesh: Mesh | None) -> Objective:
+        if mesh is not None:
+            self.check_devices(mesh)
+        return Objective(
+            model=self.model,
+            normalize=self._to_augment,
+            augmentations=self.views(),
+            temperature=self.config.temperature,
+            block_size=self.config.loss_block_size or None,
+            micro_batch_size=self.config.micro_batch_size or None,
+            mesh=mesh,
+        )
 
     def _to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
         """Images for `two_views`: of the encoder's side already where no crop makes them so."""
@@ -138,7 +172,7 @@ def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
       BadUse: for a setting that does not exist or does not fit the dataset.
       BadData: where the dataset cannot be read.
     """
-    # A run that was made before there was a choice has none written down.
+    # A run that was made before there was a choice has none written down; so `remat` below.
     access, first = config.get("data_access", "shards"), jax.process_index() == 0
     cells = pipeline.open_cells(config.data_dir, config.dataset, access, progress=first)
     settings = config.model
@@ -146,6 +180,7 @@ def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
         model = make_model(
             settings.encoder,
             dtype=settings.dtype,
+            remat=settings.get("remat", False),
             encoder_settings=_plain(settings.get(settings.encoder) or {}),
             head_settings=_plain(settings.head),
         )
@@ -200,6 +235,12 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
             value = value[name]
         if not value >= least:
             raise BadUse(f"config.{path} is {value}: at least {least} was expected")
+    cells, at_once = config.minibatch_size, config.micro_batch_size
+    if at_once and cells % at_once:
+        raise BadUse(
+            f"config.micro_batch_size is {at_once}: a divisor of config.minibatch_size {cells}, "
+            "or 0 for none, was expected"
+        )
     for name, settings in config.views.items():
         share = (settings or {}).get("probability", 1.0)
         if not 0 <= share <= 1:
@@ -238,11 +279,11 @@ def _with_scale(cells: pipeline.Cells, settings: ml_collections.ConfigDict) -> p
 
 
 def _trace(experiment: Experiment) -> None:
-    """Traces the step on two cells: a setting that it refuses is told before anything is run."""
-    cells = experiment.cells
-    minibatch = {"image": jax.ShapeDtypeStruct((2, *cells.image_shape), cells.image_dtype)}
+    """Traces the step: a setting that it refuses is told before anything is run."""
+    cells, rows = experiment.cells, experiment.config.minibatch_size
+    minibatch = {"image": jax.ShapeDtypeStruct((rows, *cells.image_shape), cells.image_dtype)}
     minibatch |= {
-        name: jax.ShapeDtypeStruct((2, *values.shape[1:]), values.dtype)
+        name: jax.ShapeDtypeStruct((rows, *values.shape[1:]), values.dtype)
         for name, values in cells.per_cell.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -18,11 +18,13 @@ class CNN(nn.Module):
       widths: output channels of the layers; the last one is the embedding's width D.
       norm: `none` (as published: convolutions with a bias) or `batch`.
       dtype: of the computation; parameters and the result stay float32.
+      remat: computes layers again in the backward pass instead of keeping what is inside them.
     """
 
     widths: Sequence[int] = (16, 32, 64, 64)
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -45,11 +47,17 @@ class CNN(nn.Module):
                 f"images of {images.shape[1]}×{images.shape[2]} pixels are too small for "
                 f"{len(self.widths)} poolings: {2 ** len(self.widths)} are needed"
             )
+        layer = nn.remat(_layer, static_argnums=(2, 3)) if self.remat else _layer
         x = images.astype(self.dtype)
-        for i, width in enumerate(self.widths, start=1):
-            plain = self.norm == "none"
-            x = convolution(width, 3, dtype=self.dtype, name=f"conv{i}", bias=plain)(x)
-            if not plain:
-                x = batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
-            x = max_pool_2x2(nn.relu(x))
+        for i in range(len(self.widths)):
+            x = layer(self, x, i, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def _layer(cnn: CNN, x: jax.Array, i: int, train: bool) -> jax.Array:
+    """Layer i of the network, whose own its parameters are."""
+    plain, dtype = cnn.norm == "none", cnn.dtype
+    x = convolution(cnn.widths[i], 3, dtype=dtype, name=f"conv{i + 1}", bias=plain)(x)
+    if not plain:
+        x = batch_norm(train=train, dtype=dtype, name=f"bn{i + 1}")(x)
+    return max_pool_2x2(nn.relu(x))

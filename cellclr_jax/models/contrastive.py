@@ -40,6 +40,7 @@ def make_model(
     encoder: str,
     *,
     dtype: str = "float32",
+    remat: bool = False,
     encoder_settings: Mapping[str, Any] | None = None,
     head_settings: Mapping[str, Any] | None = None,
 ) -> ContrastiveModel:
@@ -48,7 +49,9 @@ def make_model(
     Args:
       encoder: a key of `ENCODERS`.
       dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
-      encoder_settings: attributes of the encoder beside dtype (e.g. the CNN's widths).
+      remat: computes the encoder's blocks again in the backward pass instead of keeping what is
+        inside them; parameters have the same names either way.
+      encoder_settings: attributes of the encoder beside these (e.g. the CNN's widths).
       head_settings: attributes of `ProjectionHead` beside dtype.
 
     Raises:
@@ -61,7 +64,7 @@ def make_model(
     compute = jnp.dtype(dtype)
     try:
         return ContrastiveModel(
-            encoder=ENCODERS[encoder](dtype=compute, **(encoder_settings or {})),
+            encoder=ENCODERS[encoder](dtype=compute, remat=remat, **(encoder_settings or {})),
             head=ProjectionHead(dtype=compute, **(head_settings or {})),
         )
     except TypeError as error:

@@ -1,0 +1,122 @@
+"""The gradient of a loss over a whole minibatch, holding the activations of a part of it at a time.
+
+Gradient caching (Gao et al. 2021, arXiv 2101.06983): a contrastive loss needs every row's code at
+once, but not every row's activations. All micro-batches are encoded without keeping any, the loss
+is differentiated at the codes, and each micro-batch is encoded again and takes its codes' gradient
+back to the parameters.
+
+The result is the gradient of `loss(encode(first) ‖ encode(second) ‖ …)`. Where a row's code depends
+on that row alone this is the gradient of the whole minibatch. With batch normalisation it is that
+of a network which normalises each micro-batch by the micro-batch's own statistics, as data-parallel
+training does that does not share statistics among devices.
+
+Micro-batch i of n holds the rows i, i + n, i + 2n, …: of rows that are divided among devices each
+device has its share of every micro-batch, whatever their number, and no row changes its place.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# (parameters, a tree of arrays [b, ...]) → (codes, a tree of float32 arrays [b, ...]; anything)
+Encode = Callable[[Any, Any], tuple[Any, Any]]
+# codes of all rows → (float32 scalar, anything)
+Loss = Callable[[Any], tuple[jax.Array, Any]]
+
+
+def value_and_grad(
+    encode: Encode, loss: Loss, params: Any, rows: Any, *, pieces: int = 1
+) -> tuple[tuple[jax.Array, Any], Any, Any]:
+    """The loss of all rows and its gradient with respect to the parameters.
+
+    Args:
+      encode: codes of a micro-batch, and what else is seen there; pure, so that it does the same
+        both times.
+      loss: of the codes of all rows, in the order of `rows`, and what else it tells.
+      params: a tree of arrays, float32.
+      rows: a tree of arrays [B, ...].
+      pieces: micro-batches, a divisor of B; 1 encodes all rows at once, and once.
+
+    Returns:
+      ((loss, what else it tells), gradient: a tree like `params`, what `encode` saw: arrays
+      [pieces, ...]).
+
+    Raises:
+      ValueError: where the rows cannot be divided so.
+
+    Example:
+      >>> encode = lambda w, x: (w * x, None)
+      >>> loss = lambda codes: (jnp.sum(codes) ** 2, None)  # (10 w)², of gradient 200 w
+      >>> value_and_grad(encode, loss, jnp.float32(2), jnp.arange(5.0), pieces=5)[:2]
+      ((Array(400., dtype=float32), None), Array(400., dtype=float32))
+    """
+    if pieces == 1:
+        return _all_at_once(encode, loss, params, rows)
+    codes, seen = encode_in_pieces(partial(encode, params), rows, pieces=pieces)
+    told, slopes = jax.value_and_grad(loss, has_aux=True)(codes)
+
+    def add_piece(total: Any, index: jax.Array) -> tuple[Any, None]:
+        piece, slope = _piece((rows, slopes), index, pieces)
+        _, pull_back = jax.vjp(lambda p: encode(p, piece)[0], params)
+        (gradient,) = pull_back(slope)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
+
+    # The sum of many micro-batches is kept in float32, whatever the parameters are.
+    zeros = jax.tree.map(
+        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+    )
+    gradient, _ = jax.lax.scan(add_piece, zeros, jnp.arange(pieces))
+    return told, gradient, seen
+
+
+def encode_in_pieces(
+    encode: Callable[[Any], tuple[Any, Any]], rows: Any, *, pieces: int
+) -> tuple[Any, Any]:
+    """Encodes micro-batches one after the other.
+
+    Args:
+      encode: a tree of arrays [b, ...] to (codes [b, ...], what else is seen).
+      rows: a tree of arrays [B, ...].
+      pieces: micro-batches, a divisor of B.
+
+    Returns:
+      (codes [B, ...] in the order of the rows, what was seen as arrays [pieces, ...]).
+
+    Raises:
+      ValueError: where the rows cannot be divided so.
+    """
+
+    def encode_piece(_: None, index: jax.Array) -> tuple[None, Any]:
+        return None, encode(_piece(rows, index, pieces))
+
+    _, (codes, seen) = jax.lax.scan(encode_piece, None, jnp.arange(pieces))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), codes), seen
+
+
+def _all_at_once(
+    encode: Encode, loss: Loss, params: Any, rows: Any
+) -> tuple[tuple[jax.Array, Any], Any, Any]:
+    """What `value_and_grad` gives, of one piece."""
+
+    def whole(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        codes, seen = encode(params, rows)
+        value, told = loss(codes)
+        return value, (told, seen)
+
+    (value, (told, seen)), gradient = jax.value_and_grad(whole, has_aux=True)(params)
+    return (value, told), gradient, jax.tree.map(lambda x: x[None], seen)
+
+
+def _piece(rows: Any, index: jax.Array, pieces: int) -> Any:
+    """The rows index, index + pieces, …; sliced where they lie, not copied out of a new order."""
+
+    def take(x: jax.Array) -> jax.Array:
+        if x.shape[0] % pieces:
+            raise ValueError(f"{x.shape[0]} rows cannot be divided into {pieces} equal pieces")
+        places = x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:])
+        return jax.lax.dynamic_index_in_dim(places, index, axis=1, keepdims=False)
+
+    return jax.tree.map(take, rows)
