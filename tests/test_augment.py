@@ -1,5 +1,6 @@
 """Each operation against NumPy or SciPy, at strength 0, for its range, and view by view."""
 
+import zlib
 from functools import partial
 
 import jax
@@ -245,6 +246,26 @@ def test_views_keep_shape_and_range_for_any_channels(channels):
     assert float(views.max()) <= 1 + 1e-5
     small = {"random_resized_crop": {"size": 12}}
     assert augment.two_views(jax.random.key(0), images, small).shape[2:4] == (12, 12)
+
+
+@pytest.mark.parametrize("crop", ["random_resized_crop", "center_crop"])
+@pytest.mark.parametrize("size", [None, 20])
+def test_a_crop_with_flips_and_turns_equals_them_one_after_the_other(crop, size):
+    names = [crop, "flip_horizontal", "flip_vertical", "rotate_quarter"]
+    settings = {name: dict(augment.OPERATIONS[name].__kwdefaults__) for name in names}
+    settings[crop]["size"] = size
+    picture, key = image(), jax.random.key(0)
+
+    def in_turn(key):
+        view = picture
+        for name in names:
+            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            view = augment.OPERATIONS[name](view, own, **settings[name])
+        return view
+
+    views = jax.random.split(key, 64)
+    got = jax.jit(jax.vmap(lambda k: augment.augment(picture, k, settings)))(views)
+    np.testing.assert_allclose(got, jax.jit(jax.vmap(in_turn))(views), atol=1e-5)
 
 
 def test_all_views_of_one_image_differ_on_every_device():

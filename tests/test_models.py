@@ -1,13 +1,19 @@
 """Encoders have torchvision's layout and evaluate each image on its own, in float32."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from cellclr_jax import sharding
+from cellclr_jax.host_memory import keep_freed_memory
 from cellclr_jax.models.contrastive import make_model
-from cellclr_jax.models.pooling import max_pool_2x2
+from cellclr_jax.models.convolution import convolution, convolve
+from cellclr_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 # Parameters of torchvision's models without the classification layer (published totals less fc).
 TORCHVISION = {
@@ -93,14 +99,156 @@ def test_head_depth_width_and_norm_are_settings():
     assert "head" not in init(make_model("cnn", head_settings={"depth": 0}))["params"]
 
 
-@pytest.mark.parametrize("side", [6, 7])
-def test_pooling_equals_a_loop(side):
-    x = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
-    got = max_pool_2x2(jnp.asarray(x))
-    for i in range(side // 2):
-        for j in range(side // 2):
-            want = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2))
-            np.testing.assert_array_equal(got[:, i, j], want)
+def by_xla(images, kernel, stride):
+    around = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def drawn(shape, dtype="float32", seed=0):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+
+
+def value_and_slopes(function, *arguments):
+    """The value and, for one random slope of it, what goes back to each argument."""
+    value, back = jax.vjp(function, *arguments)
+    return value, *back(drawn(value.shape, value.dtype, seed=9))
+
+
+# Images [H, W, C], features, size of the kernel, stride: each kind that is written otherwise.
+SHAPES = [
+    (9, 8, 3, 16, 3, 1),  # few channels, packed in pairs; an odd width is not
+    (8, 9, 3, 16, 3, 1),
+    (8, 8, 1, 4, 3, 1),
+    (8, 10, 5, 20, 3, 1),
+    (3, 3, 32, 24, 3, 1),
+    (1, 1, 8, 8, 3, 2),
+    (8, 8, 5, 20, 3, 2),
+    (9, 7, 5, 20, 3, 2),
+    (17, 16, 3, 8, 7, 2),
+    (16, 17, 3, 8, 7, 2),
+    (8, 8, 6, 7, 1, 1),
+    (9, 8, 7, 6, 1, 1),
+    (9, 8, 6, 7, 1, 2),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02)])
+def test_convolutions_and_their_gradients_are_xlas(shape, dtype, tolerance):
+    height, width, channels, features, size, stride = shape
+    images = drawn((3, height, width, channels), dtype)
+    kernel = drawn((size, size, channels, features), dtype, seed=1)
+    # What XLA makes of the same numbers in float32: its own bfloat16 sums are not everywhere exact.
+    plainly = [x.astype(jnp.float32) for x in (images, kernel)]
+    got = jax.jit(lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k))
+    for have, want in zip(
+        got(images, kernel),
+        value_and_slopes(lambda *a: by_xla(*a, stride), *plainly),
+        strict=True,
+    ):
+        assert have.dtype == dtype
+        have = np.asarray(have, np.float32)
+        np.testing.assert_allclose(have, want, atol=tolerance * np.abs(want).max())
+
+
+def test_a_convolution_equals_a_loop():
+    images, kernel = drawn((2, 5, 6, 3)), drawn((3, 3, 3, 4), seed=1)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    got = convolution(4, 3, stride=2, dtype=jnp.float32, name="conv").apply(
+        {"params": {"kernel": kernel}}, images
+    )
+    assert got.shape == (2, 3, 3, 4)
+    for i, j in np.ndindex(3, 3):
+        seen = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        np.testing.assert_allclose(got[:, i, j], np.tensordot(seen, kernel, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
+def test_divided_among_devices_convolutions_have_the_same_gradients(shape):
+    height, width, channels, features, size, stride = shape
+    images = drawn((8, height, width, channels))
+    kernel = drawn((size, size, channels, features), seed=1)
+    mesh = sharding.make_mesh(4)
+    rows, everywhere = sharding.by_rows(mesh), sharding.replicated(mesh)
+    function = jax.jit(
+        lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k),
+        in_shardings=(rows, everywhere),
+        out_shardings=(rows, rows, everywhere),
+    )
+    compiled = function.lower(images, kernel).compile()
+    assert "all-gather" not in compiled.as_text()
+    for have, want in zip(
+        compiled(jax.device_put(images, rows), jax.device_put(kernel, everywhere)),
+        value_and_slopes(lambda *a: by_xla(*a, stride), images, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(have, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 3, 16, 3, 1), (8, 8, 6, 7, 1, 1)], ids=str)
+def test_accelerators_get_the_plain_convolution(shape):
+    height, width, channels, features, size, stride = shape
+    images = jax.ShapeDtypeStruct((4, height, width, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((size, size, channels, features), jnp.float32)
+
+    def operations(function):
+        both = jax.jit(lambda x, k: value_and_slopes(lambda *a: function(*a, stride), x, k))
+        text = both.trace(images, kernel).lower(lowering_platforms=("tpu",)).as_text()
+        names = ("convolution", "dot_general", "reshape", "optimization_barrier")
+        return {name: text.count(f"stablehlo.{name}") for name in names}
+
+    assert operations(convolve) == operations(by_xla)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 6), (6, 7), (5, 3)])
+def test_pooling_equals_a_loop(height, width):
+    # Whole numbers, so that maxima are often equal.
+    x = np.asarray(jnp.round(drawn((2, height, width, 3))))
+    got, back = jax.vjp(max_pool_2x2, jnp.asarray(x))
+    assert got.shape == (2, height // 2, width // 2, 3)
+    slope = np.asarray(drawn(got.shape, seed=1))
+    want = np.zeros_like(x)
+    for i, j in np.ndindex(got.shape[1:3]):
+        window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(got[:, i, j], window.max(axis=(1, 2)))
+        first = window.reshape(2, 4, 3).argmax(axis=1)
+        for b, c in np.ndindex(2, 3):
+            want[b, 2 * i + first[b, c] // 2, 2 * j + first[b, c] % 2, c] = slope[b, i, j, c]
+    np.testing.assert_array_equal(back(jnp.asarray(slope))[0], want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (1, 1), (2, 3)])
+def test_stem_pooling_equals_xlas_window(height, width, dtype):
+    x = jnp.round(2 * drawn((2, height, width, 3))).astype(dtype)
+
+    def by_window(x):
+        window, steps = (1, 3, 3, 1), (1, 2, 2, 1)
+        around = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, around)
+
+    for have, want in zip(
+        value_and_slopes(max_pool_3x3, x), value_and_slopes(by_window, x), strict=True
+    ):
+        have, want = np.asarray(have, np.float32), np.asarray(want, np.float32)
+        np.testing.assert_allclose(have, want, atol=0.05 if dtype == "bfloat16" else 1e-6)
+
+
+def test_freed_memory_is_kept_where_the_c_library_can():
+    script = "from cellclr_jax.host_memory import keep_freed_memory as keep; print(keep(), keep())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stdout.split() in ([b"True"] * 2, [b"False"] * 2)
+
+
+def test_keeping_freed_memory_is_left_out_where_it_cannot_be_asked_for(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not keep_freed_memory()
 
 
 @pytest.mark.parametrize(

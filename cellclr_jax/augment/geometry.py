@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.augment.resampling import resample_box, shift_along, smooth_field
+from cellclr_jax.augment.resampling import Span, resample_box, shift_along, smooth_field
 
 Range = tuple[float, float]
 
@@ -33,7 +33,15 @@ def random_resized_crop(
     Returns:
       [size, size, C], or [H, W, C].
     """
-    height, width, _ = image.shape
+    rows, columns = random_box(image.shape, key, area=area, aspect=aspect)
+    return resample_box(image, rows, columns, size or image.shape[0], size or image.shape[1])
+
+
+def random_box(
+    shape: tuple[int, ...], key: jax.Array, *, area: Range, aspect: Range
+) -> tuple[Span, Span]:
+    """The rows and columns that `random_resized_crop` draws of an image of this shape."""
+    height, width = shape[:2]
     area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
     areas = jax.random.uniform(area_key, (_CROP_TRIES,), minval=area[0], maxval=area[1])
     low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
@@ -46,7 +54,7 @@ def random_resized_crop(
     box_w = jnp.where(fits[first], widths[first], width)
     top = jax.random.uniform(y_key) * (height - box_h)
     left = jax.random.uniform(x_key) * (width - box_w)
-    return resample_box(image, (top, box_h), (left, box_w), size or height, size or width)
+    return Span(top, box_h), Span(left, box_w)
 
 
 def center_crop(
@@ -64,11 +72,16 @@ def center_crop(
     Returns:
       [size, size, C], or [H, W, C].
     """
-    height, width, _ = image.shape
+    rows, columns = center_box(image.shape, key, fraction=fraction)
+    return resample_box(image, rows, columns, size or image.shape[0], size or image.shape[1])
+
+
+def center_box(shape: tuple[int, ...], key: jax.Array, *, fraction: Range) -> tuple[Span, Span]:
+    """The rows and columns that `center_crop` takes of an image of this shape."""
     share = jax.random.uniform(key, minval=fraction[0], maxval=fraction[1])
-    rows = (0.5 * (1 - share) * height, share * height)
-    columns = (0.5 * (1 - share) * width, share * width)
-    return resample_box(image, rows, columns, size or height, size or width)
+    height, width = shape[:2]
+    rows = Span(0.5 * (1 - share) * height, share * height)
+    return rows, Span(0.5 * (1 - share) * width, share * width)
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:
@@ -76,17 +89,22 @@ def resize(image: jax.Array, size: int) -> jax.Array:
     height, width, _ = image.shape
     if (height, width) == (size, size):
         return image
-    return resample_box(image, (0.0, height), (0.0, width), size, size)
+    return resample_box(image, Span(0.0, height), Span(0.0, width), size, size)
 
 
 def flip_horizontal(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Mirrors left and right."""
-    return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
+    return jnp.where(is_flipped(key, probability=probability), image[:, ::-1], image)
 
 
 def flip_vertical(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Mirrors top and bottom."""
-    return jnp.where(jax.random.bernoulli(key, probability), image[::-1], image)
+    return jnp.where(is_flipped(key, probability=probability), image[::-1], image)
+
+
+def is_flipped(key: jax.Array, *, probability: float) -> jax.Array:
+    """Whether a flip with this key mirrors its image."""
+    return jax.random.bernoulli(key, probability)
 
 
 def rotate_quarter(image: jax.Array, key: jax.Array, *, probability: float = 0.75) -> jax.Array:
@@ -94,11 +112,16 @@ def rotate_quarter(image: jax.Array, key: jax.Array, *, probability: float = 0.7
 
     The default probability makes all four orientations equally frequent.
     """
-    _require_square(image)
-    on_key, turn_key = jax.random.split(key)
-    turns = jax.random.randint(turn_key, (), 1, 4) * jax.random.bernoulli(on_key, probability)
+    require_square(image.shape)
+    turns = quarter_turns(key, probability=probability)
     image = jnp.where(turns % 2 == 1, jnp.swapaxes(image, 0, 1)[::-1], image)
     return jnp.where(turns >= 2, image[::-1, ::-1], image)
+
+
+def quarter_turns(key: jax.Array, *, probability: float) -> jax.Array:
+    """How many quarter turns, 0 to 3, `rotate_quarter` makes with this key."""
+    on_key, turn_key = jax.random.split(key)
+    return jax.random.randint(turn_key, (), 1, 4) * jax.random.bernoulli(on_key, probability)
 
 
 def rotate(
@@ -153,6 +176,7 @@ def elastic(
     return shift_along(shift_along(image, dx, limit, axis=1), dy, limit, axis=0)
 
 
-def _require_square(image: jax.Array) -> None:
-    if image.shape[0] != image.shape[1]:
-        raise ValueError(f"rotate_quarter needs square images, got {image.shape[:2]}")
+def require_square(shape: tuple[int, ...]) -> None:
+    """Refuses to turn what is not square."""
+    if shape[0] != shape[1]:
+        raise ValueError(f"rotate_quarter needs square images, got {shape[:2]}")

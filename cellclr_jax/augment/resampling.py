@@ -4,6 +4,7 @@ Gathering single pixels is many times slower on CPUs and on TPUs alike.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +17,36 @@ _SHARPEST = 1e-3
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def resample_box(
-    image: jax.Array,
-    rows: tuple[jax.Array | float, jax.Array | float],
-    columns: tuple[jax.Array | float, jax.Array | float],
-    height: int,
-    width: int,
-) -> jax.Array:
-    """Resizes the box (start, length) by (start, length) of [H, W, C] to [height, width, C]."""
-    down = _interpolation(*rows, height, image.shape[0])
-    across = _interpolation(*columns, width, image.shape[1])
+class Span(NamedTuple):
+    """Where a box lies along one axis of an image, in pixels.
+
+    Attributes:
+      start: of the box.
+      length: of the box.
+      mirrored: bool scalar, whether it is read from its end.
+    """
+
+    start: jax.Array | float
+    length: jax.Array | float
+    mirrored: jax.Array | bool = False
+
+    def mirror(self, on: jax.Array) -> "Span":
+        """The same box, read from the other end where `on`."""
+        return self._replace(mirrored=jnp.logical_xor(self.mirrored, on))
+
+
+def resample_box(image: jax.Array, rows: Span, columns: Span, height: int, width: int) -> jax.Array:
+    """Resizes a box of [H, W, C] to [height, width, C]."""
+    down = _interpolation(rows, height, image.shape[0])
+    across = _interpolation(columns, width, image.shape[1])
     return jnp.einsum("yh,xw,hwc->yxc", down, across, image, precision=_EXACT)
 
 
-def _interpolation(
-    start: jax.Array | float, length: jax.Array | float, size: int, source: int
-) -> jax.Array:
+def _interpolation(span: Span, size: int, source: int) -> jax.Array:
     """Weights [size, source] of linear interpolation, a triangle widened where it shrinks."""
-    scale = length / size
-    centers = start + (jnp.arange(size) + 0.5) * scale - 0.5
+    scale = span.length / size
+    index = jnp.where(span.mirrored, size - 1 - jnp.arange(size), jnp.arange(size))
+    centers = span.start + (index + 0.5) * scale - 0.5
     distance = jnp.abs(centers[:, None] - jnp.arange(source)[None, :])
     weights = jnp.maximum(0.0, 1.0 - distance / jnp.maximum(scale, 1.0))
     return weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -58,20 +70,42 @@ def smooth_field(key: jax.Array, shape: tuple[int, int], smoothness: float) -> j
 def shift_along(image: jax.Array, shift: jax.Array, limit: float, axis: int) -> jax.Array:
     """Linear interpolation at position + shift along one axis; |shift| ≤ limit pixels, [H, W].
 
-    A sum over whole-pixel shifts, each weighted by its triangle: no gather. The barrier keeps the
-    sum a loop over contiguous arrays; fused with what made them it takes twice as long on CPUs.
+    A sum over whole-pixel shifts, each weighted by its triangle: no gather. A shift that leaves the
+    image ends at its border, so that what lies beyond has no weight.
     """
     reach = math.ceil(limit)
     size = image.shape[axis]
-    padding = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
-    padded, shift = jax.lax.optimization_barrier(
-        (jnp.pad(image, padding, mode="edge"), jnp.broadcast_to(shift[:, :, None], image.shape))
+    place = jax.lax.broadcasted_iota(shift.dtype, shift.shape, axis)
+    shift = jnp.clip(shift, -place, size - 1 - place)
+    padding = [(reach, reach, 0) if a == axis else (0, 0, 0) for a in range(3)]
+    padded, shift = jax.lax.platform_dependent(
+        image,
+        jax.lax.pad(image, jnp.zeros((), image.dtype), padding),
+        jnp.broadcast_to(shift[:, :, None], image.shape),
+        cpu=_contiguous,
+        default=_at_once,
     )
     total = jnp.zeros_like(image)
     for i in range(2 * reach + 1):
         weight = jnp.maximum(0.0, 1.0 - jnp.abs(shift - (i - reach)))
         total += weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
     return total
+
+
+def _contiguous(
+    image: jax.Array, padded: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """For CPUs a loop over contiguous arrays: fused with what made them it takes twice as long."""
+    return jax.lax.optimization_barrier((padded, shift))
+
+
+def _at_once(image: jax.Array, padded: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Elsewhere memory is the limit, and padding and weights are made within the loop.
+
+    Were the shift the same for all channels, XLA would write the weights of every copy to memory
+    beforehand, to compute them once a pixel: more than the images hold. So it depends on them.
+    """
+    return padded, shift + 0.0 * image
 
 
 def gaussian_matrix(side: int, sigma: jax.Array, kernel: int) -> jax.Array:

@@ -1,10 +1,24 @@
-"""Convolutions with torch's padding and torchvision's initialisation, by name."""
+"""Convolutions with torch's padding and torchvision's initialisation, fast on each backend.
+
+Accelerators get the plain operation. On CPUs, XLA computes the gradient of a 1×1 kernel and the
+convolution of few channels four times faster where they are written otherwise. Values and gradients
+are the same within rounding.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 # He et al. 2015, fan out, as torchvision initialises its convolutions.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# XLA's CPU backend hands a convolution to its fast library where either side has more channels.
+_FEW_CHANNELS = 16
 
 
 def convolution(
@@ -28,5 +42,140 @@ def convolution(
         use_bias=bias,
         dtype=dtype,
         kernel_init=_KERNEL_INIT,
+        conv_general_dilated=_as_flax_calls_it,
         name=name,
     )
+
+
+def _as_flax_calls_it(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Any, **_: Any
+) -> jax.Array:
+    """`convolve` in the place of `lax.conv_general_dilated`; what else is passed is the default."""
+    return convolve(images, kernel, strides[0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution with `size // 2` pixels of zeros around the images.
+
+    Args:
+      images: [B, H, W, C].
+      kernel: [size, size, C, F] of the same dtype, size odd.
+      stride: in both directions.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), F].
+    """
+    if _packable(images, kernel, stride):
+        return jax.lax.platform_dependent(images, kernel, cpu=_packed, default=_plain(stride))
+    return _plain(stride)(images, kernel)
+
+
+def _forward(
+    images: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(images, kernel, stride), (images, kernel)
+
+
+def _backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], slope: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    plainly, on_cpu = partial(_backward_plainly, stride), partial(_backward_on_cpu, stride)
+    return jax.lax.platform_dependent(*residuals, slope, cpu=on_cpu, default=plainly)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _plain(stride: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The convolution as XLA has it."""
+
+    def convolve_plainly(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        around = kernel.shape[0] // 2
+        return jax.lax.conv_general_dilated(
+            images, kernel, (stride, stride), [(around, around)] * 2, dimension_numbers=_LAYOUT
+        )
+
+    return convolve_plainly
+
+
+def _backward_plainly(
+    stride: int, images: jax.Array, kernel: jax.Array, slope: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients by images and kernel as XLA has them."""
+    return jax.vjp(_plain(stride), images, kernel)[1](slope)
+
+
+def _backward_on_cpu(
+    stride: int, images: jax.Array, kernel: jax.Array, slope: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same; what comes in is computed once, and not again in each loop that moves it about."""
+    images, slope = jax.lax.optimization_barrier((images, slope))
+    by_images = jax.linear_transpose(lambda x: _plain(stride)(x, kernel), images)
+    if kernel.shape[0] == 1:
+        return by_images(slope)[0], _pointwise_slope(images, slope, stride)
+    return by_images(slope)[0], _kernel_slope(images, slope, kernel.shape[0], stride)
+
+
+def _pointwise_slope(images: jax.Array, slope: jax.Array, stride: int) -> jax.Array:
+    """A 1×1 kernel's gradient [1, 1, C, F] as one matrix product over all pixels."""
+    seen = images[:, ::stride, ::stride]
+    # The first factor of the product is transposed in memory: better the one of fewer channels.
+    multiply = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if seen.shape[-1] <= slope.shape[-1]:
+        product = multiply("bhwc,bhwf->cf", seen, slope)
+    else:
+        product = multiply("bhwf,bhwc->fc", slope, seen).T
+    return product[None, None].astype(images.dtype)
+
+
+def _kernel_slope(images: jax.Array, slope: jax.Array, size: int, stride: int) -> jax.Array:
+    """A kernel's gradient [size, size, C, F]: channels as images, images as channels.
+
+    It is written in the order of axes that the CPU backend has a fast program for. Of itself it
+    would change to that order outside of loops alone, and be a hundred times slower inside.
+    """
+    around = [
+        (size // 2, size - size // 2 - length + (steps - 1) * stride)
+        for length, steps in zip(images.shape[1:3], slope.shape[1:3], strict=True)
+    ]
+    result = jax.lax.conv_general_dilated(
+        images.transpose(3, 1, 2, 0),
+        slope.transpose(1, 2, 0, 3),
+        (1, 1),
+        around,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+    return result.transpose(1, 2, 0, 3)
+
+
+def _packable(images: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    few = max(kernel.shape[2:]) <= _FEW_CHANNELS
+    return few and stride == 1 and kernel.shape[0] == 3 and images.shape[2] % 2 == 0
+
+
+def _packed(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The 3×3 convolution at stride 1 with two neighbouring pixels of a row as one of 2C channels.
+
+    Half of the larger kernel is zeros, and still it is four times faster for 3 channels to 16.
+    """
+    batch, height, width, channels = images.shape
+    features = kernel.shape[-1]
+    pairs = images.reshape(batch, height, width // 2, 2 * channels)
+    wide = jnp.einsum("dsqt,htcf->hdscqf", jnp.asarray(_PAIRS, kernel.dtype), kernel)
+    result = _plain(1)(pairs, wide.reshape(3, 3, 2 * channels, 2 * features))
+    return result.reshape(batch, height, width, features)
+
+
+def _pair_taps() -> np.ndarray:
+    """[3, 2, 2, 3]: 1 where pixel s of pair d − 1 meets pixel q of a pair under that tap."""
+    taps = np.zeros((3, 2, 2, 3), np.float32)
+    for d, s, q in np.ndindex(3, 2, 2):
+        tap = 2 * (d - 1) + s - q + 1
+        if 0 <= tap < 3:
+            taps[d, s, q, tap] = 1
+    return taps
+
+
+_PAIRS = _pair_taps()

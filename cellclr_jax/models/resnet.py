@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.batch_norm import BatchNorm, batch_norm
 from cellclr_jax.models.convolution import convolution
 from cellclr_jax.models.pooling import max_pool_3x3
 
@@ -52,8 +52,8 @@ class Bottleneck(nn.Module):
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv2")(y)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn2")(y))
-        y = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")(y)
-        y = norm(train=train, dtype=self.dtype, name="bn3", zero_scale=True)(y)
+        widened = conv(self.width * self.expansion, 1, dtype=self.dtype, name="conv3")
+        y = normalized(widened, norm(train=train, dtype=self.dtype, name="bn3", zero_scale=True), y)
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train=train))
 
 
@@ -66,8 +66,19 @@ def shortcut(
     """
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")(x)
-    return batch_norm(train=train, dtype=dtype, name="downsample_bn")(x)
+    resized = convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")
+    norm = batch_norm(train=train, dtype=dtype, name="downsample_bn")
+    return normalized(resized, norm, x) if stride == 1 else norm(resized(x))
+
+
+def normalized(pointwise: nn.Module, norm: BatchNorm, x: jax.Array) -> jax.Array:
+    """norm(pointwise(x)) of a 1×1 convolution to several times as many channels as x has.
+
+    Training in bfloat16 is bound by memory: there the convolution's result is never held.
+    """
+    if not norm.train or norm.dtype != jnp.bfloat16 or pointwise.is_initializing():
+        return norm(pointwise(x))
+    return norm(x, pointwise.get_variable("params", "kernel")[0, 0])
 
 
 class ResNet(nn.Module):
@@ -77,11 +88,13 @@ class ResNet(nn.Module):
       block: BasicBlock or Bottleneck.
       depths: blocks in each of the four stages.
       dtype: of the computation; parameters, statistics and the result stay float32.
+      remat: computes blocks again in the backward pass instead of keeping what is inside them.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: Sequence[int]
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -94,6 +107,7 @@ class ResNet(nn.Module):
         Returns:
           Embeddings [B, 512 * expansion] float32, the spatial mean of the last stage.
         """
+        run = nn.remat(_run, static_argnums=(2,)) if self.remat else _run
         x = images.astype(self.dtype)
         x = convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
@@ -101,5 +115,10 @@ class ResNet(nn.Module):
         for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, self.depths, strict=True), 1):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
-                x = self.block(width, stride, self.dtype, name=f"layer{stage}_{i}")(x, train=train)
+                block = self.block(width, stride, self.dtype, name=f"layer{stage}_{i}")
+                x = run(block, x, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def _run(block: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+    return block(x, train=train)

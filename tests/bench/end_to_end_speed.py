@@ -1,0 +1,256 @@
+"""Cells a second from crops on disk to updated parameters, beside PyTorch with a host chain.
+
+pip install torch albumentations
+python tests/bench/end_to_end_speed.py [--models=demo,resnet18] [--data_dir=DIR] [--files=png]
+
+CellCLR trains as `main` does: shards, normalisation and the paper's augmentations in the step. The
+peer reads the same crops from a file each (16-bit PNG, or NPY), augments them by albumentations in
+a DataLoader of two workers, and trains the same network with the same optimiser and precision.
+Both take turns. Without `--data_dir` a small dataset is simulated first.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from turns import Elsewhere, Step
+
+WORKERS = 2
+TURN_STEPS = 8
+# Steps before a turn that are not timed: by then, what was read ahead while waiting is used up.
+UNTIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoder, the minibatch, and the side of its views."""
+
+    encoder: str
+    cells: int
+    side: int
+    norm: bool
+
+
+CASES = {"demo": Case("cnn", 256, 48, True), "resnet18": Case("resnet18", 64, 96, False)}
+
+
+def simulate(data_dir: Path) -> None:
+    """Builds a dataset of some thousand simulated cells."""
+    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated", "--noqc"]
+    command += [f"--data_dir={data_dir}", "--weeks=2", "--plates_per_week=1"]
+    subprocess.run([*command, "--simulator=height=512,width=640"], check=True, capture_output=True)
+
+
+def experiment_config(case: Case, data_dir: Path) -> Any:
+    """A run of CellCLR with the paper's chain."""
+    from cellclr_jax import default_config
+
+    config = default_config.get_config()
+    config.data_dir = str(data_dir)
+    config.image_size, config.minibatch_size, config.epochs = case.side, case.cells, 10_000
+    config.validation_fraction = 0.0
+    for name in ("flip_vertical", "rotate_quarter", "add_noise"):
+        del config.views[name]
+    config.model.encoder = case.encoder
+    config.model.cnn.norm = config.model.head.norm = "batch" if case.norm else "none"
+    config.optimizer.name = "sgd"
+    config.schedule.warmup_epochs = 0.0
+    return config
+
+
+def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
+    """(a step with its data, seconds to the first one's result) of CellCLR."""
+    import jax
+
+    from cellclr_jax import program, sharding
+    from cellclr_jax.data import pipeline
+    from cellclr_jax.experiment import make_experiment
+    from cellclr_jax.feed import Feed
+
+    began = time.perf_counter()
+    mesh = sharding.make_mesh()
+    experiment = make_experiment(experiment_config(case, data_dir))
+    config, compiled = experiment.config, program.compile_program(experiment, mesh)
+    data = pipeline.training_minibatches(
+        experiment.cells,
+        experiment.train_rows,
+        minibatch_size=config.minibatch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    feed = Feed(iter(data), mesh)
+    key = program.root_key(config.seed, mesh)
+    state, metrics = compiled.init(key), None
+
+    def run() -> object:
+        nonlocal state, metrics
+        fed, _ = feed.next(metrics)
+        state, metrics = compiled.step(state, fed.arrays, key)
+        return metrics
+
+    jax.block_until_ready(run())
+    return run, time.perf_counter() - began
+
+
+def export(data_dir: Path, folder: Path, suffix: str) -> int:
+    """Writes each crop into a file of its own; how many there are."""
+    import cv2
+
+    from cellclr_jax.data import pipeline
+
+    cells = pipeline.open_cells(str(data_dir), "annotated", "shards")
+    for row in range(len(cells.table)):
+        pixels = cells.images[row]["image"]
+        if suffix == "png":
+            cv2.imwrite(str(folder / f"{row}.png"), pixels)
+        else:
+            np.save(folder / f"{row}.npy", pixels)
+    return len(cells.table)
+
+
+class Files:
+    """Two augmented views of the cell of each file, [2, 3, side, side] float32."""
+
+    def __init__(self, folder: Path, count: int, suffix: str, side: int) -> None:
+        self.paths = [folder / f"{row}.{suffix}" for row in range(count)]
+        self.side, self.chain = side, None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        import cv2
+
+        if self.chain is None:
+            cv2.setNumThreads(0)  # the workers share the cores already
+            self.chain = _chain(self.side)
+        path = self.paths[row]
+        if path.suffix == ".png":
+            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        else:
+            image = np.load(path)
+        image = image.astype(np.float32)
+        image = (image - image.mean((0, 1))) / (image.std((0, 1)) + 1e-6)
+        views = [self.chain(image=image)["image"].transpose(2, 0, 1) for _ in range(2)]
+        return np.ascontiguousarray(np.stack(views), np.float32)
+
+
+def _chain(side: int) -> Any:
+    """The paper's operations with the probabilities and ranges of CellCLR's defaults."""
+    import albumentations
+
+    return albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop((side, side), scale=(0.3, 1.0), ratio=(0.75, 4 / 3)),
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.ElasticTransform(alpha=20, sigma=5, p=0.5),
+            albumentations.Lambda(image=_jitter_channels, p=0.8),
+            albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+
+def _jitter_channels(image: np.ndarray, **_: Any) -> np.ndarray:
+    """Contrast and brightness of each channel, as colour jitter of float images."""
+    rng = np.random.default_rng()
+    contrast, brightness = rng.uniform(0.6, 1.4, (2, image.shape[-1])).astype(np.float32)
+    mean = image.mean((0, 1))
+    return ((image - mean) * contrast + mean) * brightness
+
+
+def theirs(case: Case, folder: Path, count: int, suffix: str) -> tuple[Step, float]:
+    """The same in PyTorch: eager, channels_last, which is the faster of its layouts here."""
+    import torch
+    import torch_peer
+
+    began = time.perf_counter()
+    peer = torch_peer.Peer(
+        torch_peer.make_model(case.encoder, channels=3, norm=case.norm, projection=128),
+        temperature=0.1,
+        dtype=torch.float32,
+        channels_last=True,
+        compiled=False,
+    )
+    loader = torch.utils.data.DataLoader(
+        Files(folder, count, suffix, case.side),
+        batch_size=case.cells,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        persistent_workers=True,
+    )
+
+    def endless() -> Any:
+        while True:
+            yield from loader
+
+    minibatches = endless()
+
+    def run() -> object:
+        return peer.step(peer.put(next(minibatches).flatten(0, 1)))
+
+    run()
+    return run, time.perf_counter() - began
+
+
+def measure(name: str, data_dir: Path, folder: Path, settings: argparse.Namespace) -> None:
+    """Prints both rates and their ratio."""
+    import jax
+
+    case = CASES[name]
+    count = len(list(folder.iterdir()))
+    with Elsewhere(theirs) as elsewhere:
+        run, first = ours(case, data_dir)
+
+        def our_timer(repeats: int) -> float:
+            began = time.perf_counter()
+            for _ in range(repeats):
+                metrics = run()
+            jax.block_until_ready(metrics)
+            return (time.perf_counter() - began) / repeats
+
+        their_timer, their_first = elsewhere.make(case, folder, count, settings.files)
+        taken: dict[str, list[float]] = {"CellCLR": [], "PyTorch": []}
+        for _ in range(settings.turns):
+            for who, timer in (("CellCLR", our_timer), ("PyTorch", their_timer)):
+                timer(UNTIMED_STEPS)
+                taken[who].append(timer(TURN_STEPS))
+    medians = {who: statistics.median(turns) for who, turns in taken.items()}
+    print(f"{name}: {case.cells} cells a step, {case.side}×{case.side}×3, {settings.files} files")
+    for who, started in (("CellCLR", first), ("PyTorch", their_first)):
+        rate = case.cells / medians[who]
+        print(f"  {who}  {rate:8.1f} cells/s  first step {started:5.1f} s")
+    print(f"  ratio    {medians['PyTorch'] / medians['CellCLR']:.2f}", flush=True)
+
+
+def main() -> None:
+    """Measures each case that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--files", choices=("png", "npy"), default="png")
+    parser.add_argument("--turns", type=int, default=4)
+    settings = parser.parse_args()
+    from cellclr_jax import host_memory, sharding
+
+    host_memory.keep_freed_memory()
+    sharding.use_all_cores(min(case.cells for case in CASES.values()))
+    with tempfile.TemporaryDirectory() as scratch:
+        data_dir, folder = settings.data_dir or Path(scratch) / "data", Path(scratch) / "files"
+        if settings.data_dir is None:
+            simulate(data_dir)
+        folder.mkdir()
+        print(f"{export(data_dir, folder, settings.files):,} cells")
+        for name in settings.models.split(","):
+            measure(name, data_dir, folder, settings)
+
+
+if __name__ == "__main__":
+    main()

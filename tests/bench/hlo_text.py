@@ -1,0 +1,86 @@
+"""What a compiled program's text tells: its collectives, and what it moves to and from memory.
+
+XLA's own count of bytes takes what an operation reads for moved wherever it lies. Programs for TPUs
+bring arrays into the chip's fast memory ahead of their use; the text marks those by `S(…)`.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_ITEM_BYTES = {"pred": 1, "8": 1, "16": 2, "32": 4, "64": 8}
+_WORD = 4
+_ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
+# These name memory and move none.
+_FREE = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast", "iota", "after-all")
+# From one memory to the other, ahead of use: (source, destination, …).
+_PREFETCHES = ("copy-start", "slice-start")
+
+
+def collectives(text: str) -> dict[str, dict[str, float]]:
+    """How many collectives of each kind a program has, and the bytes of their results on a chip."""
+    found: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        match = re.search(rf" = (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line)
+        if not match:
+            continue
+        sizes = [size for size, _ in _arrays(match[1])]
+        if match[3] and match[2] != "all-reduce":  # operands, results, words for the scheduler
+            sizes = [size for size in sizes if size > _WORD]
+            sizes = sizes[len(sizes) // 2 :]
+        kind = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        kind["count"] += 1
+        kind["bytes"] += sum(sizes)
+    return found
+
+
+def memory_bytes(text: str) -> float:
+    """Bytes that a program moves to and from a chip's main memory.
+
+    Whole operands and results, whatever part of them an operation needs, none for arrays in fast
+    memory; a loop as often as it runs, or once where the text does not tell.
+    """
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault(match[2], [])
+            entry = match[2] if match[1] else entry
+        elif line.startswith(" "):
+            lines.append(line)
+    return _moved(entry, computations)
+
+
+def _moved(name: str, computations: dict[str, list[str]]) -> float:
+    types: dict[str, str] = {}
+    total = 0.0
+    for line in computations[name]:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        result, types[match[1]], kind = match[1], match[2], match[3]
+        if kind in _FREE or kind.endswith("-done"):
+            continue
+        if kind == "while":
+            body = re.search(r"body=%?([\w.\-]+)", line)
+            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            if body:
+                total += (int(times[1]) if times else 1) * _moved(body[1], computations)
+        elif kind in _PREFETCHES:
+            (_, from_fast), (size, to_fast) = list(_arrays(types[result]))[:2]
+            total += size * ((not from_fast) + (not to_fast))
+        else:
+            operands = re.findall(r"%([\w.\-]+)", match[4])
+            touched = [types[result], *(types.get(operand, "") for operand in operands)]
+            total += sum(size for t in touched for size, fast in _arrays(t) if not fast)
+    return total
+
+
+def _arrays(type_: str) -> Iterator[tuple[int, bool]]:
+    """(bytes, whether in fast memory) of each array in an instruction's type."""
+    for dtype, sides, layout in _ARRAY.findall(type_):
+        size = next(size for name, size in _ITEM_BYTES.items() if dtype.endswith(name))
+        yield size * math.prod(int(side) for side in sides.split(",") if side), "S(" in layout

@@ -1,0 +1,181 @@
+"""Seconds a training step takes, beside PyTorch's in the same run: ratios above 1 favour CellCLR.
+
+python tests/bench/step_speed.py [--models=demo,cnn,resnet18,resnet50] [--dtype=float32]
+
+Same architecture, batch, precision and optimiser (SGD with momentum; NT-Xent): forward, backward,
+update, on views that lie on the device already. CellCLR's minibatch is divided among its devices as
+in training (one per core on CPUs). PyTorch runs in a process of its own, in both memory layouts,
+through torch.compile in the better one, and once more with its allocator set as CellCLR sets its
+own. All take turns; medians over the turns are compared.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from turns import Elsewhere, Step, Timer, seconds, take_turns
+
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: `cells` of `side` pixels in two views each, through `encoder`."""
+
+    encoder: str
+    cells: int
+    side: int
+    norm: bool = False
+
+    def images(self) -> np.ndarray:
+        """[cells, side, side, 3] float32, the same in each process."""
+        shape = (self.cells, self.side, self.side, 3)
+        return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+CASES = {
+    "demo": Case("cnn", 256, 48, norm=True),
+    "cnn": Case("cnn", 256, 96),
+    "resnet18": Case("resnet18", 64, 96),
+    "resnet50": Case("resnet50", 32, 96),
+}
+
+
+def ours(case: Case, dtype: str) -> tuple[Step, float]:
+    """(the step, seconds from nothing to its first result) of CellCLR."""
+    import jax
+
+    from cellclr_jax import optim, sharding
+    from cellclr_jax.models.contrastive import make_model
+    from cellclr_jax.train_step import Objective, init_state, make_train_step
+
+    norm = "batch" if case.norm else "none"
+    settings = {"norm": norm} if case.encoder == "cnn" else None
+    model = make_model(
+        case.encoder, dtype=dtype, encoder_settings=settings, head_settings={"norm": norm}
+    )
+    schedule = optim.make_schedule("constant", peak=1e-3, total_steps=100)
+    optimizer = optim.make_optimizer("sgd", schedule, weight_decay=1e-6)
+    mesh = sharding.make_mesh()
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    key = jax.device_put(jax.random.key(0), everywhere)
+    images = case.images()
+    minibatch = sharding.to_global(mesh, {"image": images})
+    objective = Objective(model, lambda cells: cells["image"], {}, TEMPERATURE, mesh=mesh)
+    began = time.perf_counter()
+    state = jax.jit(
+        lambda key: init_state(model, optimizer, key, images.shape[1:]), out_shardings=everywhere
+    )(key)
+    step = jax.jit(
+        make_train_step(objective, optimizer, schedule),
+        in_shardings=(everywhere, rows, everywhere),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+
+    def run() -> object:
+        nonlocal state
+        state, metrics = step(state, minibatch, key)
+        return jax.block_until_ready(metrics)
+
+    run()
+    return run, time.perf_counter() - began
+
+
+def theirs(case: Case, dtype: str, layout: str, compiled: bool) -> tuple[Step, float]:
+    """The same in PyTorch."""
+    import torch
+    import torch_peer
+
+    torch.manual_seed(0)
+    peer = torch_peer.Peer(
+        torch_peer.make_model(case.encoder, channels=3, norm=case.norm, projection=128),
+        temperature=TEMPERATURE,
+        dtype=getattr(torch, dtype),
+        channels_last=layout == "channels_last",
+        compiled=compiled,
+    )
+    views = torch.from_numpy(case.images()).repeat_interleave(2, 0).permute(0, 3, 1, 2)
+    views = peer.put(views)
+
+    def run() -> object:
+        return peer.step(views).item()
+
+    began = time.perf_counter()
+    run()
+    return run, time.perf_counter() - began
+
+
+class Programs:
+    """The programs of one case, each with its timer and the seconds to its first step."""
+
+    def __init__(self, case: Case, dtype: str) -> None:
+        self.case, self.dtype = case, dtype
+        run, first = ours(case, dtype)
+        self.timers: dict[str, Timer] = {"CellCLR": lambda repeats: seconds(run, repeats)}
+        self.first = {"CellCLR": first}
+
+    def add(self, name: str, where: Elsewhere, layout: str, *, compiled: bool = False) -> None:
+        """One of PyTorch; where that fails, says so."""
+        try:
+            made = where.make(self.case, self.dtype, layout, compiled)
+        except RuntimeError as error:
+            print(f"{name} failed: {error}")
+            return
+        self.timers[f"{name} {layout}"], self.first[f"{name} {layout}"] = made
+
+    def better_layout(self) -> str:
+        """The memory layout in which PyTorch is faster."""
+        layouts = ("channels_last", "contiguous")
+        return min(layouts, key=lambda name: min(self.timers[f"eager {name}"](1) for _ in range(3)))
+
+
+def measure(
+    name: str, case: Case, settings: argparse.Namespace, usual: Elsewhere, kept: Elsewhere
+) -> None:
+    """Prints a row for each program, and the ratio to the best of PyTorch."""
+    programs = Programs(case, settings.dtype)
+    for layout in ("channels_last", "contiguous"):
+        programs.add("eager", usual, layout)
+    layout = programs.better_layout()
+    if settings.compile:
+        programs.add("compiled", usual, layout, compiled=True)
+    programs.add("eager, memory kept,", kept, layout)
+    taken = take_turns(programs.timers, settings.turns)
+    medians = {program: statistics.median(turns) for program, turns in taken.items()}
+    reference = medians["CellCLR"]
+    print(f"{name}: {case.cells} cells × 2 views of {case.side}×{case.side}×3, {settings.dtype}")
+    for program, median in medians.items():
+        print(
+            f"  {program:34} {1e3 * median:8.1f} ms  {case.cells / median:7.1f} cells/s"
+            f"  least {1e3 * min(taken[program]):8.1f} ms"
+            f"  first step {programs.first[program]:5.1f} s  ratio {median / reference:5.2f}"
+        )
+    others = [m for program, m in medians.items() if program.startswith(("eager c", "compiled"))]
+    print(f"  against the best of PyTorch: {min(others) / reference:.2f}", flush=True)
+
+
+def main() -> None:
+    """Measures each case that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    settings = parser.parse_args()
+    from cellclr_jax import host_memory, sharding
+
+    host_memory.keep_freed_memory()
+    sharding.use_all_cores(min(case.cells for case in CASES.values()))
+    import jax
+
+    print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")
+    with Elsewhere(theirs) as usual, Elsewhere(theirs, keep_memory=True) as kept:
+        for name in settings.models.split(","):
+            measure(name, CASES[name], settings, usual, kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Programs that take turns at the same machine, some of them in a process of their own."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+# One run of the program, ended when it returns.
+Step = Callable[[], object]
+# Runs a program so many times; seconds a run.
+Timer = Callable[[int], float]
+# Makes a program of some arguments: (the program, seconds from nothing to its first result).
+Maker = Callable[..., tuple[Step, float]]
+
+# Runs in one turn last about so long together, so that a turn is no single hiccup.
+TURN_SECONDS = 1.0
+
+
+def seconds(run: Step, repeats: int) -> float:
+    """Seconds a run, over some of them."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - began) / repeats
+
+
+def take_turns(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
+    """Seconds a run of each program in each turn, after two for warming up."""
+    repeats = {name: max(1, round(TURN_SECONDS / timer(2))) for name, timer in timers.items()}
+    taken: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(turns):
+        for name, timer in timers.items():
+            taken[name].append(timer(repeats[name]))
+    return taken
+
+
+class Elsewhere:
+    """A process in which programs are made and timed; a context manager.
+
+    Args:
+      maker: of the programs, a function of a module.
+      keep_memory: whether the process keeps freed memory as CellCLR does (see `host_memory`).
+    """
+
+    def __init__(self, maker: Maker, *, keep_memory: bool = False) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._calls, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, maker, keep_memory))
+
+    def __enter__(self) -> "Elsewhere":
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.send(None)
+        self._process.join()
+
+    def make(self, *arguments: Any) -> tuple[Timer, float]:
+        """(a timer of the program that the maker makes of these, seconds to its first result).
+
+        Raises:
+          RuntimeError: where it cannot be made.
+        """
+        number, first = self._ask("make", arguments)
+        return lambda repeats: self._ask(number, repeats), first
+
+    def _ask(self, *call: Any) -> Any:
+        self._calls.send(call)
+        answer = self._calls.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+
+def _serve(calls: Connection, maker: Maker, keep_memory: bool) -> None:
+    """Does what the process that started this one asks for."""
+    if keep_memory:
+        from cellclr_jax import host_memory
+
+        host_memory.keep_freed_memory()
+    runs: list[Step] = []
+    while (call := calls.recv()) is not None:
+        try:
+            if call[0] == "make":
+                run, first = maker(*call[1])
+                runs.append(run)
+                calls.send((len(runs) - 1, first))
+            else:
+                calls.send(seconds(runs[call[0]], call[1]))
+        except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways
+            calls.send(f"{type(error).__name__}: {error}".strip().splitlines()[0])
