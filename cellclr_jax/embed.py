@@ -12,31 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from etils import epath
 from jax.sharding import Mesh
 
 from cellclr_jax import sharding
-from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.progress import Progress
 from cellclr_jax.experiment import Encoding, make_encoding
+from cellclr_jax.intensity import STATISTICS, intensity_statistics
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling import evaluation, profiles, report
 from cellclr_jax.profiling.cells import CellEvaluation, KeptCells, draw_sample, evaluate_cells
 from cellclr_jax.profiling.columns import is_control, own_features
 from cellclr_jax.profiling.sites import has_treatments, sites_of
+from cellclr_jax.program import root_key
 from cellclr_jax.run_config import read_config
-from cellclr_jax.train import CHECKPOINTS, root_key
 from cellclr_jax.train_step import Variables
 from cellclr_jax.trained_on import check_channels, describe_dataset
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
 MINIBATCH = 512
-_PERCENTILES = (1, 25, 50, 75, 99)
 # What is scored, the run's own first.
 _FEATURES = ("trained", "untrained", "intensity")
 
@@ -61,7 +61,8 @@ def evaluate_run(
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
       data_access: how crops are read (see `index.open_images`), whatever the run took.
-      out: where to write; None takes <workdir>/eval/<step>.
+      out: where to write; None takes <workdir>/eval/<step>. An evaluation with other settings
+        that is there is kept (see `report.write_evaluation`).
       protocol: the settings of the evaluation (see `_evaluate` for the intensities').
 
     Raises:
@@ -77,25 +78,29 @@ def evaluate_run(
     config.data_access = data_access
     encoding, mesh = make_encoding(config), sharding.make_mesh()
     number, variables, progress = _restore(workdir, step, encoding, mesh)
-    here = describe_dataset(encoding.cells)
-    if progress["dataset"] != here["dataset"]:
-        if out is None:
-            raise BadUse(
-                f"{encoding.cells.directory} is not what the run was trained on: say where to "
-                "write, --out=DIR"
-            )
-        say("note: this is not the dataset that the run was trained on")
+    details = {
+        "step": number,
+        "checkpoint": step,
+        "cells": len(encoding.cells.table),
+        **describe_dataset(encoding.cells),
+        "trained_on": progress["dataset"],
+    }
+    if details["dataset"] != details["trained_on"]:
+        _warn_of_another(encoding, out)
     scored, probed = _score(encoding, mesh, variables, protocol)
     if jax.process_index() == 0:
-        details = {
-            "step": number,
-            "checkpoint": step,
-            "cells": len(encoding.cells.table),
-            **here,
-            "trained_on": progress["dataset"],
-        }
         folder = Path(out if out is not None else workdir / "eval" / str(number))
         _tell(scored, probed, folder, details)
+
+
+def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
+    """Says that a dataset is not the run's; BadUse where the scores would lie among the run's."""
+    if out is None:
+        raise BadUse(
+            f"{encoding.cells.directory} is not what the run was trained on: say where to "
+            "write, --out=DIR"
+        )
+    say("note: this is not the dataset that the run was trained on")
 
 
 def _score(
@@ -167,7 +172,7 @@ def site_profiles(
     sites, index = sites_of(cells.table)
     profiles.check_wells(sites)
     if left_out := int((index < 0).sum()):
-        say(f"note: {left_out:,} cells without plate, well or compound are in no profile")
+        say(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
     accumulators: dict[str, profiles.WellAccumulator] = {}
 
     def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
@@ -234,39 +239,6 @@ def compile_embedding(encoding: Encoding, mesh: Mesh) -> Callable[..., Features]
     )
 
 
-def intensity_statistics(images: jax.Array) -> jax.Array:
-    """Mean, standard deviation and percentiles (1, 25, 50, 75, 99) of each channel of each crop.
-
-    Args:
-      images: [B, H, W, C] uint8 or uint16 raw intensities.
-
-    Returns:
-      [B, 7 · C] float32, in the units of the images; statistic by statistic, channels within.
-    """
-    x = jnp.moveaxis(images, -1, 1).reshape(images.shape[0], images.shape[-1], -1)
-    percentiles = [_percentile(x.astype(jnp.int32), p) for p in _PERCENTILES]
-    x = x.astype(jnp.float32)
-    return jnp.concatenate([jnp.mean(x, axis=2), jnp.std(x, axis=2), *percentiles], axis=1)
-
-
-def _percentile(x: jax.Array, percent: float) -> jax.Array:
-    """The smallest value that so many percent do not exceed: [B, C, P] int32 → [B, C] float32.
-
-    By bisection of the 16 bits, which takes a tenth of the time of sorting on CPUs.
-    """
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        below = jnp.sum(x <= middle[:, :, None], axis=2)
-        enough = below >= percent / 100 * x.shape[2]
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    shape = x.shape[:2]
-    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, 2**16 - 1, jnp.int32))
-    return jax.lax.fori_loop(0, 16, halve, bounds)[1].astype(jnp.float32)
-
-
 def _evaluate(
     name: str, table: pd.DataFrame, protocol: evaluation.Protocol
 ) -> evaluation.Evaluation:
@@ -303,5 +275,4 @@ def _restore(
 def _columns(name: str, width: int, channels: list[str]) -> list[str]:
     if name != "intensity":
         return profiles.feature_names(width)
-    statistics = ["Mean", "Deviation", *(f"Percentile{p}" for p in _PERCENTILES)]
-    return [f"Intensity_{statistic}_{channel}" for statistic in statistics for channel in channels]
+    return [f"Intensity_{statistic}_{channel}" for statistic in STATISTICS for channel in channels]

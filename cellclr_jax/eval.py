@@ -10,7 +10,7 @@ Any table of well profiles (CSV, gzipped CSV, Parquet):
                              [--standardize=none|controls] --out=DIR
 
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
-and figures, of single cells cells.parquet.
+and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
 """
 
 import os
@@ -24,7 +24,7 @@ from cellclr_jax import cli
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cellclr_jax.profiling.evaluation import Protocol
+    from cellclr_jax.profiling.protocol import Protocol
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +42,12 @@ flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, a
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
 flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
 flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
-flags.DEFINE_string("out", None, "Where to write; by default <workdir>/eval/<step>.")
+flags.DEFINE_string(
+    "out",
+    None,
+    "Where to write; by default <workdir>/eval/<step>. An evaluation that is there is replaced by "
+    "one with the same settings, and kept in earlier/<number> beside one with others.",
+)
 flags.DEFINE_enum(
     "standardize", "none", ["none", "controls"], "z-score every feature by the control wells."
 )
@@ -143,7 +148,7 @@ def _check_inputs() -> None:
 
 def _protocol() -> "Protocol":
     """The protocol that the flags describe."""
-    from cellclr_jax.profiling.evaluation import Protocol
+    from cellclr_jax.profiling.protocol import Protocol
 
     return Protocol(
         aggregate=FLAGS.aggregate,
@@ -165,7 +170,8 @@ def _one_row_a_well(
     Raises:
       BadUse: --aggregate is given for a table of wells.
     """
-    from cellclr_jax.profiling import evaluation, profiles
+    from cellclr_jax.profiling import profiles
+    from cellclr_jax.profiling.protocol import AS_GIVEN
 
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
     # A row that counts its cells is a well or a site: without a site it is there twice by mistake,
@@ -173,7 +179,7 @@ def _one_row_a_well(
     if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
         if FLAGS["aggregate"].present:
             raise cli.BadUse("--aggregate says nothing about a table with one row a well")
-        return table, replace(protocol, aggregate=evaluation.AS_GIVEN)
+        return table, replace(protocol, aggregate=AS_GIVEN)
     wells = profiles.aggregate_wells(table, through=protocol.aggregate)
     print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
     return wells, protocol

@@ -34,6 +34,37 @@ usage() {
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$1"
 }
 
+# quoted WORD…: the words as a shell reads them back, in plain bash 3.2 (macOS).
+quoted() {
+  local word separator=""
+  for word in "$@"; do
+    case $word in
+      "" | *[!A-Za-z0-9_./:=@,+-]*) printf "%s'%s'" "$separator" "$(printf '%s' "$word" | sed "s/'/'\\\\''/g")" ;;
+      *) printf '%s%s' "$separator" "$word" ;;
+    esac
+    separator=" "
+  done
+  echo
+}
+
+# check_config FILE: an experiment that is not there ends the script; an argument may follow it, as in FILE:ARGUMENT.
+check_config() {
+  [ -f "${1%%:*}" ] || fail "no experiment ${1%%:*} (--config): there are $(cd "$CELLCLR_ROOT" && echo configs/*.py)" 2
+}
+
+# gpu_settings: what JAX reads from the environment on GPUs; what is set there already stays.
+gpu_settings() {
+  local overlap=--xla_gpu_enable_latency_hiding_scheduler
+  # Without it JAX trains on the CPU, silently, where it finds no GPU.
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+  # JAX takes three quarters unasked. The rest is for what is not its own: cuDNN, NCCL, the driver.
+  if [ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
+    export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.9}
+  fi
+  # Gradients travel between GPUs while others are still being computed.
+  case ${XLA_FLAGS:-} in *"$overlap="*) ;; *) export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }$overlap=true" ;; esac
+}
+
 # absolute PATH: as seen from the caller's directory; URLs such as gs://… stay as they are.
 absolute() {
   case $1 in

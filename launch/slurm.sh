@@ -18,6 +18,8 @@
 # saves a checkpoint and ends, the job goes back into the queue under the same number and resumes from there. A job that
 # is cancelled, that fails or that is done is not requeued. The log is <job name>-<job number>.log.
 #
+# Exit status: 2 wrong usage, otherwise that of training, or 1; 0, too, when the job was put back into the queue.
+#
 #SBATCH --job-name=cellclr
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -88,10 +90,12 @@ requeue() {
 run_job() {
   local status=0 cpus=${SLURM_CPUS_PER_TASK:-}
   [ -n "${DATA:-}" ] || fail "set DATA to the dataset's directory: DATA=/shared/data sbatch launch/slurm.sh" 2
+  check_config "${CONFIG:-configs/simclr.py}"
   mkdir -p "$(dirname "$MARKER")"
   rm -f "$MARKER.preempted" "$MARKER.failed"
   step 1 2 "environment"
   environment_ready "${EXTRAS-cuda}"
+  case ${EXTRAS-cuda} in *cuda*) gpu_settings ;; esac
   step 2 2 "train on ${SLURM_JOB_NUM_NODES:-1} node(s), start ${SLURM_RESTART_COUNT:-0}"
   trap 'touch "$MARKER.preempted"' TERM
   # Since Slurm 22.05 srun does not take over --cpus-per-task by itself.

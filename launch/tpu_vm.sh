@@ -4,7 +4,7 @@
 #   bash launch/tpu_vm.sh COMMAND [SETTING …] [FLAG …]
 #
 # Commands:
-#   create   makes the TPU VM
+#   create   makes the TPU VM; with --queued, waits in the queue until there is one
 #   setup    copies the last commit to all workers and installs it there with Python 3.12 and libtpu
 #   run      starts training on all workers, detached, and follows the log of worker 0; a broken connection does not
 #            end the training. Other flags go to the training binary: --config.seed=1
@@ -20,11 +20,13 @@
 #   --type=TYPE        TYPE      accelerator type, e.g. v6e-8, v4-32 (v5litepod-8)
 #   --runtime=VERSION  RUNTIME   the VM's software                   (by type)
 #   --spot             SPOT=1    a spot VM: cheaper, may be taken away
+#   --queued           QUEUED=1  asks for it by a queued resource of the VM's name, which needs not be free at once;
+#                                give it to create, all and delete
 #   --bucket=NAME      BUCKET    sets DATA to gs://NAME/data and RUN to gs://NAME/runs/<VM's name>
 #   --data=PATH        DATA      dataset: gs://… (each worker copies it to its disk) or a path on the workers,
 #                                from the checkout there, ~/cellclr
 #   --run=PATH         RUN       work directory: gs://… (needed on a pod slice) or a path on worker 0
-#   --config=FILE      CONFIG    the experiment                      (configs/simclr.py)
+#   --config=FILE      CONFIG    the experiment, one of the checkout (configs/simclr.py)
 #   --out=DIR          OUT       where fetch puts the work directory (runs)
 #   --dry-run                    prints the commands, quoted to be copied, and runs none
 #   --yes                        delete asks nothing
@@ -44,21 +46,9 @@ TRAINING_FAILED=3               # apart from 1 and 255, which gcloud and ssh use
 CONNECTION_LOST=4               # for good: the training may go on
 RETRIES=${RETRIES:-40}          # how often, and after how many seconds, a broken connection is taken up again
 RETRY_SECONDS=${RETRY_SECONDS:-15}
+QUEUE_SECONDS=${QUEUE_SECONDS:-30}
 FLAGS=()                        # what goes to the training binary
-DRY_RUN=${DRY_RUN:-0} YES=${YES:-0} DELETE=${DELETE:-0}
-
-# quoted WORD…: the words as a shell reads them back, in plain bash 3.2 (macOS).
-quoted() {
-  local word separator=""
-  for word in "$@"; do
-    case $word in
-      "" | *[!A-Za-z0-9_./:=@,+-]*) printf "%s'%s'" "$separator" "$(printf '%s' "$word" | sed "s/'/'\\\\''/g")" ;;
-      *) printf '%s%s' "$separator" "$word" ;;
-    esac
-    separator=" "
-  done
-  echo
-}
+DRY_RUN=${DRY_RUN:-0} YES=${YES:-0} DELETE=${DELETE:-0} QUEUED=${QUEUED:-0}
 
 # call COMMAND WORD…: shows a command and runs it unless --dry-run; names it when it fails.
 call() {
@@ -75,6 +65,11 @@ call() {
 # tpu VERB WORD…: a command on the TPU VM.
 tpu() {
   call gcloud compute tpus tpu-vm "$@" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"}
+}
+
+# queue VERB WORD…: a command on the queued resource.
+queue() {
+  call gcloud compute tpus queued-resources "$@" "--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"}
 }
 
 # on_workers WORKERS COMMAND WORD…: this script on the workers (all, or a number), as `tpu_vm.sh COMMAND WORD…`.
@@ -94,9 +89,36 @@ default_runtime() {
 }
 
 create() {
-  local spot=""
+  local spot="" runtime=${RUNTIME:-$(default_runtime)}
   [ "$SPOT" != 1 ] || spot=--spot
-  tpu create "$NAME" "--accelerator-type=$TYPE" "--version=${RUNTIME:-$(default_runtime)}" ${spot:+"$spot"}
+  if [ "$QUEUED" = 1 ]; then
+    queue create "$NAME" "--node-id=$NAME" "--accelerator-type=$TYPE" "--runtime-version=$runtime" ${spot:+"$spot"}
+    wait_in_queue
+  else
+    tpu create "$NAME" "--accelerator-type=$TYPE" "--version=$runtime" ${spot:+"$spot"}
+  fi
+}
+
+# wait_in_queue: until the queued resource has its VM.
+wait_in_queue() {
+  local state told="" failures=0 ask=(queue describe "$NAME" "--format=value(state.state)")
+  if [ "$DRY_RUN" = 1 ]; then
+    "${ask[@]}"
+    return
+  fi
+  while true; do
+    state=$("${ask[@]}") && failures=0 || failures=$((failures + 1))
+    [ "$failures" -le "$RETRIES" ] || fail "no connection to Google Cloud; $NAME stays in the queue" "$CONNECTION_LOST"
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        fail "the queued resource $NAME is $state: bash $0 delete --queued --name=$NAME --zone=$ZONE"
+        ;;
+    esac
+    [ "$state" = "$told" ] || echo "$NAME: $state" >&2
+    told=$state
+    sleep "$QUEUE_SECONDS"
+  done
 }
 
 # The archive is unpacked over an earlier one without leaving files of that one behind; .venv stays.
@@ -162,12 +184,13 @@ delete() {
     read -r answer || true
     case $answer in y | Y | yes) ;; *) fail "$NAME was not deleted, and costs money while it exists" ;; esac
   fi
-  tpu delete "$NAME" --quiet
+  # By force a queued resource takes its VM along.
+  if [ "$QUEUED" = 1 ]; then queue delete "$NAME" --force --quiet; else tpu delete "$NAME" --quiet; fi
 }
 
 everything() {
-  local status=0 again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a process of its own, so that its end can be handled
-  export NAME ZONE PROJECT TYPE RUNTIME SPOT DATA RUN CONFIG OUT DRY_RUN BUCKET
+  local status=0 queued="" again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a process of its own, so that its end can be handled
+  export NAME ZONE PROJECT TYPE RUNTIME SPOT QUEUED DATA RUN CONFIG OUT DRY_RUN BUCKET
   trap 'fail "interrupted; $NAME still exists, and costs money" 130' INT
   create # nothing is deleted that this call has not made
   "${again[@]}" setup || status=$?
@@ -179,10 +202,11 @@ everything() {
     "$TRAINING_FAILED") "${again[@]}" fetch || echo "there is no work directory to fetch" >&2 ;;
     *) echo "setup or run ended with status $status" >&2 ;;
   esac
+  [ "$QUEUED" != 1 ] || queued=" --queued"
   if [ "$DELETE" = 1 ]; then
     YES=1 delete
   else
-    echo "$NAME still exists, and costs money: bash $0 delete --name=$NAME --zone=$ZONE" >&2
+    echo "$NAME still exists, and costs money: bash $0 delete --name=$NAME --zone=$ZONE$queued" >&2
   fi
   exit "$status"
 }
@@ -192,7 +216,8 @@ everything() {
 worker_setup() {
   local python=.venv/bin/python uv="$HOME/.local/bin/uv"
   cd "$CELLCLR_ROOT"
-  python3 -m pip install --quiet --user --upgrade uv
+  # Python 3.12's own pip, should an image bring it, wants to be told.
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user --upgrade uv
   [ -x "$python" ] || "$uv" venv --quiet --python=3.12 .venv
   "$uv" pip install --quiet --python="$python" -e '.[tpu]'
   echo "$(hostname): $("$python" --version) is set up"
@@ -257,6 +282,7 @@ parse() {
       --type=*) TYPE=${flag#*=} ;;
       --runtime=*) RUNTIME=${flag#*=} ;;
       --spot) SPOT=1 ;;
+      --queued) QUEUED=1 ;;
       --bucket=*) BUCKET=${flag#*=} ;;
       --data=* | --config.data_dir=*) DATA=${flag#*=} ;;
       --run=* | --workdir=*) RUN=${flag#*=} ;;
@@ -281,10 +307,20 @@ check() {
   RUN=${RUN:-runs/$NAME}
   [ -n "$ZONE" ] || fail "name the zone: --zone=us-west4-a" 2
   matches "$NAME" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' name cellclr-1
-  matches "$ZONE" '[a-z]+-[a-z]+[0-9]+-[a-z]' zone us-west4-a
+  matches "$ZONE" '[a-z]+-[a-z]+[0-9]+-[a-z][a-z0-9]*' zone us-west4-a
   matches "$TYPE" 'v[0-9]+[a-z]*-[0-9]+' type v5litepod-8
   [ "$DRY_RUN" = 1 ] || command -v gcloud >/dev/null ||
     fail "gcloud is not on the PATH: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
+}
+
+# check_experiment: the workers have the experiment, which is told before anything costs money.
+check_experiment() {
+  case $CONFIG in /*) fail "--config=$CONFIG: an experiment of the checkout was expected, such as configs/simclr.py" 2 ;; esac
+  (cd "$CELLCLR_ROOT" && check_config "$CONFIG")
+  if [ -e "$CELLCLR_ROOT/.git" ]; then
+    git -C "$CELLCLR_ROOT" cat-file -e "HEAD:${CONFIG%%:*}" 2>/dev/null ||
+      fail "--config=$CONFIG is not committed, and setup copies the last commit" 2
+  fi
 }
 
 main() {
@@ -301,7 +337,10 @@ main() {
   parse "$@"
   check
   case $command in
-    run | everything) [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2 ;;
+    run | everything)
+      [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2
+      check_experiment
+      ;;
     *) [ ${#FLAGS[@]} -eq 0 ] || fail "unknown setting '${FLAGS[0]}' (--help lists them)" 2 ;;
   esac
   "$command"

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData
+from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling import probes
 from cellclr_jax.profiling.folds import choose_groups, stratified_subset, usable
 from cellclr_jax.profiling.profiles import feature_names
@@ -234,12 +235,13 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         if probe.cells < sample.labelled:
             notes.append(f"{probe.cells:,} of {sample.labelled:,} cells with a class were used")
         if sample.unlabelled:
-            notes.append(f"{sample.unlabelled:,} cells without a class were not used")
+            notes.append(f"not used: {plural(sample.unlabelled, 'cell')} without a class")
         if evaluation.grouped_by in _SHARED:
             notes.append(_leak_note(evaluation.grouped_by))
         if probe.unanswerable:
             notes.append(
-                f"{probe.unanswerable:,} cells count as wrong: their class was in no other fold"
+                f"counted as wrong: {plural(probe.unanswerable, 'cell')} of a class that no other "
+                "fold has"
             )
     if left_out:
         shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]

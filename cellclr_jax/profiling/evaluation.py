@@ -8,54 +8,10 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling import correction, moa, profiles
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
-
-STANDARDIZE = ("none", "controls")
-AS_GIVEN = "given"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Every setting that decides a score.
-
-    Attributes:
-      aggregate: cells to wells: 'well' (mean of cells), 'site' (mean of the sites' means), or
-        'given' where the table held wells already.
-      standardize: 'none', or 'controls': z-scores by all control wells.
-      regularization: λ of both corrections, >= 0.
-      relative_regularization: whether λ is a fraction of the mean eigenvalue.
-      statistic: wells to treatments: 'median' or 'mean'.
-      batches: what another batch is: 'joined', 'disjoint' or 'week1' (see `moa`).
-      left_out: MoAs left out of NSCB; None computes those that lie in one batch alone.
-      control: the controls' compound.
-    """
-
-    aggregate: str = "well"
-    standardize: str = "none"
-    regularization: float = 1.0
-    relative_regularization: bool = False
-    statistic: str = "median"
-    batches: str = "joined"
-    left_out: tuple[str, ...] | None = None
-    control: str = "DMSO"
-
-    def __post_init__(self) -> None:
-        """Raises BadUse for a setting that does not exist."""
-        for name, allowed in {
-            "aggregate": (*profiles.AGGREGATES, AS_GIVEN),
-            "standardize": STANDARDIZE,
-            "statistic": profiles.STATISTICS,
-            "batches": moa.BATCH_RULES,
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise BadUse(
-                    f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)} was expected"
-                )
-        if not (np.isfinite(self.regularization) and self.regularization >= 0):
-            raise BadUse(f"regularization {self.regularization}: a number of at least 0")
-        if not self.control:
-            raise BadUse("control '': the name of the controls' compound was expected")
 
 
 @dataclass(frozen=True)
@@ -216,7 +172,7 @@ def _used_wells(table: pd.DataFrame, control: str) -> tuple[pd.DataFrame, list[s
     if not (used & ~is_control).any():
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
-    notes = [f"{unused} wells without a MoA were not used"] if unused else []
+    notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
     return table[used].reset_index(drop=True), notes
 
 

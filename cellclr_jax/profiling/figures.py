@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
+from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling.columns import own_features
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
@@ -114,7 +115,7 @@ def _why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
     if treatments.empty:
         return nsc.undefined
     if len(treatments) < _FEWEST_TREATMENTS:
-        return f"{len(treatments)} treatments: a map needs at least {_FEWEST_TREATMENTS}"
+        return f"{plural(len(treatments), 'treatment')}: a map needs at least {_FEWEST_TREATMENTS}"
     features = own_features(treatments)
     if not np.any(treatments[features].to_numpy(), axis=1).all():
         return "a profile of zeros has no cosine distance"

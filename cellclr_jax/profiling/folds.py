@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from cellclr_jax.data.counting import plural
+
 FOLDS = 5
 # A class needs two cells in each fold: one may be the other's only neighbour.
 FEWEST_CELLS = 2 * FOLDS
@@ -35,9 +37,11 @@ def usable(
     ranked = np.argsort(-np.where(names == "", 0, counts), kind="stable")
     for rank, index in enumerate(ranked):
         if counts[index] < FEWEST_CELLS:
-            left_out[index] = f"{counts[index]} cells: at least {FEWEST_CELLS} are needed"
+            left_out[index] = f"{plural(counts[index], 'cell')}: at least {FEWEST_CELLS} are needed"
         elif rank >= MOST_CLASSES:
-            left_out[index] = f"{counts[index]} cells: {MOST_CLASSES} classes have as many or more"
+            left_out[index] = (
+                f"{plural(counts[index], 'cell')}: {MOST_CLASSES} classes have as many or more"
+            )
         elif groups is not None and len(np.unique(np.asarray(groups)[codes == index])) < 2:
             left_out[index] = "all its cells are of one group"
     unlabelled = np.flatnonzero(names == "").tolist()

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,24 +12,11 @@ from threadpoolctl import threadpool_limits
 
 from cellclr_jax.profiling import figures
 from cellclr_jax.profiling.cells import CellEvaluation, cell_table, describe_cells
-from cellclr_jax.profiling.evaluation import (
-    Evaluation,
-    describe_protocol,
-    describe_scores,
-)
+from cellclr_jax.profiling.evaluation import Evaluation, describe_protocol, describe_scores
+from cellclr_jax.profiling.evaluation_folder import METRICS, REPORT, make_room, write_file
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.page import render_report
 from cellclr_jax.profiling.probes import TITLES
-
-# Files of an evaluation that it may do without.
-_OPTIONAL = (
-    "wells.parquet",
-    "treatments.parquet",
-    "neighbours.csv",
-    "cells.parquet",
-    "confusion_*.png",
-    "tsne_*.png",
-)
 
 
 def write_evaluation(
@@ -45,7 +31,8 @@ def write_evaluation(
     """Writes metrics.json, wells and treatments, neighbours, cells, figures and report.html.
 
     Each file is written under another name and then moved into place: whoever reads the folder
-    finds a whole file or none.
+    finds a whole file or none. An evaluation with other settings that is there is kept (see
+    `evaluation_folder.make_room`), which is said.
 
     Args:
       out_dir: the folder; made where it is missing.
@@ -73,14 +60,16 @@ def write_evaluation(
         files["cells.parquet"] = cell_table(cells, name).to_parquet
     files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
     page = render_report(metrics, drawn)
-    _clear(out, set(files))
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if note := make_room(out, metrics, set(files)):
+        print(f"note: {note}")
     for file in skipped:
         (out / file).unlink(missing_ok=True)  # an earlier evaluation's figure would mislead
     for file, write in files.items():
-        _write(out / file, write)
-    _write(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(out / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_file(out / file, write)
+    write_file(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    # The last: where it is, all that it speaks of is there.
+    write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
     return metrics
 
 
@@ -190,19 +179,6 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
         print(f"note: {note}", file=out)
 
 
-def _clear(out: Path, files: set[str]) -> None:
-    """Removes an earlier evaluation's metrics.json, and what it wrote that this one will not."""
-    metrics = out / "metrics.json"
-    if not metrics.exists():
-        return  # files of these names may be somebody else's
-    # Where there is a metrics.json, all that it speaks of is there too: it goes first, comes last.
-    metrics.unlink()
-    for pattern in _OPTIONAL:
-        for path in out.glob(pattern):
-            if path.name not in files:
-                path.unlink()
-
-
 def _profile_files(evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
     """What writes each table of an evaluation of treatments."""
     table = neighbours_table(evaluation)
@@ -226,14 +202,3 @@ def _cell(score: Score) -> str:
     if score.accuracy is None:
         return "undefined"
     return f"{score.correct}/{score.total} ({100 * score.accuracy:.1f} %)"
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `path`, then moves it there."""
-    # The process in the name: two evaluations of one step do not write into one file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

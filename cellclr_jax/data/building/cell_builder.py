@@ -26,48 +26,13 @@ from cellclr_jax.data.building.dataset_folder import (
 )
 from cellclr_jax.data.building.manifest import describe_skipped
 from cellclr_jax.data.building.pieces import Piece, PieceSummary, WrittenPiece
+from cellclr_jax.data.building.plan import CellConfig, Plan
 from cellclr_jax.data.building.plate_light import fit_light, light_files
 from cellclr_jax.data.building.takeover import finished_pieces
-from cellclr_jax.data.extraction import CropSettings, cell_features
+from cellclr_jax.data.extraction import cell_features
 from cellclr_jax.data.fields import Source
 from cellclr_jax.data.pool import map_in_order
 from cellclr_jax.data.progress import Progress
-
-
-@dataclasses.dataclass
-class CellConfig(tfds.core.BuilderConfig):
-    """Which cells, and how they become images."""
-
-    annotated: bool = False
-    crops: CropSettings | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a build does.
-
-    Attributes:
-      source: the fields.
-      settings: everything that decides the content, for the manifest.
-      origin: where it comes from, for the manifest.
-      illumination: how the light of each plate is estimated (see `illumination.METHODS`), to be
-        corrected; '': it is not.
-      workers: processes.
-      beam_runner: of Apache Beam, instead of processes; '': none.
-      beam_options: its flags.
-      max_skipped: the share of fields that may be unusable, in [0, 1].
-      show: whether progress is shown.
-    """
-
-    source: Source
-    settings: Mapping[str, Any]
-    origin: Mapping[str, Any]
-    illumination: str = ""
-    workers: int = 1
-    beam_runner: str = ""
-    beam_options: tuple[str, ...] = ()
-    max_skipped: float = 0.01
-    show: bool = True
 
 
 class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -272,29 +237,15 @@ def build(
     version = str(builder_class.VERSION)
     if (folder / version).exists() and not (replace or extend):
         raise BadUse(f"{folder / version} is there already: --overwrite replaces it")
-    finished = finished_pieces(folder / version) if extend else {}
-    if lacking := finished.keys() - {field.plate for field in plan.source.fields}:
-        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
-    arguments: dict[str, Any] = {}
-    if plan.beam_runner:
-        options = pipeline_options(plan.beam_options)
-        arguments = {"beam_runner": plan.beam_runner, "beam_options": options}
+    finished = _taken_over(folder / version, plan.source) if extend else {}
+    make = functools.partial(builder_class, config=config, plan=plan, data_root=data_dir)
+    beam = _beam_config(plan)
     with (
         room_for_pieces(folder, plan.settings) as place,
         room_for_rebuild(folder, version, replace or extend) as room,
     ):
-        builder = builder_class(
-            data_dir=str(room or data_dir),
-            config=config,
-            plan=plan,
-            data_root=data_dir,
-            place=place,
-            finished=finished,
-        )
-        # TFDS makes a folder for downloads, though there are none: elsewhere, for that time.
-        with tempfile.TemporaryDirectory() as downloads:
-            how = tfds.download.DownloadConfig(**arguments)
-            builder.download_and_prepare(download_dir=downloads, download_config=how)
+        builder = make(data_dir=str(room or data_dir), place=place, finished=finished)
+        _prepare(builder, beam)
         if room is not None:
             swap_in(Path(builder.data_dir), folder)
     return folder / version
@@ -303,6 +254,29 @@ def build(
 def dataset_folder_of(builder_class: type[CellBuilder], data_dir: Path, config: str) -> Path:
     """The folder of a dataset's versions."""
     return data_dir / builder_class.name / config
+
+
+def _taken_over(finished: Path, source: Source) -> dict[str, list[WrittenPiece]]:
+    """Pieces of a finished dataset by plate; BadUse where the source lacks one of its plates."""
+    taken = finished_pieces(finished)
+    if lacking := taken.keys() - {field.plate for field in source.fields}:
+        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
+    return taken
+
+
+def _beam_config(plan: Plan) -> tfds.download.DownloadConfig:
+    """What TFDS is told of Apache Beam, if that is used."""
+    if not plan.beam_runner:
+        return tfds.download.DownloadConfig()
+    options = pipeline_options(plan.beam_options)
+    return tfds.download.DownloadConfig(beam_runner=plan.beam_runner, beam_options=options)
+
+
+def _prepare(builder: CellBuilder, how: tfds.download.DownloadConfig) -> None:
+    """Has TFDS build."""
+    # It makes a folder for downloads, though there are none: elsewhere, for that time.
+    with tempfile.TemporaryDirectory() as downloads:
+        builder.download_and_prepare(download_dir=downloads, download_config=how)
 
 
 def _runner(plan: Plan, download_config: Any) -> Any:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.fields import Field, Source
 from cellclr_jax.data.images.plate_files import ImageFile
 
@@ -61,11 +62,11 @@ def contents_differences(built: Contents, held: Contents) -> list[str]:
     other = [name for name in held if name in built and held[name] != built[name]]
     changed = [
         f"plate {name or 'without a name'} has other files or metadata "
-        f"({held[name]['files']} files, were {built[name]['files']})"
+        f"({plural(held[name]['files'], 'file')}, were {built[name]['files']})"
         for name in other[:_PLATES_NAMED]
     ]
     if len(other) > _PLATES_NAMED:
-        changed.append(f"so have {len(other) - _PLATES_NAMED} other plates")
+        changed.append(f"so have {plural(len(other) - _PLATES_NAMED, 'other plate')}")
     return [
         *_plates("more", added_plates(built, held)),
         *_plates("fewer", added_plates(held, built)),
@@ -110,8 +111,7 @@ def _plates(how: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
     more = ", …" if len(names) > _PLATES_NAMED else ""
-    plates = "plate" if len(names) == 1 else "plates"
-    return [f"{len(names)} {plates} {how}: {', '.join(names[:_PLATES_NAMED])}{more}"]
+    return [f"{plural(len(names), 'plate')} {how}: {', '.join(names[:_PLATES_NAMED])}{more}"]
 
 
 def _size(file: ImageFile) -> int:

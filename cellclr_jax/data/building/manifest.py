@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from cellclr_jax.data.counting import count_kinds, plural
 from cellclr_jax.data.extraction import CUTTING_VERSION
 from cellclr_jax.data.illumination import FIT_VERSION
 
@@ -19,13 +20,6 @@ FIELDS = "fields.parquet"
 FORMAT = 2
 # What decides cells and light beside the settings: a dataset of another version is not added to.
 MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
-# What is counted where the dataset has these columns.
-_COUNTED = {
-    "plates": ["plate"],
-    "wells": ["plate", "well"],
-    "treatments": ["compound", "concentration"],
-    "labels": ["label"],
-}
 _PACKAGES = (
     "array_record",
     "imagecodecs",
@@ -70,9 +64,7 @@ def make_manifest(
         "fields_without_cells": int(((fields["cells"] == 0) & (fields["problem"] == "")).sum()),
         "fields_skipped": len(skipped),
     }
-    for what, names in _COUNTED.items():
-        if set(names) <= set(columns):
-            counts[what] = cells.groupby(names).ngroups
+    counts |= {f"{what}s": count for what, count in count_kinds(cells[columns]).items()}
     return {
         "format": FORMAT,
         "made_by": dict(MADE_BY),
@@ -130,12 +122,13 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
     # Images of single cells are built in groups of equal metadata.
-    kind = "fields" if "border" in manifest["settings"] else "groups of images"
-    known = [f"{counts[what]:,} {what}" for what in _COUNTED if what in counts]
+    fields = "field" if "border" in manifest["settings"] else "group"
+    of_images = "" if fields == "field" else " of images"
+    known = [plural(count, what) for what, count in count_kinds(cells).items()]
     lines = [
-        f"{counts['cells']:,} cells{': ' if known else ''}{', '.join(known)}",
-        f"{counts['fields']:,} {kind}: {counts['fields_without_cells']} without cells, "
-        f"{counts['fields_skipped']} skipped",
+        f"{plural(counts['cells'], 'cell')}{': ' if known else ''}{', '.join(known)}",
+        f"{plural(counts['fields'], fields)}{of_images}: {counts['fields_without_cells']} without "
+        f"cells, {counts['fields_skipped']} skipped",
     ]
     absent = manifest["origin"].get("absent_plates", [])
     if absent:

@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cellclr_jax.cli import BadData
 
@@ -16,6 +16,8 @@ _GLANCE = 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# The numbers of items and what became of them.
+_Outcomes = queue.SimpleQueue[tuple[int, Any]]
 
 
 def map_in_threads(
@@ -44,7 +46,7 @@ def map_in_threads(
     jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(items)):
         jobs.put(index)
-    outcomes: queue.SimpleQueue[tuple[int, Result | Exception]] = queue.SimpleQueue()
+    outcomes: _Outcomes = queue.SimpleQueue()
 
     def serve() -> None:
         while not stop.is_set():
@@ -59,22 +61,28 @@ def map_in_threads(
 
     # Daemons: a process does not wait for them at its end, where they may wait for a server.
     crew = [threading.Thread(target=serve, daemon=True) for _ in range(min(threads, len(items)))]
-    results: dict[int, Result | BadData | OSError] = {}
     try:
         for thread in crew:
             thread.start()
-        while len(results) < len(items):
-            with contextlib.suppress(queue.Empty):
-                index, outcome = outcomes.get(timeout=_GLANCE)
-                if isinstance(outcome, Exception) and not isinstance(outcome, BadData | OSError):
-                    raise outcome
-                results[index] = outcome
-                done()
+        results = _collect(outcomes, len(items), done)
     except BaseException:
         stop.set()
         _join(crew)
         raise
     return [results[index] for index in range(len(items))]
+
+
+def _collect(outcomes: _Outcomes, count: int, done: Callable[[], None]) -> dict[int, Any]:
+    """What became of so many items, as it comes; raises what is neither BadData nor OSError."""
+    results: dict[int, Any] = {}
+    while len(results) < count:
+        with contextlib.suppress(queue.Empty):
+            index, outcome = outcomes.get(timeout=_GLANCE)
+            if isinstance(outcome, Exception) and not isinstance(outcome, BadData | OSError):
+                raise outcome
+            results[index] = outcome
+            done()
+    return results
 
 
 def _join(crew: Sequence[threading.Thread]) -> None:

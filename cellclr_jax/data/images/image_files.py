@@ -2,8 +2,10 @@
 
 import io
 import logging
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +19,10 @@ MOST_CHANNELS = 8
 # What claims to be larger is damaged or made to fill the memory: a channel of BBBC021 has 2.6 MB,
 # and a whole camera of 100 million pixels 200 MB.
 _MOST_BYTES = 256 << 20
+# So many headers tell what most images are like: a folder may hold a million.
+_HEADERS_READ = 1000
+
+Header = TypeVar("Header")
 
 
 class CellShape(NamedTuple):
@@ -87,6 +93,31 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
     if count > MOST_CHANNELS:
         raise _unlike(file, stored, f"at most {MOST_CHANNELS} channels")
     return CellShape(height, width, count, stored.dtype.name)
+
+
+def read_some(
+    files: Sequence[ImageFile], read: Callable[[ImageFile], Header], what: str
+) -> list[tuple[ImageFile, Header]]:
+    """What `read` says of so many files, spread over all, that they tell what most are like.
+
+    Args:
+      files: at least one.
+      read: reads a file's header; of one with which it raises BadData nothing is told.
+      what: the files are, for the message.
+
+    Raises:
+      BadData: nothing is told of any of them.
+    """
+    told: list[tuple[ImageFile, Header]] = []
+    broken = []
+    for file in files[:: math.ceil(len(files) / _HEADERS_READ)]:
+        try:
+            told.append((file, read(file)))
+        except BadData as error:
+            broken.append(error)
+    if not told:
+        raise BadData(f"none of {len(broken)} {what} can be used: {broken[0]}")
+    return told
 
 
 def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.ndarray:

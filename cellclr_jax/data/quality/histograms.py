@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.quality.look import (
     BARS,
     PALE_INK,
     UNKNOWN,
     base_layout,
     figure_json,
-    plural,
     safe,
 )
 

@@ -54,11 +54,6 @@ def number(value: float) -> str:
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-def plural(count: int, what: str) -> str:
-    """Such as '1 cell', '2,000 cells'."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
 def figure_json(figure: "go.Figure", extra: Mapping[str, Any] | None = None) -> str:
     """A figure as JSON that may stand in a page: it holds no '<'.
 

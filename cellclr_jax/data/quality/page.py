@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.quality import summary, template
 from cellclr_jax.data.quality.histograms import draw_histograms
 from cellclr_jax.data.quality.light import draw_light
-from cellclr_jax.data.quality.look import UNKNOWN, plural
+from cellclr_jax.data.quality.look import UNKNOWN
 from cellclr_jax.data.quality.montage import Montage, ReadImages, make_montage
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_grid import PlateGrid

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import number, plural, safe, short
+from cellclr_jax.data.counting import plural
+from cellclr_jax.data.quality.look import number, safe, short
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.plate_grid import PlateGrid, lay_out, parse_wells
 

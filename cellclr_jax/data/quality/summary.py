@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import number, plural
+from cellclr_jax.data.counting import count_kinds, plural
+from cellclr_jax.data.quality.look import number
 from cellclr_jax.data.quality.outliers import BOUND, FEWEST_FIELDS
 
 # Rows of a table; who has more of them needs another look at the data, not a longer table.
@@ -22,13 +23,6 @@ _TITLES = {
     "score": "Robust z",
 }
 _NUMBERS = ("concentration", "cells", "score")
-# What is counted of the cells, by the columns that tell it apart.
-_COUNTED = {
-    "plate": ["plate"],
-    "well": ["plate", "well"],
-    "treatment": ["compound", "concentration"],
-    "label": ["label"],
-}
 
 
 @dataclass(frozen=True)
@@ -87,13 +81,9 @@ def numbers(counts: Counts, cells: pd.DataFrame) -> list[tuple[str, str, bool]]:
       counts: of the dataset.
       cells: the table of cells.
     """
-    found = [
-        (cells.groupby(names, dropna=False).ngroups, what)
-        for what, names in _COUNTED.items()
-        if set(names) <= set(cells)
-    ]
-    found += [(counts.fields, "field"), (counts.cells, "cell")]
-    shown = [(f"{n:,}", what if n == 1 else f"{what}s", False) for n, what in found]
+    found = {**count_kinds(cells), "field": counts.fields, "cell": counts.cells}
+    told = [plural(n, what).split(" ", 1) for what, n in found.items()]
+    shown = [(count, what, False) for count, what in told]
     shown.append((f"{counts.fields_out:,}", "standing out", counts.fields_out > 0))
     shown.append((f"{counts.skipped:,}", "not usable", counts.skipped > 0))
     return shown

@@ -11,6 +11,12 @@ import numpy as np
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data.simulation.camera import Optics
+from cellclr_jax.data.simulation.mechanisms import (
+    MOA_PHENOTYPES,
+    ONE_WEEK_MOAS,
+    compound_name,
+    compound_phenotype,
+)
 from cellclr_jax.data.simulation.nuisances import (
     LevelNuisance,
     compound_nuisance,
@@ -18,15 +24,7 @@ from cellclr_jax.data.simulation.nuisances import (
     week_nuisance,
     well_conditions,
 )
-from cellclr_jax.data.simulation.phenotypes import (
-    MOA_PHENOTYPES,
-    ONE_WEEK_MOAS,
-    UNTREATED,
-    compound_name,
-    compound_phenotype,
-    dose_effect,
-    towards,
-)
+from cellclr_jax.data.simulation.phenotypes import UNTREATED, dose_effect, towards
 from cellclr_jax.data.simulation.population import Population
 from cellclr_jax.data.tables.release_names import CONTROL
 

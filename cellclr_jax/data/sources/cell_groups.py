@@ -1,15 +1,16 @@
 """Makes a source of single-cell images: what kind they are, and which belong together."""
 
-import math
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.fields import Field, Request, Source
 from cellclr_jax.data.images.cell_files import CellFile, CellFinder
-from cellclr_jax.data.images.image_files import MOST_CHANNELS, cell_shape
+from cellclr_jax.data.images.image_files import MOST_CHANNELS, cell_shape, read_some
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables.cell_tables import CellTable
 from cellclr_jax.data.tables.release_tables import named, some_of
@@ -17,8 +18,6 @@ from cellclr_jax.data.tables.release_tables import named, some_of
 # Cells that are read together. Whoever waits for one waits for all of them, and one that is broken
 # costs the others; many small groups would cost more time than their cells.
 _GROUP = 64
-# What most images are is told by so many of them, spread over all: a folder may hold a million.
-_SHAPES_READ = 1000
 
 
 class Cell(NamedTuple):
@@ -65,24 +64,13 @@ def make_source(
         have; or a plate has no image.
       BadData: images of 8 and of 16 bits, or none that can be read.
     """
-    plates = {str(cell.metadata[0]) for cell in cells} if request.plates else set()
-    for plate in request.plates:
-        if plate not in plates:
-            raise BadUse(
-                f"--plates={','.join(request.plates)}: no image of {plate} in "
-                f"{named(request.inputs)}"
-            )
-    if len(request.channels) > MOST_CHANNELS:
-        raise BadUse(
-            f"--channels={','.join(request.channels)} names {len(request.channels)}: images of "
-            f"cells have 1 to {MOST_CHANNELS} channels"
-        )
+    _check_plates_and_channels(request, cells)
     depth, dtype = _usual_kind([cell.file for cell in cells], layout, len(request.channels))
     channels = request.channels or tuple(f"channel_{number + 1}" for number in range(depth))
     if depth != len(channels):
         hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
         raise BadUse(
-            f"the images in {named(request.inputs)} have {depth} channels{hint}, "
+            f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
             f"--channels={','.join(channels)} names {len(channels)}"
         )
     fields = _group(cells, columns)
@@ -97,24 +85,31 @@ def make_source(
     )
 
 
+def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
+    """Raises BadUse where a plate has no cell, or more channels are named than there may be."""
+    plates = {str(cell.metadata[0]) for cell in cells} if request.plates else set()
+    for plate in request.plates:
+        if plate not in plates:
+            raise BadUse(
+                f"--plates={','.join(request.plates)}: no image of {plate} in "
+                f"{named(request.inputs)}"
+            )
+    if len(request.channels) > MOST_CHANNELS:
+        raise BadUse(
+            f"--channels={','.join(request.channels)} names {len(request.channels)}: images of "
+            f"cells have 1 to {MOST_CHANNELS} channels"
+        )
+
+
 def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple[int, str]:
     """How many channels, of which type, most images have; others are named when they are read."""
-    depths: Counter[int] = Counter()
-    first: dict[str, ImageFile] = {}
-    broken = []
-    for file in files[:: math.ceil(len(files) / _SHAPES_READ)]:
-        try:
-            shape = cell_shape(file, layout=layout, channels=channels)
-        except BadData as error:
-            broken.append(error)
-            continue
-        depths[shape.channels] += 1
-        first.setdefault(shape.dtype, file)
-    if not depths:
-        raise BadData(f"none of {len(broken)} images can be used: {broken[0]}")
+    read = functools.partial(cell_shape, layout=layout, channels=channels)
+    shapes = read_some(files, read, "images")
+    first = {shape.dtype: file for file, shape in reversed(shapes)}
     if len(first) > 1:
         kinds = " and ".join(f"{dtype} ({file.where})" for dtype, file in sorted(first.items()))
         raise BadData(f"images of {kinds}: all were expected to be of one type")
+    depths = Counter(shape.channels for _, shape in shapes)
     return depths.most_common(1)[0][0], next(iter(first))
 
 

@@ -1,6 +1,5 @@
 """Folders of single-cell crops as they are published: one .npy file a cell."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.images.image_files import crop_shape
+from cellclr_jax.data.images.image_files import crop_shape, read_some
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables.release_tables import (
     RELEASE_COLUMNS,
@@ -27,8 +27,6 @@ from cellclr_jax.data.tables.release_tables import (
 
 # The order that published crop folders state; crops in another order need --channels.
 CROP_CHANNELS = ("dna", "actin", "tubulin")
-# The shape is what most of so many crops have, spread over all: a folder may hold a million.
-_SHAPES_READ = 1000
 _CROP_NAME = re.compile(r"(?P<stem>.+)_(?P<number>\d+)\.npy")
 
 
@@ -62,7 +60,7 @@ def crop_fields(request: Request) -> Source:
     size, _, depth = _usual_shape([file for field in fields for file in field.files])
     if depth != len(channels):
         raise BadUse(
-            f"the crops in {named(request.inputs)} have {depth} channels, "
+            f"the crops in {named(request.inputs)} have {plural(depth, 'channel')}, "
             f"--channels={','.join(channels)} names {len(channels)}"
         )
     return Source(
@@ -72,15 +70,7 @@ def crop_fields(request: Request) -> Source:
 
 def _usual_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
     """The shape that most crops have; those that differ or are broken are skipped when read."""
-    shapes: Counter[tuple[int, int, int]] = Counter()
-    broken = []
-    for file in files[:: math.ceil(len(files) / _SHAPES_READ)]:
-        try:
-            shapes[crop_shape(file)] += 1
-        except BadData as error:
-            broken.append(error)
-    if not shapes:
-        raise BadData(f"none of {len(broken)} crops can be used: {broken[0]}")
+    shapes = Counter(shape for _, shape in read_some(files, crop_shape, "crops"))
     return shapes.most_common(1)[0][0]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.counting import is_control
 from cellclr_jax.data.fields import COLUMNS, Field, Request
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables import metadata
-from cellclr_jax.data.tables.release_names import CONTROL, IMAGE_CSV, MOA_CSV
+from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV
 
 # The metadata of every field of a release.
 RELEASE_COLUMNS = (
@@ -86,7 +87,7 @@ def wanted_rows(table: pd.DataFrame, request: Request) -> pd.DataFrame:
     """The rows that the configuration and `plates` ask for."""
     kept = table["plate"].isin(request.plates) if request.plates else table["plate"].notna()
     if request.annotated:
-        kept &= (table["moa"] != "") | (table["compound"].str.upper() == CONTROL)
+        kept &= (table["moa"] != "") | is_control(table["compound"])
     return table[kept]
 
 

@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Trains on the NVIDIA GPUs of this machine. One process drives all of them: each minibatch is divided among them, and
+# batch norm and loss see the whole of it.
+#
+#   bash launch/gpu.sh [SETTING …] [FLAG …]         other flags go to the training binary: --config.seed=1
+#
+# Settings, as flags or as variables of the environment:
+#   --data=DIR       DATA      the dataset's directory                     (data at the root of the repository)
+#   --run=DIR        RUN       the work directory                          (runs/<name of the config's file> there)
+#   --config=FILE    CONFIG    the experiment                              (configs/simclr.py)
+#   --gpus=0,2       GPUS      these GPUs alone, numbered as by nvidia-smi (all that CUDA_VISIBLE_DEVICES leaves)
+#   --memory=0.9     MEMORY    share of each GPU's memory that is taken    (0.9)
+#   --deterministic  DETERMINISTIC=1  the same kernels each time, so that a run that was stopped ends as one that was
+#                              not, bit for bit; slower
+#   --restarts=N     RESTARTS  how often training that a signal has ended, such as SIGKILL for want of memory, is
+#                              started again; it goes on from its newest checkpoint            (3)
+#   --log=FILE       LOG       what training prints, in addition to the console (gpu.log in the work directory)
+#   --dry-run                  prints the command, quoted to be copied, and runs nothing
+#                    EXTRAS    extras to install: cuda, for drivers from 525 on                 (cuda)
+#                    PYTHON    the Python to make .venv with, 3.11 or newer
+# XLA_FLAGS, XLA_CLIENT_MEM_FRACTION and JAX_PLATFORMS stay as they are where they are set.
+#
+# The same command goes on where training was stopped. SIGTERM, SIGHUP and Ctrl-C are handed on: training saves a
+# checkpoint first. Several machines without Slurm: give --distributed=true and a RUN that all see, and set on each
+# JAX_COORDINATOR_ADDRESS=<first machine>:1234, JAX_NUM_PROCESSES=<machines> and JAX_PROCESS_ID=0, 1, ….
+#
+# Exit status: 0 done, 2 wrong usage, 143 ended by one of these signals, otherwise that of training, or 1.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+OLDEST_DRIVER=525 # that CUDA 12 runs with
+FLAGS=()          # what goes to the training binary
+DRY_RUN=0
+CHILD=""          # the training
+SIGNALS=0         # how often this script was asked to end
+
+parse() {
+  local argument
+  for argument in "$@"; do
+    case $argument in
+      --data=* | --config.data_dir=*) DATA=${argument#*=} ;;
+      --run=* | --workdir=*) RUN=${argument#*=} ;;
+      --config=*) CONFIG=${argument#*=} ;;
+      --gpus=*) GPUS=${argument#*=} ;;
+      --memory=*) MEMORY=${argument#*=} ;;
+      --deterministic) DETERMINISTIC=1 ;;
+      --restarts=*) RESTARTS=${argument#*=} ;;
+      --log=*) LOG=${argument#*=} ;;
+      --dry-run) DRY_RUN=1 ;;
+      --?*) FLAGS+=("$argument") ;;
+      *) fail "unexpected argument '$argument': settings and flags are written --name=value (--help explains)" 2 ;;
+    esac
+  done
+}
+
+# matches VALUE EXPRESSION NAME EXAMPLE: a setting that could not be right ends the script.
+matches() {
+  [[ $1 =~ ^$2$ ]] || fail "$3 is '$1'; expected for example $4 (--help explains)" 2
+}
+
+# check: completes the settings. Paths are those of the caller; an experiment may be one of the repository's, too.
+check() {
+  CONFIG=${CONFIG:-configs/simclr.py} GPUS=${GPUS:-} RESTARTS=${RESTARTS:-3} DETERMINISTIC=${DETERMINISTIC:-0}
+  if [ -f "${CONFIG%%:*}" ]; then CONFIG=$(absolute "$CONFIG"); fi
+  DATA=$(absolute "${DATA:-$CELLCLR_ROOT/data}")
+  RUN=$(absolute "${RUN:-$CELLCLR_ROOT/runs/$(basename "${CONFIG%%:*}" .py)}")
+  case $RUN in *://*) LOG=${LOG:-$CELLCLR_ROOT/runs/gpu.log} ;; esac
+  LOG=$(absolute "${LOG:-$RUN/gpu.log}")
+  matches "${MEMORY:-0.9}" '0?\.[0-9]*[1-9][0-9]*|1(\.0*)?' memory 0.9
+  matches "$RESTARTS" '[0-9]+' restarts 3
+  if [ -n "$GPUS" ]; then matches "$GPUS" '[0-9]+(,[0-9]+)*' gpus 0,1; fi
+  cd "$CELLCLR_ROOT"
+  check_config "$CONFIG"
+}
+
+# settings: what JAX and CUDA read from the environment.
+settings() {
+  # Numbers as nvidia-smi has them; CUDA's own order begins with the fastest.
+  export CUDA_DEVICE_ORDER=PCI_BUS_ID
+  if [ -n "$GPUS" ]; then export CUDA_VISIBLE_DEVICES=$GPUS; fi
+  if [ -n "${MEMORY:-}" ]; then
+    unset XLA_PYTHON_CLIENT_MEM_FRACTION # the old name; both at once are refused
+    export XLA_CLIENT_MEM_FRACTION=$MEMORY
+  fi
+  if [ "$DETERMINISTIC" = 1 ]; then export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_gpu_deterministic_ops=true"; fi
+  gpu_settings
+}
+
+# check_driver: a driver that is missing or too old is told before anything is installed.
+check_driver() {
+  local version
+  command -v nvidia-smi >/dev/null || fail "nvidia-smi is not on the PATH: this machine has no NVIDIA driver"
+  version=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader) ||
+    fail "nvidia-smi fails: is the driver loaded? (its message is above)"
+  version=${version%%$'\n'*}
+  [ "${version%%.*}" -ge "$OLDEST_DRIVER" ] 2>/dev/null ||
+    fail "the NVIDIA driver is ${version:-unknown}: JAX needs $OLDEST_DRIVER or newer"
+}
+
+# check_gpus: JAX sees GPUs, and as many as were named.
+check_gpus() {
+  local found named
+  found=$(XLA_PYTHON_CLIENT_PREALLOCATE=false "$CELLCLR_PYTHON" -c 'import jax
+gpus = jax.local_devices()
+print(len(gpus), gpus[0].device_kind)') || fail "JAX finds no GPU (its message is above)"
+  echo "      $found"
+  if [ -n "$GPUS" ]; then
+    named=${GPUS//[!,]/}
+    [ "${found%% *}" -eq $((${#named} + 1)) ] || fail "of the GPUs $GPUS JAX sees ${found%% *}: nvidia-smi lists them" 2
+  fi
+}
+
+# train: one start of the training; prints to the console and to the log. Nothing but its end ends that, so that a
+# signal to all processes does not take the pipe away from training that is saving.
+train() {
+  local status=0 before=-1
+  "$CELLCLR_PYTHON" -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
+    ${FLAGS[@]+"${FLAGS[@]}"} > >(trap '' INT TERM HUP && exec tee -a "$LOG") 2>&1 &
+  CHILD=$!
+  trap 'SIGNALS=$((SIGNALS + 1)) && kill -TERM "$CHILD" 2>/dev/null || true' TERM HUP INT
+  # A signal ends the waiting, not the training.
+  while [ "$before" -ne "$SIGNALS" ]; do
+    before=$SIGNALS status=0
+    wait "$CHILD" || status=$?
+  done
+  return "$status"
+}
+
+# train_on: trains to the end, with a new start after each end by a signal from elsewhere.
+train_on() {
+  local start=0 status
+  while true; do
+    status=0
+    train || status=$?
+    if [ "$status" -eq 0 ]; then return; fi
+    if [ "$SIGNALS" -gt 0 ] || [ "$status" -eq 143 ]; then
+      fail "stopped; the same command goes on with what is done" 143
+    fi
+    if [ "$status" -le 128 ] || [ "$start" -ge "$RESTARTS" ]; then
+      fail "training failed with status $status; the log is $LOG" "$status"
+    fi
+    start=$((start + 1))
+    echo "training was ended by signal $((status - 128)): start $start of $RESTARTS goes on with it" >&2
+  done
+}
+
+dry_run() {
+  quoted env "CUDA_DEVICE_ORDER=$CUDA_DEVICE_ORDER" \
+    ${CUDA_VISIBLE_DEVICES:+"CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} "JAX_PLATFORMS=$JAX_PLATFORMS" \
+    ${XLA_CLIENT_MEM_FRACTION:+"XLA_CLIENT_MEM_FRACTION=$XLA_CLIENT_MEM_FRACTION"} "XLA_FLAGS=$XLA_FLAGS" \
+    python -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
+    ${FLAGS[@]+"${FLAGS[@]}"}
+}
+
+main() {
+  case ${1:-} in -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;; esac
+  parse "$@"
+  check
+  settings
+  if [ "$DRY_RUN" -eq 1 ]; then
+    dry_run
+    return
+  fi
+  check_driver
+  step 1 3 "environment"
+  environment_ready "${EXTRAS-cuda}"
+  step 2 3 "GPUs"
+  check_gpus
+  step 3 3 "train in $RUN"
+  mkdir -p "$(dirname "$LOG")"
+  train_on
+  echo "done in $SECONDS s"
+}
+
+main "$@"
