@@ -16,11 +16,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from cellclr_jax import state_tree
 from cellclr_jax.cli import BadData, BadUse
 
+CHECKPOINTS = "checkpoints"
 _METRIC = "validation_loss"
+_STATE, _PROGRESS = "state", "progress"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
+# That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
+_SECONDS_TO_SAVE = 24 * 3600
 # An error of TensorStore holds pages of its internals.
 _MESSAGE_LENGTH = 160
 
@@ -59,6 +64,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
+                async_options=ocp.options.AsyncOptions(timeout_secs=_SECONDS_TO_SAVE),
             ),
         )
 
@@ -90,7 +96,10 @@ class Checkpoints:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress))
+                    **{
+                        _STATE: ocp.args.StandardSave(state),
+                        _PROGRESS: ocp.args.JsonSave(dict(progress)),
+                    }
                 ),
                 metrics=None if validation_loss is None else {_METRIC: validation_loss},
             )
@@ -113,12 +122,14 @@ class Checkpoints:
 
         Raises:
           BadData: there are some and none can be read.
+          BadUse: it is of another tree; the message names what differs.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
+                self._check_tree(step, state_tree.shapes(template))
                 restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
-            except MemoryError:
+            except (MemoryError, BadUse):
                 raise
             except Exception as error:  # of many kinds, TensorStore's are bare
                 failures[step] = _first_line(error)
@@ -138,13 +149,13 @@ class Checkpoints:
         """
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+                step, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
             )
         except MemoryError:
             raise
         except Exception as error:  # as above
             raise self._unreadable(step, error) from error
-        progress: dict[str, Any] = restored["progress"]
+        progress: dict[str, Any] = restored[_PROGRESS]
         return progress
 
     def newest_progress(self) -> dict[str, Any] | None:
@@ -185,14 +196,16 @@ class Checkpoints:
           template: attributes of the state by name, each a tree as in `restore_newest`.
 
         Raises:
-          BadData: it cannot be read or belongs to another model.
+          BadData: it cannot be read.
+          BadUse: it is of another model; the message names what differs.
         """
         abstract = _abstract(template)
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         try:
+            self._check_tree(step, state_tree.shapes(template), template)
             return self._restore(step, part)
-        except MemoryError:
+        except (MemoryError, BadUse):
             raise
         except Exception as error:  # as above
             raise self._unreadable(step, error) from error
@@ -210,6 +223,14 @@ class Checkpoints:
         """Waits for the saves and ends the background threads."""
         with self._named_failure():
             self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error of several processes one of them may be gone: nobody waits for it.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     @contextlib.contextmanager
     def _named_failure(self) -> Iterator[None]:
@@ -252,9 +273,21 @@ class Checkpoints:
 
     def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=state, progress=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(**{_STATE: state, _PROGRESS: ocp.args.JsonRestore()})
         )
-        return restored["state"], restored["progress"]
+        return restored[_STATE], restored[_PROGRESS]
+
+    def _check_tree(
+        self, step: int, here: state_tree.Shapes, parts: Iterable[str] | None = None
+    ) -> None:
+        """Raises BadUse where a checkpoint's state, or parts of it, are of another tree."""
+        path = epath.Path(self.directory) / str(step) / _STATE
+        there = ocp.StandardCheckpointHandler().metadata(path).tree
+        if told := state_tree.differences(state_tree.shapes(there, parts), here):
+            raise BadUse(
+                f"checkpoint {path.parent} is of another model or optimiser ({told}): take the "
+                "config that it was trained with, or another --workdir"
+            )
 
 
 def _abstract(template: Any) -> Any:

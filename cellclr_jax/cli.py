@@ -9,14 +9,23 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import flags
 
+from cellclr_jax.supervise import go_on_in_child
+
+# On the clock that nobody sets, about when the program was started.
+STARTED = time.monotonic()
 FLAGS = flags.FLAGS
 _PACKAGE = f"{__package__}."
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a process of a job does differently (see `join_job`).
+_explain: Callable[[BaseException], str | None] = lambda error: None  # noqa: E731
+_leave: Callable[[int], NoReturn] = sys.exit
 
 
 class BadUse(Exception):
@@ -25,6 +34,19 @@ class BadUse(Exception):
 
 class BadData(Exception):
     """Input that cannot be used (which file, which row, what was expected): exit status 1."""
+
+
+def join_job(
+    explain: Callable[[BaseException], str | None], leave: Callable[[int], NoReturn]
+) -> None:
+    """Tells `run` that this process is one of several.
+
+    Args:
+      explain: what an error says about the others, or None.
+      leave: ends a process that failed, with an exit status, when its error is printed.
+    """
+    global _explain, _leave
+    _explain, _leave = explain, leave
 
 
 def run(main: Callable[[], None], doc: str) -> NoReturn:
@@ -37,7 +59,11 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
     _parse(sys.argv, doc)
+    if "distributed" in FLAGS and FLAGS.distributed:
+        go_on_in_child()
     signal.signal(signal.SIGTERM, _terminate)
+    if not FLAGS.debug:  # libraries' threads go on for a moment after an error, and fail likewise
+        sys.unraisablehook = lambda unraisable: None
     try:
         main()
     except _Terminated:
@@ -47,14 +73,15 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     except BadUse as error:
         _fail(error, 2)
     except BadData as error:
-        _fail(error, 1)
+        _fail(_explain(error) or error, 1)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         _fail(f"{error.filename}: {error.strerror}; a folder takes no file's place", 2)
     except OSError as error:
-        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        full = error.errno in _FULL or "No space left" in str(error)
         _fail(f"{error}{'; free some space and run the same command again' if full else ''}", 1)
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1)
+        told = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        _fail(_explain(error) or told, 1)
     sys.exit(0)
 
 
@@ -106,4 +133,4 @@ def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoR
         traceback.print_exc()
     message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
+    _leave(status)

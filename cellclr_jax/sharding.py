@@ -1,14 +1,29 @@
-"""The mesh over all devices, and arrays of one process as parts of global ones."""
+"""The mesh over all devices, the processes that hold them, and arrays as parts of global ones."""
 
 import math
 import os
-from typing import Any
+import re
+import threading
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cellclr_jax import cli
+
 AXIS = "data"
+# A process that is silent for so long counts as dead, and the others end: within a minute.
+_HEARTBEAT_SECONDS = 45
+# A process that fails waits so long for others that fail likewise, e.g. for a wrong setting: JAX
+# would end them for its sake.
+_SECONDS_TO_PART = 5.0
+# What collectives, the coordination service and its barriers say where a process is gone.
+_PEER_GONE = re.compile(
+    r"gloo|nccl|coordination|heartbeat|barrier|socket closed|connection (reset|closed|refused)"
+    r"|DEADLINE_EXCEEDED|UNAVAILABLE",
+    re.IGNORECASE,
+)
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -82,14 +97,41 @@ def use_all_cores(minibatch_size: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def join_processes() -> None:
+def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
     """Joins this process with the others of its job.
 
     TPU pod slices, Slurm and Open MPI tell each process its place; elsewhere the environment does:
     JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    From now on an error ends this process at once, whatever the others are waiting for, and one
+    that comes of another's end says so.
+
+    Args:
+      heartbeat_seconds: a process that is silent for so long ends the job.
     """
     count, rank = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-    if count is None or rank is None:
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(num_processes=int(count), process_id=int(rank))
+    place: dict[str, Any] = {}
+    if count is not None and rank is not None:
+        place = {"num_processes": int(count), "process_id": int(rank)}
+    cli.join_job(lost_peer, _leave)
+    jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
+
+
+def lost_peer(error: BaseException | None) -> str | None:
+    """One line that says that another process is gone, where an error comes of that."""
+    while error is not None:
+        message = " ".join(str(error).split())
+        if not isinstance(error, cli.BadUse) and _PEER_GONE.search(message):
+            return (
+                f"another process of the job is gone or does not answer ({message[:120]}); when "
+                "none is left, the same command on all of them goes on with what is done"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends this process without JAX's own way out, which waits minutes for the others."""
+    goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    goodbye.start()
+    goodbye.join(_SECONDS_TO_PART)
+    os._exit(status)

@@ -1,57 +1,48 @@
 """The training loop: data, state, restore, step, log, save."""
 
 import contextlib
-import math
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import sharding
-from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
+from cellclr_jax.feed import Feed
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
-from cellclr_jax.run_config import check_config, write_config
+from cellclr_jax.online import OnlineScore
+from cellclr_jax.pending import NotFinite, Pending, check_finite, mean
+from cellclr_jax.program import compile_program, root_key, state_template
+from cellclr_jax.run_config import as_json, check_config, check_same, write_config
+from cellclr_jax.sigterm import sigterm_noted
+from cellclr_jax.tracing import PROFILE, Trace
 from cellclr_jax.train_step import Metrics, TrainState
 from cellclr_jax.trained_on import check_dataset, describe_dataset
 from cellclr_jax.validation import validation_minibatches
-
-CHECKPOINTS = "checkpoints"
+from cellclr_jax.view_pictures import view_grid
 
 
 class Interrupted(Exception):
     """SIGTERM came; the state was saved."""
 
 
-@dataclass(frozen=True)
-class Program:
-    """The compiled functions of a run.
-
-    Attributes:
-      init: key → state at step 0, on every device.
-      step: (state, minibatch, key) → (state, metrics); the state is donated.
-      validate: (state, minibatch, key) → metrics.
-    """
-
-    init: Callable[[jax.Array], TrainState]
-    step: Callable[..., tuple[TrainState, Metrics]]
-    validate: Callable[..., Metrics]
-
-
 def train(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, mesh: Mesh | None = None
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    mesh: Mesh | None = None,
+    *,
+    profile_steps: int = 0,
+    wandb: str | None = None,
+    began: float | None = None,
 ) -> TrainState:
     """Trains, or goes on from the newest checkpoint in `workdir`, until the last epoch's end.
 
@@ -59,6 +50,9 @@ def train(
       config: of the experiment (see `default_config`).
       workdir: where everything is written, a folder or a bucket (gs://…).
       mesh: the devices; None takes all.
+      profile_steps: traces so many steps into <workdir>/profile.
+      wandb: a project of Weights & Biases that is told what the run tells; None for none.
+      began: from when the time to the first step counts, on `time.monotonic`; None: from now.
 
     Returns:
       The final state, on every device.
@@ -68,24 +62,26 @@ def train(
       BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
       Interrupted: after SIGTERM, when the state is saved.
     """
+    began = time.monotonic() if began is None else began
     workdir, mesh = epath.Path(workdir), mesh or sharding.make_mesh()
+    if profile_steps and not is_local(workdir):
+        raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
     experiment = make_experiment(config)
-    _check_devices(config.minibatch_size, mesh)
+    experiment.check_devices(mesh)
     first = jax.process_index() == 0
     check_config(config, workdir)  # by each process, so that all end with the same message
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
             stack.enter_context(alone(Path(workdir), ".training", "training in it"))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
-        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
-        stack.callback(checkpoints.close)
-        # Before anything is restored: arrays of another number of channels do not even fit.
-        if (newest := checkpoints.newest_progress()) is not None:
-            check_dataset(newest, experiment.cells, f"the run in {workdir}")
+        folder = workdir.resolve() / CHECKPOINTS
+        checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
+        _check_origin(checkpoints, experiment, workdir)
         if first:
             write_config(config, workdir)
             say(describe(experiment, mesh, workdir))
-        return _Run(experiment, mesh, checkpoints, workdir if first else None).go()
+        run = _Run(experiment, mesh, checkpoints, workdir if first else None, began)
+        return run.go(profile_steps, wandb)
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
@@ -95,25 +91,17 @@ def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
         f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
         f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
-        f"{mesh.devices.flat[0].device_kind}; compiling"
+        f"{mesh.devices.flat[0].device_kind}"
     )
 
 
-def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
-    """Wraps the pure functions of an experiment in `jit`, with their shardings over the mesh."""
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    step, validate = experiment.make_train_step(), experiment.make_validation_step()
-    inputs = (everywhere, rows, everywhere)
-    return Program(
-        init=jax.jit(experiment.init, out_shardings=everywhere),
-        step=jax.jit(step, in_shardings=inputs, out_shardings=everywhere, donate_argnums=0),
-        validate=jax.jit(validate, in_shardings=inputs, out_shardings=everywhere),
-    )
-
-
-def root_key(seed: int, mesh: Mesh) -> jax.Array:
-    """The key that all streams of a run are folded from, on every device of every process."""
-    return jax.jit(lambda: jax.random.key(seed), out_shardings=sharding.replicated(mesh))()
+def _check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epath.Path) -> None:
+    """Raises BadUse where checkpoints are of another dataset or config, whose arrays may fit."""
+    if (newest := checkpoints.newest_progress()) is None:
+        return
+    check_dataset(newest, experiment.cells, f"the run in {workdir}")
+    if "config" in newest:  # an older one does not tell
+        check_same(newest["config"], experiment.config, checkpoints.directory)
 
 
 class _Run:
@@ -125,49 +113,44 @@ class _Run:
         mesh: Mesh,
         checkpoints: Checkpoints,
         workdir: epath.Path | None,
+        began: float,
     ) -> None:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
-        self.workdir = workdir
+        self.workdir, self.began = workdir, began
         self.config = experiment.config
-        self.process = (jax.process_index(), jax.process_count())
         self.program = compile_program(experiment, mesh)
         self.key = root_key(self.config.seed, mesh)
         self.validation = validation_minibatches(experiment, mesh, self.key)
-        self.pending: list[tuple[int, Metrics]] = []
-        self.stopped = False
+        self.online = OnlineScore(experiment, mesh)
+        self.pending = Pending()
 
-    def go(self) -> TrainState:
+    def go(self, profile_steps: int, wandb: str | None) -> TrainState:
         """Restores, loops over the remaining steps, and saves."""
         state, data = self._start()
-        start, total = int(state.step), self.experiment.total_steps
-        self.log = RunLog(
-            self.workdir,
-            first_step=start,
-            total_steps=total,
-            minibatch_size=self.config.minibatch_size,
-        )
-        if self.workdir is not None and not self.validation:
-            say("no validation set: validation loss and the best checkpoint are left out")
-        # Of several processes, JAX's own handler lets all of them agree on the step to stop at.
-        single = self.process[1] == 1
-        before = signal.signal(signal.SIGTERM, self._on_sigterm) if single else None
-        try:
-            minibatches = self._on_device(data)
+        start = int(state.step)
+        with contextlib.ExitStack() as stack:
+            self.log = self._open_log(start, wandb)
+            stack.callback(self.log.close)
+            feed = Feed(data, self.mesh)
+            stack.callback(feed.close)
+            trace = self._trace(start, profile_steps)
+            stack.callback(trace.close)
+            self.should_stop = stack.enter_context(sigterm_noted())
             # Everything that crosses to or from the host in the loop does so on purpose.
-            with jax.transfer_guard("disallow"):
-                for step in range(start + 1, total + 1):
-                    state, metrics = self.program.step(state, next(minibatches), self.key)
-                    if step == start + 1:
-                        jax.block_until_ready(metrics)
-                        self.log.restart_clock(step)  # the rate is one without compilation
-                    self._after_step(step, state, metrics, data)
+            stack.enter_context(jax.transfer_guard("disallow"))
+            metrics: Metrics = {}
+            for step in range(start + 1, self.experiment.total_steps + 1):
+                trace.before(step)
+                minibatch, waited = feed.next(metrics)
+                self.log.waited(waited)
+                state, metrics = self.program.step(state, minibatch.arrays, self.key)
+                if step == start + 1:
+                    self._begin(step, metrics, minibatch.arrays)
+                self._after_step(step, state, metrics, minibatch.position)
+                trace.after(step, metrics)
             self.checkpoints.wait()
             if self.workdir is not None:
                 say(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
-        finally:
-            self.log.close()
-            if single:
-                signal.signal(signal.SIGTERM, before)
         return state
 
     def _start(self) -> tuple[TrainState, Any]:
@@ -181,13 +164,12 @@ class _Run:
                 epochs=config.epochs,
                 seed=config.seed,
                 sampling=config.sampling,
-                process=self.process,
+                process=(jax.process_index(), jax.process_count()),
             )
         )
-        state = self.program.init(self.key)
-        restored = self.checkpoints.restore_newest(state)
+        restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
         if restored is None:
-            return state, data
+            return self.program.init(self.key), data
         state, progress, damaged = restored
         data.set_state(progress["data"])
         if self.workdir is not None:
@@ -196,85 +178,112 @@ class _Run:
             say(f"going on from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 
-    def _on_device(self, data: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
-        """Minibatches as global arrays."""
-        for minibatch in data:
-            yield sharding.to_global(self.mesh, minibatch)
+    def _open_log(self, start: int, wandb: str | None) -> RunLog:
+        if self.workdir is not None and not self.validation:
+            say("no validation set: validation loss and the best checkpoint are left out")
+        return RunLog(
+            self.workdir,
+            first_step=start,
+            total_steps=self.experiment.total_steps,
+            minibatch_size=self.config.minibatch_size,
+            steps_per_epoch=self.experiment.steps_per_epoch,
+            wandb=wandb,
+        )
 
-    def _after_step(self, step: int, state: TrainState, metrics: Metrics, data: Any) -> None:
-        """Logs, validates and saves when it is time."""
-        self.pending.append((step, metrics))
+    def _trace(self, start: int, steps: int) -> Trace:
+        """Of the first process alone: all do the same."""
+        folder = None if self.workdir is None else Path(self.workdir) / PROFILE
+        last = self.experiment.total_steps
+        return Trace(folder, first_step=start + 1, last_step=last, steps=steps)
+
+    def _begin(self, step: int, metrics: Metrics, minibatch: Mapping[str, jax.Array]) -> None:
+        """After the first step: shows its views; the rate is one without compilation."""
+        jax.block_until_ready(metrics)
+        if self.workdir is not None:
+            say(f"first step after {time.monotonic() - self.began:.1f} s")
+        if step == 1:
+            with jax.transfer_guard("allow"):
+                views = view_grid(self.experiment, self.mesh, minibatch, self.key)
+            self.log.pictures("views", views, step)
+        self.log.restart_clock(step)
+
+    def _after_step(
+        self, step: int, state: TrainState, metrics: Metrics, position: Mapping[str, Any]
+    ) -> None:
+        """Logs, validates and saves when it is time.
+
+        Args:
+          step: that was started.
+          state: after it.
+          metrics: of it.
+          position: of the data iterator, where the next step goes on.
+        """
+        self.pending.add(step, metrics)
         self.log.advance()
         epoch_ends = step % self.experiment.steps_per_epoch == 0
         interval = self.config.checkpoint.save_every_steps
-        stop = self._should_stop(step)
+        stop = self.should_stop(step)
         save = epoch_ends or stop or bool(interval and step % interval == 0)
         if save or step % self.config.log_every == 0:
-            self._flush()
+            self._flush(step)
         if save:
-            loss = self._validate(step, state) if epoch_ends else None
-            progress = {"data": data.get_state(), **describe_dataset(self.experiment.cells)}
-            self.checkpoints.save(step, state, progress, validation_loss=loss)
+            loss = self._end_epoch(step, state) if epoch_ends else None
+            self._save(step, state, position, loss)
+            if epoch_ends and self.online.due(self._epoch(step)):
+                with jax.transfer_guard("allow"):
+                    scores = self.online.score(state.variables)
+                self.log.record_scores(step, self._epoch(step), scores)
             self.log.restart_clock(step)
         if stop:
             self.checkpoints.wait()
             raise Interrupted(f"SIGTERM: saved step {step}; the same command goes on from there")
 
-    def _flush(self) -> None:
+    def _save(
+        self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None
+    ) -> None:
+        """Saves what was found finite just now; never a state that nobody looked at."""
+        progress = {
+            "data": dict(position),
+            "config": as_json(self.config),
+            **describe_dataset(self.experiment.cells),
+        }
+        self.checkpoints.save(step, state, progress, validation_loss=loss)
+
+    def _flush(self, step: int) -> None:
         """Fetches the metrics of the steps since the last time and records their mean."""
-        if not self.pending:
-            return
-        steps = [step for step, _ in self.pending]
-        fetched = jax.device_get([metrics for _, metrics in self.pending])
-        self.pending.clear()
-        for step, metrics in zip(steps, fetched, strict=True):
-            # A gradient that is not finite spoils the parameters one step before the loss shows it.
-            for name in ("loss", "gradient_norm", "parameter_norm"):
-                if not math.isfinite(metrics[name]):
-                    self._refuse(step, name.replace("_", " "), float(metrics[name]))
-        mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[-1]}
-        mean["lr"] = float(fetched[-1]["lr"])
-        self.log.record(steps[-1], self._epoch(steps[-1]), mean)
+        with self._not_finite_named():
+            metrics = self.pending.fetch()
+        if metrics:
+            self.log.record(step, self._epoch(step), metrics)
 
-    def _refuse(self, step: int, what: str, value: float) -> None:
-        self.checkpoints.wait()
-        saved = self.checkpoints.steps()
-        last = f"the last good checkpoint is of step {saved[-1]}" if saved else "none was saved yet"
-        raise BadData(
-            f"the {what} became {value} at step {step} (epoch {self._epoch(step)}); {last} "
-            f"({self.checkpoints.directory}). A lower learning rate or a longer warm-up may help"
-        )
-
-    def _validate(self, step: int, state: TrainState) -> float | None:
-        """The mean validation loss, recorded; None without a validation set."""
+    def _end_epoch(self, step: int, state: TrainState) -> float | None:
+        """Records the mean validation loss and returns it; None without a validation set."""
         if not self.validation:
             return None
-        total: list[Metrics] = []
-        for minibatch, key in self.validation:
-            total.append(self.program.validate(state, minibatch, key))
-        fetched = jax.device_get(total)
-        mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
-        if not math.isfinite(mean["loss"]):
-            self._refuse(step, "validation loss", mean["loss"])
-        self.log.record_epoch(step, self._epoch(step), mean)
-        return mean["loss"]
+        found = jax.device_get(
+            [self.program.validate(state, minibatch, key) for minibatch, key in self.validation]
+        )
+        metrics = mean(found)
+        with self._not_finite_named():
+            check_finite(step, metrics, "validation ")
+        self.log.record_epoch(step, self._epoch(step), metrics)
+        return metrics["loss"]
+
+    @contextlib.contextmanager
+    def _not_finite_named(self) -> Iterator[None]:
+        """Ends the run where something is not finite, and says which checkpoint is still good."""
+        try:
+            yield
+        except NotFinite as error:
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            last = (
+                f"the last good checkpoint is of step {kept[-1]}" if kept else "none was saved yet"
+            )
+            where = f"epoch {self._epoch(error.step)}); {last} ({self.checkpoints.directory}"
+            raise BadData(
+                f"{error} ({where}). A lower learning rate or a longer warm-up may help"
+            ) from error
 
     def _epoch(self, step: int) -> int:
         return -(-step // self.experiment.steps_per_epoch)
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-
-    def _should_stop(self, step: int) -> bool:
-        """Whether SIGTERM came: to this process, or to any of several (agreed on by all)."""
-        if self.process[1] == 1:
-            return self.stopped
-        return bool(multihost_utils.reached_preemption_sync_point(step))
-
-
-def _check_devices(minibatch_size: int, mesh: Mesh) -> None:
-    if minibatch_size % mesh.size:
-        raise BadUse(
-            f"a minibatch of {minibatch_size} cells cannot be divided among {mesh.size} devices: "
-            f"set --config.minibatch_size to a multiple of {mesh.size}"
-        )

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import binaries
 import psutil
 import pytest
 from tiny_release import PLATES, file_name, write_release
@@ -15,7 +15,6 @@ from cellclr_jax.cli import BadUse
 from cellclr_jax.data import index
 from cellclr_jax.data.building.contents import digest
 
-ROOT = Path(__file__).parents[1]
 SMALL = ("--crop_size=32", "--min_area=60")
 SMALL_SIMULATION = (
     "--simulator=height=200,width=240,dmso_wells=1,compounds_per_moa=2,doses=1",
@@ -24,12 +23,8 @@ SMALL_SIMULATION = (
 )
 
 
-def command(*flags):
-    return [sys.executable, "-m", "cellclr_jax.build", *map(str, flags)]
-
-
 def run(*flags):
-    return subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return binaries.run("build", *flags)
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_help_loads_nothing_heavy():
         "    print('loaded:', sorted(heavy & set(sys.modules)))\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=binaries.ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
     assert "--max_skipped" in result.stdout
@@ -151,9 +146,8 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_build_goes_on_where_it_was(flags, tmp_path, how):
-    process = subprocess.Popen(
-        command(*flags, "--workers=2"), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "cellclr_jax.build", *flags, "--workers=2"]
+    process = subprocess.Popen(command, cwd=binaries.ROOT, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "out" / "bbbc021" / "annotated"
     workers = []
     deadline = time.monotonic() + 60

@@ -76,7 +76,7 @@ def test_large_datasets_are_drawn_from_and_it_is_told():
     described = describe_cells(found)
     assert (described["cells"], described["labelled"]) == (200, 600)
     assert "200 of 600 cells with a class were used" in described["notes"]
-    assert "300 cells without a class were not used" in described["notes"]
+    assert "not used: 300 cells without a class" in described["notes"]
     again = draw_sample(labelled(900, ("a", "b", "")), with_treatments=False, size=200)
     np.testing.assert_array_equal(again.rows, found.sample.rows)
 

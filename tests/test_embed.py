@@ -1,16 +1,13 @@
 """Evaluation of a run: every cell embedded once, alike in any minibatch, and the promised files."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from binaries import run
 from tiny_dataset import CELLS, random_images, write_dataset
 
 from cellclr_jax import embed, sharding, train
@@ -18,9 +15,9 @@ from cellclr_jax import eval as eval_binary
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import image_copies, index, pipeline
 from cellclr_jax.experiment import make_experiment
-from cellclr_jax.profiling.evaluation import Protocol
-
-ROOT = Path(__file__).parents[1]
+from cellclr_jax.intensity import intensity_statistics
+from cellclr_jax.profiling import figures
+from cellclr_jax.profiling.protocol import Protocol
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +84,10 @@ def changed_progress(workdir, state, out, change):
 
 
 def evaluated(workdir, data_dir, out, **settings):
-    """The metrics of an evaluation on another data folder."""
-    embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol(), **settings)
+    """The metrics of an evaluation on another data folder; figures take longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda evaluation: ({}, {}))
+        embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol(), **settings)
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -134,7 +133,7 @@ def test_site_profiles_are_means_of_single_embeddings(trained):
 
 def test_intensity_statistics_equal_numpy():
     images = np.random.default_rng(0).integers(0, 65_536, (3, 9, 9, 2)).astype(np.uint16)
-    got = np.asarray(embed.intensity_statistics(images))
+    got = np.asarray(intensity_statistics(images))
     assert got.shape == (3, 14)
     for i in range(3):
         for c in range(2):
@@ -146,8 +145,8 @@ def test_intensity_statistics_equal_numpy():
 
 def test_intensity_statistics_of_8_bits_equal_those_of_16():
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2)).astype(np.uint8)
-    got = np.asarray(embed.intensity_statistics(images))
-    np.testing.assert_array_equal(got, embed.intensity_statistics(images.astype(np.uint16)))
+    got = np.asarray(intensity_statistics(images))
+    np.testing.assert_array_equal(got, intensity_statistics(images.astype(np.uint16)))
     assert got[0, 0] == pytest.approx(images[0, :, :, 0].mean())
 
 
@@ -265,21 +264,11 @@ def test_a_run_is_scored_beside_its_baselines(trained, capsys):
 
 def test_the_binary_names_what_is_missing(trained, tmp_path):
     workdir, _, state = trained
-
-    def run(*flags):
-        return subprocess.run(
-            [sys.executable, "-m", "cellclr_jax.eval", *flags],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-        )
-
-    missing = run(f"--workdir={workdir}", "--step=7777")
+    missing = run("eval", f"--workdir={workdir}", "--step=7777")
     assert missing.returncode == 2
     assert "there are" in missing.stderr
     assert str(int(state.step)) in missing.stderr
-    nothing = run(f"--workdir={tmp_path / 'nowhere'}")
+    nothing = run("eval", f"--workdir={tmp_path / 'nowhere'}")
     assert nothing.returncode == 2
     assert "no run in" in nothing.stderr
     assert "Traceback" not in missing.stderr + nothing.stderr

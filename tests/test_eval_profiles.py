@@ -2,27 +2,17 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+import binaries
 import numpy as np
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def evaluate(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "cellclr_jax.eval", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MPLBACKEND": "agg"},
-        timeout=120,
-    )
+    return binaries.run("eval", *flags)
 
 
 def small(folder):
@@ -154,14 +144,18 @@ def test_bad_data_is_one_line_and_status_1(tmp_path, case):
 
 
 def test_help_loads_nothing_heavy_and_profiling_no_jax():
-    result = evaluate("--help")
-    assert result.returncode == 0
-    assert "--profiles" in result.stdout
     code = """
-import sys, cellclr_jax.eval
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_module("cellclr_jax.eval", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert end.code == 0
 heavy = {"jax", "pandas", "numpy", "sklearn", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 import cellclr_jax.profiling.report
 assert "jax" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, cwd=binaries.ROOT, check=True, capture_output=True, text=True)
+    assert "--profiles" in told.stdout

@@ -166,7 +166,7 @@ def test_unannotated_wells_are_not_used_and_counted():
     extra = wells.iloc[-2:].assign(compound="unknown", moa="", well=["C1", "C2"])
     found = evaluate(pd.concat([wells, extra]))
     assert found.data["wells"] == len(wells)
-    assert "2 wells without a MoA were not used" in found.notes
+    assert "not used: 2 wells without a MoA" in found.notes
 
 
 def test_wells_of_a_written_evaluation_give_the_same_scores(tmp_path):

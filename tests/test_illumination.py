@@ -40,7 +40,7 @@ def plate(painted):
     """Makes fields [H, W, C] of unequal brightness; `glow` is background, lit as everything is."""
 
     @functools.lru_cache(maxsize=4)
-    def make(vignette=0.0, tilt=(0.0, 0.0), glow=0.0):
+    def make(vignette, tilt, glow):
         fields = []
         for seed, image in enumerate(painted):
             rng = np.random.default_rng(seed)
@@ -48,7 +48,8 @@ def plate(painted):
             fields.append(expose(rng, image + np.float32(glow), optics).transpose(1, 2, 0))
         return tuple(fields)
 
-    return make
+    # A setting that is left out is the same one as where it is given.
+    return lambda vignette=0.0, tilt=(0.0, 0.0), glow=0: make(vignette, tilt, glow)
 
 
 def fitted(fields, channels=CHANNELS, method="regression"):
@@ -124,23 +125,29 @@ def test_a_flat_plate_stays_flat(plate):
 
 
 def test_the_order_of_the_fields_does_not_matter(plate):
-    fields = plate(**UNEVEN)
-    shuffled = [fields[i] for i in np.random.default_rng(0).permutation(FIELDS)]
-    assert fitted(shuffled).digest() == fitted(fields).digest()
-    assert fitted(fields[1:]).digest() != fitted(fields).digest()
+    fields = plate(**UNEVEN)[:12]
+    shuffled = [fields[i] for i in np.random.default_rng(0).permutation(len(fields))]
+    digest = fitted(fields).digest()
+    assert fitted(shuffled).digest() == digest
+    assert fitted(fields[1:]).digest() != digest
 
 
 def test_a_brighter_plate_has_the_same_light(plate):
-    fields = [field // 4 for field in plate(**UNEVEN)]
-    brighter = [3 * field for field in fields]
-    np.testing.assert_allclose(fitted(brighter).gain, fitted(fields).gain, rtol=1e-4)
-    np.testing.assert_allclose(fitted(brighter).offset, 3 * fitted(fields).offset, rtol=1e-6)
+    fields = [field // 4 for field in plate(**UNEVEN)[:12]]
+    light, brighter = fitted(fields), fitted([3 * field for field in fields])
+    np.testing.assert_allclose(brighter.gain, light.gain, rtol=1e-4)
+    np.testing.assert_allclose(brighter.offset, 3 * light.offset, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def good(plate):
+    """The light of a plate without a fault."""
+    return full(fitted(plate(**UNEVEN, glow=400)))
 
 
 @pytest.mark.parametrize("what", ["saturated", "half saturated", "black", "empty", "dusty"])
-def test_a_few_bad_fields_do_not_change_it(plate, what):
+def test_a_few_bad_fields_do_not_change_it(plate, good, what):
     fields = list(plate(**UNEVEN, glow=400))
-    good = full(fitted(fields))
     rng = np.random.default_rng(0)
     empty = 700 + 400 * light_of(**UNEVEN)[..., None] + rng.normal(0, 40, fields[0].shape)
     for number in (3, 17, 30):

@@ -1,6 +1,8 @@
 """What a manifest tells about a dataset."""
 
-from cellclr_jax.data.building.manifest import differences
+import pandas as pd
+
+from cellclr_jax.data.building.manifest import differences, summarize
 
 
 def test_differences_name_nested_settings_one_by_one() -> None:
@@ -16,3 +18,19 @@ def test_a_group_of_settings_that_only_one_has_differs() -> None:
         "cut is 3, not None",
         "cut.size is None, not 3",
     ]
+
+
+def test_a_summary_counts_one_as_one() -> None:
+    cells = pd.DataFrame(
+        {"plate": ["a"], "well": ["A1"], "compound": ["x"], "concentration": [3.0]}
+    )
+    counts = {"cells": 1, "fields": 1, "fields_without_cells": 0, "fields_skipped": 0}
+    manifest = {
+        "counts": counts | {"treatments": 1}, "settings": {"border": "drop"},
+        "origin": {}, "skipped": [],
+    }  # fmt: skip
+    first, second, *_ = summarize(manifest, cells).splitlines()
+    assert first == "1 cell: 1 plate, 1 well, 1 treatment"
+    assert second == "1 field: 0 without cells, 0 skipped"
+    manifest["settings"] = {}
+    assert "\n1 group of images: " in summarize(manifest, cells)

@@ -8,12 +8,8 @@ from painted_cells import field_of
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from cellclr_jax.data.simulation.phenotypes import (
-    MOA_PHENOTYPES,
-    UNTREATED,
-    dose_effect,
-    towards,
-)
+from cellclr_jax.data.simulation.mechanisms import MOA_PHENOTYPES
+from cellclr_jax.data.simulation.phenotypes import UNTREATED, dose_effect, towards
 from cellclr_jax.data.simulation.plate_layout import SimulatorSettings, treatments
 from cellclr_jax.data.simulation.shapes import INTERPHASE, MITOTIC, ROUNDED
 

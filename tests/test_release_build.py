@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from binaries import run
 from misbehaving_server import Served, serve
 from tiny_release import file_name, write_release, zip_plates
 
@@ -41,14 +42,19 @@ def faulty(tmp_path_factory):
     return zip_plates(release, folder / "zips", plates=PLATES)
 
 
+def flags(url, data_dir):
+    return [
+        *("--source=raw", "--download", f"--url={url}", f"--data_dir={data_dir}", "--downloads=1"),
+        *("--workers=1", "--config=all", "--crop_size=32", "--min_area=60", "--max_skipped=0.1"),
+        "--illumination=regression",
+    ]
+
+
 def start(url, data_dir):
-    command = [sys.executable, "-m", "cellclr_jax.build", "--source=raw", "--download"]
-    command += [f"--url={url}", f"--data_dir={data_dir}", "--downloads=1", "--workers=1"]
-    command += ["--config=all", "--crop_size=32", "--min_area=60", "--max_skipped=0.1"]
+    command = [sys.executable, "-m", "cellclr_jax.build", *flags(url, data_dir)]
     return subprocess.Popen(
-        [*command, "--illumination=regression"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def kill_when(process, condition):
@@ -72,9 +78,8 @@ def test_a_release_is_downloaded_killed_twice_and_built(faulty, tmp_path):
     with serve() as server:
         for path in faulty.iterdir():
             server.files[path.name] = Served(path.read_bytes())
-        undisturbed = start(server.url, tmp_path / "undisturbed")
-        out, errors = undisturbed.communicate(timeout=120)
-        assert undisturbed.returncode == 0, errors
+        undisturbed = run("build", *flags(server.url, tmp_path / "undisturbed"))
+        assert undisturbed.returncode == 0, undisturbed.stderr
 
         disturbed = tmp_path / "disturbed"
         last = server.files[f"BBBC021_v1_images_{PLATES[2]}.zip"]
@@ -85,13 +90,13 @@ def test_a_release_is_downloaded_killed_twice_and_built(faulty, tmp_path):
         process = start(server.url, disturbed)
         pieces = disturbed / "bbbc021" / "all" / "pieces"
         kill_when(process, lambda: list(pieces.glob("*/*.json")))
-        process = start(server.url, disturbed)
-        told, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        disturbed = run("build", *flags(server.url, disturbed))
+        told = disturbed.stdout
+        assert disturbed.returncode == 0, disturbed.stderr
         assert "going on with an earlier build" in told
         # Nothing that had come was fetched again.
         assert server.sent[f"BBBC021_v1_images_{PLATES[2]}.zip"] <= size + 1
-    assert len(told.splitlines()) == len(out.splitlines()) + 1
+    assert len(told.splitlines()) == len(undisturbed.stdout.splitlines()) + 1
     one, two = (index.find_dataset(tmp_path / name, "all") for name in ("undisturbed", "disturbed"))
     assert shards(one) == shards(two)
     assert len(list(one.glob("*.array_record-*"))) == 6

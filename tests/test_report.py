@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.profiling import figures, report
+from cellclr_jax.profiling import evaluation_folder, figures, report
 from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.protocol import Protocol
 
 
 def wells(seed=0, weeks=3, moas=4, shift=0.0):
@@ -109,15 +110,49 @@ def test_an_evaluation_without_controls_is_written_too(tmp_path):
     assert (tmp_path / "confusion_none.png").exists()
 
 
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_an_evaluation_with_other_settings_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda evaluation: ({"tsne_none.png": b"map"}, {}))
+    (tmp_path / "notes.txt").write_text("mine")
+    plain = evaluate(wells())
+    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "last"})
+    first = files_of(tmp_path)
+    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "best"})
+    assert not (tmp_path / "earlier").exists(), "the same settings give the same scores"
+    assert capsys.readouterr().out == ""
+    other = evaluate(wells(), Protocol(standardize="controls"))
+    report.write_evaluation(tmp_path, other, details={"step": 10})
+    kept = tmp_path / "earlier" / "1"
+    assert capsys.readouterr().out == (
+        "note: an earlier evaluation with other settings (standardize was none, is controls) is "
+        f"now in {kept}\n"
+    )
+    del first["notes.txt"], first["metrics.json"]
+    assert first.keys() == files_of(kept).keys() - {"metrics.json"}
+    assert json.loads((kept / "metrics.json").read_text())["protocol"]["standardize"] == "none"
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["standardize"] != "none"
+    report.write_evaluation(tmp_path, other, details={"step": 20})
+    assert "(step was 10, is 20) is now in" in capsys.readouterr().out
+    assert (tmp_path / "earlier" / "2" / "tsne_none.png").exists()
+    (tmp_path / "metrics.json").write_text("{")
+    report.write_evaluation(tmp_path, other, details={"step": 20})
+    assert "its metrics.json cannot be read" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == ["1", "2", "3"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text("old")
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(evaluation_folder.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report._write(tmp_path / "metrics.json", lambda path: path.write_text("new"))
+        evaluation_folder.write_file(tmp_path / "metrics.json", lambda path: path.write_text("new"))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
     assert (tmp_path / "metrics.json").read_text() == "old"
 

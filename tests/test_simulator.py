@@ -22,7 +22,7 @@ import tifffile
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import simulator
 from cellclr_jax.data.simulation import release_files
-from cellclr_jax.data.simulation.phenotypes import MOA_PHENOTYPES
+from cellclr_jax.data.simulation.mechanisms import MOA_PHENOTYPES
 from cellclr_jax.data.simulation.plate_layout import (
     SimulatorSettings,
     field_streams,

@@ -1,22 +1,27 @@
 """A run learns, writes what it promises, and does not depend on devices, traces or the host."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from runs import checkpoints, crash_at, rows
 from tiny_dataset import random_images, write_dataset
+from tiny_run import get_config
 
-from cellclr_jax import sharding, train, validation
+from cellclr_jax import program, sharding, train, validation
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.experiment import make_experiment
 
 
-def rows(workdir: Path):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def config(data_dir):
+    """Of nine steps in three epochs."""
+    config = get_config()
+    config.data_dir = str(data_dir)
+    return config
 
 
 def parameters(state):
@@ -24,16 +29,23 @@ def parameters(state):
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
-def test_a_run_learns_and_writes_what_it_promises(config, tmp_path):
+def train_alone(config, workdir, **settings):
+    """On one device, for which programs compile fast."""
+    return train.train(config, workdir, sharding.make_mesh(1), **settings)
+
+
+def test_a_run_learns_and_writes_what_it_promises(config, tmp_path, capsys):
     config.epochs = 6
-    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.01
-    state = train.train(config, tmp_path)
+    config.log_every = 2
+    state = train_alone(config, tmp_path, profile_steps=3)
     experiment = make_experiment(config)
     assert int(state.step) == experiment.total_steps
     found = rows(tmp_path)
     steps = [row for row in found if "loss" in row]
-    assert {"step", "epoch", "lr", "contrastive_accuracy", "cells_per_second"} <= steps[0].keys()
+    assert {"step", "epoch", "lr", "contrastive_accuracy"} <= steps[0].keys()
+    assert all(row["cells_per_second"] > 0 for row in steps)
+    assert all(0 <= row["input_wait"] <= 1 for row in steps)
     assert steps[-1]["loss"] < steps[0]["loss"]
     losses = [row["validation_loss"] for row in found if "validation_loss" in row]
     assert len(losses) == 6
@@ -41,17 +53,17 @@ def test_a_run_learns_and_writes_what_it_promises(config, tmp_path):
     assert losses[-1] < losses[0] - 0.1
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     assert list((tmp_path / "tensorboard").glob("events*"))
-    kept = Checkpoints(tmp_path.absolute() / "checkpoints", read_only=True)
-    assert kept.find("last") == experiment.total_steps
-    best = 1 + int(np.argmin(losses))
-    assert kept.find("best") == best * experiment.steps_per_epoch
-    kept.close()
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
+        assert kept.find("last") == experiment.total_steps
+        best = 1 + int(np.argmin(losses))
+        assert kept.find("best") == best * experiment.steps_per_epoch
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    told = capsys.readouterr().err
+    assert "first step after" in told
+    assert "traced steps 6 to 8: pip install xprof" in told
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_devices_do_not_change_the_parameters(config, tmp_path, optimizer):
-    config.optimizer.name = optimizer
-    config.epochs = 2
+def test_devices_do_not_change_the_parameters(config, tmp_path):
     results = []
     for devices in (1, 4, 8):
         mesh = sharding.make_mesh(devices)
@@ -61,40 +73,57 @@ def test_devices_do_not_change_the_parameters(config, tmp_path, optimizer):
 
 
 def test_the_step_is_traced_once(config):
-    experiment, mesh = make_experiment(config), sharding.make_mesh()
-    program = train.compile_program(experiment, mesh)
-    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
-    state = program.init(key)
+    experiment, mesh = make_experiment(config), sharding.make_mesh(1)
+    compiled = program.compile_program(experiment, mesh)
+    key = program.root_key(0, mesh)
+    state = compiled.init(key)
     for start in (0, 64, 128):
         cells = experiment.cells.read(experiment.train_rows[start : start + 64])
-        state, _ = program.step(state, sharding.to_global(mesh, cells), key)
-    assert program.step._cache_size() == 1
+        state, _ = compiled.step(state, sharding.to_global(mesh, cells), key)
+    assert compiled.step._cache_size() == 1
+
+
+def test_the_state_is_described_without_a_program(config):
+    experiment, mesh = make_experiment(config), sharding.make_mesh(2)
+    described = program.state_template(experiment, mesh)
+    state = program.compile_program(experiment, mesh).init(program.root_key(0, mesh))
+    kind = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), (described, state))
+    assert kind[0] == kind[1]
 
 
 def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
-    def peeking(self, step, state, metrics, data):
+    def peeking(self, step, state, metrics, position):
         return metrics["loss"] + np.float32(1)
 
     monkeypatch.setattr(train._Run, "_after_step", peeking)
     with pytest.raises(Exception, match="Disallowed host-to-device"):
-        train.train(config, tmp_path)
+        train_alone(config, tmp_path)
 
 
-def test_metrics_are_fetched_once_an_interval(config, tmp_path, monkeypatch):
-    fetched = []
-    original = jax.device_get
-
-    def counting(tree):
-        fetched.append(len(tree))
-        return original(tree)
-
-    config.epochs = 2
+def test_metrics_are_fetched_once_an_interval_and_the_host_is_no_further_ahead_than_two_steps(
+    config, tmp_path, monkeypatch
+):
     config.log_every = 100
-    config.validation_fraction = 0.0
-    monkeypatch.setattr(jax, "device_get", counting)
-    train.train(config, tmp_path)
+    fetched, waited = [], []
+    get, block = jax.device_get, jax.block_until_ready
+
+    def noting_fetch(tree):
+        fetched.append(len(tree))
+        return get(tree)
+
+    def noting_wait(tree):
+        if isinstance(tree, tuple):  # a step and its metrics
+            waited.append(tree[0])
+        return block(tree)
+
+    monkeypatch.setattr(jax, "device_get", noting_fetch)
+    monkeypatch.setattr(jax, "block_until_ready", noting_wait)
+    train_alone(config, tmp_path)
     steps = make_experiment(config).steps_per_epoch
-    assert [count for count in fetched if count > 1] == [steps, steps]
+    assert [count for count in fetched if count > 1] == [steps] * config.epochs
+    # An epoch ends with a fetch; within it, the step that is two back is waited for.
+    ends = range(steps, steps * config.epochs + 1, steps)
+    assert waited == [step for end in ends for step in range(end - steps + 1, end - 1)]
 
 
 @pytest.mark.parametrize(
@@ -109,38 +138,79 @@ def test_validation_uses_nearly_all_cells_whatever_the_devices(cells, minibatch,
         assert all(validation.validation_size(cells, minibatch, n) == size for n in (2, 4, 8))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path):
-    config.optimizer.learning_rate = 1e30
-    with pytest.raises(
-        BadData, match=r"(loss|norm) became (nan|inf) at step \d+ .*none was saved yet"
-    ):
-        train.train(config, tmp_path)
-
-
-def test_the_last_good_checkpoint_is_named_when_the_loss_breaks(config, tmp_path, monkeypatch):
-    config.checkpoint.save_every_steps = 1
+@pytest.fixture
+def breaking(monkeypatch):
+    """Has a metric of a step, or of validation, be what no run survives."""
     original = train.compile_program
 
-    def breaking(experiment, mesh):
-        program = original(experiment, mesh)
+    def break_at(name, number, value=np.nan, function="step"):
+        def broken(experiment, mesh):
+            found, calls = original(experiment, mesh), []
 
-        def step(state, minibatch, key):
-            broken = int(jax.device_get(state.step)) == 4
-            state, metrics = program.step(state, minibatch, key)
-            return state, metrics | ({"loss": jax.device_put(np.nan)} if broken else {})
+            def spoil(metrics):
+                calls.append(name)
+                bad = {name: jax.device_put(np.float32(value))} if len(calls) == number else {}
+                return metrics | bad
 
-        return train.Program(program.init, step, program.validate)
+            def step(*arguments):
+                state, metrics = found.step(*arguments)
+                return state, spoil(metrics)
 
-    monkeypatch.setattr(train, "compile_program", breaking)
-    with pytest.raises(BadData, match=r"nan at step 5 .*last good checkpoint is of step 4"):
-        train.train(config, tmp_path)
+            def validate(*arguments):
+                return spoil(found.validate(*arguments))
+
+            if function == "step":
+                return program.Program(found.init, step, found.validate)
+            return program.Program(found.init, found.step, validate)
+
+        monkeypatch.setattr(train, "compile_program", broken)
+
+    return break_at
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, breaking):
+    breaking("loss", 2)
+    with pytest.raises(BadData, match=r"the loss became nan at step 2 .*none was saved yet"):
+        train_alone(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("loss", np.nan), ("gradient_norm", np.inf), ("parameter_norm", np.nan)]
+)
+def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, breaking, name, value):
+    config.log_every = 100  # the step is looked at before a save, whenever rows are written
+    config.checkpoint.save_every_steps = 2
+    breaking(name, 5, value)
+    told = rf"the {name.replace('_', ' ')} became {value} at step 5 \(epoch 2\); .* is of step 4 "
+    with pytest.raises(BadData, match=told):
+        train_alone(config, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)][-1] == "4"
+    assert all(row["step"] <= 4 for row in rows(tmp_path))
+
+
+def test_a_validation_that_is_not_finite_saves_nothing_either(config, tmp_path, breaking):
+    breaking("loss", 2, function="validate")
+    with pytest.raises(BadData, match=r"validation loss became nan at step 6 .* is of step 3 "):
+        train_alone(config, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["3"]
+
+
+def test_pixels_that_are_not_finite_are_noticed_at_once(own_images, tmp_path, monkeypatch):
+    config, _ = own_images
+    config.normalization.method = "percentile"
+    config.normalization.percentiles = (0.0, 100.0)
+    nothing = lambda cells, low, high: (np.full((len(cells.table), 2), np.nan, np.float32),) * 2  # noqa: E731
+    monkeypatch.setattr("cellclr_jax.experiment.plate_percentiles", nothing)
+    with pytest.raises(BadData, match=r"the loss became nan at step 1 .*none was saved yet"):
+        train_alone(config, tmp_path / "run")
 
 
 def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
-    train.train(config, tmp_path)
+    with crash_at(1):
+        train_alone(config, tmp_path)
     config.temperature = 0.5
     with pytest.raises(BadUse, match=r"temperature: 0\.1 there, 0\.5 here"):
-        train.train(config, tmp_path)
+        train_alone(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +221,7 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"log_every": 0}, "log_every is 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"image_size": 6}, "too small for 3 poolings"),
+        ({"image_size": 3}, "too small for 2 poolings"),
         ({"model.head.norm": "layer"}, "norm of the head"),
         ({"model.cnn.norm": "layer"}, "norm of the CNN"),
         ({"normalization.method": "percentile", "normalization.percentiles": (1, 200)}, "rising"),
@@ -197,11 +267,6 @@ def name_channels(folder, channels):
     manifest = json.loads(path.read_text())
     manifest["image"]["channels"] = channels
     path.write_text(json.dumps(manifest))
-
-
-def train_alone(config, workdir):
-    """On one device, for which programs compile fast."""
-    return train.train(config, workdir, sharding.make_mesh(1))
 
 
 def test_cells_of_8_bits_and_two_channels_without_metadata_are_trained_on(own_images, tmp_path):

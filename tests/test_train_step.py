@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny_run
 
-from cellclr_jax import losses, sharding, train
+from cellclr_jax import losses, optim, sharding, train
 from cellclr_jax.augment import two_views, view_keys
 from cellclr_jax.cli import BadUse
 from cellclr_jax.experiment import make_experiment
@@ -27,7 +27,9 @@ from cellclr_jax.train_step import (
 )
 
 CELLS, SIDE, WIDTH = 64, 16, 16
-VIEWS = {"flip_vertical": {"probability": 0.5}, "add_noise": {"deviation": (0.0, 0.1)}}
+VIEWS = {"flip_horizontal": {"probability": 0.5}, "flip_vertical": {"probability": 0.5}}
+# Of LLVM: compiling takes longer than these programs run.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def small_model(norm, *, dtype="float32", remat=False, widths=(8, 8)):
@@ -55,11 +57,15 @@ def minibatch(cells=CELLS):
     return {"image": images.astype(np.float32)}
 
 
-def over(mesh, function, **settings):
+def over(mesh, function, options=None):
     """`jit` of a function of (replicated, by rows, replicated) to replicated results."""
     everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    inputs = (everywhere, rows, everywhere)
-    return jax.jit(function, in_shardings=inputs, out_shardings=everywhere, **settings)
+    return jax.jit(
+        function,
+        in_shardings=(everywhere, rows, everywhere),
+        out_shardings=everywhere,
+        compiler_options=QUICK | (options or {}),
+    )
 
 
 @functools.cache
@@ -84,7 +90,7 @@ ROUNDING = 4e-6
 
 @pytest.mark.parametrize(
     ("devices", "micro_batch_size"),
-    [(1, 64), (1, 32), (1, 16), (4, None), (4, 16), (8, None), (8, 32), (8, 16)],
+    [(1, 32), (1, 16), (4, None), (4, 16), (8, None), (8, 32), (8, 16)],
 )
 def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_batch_size):
     metrics, found, _ = gradient("none", devices, micro_batch_size)
@@ -157,15 +163,14 @@ def test_validation_is_the_same_in_micro_batches(cells, micro_batch_size):
         np.testing.assert_allclose(found[1][name], value, rtol=1e-6, atol=1e-6)
 
 
-def compiled_step(goal, optimizer=None, *, cells=CELLS, side=SIDE, **settings):
-    """The step's executable, and that of nothing else."""
-    optimizer, mesh = optimizer or optax.sgd(0.1), goal.mesh or sharding.make_mesh(1)
+def compiled_step(goal, cells=CELLS):
+    """The step's executable."""
+    optimizer, mesh = optax.sgd(0.1), goal.mesh or sharding.make_mesh(1)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    start = functools.partial(init_state, goal.model, optimizer, image_shape=(side, side, 3))
-    rows = {"image": jax.ShapeDtypeStruct((cells, side, side, 3), jnp.float32)}
-    step = make_train_step(goal, optimizer, lambda step: 0.1)
-    program = over(mesh, step, donate_argnums=0, **settings)
-    return program.lower(jax.eval_shape(start, key), rows, key).compile()
+    start = functools.partial(init_state, goal.model, optimizer, image_shape=(SIDE, SIDE, 3))
+    rows = {"image": jax.ShapeDtypeStruct((cells, SIDE, SIDE, 3), jnp.float32)}
+    step = over(mesh, make_train_step(goal, optimizer, lambda step: 0.1))
+    return step.lower(jax.eval_shape(start, key), rows, key).compile()
 
 
 def test_no_image_leaves_its_device():
@@ -178,20 +183,21 @@ def test_no_image_leaves_its_device():
         for result in gathered
         for shape in re.findall(r"\[([\d,]*)\]", result)
     ]
-    assert sizes and max(sizes) <= CELLS * 2 * WIDTH < CELLS * SIDE * SIDE * 3
+    assert sizes
+    assert max(sizes) <= CELLS * 2 * WIDTH < CELLS * SIDE * SIDE * 3
 
 
-def temporaries(goal, **settings):
-    return compiled_step(goal, **settings).memory_analysis().temp_size_in_bytes
+def temporaries(goal, cells):
+    return compiled_step(goal, cells).memory_analysis().temp_size_in_bytes
 
 
 def test_4096_cells_train_in_the_memory_of_256():
-    small = temporaries(objective("batch"), cells=256)
-    large = temporaries(objective("batch", micro_batch_size=256), cells=4096)
+    small = temporaries(objective("batch"), 256)
+    large = temporaries(objective("batch", micro_batch_size=256), 4096)
     projections = 4096 * 2 * WIDTH * 4
     tiles = 4096 * 2 * 64 * 4  # of the loss: all rows against a block of columns
     assert large < 1.3 * small + 8 * projections + 2 * tiles
-    assert temporaries(objective("batch"), cells=4096) > 8 * large
+    assert temporaries(objective("batch"), 4096) > 8 * large
 
 
 @pytest.mark.parametrize("encoder", ["cnn", "resnet18", "resnet50"])
@@ -237,7 +243,7 @@ def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
         options = experiment.compiler_options(mesh)
         cells = sharding.to_global(mesh, experiment.cells.read(experiment.train_rows[:64]))
         key = jax.random.key(0)
-        step = over(mesh, experiment.make_train_step(mesh), compiler_options=options)
+        step = over(mesh, experiment.make_train_step(mesh), options)
         state = experiment.init(key)
         program = step.lower(state, cells, key).compile()
         memory.append(program.memory_analysis().temp_size_in_bytes)
@@ -249,20 +255,24 @@ def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
     np.testing.assert_allclose(metrics_again["loss"], metrics["loss"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-def test_only_the_network_computes_in_bfloat16(config, optimizer):
-    config.model.dtype = "bfloat16"
-    config.optimizer.name = optimizer
-    config.optimizer.learning_rate = 1e-5
-    experiment, mesh = make_experiment(config), sharding.make_mesh(1)
-    key = jax.random.key(0)
-    cells = sharding.to_global(mesh, experiment.cells.read(experiment.train_rows[:64]))
-    step = over(mesh, experiment.make_train_step(mesh))
-    before = experiment.init(key).replace(step=jnp.int32(10))
-    after, metrics = step(before, cells, key)
-    floats = [leaf for leaf in jax.tree.leaves((after, metrics)) if leaf.dtype != jnp.int32]
-    assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
-    # A step too small for bfloat16's eight bits is not lost, and statistics are as fine.
+BFLOAT16 = {"model": small_model("batch", dtype="bfloat16"), "micro_batch_size": 16}
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_state_and_metrics_of_a_bfloat16_network_are_float32(name):
+    optimizer = optim.make_optimizer(name, lambda step: 0.1, weight_decay=1e-6)
+    goal, key = objective(**BFLOAT16), jax.random.key(0)
+    state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
+    step = make_train_step(goal, optimizer, lambda step: 0.1)
+    results = jax.tree.leaves(jax.eval_shape(step, state, minibatch(), key))
+    assert {leaf.dtype for leaf in results if leaf.dtype != jnp.int32} == {jnp.dtype("float32")}
+
+
+def test_a_step_too_small_for_bfloat16_is_not_lost():
+    goal, key, tiny = objective(**BFLOAT16), jax.random.key(0), optax.adam(1e-5)
+    step = over(sharding.make_mesh(1), make_train_step(goal, tiny, lambda step: 1e-5))
+    before = init_state(goal.model, tiny, key, (SIDE, SIDE, 3))
+    after, _ = step(before, minibatch(), key)
     kernel, moved = (state.params["head"]["l1"]["kernel"] for state in (before, after))
     assert 0 < np.max(np.abs(moved - kernel)) < 2.0**-9 * np.max(np.abs(kernel))
     for leaf in jax.tree.leaves(after.batch_stats):
@@ -282,9 +292,7 @@ def operations(jaxpr):
 
 
 def test_loss_statistics_and_update_are_computed_in_float32():
-    goal = objective("batch", model=small_model("batch", dtype="bfloat16"), micro_batch_size=16)
-    optimizer = optax.adamw(0.1)
-    key = jax.random.key(0)
+    goal, optimizer, key = objective(**BFLOAT16), optax.adamw(0.1), jax.random.key(0)
     state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
     step = make_train_step(goal, optimizer, lambda step: 0.1)
     found = list(operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
@@ -326,10 +334,12 @@ def test_the_step_in_micro_batches_is_traced_once(config):
 def test_a_run_in_micro_batches_goes_on_to_the_bit(config, tmp_path):
     config.checkpoint.save_every_steps = 3
     whole = train.train(config, tmp_path)
-    kept = tiny_run.checkpoints(tmp_path)
+    kept = sorted((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     shutil.rmtree(kept[-1])
     assert len(kept) > 1
-    assert tiny_run.same(train.train(config, tmp_path), whole)
+    again = train.train(config, tmp_path)
+    for leaves in zip(*(jax.tree.leaves(state) for state in (again, whole)), strict=True):
+        np.testing.assert_array_equal(*jax.device_get(leaves))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""A process that watches over one of a job and says, in one line, what ended it.
+
+JAX ends a process whose peers are gone or silent from its C++: by a signal, after pages of its
+internals, past every handler of Python. Only another process can still say what that means.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+# prctl(2): this process gets a signal when its parent ends, even by SIGKILL.
+_SIGNAL_AT_PARENTS_END = 1
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_MEANING = {
+    signal.SIGABRT: "most likely another process of the job is gone or does not answer, which the "
+    "lines above tell",
+    signal.SIGKILL: "by hand, or for want of memory",
+}
+
+
+def go_on_in_child() -> None:
+    """Returns in a child; this process waits for its end and ends likewise.
+
+    Call it before any thread is started. A signal that asks for an end is passed on; this
+    process's own end ends the child.
+    """
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(OSError, AttributeError):  # of Linux alone
+            ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_END, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before it could be told of
+            os._exit(1)
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+    for number in _PASSED_ON:
+        signal.signal(number, lambda which, _: os.kill(child, which))
+    _, status = os.waitpid(child, 0)
+    os._exit(_tell(os.waitstatus_to_exitcode(status)))
+
+
+def _tell(code: int) -> int:
+    """The exit status for that of the child; says what ended it where it could not."""
+    if code >= 0:
+        return code
+    number = signal.Signals(-code)
+    meaning = _MEANING.get(number, "by the system")
+    print(
+        f"error: this process was ended by {number.name} ({meaning}); when no process of the job "
+        "is left, the same command on all of them goes on with what is done",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 1 if number == signal.SIGABRT else 128 + number

@@ -1,0 +1,89 @@
+"""Memory of a training step, whole, in micro-batches and rematerialised, by compiling it.
+
+python tests/bench/step_memory.py [--config=configs/simclr_demo.py] [--cells=4096] [--micro=256]
+                                  [--run_below=MB] [--config.model.encoder=resnet18 …]
+
+Compiles the step of `cellclr_jax.main` for the devices that are here and prints a row of Markdown
+for each way: bytes that it holds at once on a device beside the minibatch and the state, and, with
+--run_below, seconds a step of those that hold less than so many MB, on cells of noise.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tpu_step import _experiment, _value
+
+from cellclr_jax import sharding
+from cellclr_jax.experiment import Experiment
+from cellclr_jax.program import compile_program
+
+STEPS = 3
+ROOT = Path(__file__).parents[2]
+
+
+def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
+    """Settings of each row by what the table calls it."""
+    remat = {"model.remat": True}
+    whole, small = {"minibatch_size": cells}, {"minibatch_size": micro}
+    parts = whole | {"micro_batch_size": micro}
+    return {
+        f"{micro:,}": small,
+        f"{micro:,}, rematerialised": small | remat,
+        f"{cells:,}": whole,
+        f"{cells:,}, rematerialised": whole | remat,
+        f"{cells:,} in micro-batches of {micro:,}": parts,
+        f"{cells:,} in micro-batches of {micro:,}, rematerialised": parts | remat,
+    }
+
+
+def measure(experiment: Experiment, run_below: float) -> tuple[float, float | None]:
+    """(MB of temporaries a device, median seconds a step where it was run)."""
+    mesh = sharding.make_mesh()
+    program = compile_program(experiment, mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shape = (experiment.config.minibatch_size, *experiment.cells.image_shape)
+    minibatch = {"image": jax.ShapeDtypeStruct(shape, experiment.cells.image_dtype)}
+    state = jax.eval_shape(experiment.init, key)
+    step = program.step.lower(state, minibatch, key).compile()
+    megabytes = step.memory_analysis().temp_size_in_bytes / 1e6
+    if megabytes >= run_below:
+        return megabytes, None
+    noise = np.random.default_rng(0).integers(0, 1000, shape, np.uint16)
+    cells = sharding.to_global(mesh, {"image": noise})
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    state, taken = program.init(key), []
+    for _ in range(1 + STEPS):
+        began = time.perf_counter()
+        state, metrics = step(state, cells, key)
+        jax.block_until_ready(metrics)
+        taken.append(time.perf_counter() - began)
+    return megabytes, statistics.median(taken[1:])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default=str(ROOT / "configs/simclr_demo.py"))
+    parser.add_argument("--cells", type=int, default=4096)
+    parser.add_argument("--micro", type=int, default=256)
+    parser.add_argument("--run_below", type=float, default=0.0, help="MB")
+    arguments, rest = parser.parse_known_args()
+    pairs = [text.removeprefix("--config.").split("=", 1) for text in rest]
+    given = {name: _value(value) for name, value in pairs}
+    sharding.use_all_cores(arguments.micro)
+    print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")
+    print("| cells a step | temporaries, MB a device | seconds a step |\n|---|---|---|")
+    for name, settings in ways(arguments.cells, arguments.micro).items():
+        experiment = _experiment(arguments.config, given | settings)
+        megabytes, seconds = measure(experiment, arguments.run_below)
+        told = "–" if seconds is None else f"{seconds:.2f}"
+        print(f"| {name} | {megabytes:,.0f} | {told} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
