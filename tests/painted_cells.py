@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cellclr_jax.data.simulation.painter import PaintedField, paint_field
 from cellclr_jax.data.simulation.mechanisms import MOA_PHENOTYPES
+from cellclr_jax.data.simulation.painter import PaintedField, paint_field
 from cellclr_jax.data.simulation.phenotypes import UNTREATED
 from cellclr_jax.data.simulation.population import Population
 from cellclr_jax.data.simulation.textures import texture_bank

@@ -202,7 +202,8 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     assert "Classes of cells" in page
     report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"metrics.json", "report.html", "cells.parquet"}
+    assert left == {"metrics.json", "report.html", "cells.parquet", "earlier"}
+    assert (tmp_path / "earlier" / "1" / "wells.parquet").exists()
 
 
 def test_files_of_somebody_else_are_not_removed(tmp_path):

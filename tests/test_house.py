@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cellclr_jax"
-PURE = ("losses", "optim", "normalization", "train_step", "augment", "models")
+PURE = (
+    "losses",
+    "gradient_cache",
+    "optim",
+    "normalization",
+    "train_step",
+    "augment",
+    "models",
+)
 
 
 def modules():
@@ -65,7 +73,8 @@ def test_rooms_without_jax(room):
 
 def test_one_room_for_each_heavy_library():
     assert users_of("orbax") == {"checkpoint.py"}
-    assert users_of("tensorboardX") == {"logs.py"}
+    assert users_of("tensorboardX") == {"logs/tensorboard.py"}
+    assert users_of("wandb") == {"logs/wandb.py"}
     assert users_of("tensorflow") == set()
 
 
@@ -73,9 +82,9 @@ def test_few_files_know_what_a_config_is():
     assert users_of("ml_collections") == {
         "default_config.py",
         "experiment.py",
-        "main.py",
         "run_config.py",
         "train.py",
+        "train_flags.py",
     }
 
 

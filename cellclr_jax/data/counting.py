@@ -15,7 +15,7 @@ _COUNTED = {
 
 def plural(count: int, what: str) -> str:
     """Such as '1 cell', '2,000 cells'."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def count_kinds(cells: pd.DataFrame) -> dict[str, int]:

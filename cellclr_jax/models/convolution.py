@@ -119,13 +119,14 @@ def _backward_on_cpu(
 
 def _pointwise_slope(images: jax.Array, slope: jax.Array, stride: int) -> jax.Array:
     """A 1×1 kernel's gradient [1, 1, C, F] as one matrix product over all pixels."""
-    seen = images[:, ::stride, ::stride]
+    # bfloat16 is added up in float32: some of the CPU backend's products would not do so.
+    seen = images[:, ::stride, ::stride].astype(jnp.float32)
+    slope = slope.astype(jnp.float32)
     # The first factor of the product is transposed in memory: better the one of fewer channels.
-    multiply = partial(jnp.einsum, preferred_element_type=jnp.float32)
     if seen.shape[-1] <= slope.shape[-1]:
-        product = multiply("bhwc,bhwf->cf", seen, slope)
+        product = jnp.einsum("bhwc,bhwf->cf", seen, slope)
     else:
-        product = multiply("bhwf,bhwc->fc", slope, seen).T
+        product = jnp.einsum("bhwf,bhwc->fc", slope, seen).T
     return product[None, None].astype(images.dtype)
 
 

@@ -43,7 +43,7 @@ def make_room(out: Path, metrics: Mapping[str, Any], files: Collection[str]) -> 
     """
     if not (out / METRICS).exists():
         return None
-    different = _differences(out / METRICS, _settings(metrics))
+    different = _differences(out / METRICS, metrics)
     written = [path for pattern in _OPTIONAL for path in sorted(out.glob(pattern))]
     if not different:
         # Where there is a metrics.json, all that it speaks of is there too: it goes first.
@@ -83,23 +83,26 @@ def _keep(paths: Collection[Path], folder: Path) -> Path:
     return place.rename(folder / str(number))
 
 
-def _settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides an evaluation, by name, as JSON has it."""
-    described = json.loads(json.dumps({**metrics.get("run", {}), **metrics.get("protocol", {})}))
-    return {name: value for name, value in described.items() if name not in _NO_SETTING}
-
-
-def _differences(path: Path, wanted: Mapping[str, Any]) -> list[str]:
+def _differences(path: Path, metrics: Mapping[str, Any]) -> list[str]:
     """Such as ["standardize was none, is controls"]; what the older one does not tell is passed."""
     try:
-        there = _settings(json.loads(path.read_text(encoding="utf-8")))
+        older = json.loads(path.read_text(encoding="utf-8"))
+        there, here = _settings(older), _settings(json.loads(json.dumps(metrics)))
     except (OSError, ValueError, AttributeError, TypeError):
         return [f"its {METRICS} cannot be read"]
+    if ("protocol" in older) != ("protocol" in metrics):
+        return ["treatments were scored" if "protocol" in older else "no treatment was scored"]
     return [
-        f"{name} was {_short(value)}, is {_short(wanted.get(name))}"
+        f"{name} was {_short(value)}, is {_short(here.get(name))}"
         for name, value in there.items()
-        if wanted.get(name) != value
+        if here.get(name) != value
     ]
+
+
+def _settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an evaluation, by name."""
+    described = {**metrics.get("run", {}), **metrics.get("protocol", {})}
+    return {name: value for name, value in described.items() if name not in _NO_SETTING}
 
 
 def _short(value: object) -> str:

@@ -237,10 +237,12 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--files", choices=("png", "npy"), default="png")
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--keep-memory", action="store_true", help="as host_memory has it")
     settings = parser.parse_args()
     from cellclr_jax import host_memory, sharding
 
-    host_memory.keep_freed_memory()
+    if settings.keep_memory:
+        host_memory.keep_freed_memory()
     sharding.use_all_cores(min(case.cells for case in CASES.values()))
     with tempfile.TemporaryDirectory() as scratch:
         data_dir, folder = settings.data_dir or Path(scratch) / "data", Path(scratch) / "files"

@@ -5,8 +5,8 @@ python tests/bench/step_speed.py [--models=demo,cnn,resnet18,resnet50] [--dtype=
 Same architecture, batch, precision and optimiser (SGD with momentum; NT-Xent): forward, backward,
 update, on views that lie on the device already. CellCLR's minibatch is divided among its devices as
 in training (one per core on CPUs). PyTorch runs in a process of its own, in both memory layouts,
-through torch.compile in the better one, and once more with its allocator set as CellCLR sets its
-own. All take turns; medians over the turns are compared.
+through torch.compile in the better one, and once more with `host_memory.keep_freed_memory`, which
+`--keep-memory` gives CellCLR. All take turns; medians over the turns are compared.
 """
 
 import argparse
@@ -164,10 +164,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--keep-memory", action="store_true", help="as host_memory has it")
     settings = parser.parse_args()
     from cellclr_jax import host_memory, sharding
 
-    host_memory.keep_freed_memory()
+    if settings.keep_memory:
+        host_memory.keep_freed_memory()
     sharding.use_all_cores(min(case.cells for case in CASES.values()))
     import jax
 
