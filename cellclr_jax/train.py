@@ -205,8 +205,7 @@ class _Run:
         if self.workdir is not None:
             say(f"first step after {time.monotonic() - self.began:.1f} s")
         if step == 1:
-            with jax.transfer_guard("allow"):
-                views = view_grid(self.experiment, self.mesh, minibatch, self.key)
+            views = view_grid(self.experiment, self.mesh, minibatch, self.key)
             self.log.pictures("views", views, step)
         self.log.restart_clock(step)
 
@@ -232,7 +231,7 @@ class _Run:
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
             self._save(step, state, position, loss)
-            if epoch_ends:
+            if epoch_ends and not stop:
                 self._score(step, state)
             self.log.restart_clock(step)
         if stop:
@@ -243,9 +242,7 @@ class _Run:
         """Scores the representation where it is time for that."""
         if self.online is None or not self.online.due(self._epoch(step)):
             return
-        with jax.transfer_guard("allow"):
-            scores = self.online.score(state.variables)
-        self.log.record_scores(step, self._epoch(step), scores)
+        self.log.record_scores(step, self._epoch(step), self.online.score(state.variables))
 
     def _save(
         self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None
@@ -269,9 +266,12 @@ class _Run:
         """Records the mean validation loss and returns it; None without a validation set."""
         if not self.validation:
             return None
-        found = jax.device_get(
-            [self.program.validate(state, minibatch, key) for minibatch, key in self.validation]
-        )
+        # One at a time: unlike steps they do not wait for one another, and the devices of a CPU may
+        # take up different ones, whose exchanges then never meet.
+        found = [
+            jax.device_get(self.program.validate(state, minibatch, key))
+            for minibatch, key in self.validation
+        ]
         metrics = mean(found)
         with self._not_finite_named():
             check_finite(step, metrics, "validation ")

@@ -55,7 +55,7 @@ def view_grid(
         at_step = view_keys(stream(key, "augment", 0), size)[:count]
         beside = view_keys(stream(key, "pictures"), count * (_PAIRS - 1))
         keys = jnp.concatenate([at_step, beside])
-        images = jnp.tile(experiment._to_augment(some), (_PAIRS, 1, 1, 1))
+        images = jnp.tile(experiment.to_augment(some), (_PAIRS, 1, 1, 1))
         views = two_views(keys, images, experiment.views())
         pairs = views.reshape(_PAIRS, count, 2, *views.shape[2:])
         return experiment.images(some), jnp.moveaxis(pairs, 0, 1)
@@ -117,7 +117,7 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 def _stretch(tiles: list[np.ndarray]) -> np.ndarray:
     """[n, side, side, C] in [0, 1], all with the same range in a channel."""
-    stacked = np.stack(tiles)
+    stacked = np.nan_to_num(np.stack(tiles))  # a run that goes wrong is worth looking at
     low, high = np.percentile(stacked, _SPAN, axis=(0, 1, 2)).astype(np.float32)
     scale = np.where(high > low, high - low, 1)
     return np.clip((stacked - low) / scale, 0, 1) ** _GAMMA

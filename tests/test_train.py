@@ -290,6 +290,33 @@ def test_the_way_of_reading_changes_no_parameter(own_images, tmp_path):
     np.testing.assert_array_equal(parameters(train_alone(config, tmp_path / "shards")), results[0])
 
 
+def test_minibatches_of_validation_are_computed_one_at_a_time(own_images, tmp_path, monkeypatch):
+    # Programs of many devices that run at once may wait for one another for ever.
+    config, _ = own_images
+    config.epochs = 1
+    done, compiled, prepared = [], train.compile_program, train.validation_minibatches
+
+    def noting(experiment, mesh):
+        found = compiled(experiment, mesh)
+
+        def validate(*arguments):
+            done.append("started")
+            return found.validate(*arguments)
+
+        return program.Program(found.init, found.step, validate)
+
+    def fetch(tree, original=jax.device_get):
+        done.append("fetched")
+        return original(tree)
+
+    monkeypatch.setattr(train, "compile_program", noting)
+    monkeypatch.setattr(train, "validation_minibatches", lambda *rest: 3 * prepared(*rest)[:1])
+    monkeypatch.setattr(jax, "device_get", fetch)
+    train_alone(config, tmp_path)
+    first = done.index("started")
+    assert done[first : first + 6] == 3 * ["started", "fetched"]
+
+
 @pytest.mark.parametrize("channels", [["actin", "dna"], ["dna", "tubulin"], ["dna"]])
 def test_a_run_goes_on_with_its_own_channels_alone(own_images, tmp_path, channels):
     config, folder = own_images
