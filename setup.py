@@ -36,6 +36,7 @@ REQUIRES = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda13": ["jax[cuda13]>=0.10,<0.12"],
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "beam": ["apache-beam>=2.60,<3"],
     "wandb": ["wandb>=0.31,<1"],

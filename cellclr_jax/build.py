@@ -158,6 +158,7 @@ def _is_to_be_extended(path: Path, source: "Source | None") -> bool:
     """
     from cellclr_jax.data import index
     from cellclr_jax.data.building import contents, manifest
+    from cellclr_jax.data.counting import plural
     from cellclr_jax.data.sources import RAW_CHANNELS
 
     told = index.read_manifest(path)
@@ -174,7 +175,7 @@ def _is_to_be_extended(path: Path, source: "Source | None") -> bool:
     if told.get("made_by") != manifest.MADE_BY:
         _refuse_other(path, ["another version of this software cut its cells"])
     new = contents.added_plates(built, held)
-    print(f"adding {len(new)} to the {len(built)} plates of {path}", flush=True)
+    print(f"adding {len(new)} to the {plural(len(built), 'plate')} of {path}", flush=True)
     return True
 
 
@@ -191,11 +192,13 @@ def _tidy(path: Path) -> None:
     """Says that there is nothing to do, and does what a kill at the very end has left undone."""
     from cellclr_jax.data import index
     from cellclr_jax.data.building.dataset_folder import forget_pieces
+    from cellclr_jax.data.counting import plural
     from cellclr_jax.data.quality_page import PAGE
 
     manifest = index.read_manifest(path)
     forget_pieces(path.parent, manifest["settings"])
-    print(f"already built: {path} ({manifest['counts']['cells']:,} cells); --overwrite rebuilds")
+    cells = plural(manifest["counts"]["cells"], "cell")
+    print(f"already built: {path} ({cells}); --overwrite rebuilds")
     if not (path / PAGE).exists():
         _write_page(path)
 

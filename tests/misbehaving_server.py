@@ -216,14 +216,15 @@ class _Handler(BaseHTTPRequestHandler):
                 if served.gate is not None and done >= served.gate_after:
                     served.gate.wait()
                 block = left[done : done + _BLOCK]
+                # Before they go: whoever got the last of them counts them at once.
+                with state.lock:
+                    state.sent[name] = state.sent.get(name, 0) + len(block)
                 if served.chunked:
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
                 else:
                     self.wfile.write(block)
                 self.wfile.flush()
                 done += len(block)
-                with state.lock:
-                    state.sent[name] = state.sent.get(name, 0) + len(block)
             if served.chunked and cut is None:
                 self.wfile.write(b"0\r\n\r\n")
         except OSError:

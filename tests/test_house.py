@@ -12,6 +12,7 @@ PURE = (
     "gradient_cache",
     "optim",
     "normalization",
+    "intensity",
     "train_step",
     "augment",
     "models",

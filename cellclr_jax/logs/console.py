@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from cellclr_jax.data.progress import say
+
 # Without a terminal a line at most every so many seconds tells that the run is alive.
 _SECONDS_BETWEEN_LINES = 10.0
 _TITLES = {"knn": "k-NN", "nsc": "NSC", "nscb": "NSCB", "tvn": "TVN", "moa": "MoA"}
 # All of it fits into 80 columns; what comes last is cut off where there are fewer.
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
-
-
-def say(message: str) -> None:
-    """Prints a line without breaking a progress bar."""
-    tqdm.write(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)

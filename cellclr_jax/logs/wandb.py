@@ -14,8 +14,8 @@ import numpy as np
 from etils import epath
 
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.progress import say
 from cellclr_jax.logs import names
-from cellclr_jax.logs.console import say
 
 IDENTITY = "wandb.json"
 _CONFIG = "config.json"
