@@ -125,7 +125,7 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     hidden.rename(release / "Week2" / PLATES[1])
     more = run(*flags, "--workers=1")
     assert more.returncode == 0, more.stderr
-    assert more.stdout.startswith("adding 1 to the 1 plates of ")
+    assert more.stdout.startswith("adding 1 to the 1 plate of ")
     assert "24 cells: 2 plates, 6 wells" in more.stdout
     fewer = run(*flags, f"--plates={PLATES[1]}")
     assert fewer.returncode == 2
