@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from runs import checkpoints
+from training_runs import checkpoints
 
 ROOT = Path(__file__).parents[1]
 # On a machine that is busy with other things.

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs import checkpoints
+from training_runs import checkpoints
 
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from runs import checkpoints, crash_at, rows
 from tiny_run import get_config
+from training_runs import checkpoints, crash_at, rows
 
 from cellclr_jax import embed, sharding, train
 from cellclr_jax.experiment import make_encoding

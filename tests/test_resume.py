@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 from faults import final_state
-from runs import checkpoints, crash_at, rows, same
 from tiny_run import get_config
+from training_runs import checkpoints, crash_at, rows, same
 
 from cellclr_jax import embed, sharding, train
 from cellclr_jax.checkpoint import Checkpoints

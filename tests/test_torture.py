@@ -15,7 +15,7 @@ from faults import (
     truncate_newest,
     vanished_shard,
 )
-from runs import rows
+from training_runs import rows
 
 SETTINGS = ("--config.epochs=20", "--config.checkpoint.save_every_steps=2")
 

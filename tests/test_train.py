@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from runs import checkpoints, crash_at, rows
 from tiny_dataset import random_images, write_dataset
 from tiny_run import get_config
+from training_runs import checkpoints, crash_at, rows
 
 from cellclr_jax import program, sharding, train, validation
 from cellclr_jax.checkpoint import Checkpoints
