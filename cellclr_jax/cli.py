@@ -6,6 +6,7 @@ Imports nothing heavy, so that `--help` answers at once.
 import ast
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     if not FLAGS.debug:  # libraries' threads go on for a moment after an error, and fail likewise
         sys.unraisablehook = lambda unraisable: None
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
         main()
     except _Terminated:
