@@ -17,7 +17,8 @@ from typing import NoReturn
 
 from absl import flags
 
-from cellclr_jax.supervise import go_on_in_child
+from cellclr_jax.startup.large_pages import go_on_with_large_pages
+from cellclr_jax.startup.supervise import go_on_in_child
 
 # On the clock that nobody sets, about when the program was started.
 STARTED = time.monotonic()
@@ -60,6 +61,7 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
     _parse(sys.argv, doc)
+    go_on_with_large_pages()
     if "distributed" in FLAGS and FLAGS.distributed:
         go_on_in_child()
     signal.signal(signal.SIGTERM, _terminate)

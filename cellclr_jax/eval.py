@@ -91,8 +91,9 @@ def main() -> None:
         evaluate_profiles(_protocol())
         return
     protocol = _protocol()
-    from cellclr_jax import compiled_programs, sharding
+    from cellclr_jax import sharding
     from cellclr_jax.embed import MINIBATCH, evaluate_run
+    from cellclr_jax.startup import compiled_programs
 
     if FLAGS.distributed:
         sharding.join_processes()

@@ -14,7 +14,8 @@ from cellclr_jax import cli, train_flags
 def main() -> None:
     """Reads the flags and trains."""
     config, workdir = train_flags.read_config(), train_flags.workdir()
-    from cellclr_jax import compiled_programs, sharding, train
+    from cellclr_jax import sharding, train
+    from cellclr_jax.startup import compiled_programs
 
     if train_flags.DISTRIBUTED.value:
         sharding.join_processes()

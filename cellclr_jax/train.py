@@ -16,18 +16,18 @@ from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
-from cellclr_jax.feed import Feed
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
-from cellclr_jax.pending import NotFinite, Pending, check_finite, mean
+from cellclr_jax.loop.feed import Feed
+from cellclr_jax.loop.pending import NotFinite, Pending, check_finite, mean
+from cellclr_jax.loop.sigterm import sigterm_noted
+from cellclr_jax.loop.tracing import PROFILE, Trace
+from cellclr_jax.loop.validation import validation_minibatches
+from cellclr_jax.loop.view_pictures import view_grid
 from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, check_same, write_config
-from cellclr_jax.sigterm import sigterm_noted
-from cellclr_jax.tracing import PROFILE, Trace
 from cellclr_jax.train_step import Metrics, TrainState
 from cellclr_jax.trained_on import check_dataset, describe_dataset
-from cellclr_jax.validation import validation_minibatches
-from cellclr_jax.view_pictures import view_grid
 
 
 class Interrupted(Exception):
@@ -122,7 +122,7 @@ class _Run:
         self.validation = validation_minibatches(experiment, mesh, self.key)
         self.online = None
         if self.config.online.every_epochs:  # what scores takes a second to load
-            from cellclr_jax.online import OnlineScore
+            from cellclr_jax.loop.online import OnlineScore
 
             self.online = OnlineScore(experiment, mesh)
         self.pending = Pending()

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from cellclr_jax import compiled_programs
-from cellclr_jax.compiled_programs import keep_compiled_programs
+from cellclr_jax.startup import compiled_programs
+from cellclr_jax.startup.compiled_programs import keep_compiled_programs
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
@@ -20,7 +20,7 @@ SETTINGS = (
 )
 PROGRAM = """
 import sys, jax, jax.numpy as jnp
-from cellclr_jax.compiled_programs import keep_compiled_programs
+from cellclr_jax.startup.compiled_programs import keep_compiled_programs
 keep_compiled_programs(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 found = []

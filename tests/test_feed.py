@@ -9,7 +9,7 @@ import pytest
 
 from cellclr_jax import sharding
 from cellclr_jax.cli import BadData
-from cellclr_jax.feed import Feed
+from cellclr_jax.loop.feed import Feed
 
 
 class Numbers:
@@ -80,7 +80,7 @@ def test_what_breaks_breaks_when_it_is_its_turn(feed_of):
 
 def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeypatch):
     gate, now = threading.Event(), [0.0]
-    monkeypatch.setattr("cellclr_jax.feed.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cellclr_jax.loop.feed.time.monotonic", lambda: now[0])
 
     def step_ends(running):
         now[0] += 5.0

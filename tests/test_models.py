@@ -1,8 +1,5 @@
 """Encoders have torchvision's layout and evaluate each image on its own, in float32."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +7,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cellclr_jax import sharding
-from cellclr_jax.host_memory import keep_freed_memory
 from cellclr_jax.models.contrastive import make_model
 from cellclr_jax.models.convolution import convolution, convolve
 from cellclr_jax.models.pooling import max_pool_2x2, max_pool_3x3
@@ -238,17 +234,6 @@ def test_stem_pooling_equals_xlas_window(height, width, dtype):
     ):
         have, want = np.asarray(have, np.float32), np.asarray(want, np.float32)
         np.testing.assert_allclose(have, want, atol=0.05 if dtype == "bfloat16" else 1e-6)
-
-
-def test_freed_memory_is_kept_where_the_c_library_can():
-    script = "from cellclr_jax.host_memory import keep_freed_memory as keep; print(keep(), keep())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
-    assert done.stdout.split() in ([b"True"] * 2, [b"False"] * 2)
-
-
-def test_keeping_freed_memory_is_left_out_where_it_cannot_be_asked_for(monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert not keep_freed_memory()
 
 
 @pytest.mark.parametrize(

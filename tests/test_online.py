@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from tiny_run import get_config
 
-from cellclr_jax import embed, online, sharding
+from cellclr_jax import embed, sharding
 from cellclr_jax.experiment import make_experiment
+from cellclr_jax.loop import online
 from cellclr_jax.profiling import evaluation, profiles
 from cellclr_jax.profiling.columns import own_features
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 START = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
-from cellclr_jax.supervise import go_on_in_child
+from cellclr_jax.startup.supervise import go_on_in_child
 go_on_in_child()
 print(os.getpid(), flush=True)
 {rest}

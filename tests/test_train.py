@@ -10,10 +10,11 @@ from tiny_dataset import random_images, write_dataset
 from tiny_run import get_config
 from training_runs import checkpoints, crash_at, rows
 
-from cellclr_jax import program, sharding, train, validation
+from cellclr_jax import program, sharding, train
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.experiment import make_experiment
+from cellclr_jax.loop import validation
 
 
 @pytest.fixture

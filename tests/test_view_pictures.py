@@ -8,9 +8,10 @@ import pytest
 from tiny_dataset import SIDE, random_images, write_dataset
 from tiny_run import get_config
 
-from cellclr_jax import sharding, view_pictures
+from cellclr_jax import sharding
 from cellclr_jax.augment import two_views
 from cellclr_jax.experiment import make_experiment
+from cellclr_jax.loop import view_pictures
 from cellclr_jax.train_step import stream
 
 # Crop, two views of the step, four further ones.

@@ -6,7 +6,7 @@ python tests/bench/end_to_end_speed.py [--models=demo,resnet18] [--data_dir=DIR]
 CellCLR trains as `main` does: shards, normalisation and the paper's augmentations in the step. The
 peer reads the same crops from a file each (16-bit PNG, or NPY), augments them by albumentations in
 a DataLoader of two workers, and trains the same network with the same optimiser and precision.
-Both take turns. Without `--data_dir` a small dataset is simulated first.
+Both have large pages and take turns. Without `--data_dir` a small dataset is simulated first.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from turns import Elsewhere, Step
+
+from cellclr_jax.startup import large_pages
 
 WORKERS = 2
 TURN_STEPS = 8
@@ -72,7 +74,7 @@ def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
     from cellclr_jax import program, sharding
     from cellclr_jax.data import pipeline
     from cellclr_jax.experiment import make_experiment
-    from cellclr_jax.feed import Feed
+    from cellclr_jax.loop.feed import Feed
 
     began = time.perf_counter()
     mesh = sharding.make_mesh()
@@ -206,7 +208,7 @@ def measure(name: str, data_dir: Path, folder: Path, settings: argparse.Namespac
 
     case = CASES[name]
     count = len(list(folder.iterdir()))
-    with Elsewhere(theirs) as elsewhere:
+    with Elsewhere(theirs, large_pages=True) as elsewhere:
         run, first = ours(case, data_dir)
 
         def our_timer(repeats: int) -> float:
@@ -237,12 +239,10 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path)
     parser.add_argument("--files", choices=("png", "npy"), default="png")
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--keep-memory", action="store_true", help="as host_memory has it")
     settings = parser.parse_args()
-    from cellclr_jax import host_memory, sharding
+    large_pages.go_on_with_large_pages()
+    from cellclr_jax import sharding
 
-    if settings.keep_memory:
-        host_memory.keep_freed_memory()
     sharding.use_all_cores(min(case.cells for case in CASES.values()))
     with tempfile.TemporaryDirectory() as scratch:
         data_dir, folder = settings.data_dir or Path(scratch) / "data", Path(scratch) / "files"

@@ -1,10 +1,14 @@
 """Programs that take turns at the same machine, some of them in a process of their own."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
+
+from cellclr_jax.startup.large_pages import LARGE_PAGES, TUNABLES
 
 # One run of the program, ended when it returns.
 Step = Callable[[], object]
@@ -40,16 +44,18 @@ class Elsewhere:
 
     Args:
       maker: of the programs, a function of a module.
-      keep_memory: whether the process keeps freed memory as CellCLR does (see `host_memory`).
+      large_pages: whether the process has them as CellCLR does (see `startup.large_pages`).
     """
 
-    def __init__(self, maker: Maker, *, keep_memory: bool = False) -> None:
+    def __init__(self, maker: Maker, *, large_pages: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._calls, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, maker, keep_memory))
+        self._process = context.Process(target=_serve, args=(other, maker))
+        self._tunables = LARGE_PAGES if large_pages else ""
 
     def __enter__(self) -> "Elsewhere":
-        self._process.start()
+        with mock.patch.dict(os.environ, {TUNABLES: self._tunables}):
+            self._process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,12 +79,8 @@ class Elsewhere:
         return answer
 
 
-def _serve(calls: Connection, maker: Maker, keep_memory: bool) -> None:
+def _serve(calls: Connection, maker: Maker) -> None:
     """Does what the process that started this one asks for."""
-    if keep_memory:
-        from cellclr_jax import host_memory
-
-        host_memory.keep_freed_memory()
     runs: list[Step] = []
     while (call := calls.recv()) is not None:
         try:

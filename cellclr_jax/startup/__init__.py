@@ -1,0 +1,1 @@
+"""What a program does about its own process before it does anything else."""
