@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from cellclr_jax import sharding
 from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.data.quality.look import CHANNEL_COLOURS
 from cellclr_jax.experiment import Experiment
 from cellclr_jax.train_step import stream
 
@@ -18,9 +19,8 @@ _ROWS = 8
 _PAIRS = 3
 # Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
 _SMALLEST, _LARGEST = 96, 160
-# Colours of channels laid over each other, those of the quality page: told apart under every
-# colour blindness. More than three at once are not; they go into a row of their own.
-_COLOURS = np.array([[91, 140, 255], [255, 176, 0], [240, 64, 159]], np.float32) / 255
+# As on the quality page; further channels go into a row of their own.
+_COLOURS = np.array([list(bytes.fromhex(c[1:])) for c in CHANNEL_COLOURS], np.float32) / 255
 # Brightness spans these percentiles of a channel in all pictures of a cell; a power below one lifts
 # what is dim.
 _SPAN = (0.5, 99.8)

@@ -30,11 +30,16 @@ def seconds(run: Step, repeats: int) -> float:
 
 
 def take_turns(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
-    """Seconds a run of each program in each turn, after two for warming up."""
+    """Seconds a run of each program in each turn.
+
+    Each turn begins with a run that is not timed: while the others ran, the system took back the
+    memory that this one had used.
+    """
     repeats = {name: max(1, round(TURN_SECONDS / timer(2))) for name, timer in timers.items()}
     taken: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(turns):
         for name, timer in timers.items():
+            timer(1)
             taken[name].append(timer(repeats[name]))
     return taken
 

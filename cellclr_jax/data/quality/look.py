@@ -18,6 +18,9 @@ INK, PALE_INK = "#1f2430", "#5b6472"
 MARK, SKIPPED = "#d55e00", "#7a8290"
 """A field that stands out (Okabe and Ito's vermilion), and one that could not be used."""
 BARS = "#31688e"
+CHANNEL_COLOURS = ("#5b8cff", "#ffb000", "#f0409f")
+"""Of channels laid over each other: blue, amber and red-violet differ under every colour blindness,
+and more than three colours at once are none."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 UNKNOWN = "not known for these images"
 """What is said of a measure that no field has."""

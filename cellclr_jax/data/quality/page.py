@@ -10,16 +10,14 @@ from cellclr_jax.data.counting import plural
 from cellclr_jax.data.quality import summary, template
 from cellclr_jax.data.quality.histograms import draw_histograms
 from cellclr_jax.data.quality.light import draw_light
-from cellclr_jax.data.quality.look import UNKNOWN
+from cellclr_jax.data.quality.look import CHANNEL_COLOURS, UNKNOWN
 from cellclr_jax.data.quality.montage import Montage, ReadImages, make_montage
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_grid import PlateGrid
 from cellclr_jax.data.quality.plate_maps import draw_fields, draw_wells
 from cellclr_jax.data.quality.squares import field_squares, place_fields, well_squares
 
-# Colours of channels laid over each other; blue, amber and red-violet differ under every colour
-# blindness, and more than three colours at once are none. The first one that is alone is white.
-_COLOURS = ("#5b8cff", "#ffb000", "#f0409f")
+# Of `CHANNEL_COLOURS`; a channel that is alone is white.
 _COLOUR_NAMES = ("blue", "amber", "violet")
 # Pixels of the page that a crop's side takes about.
 _CROP = 96
@@ -196,14 +194,14 @@ def _channel_style(channels: int, side: int) -> str:
     """A rule for each channel of a row of crops: its part of the picture, its colour."""
     rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
     for c in range(channels):
-        colour = "#fff" if channels == 1 or c >= len(_COLOURS) else _COLOURS[c]
+        colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
         place = f"background-position: 0 0, 0 {-c * side}px"
         rules += [
             f".c{c} {{ background-image: {_tint(colour)}; {place}; }}",
             f'.rows[data-show="{c}"] .c{c} {{ background-image: {_tint("#fff")}; }}',
             f'.rows:not([data-show="{c}"]):not([data-show=""]) .c{c} {{ display: none; }}',
         ]
-        if c >= len(_COLOURS):
+        if c >= len(CHANNEL_COLOURS):
             rules.append(f'.rows[data-show=""] .c{c} {{ display: none; }}')
     return "\n".join(rules)
 
