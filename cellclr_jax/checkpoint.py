@@ -4,6 +4,8 @@ Kept are the last two, the best by validation loss, and one every so many steps.
 """
 
 import contextlib
+import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,14 +22,15 @@ from cellclr_jax import state_tree
 from cellclr_jax.cli import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
+_ASIDE = "unreadable"
 _METRIC = "validation_loss"
-_STATE, _PROGRESS = "state", "progress"
+_STATE, _PROGRESS, _METRICS = "state", "progress", "metrics"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
 # That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
 _SECONDS_TO_SAVE = 24 * 3600
 # An error of TensorStore holds pages of its internals.
-_MESSAGE_LENGTH = 160
+_MESSAGE_LENGTH = 240
 
 
 class Checkpoints:
@@ -55,6 +58,8 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
+        if not read_only:
+            _set_aside_metrics(epath.Path(self.directory))
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -261,13 +266,10 @@ class Checkpoints:
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""
-        aside = epath.Path(self.directory).parent / "unreadable"
+        aside = epath.Path(self.directory).parent / _ASIDE
         for step in steps:
             if jax.process_index() == 0:
-                aside.mkdir(parents=True, exist_ok=True)
-                taken = sum(path.name.split(".")[0] == str(step) for path in aside.iterdir())
-                name = f"{step}.{taken}" if taken else str(step)
-                (epath.Path(self.directory) / str(step)).rename(aside / name)
+                _move_aside(epath.Path(self.directory) / str(step), aside)
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
@@ -295,6 +297,31 @@ def _abstract(template: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
 
 
+def _set_aside_metrics(directory: epath.Path) -> None:
+    """Moves metrics aside that Orbax would stumble over: their checkpoint is then unranked."""
+    if jax.process_index() == 0 and directory.is_dir():
+        for folder in directory.glob(f"[0-9]*/{_METRICS}"):
+            try:
+                readable = _METRIC in json.loads((folder / _METRICS).read_text())
+            except (OSError, ValueError, TypeError):
+                readable = False
+            if not readable:
+                _move_aside(folder, directory.parent / _ASIDE, f"{folder.parent.name}-{_METRICS}")
+    multihost_utils.sync_global_devices("metrics are readable")
+
+
+def _move_aside(path: epath.Path, aside: epath.Path, name: str = "") -> None:
+    """Moves a file or folder into another one, under a name that is not yet taken there."""
+    aside.mkdir(parents=True, exist_ok=True)
+    name = name or path.name
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+    path.rename(next(aside / free for free in names if not (aside / free).exists()))
+
+
 def _first_line(error: Exception) -> str:
+    """The first line of a message; of a long one both ends, since the reason often comes last."""
     lines = str(error).strip().splitlines()
-    return lines[0][:_MESSAGE_LENGTH] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    half = _MESSAGE_LENGTH // 2
+    return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"

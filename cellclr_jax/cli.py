@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,10 +17,9 @@ from typing import NoReturn
 from absl import flags
 
 from cellclr_jax.startup.large_pages import go_on_with_large_pages
+from cellclr_jax.startup.streams import keep_streams
 from cellclr_jax.startup.supervise import go_on_in_child
 
-# On the clock that nobody sets, about when the program was started.
-STARTED = time.monotonic()
 FLAGS = flags.FLAGS
 _PACKAGE = f"{__package__}."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -58,6 +56,7 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
       main: what the binary does; it reads the parsed absl flags.
       doc: the binary's docstring, shown above the flags by `--help`.
     """
+    keep_streams()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
     _parse(sys.argv, doc)
@@ -111,11 +110,12 @@ def _parse(argv: list[str], doc: str) -> None:
         os._exit(0)
     try:
         rest = FLAGS(argv)
-    except AttributeError as error:  # of ml_collections, for --config.a.b where there is no b
+    except (AttributeError, KeyError) as error:  # of ml_collections: --config.a.b without a b
         name = str(error.args[0] if error.args else error)
         with contextlib.suppress(ValueError, SyntaxError):  # it quotes a text within a text
             name = str(ast.literal_eval(name))
-        _fail(f"no such setting in the config: {name}", 2, debug="--debug" in argv)
+        told = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
+        _fail(told, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
     if len(rest) > 1:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from cellclr_jax import optim
 from cellclr_jax.augment import resize, two_views
 from cellclr_jax.cli import BadUse
+from cellclr_jax.config_ranges import check_ranges
 from cellclr_jax.data import index, pipeline
 from cellclr_jax.data.statistics import plate_percentiles
 from cellclr_jax.models.contrastive import ContrastiveModel, make_model
@@ -27,23 +28,8 @@ from cellclr_jax.train_step import Objective, TrainState, Variables, init_state,
 from cellclr_jax.train_step import make_train_step as _make_train_step
 from cellclr_jax.train_step import make_validation_step as _make_validation_step
 
-# The least value of each setting that a loop or a formula would trip over much later.
-_AT_LEAST = {
-    "seed": 0,
-    "image_size": 1,
-    "minibatch_size": 2,
-    "micro_batch_size": 0,
-    "loss_block_size": 0,
-    "epochs": 1,
-    "log_every": 1,
-    "online.every_epochs": 0,
-    "online.cells": 2,
-    "checkpoint.save_every_steps": 0,
-    "checkpoint.keep_every_epochs": 0,
-    "optimizer.weight_decay": 0,
-    "schedule.warmup_epochs": 0,
-}
-
+# What JAX, Flax and arithmetic say of settings that cannot be.
+_REFUSED = (ValueError, TypeError, IndexError, ArithmeticError)
 # XLA for CPUs drops the barriers of rematerialisation, and then finds that the second computation
 # equals the first and keeps the first: unless it leaves out the pass that drops them.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -199,7 +185,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         refuses.
       BadData: where the dataset cannot be read.
     """
-    _check_ranges(config)
+    check_ranges(config)
     encoding = make_encoding(config)
     held_out = index.validation_mask(encoding.cells.table["cell_id"], config.validation_fraction)
     train_rows = np.flatnonzero(~held_out)
@@ -228,25 +214,6 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     )
     _trace(experiment)
     return experiment
-
-
-def _check_ranges(config: ml_collections.ConfigDict) -> None:
-    for path, least in _AT_LEAST.items():
-        value: Any = config
-        for name in path.split("."):
-            value = value[name]
-        if not value >= least:
-            raise BadUse(f"config.{path} is {value}: at least {least} was expected")
-    cells, at_once = config.minibatch_size, config.micro_batch_size
-    if at_once and cells % at_once:
-        raise BadUse(
-            f"config.micro_batch_size is {at_once}: a divisor of config.minibatch_size {cells}, "
-            "or 0 for none, was expected"
-        )
-    for name, settings in config.views.items():
-        share = (settings or {}).get("probability", 1.0)
-        if not 0 <= share <= 1:
-            raise BadUse(f"config.views.{name}.probability is {share}: from 0 to 1 was expected")
 
 
 def _schedule(config: ml_collections.ConfigDict, steps: int) -> optim.Schedule:
@@ -295,12 +262,12 @@ def _trace(experiment: Experiment) -> None:
             key,
             minibatch,
         )
-    except (ValueError, TypeError, IndexError) as error:
+    except _REFUSED as error:
         raise BadUse(f"config.views: {error}") from error
     try:
         state = jax.eval_shape(experiment.init, key)
         jax.eval_shape(experiment.make_train_step(), state, minibatch, key)
-    except (ValueError, TypeError, IndexError) as error:
+    except _REFUSED as error:
         raise BadUse(f"config: {error}") from error
 
 

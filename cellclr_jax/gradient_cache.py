@@ -36,13 +36,13 @@ def value_and_grad(
       encode: codes of a micro-batch, and what else is seen there; pure, so that it does the same
         both times.
       loss: of the codes of all rows, in the order of `rows`, and what else it tells.
-      params: a tree of arrays, float32.
+      params: a tree of float arrays.
       rows: a tree of arrays [B, ...].
       pieces: micro-batches, a divisor of B; 1 encodes all rows at once, and once.
 
     Returns:
-      ((loss, what else it tells), gradient: a tree like `params`, what `encode` saw: arrays
-      [pieces, ...]).
+      ((loss, what else it tells), gradient: a tree like `params` in float32, what `encode` saw:
+      arrays [pieces, ...]).
 
     Raises:
       ValueError: where the rows cannot be divided so.
@@ -53,6 +53,8 @@ def value_and_grad(
       >>> value_and_grad(encode, loss, jnp.float32(2), jnp.arange(5.0), pieces=5)[:2]
       ((Array(400., dtype=float32), None), Array(400., dtype=float32))
     """
+    if pieces < 1:
+        raise ValueError(f"{pieces} pieces: at least 1 was expected")
     if pieces == 1:
         return _all_at_once(encode, loss, params, rows)
     codes, seen = encode_in_pieces(partial(encode, params), rows, pieces=pieces)
@@ -107,6 +109,7 @@ def _all_at_once(
         return value, (told, seen)
 
     (value, (told, seen)), gradient = jax.value_and_grad(whole, has_aux=True)(params)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
     return (value, told), gradient, jax.tree.map(lambda x: x[None], seen)
 
 

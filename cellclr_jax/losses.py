@@ -35,8 +35,8 @@ def normalize_rows(x: jax.Array) -> jax.Array:
       [..., D] float32; a zero row stays zero, with a zero gradient.
     """
     x = x.astype(jnp.float32)
-    # Squares neither overflow nor vanish when a row's largest entry is 1; the direction, and with
-    # it the gradient, does not depend on that factor.
+    # Squares of rows between 1e-37 and 8e37 neither overflow nor vanish when a row's largest entry
+    # is 1; the direction, and with it the gradient, does not depend on that factor.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     x = x / jnp.where(largest == 0, 1.0, largest)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
@@ -55,7 +55,8 @@ def nt_xent(
 
     Each of the 2B rows has one positive, its other view, and 2B - 2 negatives; a row is never
     compared with itself. Memory grows with B × block_size, never with B², in the backward pass too.
-    Reverse-mode derivatives of first order only, by both projections and by the temperature.
+    Reverse-mode derivatives of first order only, by both projections and by the temperature; the
+    latter loses digits where all rows nearly point one way.
 
     Args:
       z1: [B, D] projections of the first views, any float dtype.
@@ -115,7 +116,7 @@ def _check(
 ) -> None:
     if z1.ndim != 2 or z1.shape != z2.shape or z1.size == 0:
         raise ValueError(f"expected two arrays of one shape [B, D], got {z1.shape} and {z2.shape}")
-    if not isinstance(temperature, jax.Array) and not temperature > 0:
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
@@ -135,7 +136,7 @@ def _contrast(
     first, second = u[:, 0], u[:, 1]
     difference = first - second
     positive = jnp.sum(first * second, axis=1, keepdims=True)
-    pairs = u.shape[0] * (u.shape[0] - 1)
+    pairs = float(u.shape[0] * (u.shape[0] - 1))  # as an integer it may exceed int32
     metrics = {
         "contrastive_accuracy": jnp.mean((positive - hardest > _TIE).astype(jnp.float32)),
         "alignment": jnp.mean(jnp.sum(difference * difference, axis=1)),
@@ -238,7 +239,7 @@ def _search(
         closeness = 4.0 * jnp.minimum(similarity[:half, :width] - 1.0, 0.0)
         return (harder, total, potential + jnp.sum(jnp.exp(closeness), axis=1)), None
 
-    nothing = jnp.zeros(2 * half)
+    nothing = jnp.zeros(2 * half, jnp.float32)
     (hardest, total, potential), _ = jax.lax.scan(
         step, (nothing + _BELOW, nothing, nothing[:half]), (blocks, starts)
     )

@@ -3,24 +3,27 @@
 python -m cellclr_jax.main --config=configs/simclr.py [--workdir=DIR] [--config.a.b=value …]
                            [--compilation_cache=DIR|off] [--profile=STEPS] [--wandb=PROJECT]
 
-Run again with the same work directory, it goes on from the newest checkpoint.
+Run again with the same work directory, it goes on from the newest checkpoint. Ctrl-C and SIGTERM
+save first. The settings are those of cellclr_jax/default_config.py.
 """
 
 import sys
 
 from cellclr_jax import cli, train_flags
+from cellclr_jax.startup.large_pages import STARTED
 
 
 def main() -> None:
     """Reads the flags and trains."""
     config, workdir = train_flags.read_config(), train_flags.workdir()
     from cellclr_jax import sharding, train
+    from cellclr_jax.loop.stop_signals import Interrupted
     from cellclr_jax.startup import compiled_programs
 
     if train_flags.DISTRIBUTED.value:
         sharding.join_processes()
     else:
-        sharding.use_all_cores(config.minibatch_size)
+        sharding.use_all_cores(config.micro_batch_size or config.minibatch_size)
     compiled_programs.keep_compiled_programs(train_flags.COMPILATION_CACHE.value)
     try:
         train.train(
@@ -28,11 +31,11 @@ def main() -> None:
             workdir,
             profile_steps=train_flags.PROFILE.value,
             wandb=train_flags.WANDB.value,
-            began=cli.STARTED,
+            began=STARTED,
         )
-    except train.Interrupted as stop:
+    except Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(128 + 15)
+        sys.exit(128 + stop.number)
 
 
 if __name__ == "__main__":

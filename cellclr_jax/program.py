@@ -41,7 +41,13 @@ def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
             out_shardings=everywhere,
             compiler_options=_COMPILED_QUICKLY if on_cpu else None,
         ),
-        step=jax.jit(step, in_shardings=inputs, out_shardings=everywhere, donate_argnums=0),
+        step=jax.jit(
+            step,
+            in_shardings=inputs,
+            out_shardings=everywhere,
+            donate_argnums=0,
+            compiler_options=experiment.compiler_options(mesh),
+        ),
         validate=jax.jit(validate, in_shardings=inputs, out_shardings=everywhere),
     )
 

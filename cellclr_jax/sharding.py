@@ -4,6 +4,7 @@ import math
 import os
 import re
 import threading
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -32,10 +33,17 @@ def make_mesh(devices: int | None = None) -> Mesh:
     Args:
       devices: takes only the first ones (for tests on one process); None takes all.
     """
-    count = devices or jax.device_count()
-    return jax.make_mesh(
-        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
-    )
+    return mesh_of(jax.devices()[:devices])
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over these devices, those of a process beside each other.
+
+    `jax.make_mesh` would follow the torus of a TPU pod slice, to and fro between its hosts. The
+    rows of a host are to be one piece of the whole (see `to_global`).
+    """
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -82,18 +90,18 @@ def round_up(rows: int, mesh: Mesh) -> int:
     return math.ceil(rows / mesh.size) * mesh.size
 
 
-def use_all_cores(minibatch_size: int) -> None:
+def use_all_cores(cells: int) -> None:
     """Gives the CPU backend one device per core, before JAX starts it.
 
     XLA divides a program among devices better than a convolution among threads. The count is the
-    largest that divides the minibatch. Where JAX finds an accelerator, or the environment sets the
-    number of CPU devices, this changes nothing.
+    largest that divides so many cells: those of a minibatch or micro-batch. Where JAX finds an
+    accelerator, or the environment sets the number of CPU devices, this changes nothing.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = next(n for n in range(cores or 1, 0, -1) if minibatch_size % n == 0)
+    count = next(n for n in range(cores or 1, 0, -1) if cells % n == 0)
     jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -107,13 +115,23 @@ def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
 
     Args:
       heartbeat_seconds: a process that is silent for so long ends the job.
+
+    Raises:
+      BadUse: nothing tells this process its place, or what does is no number.
     """
     count, rank = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     place: dict[str, Any] = {}
-    if count is not None and rank is not None:
-        place = {"num_processes": int(count), "process_id": int(rank)}
     cli.join_job(lost_peer, _leave)
-    jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
+    try:
+        if count is not None and rank is not None:
+            place = {"num_processes": int(count), "process_id": int(rank)}
+        jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
+    except ValueError as error:
+        raise cli.BadUse(
+            f"--distributed: {error}. Outside of TPU slices, Slurm and Open MPI, "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell a "
+            "process its place"
+        ) from error
 
 
 def lost_peer(error: BaseException | None) -> str | None:

@@ -20,7 +20,7 @@ from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.loop.feed import Feed
 from cellclr_jax.loop.pending import NotFinite, Pending, check_finite, mean
-from cellclr_jax.loop.sigterm import sigterm_noted
+from cellclr_jax.loop.stop_signals import Interrupted, stop_signals_noted
 from cellclr_jax.loop.tracing import PROFILE, Trace
 from cellclr_jax.loop.validation import validation_minibatches
 from cellclr_jax.loop.view_pictures import view_grid
@@ -28,10 +28,6 @@ from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, check_same, write_config
 from cellclr_jax.train_step import Metrics, TrainState
 from cellclr_jax.trained_on import check_dataset, describe_dataset
-
-
-class Interrupted(Exception):
-    """SIGTERM came; the state was saved."""
 
 
 def train(
@@ -59,18 +55,19 @@ def train(
     Raises:
       BadUse: for settings that do not fit the dataset, the devices or the run in `workdir`.
       BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
-      Interrupted: after SIGTERM, when the state is saved.
+      Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
     """
     began = time.monotonic() if began is None else began
     workdir, mesh = epath.Path(workdir), mesh or sharding.make_mesh()
     if profile_steps and not is_local(workdir):
         raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
+    check_config(config, workdir)  # by each process, so that all end with the same message
     experiment = make_experiment(config)
     experiment.check_devices(mesh)
     first = jax.process_index() == 0
-    check_config(config, workdir)  # by each process, so that all end with the same message
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
+            _make_folder(Path(workdir))
             stack.enter_context(alone(Path(workdir), ".training", "training in it"))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
@@ -81,6 +78,15 @@ def train(
             say(describe(experiment, mesh, workdir))
         run = _Run(experiment, mesh, checkpoints, workdir if first else None, began)
         return run.go(profile_steps, wandb)
+
+
+def _make_folder(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from error
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
@@ -138,7 +144,7 @@ class _Run:
             stack.callback(feed.close)
             trace = self._trace(start, profile_steps)
             stack.callback(trace.close)
-            self.should_stop = stack.enter_context(sigterm_noted())
+            self.should_stop = stack.enter_context(stop_signals_noted())
             # Everything that crosses to or from the host in the loop does so on purpose.
             stack.enter_context(jax.transfer_guard("disallow"))
             metrics: Metrics = {}
@@ -225,18 +231,18 @@ class _Run:
         epoch_ends = step % self.experiment.steps_per_epoch == 0
         interval = self.config.checkpoint.save_every_steps
         stop = self.should_stop(step)
-        save = epoch_ends or stop or bool(interval and step % interval == 0)
+        save = epoch_ends or stop is not None or bool(interval and step % interval == 0)
         if save or step % self.config.log_every == 0:
             self._flush(step)
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
-            self._save(step, state, position, loss)
-            if epoch_ends and not stop:
+            if epoch_ends:  # before it is saved: what comes after a checkpoint is not made up for
                 self._score(step, state)
+            self._save(step, state, position, loss)
             self.log.restart_clock(step)
-        if stop:
+        if stop is not None:
             self.checkpoints.wait()
-            raise Interrupted(f"SIGTERM: saved step {step}; the same command goes on from there")
+            raise Interrupted(stop, step)
 
     def _score(self, step: int, state: TrainState) -> None:
         """Scores the representation where it is time for that."""

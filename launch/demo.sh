@@ -9,7 +9,8 @@
 #   EXTRAS   extras to install, e.g. cuda on a machine with a GPU; without it JAX's CPU wheel
 #   PYTHON   the Python to make .venv with, 3.11 or newer
 #
-# Run again, it skips what is done: the environment, the dataset, the trained steps.
+# Run again, it skips what is done: the environment, the dataset, the trained steps. A run with other settings needs a
+# work directory of its own: RUN=runs/short bash launch/demo.sh --config.epochs=2
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -29,6 +30,7 @@ check_arguments() {
     case $argument in
       -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
       --workdir | --workdir=*) fail "the work directory is set by RUN: RUN=DIR bash launch/demo.sh" 2 ;;
+      --dry-run) fail "the demo has no --dry-run: bash launch/demo.sh --help tells what it does" 2 ;;
       --config.data_dir | --config.data_dir=*) fail "the dataset is set by DATA: DATA=DIR bash launch/demo.sh" 2 ;;
       --*) ;;
       *) fail "unexpected argument '$argument': flags are written --name=value" 2 ;;
@@ -48,7 +50,7 @@ main() {
   "$CELLCLR_PYTHON" -m cellclr_jax.build --source=simulated --data_dir="$data" || fail "stage 2 (dataset) failed"
   step 3 4 "train in $run"
   "$CELLCLR_PYTHON" -m cellclr_jax.main --config=configs/simclr_demo.py --workdir="$run" \
-    --config.data_dir="$data" "$@" || fail "stage 3 (training) failed"
+    --config.data_dir="$data" "$@" || fail "stage 3 (training) failed; for another run: RUN=DIR bash launch/demo.sh …"
   step 4 4 "evaluate"
   "$CELLCLR_PYTHON" -m cellclr_jax.eval --workdir="$run" --standardize=controls || fail "stage 4 (evaluation) failed"
   echo "report: $(newest_report "$run")"

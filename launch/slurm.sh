@@ -110,6 +110,12 @@ run_job() {
 }
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
+  case ${1:-} in -h | --help)
+    # As `usage` of environment.sh, without the options of sbatch; that file is not found here on Slurm.
+    awk 'NR > 1 { if (!/^#/) exit; if (!/^#SBATCH/) { sub(/^# ?/, ""); print } }' "$0"
+    exit 0
+    ;;
+  esac
   echo "error: slurm.sh is a batch script: DATA=DIR sbatch launch/slurm.sh" >&2
   exit 2
 fi

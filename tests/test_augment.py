@@ -156,6 +156,32 @@ def test_shift_equals_numpys_interpolation(axis):
     np.testing.assert_allclose(got, want if axis == 1 else want.swapaxes(0, 1), atol=1e-5)
 
 
+def test_both_ways_of_a_shift_start_from_the_same():
+    picture = jnp.asarray(image(8))
+    padded, shift = jnp.pad(picture, ((0, 0), (2, 2), (0, 0))), jnp.sin(9 * picture)
+    one, other = (
+        way(picture, padded, shift) for way in (resampling._contiguous, resampling._at_once)
+    )
+    for have, want in zip(one, other, strict=True):
+        np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("elastic", {"displacement": -1.0}),
+        ("elastic", {"smoothness": 0.0}),
+        ("center_crop", {"fraction": (1.2, 1.2)}),
+        ("center_crop", {"fraction": (0.8, 0.5)}),
+        ("random_resized_crop", {"area": (0.0, 1.0)}),
+        ("random_resized_crop", {"aspect": (-1.0, 1.0)}),
+    ],
+)
+def test_settings_that_leave_no_picture_are_refused(name, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        augment.two_views(jax.random.key(0), jnp.ones((2, 16, 16, 3)), {name: settings})
+
+
 def test_displacement_field_has_unit_variance_and_the_gaussians_correlation():
     fields = np.asarray(
         jax.vmap(lambda k: resampling.smooth_field(k, (48, 48), 5.0))(

@@ -84,6 +84,29 @@ def test_a_damaged_one_gives_way_to_the_one_before(saved, file):
     jax.tree.map(np.testing.assert_array_equal, found, state())
 
 
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
+def test_a_checkpoint_whose_metrics_are_damaged_is_no_longer_ranked(tmp_path, content):
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        for step in (1, 2):
+            kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1 * step)
+        kept.wait()
+    file = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    file.unlink() if content is None else file.write_text(content)
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        assert kept.steps() == [1, 2]
+        assert kept.find("best") == 2
+        assert kept.restore_newest(on_device(state()))[1] == {"data": 2}
+    assert [path.name for path in (tmp_path / "unreadable").iterdir()] == ["1-metrics"]
+
+
+def test_what_is_moved_aside_takes_no_name_that_is_taken(saved):
+    for name in ("2", "2.2"):
+        (saved / "unreadable" / name).mkdir(parents=True)
+    shutil.rmtree(saved / "checkpoints" / "2" / "state" / "d")
+    assert restore(saved, state())[2] == [2]
+    assert {path.name for path in (saved / "unreadable").iterdir()} == {"2", "2.1", "2.2"}
+
+
 def test_another_tree_is_told_behind_a_damaged_checkpoint(saved):
     shutil.rmtree(saved / "checkpoints" / "2" / "state")
     with pytest.raises(BadUse, match="other shapes"):

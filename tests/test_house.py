@@ -81,6 +81,7 @@ def test_one_room_for_each_heavy_library():
 
 def test_few_files_know_what_a_config_is():
     assert users_of("ml_collections") == {
+        "config_ranges.py",
         "default_config.py",
         "experiment.py",
         "run_config.py",

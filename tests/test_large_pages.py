@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(tmp_path, system, tunables):
+def run(tmp_path, system, tunables, program=PROGRAM):
     """(starts, the process that was started, what the last start printed)."""
     enabled = tmp_path / "enabled"
     if system is not None:
@@ -34,7 +34,7 @@ def run(tmp_path, system, tunables):
     if tunables is not None:
         environment["GLIBC_TUNABLES"] = tunables
     process = subprocess.Popen(
-        [sys.executable, "-O", "-c", PROGRAM, str(enabled), "a b", "--c="],
+        [sys.executable, "-O", "-c", program, str(enabled), "a b", "--c="],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -52,6 +52,14 @@ def test_it_starts_once_more_with_the_same_arguments(tmp_path, tunables, then):
     starts, pid, told = run(tmp_path, "always [madvise] never\n", tunables)
     assert starts == 2
     assert told == f"{pid} {then} ['a b', '--c='] 1"
+
+
+def test_it_starts_no_third_time_where_its_wish_is_taken_from_it(tmp_path):
+    """As glibc does with programs that have privileges."""
+    program = "import os; os.environ.pop('GLIBC_TUNABLES', None)\n" + PROGRAM
+    starts, pid, told = run(tmp_path, "always [madvise] never\n", None, program)
+    assert starts == 2
+    assert told == f"{pid} None ['a b', '--c='] 1"
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,22 @@ def test_wrong_arguments_are_named(arguments, settings, message):
         settings = {"mesh": sharding.make_mesh(settings["mesh"])}
     with pytest.raises(ValueError, match=message):
         losses.nt_xent(*arguments, **settings)
+
+
+def test_the_pairs_of_a_large_minibatch_are_counted():
+    z = jax.ShapeDtypeStruct((1 << 16, 8), jnp.float32)
+    loss, metrics = jax.eval_shape(lambda a, b: losses.contrast(a, b, 0.1), z, z)
+    assert loss.shape == metrics["uniformity"].shape == ()
+
+
+def test_a_temperature_that_is_an_array_is_looked_at_too():
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        losses.nt_xent(np.eye(3), np.eye(3), jnp.float32(-1))
+
+
+def test_it_stays_in_float32_where_others_compute_in_float64():
+    z1, z2 = np.random.default_rng(0).normal(size=(2, 6, 4))
+    with jax.enable_x64(True):
+        value, slope = jax.value_and_grad(losses.nt_xent)(jnp.asarray(z1), jnp.asarray(z2), 0.5)
+    assert value.dtype == jnp.float32
+    assert slope.dtype == jnp.float64

@@ -7,6 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cellclr_jax import sharding
+from cellclr_jax.models import convolution as ways_to_convolve
+from cellclr_jax.models import pooling
 from cellclr_jax.models.contrastive import make_model
 from cellclr_jax.models.convolution import convolution, convolve
 from cellclr_jax.models.pooling import max_pool_2x2, max_pool_3x3
@@ -200,6 +202,26 @@ def test_accelerators_get_the_plain_convolution(shape):
         return {name: text.count(f"stablehlo.{name}") for name in names}
 
     assert operations(convolve) == operations(by_xla)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
+def test_both_ways_of_a_convolution_have_the_same_gradients(shape):
+    height, width, channels, features, size, stride = shape
+    images, kernel = drawn((3, height, width, channels)), drawn((size, size, channels, features))
+    slope = drawn(by_xla(images, kernel, stride).shape, seed=1)
+    plainly = ways_to_convolve._backward_plainly(stride, images, kernel, slope)
+    on_cpu = ways_to_convolve._backward_on_cpu(stride, images, kernel, slope)
+    for want, got in zip(plainly, on_cpu, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (3, 2)])
+def test_both_ways_of_the_stem_pooling_are_the_same(height, width):
+    x = drawn((2, height, width, 5))
+    plain, back = jax.vjp(pooling._pool_3x3_plainly, x)
+    np.testing.assert_array_equal(pooling._pool_by_axes(x), plain)
+    slope = drawn(plain.shape, seed=1)
+    np.testing.assert_allclose(pooling._spread_by_axes(x, slope), back(slope)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 6), (6, 7), (5, 3)])

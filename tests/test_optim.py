@@ -33,6 +33,10 @@ def walk(optimizer, steps=5):
     return params
 
 
+def falling(step):
+    return 0.5 / (1 + step)
+
+
 def naive_lars(rate, decay, momentum, trust, steps=5):
     """The update of SimCLR's authors: trust ratio on the decayed gradient, then momentum."""
     params = {layer: {n: v.copy() for n, v in leaves.items()} for layer, leaves in PARAMS.items()}
@@ -45,7 +49,7 @@ def naive_lars(rate, decay, momentum, trust, steps=5):
                     gradient = gradient + decay * value
                     norm = np.linalg.norm(gradient)
                     gradient = gradient * trust * np.linalg.norm(value) / norm
-                speed[layer][name] = momentum * speed[layer][name] + rate * gradient
+                speed[layer][name] = momentum * speed[layer][name] + rate(step) * gradient
                 params[layer][name] = value - speed[layer][name]
     return params
 
@@ -60,9 +64,9 @@ def test_masks_take_kernels_alone():
 
 def test_lars_equals_its_formula_over_a_trajectory():
     optimizer = optim.make_optimizer(
-        "lars", lambda _: 0.5, weight_decay=0.1, momentum=0.9, trust_coefficient=0.02
+        "lars", falling, weight_decay=0.1, momentum=0.9, trust_coefficient=0.02
     )
-    got, want = walk(optimizer), naive_lars(0.5, 0.1, 0.9, 0.02)
+    got, want = walk(optimizer), naive_lars(falling, 0.1, 0.9, 0.02)
     for layer, leaves in want.items():
         for name, value in leaves.items():
             np.testing.assert_allclose(got[layer][name], value, rtol=1e-5, err_msg=name)

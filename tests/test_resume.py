@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -66,6 +67,40 @@ def test_a_run_goes_on_to_the_bit(config, tmp_path, undisturbed, sampling, step)
     assert same(run(config, tmp_path), whole)
     steps = [row["step"] for row in rows(tmp_path) if "loss" in row]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_asked_to_end_saves_and_misses_nothing(
+    config, tmp_path, monkeypatch, capfd, number
+):
+    config.online.every_epochs, config.online.cells = 1, 100
+    whole = run(config, tmp_path / "whole")
+    original = train._Run._after_step
+
+    def asked_at_an_epochs_end(self, step, *rest):
+        if step == 6:
+            signal.raise_signal(number)
+        original(self, step, *rest)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "_after_step", asked_at_an_epochs_end)
+        with pytest.raises(train.Interrupted, match="saved step 6") as stop:
+            run(config, tmp_path / "asked")
+    assert stop.value.number == number
+    assert "saving after this step" in capfd.readouterr().err
+    assert same(run(config, tmp_path / "asked"), whole)
+    signal.signal(signal.SIGINT, handler)
+    scored = [
+        [
+            row["step"]
+            for row in rows(tmp_path / name)
+            if any(key.startswith("online") for key in row)
+        ]
+        for name in ("whole", "asked")
+    ]
+    assert scored[0] == scored[1]
+    assert len(scored[0]) == 3
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, tmp_path, undisturbed):

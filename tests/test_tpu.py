@@ -31,6 +31,22 @@ def row():
     return figures
 
 
+def test_hosts_of_a_pod_slice_lie_beside_each_other_in_the_mesh():
+    program = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+import tpu_step
+os.environ.update(tpu_step._WITHOUT_TPU)
+print(*(device.process_index for device in tpu_step._mesh("v5e:4x4").devices.flat))
+"""
+    paths = [str(BENCH.parent), str(BENCH.parents[2])]
+    command = [sys.executable, "-c", program, *paths]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    hosts = [int(host) for host in ran.stdout.splitlines()[-1].split()]
+    assert hosts == sorted(hosts)
+    assert len(set(hosts)) > 1
+
+
 def test_the_step_compiles_and_fits(row):
     assert row["chips"] == 8
     assert row["fits"]

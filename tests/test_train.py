@@ -1,6 +1,7 @@
 """A run learns, writes what it promises, and does not depend on devices, traces or the host."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -224,6 +225,13 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"log_every": 0}, "log_every is 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"optimizer.learning_rate": math.nan}, "learning_rate is nan: at least 0 was expected"),
+        ({"optimizer.momentum": 1.5}, "momentum is 1.5: from 0 to 1 was expected"),
+        ({"schedule.final": -2.0}, "schedule.final is -2"),
+        ({"model.head.width": 0}, "width of the head is 0"),
+        ({"model.cnn.widths": ()}, "widths of the CNN"),
+        ({"views": {"elastic": {"smoothness": 0.0}}}, "smoothness 0.0"),
         ({"image_size": 3}, "too small for 2 poolings"),
         ({"model.head.norm": "layer"}, "norm of the head"),
         ({"model.cnn.norm": "layer"}, "norm of the CNN"),

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_run
+import traced
 
 from cellclr_jax import losses, optim, sharding, train
 from cellclr_jax.augment import two_views, view_keys
@@ -57,14 +58,14 @@ def minibatch(cells=CELLS):
     return {"image": images.astype(np.float32)}
 
 
-def over(mesh, function, options=None):
+def over(mesh, function):
     """`jit` of a function of (replicated, by rows, replicated) to replicated results."""
     everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
     return jax.jit(
         function,
         in_shardings=(everywhere, rows, everywhere),
         out_shardings=everywhere,
-        compiler_options=QUICK | (options or {}),
+        compiler_options=QUICK,
     )
 
 
@@ -240,12 +241,10 @@ def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
     for remat in (False, True):
         config.model.remat = remat
         experiment = make_experiment(config)
-        options = experiment.compiler_options(mesh)
         cells = sharding.to_global(mesh, experiment.cells.read(experiment.train_rows[:64]))
         key = jax.random.key(0)
-        step = over(mesh, experiment.make_train_step(mesh), options)
         state = experiment.init(key)
-        program = step.lower(state, cells, key).compile()
+        program = compile_program(experiment, mesh).step.lower(state, cells, key).compile()
         memory.append(program.memory_analysis().temp_size_in_bytes)
         results.append(jax.device_get(program(state, cells, key)))
     assert memory[1] < 0.9 * memory[0]
@@ -279,23 +278,11 @@ def test_a_step_too_small_for_bfloat16_is_not_lost():
         assert np.any(leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32))
 
 
-def operations(jaxpr):
-    """(name, dtype of the result) of every operation, those of inner programs included."""
-    for equation in jaxpr.eqns:
-        yield from ((equation.primitive.name, out.aval.dtype) for out in equation.outvars)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from operations(inner)
-
-
 def test_loss_statistics_and_update_are_computed_in_float32():
     goal, optimizer, key = objective(**BFLOAT16), optax.adamw(0.1), jax.random.key(0)
     state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
     step = make_train_step(goal, optimizer, lambda step: 0.1)
-    found = list(operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
+    found = list(traced.operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
     # Exponentials and logarithms are the loss's; roots those of statistics, norms and optimiser.
     fine = {dtype for name, dtype in found if name in ("exp", "log", "rsqrt", "sqrt")}
     assert fine == {jnp.dtype(jnp.float32)}
@@ -305,8 +292,9 @@ def test_loss_statistics_and_update_are_computed_in_float32():
 
 def test_metrics_tell_norms_and_the_spread_of_all_cells():
     goal, key = objective(micro_batch_size=16), jax.random.key(1)
-    state = init_state(goal.model, optax.sgd(0.1), jax.random.key(0), (SIDE, SIDE, 3))
-    step = over(sharding.make_mesh(1), make_train_step(goal, optax.sgd(0.1), lambda step: 0.1))
+    rate = optax.linear_schedule(0.1, 0.3, 2)
+    state = init_state(goal.model, optax.sgd(rate), jax.random.key(0), (SIDE, SIDE, 3))
+    step = over(sharding.make_mesh(1), make_train_step(goal, optax.sgd(rate), rate))
     after, metrics = jax.device_get(step(state, minibatch(), key))
     views = two_views(stream(key, "augment", 0), jnp.asarray(minibatch()["image"]), VIEWS)
     embeddings = goal.model.apply(
@@ -318,6 +306,9 @@ def test_metrics_tell_norms_and_the_spread_of_all_cells():
     norm = np.sqrt(sum(np.sum(leaf.astype(float) ** 2) for leaf in jax.tree.leaves(after.params)))
     np.testing.assert_allclose(metrics["parameter_norm"], norm, rtol=1e-5)
     assert metrics["lr"] == np.float32(0.1)
+    _, metrics = jax.device_get(step(after, minibatch(), key))
+    assert metrics["lr"] == np.float32(0.2)
+    np.testing.assert_allclose(metrics["update_norm"], 0.2 * metrics["gradient_norm"], rtol=1e-5)
 
 
 def test_the_step_in_micro_batches_is_traced_once(config):

@@ -41,6 +41,9 @@ def random_box(
     shape: tuple[int, ...], key: jax.Array, *, area: Range, aspect: Range
 ) -> tuple[Span, Span]:
     """The rows and columns that `random_resized_crop` draws of an image of this shape."""
+    _require_share("area", area)
+    if not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"aspect {aspect}: a rising range above 0 was expected")
     height, width = shape[:2]
     area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
     areas = jax.random.uniform(area_key, (_CROP_TRIES,), minval=area[0], maxval=area[1])
@@ -78,6 +81,7 @@ def center_crop(
 
 def center_box(shape: tuple[int, ...], key: jax.Array, *, fraction: Range) -> tuple[Span, Span]:
     """The rows and columns that `center_crop` takes of an image of this shape."""
+    _require_share("fraction", fraction)
     share = jax.random.uniform(key, minval=fraction[0], maxval=fraction[1])
     height, width = shape[:2]
     rows = Span(0.5 * (1 - share) * height, share * height)
@@ -164,7 +168,15 @@ def elastic(
 
     Returns:
       [H, W, C], bilinear, the border repeated.
+
+    Raises:
+      ValueError: for a negative displacement, or a smoothness that is not positive.
     """
+    if not (displacement >= 0 and smoothness > 0):
+        raise ValueError(
+            f"elastic's displacement {displacement} and smoothness {smoothness}: at least 0 and "
+            "more than 0 were expected"
+        )
     if displacement == 0:
         return image
     on_key, y_key, x_key = jax.random.split(key, 3)
@@ -180,3 +192,8 @@ def require_square(shape: tuple[int, ...]) -> None:
     """Refuses to turn what is not square."""
     if shape[0] != shape[1]:
         raise ValueError(f"rotate_quarter needs square images, got {shape[:2]}")
+
+
+def _require_share(name: str, share: Range) -> None:
+    if not 0 < share[0] <= share[1] <= 1:
+        raise ValueError(f"{name} {share}: a rising range above 0, up to 1, was expected")

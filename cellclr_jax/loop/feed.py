@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cellclr_jax import sharding
+from cellclr_jax.cli import BadData
 
 # One waits while the thread makes the next one; each may hold hundreds of megabytes.
 _WAITING = 1
@@ -66,7 +67,8 @@ class Feed:
           (the minibatch, seconds in which the devices stood still for want of it).
 
         Raises:
-          Whatever the iterator raised for this minibatch, now that the ones before are used.
+          BadData: there is none.
+          Whatever else the iterator raised, now that the minibatches before are used.
         """
         if self._ready.empty():
             jax.block_until_ready(running)
@@ -90,5 +92,6 @@ class Feed:
                 self._ready.put(Fed(arrays, self._data.get_state()))
                 if self._closed.is_set():
                     return
+            self._ready.put(BadData("the training data ended before the run did"))
         except Exception as error:
             self._ready.put(error)

@@ -27,6 +27,10 @@ class Trace:
         self._begin = min(first_step + _STEPS_BEFORE, max(first_step, last_step - steps + 1))
         self._end = min(self._begin + steps - 1, last_step)
         self._running = False
+        if self._folder is not None and first_step > last_step:
+            say("nothing to trace: no step is left")
+        elif self._folder is not None and self._begin == first_step:
+            say("the first step is traced, too: there it compiles, and no more are left")
 
     def before(self, step: int) -> None:
         """Begins, where a step is the first one to trace."""

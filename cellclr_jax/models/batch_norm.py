@@ -1,4 +1,6 @@
-"""Batch normalisation as torchvision's layers have it, by name, with backward passes of its own.
+"""Batch normalisation with torchvision's momentum and epsilon, and backward passes of its own.
+
+The running variance is that of the minibatch, biased as Flax's; PyTorch's is larger by n / (n - 1).
 
 What is kept for the backward pass is what comes in, in the computation's dtype, and a few numbers
 a channel: each way is one reduction and one pass over the pixels, and over a mesh the sums of each

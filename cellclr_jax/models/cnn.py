@@ -38,10 +38,12 @@ class CNN(nn.Module):
           Embeddings [B, D] float32.
 
         Raises:
-          ValueError: for an unknown norm, or images too small for the poolings.
+          ValueError: for an unknown norm, no widths, or images too small for the poolings.
         """
         if self.norm not in ("none", "batch"):
             raise ValueError(f"norm of the CNN must be 'none' or 'batch', got {self.norm!r}")
+        if min(self.widths, default=0) < 1:
+            raise ValueError(f"widths of the CNN {self.widths}: one or more above 0 were expected")
         if min(images.shape[1:3]) < 2 ** len(self.widths):
             raise ValueError(
                 f"images of {images.shape[1]}×{images.shape[2]} pixels are too small for "

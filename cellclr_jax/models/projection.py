@@ -29,6 +29,8 @@ class ProjectionHead(nn.Module):
         """Projects embeddings [B, D] to [B, width] float32; not normalised to unit length."""
         if self.norm not in ("none", "batch"):
             raise ValueError(f"norm of the head must be 'none' or 'batch', got {self.norm!r}")
+        if self.width < 1:
+            raise ValueError(f"width of the head is {self.width}: at least 1 was expected")
         x = embeddings.astype(self.dtype)
         for i in range(1, self.depth + 1):
             last = i == self.depth

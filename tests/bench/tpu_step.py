@@ -128,16 +128,14 @@ def _experiment(config_file: str, settings: dict[str, Any]) -> Any:
 
 
 def _mesh(topology: str) -> Any:
-    import numpy as np
     from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
 
     from cellclr_jax import sharding
 
     # Both cores of a v4 chip as one device, as JAX has them where there is such a chip.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     described = topologies.get_topology_desc(topology, "tpu", **options)
-    return Mesh(np.array(described.devices), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+    return sharding.mesh_of(described.devices)
 
 
 def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
