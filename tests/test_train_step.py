@@ -305,9 +305,9 @@ def test_metrics_tell_norms_and_the_spread_of_all_cells():
     np.testing.assert_allclose(metrics["update_norm"], 0.1 * metrics["gradient_norm"], rtol=1e-5)
     norm = np.sqrt(sum(np.sum(leaf.astype(float) ** 2) for leaf in jax.tree.leaves(after.params)))
     np.testing.assert_allclose(metrics["parameter_norm"], norm, rtol=1e-5)
-    assert metrics["lr"] == np.float32(0.1)
+    np.testing.assert_allclose(metrics["lr"], 0.1, rtol=1e-6)
     _, metrics = jax.device_get(step(after, minibatch(), key))
-    assert metrics["lr"] == np.float32(0.2)
+    np.testing.assert_allclose(metrics["lr"], 0.2, rtol=1e-6)
     np.testing.assert_allclose(metrics["update_norm"], 0.2 * metrics["gradient_norm"], rtol=1e-5)
 
 
