@@ -7,7 +7,7 @@ compounds and MoAs; single cells where it has labels, or no treatments:
 
 Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
-                             [--standardize=none|controls] --out=DIR
+                             [--standardize=none|controls|plates] --out=DIR
 
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
 and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
@@ -49,7 +49,17 @@ flags.DEFINE_string(
     "one with the same settings, and kept in earlier/<number> beside one with others.",
 )
 flags.DEFINE_enum(
-    "standardize", "none", ["none", "controls"], "z-score every feature by the control wells."
+    "standardize",
+    "none",
+    ["none", "controls", "plates"],
+    "z-score every feature by the control wells, all of them or those of the well's own plate.",
+)
+flags.DEFINE_bool("robust", False, "z-scores by median and median absolute deviation.")
+flags.DEFINE_list(
+    "corrections",
+    ["none", "whitening", "tvn"],
+    "What is scored: none and others of whitening, pca_whitening (of the principal components that "
+    "the controls span, and no others), tvn.",
 )
 flags.DEFINE_enum(
     "aggregate", "well", ["well", "site"], "Well profile: mean of cells, or of sites."
@@ -155,6 +165,8 @@ def _protocol() -> "Protocol":
     return Protocol(
         aggregate=FLAGS.aggregate,
         standardize=FLAGS.standardize,
+        robust=FLAGS.robust,
+        corrections=tuple(FLAGS.corrections),
         regularization=FLAGS.regularization,
         relative_regularization=FLAGS.relative_regularization,
         statistic=FLAGS.statistic,

@@ -5,6 +5,7 @@ import pytest
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.profiling import correction
+from cellclr_jax.profiling.standardization import standardize
 
 
 def wells(seed=0, count=60, dims=7, scale=1.0):
@@ -84,7 +85,7 @@ def test_changing_treated_rows_does_not_change_the_fit(fit):
     run = {
         "whiten": lambda x: correction.whiten(x, control),
         "tvn": lambda x: correction.tvn(x, control, batches),
-        "standardize": lambda x: correction.standardize(x, control)[0],
+        "standardize": lambda x: standardize(x, control)[0],
     }[fit]
     np.testing.assert_array_equal(run(values)[control], run(changed)[control])
 
@@ -123,7 +124,7 @@ def test_rows_keep_their_place_under_permutation(fit):
 def test_standardize_uses_the_controls_mean_and_population_deviation():
     values, control, _ = wells()
     values[:, 2] = 0.1
-    found, kept = correction.standardize(values, control)
+    found, kept = standardize(values, control)
     assert kept.tolist() == [True, True, False, True, True, True, True]
     for column, source in enumerate(np.flatnonzero(kept)):
         mine = values[control, source]
@@ -132,10 +133,56 @@ def test_standardize_uses_the_controls_mean_and_population_deviation():
         np.testing.assert_allclose(found[:, column], (values[:, source] - mean) / deviation)
 
 
+@pytest.mark.parametrize("robust", [False, True])
+def test_each_plate_is_measured_by_its_own_controls(robust):
+    values, control, plates = wells()
+    values[plates == "W1"] = 5 * values[plates == "W1"] + 3
+    values[plates == "W2", 4] = 2.0  # without a scale there, though it varies on the others
+    found, kept = standardize(values, control, plates=plates, robust=robust)
+    assert kept.tolist() == [True, True, True, True, False, True, True]
+    for row, plate in enumerate(plates):
+        for column, source in enumerate(np.flatnonzero(kept)):
+            mine = sorted(values[control & (plates == plate), source])
+            if robust:
+                centre = np.median(mine)
+                spread = np.median([abs(v - centre) for v in mine]) / 0.6744897501960817
+            else:
+                centre = sum(mine) / len(mine)
+                spread = (sum((v - centre) ** 2 for v in mine) / len(mine)) ** 0.5
+            np.testing.assert_allclose(found[row, column], (values[row, source] - centre) / spread)
+
+
+def test_plates_without_controls_are_named():
+    values, control, plates = wells()
+    with pytest.raises(BadData, match=r"needs 2 control wells on each: plate 'W1' has 0$"):
+        standardize(values, control & (plates != "W1"), plates=plates)
+
+
+def test_whitening_to_the_controls_rank_keeps_what_they_span():
+    values, control, _ = wells(3, count=24, dims=30)
+    found = correction.whiten(values, control, regularization=0.0, to_rank=True)
+    assert found.shape == (24, 11)  # of twelve controls, centred on their mean
+    moment = found[control].T @ found[control] / control.sum()
+    np.testing.assert_allclose(moment, np.eye(11), atol=1e-8)
+    centred = values - values[control].mean(axis=0)
+    inverse = np.linalg.pinv(centred[control].T @ centred[control] / control.sum(), rcond=1e-9)
+    np.testing.assert_allclose(found @ found.T, centred @ inverse @ centred.T, rtol=1e-6, atol=1e-6)
+    with pytest.raises(BadData, match="are all the same"):
+        correction.whiten(np.ones_like(values), control, to_rank=True)
+
+
+def test_to_a_full_rank_whitening_is_the_same():
+    values, control, _ = wells()
+    whole = correction.whiten(values, control, regularization=0.1)
+    np.testing.assert_allclose(
+        correction.whiten(values, control, regularization=0.1, to_rank=True), whole
+    )
+
+
 def test_controls_that_are_missing_are_named():
     values, control, batches = wells()
     none = np.zeros_like(control)
-    for run in (correction.whiten, correction.standardize):
+    for run in (correction.whiten, standardize):
         with pytest.raises(BadData, match="at least 2 are needed, there are 0 among 60 wells"):
             run(values, none)
     for kept in (0, 1):
@@ -157,7 +204,7 @@ def test_settings_and_values_that_cannot_be_used():
     with pytest.raises(BadData, match="their variance is 0"):
         correction.whiten(np.ones_like(values), control, relative=True)
     with pytest.raises(BadData, match="all 7 features are constant"):
-        correction.standardize(np.ones_like(values), control)
+        standardize(np.ones_like(values), control)
     values[5, 2] = np.nan
     with pytest.raises(BadData, match="NaN"):
         correction.whiten(values, control)

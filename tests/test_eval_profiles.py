@@ -113,7 +113,7 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path):
     assert_one_line(evaluate(f"--profiles={table}"), 2, "--out")
     assert_one_line(evaluate(out, "--profiles=nowhere.csv"), 2, "nowhere.csv: no such file")
     assert_one_line(evaluate(out, f"--profiles={table}", "--moa_csv=none.csv"), 2, "none.csv")
-    assert_one_line(evaluate(out, f"--profiles={table}", "--standardize=plates"), 2, "plates")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--standardize=wells"), 2, "wells")
     assert_one_line(evaluate(out, f"--profiles={table}", "--regularization=-1"), 2, "-1")
     assert_one_line(evaluate(out, f"--profiles={table}", "--step=3"), 2, "--step")
     assert_one_line(evaluate(out, f"--profiles={table}", "--left_out=m7"), 2, "'m7'", "m1, m2")

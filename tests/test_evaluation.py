@@ -187,7 +187,7 @@ def test_what_cannot_be_evaluated_is_an_error():
     for setting in (
         {"statistic": "mode"},
         {"batches": "week2"},
-        {"standardize": "plates"},
+        {"standardize": "wells"},
         {"aggregate": "plate"},
         {"regularization": -1.0},
         {"regularization": float("nan")},
@@ -207,3 +207,30 @@ def test_features_that_are_told_are_taken_whatever_their_names():
     assert found.data["features"] == 3
     assert evaluation.describe_scores(found) == evaluation.describe_scores(evaluate(wells))
     assert not any("not used as features" in note for note in found.notes)
+
+
+def test_corrections_and_standardisations_are_choices():
+    wells = planted(dims=40)  # of more features than its 24 controls span
+    chosen = Protocol(standardize="plates", robust=True, corrections=("none", "pca_whitening"))
+    found = evaluate(wells, chosen)
+    assert list(found.scores) == ["none", "pca_whitening"]
+    assert found.scores["pca_whitening"].nsc.total == 12
+    described = evaluation.describe_protocol(found)
+    assert described["standardize"] == "plates"
+    assert described["robust"] is True
+    alone = evaluate(wells, Protocol(corrections=("none", "tvn"))).scores["tvn"]
+    assert alone.nsc.correct == evaluate(wells).scores["tvn"].nsc.correct
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corrections": ("whitening",)}, "none and others of none, whitening"),
+        ({"corrections": ("none", "combat")}, "corrections none, combat"),
+        ({"robust": True}, "robust says how to standardize"),
+        ({"standardize": "wells"}, "standardize 'wells'"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(settings, message):
+    with pytest.raises(BadUse, match=message):
+        Protocol(**settings)

@@ -11,37 +11,8 @@ import numpy as np
 
 from cellclr_jax.cli import BadData, BadUse
 
-# A standard deviation below this fraction of the feature's largest value is rounding, not signal.
-_CONSTANT = 1e-12
-# Controls needed for a second moment that is more than one well's own accident.
-_FEWEST_CONTROLS = 2
-
-
-def standardize(profiles: np.ndarray, is_control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """z-scores every feature with the mean and population standard deviation of the controls.
-
-    A feature that is constant over the controls has no scale to be measured in: it is left out.
-
-    Args:
-      profiles: [N, D] float, one row a well.
-      is_control: [N] bool.
-
-    Returns:
-      ([N, K] float64, [D] bool: which K features were kept).
-
-    Raises:
-      BadData: fewer than two controls, or every feature is constant over them.
-    """
-    profiles, is_control = _checked(profiles, is_control, "standardisation by controls")
-    controls = profiles[is_control]
-    mean, deviation = controls.mean(axis=0), controls.std(axis=0)
-    varies = deviation > _CONSTANT * np.abs(controls).max(axis=0)
-    if not varies.any():
-        raise BadData(
-            f"standardisation by controls: all {profiles.shape[1]} features are constant over the "
-            f"{len(controls)} control wells"
-        )
-    return (profiles[:, varies] - mean[varies]) / deviation[varies], varies
+FEWEST_CONTROLS = 2
+"""Controls needed for a moment that is more than one well's own accident."""
 
 
 def none(profiles: np.ndarray) -> np.ndarray:
@@ -55,12 +26,14 @@ def whiten(
     *,
     regularization: float = 1.0,
     relative: bool = False,
+    to_rank: bool = False,
 ) -> np.ndarray:
     """Makes the controls' variation white: X V diag(1/√(s+λ)), not rotated back.
 
     X is centred on the controls' mean and C = V diag(s) Vᵀ is the second moment of its control
     rows. Where there are fewer controls than features, the directions that C does not reach have
-    s = 0 and are scaled by 1/√λ.
+    s = 0 and are scaled by 1/√λ: by more than any other where λ is small. `to_rank` leaves them
+    out.
 
     Args:
       profiles: [N, D] float, one row a well.
@@ -68,21 +41,28 @@ def whiten(
       regularization: λ >= 0, in the units of the features' variance; with `relative`, a fraction
         of C's mean eigenvalue, which makes the result's directions independent of that unit.
       relative: whether `regularization` is that fraction.
+      to_rank: keeps the principal components of the controls alone, as many as C has rank.
 
     Returns:
-      [N, D] float64.
+      [N, D] float64; with `to_rank` [N, R], the component of the least variance first.
 
     Raises:
-      BadData: fewer than two controls; λ = 0 where C is singular; `relative` where C = 0.
+      BadData: fewer than two controls; λ = 0 where C is singular and `to_rank` is not asked for;
+        C = 0 where it or `relative` is.
       BadUse: a negative or non-finite λ.
     """
-    profiles, is_control = _checked(profiles, is_control, "whitening")
+    profiles, is_control = checked(profiles, is_control, "whitening")
     centred = profiles - profiles[is_control].mean(axis=0)
     controls = centred[is_control]
     variances, vectors = np.linalg.eigh(controls.T @ controls / len(controls))
     variances = np.maximum(variances, 0.0)  # rounding leaves zeros a little below zero
     ridge = _ridge(variances.mean(), regularization, relative)
-    if ridge == 0 and variances[0] <= len(variances) * np.finfo(float).eps * variances[-1]:
+    spanned = variances > len(variances) * np.finfo(float).eps * variances[-1]
+    if to_rank:
+        if not spanned.any():
+            raise BadData(f"whitening: the {len(controls)} control wells are all the same")
+        variances, vectors = variances[spanned], vectors[:, spanned]
+    elif ridge == 0 and not spanned.all():
         raise BadData(
             f"whitening: {len(controls)} control wells do not span {profiles.shape[1]} features; "
             "a regularization above 0 is needed"
@@ -148,7 +128,7 @@ def coral(
       BadUse: a negative or non-finite λ.
     """
     _check_batches(is_control, batches)
-    profiles, is_control = _checked(profiles, is_control, "CORAL")
+    profiles, is_control = checked(profiles, is_control, "CORAL")
     controls, labels = profiles[is_control], np.asarray(batches, object)
     mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
     ridge = _ridge(mean_eigenvalue, regularization, relative)
@@ -191,19 +171,29 @@ def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> flo
     return float(regularization * mean_eigenvalue) if relative else float(regularization)
 
 
-def _checked(
+def checked(
     profiles: np.ndarray, is_control: np.ndarray, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [N, D] and bool [N], of which at least two are controls."""
+    """float64 [N, D] and bool [N], of which at least two are controls.
+
+    Args:
+      profiles: [N, D], one row a well.
+      is_control: [N].
+      what: is fitted on the controls, for the message.
+
+    Raises:
+      BadData: fewer than two controls, or a value that is not finite.
+      ValueError: for other shapes.
+    """
     profiles, is_control = np.asarray(profiles, np.float64), np.asarray(is_control, bool)
     if profiles.ndim != 2 or is_control.shape != profiles.shape[:1]:
         raise ValueError(
             f"profiles [N, D] and is_control [N] were expected, not {profiles.shape} and "
             f"{is_control.shape}"
         )
-    if is_control.sum() < _FEWEST_CONTROLS:
+    if is_control.sum() < FEWEST_CONTROLS:
         raise BadData(
-            f"{what} is fitted on control wells: at least {_FEWEST_CONTROLS} are needed, there "
+            f"{what} is fitted on control wells: at least {FEWEST_CONTROLS} are needed, there "
             f"are {is_control.sum()} among {len(profiles)} wells"
         )
     if not np.isfinite(profiles).all():
@@ -218,8 +208,8 @@ def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) 
         raise ValueError(f"batches [N] were expected, not {labels.shape}")
     for batch in dict.fromkeys(labels.tolist()):
         count = int(np.asarray(is_control, bool)[labels == batch].sum())
-        if count < _FEWEST_CONTROLS:
+        if count < FEWEST_CONTROLS:
             raise BadData(
                 f"batch {batch!r} has {count} control wells: aligning batches by their controls "
-                f"needs at least {_FEWEST_CONTROLS} in each"
+                f"needs at least {FEWEST_CONTROLS} in each"
             )

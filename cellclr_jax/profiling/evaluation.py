@@ -9,8 +9,10 @@ from threadpoolctl import threadpool_limits
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.counting import plural
-from cellclr_jax.profiling import correction, moa, profiles
+from cellclr_jax.profiling import moa, profiles
+from cellclr_jax.profiling.corrected import corrected_profiles
 from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.standardization import standardize
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 
@@ -37,7 +39,7 @@ class Evaluation:
 
     Attributes:
       protocol: the settings.
-      scores: by correction: 'none', 'whitening', 'tvn'.
+      scores: by correction, those of the protocol.
       wells: the wells that were used, as they came: controls and annotated wells.
       treatments: the treatment profiles before correction, controls left out.
       data: counts of wells, controls, treatments, compounds, MoAs, batches, features.
@@ -91,23 +93,31 @@ def _evaluate(house: ProfileTable, protocol: Protocol) -> Evaluation:
     if protocol.control != Protocol.control and not is_control.any():
         raise BadUse(f"control {protocol.control!r}: no well has this compound")
     values, features = table[house.features].to_numpy(np.float64), house.features
-    if protocol.standardize == "controls":
-        values, kept = correction.standardize(values, is_control)
+    if protocol.standardize != "none":
+        by_plate = protocol.standardize == "plates"
+        values, kept = standardize(
+            values,
+            is_control,
+            plates=table["Metadata_Plate"].to_numpy(object) if by_plate else None,
+            robust=protocol.robust,
+        )
         constant = [name for name, keep in zip(features, kept, strict=True) if not keep]
         features = [name for name, keep in zip(features, kept, strict=True) if keep]
         if constant:
-            notes.append(f"constant over the controls, left out: {', '.join(constant)}")
+            where = "those of a plate" if by_plate else "the controls"
+            notes.append(f"constant over {where}, left out: {', '.join(constant)}")
     if 0 < is_control.sum() <= len(features):
         notes.append(_rank_note(int(is_control.sum()), len(features)))
     base = table[[c for c in table if str(c).startswith("Metadata_")]]
     batches = base["Metadata_Batch"].to_numpy(object)
     scores = {}
-    for name, corrected in _corrected(values, is_control, batches, protocol).items():
+    for name, corrected in corrected_profiles(values, is_control, batches, protocol).items():
         if isinstance(corrected, str):
             scores[name] = _undefined(corrected)
             notes.append(f"{name} is undefined: {corrected}")
         else:
-            scores[name] = _score(_with_features(base, corrected, features), features, protocol)
+            names = features if corrected.shape[1] == len(features) else _components(corrected)
+            scores[name] = _score(_with_features(base, corrected, names), names, protocol)
     notes += _unanswerable_notes(scores["none"])
     return Evaluation(
         protocol,
@@ -128,6 +138,7 @@ def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
         left_out = tuple(moa.single_batch_moas(treatments["Metadata_MoA"], batches))
     return {
         **asdict(evaluation.protocol),
+        "corrections": list(evaluation.protocol.corrections),
         "left_out": list(left_out),
         "left_out_computed": evaluation.protocol.left_out is None,
         "neighbours": 1,
@@ -176,28 +187,9 @@ def _used_wells(table: pd.DataFrame, control: str) -> tuple[pd.DataFrame, list[s
     return table[used].reset_index(drop=True), notes
 
 
-def _corrected(
-    values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
-) -> dict[str, np.ndarray | str]:
-    """The profiles under each correction, or why it cannot be fitted."""
-    ridge, relative = protocol.regularization, protocol.relative_regularization
-    found: dict[str, np.ndarray | str] = {"none": correction.none(values)}
-    try:
-        whitened = correction.whiten(values, is_control, regularization=ridge, relative=relative)
-    except BadData as error:
-        # TVN begins with whitening.
-        return {**found, "whitening": str(error), "tvn": str(error)}
-    found["whitening"] = whitened
-    if not any(batches):
-        # Aligning one nameless batch with itself would repeat whitening under TVN's name.
-        return {**found, "tvn": "no batch is known"}
-    try:
-        found["tvn"] = correction.coral(
-            whitened, is_control, batches, regularization=ridge, relative=relative
-        )
-    except BadData as error:
-        found["tvn"] = str(error)
-    return found
+def _components(corrected: np.ndarray) -> list[str]:
+    """Names of principal components."""
+    return [f"component_{number:04d}" for number in range(corrected.shape[1])]
 
 
 def _with_features(base: pd.DataFrame, values: np.ndarray, features: list[str]) -> pd.DataFrame:

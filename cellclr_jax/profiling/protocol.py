@@ -7,7 +7,8 @@ import numpy as np
 from cellclr_jax.cli import BadUse
 from cellclr_jax.profiling import moa, profiles
 
-STANDARDIZE = ("none", "controls")
+STANDARDIZE = ("none", "controls", "plates")
+CORRECTIONS = ("none", "whitening", "pca_whitening", "tvn")
 AS_GIVEN = "given"
 
 
@@ -18,7 +19,11 @@ class Protocol:
     Attributes:
       aggregate: cells to wells: 'well' (mean of cells), 'site' (mean of the sites' means), or
         'given' where the table held wells already.
-      standardize: 'none', or 'controls': z-scores by all control wells.
+      standardize: 'none'; 'controls': z-scores by all control wells; 'plates': by those of the
+        well's own plate.
+      robust: whether z-scores are by median and median absolute deviation.
+      corrections: which of `CORRECTIONS` are scored, 'none' among them: 'pca_whitening' whitens the
+        principal components of the controls alone, as many as they span.
       regularization: λ of both corrections, >= 0.
       relative_regularization: whether λ is a fraction of the mean eigenvalue.
       statistic: wells to treatments: 'median' or 'mean'.
@@ -29,6 +34,8 @@ class Protocol:
 
     aggregate: str = "well"
     standardize: str = "none"
+    robust: bool = False
+    corrections: tuple[str, ...] = ("none", "whitening", "tvn")
     regularization: float = 1.0
     relative_regularization: bool = False
     statistic: str = "median"
@@ -48,6 +55,13 @@ class Protocol:
                 raise BadUse(
                     f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)} was expected"
                 )
+        if "none" not in self.corrections or not set(self.corrections) <= set(CORRECTIONS):
+            raise BadUse(
+                f"corrections {', '.join(self.corrections)}: none and others of "
+                f"{', '.join(CORRECTIONS)} were expected"
+            )
+        if self.robust and self.standardize == "none":
+            raise BadUse("robust says how to standardize, which is not asked for")
         if not (np.isfinite(self.regularization) and self.regularization >= 0):
             raise BadUse(f"regularization {self.regularization}: a number of at least 0")
         if not self.control:
