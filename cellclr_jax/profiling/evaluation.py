@@ -14,6 +14,7 @@ from cellclr_jax.profiling.corrected import corrected_profiles
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.standardization import standardize
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
+from cellclr_jax.profiling.uncertainty import uncertainty
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, object]]:
 
 
 def _describe(score: moa.Score) -> dict[str, object]:
-    """One score; why there is none, or how many queries had no right answer, where that is so."""
+    """One score and what surrounds it, or why there is none."""
     described: dict[str, object] = {
         "correct": score.correct,
         "total": score.total,
@@ -164,7 +165,11 @@ def _describe(score: moa.Score) -> dict[str, object]:
     }
     if score.undefined:
         described["undefined"] = score.undefined
-    elif score.unanswerable:
+        return described
+    around = uncertainty(score)
+    described["interval"] = [around.low, around.high]
+    described |= {"chance": around.chance, "p": around.p}
+    if score.unanswerable:
         described["unanswerable"] = score.unanswerable
     return described
 

@@ -60,7 +60,10 @@ def _treatment_scores(metrics: Mapping[str, object]) -> list[str]:
         _table(("Profiles", "Correction", "NSC", "NSCB", "Drop (points)"), rows),
         "<p>NSC: the nearest treatment of another compound has the same mechanism. NSCB: of "
         "another compound and another experimental batch. Drop: NSC − NSCB, in percentage points; "
-        "a large drop says that profiles resemble their batch.</p>",
+        "a large drop says that profiles resemble their batch. NSCB leaves out mechanisms that lie "
+        "in one batch alone: where there are some, the drop compares different treatments.</p>",
+        "<p>Below each score: the interval that holds 95 % of resamples of the compounds, and the "
+        "mean score where mechanisms are shuffled among the compounds.</p>",
     ]
 
 
@@ -130,7 +133,11 @@ def _score_row(name: str, correction: str, entry: Mapping[str, object]) -> str:
             cells.append(f"<td class='undefined'>undefined: {_escape(score['undefined'])}</td>")
         else:
             count = f"{score['correct']}/{score['total']}"
-            cells.append(f"<td class='number'>{count} ({_percent(score['accuracy'])})</td>")
+            low, high = (_percent(end) for end in _pair(score["interval"]))
+            cells.append(
+                f"<td class='number'>{count} ({_percent(score['accuracy'])})"
+                f"<br><small>{low} to {high}; chance {_percent(score['chance'])}</small></td>"
+            )
     drop = "undefined" if entry["drop"] is None else f"{float(str(entry['drop'])):.1f}"
     return (
         f"<tr><td>{_escape(name)}</td><td>{_escape(correction)}</td>{''.join(cells)}"
@@ -176,6 +183,13 @@ def _image(file: str, png: bytes) -> str:
 def _escape(value: object) -> str:
     """Text that is safe in HTML, attributes included."""
     return html.escape(str(value), quote=True)
+
+
+def _pair(value: object) -> tuple[object, object]:
+    """The value, known to be two of something."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(f"a pair was expected, not {value!r}")
+    return value[0], value[1]
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -85,8 +85,9 @@ def describe(
 
     Returns:
       {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
-      "accuracy"}, "nscb": {…}, "drop"}}, "baselines": {name: scores}, "baseline_protocols":
-      {name: {…}} of those whose settings differ, "data": counts, "notes": [str], "run": details,
+      "accuracy", "interval", "chance", "p"}, "nscb": {…}, "drop"}}, "baselines": {name: scores},
+      "baseline_protocols": {name: {…}} of those whose settings differ, "data": counts,
+      "notes": [str], "run": details,
       "cells": see `cells.describe_cells`}; without an evaluation of treatments only "profiles",
       "notes", "run" and "cells".
       Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
@@ -136,14 +137,15 @@ def print_scores(
     out = file or sys.stdout
     sets = {name: evaluation, **(baselines or {})}
     width = max(len("profiles"), *(len(key) for key in sets))
-    print(f"{'profiles':{width}}  {'correction':10}  {'NSC':>17}  {'NSCB':>17}  drop", file=out)
+    wide = max(len(name) for entry in sets.values() for name in ("correction", *entry.scores))
+    print(f"{'profiles':{width}}  {'correction':{wide}}  {'NSC':>17}  {'NSCB':>17}  drop", file=out)
     reasons: dict[str, list[str]] = {}
     rows = sum(len(entry.scores) for entry in sets.values())
     for key, entry in sets.items():
         for correction, scores in entry.scores.items():
             cells = [_cell(score) for score in (scores.nsc, scores.nscb)]
             drop = "undefined" if scores.drop is None else f"{scores.drop:.1f}"
-            row = f"{key:{width}}  {correction:10}  {cells[0]:>17}  {cells[1]:>17}  {drop}"
+            row = f"{key:{width}}  {correction:{wide}}  {cells[0]:>17}  {cells[1]:>17}  {drop}"
             print(row, file=out)
             for kind, score in (("NSC", scores.nsc), ("NSCB", scores.nscb)):
                 if score.undefined:
