@@ -4,8 +4,6 @@ Kept are the last two, the best by validation loss, and one every so many steps.
 """
 
 import contextlib
-import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,12 +17,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax import state_tree
+from cellclr_jax.checkpoint_files import METRIC, loss_of, move_aside
 from cellclr_jax.cli import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
 _ASIDE = "unreadable"
-_METRIC = "validation_loss"
-_STATE, _PROGRESS, _METRICS = "state", "progress", "metrics"
+_STATE, _PROGRESS = "state", "progress"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
 # That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
@@ -49,7 +47,7 @@ class Checkpoints:
         kept: list[policies.PreservationPolicy] = [
             policies.LatestN(_LATEST_KEPT),
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[_METRIC],
+                get_metric_fn=lambda metrics: metrics[METRIC],
                 n=1,
                 reverse=True,
                 keep_checkpoints_without_metrics=False,
@@ -58,14 +56,15 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
-        if not read_only:
-            _set_aside_metrics(epath.Path(self.directory))
+        self._unranked = [] if read_only else self._set_aside_unranked()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[_METRIC],
+                # Who only reads may find one whose metrics are damaged, and wants another.
+                lightweight_initialize=read_only,
+                best_fn=None if read_only else lambda metrics: metrics[METRIC],
                 best_mode="min",
-                preservation_policy=policies.AnyPreservationPolicy(kept),
+                preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
@@ -106,7 +105,7 @@ class Checkpoints:
                         _PROGRESS: ocp.args.JsonSave(dict(progress)),
                     }
                 ),
-                metrics=None if validation_loss is None else {_METRIC: validation_loss},
+                metrics=None if validation_loss is None else {METRIC: validation_loss},
             )
         if not saved:
             there = ", ".join(map(str, self.steps()))
@@ -140,7 +139,7 @@ class Checkpoints:
                 failures[step] = _first_line(error)
                 continue
             self._set_aside(failures)
-            return *restored, sorted(failures)
+            return *restored, sorted([*failures, *self._unranked])
         if failures:
             listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
             raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")
@@ -182,12 +181,12 @@ class Checkpoints:
         if which == "last":
             return steps[-1]
         if which == "best":
-            best = self._manager.best_step()
-            if best is None or self._manager.metrics(best) is None:
+            losses = self._losses()
+            if not losses:
                 raise BadUse(
                     f"no checkpoint in {self.directory} has a validation loss: --step=last"
                 )
-            return best
+            return min(losses, key=losses.__getitem__)
         if not which.isdigit() or int(which) not in steps:
             known = ", ".join(map(str, steps))
             raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {known}")
@@ -264,12 +263,34 @@ class Checkpoints:
             + (f"other steps are {others}" if others else "it is the only one")
         )
 
+    def _losses(self) -> dict[int, float]:
+        """The validation losses of the checkpoints that are ranked and tell theirs."""
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(ValueError):
+                if (loss := loss_of(epath.Path(self.directory) / str(step))) is not None:
+                    losses[step] = loss
+        return losses
+
+    def _set_aside_unranked(self) -> list[int]:
+        """Moves checkpoints aside whose loss cannot be read; unranked they would be deleted."""
+        directory, moved = epath.Path(self.directory), []
+        if jax.process_index() == 0 and directory.is_dir():
+            for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
+                try:
+                    loss_of(folder)
+                except ValueError:
+                    move_aside(folder, directory.parent / _ASIDE)
+                    moved.append(int(folder.name))
+        multihost_utils.sync_global_devices("the checkpoints tell their losses")
+        return moved
+
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""
         aside = epath.Path(self.directory).parent / _ASIDE
         for step in steps:
             if jax.process_index() == 0:
-                _move_aside(epath.Path(self.directory) / str(step), aside)
+                move_aside(epath.Path(self.directory) / str(step), aside)
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
@@ -295,27 +316,6 @@ class Checkpoints:
 def _abstract(template: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-
-
-def _set_aside_metrics(directory: epath.Path) -> None:
-    """Moves metrics aside that Orbax would stumble over: their checkpoint is then unranked."""
-    if jax.process_index() == 0 and directory.is_dir():
-        for folder in directory.glob(f"[0-9]*/{_METRICS}"):
-            try:
-                readable = _METRIC in json.loads((folder / _METRICS).read_text())
-            except (OSError, ValueError, TypeError):
-                readable = False
-            if not readable:
-                _move_aside(folder, directory.parent / _ASIDE, f"{folder.parent.name}-{_METRICS}")
-    multihost_utils.sync_global_devices("metrics are readable")
-
-
-def _move_aside(path: epath.Path, aside: epath.Path, name: str = "") -> None:
-    """Moves a file or folder into another one, under a name that is not yet taken there."""
-    aside.mkdir(parents=True, exist_ok=True)
-    name = name or path.name
-    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
-    path.rename(next(aside / free for free in names if not (aside / free).exists()))
 
 
 def _first_line(error: Exception) -> str:

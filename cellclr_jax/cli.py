@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -75,6 +76,8 @@ def run(main: Callable[[], None], doc: str) -> NoReturn:
         _fail("interrupted", 130)
     except BadUse as error:
         _fail(error, 2)
+    except BrokenPipeError:
+        _fail("whoever read the output is gone", 1)
     except BadData as error:
         _fail(_explain(error) or error, 1)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -114,12 +117,21 @@ def _parse(argv: list[str], doc: str) -> None:
         name = str(error.args[0] if error.args else error)
         with contextlib.suppress(ValueError, SyntaxError):  # it quotes a text within a text
             name = str(ast.literal_eval(name))
+        if not any(arg.startswith("--config.") and _in_flag(name, arg) for arg in argv):
+            told = f"--config cannot be loaded: {type(error).__name__}: {name}"
+            _fail(told, 2, debug="--debug" in argv)
         told = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
         _fail(told, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value", 2, debug=False)
+
+
+def _in_flag(message: str, argument: str) -> bool:
+    """Whether the setting that an error names, before all advice, is one that the flag names."""
+    words = re.findall(r"\w+", message.splitlines()[0] if message else "")
+    return bool((set(words) - {"config"}) & set(re.findall(r"\w+", argument.partition("=")[0])))
 
 
 def _flags_help() -> str:

@@ -10,7 +10,7 @@ from cellclr_jax.cli import BadUse
 # The least and the largest value of each setting that a loop or a formula would trip over much
 # later, or that would train on nonsense without a word.
 _RANGES = {
-    "seed": (0, math.inf),
+    "seed": (0, 2**63 - 1),
     "image_size": (1, math.inf),
     "temperature": (0, math.inf),
     "minibatch_size": (2, math.inf),
@@ -24,7 +24,7 @@ _RANGES = {
     "checkpoint.keep_every_epochs": (0, math.inf),
     "optimizer.learning_rate": (0, math.inf),
     "optimizer.weight_decay": (0, math.inf),
-    "optimizer.momentum": (0, 1),
+    "optimizer.momentum": (0, 0.9999),
     "optimizer.trust_coefficient": (0, math.inf),
     "schedule.warmup_epochs": (0, math.inf),
     "schedule.final": (0, 1),

@@ -32,8 +32,14 @@ def make_mesh(devices: int | None = None) -> Mesh:
 
     Args:
       devices: takes only the first ones (for tests on one process); None takes all.
+
+    Raises:
+      ValueError: there are fewer.
     """
-    return mesh_of(jax.devices()[:devices])
+    chosen = jax.devices()[:devices]
+    if devices is not None and len(chosen) < devices:
+        raise ValueError(f"{devices} devices were asked for, there are {len(chosen)}")
+    return mesh_of(chosen)
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:

@@ -1,6 +1,7 @@
 """The training loop: data, state, restore, step, log, save."""
 
 import contextlib
+import errno
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, check_same, write_config
 from cellclr_jax.train_step import Metrics, TrainState
 from cellclr_jax.trained_on import check_dataset, describe_dataset
+
+# What a folder that nobody may write to says, or one such as /proc that holds no others.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
 def train(
@@ -86,6 +90,8 @@ def _make_folder(workdir: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise
     except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
         raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from error
 
 
@@ -145,6 +151,8 @@ class _Run:
             trace = self._trace(start, profile_steps)
             stack.callback(trace.close)
             self.should_stop = stack.enter_context(stop_signals_noted())
+            if start:  # it may have ended between saving and scoring
+                self._score(start, state)
             # Everything that crosses to or from the host in the loop does so on purpose.
             stack.enter_context(jax.transfer_guard("disallow"))
             metrics: Metrics = {}
@@ -236,17 +244,18 @@ class _Run:
             self._flush(step)
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
-            if epoch_ends:  # before it is saved: what comes after a checkpoint is not made up for
-                self._score(step, state)
             self._save(step, state, position, loss)
+            if epoch_ends and stop is None:
+                self._score(step, state)
             self.log.restart_clock(step)
         if stop is not None:
             self.checkpoints.wait()
             raise Interrupted(stop, step)
 
     def _score(self, step: int, state: TrainState) -> None:
-        """Scores the representation where it is time for that."""
-        if self.online is None or not self.online.due(self._epoch(step)):
+        """Scores the representation where it is time for that and was not done."""
+        ends_epoch = step % self.experiment.steps_per_epoch == 0
+        if self.online is None or not (ends_epoch and self.online.due(self._epoch(step))):
             return
         self.log.record_scores(step, self._epoch(step), self.online.score(state.variables))
 

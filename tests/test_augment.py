@@ -175,6 +175,7 @@ def test_both_ways_of_a_shift_start_from_the_same():
         ("center_crop", {"fraction": (0.8, 0.5)}),
         ("random_resized_crop", {"area": (0.0, 1.0)}),
         ("random_resized_crop", {"aspect": (-1.0, 1.0)}),
+        ("add_noise", {"deviation": (-1.0, 0.1)}),
     ],
 )
 def test_settings_that_leave_no_picture_are_refused(name, settings):

@@ -84,19 +84,57 @@ def test_a_damaged_one_gives_way_to_the_one_before(saved, file):
     jax.tree.map(np.testing.assert_array_equal, found, state())
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
-def test_a_checkpoint_whose_metrics_are_damaged_is_no_longer_ranked(tmp_path, content):
+DAMAGED = [None, "", "{", "[]", "{}", '{"validation_loss": null}', '["validation_loss"]']
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    """A folder with ranked checkpoints of steps 1 and 2, the first the better one."""
     with Checkpoints(tmp_path / "checkpoints") as kept:
         for step in (1, 2):
             kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1 * step)
         kept.wait()
-    file = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    return tmp_path
+
+
+def damage_metrics(folder, content):
+    file = folder / "checkpoints" / "1" / "metrics" / "metrics"
     file.unlink() if content is None else file.write_text(content)
-    with Checkpoints(tmp_path / "checkpoints") as kept:
-        assert kept.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_checkpoint_whose_metrics_are_damaged_is_moved_aside_whole(ranked, content):
+    damage_metrics(ranked, content)
+    with Checkpoints(ranked / "checkpoints") as kept:
+        assert kept.steps() == [2]
         assert kept.find("best") == 2
-        assert kept.restore_newest(on_device(state()))[1] == {"data": 2}
-    assert [path.name for path in (tmp_path / "unreadable").iterdir()] == ["1-metrics"]
+        _, progress, damaged = kept.restore_newest(on_device(state()))
+        assert progress == {"data": 2}
+        assert damaged == [1]
+    assert [path.name for path in (ranked / "unreadable").iterdir()] == ["1"]
+    assert (ranked / "unreadable" / "1" / "state" / "_METADATA").exists()
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_whoever_only_reads_passes_over_damaged_metrics(ranked, content):
+    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
+        assert kept.find("best") == 1
+    damage_metrics(ranked, content)
+    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
+        assert kept.steps() == [1, 2]
+        assert kept.find("best") == kept.find("last") == 2
+        part = on_device({"params": state()["params"], "batch_stats": {}})
+        assert kept.restore_part(1, part)[1] == {"data": 1}
+
+
+def test_metrics_that_are_out_of_reach_end_the_start_and_move_nothing(ranked, monkeypatch):
+    def unreachable(self, *_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("etils.epath.gpath._GPath.read_text", unreachable)
+    with pytest.raises(OSError, match="Stale"):
+        Checkpoints(ranked / "checkpoints")
+    assert not (ranked / "unreadable").exists()
 
 
 def test_what_is_moved_aside_takes_no_name_that_is_taken(saved):

@@ -83,14 +83,16 @@ def test_a_run_that_was_asked_to_end_saves_and_misses_nothing(
         original(self, step, *rest)
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_after_step", asked_at_an_epochs_end)
-        with pytest.raises(train.Interrupted, match="saved step 6") as stop:
-            run(config, tmp_path / "asked")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(train._Run, "_after_step", asked_at_an_epochs_end)
+            with pytest.raises(train.Interrupted, match="saved step 6") as stop:
+                run(config, tmp_path / "asked")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert stop.value.number == number
     assert "saving after this step" in capfd.readouterr().err
     assert same(run(config, tmp_path / "asked"), whole)
-    signal.signal(signal.SIGINT, handler)
     for name in ("whole", "asked"):
         scored = [row["step"] for row in rows(tmp_path / name) if "online" in " ".join(row)]
         assert scored == [3, 6, 9]

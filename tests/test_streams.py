@@ -1,5 +1,6 @@
 """A program goes on whatever happens to what it prints to."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHATTY = """
-import sys
+import subprocess, sys
 from cellclr_jax.startup.streams import keep_streams
 keep_streams()
 file = open(sys.argv[1], "w")
+assert file.fileno() > 2
+opens = "import sys; sys.exit(open(sys.argv[1], 'a').fileno() < 3)"
+subprocess.run([sys.executable, "-c", opens, sys.argv[1]], check=True)
 for number in range(20000):
     print("a line of progress", number, file=sys.stderr, flush=True)
 print("result")
@@ -35,7 +39,10 @@ def test_a_console_that_goes_away_ends_nothing(tmp_path, shell):
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- 0<&-"])
 def test_a_binary_answers_without_its_streams(closed):
-    command = f"{sys.executable} -m cellclr_jax.main --nonsense=1 {closed}"
-    ran = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    command = f"{sys.executable} -m cellclr_jax.eval --out=x {closed}"
+    asks = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, env=asks
+    )
     assert ran.returncode == 2
     assert "Traceback" not in ran.stdout + ran.stderr

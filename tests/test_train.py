@@ -227,7 +227,7 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"optimizer.learning_rate": math.nan}, "learning_rate is nan: at least 0 was expected"),
-        ({"optimizer.momentum": 1.5}, "momentum is 1.5: from 0 to 1 was expected"),
+        ({"optimizer.momentum": 1.5}, "momentum is 1.5: from 0 to 0.9999 was expected"),
         ({"schedule.final": -2.0}, "schedule.final is -2"),
         ({"model.head.width": 0}, "width of the head is 0"),
         ({"model.cnn.widths": ()}, "widths of the CNN"),

@@ -87,6 +87,8 @@ def add_noise(
     image: jax.Array, key: jax.Array, *, deviation: Range = (0.0, 0.1), probability: float = 1.0
 ) -> jax.Array:
     """Adds white Gaussian noise of a random standard deviation, in units of the image."""
+    if not 0 <= deviation[0] <= deviation[1]:
+        raise ValueError(f"deviation {deviation}: a rising range from 0 was expected")
     on_key, level_key, noise_key = jax.random.split(key, 3)
     level = jax.random.uniform(level_key, minval=deviation[0], maxval=deviation[1])
     level = level * jax.random.bernoulli(on_key, probability)

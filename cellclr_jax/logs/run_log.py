@@ -124,14 +124,23 @@ class RunLog:
         Args:
           step: optimiser steps taken.
           epoch: that just ended.
-          scores: shares in [0, 1] by name (see `online.OnlineScore`); nothing is written of none.
+          scores: shares in [0, 1] by name (see `online.OnlineScore`); nothing is written of none,
+            nor where there is a row of this step already.
         """
-        if not scores:
+        if not scores or self._is_scored(step):
             return
         named = {names.ONLINE + name: value for name, value in scores.items()}
         self._write(step, epoch, named)
         self._console.scores(step, epoch, scores)
         self._publish()
+
+    def _is_scored(self, step: int) -> bool:
+        """Whether a run that is gone on with has scores of this step."""
+        rows = self._rows.kept if self._rows is not None else ()
+        return any(
+            row["step"] == step and any(name.startswith(names.ONLINE) for name in row)
+            for row in rows
+        )
 
     def pictures(self, name: str, image: np.ndarray, step: int) -> None:
         """Shows a picture [H, W, 3] uint8 wherever pictures are shown."""

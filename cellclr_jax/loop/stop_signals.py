@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to save and to end, at a step that all of its processes agree on."""
+"""Signals that ask a run to save and to end, at a step that all of its processes agree on."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
 
 
 class Interrupted(Exception):
@@ -28,9 +28,9 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Keeps SIGTERM, and in a run of one process Ctrl-C, from ending it at once.
+    """Keeps SIGTERM, and in a run of one process Ctrl-C and SIGHUP, from ending it at once.
 
-    A second Ctrl-C does.
+    A second Ctrl-C does. SIGHUP comes where a terminal is closed.
 
     Yields:
       A function that every process calls after each step, with its number: the signal that came to

@@ -1,4 +1,4 @@
-"""Standard streams that are always there, and a console whose going away ends nothing."""
+"""Standard streams that are always there, and a stderr whose reader's end ends nothing."""
 
 import contextlib
 import os
@@ -20,6 +20,7 @@ def keep_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
+            os.set_inheritable(number, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))

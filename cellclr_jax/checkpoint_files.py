@@ -1,0 +1,37 @@
+"""Checkpoints as folders: what loss one was saved with, and how one is put aside."""
+
+import itertools
+import json
+
+from etils import epath
+
+METRIC = "validation_loss"
+"""What ranks a checkpoint."""
+# Orbax writes a file of this name in a folder of this name.
+_METRICS = "metrics"
+
+
+def loss_of(checkpoint: epath.Path) -> float | None:
+    """The validation loss that a checkpoint was saved with; None where it is not ranked.
+
+    Raises:
+      ValueError: it cannot be read. That a file is out of reach is another error, and may pass.
+    """
+    file = checkpoint / _METRICS / _METRICS
+    if not file.parent.exists():
+        return None
+    try:
+        loss = json.loads(file.read_text())[METRIC]
+    except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{file} cannot be read") from error
+    if not isinstance(loss, int | float):
+        raise ValueError(f"{file} holds no number")
+    return float(loss)
+
+
+def move_aside(path: epath.Path, aside: epath.Path) -> None:
+    """Moves a folder into another one, under a name that is not yet taken there."""
+    aside.mkdir(parents=True, exist_ok=True)
+    name = path.name
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+    path.rename(next(aside / free for free in names if not (aside / free).exists()))
