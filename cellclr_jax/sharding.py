@@ -134,7 +134,7 @@ def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
         jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:
         raise cli.BadUse(
-            f"--distributed: {error}. Outside of TPU slices, Slurm and Open MPI, "
+            f"--distributed: {str(error).rstrip('.')}. Outside of TPU slices, Slurm and Open MPI, "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell a "
             "process its place"
         ) from error
