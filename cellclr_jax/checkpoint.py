@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax import state_tree
-from cellclr_jax.checkpoint_files import METRIC, loss_of, move_aside
+from cellclr_jax.checkpoint_files import METRIC, first_line, loss_of, move_aside
 from cellclr_jax.cli import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
@@ -27,8 +27,6 @@ _STATE, _PROGRESS = "state", "progress"
 _LATEST_KEPT = 2
 # That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
 _SECONDS_TO_SAVE = 24 * 3600
-# An error of TensorStore holds pages of its internals.
-_MESSAGE_LENGTH = 240
 
 
 class Checkpoints:
@@ -136,7 +134,7 @@ class Checkpoints:
             except (MemoryError, BadUse):
                 raise
             except Exception as error:  # of many kinds, TensorStore's are bare
-                failures[step] = _first_line(error)
+                failures[step] = first_line(error)
                 continue
             self._set_aside(failures)
             return *restored, sorted([*failures, *self._unranked])
@@ -251,7 +249,7 @@ class Checkpoints:
                 else "?"
             )
             raise BadData(
-                f"a checkpoint could not be written to {folder} ({free}): {_first_line(error)}; "
+                f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
                 "once that is mended, the same command goes on from the newest one"
             ) from error
 
@@ -259,7 +257,7 @@ class Checkpoints:
         """What is raised where a checkpoint that was asked for cannot be read."""
         others = ", ".join(str(other) for other in self.steps() if other != step)
         return BadData(
-            f"checkpoint {self.directory}/{step} cannot be read ({_first_line(error)}); "
+            f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
             + (f"other steps are {others}" if others else "it is the only one")
         )
 
@@ -316,12 +314,3 @@ class Checkpoints:
 def _abstract(template: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a message; of a long one both ends, since the reason often comes last."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    half = _MESSAGE_LENGTH // 2
-    return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"

@@ -1,4 +1,4 @@
-"""Checkpoints as folders: what loss one was saved with, and how one is put aside."""
+"""Checkpoints as folders: what loss one was saved with, how one is put aside, what it said."""
 
 import itertools
 import json
@@ -9,6 +9,8 @@ METRIC = "validation_loss"
 """What ranks a checkpoint."""
 # Orbax writes a file of this name in a folder of this name.
 _METRICS = "metrics"
+# An error of TensorStore holds pages of its internals.
+_MESSAGE_LENGTH = 240
 
 
 def loss_of(checkpoint: epath.Path) -> float | None:
@@ -35,3 +37,12 @@ def move_aside(path: epath.Path, aside: epath.Path) -> None:
     name = path.name
     names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
     path.rename(next(aside / free for free in names if not (aside / free).exists()))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message; of a long one both ends, since the reason often comes last."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    half = _MESSAGE_LENGTH // 2
+    return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"

@@ -95,7 +95,9 @@ def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeyp
 
 
 def test_a_feed_that_nobody_eats_from_can_be_closed(feed_of):
-    feed_of(Numbers())
+    feed = feed_of(Numbers())
+    feed.close()
+    assert not feed._thread.is_alive()
 
 
 def test_data_that_end_too_early_are_told(feed_of):

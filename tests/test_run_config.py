@@ -47,7 +47,8 @@ def test_differences_are_named(workdir, path, value, message):
 def test_what_decides_no_number_may_differ(workdir, path):
     config = default_config.get_config()
     config.update_from_flattened_dict({path: 7 if path[0] in "lo" else "elsewhere"})
-    check_config(config, workdir)
+    assert config != default_config.get_config()
+    check_config(config, workdir)  # which raises where it is another run
 
 
 def forget(content):

@@ -46,16 +46,13 @@ def write_evaluation(
     Returns:
       What was written to metrics.json.
     """
-    out, files = Path(out_dir), {}
+    out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     metrics = describe(evaluation, name=name, baselines=baselines, details=details, cells=cells)
-    drawn: dict[str, bytes] = {}
-    skipped: dict[str, str] = {}
+    drawn, skipped = _draw(evaluation)
+    files = _profile_files(evaluation)
     if evaluation is not None:
-        with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
-            drawn, skipped = figures.draw(evaluation)
         metrics["figures_skipped"] = skipped
-        files = _profile_files(evaluation)
     if cells is not None:
         files["cells.parquet"] = cell_table(cells, name).to_parquet
     files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
@@ -181,8 +178,18 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
         print(f"note: {note}", file=out)
 
 
-def _profile_files(evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
-    """What writes each table of an evaluation of treatments."""
+def _draw(evaluation: Evaluation | None) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Figures by file name, and why others were not drawn; none without treatments."""
+    if evaluation is None:
+        return {}, {}
+    with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
+        return figures.draw(evaluation)
+
+
+def _profile_files(evaluation: Evaluation | None) -> dict[str, Callable[[Path], object]]:
+    """What writes each table of an evaluation of treatments; nothing without one."""
+    if evaluation is None:
+        return {}
     table = neighbours_table(evaluation)
     return {
         "wells.parquet": evaluation.wells.to_parquet,
