@@ -102,7 +102,8 @@ def main() -> None:
         return
     protocol = _protocol()
     from cellclr_jax import sharding
-    from cellclr_jax.embed import MINIBATCH, evaluate_run
+    from cellclr_jax.embedding import MINIBATCH
+    from cellclr_jax.run_evaluation import evaluate_run
     from cellclr_jax.startup import compiled_programs
 
     if FLAGS.distributed:

@@ -27,7 +27,7 @@ _LOADED = (
     "cellclr_jax.data.building.cell_builder",
     "cellclr_jax.data.quality_page",
     "cellclr_jax.data.sources",
-    "cellclr_jax.embed",
+    "cellclr_jax.run_evaluation",
     "cellclr_jax.profiling.report",
     "cellclr_jax.train",
     "sklearn.linear_model",

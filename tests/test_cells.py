@@ -10,14 +10,14 @@ import pytest
 from cellclr_jax.cli import BadData
 from cellclr_jax.data.fields import COLUMNS
 from cellclr_jax.profiling import report
-from cellclr_jax.profiling.cells import (
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.probing.cells import (
     KeptCells,
     cell_table,
     describe_cells,
     draw_sample,
     evaluate_cells,
 )
-from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.sites import has_treatments, sites_of
 
 KINDS = ("trained", "untrained", "intensity")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from tiny_run import get_config
 
-from cellclr_jax import embed, sharding
+from cellclr_jax import embedding, sharding
 from cellclr_jax.experiment import make_experiment
 from cellclr_jax.loop import online
 from cellclr_jax.profiling import evaluation, profiles
@@ -74,7 +74,7 @@ def plate(*, compounds=12, controls=8, cells=10):
 
 def test_all_cells_give_the_scores_of_the_evaluation(experiment, mesh, weights, online_score):
     found = online_score(cells=10**6).score(weights)
-    sites = embed.site_profiles(experiment, mesh, {"trained": weights})["trained"]
+    sites = embedding.site_profiles(experiment, mesh, {"trained": weights})["trained"]
     features = own_features(sites)
     wells = profiles.aggregate_wells(sites, features=features)
     protocol = evaluation.Protocol(standardize="controls")

@@ -6,9 +6,9 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.profiling import probes
-from cellclr_jax.profiling.folds import choose_groups, folds_of, stratified_subset, usable
-from cellclr_jax.profiling.probes import probe
+from cellclr_jax.profiling.probing import probes
+from cellclr_jax.profiling.probing.folds import choose_groups, folds_of, stratified_subset, usable
+from cellclr_jax.profiling.probing.probes import probe
 
 
 def blobs(classes=3, cells=30, dims=4, distance=1.5, seed=0):
@@ -153,7 +153,7 @@ def test_without_two_classes_there_is_no_score_and_a_reason(labels, reason):
 
 
 def test_classes_beyond_the_most_frequent_are_left_out(monkeypatch):
-    monkeypatch.setattr("cellclr_jax.profiling.folds.MOST_CLASSES", 2)
+    monkeypatch.setattr("cellclr_jax.profiling.probing.folds.MOST_CLASSES", 2)
     kept, left_out = usable(np.repeat(["a", "b", "c", ""], [20, 12, 15, 99]))
     assert kept.sum() == 35
     assert left_out == {"b": "12 cells: 2 classes have as many or more"}

@@ -16,7 +16,7 @@ import pytest
 from tiny_run import get_config
 from training_runs import checkpoints, crash_at, rows
 
-from cellclr_jax import embed, sharding, train
+from cellclr_jax import embedding, sharding, train
 from cellclr_jax.experiment import make_encoding
 from cellclr_jax.profiling.profiles import aggregate_wells
 
@@ -101,7 +101,7 @@ class Pair:
 
 def profiles(config, mesh, state):
     """Well profiles, made by this process."""
-    sites = embed.site_profiles(make_encoding(config), mesh, {"trained": state.variables})
+    sites = embedding.site_profiles(make_encoding(config), mesh, {"trained": state.variables})
     wells = aggregate_wells(sites["trained"])
     return wells.set_index(["Metadata_Plate", "Metadata_Well"]).sort_index()
 

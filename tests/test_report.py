@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.profiling import evaluation_folder, figures, report
+from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.reporting import evaluation_folder, figures
 
 
 def wells(seed=0, weeks=3, moas=4, shift=0.0):

@@ -13,7 +13,7 @@ from faults import final_state
 from tiny_run import get_config
 from training_runs import checkpoints, crash_at, rows, same
 
-from cellclr_jax import embed, sharding, train
+from cellclr_jax import run_evaluation, sharding, train
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.lock import alone
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_left_where_it_is(
     with pytest.raises(BadUse, match=told):
         run(config, tmp_path)
     with pytest.raises(BadUse, match=told):
-        embed.evaluate_run(tmp_path, protocol=Protocol())
+        run_evaluation.evaluate_run(tmp_path, protocol=Protocol())
     assert [path.name for path in checkpoints(tmp_path)] == ["3"]
     assert not (tmp_path / "unreadable").exists()
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score
-from cellclr_jax.profiling.uncertainty import uncertainty
 
 
 def scored(rows):

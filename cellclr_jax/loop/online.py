@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from cellclr_jax import sharding
 from cellclr_jax.cli import BadData
 from cellclr_jax.data import pipeline
-from cellclr_jax.embed import MINIBATCH, compile_embedding
+from cellclr_jax.embedding import MINIBATCH, compile_embedding
 from cellclr_jax.experiment import Encoding, Experiment
 from cellclr_jax.logs import say
 from cellclr_jax.profiling import evaluation, profiles
-from cellclr_jax.profiling.cells import Sample, draw_sample, evaluate_cells
 from cellclr_jax.profiling.columns import is_control
+from cellclr_jax.profiling.probing.cells import Sample, draw_sample, evaluate_cells
 from cellclr_jax.profiling.sites import has_treatments, sites_of
 from cellclr_jax.train_step import Variables
 

@@ -11,10 +11,10 @@ from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling import moa, profiles
 from cellclr_jax.profiling.corrected import corrected_profiles
+from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.standardization import standardize
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
-from cellclr_jax.profiling.uncertainty import uncertainty
 
 
 @dataclass(frozen=True)

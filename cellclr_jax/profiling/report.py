@@ -10,13 +10,13 @@ from typing import TextIO
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.profiling import figures
-from cellclr_jax.profiling.cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.evaluation import Evaluation, describe_protocol, describe_scores
-from cellclr_jax.profiling.evaluation_folder import METRICS, REPORT, make_room, write_file
 from cellclr_jax.profiling.moa import Score
-from cellclr_jax.profiling.page import render_report
-from cellclr_jax.profiling.probes import TITLES
+from cellclr_jax.profiling.probing.cells import CellEvaluation, cell_table, describe_cells
+from cellclr_jax.profiling.probing.probes import TITLES
+from cellclr_jax.profiling.reporting import figures
+from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, REPORT, make_room, write_file
+from cellclr_jax.profiling.reporting.page import render_report
 
 
 def write_evaluation(

@@ -9,8 +9,8 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData
 from cellclr_jax.data.counting import plural
-from cellclr_jax.profiling import probes
-from cellclr_jax.profiling.folds import choose_groups, stratified_subset, usable
+from cellclr_jax.profiling.probing import probes
+from cellclr_jax.profiling.probing.folds import choose_groups, stratified_subset, usable
 from cellclr_jax.profiling.profiles import feature_names
 from cellclr_jax.profiling.sites import NAMES
 

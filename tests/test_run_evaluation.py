@@ -10,14 +10,14 @@ import pytest
 from binaries import run
 from tiny_dataset import CELLS, random_images, write_dataset
 
-from cellclr_jax import embed, sharding, train
+from cellclr_jax import embedding, run_evaluation, sharding, train
 from cellclr_jax import eval as eval_binary
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import image_copies, index, pipeline
 from cellclr_jax.experiment import make_experiment
 from cellclr_jax.intensity import intensity_statistics
-from cellclr_jax.profiling import figures
 from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.reporting import figures
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,9 @@ def evaluated(workdir, data_dir, out, **settings):
     """The metrics of an evaluation on another data folder; figures take longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda evaluation: ({}, {}))
-        embed.evaluate_run(workdir, data_dir=data_dir, out=out, protocol=Protocol(), **settings)
+        run_evaluation.evaluate_run(
+            workdir, data_dir=data_dir, out=out, protocol=Protocol(), **settings
+        )
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -96,9 +98,9 @@ def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch
     mesh = sharding.make_mesh()
     tables = []
     for size in (24, 56):
-        monkeypatch.setattr(embed, "MINIBATCH", size)
+        monkeypatch.setattr(embedding, "MINIBATCH", size)
         tables.append(
-            embed.site_profiles(experiment, mesh, {"trained": state.variables})["trained"]
+            embedding.site_profiles(experiment, mesh, {"trained": state.variables})["trained"]
         )
     cells = len(experiment.cells.table)
     assert cells % 24
@@ -110,7 +112,7 @@ def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch
 
 def test_site_profiles_are_means_of_single_embeddings(trained):
     _, experiment, state = trained
-    table = embed.site_profiles(experiment, sharding.make_mesh(), {"trained": state.variables})[
+    table = embedding.site_profiles(experiment, sharding.make_mesh(), {"trained": state.variables})[
         "trained"
     ]
     row = table.iloc[7]
@@ -120,7 +122,7 @@ def test_site_profiles_are_means_of_single_embeddings(trained):
     assert row["Metadata_CellCount"] == len(members)
     assert row["Metadata_Compound"] == cells["compound"][members[0]]
     mesh = sharding.make_mesh(1)
-    function = embed.compile_embedding(experiment, mesh)
+    function = embedding.compile_embedding(experiment, mesh)
     variables = {"trained": jax.device_put(state.variables, sharding.replicated(mesh))}
     single = [
         function(variables, sharding.to_global(mesh, experiment.cells.read(np.array([m]))))
@@ -162,7 +164,7 @@ def test_cells_of_which_nothing_is_told_are_embedded_and_there_is_nothing_to_sco
     table = pd.read_parquet(tmp_path / "cells.parquet")
     assert table["Metadata_CellId"].tolist() == experiment.cells.table["cell_id"].tolist()
     mesh = sharding.make_mesh(1)
-    function = embed.compile_embedding(experiment, mesh)
+    function = embedding.compile_embedding(experiment, mesh)
     variables = {"trained": jax.device_put(state.variables, sharding.replicated(mesh))}
     one = function(variables, sharding.to_global(mesh, experiment.cells.read(np.array([11]))))
     features = [column for column in table if column.startswith("cellclr_")]
@@ -245,7 +247,7 @@ def test_a_checkpoint_that_tells_no_channels_is_evaluated(config, own_images, ru
 
 def test_a_run_is_scored_beside_its_baselines(trained, capsys):
     workdir, experiment, state = trained
-    embed.evaluate_run(workdir, protocol=Protocol())
+    run_evaluation.evaluate_run(workdir, protocol=Protocol())
     out = workdir / "eval" / str(int(state.step))
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
@@ -276,7 +278,7 @@ def test_the_binary_names_what_is_missing(trained, tmp_path):
 
 def test_a_run_without_its_dataset_says_how_to_build_it(trained, tmp_path):
     with pytest.raises(BadUse, match=r"cellclr_jax\.build"):
-        embed.evaluate_run(trained[0], data_dir=tmp_path, protocol=Protocol())
+        run_evaluation.evaluate_run(trained[0], data_dir=tmp_path, protocol=Protocol())
 
 
 def test_percentile_normalisation_follows_the_plate(config):
@@ -319,7 +321,7 @@ def test_a_well_with_two_compounds_is_told_before_anything_is_embedded(
         return table.assign(compound=table["compound"].where(table.index != row, "other"))
 
     mixed = changed(data_dir, tmp_path / "data", mix)
-    monkeypatch.setattr(embed, "visit", None)  # would be called
+    monkeypatch.setattr(run_evaluation, "visit", None)  # would be called
     with pytest.raises(BadData) as told:
         evaluated(trained[0], mixed, tmp_path / "out")
     words = (f"plate {named['plate']}, well {named['well']} ", repr(named["compound"]), "'other'")
@@ -330,7 +332,7 @@ def test_another_dataset_in_the_place_of_the_runs_is_named(trained, data_dir, tm
     workdir, experiment, state = trained
     other = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "dataset": "00"})
     with pytest.raises(BadUse, match=f"{experiment.cells.directory} is not what .*--out=DIR"):
-        embed.evaluate_run(other, protocol=Protocol())
+        run_evaluation.evaluate_run(other, protocol=Protocol())
 
 
 def test_images_are_read_as_the_evaluation_is_told(config, own_images, runs, tmp_path, monkeypatch):

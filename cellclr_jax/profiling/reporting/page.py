@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Iterable, Mapping
 
-from cellclr_jax.profiling.probes import TITLES
+from cellclr_jax.profiling.probing.probes import TITLES
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;

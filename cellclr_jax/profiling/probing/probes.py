@@ -7,7 +7,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.profiling.folds import folds_of, usable
+from cellclr_jax.profiling.probing.folds import folds_of, usable
 
 NEIGHBOURS = 20
 # The weight of the data against the ridge. Strong, since features often outnumber a class's cells.

@@ -1,0 +1,159 @@
+"""Cells to embeddings: a run's encoder, restored, visits every cell of a dataset once."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from etils import epath
+from jax.sharding import Mesh
+
+from cellclr_jax import sharding
+from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
+from cellclr_jax.cli import BadUse
+from cellclr_jax.data import pipeline
+from cellclr_jax.data.counting import plural
+from cellclr_jax.data.progress import Progress
+from cellclr_jax.experiment import Encoding
+from cellclr_jax.intensity import STATISTICS, intensity_statistics
+from cellclr_jax.logs import say
+from cellclr_jax.profiling import profiles
+from cellclr_jax.profiling.sites import sites_of
+from cellclr_jax.program import root_key
+from cellclr_jax.train_step import Variables
+from cellclr_jax.trained_on import check_channels
+
+# Cells of a minibatch; forward passes alone, so that it fits wherever training does.
+MINIBATCH = 512
+
+Features = dict[str, jax.Array]
+# Takes the rows [b] of a minibatch and their features [b, D] by name.
+Receiver = Callable[[np.ndarray, Mapping[str, np.ndarray]], None]
+
+
+def restore(
+    workdir: epath.Path, step: str, encoding: Encoding, mesh: Mesh
+) -> tuple[int, dict[str, Variables], dict[str, Any]]:
+    """Reads the encoder of a checkpoint.
+
+    Args:
+      workdir: of the run.
+      step: `last`, `best` (by validation loss) or a number.
+      encoding: of the run's config, on the dataset that will be embedded.
+      mesh: the devices.
+
+    Returns:
+      (the step's number, variables by name: `trained`, `untrained`; the run's progress).
+
+    Raises:
+      BadUse: there is no such checkpoint, or its channels are not the dataset's.
+      BadData: it cannot be read.
+    """
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
+    checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
+    with contextlib.closing(checkpoints):
+        number = checkpoints.find(step)
+        # Asked first: arrays of another number of channels cannot even be restored.
+        check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
+        init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
+        untrained = init(root_key(encoding.config.seed, mesh))
+        trained, progress = checkpoints.restore_part(number, untrained)
+    return number, {"trained": trained, "untrained": untrained}, progress
+
+
+def site_profiles(
+    encoding: Encoding, mesh: Mesh, variables: Mapping[str, Variables], *receivers: Receiver
+) -> dict[str, pd.DataFrame]:
+    """Mean features of each site, every cell visited once.
+
+    Args:
+      encoding: dataset, model and normalisation; the dataset has plates, wells and compounds.
+      mesh: the devices.
+      variables: of encoders by name, on every device.
+      receivers: see `visit`.
+
+    Returns:
+      A profile table for each encoder, and one named `intensity`; one row a site, with
+      Metadata_CellCount.
+
+    Raises:
+      BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
+    """
+    cells = encoding.cells
+    sites, index = sites_of(cells.table)
+    profiles.check_wells(sites)
+    if left_out := int((index < 0).sum()):
+        say(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
+    accumulators: dict[str, profiles.WellAccumulator] = {}
+
+    def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        for name, values in features.items():
+            if name not in accumulators:
+                columns = _columns(name, values.shape[1], cells.channels)
+                accumulators[name] = profiles.WellAccumulator(sites, columns)
+            accumulators[name].add(values, index[rows])
+
+    visit(encoding, mesh, variables, np.arange(len(cells.table)), add, *receivers)
+    return {name: accumulator.table() for name, accumulator in accumulators.items()}
+
+
+def visit(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    rows: np.ndarray,
+    *receivers: Receiver,
+) -> None:
+    """Embeds cells, each once, and hands their features on minibatch by minibatch.
+
+    Args:
+      encoding: dataset, model and normalisation.
+      mesh: the devices.
+      variables: of encoders by name, on every device.
+      rows: [N] of the dataset.
+      receivers: are called with each minibatch: its rows, features of each encoder and those
+        named `intensity`.
+    """
+    embed = compile_embedding(encoding, mesh)
+    size = sharding.round_up(MINIBATCH, mesh)
+    process = (jax.process_index(), jax.process_count())
+    minibatches = pipeline.sequential_minibatches(
+        encoding.cells, rows, minibatch_size=size, process=process
+    )
+    with Progress(len(rows), process[0] == 0, unit="cell", task="embedded") as progress:
+        for real, local in minibatches:
+            found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
+            features = {name: values[: len(real)] for name, values in found.items()}
+            for receive in receivers:
+                receive(real, features)
+            progress.step(units=len(real))
+
+
+def compile_embedding(encoding: Encoding, mesh: Mesh) -> Callable[..., Features]:
+    """A jitted function (variables by name, minibatch) → features [B, D] by name.
+
+    Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
+    statistics of the raw ones.
+    """
+
+    def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
+        images = encoding.resized(encoding.images(minibatch))
+        features: Features = {}
+        for name, weights in variables.items():
+            features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])
+        return features | {"intensity": intensity_statistics(minibatch["image"])}
+
+    return jax.jit(
+        embed,
+        in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
+        out_shardings=sharding.by_rows(mesh),
+    )
+
+
+def _columns(name: str, width: int, channels: list[str]) -> list[str]:
+    if name != "intensity":
+        return profiles.feature_names(width)
+    return [f"Intensity_{statistic}_{channel}" for statistic in STATISTICS for channel in channels]

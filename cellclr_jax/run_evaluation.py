@@ -1,0 +1,159 @@
+"""Scores a run: its model and what it has to beat, on the cells of a dataset, embedded once.
+
+The baselines see the same cells in the same pass: the encoder as it was before training, and the
+intensities of each channel. Profiles are scored where the dataset has treatments, single cells
+where it has labels, or no treatments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from etils import epath
+from jax.sharding import Mesh
+
+from cellclr_jax import sharding
+from cellclr_jax.cli import BadUse
+from cellclr_jax.embedding import restore, site_profiles, visit
+from cellclr_jax.experiment import Encoding, make_encoding
+from cellclr_jax.logs import is_local, say
+from cellclr_jax.profiling import evaluation, profiles, report
+from cellclr_jax.profiling.columns import is_control, own_features
+from cellclr_jax.profiling.probing.cells import (
+    CellEvaluation,
+    KeptCells,
+    draw_sample,
+    evaluate_cells,
+)
+from cellclr_jax.profiling.sites import has_treatments
+from cellclr_jax.run_config import read_config
+from cellclr_jax.train_step import Variables
+from cellclr_jax.trained_on import describe_dataset
+
+# What is scored, the run's own first.
+_FEATURES = ("trained", "untrained", "intensity")
+
+
+def evaluate_run(
+    workdir: epath.PathLike,
+    *,
+    step: str = "last",
+    data_dir: str | Path | None = None,
+    data_access: str = "shards",
+    out: str | Path | None = None,
+    protocol: evaluation.Protocol,
+) -> None:
+    """Scores a checkpoint and its baselines, and writes tables, figures and the report.
+
+    Args:
+      workdir: of the run.
+      step: `last`, `best` (by validation loss) or a number.
+      data_dir: where the dataset lies; None takes the run's.
+      data_access: how crops are read (see `index.open_images`), whatever the run took.
+      out: where to write; None takes <workdir>/eval/<step>. An evaluation with other settings
+        that is there is kept (see `report.write_evaluation`).
+      protocol: the settings of the evaluation (see `_evaluate` for the intensities').
+
+    Raises:
+      BadUse: there is no such run, checkpoint or dataset.
+      BadData: one of them cannot be read.
+    """
+    workdir = epath.Path(workdir)
+    if out is None and not is_local(workdir):
+        raise BadUse(f"{workdir} is no folder of this machine: say where to write, --out=DIR")
+    config = read_config(workdir)
+    if data_dir is not None:
+        config.data_dir = str(data_dir)
+    config.data_access = data_access
+    encoding, mesh = make_encoding(config), sharding.make_mesh()
+    number, variables, progress = restore(workdir, step, encoding, mesh)
+    details = {
+        "step": number,
+        "checkpoint": step,
+        "cells": len(encoding.cells.table),
+        **describe_dataset(encoding.cells),
+        "trained_on": progress["dataset"],
+    }
+    if details["dataset"] != details["trained_on"]:
+        _warn_of_another(encoding, out)
+    scored, probed = _score(encoding, mesh, variables, protocol)
+    if jax.process_index() == 0:
+        folder = Path(out if out is not None else workdir / "eval" / str(number))
+        _tell(scored, probed, folder, details)
+
+
+def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
+    """Says that a dataset is not the run's; BadUse where the scores would lie among the run's."""
+    if out is None:
+        raise BadUse(
+            f"{encoding.cells.directory} is not what the run was trained on: say where to "
+            "write, --out=DIR"
+        )
+    say("note: this is not the dataset that the run was trained on")
+
+
+def _score(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    protocol: evaluation.Protocol,
+) -> tuple[dict[str, evaluation.Evaluation], CellEvaluation | None]:
+    """Embeds what the dataset can be scored by, once, and scores it.
+
+    Returns:
+      (evaluations of the profiles by name, none without treatments; that of single cells).
+    """
+    table = encoding.cells.table
+    treated = has_treatments(table, protocol.control)
+    sample = draw_sample(table, with_treatments=treated)
+    kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
+    scored = {}
+    if treated:
+        tables = site_profiles(encoding, mesh, variables, kept.add)
+        scored = {name: _evaluate(name, sites, protocol) for name, sites in tables.items()}
+    else:
+        if protocol != evaluation.Protocol():
+            say("note: there are no treatments to score: settings of profiles decide nothing")
+        visit(encoding, mesh, variables, kept.rows, kept.add)
+    if sample is None:
+        return scored, None
+    if sample.label_column and jax.process_index() == 0:
+        say(f"telling the {sample.label_column} of {len(kept.rows):,} cells from their features")
+    return scored, evaluate_cells(sample, {name: kept.features[name] for name in _FEATURES})
+
+
+def _tell(
+    scored: Mapping[str, evaluation.Evaluation],
+    probed: CellEvaluation | None,
+    folder: Path,
+    details: Mapping[str, Any],
+) -> None:
+    """Writes the evaluation and prints its tables, baselines below."""
+    trained = scored.get("trained")
+    baselines = {name: scored[name] for name in _FEATURES[1:] if name in scored}
+    report.write_evaluation(folder, trained, baselines=baselines, details=details, cells=probed)
+    if trained is not None:
+        report.print_scores(trained, baselines=baselines)
+    if probed is not None:
+        report.print_cells(probed)
+    print(f"written to {folder}")
+
+
+def _evaluate(
+    name: str, table: pd.DataFrame, protocol: evaluation.Protocol
+) -> evaluation.Evaluation:
+    """Scores one table of sites.
+
+    Intensities are standardised by the controls wherever there are two of them: means, deviations
+    and percentiles share no scale.
+    """
+    features = own_features(table)
+    wells = profiles.aggregate_wells(table, through=protocol.aggregate, features=features)
+    controls = is_control(wells["Metadata_Compound"], protocol.control).sum()
+    if name == "intensity" and controls > 1:
+        protocol = replace(protocol, standardize="controls")
+    return evaluation.evaluate(wells, protocol, features=features)
