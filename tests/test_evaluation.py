@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.profiling import evaluation, moa, tables
+from cellclr_jax.profiling import candidates, record, tables
 from cellclr_jax.profiling.evaluation import Protocol, evaluate
 
 GOLDEN = {
@@ -62,15 +62,15 @@ def test_golden_numbers_of_real_profiles(real, ridge):
         counts = [(score.correct, score.total) for score in (scores.nsc, scores.nscb)]
         assert tuple(counts) == wanted, name
         assert scores.nsc.unanswerable == scores.nscb.unanswerable == 0
-    left_out = evaluation.describe_protocol(found)["left_out"]
+    left_out = record.describe_protocol(found)["left_out"]
     assert left_out == ["Cholesterol-lowering", "Kinase inhibitors"]
 
 
 def test_golden_numbers_do_not_depend_on_row_order_or_on_other_treated_wells(real):
     shuffled = real.table.sample(frac=1, random_state=0)
     protocol = Protocol(standardize="controls")
-    wanted = evaluation.describe_scores(evaluate(real.table, protocol))
-    assert evaluation.describe_scores(evaluate(shuffled, protocol)) == wanted
+    wanted = record.describe_scores(evaluate(real.table, protocol))
+    assert record.describe_scores(evaluate(shuffled, protocol)) == wanted
 
 
 def test_a_numeric_compound_id_beside_real_profiles_changes_nothing(real):
@@ -100,7 +100,7 @@ def test_a_random_embedding_does_not():
 
 
 def test_metrics_have_the_agreed_form():
-    found = evaluation.describe_scores(evaluate(planted()))
+    found = record.describe_scores(evaluate(planted()))
     assert list(found) == ["none", "whitening", "tvn"]
     assert list(found["none"]) == ["nsc", "nscb", "drop"]
     assert found["none"]["drop"] == 0.0
@@ -118,7 +118,7 @@ def test_without_controls_corrections_are_undefined_and_standardising_is_an_erro
     wells = wells[wells["compound"] != "DMSO"]
     found = evaluate(wells)
     assert found.scores["none"].nsc.correct == 12
-    described = evaluation.describe_scores(found)["whitening"]
+    described = record.describe_scores(found)["whitening"]
     assert described["drop"] is None
     assert described["nsc"]["accuracy"] is None
     assert "at least 2 are needed" in described["nsc"]["undefined"]
@@ -147,7 +147,7 @@ def test_moas_of_one_batch_are_computed_and_left_out():
     wells = planted()
     wells = wells[(wells["moa"] != "m2") | (wells["plate"] == "Week1_1")]
     found = evaluate(wells)
-    assert evaluation.describe_protocol(found)["left_out"] == ["m2"]
+    assert record.describe_protocol(found)["left_out"] == ["m2"]
     assert (found.scores["none"].nsc.total, found.scores["none"].nscb.total) == (9, 8)
     assert any("NSC: 1 of 9 queries have no candidate" in note for note in found.notes)
 
@@ -158,7 +158,7 @@ def test_the_rules_for_batches_differ_for_a_treatment_that_lies_in_several():
     everywhere = wells["well"] == "B00"
     wells.loc[everywhere, ["compound", "concentration"]] = ["taxol", 0.3]
     totals = {}
-    for rule in moa.BATCH_RULES:
+    for rule in candidates.BATCH_RULES:
         scores = evaluate(wells, Protocol(batches=rule)).scores["none"]
         totals[rule] = scores.nscb.total
         assert scores.nsc.total == 13
@@ -177,7 +177,7 @@ def test_wells_of_a_written_evaluation_give_the_same_scores(tmp_path):
     found = evaluate(planted(noise=1.5))
     found.wells.to_parquet(tmp_path / "wells.parquet")
     again = evaluate(tables.read_profiles(tmp_path / "wells.parquet").table)
-    assert evaluation.describe_scores(again) == evaluation.describe_scores(found)
+    assert record.describe_scores(again) == record.describe_scores(found)
 
 
 def test_what_cannot_be_evaluated_is_an_error():
@@ -209,7 +209,7 @@ def test_features_that_are_told_are_taken_whatever_their_names():
     assert evaluate(renamed).data["features"] == 1
     found = evaluate(renamed, features=names)
     assert found.data["features"] == 3
-    assert evaluation.describe_scores(found) == evaluation.describe_scores(evaluate(wells))
+    assert record.describe_scores(found) == record.describe_scores(evaluate(wells))
     assert not any("not used as features" in note for note in found.notes)
 
 
@@ -219,7 +219,7 @@ def test_corrections_and_standardisations_are_choices():
     found = evaluate(wells, chosen)
     assert list(found.scores) == ["none", "pca_whitening"]
     assert found.scores["pca_whitening"].nsc.total == 12
-    described = evaluation.describe_protocol(found)
+    described = record.describe_protocol(found)
     assert described["standardize"] == "plates"
     assert described["robust"] is True
     alone = evaluate(wells, Protocol(corrections=("none", "tvn"))).scores["tvn"]
@@ -229,8 +229,8 @@ def test_corrections_and_standardisations_are_choices():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corrections": ("whitening",)}, "none and others of none, whitening"),
-        ({"corrections": ("none", "combat")}, "corrections none, combat"),
+        ({"corrections": ("whitening",)}, "none and others of none, pca_whitening"),
+        ({"corrections": ("none", "coral")}, "corrections none, coral"),
         ({"robust": True}, "robust says how to standardize"),
         ({"standardize": "wells"}, "standardize 'wells'"),
     ],

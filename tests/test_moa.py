@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.profiling import moa
+from cellclr_jax.profiling import candidates, moa
 
 FEATURES = ["f_a", "f_b", "f_c", "f_d"]
 
@@ -60,7 +60,7 @@ def naive(table, *, rule=None, left_out=()):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("rule", moa.BATCH_RULES)
+@pytest.mark.parametrize("rule", candidates.BATCH_RULES)
 def test_scores_equal_the_naive_loop(seed, rule):
     table = random_treatments(seed)
     nsc = moa.not_same_compound(table)
@@ -226,4 +226,51 @@ def test_errors_say_what_is_wrong():
 
 
 def test_week2_comes_before_week10():
-    assert sorted(["Week10", "Week2", "Week1"], key=moa.batch_order) == ["Week1", "Week2", "Week10"]
+    assert sorted(["Week10", "Week2", "Week1"], key=candidates.batch_order) == [
+        "Week1",
+        "Week2",
+        "Week10",
+    ]
+
+
+def naive_vote(table, neighbours):
+    """Right answers where the nearest of other compounds vote, by plain loops."""
+    rows = sorted(table.to_dict("records"), key=lambda r: tuple(r.values())[:2])
+    correct = 0
+    for query in rows:
+        others = [r for r in rows if r["Metadata_Compound"] != query["Metadata_Compound"]]
+        a = np.array([query[f] for f in FEATURES])
+        cosines = []
+        for other in others:
+            b = np.array([other[f] for f in FEATURES])
+            cosines.append(round(a @ b / np.sqrt((a @ a) * (b @ b)), 12))
+        nearest = sorted(range(len(others)), key=lambda i: (-cosines[i], i))[:neighbours]
+        moas = [others[i]["Metadata_MoA"] for i in nearest]
+        most = max(moas.count(name) for name in moas)
+        correct += next(m for m in moas if moas.count(m) == most) == query["Metadata_MoA"]
+    return correct
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 3, 5, 100])
+def test_the_vote_of_several_neighbours_equals_the_naive_loop(neighbours):
+    for seed in range(3):
+        table = random_treatments(seed)
+        table[FEATURES] = table[FEATURES].round(0) + 0.5  # full of ties
+        score = moa.not_same_compound(table, neighbours=neighbours)
+        assert score.correct == naive_vote(table, neighbours)
+        assert (score.neighbours["predicted"] == score.neighbours["moa"]).sum() == score.correct
+    with pytest.raises(BadUse, match="at least 1"):
+        moa.not_same_compound(table, neighbours=0)
+
+
+@pytest.mark.parametrize("rule", candidates.BATCH_RULES)
+def test_both_scores_are_those_of_each_alone(rule):
+    table = random_treatments(3)
+    nsc, nscb = moa.both_scores(table, batches=rule, neighbours=3)
+    alone = moa.not_same_compound_or_batch(table, batches=rule, neighbours=3)
+    assert nsc == moa.not_same_compound(table, neighbours=3)
+    assert nscb == alone
+    pd.testing.assert_frame_equal(nscb.neighbours, alone.neighbours)
+    one_batch = moa.both_scores(table.assign(Metadata_Batch="W1"), batches=rule)
+    assert one_batch[0].total == 40
+    assert "one batch" in one_batch[1].undefined

@@ -156,7 +156,7 @@ def test_doses_that_differ_by_rounding_are_one_treatment_and_two_moas_an_error()
 def test_the_first_batch_is_week2_before_week10():
     wells = profiles.aggregate_wells(cells())
     wells["Metadata_Batch"] = wells["Metadata_Batch"].map({"Week1": "Week10", "Week2": "Week2"})
-    kept = profiles.first_batch_wells(wells)
+    kept = wells[profiles.in_first_batch(wells)]
     assert len(kept) == 3
     assert set(kept["Metadata_Batch"]) == {"Week2"}
 

@@ -5,6 +5,7 @@ a measurement to count as one; what is left out is named, never dropped in silen
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,9 @@ _IDENTIFYING = re.compile(
     r"|plate|well|site|batch|week|replicate|row|rows|column|columns|col|cols|table|image|object"
     r"|field|center|centre|location|timestamp|date|run"
 )
+
+# Rows that are looked at before all others.
+_FIRST = 100
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,12 @@ def own_features(table: pd.DataFrame) -> list[str]:
     return [str(column) for column in table if not str(column).startswith("Metadata_")]
 
 
-def split_columns(table: pd.DataFrame) -> Columns:
+def metadata_columns(table: pd.DataFrame) -> list[str]:
+    """The columns that are metadata, by their names, in the table's order."""
+    return [str(c) for c in table if canonical_name(str(c)) or _PREFIX.match(str(c))]
+
+
+def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Columns:
     """Tells features from everything else.
 
     1. `Metadata_*`, `Image_Metadata_*` and the names of `METADATA` are metadata.
@@ -105,6 +114,7 @@ def split_columns(table: pd.DataFrame) -> Columns:
 
     Args:
       table: any profile table.
+      known: what is known of its rows, `Metadata_*`; None takes the table's own metadata.
 
     Returns:
       The features, and what was left out with the reason.
@@ -112,16 +122,15 @@ def split_columns(table: pd.DataFrame) -> Columns:
     Raises:
       BadData: a feature column is text, or most but not all of a column are numbers.
     """
-    metadata = [str(c) for c in table if canonical_name(str(c)) or _PREFIX.match(str(c))]
-    known = canonical_metadata(table[metadata])
-    names = [str(column) for column in table if str(column) not in set(metadata)]
+    metadata = set(metadata_columns(table))
+    names = [str(column) for column in table if str(column) not in metadata]
     own = [name for name in names if _OWN_FEATURE.match(name)]
     if own:
         left = {name: "not a cellclr_ column" for name in names if name not in set(own)}
         for name in own:
             _require_numeric(table, name)
         return Columns(own, left)
-    keys = _keys(known)
+    keys = _keys(canonical_metadata(table[list(metadata)]) if known is None else known)
     features, left_out = [], {}
     for name in names:
         reason = _why_not_a_feature(name, table[name], keys)
@@ -130,6 +139,20 @@ def split_columns(table: pd.DataFrame) -> Columns:
         else:
             features.append(name)
     return Columns(features, left_out)
+
+
+def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[str]) -> pd.DataFrame:
+    """Metadata and features side by side; the table shares the memory of the features.
+
+    Args:
+      table: [N] rows of metadata.
+      values: [N, D] float64.
+      features: the D names.
+    """
+    joined = pd.DataFrame(values, columns=list(features), copy=False)
+    for place, column in enumerate(table):
+        joined.insert(place, str(column), table[column].to_numpy())
+    return joined
 
 
 def _why_not_a_feature(name: str, values: pd.Series, keys: dict[str, np.ndarray]) -> str:
@@ -174,16 +197,25 @@ def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
     return keys
 
 
+def _equals(values: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether a column that is not constant holds these numbers; most differ in the first rows."""
+    for rows in (slice(_FIRST), slice(None)):
+        same = np.isclose(values[rows], wanted[rows], rtol=1e-6, atol=0, equal_nan=True)
+        if not same.all():
+            return False
+    return len(np.unique(values)) > 1
+
+
 def _stands_for(values: np.ndarray, keys: dict[str, np.ndarray]) -> str:
     """What a numeric column gives away, or ''.
 
     Measurements averaged over cells are hardly ever whole numbers, and never one and the same for
     all wells of a compound.
     """
-    if "concentration" in keys and len(np.unique(values)) > 1:
-        same = np.isclose(values, keys["concentration"], rtol=1e-6, atol=0, equal_nan=True)
-        if same.all():
-            return "equals the concentration"
+    if "concentration" in keys and _equals(values, keys["concentration"]):
+        return "equals the concentration"
+    if not np.array_equal(values[:_FIRST], np.rint(values[:_FIRST])):
+        return ""
     if not np.array_equal(values, np.rint(values)):
         return ""
     codes = pd.factorize(values)[0]

@@ -1,18 +1,18 @@
 """Well profiles under each correction that a protocol asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from cellclr_jax.cli import BadData
-from cellclr_jax.profiling import correction
+from cellclr_jax.profiling import correction, correction_libraries
 from cellclr_jax.profiling.protocol import CORRECTIONS, Protocol
 
 
 def corrected_profiles(
     values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
-) -> dict[str, np.ndarray | str]:
+) -> Iterator[tuple[str, np.ndarray | str]]:
     """The profiles under each correction of the protocol, or why it cannot be fitted.
 
     Args:
@@ -21,43 +21,43 @@ def corrected_profiles(
       batches: [N] names; '' where none is known.
       protocol: which corrections, and their λ.
 
-    Returns:
-      By name, in the order of `CORRECTIONS`: [N, K] float64, or a reason.
+    Yields:
+      (name, [N, K] float64 or a reason), in the order of `CORRECTIONS`. The array of a correction
+      is overwritten when the next one is asked for: of large tables there is room for few copies.
     """
     ridge, relative = protocol.regularization, protocol.relative_regularization
-    whiten = partial(correction.whiten, values, is_control, regularization=ridge, relative=relative)
+    whiten_once = partial(
+        correction.whiten, values, is_control, regularization=ridge, relative=relative
+    )
+    whitened: np.ndarray | None = None
+
+    def whiten() -> np.ndarray:
+        nonlocal whitened
+        if whitened is None:
+            whitened = whiten_once()
+        return whitened
+
+    def tvn() -> np.ndarray:
+        nonlocal whitened
+        profiles, whitened = whiten(), None
+        if not any(batches):
+            # Aligning one nameless batch with itself would repeat whitening under TVN's name.
+            raise BadData("no batch is known")
+        return correction.coral(
+            profiles, is_control, batches, regularization=ridge, relative=relative, out=profiles
+        )
+
     ways: dict[str, Callable[[], np.ndarray]] = {
         "none": lambda: correction.none(values),
+        "pca_whitening": partial(whiten_once, to_rank=True),
         "whitening": whiten,
-        "pca_whitening": partial(whiten, to_rank=True),
-        "tvn": lambda: _aligned(found.get("whitening"), whiten, is_control, batches, protocol),
+        "tvn": tvn,
+        "harmony": lambda: correction_libraries.harmony(values, batches),
+        "combat": lambda: correction_libraries.combat(values, batches),
     }
-    found: dict[str, np.ndarray | str] = {}
     for name in (name for name in CORRECTIONS if name in protocol.corrections):
         try:
-            found[name] = ways[name]()
+            profiles: np.ndarray | str = ways[name]()
         except BadData as error:
-            found[name] = str(error)
-    return found
-
-
-def _aligned(
-    whitened: np.ndarray | str | None,
-    whiten: Callable[[], np.ndarray],
-    is_control: np.ndarray,
-    batches: np.ndarray,
-    protocol: Protocol,
-) -> np.ndarray:
-    """TVN of profiles that may have been whitened already."""
-    if not isinstance(whitened, np.ndarray):
-        whitened = whiten()
-    if not any(batches):
-        # Aligning one nameless batch with itself would repeat whitening under TVN's name.
-        raise BadData("no batch is known")
-    return correction.coral(
-        whitened,
-        is_control,
-        batches,
-        regularization=protocol.regularization,
-        relative=protocol.relative_regularization,
-    )
+            profiles = str(error)
+        yield name, profiles

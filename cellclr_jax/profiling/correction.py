@@ -5,7 +5,7 @@ Imaging Screens" (typical variation normalisation, TVN). Pure functions of array
 same rows out, in the same order. Treated rows never change what is fitted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from cellclr_jax.cli import BadData, BadUse
 
 FEWEST_CONTROLS = 2
 """Controls needed for a moment that is more than one well's own accident."""
+# Rows that are worked on at once.
+_ROWS = 4_096
 
 
 def none(profiles: np.ndarray) -> np.ndarray:
@@ -52,8 +54,9 @@ def whiten(
       BadUse: a negative or non-finite λ.
     """
     profiles, is_control = checked(profiles, is_control, "whitening")
-    centred = profiles - profiles[is_control].mean(axis=0)
-    controls = centred[is_control]
+    controls = profiles[is_control]
+    mean = controls.mean(axis=0)
+    controls = controls - mean
     variances, vectors = np.linalg.eigh(controls.T @ controls / len(controls))
     variances = np.maximum(variances, 0.0)  # rounding leaves zeros a little below zero
     ridge = _ridge(variances.mean(), regularization, relative)
@@ -67,7 +70,7 @@ def whiten(
             f"whitening: {len(controls)} control wells do not span {profiles.shape[1]} features; "
             "a regularization above 0 is needed"
         )
-    return (centred @ vectors) / np.sqrt(variances + ridge)
+    return _by_rows(profiles, lambda rows: (rows - mean) @ (vectors / np.sqrt(variances + ridge)))
 
 
 def tvn(
@@ -106,6 +109,7 @@ def coral(
     *,
     regularization: float = 1.0,
     relative: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Gives each batch's controls the second moment of all controls (Sun et al. 2016).
 
@@ -119,6 +123,7 @@ def coral(
       regularization: λ, here above 0 wherever a batch has fewer controls than features; with
         `relative` a fraction of C_all's mean eigenvalue.
       relative: whether `regularization` is that fraction.
+      out: [N, D] float64 to write to, which may be `profiles` itself; None makes a new one.
 
     Returns:
       [N, D] float64.
@@ -132,7 +137,9 @@ def coral(
     controls, labels = profiles[is_control], np.asarray(batches, object)
     mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
     ridge = _ridge(mean_eigenvalue, regularization, relative)
-    aligned = np.empty_like(profiles)
+    to_all = _power(controls, ridge, 0.5)
+    aligned = np.empty_like(profiles) if out is None else out
+    # Each batch is fitted before its rows are written: `out` may be what is read.
     for batch in dict.fromkeys(labels.tolist()):
         rows = labels == batch
         fitted = profiles[rows & is_control]
@@ -141,23 +148,37 @@ def coral(
                 f"CORAL: the {len(fitted)} control wells of batch {batch!r} do not span "
                 f"{profiles.shape[1]} features; a regularization above 0 is needed"
             )
-        aligned[rows] = _times_power(profiles[rows], fitted, ridge, -0.5)
-    return _times_power(aligned, controls, ridge, 0.5)
+        from_batch = _power(fitted, ridge, -0.5)
+        aligned[rows] = to_all(from_batch(profiles[rows]))
+    return aligned
 
 
-def _times_power(rows: np.ndarray, fitted: np.ndarray, ridge: float, power: float) -> np.ndarray:
-    """rows (C + λI)^power with C = fittedᵀ fitted / n, without forming the [D, D] matrix.
+def _power(fitted: np.ndarray, ridge: float, power: float) -> Callable[[np.ndarray], np.ndarray]:
+    """What multiplies rows by (C + λI)^p, C = fittedᵀ fitted / n.
 
-    C has at most n directions, the right singular vectors U of `fitted`; on all others C + λI is
-    λI. Hence rows U diag((s+λ)^p − λ^p) Uᵀ + λ^p rows: a batch has some 30 controls, a profile
-    thousands of features.
+    Where there are fewer rows than features, the [D, D] matrix is not formed: C has at most n
+    directions, the right singular vectors U of `fitted`; on all others C + λI is λI. Hence
+    U diag((s+λ)^p − λ^p) Uᵀ + λ^p I: a batch has some 30 controls, a profile thousands of features.
     """
+    if len(fitted) >= fitted.shape[1]:
+        moments, vectors = np.linalg.eigh(fitted.T @ fitted / len(fitted))
+        matrix = (vectors * (np.maximum(moments, 0.0) + ridge) ** power) @ vectors.T
+        return lambda rows: rows @ matrix
     _, singular, directions = np.linalg.svd(fitted, full_matrices=False)
-    moments = np.square(singular) / len(fitted)
-    # λ = 0 is let through only where U spans every direction: nothing lies outside it.
-    outside = ridge**power if ridge > 0 else 0.0
-    inside = (moments + ridge) ** power - outside
-    return (rows @ directions.T * inside) @ directions + outside * rows
+    outside = ridge**power  # λ = 0 is let through only where `fitted` spans every direction
+    inside = (np.square(singular) / len(fitted) + ridge) ** power - outside
+    return lambda rows: (rows @ directions.T * inside) @ directions + outside * rows
+
+
+def _by_rows(profiles: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Changes rows some thousands at a time: large tables leave no room for copies in between."""
+    blocks = range(0, len(profiles), _ROWS)
+    first = change(profiles[:_ROWS])
+    result = np.empty((len(profiles), first.shape[1]))
+    result[:_ROWS] = first
+    for start in blocks[1:]:
+        result[start : start + _ROWS] = change(profiles[start : start + _ROWS])
+    return result
 
 
 def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> float:

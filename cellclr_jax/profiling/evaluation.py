@@ -1,7 +1,9 @@
 """The evaluation: well profiles in, NSC, NSCB and the drop of every correction out."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,24 @@ from threadpoolctl import threadpool_limits
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling import moa, profiles
+from cellclr_jax.profiling.columns import with_features
 from cellclr_jax.profiling.corrected import corrected_profiles
-from cellclr_jax.profiling.measures.uncertainty import uncertainty
+from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
+from cellclr_jax.profiling.measures import measure
+from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.standardization import standardize
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
+
+# Matrices of so many numbers are worth the threads of BLAS.
+_LARGE = 20_000_000
+
+
+class _Rule(TypedDict):
+    """Which treatments NSCB asks, and of whom."""
+
+    batches: str
+    left_out: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -26,12 +41,14 @@ class CorrectionScores:
       nscb: not-same-compound-or-batch.
       drop: nsc - nscb in percentage points, or None where either is undefined.
       treatments: the corrected treatment profiles; empty where the correction is undefined.
+      measures: what else was measured, by name.
     """
 
     nsc: moa.Score
     nscb: moa.Score
     drop: float | None
     treatments: pd.DataFrame = field(repr=False)
+    measures: Mapping[str, Measured] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,6 @@ class Evaluation:
       protocol: the settings.
       scores: by correction, those of the protocol.
       wells: the wells that were used, as they came: controls and annotated wells.
-      treatments: the treatment profiles before correction, controls left out.
       data: counts of wells, controls, treatments, compounds, MoAs, batches, features.
       notes: what a reader of the scores must know.
     """
@@ -50,9 +66,13 @@ class Evaluation:
     protocol: Protocol
     scores: dict[str, CorrectionScores]
     wells: pd.DataFrame = field(repr=False)
-    treatments: pd.DataFrame = field(repr=False)
     data: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def treatments(self) -> pd.DataFrame:
+        """The treatment profiles before correction, controls left out."""
+        return self.scores["none"].treatments
 
 
 def evaluate(
@@ -60,6 +80,7 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     features: Sequence[str] | None = None,
+    measures: Sequence[str] = (),
 ) -> Evaluation:
     """Scores well profiles under each correction.
 
@@ -68,6 +89,7 @@ def evaluate(
         compound, concentration, MoA under any of the names `tables` understands, and features.
       protocol: the settings; the defaults where None.
       features: the feature columns; by default those of `columns.split_columns`.
+      measures: what else to measure of each correction's profiles, of `measures.MEASURES`.
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
@@ -77,105 +99,75 @@ def evaluate(
     Raises:
       BadData: no annotated treatment; a well is listed twice; a feature is not finite;
         standardisation by controls without controls.
+      BadUse: a control that no well has, an unknown measure, or the library of a correction is not
+        installed.
     """
-    # The matrices are small: BLAS threads that wait for each other on a busy machine make this
-    # five times slower. One thread also rounds the same whatever the machine.
-    with threadpool_limits(limits=1, user_api="blas"):
-        house = canonical_table(wells, control=(protocol or Protocol()).control, features=features)
-        return _evaluate(house, protocol or Protocol())
+    protocol = protocol or Protocol()
+    house = canonical_table(wells, control=protocol.control, features=features)
+    # BLAS threads that wait for each other over small matrices make this five times slower; and one
+    # thread rounds the same whatever the machine.
+    threads = None if house.values.size > _LARGE else 1
+    with threadpool_limits(limits=threads, user_api="blas"):
+        return _evaluate(house, protocol, measures)
 
 
-def _evaluate(house: ProfileTable, protocol: Protocol) -> Evaluation:
+def _evaluate(house: ProfileTable, protocol: Protocol, measures: Sequence[str]) -> Evaluation:
     """See `evaluate`."""
-    table, notes = _used_wells(house.table, protocol.control)
+    used, notes = _used_wells(house.table, protocol.control)
     if house.left_out:
         notes.append(_left_out_note(house.left_out))
-    is_control = (table["Metadata_Compound"] == protocol.control).to_numpy()
+    values = house.values if used.all() else house.values[used]
+    base = house.table[[c for c in house.table if c not in set(house.features)]]
+    base = base[used].reset_index(drop=True)
+    is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
     if protocol.control != Protocol.control and not is_control.any():
         raise BadUse(f"control {protocol.control!r}: no well has this compound")
-    values, features = table[house.features].to_numpy(np.float64), house.features
-    if protocol.standardize != "none":
-        by_plate = protocol.standardize == "plates"
-        values, kept = standardize(
-            values,
-            is_control,
-            plates=table["Metadata_Plate"].to_numpy(object) if by_plate else None,
-            robust=protocol.robust,
-        )
-        constant = [name for name, keep in zip(features, kept, strict=True) if not keep]
-        features = [name for name, keep in zip(features, kept, strict=True) if keep]
-        if constant:
-            where = "those of a plate" if by_plate else "the controls"
-            notes.append(f"constant over {where}, left out: {', '.join(constant)}")
+    wells = with_features(base, values, house.features)
+    values, features, about = _standardized(base, values, house.features, is_control, protocol)
+    notes += about
     if 0 < is_control.sum() <= len(features):
         notes.append(_rank_note(int(is_control.sum()), len(features)))
-    base = table[[c for c in table if str(c).startswith("Metadata_")]]
-    batches = base["Metadata_Batch"].to_numpy(object)
     scores = {}
-    for name, corrected in corrected_profiles(values, is_control, batches, protocol).items():
+    batches = base["Metadata_Batch"].to_numpy(object)
+    for name, corrected in corrected_profiles(values, is_control, batches, protocol):
         if isinstance(corrected, str):
             scores[name] = _undefined(corrected)
             notes.append(f"{name} is undefined: {corrected}")
         else:
             names = features if corrected.shape[1] == len(features) else _components(corrected)
-            scores[name] = _score(_with_features(base, corrected, names), names, protocol)
+            scores[name] = _score(base, corrected, names, protocol, measures)
+            notes += [_fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
     notes += _unanswerable_notes(scores["none"])
-    return Evaluation(
-        protocol,
-        scores,
-        wells=table,
-        treatments=_treatments(_with_features(base, values, features), features, protocol),
-        data=_counts(table, is_control, len(features)),
-        notes=notes,
+    data = _counts(base, is_control, len(features))
+    return Evaluation(protocol, scores, wells=wells, data=data, notes=notes)
+
+
+def _standardized(
+    base: pd.DataFrame,
+    values: np.ndarray,
+    features: list[str],
+    is_control: np.ndarray,
+    protocol: Protocol,
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Values and names of the features as the protocol wants them, and a note on those left out."""
+    if protocol.standardize == "none":
+        return values, features, []
+    by_plate = protocol.standardize == "plates"
+    values, kept = standardize(
+        values,
+        is_control,
+        plates=base["Metadata_Plate"].to_numpy(object) if by_plate else None,
+        robust=protocol.robust,
     )
+    constant = [name for name, keep in zip(features, kept, strict=True) if not keep]
+    features = [name for name, keep in zip(features, kept, strict=True) if keep]
+    where = "those of a plate" if by_plate else "the controls"
+    notes = [f"constant over {where}, left out: {', '.join(constant)}"] if constant else []
+    return values, features, notes
 
 
-def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
-    """The settings as they go into `metrics.json`, with what was computed from the data."""
-    left_out, treatments = evaluation.protocol.left_out, evaluation.treatments
-    if left_out is None:
-        rule = evaluation.protocol.batches
-        batches = [moa.batch_set(joined, rule) for joined in treatments["Metadata_Batch"]]
-        left_out = tuple(moa.single_batch_moas(treatments["Metadata_MoA"], batches))
-    return {
-        **asdict(evaluation.protocol),
-        "corrections": list(evaluation.protocol.corrections),
-        "left_out": list(left_out),
-        "left_out_computed": evaluation.protocol.left_out is None,
-        "neighbours": 1,
-        "similarity": "cosine",
-        "fitted_on": f"{evaluation.protocol.control} wells",
-    }
-
-
-def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, object]]:
-    """The scores as they go into `metrics.json`."""
-    return {
-        name: {"nsc": _describe(s.nsc), "nscb": _describe(s.nscb), "drop": s.drop}
-        for name, s in evaluation.scores.items()
-    }
-
-
-def _describe(score: moa.Score) -> dict[str, object]:
-    """One score and what surrounds it, or why there is none."""
-    described: dict[str, object] = {
-        "correct": score.correct,
-        "total": score.total,
-        "accuracy": score.accuracy,
-    }
-    if score.undefined:
-        described["undefined"] = score.undefined
-        return described
-    around = uncertainty(score)
-    described["interval"] = [around.low, around.high]
-    described |= {"chance": around.chance, "p": around.p}
-    if score.unanswerable:
-        described["unanswerable"] = score.unanswerable
-    return described
-
-
-def _used_wells(table: pd.DataFrame, control: str) -> tuple[pd.DataFrame, list[str]]:
-    """Controls and annotated wells, and a note on the others."""
+def _used_wells(table: pd.DataFrame, control: str) -> tuple[np.ndarray, list[str]]:
+    """[N] bool: controls and annotated wells; and a note on the others."""
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"])
     if repeated.any():
         row = table[repeated].iloc[0]
@@ -189,7 +181,7 @@ def _used_wells(table: pd.DataFrame, control: str) -> tuple[pd.DataFrame, list[s
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
-    return table[used].reset_index(drop=True), notes
+    return used.to_numpy(), notes
 
 
 def _components(corrected: np.ndarray) -> list[str]:
@@ -197,32 +189,33 @@ def _components(corrected: np.ndarray) -> list[str]:
     return [f"component_{number:04d}" for number in range(corrected.shape[1])]
 
 
-def _with_features(base: pd.DataFrame, values: np.ndarray, features: list[str]) -> pd.DataFrame:
-    """Metadata and features side by side."""
-    return pd.concat([base, pd.DataFrame(values, columns=features)], axis=1)
-
-
-def _treatments(wells: pd.DataFrame, features: list[str], protocol: Protocol) -> pd.DataFrame:
-    """Treatment profiles without the controls."""
-    treated = wells[wells["Metadata_Compound"] != protocol.control]
-    return profiles.treatment_profiles(treated, statistic=protocol.statistic, features=features)
-
-
-def _score(wells: pd.DataFrame, features: list[str], protocol: Protocol) -> CorrectionScores:
-    """NSC on all wells; NSCB on those that the rule for batches keeps."""
-    treatments = _treatments(wells, features, protocol)
-    for_nscb = treatments
+def _score(
+    base: pd.DataFrame,
+    values: np.ndarray,
+    features: list[str],
+    protocol: Protocol,
+    measures: Sequence[str],
+) -> CorrectionScores:
+    """NSC on all wells, NSCB on those that the rule for batches keeps; and what else is asked."""
+    treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
+    of = partial(profiles.treatments_of, base, values, features, statistic=protocol.statistic)
+    treatments = of(used=treated)
+    rule: _Rule = {"batches": protocol.batches, "left_out": protocol.left_out}
     if protocol.batches == "week1":
-        for_nscb = _treatments(profiles.first_batch_wells(wells), features, protocol)
-    nsc = moa.not_same_compound(treatments, features=features, control=protocol.control)
-    nscb = moa.not_same_compound_or_batch(
-        for_nscb,
-        batches=protocol.batches,
-        left_out=protocol.left_out,
-        features=features,
-        control=protocol.control,
-    )
-    return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments)
+        first = treated.copy()
+        first[treated] = profiles.in_first_batch(base[treated])
+        nsc = moa.not_same_compound(treatments, features=features, control=protocol.control)
+        nscb = moa.not_same_compound_or_batch(
+            of(used=first), features=features, control=protocol.control, **rule
+        )
+    else:
+        nsc, nscb = moa.both_scores(treatments, features=features, control=protocol.control, **rule)
+    found: Mapping[str, Measured] = {}
+    if measures:
+        wells = with_features(base, values, features)
+        seen = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
+        found = measure(seen, measures)
+    return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
 
 
 def _undefined(reason: str) -> CorrectionScores:
@@ -265,6 +258,14 @@ def _rank_note(controls: int, features: int) -> str:
     return (
         f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
         "in the others both corrections only scale, by the regularization"
+    )
+
+
+def _fitted_on_all_note(name: str) -> str:
+    """What a correction that looks at treated wells may take away."""
+    return (
+        f"{name} is fitted on all wells, treated ones too: of treatments that lie in one batch "
+        "alone it takes the effect for the batch's"
     )
 
 

@@ -4,8 +4,7 @@ Ljosa et al. 2013, "Comparison of Methods for Image-Based Profiling of Cellular 
 Responses to Small-Molecule Treatment", and Ando et al. 2017 for the batch-aware score.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,15 +12,15 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.tables.metadata import round_concentrations
+from cellclr_jax.profiling.candidates import (
+    Candidates,
+    codes,
+    other_batch,
+    other_compound,
+    reached,
+)
 from cellclr_jax.profiling.columns import is_control, split_columns
-
-BATCH_RULES = ("joined", "disjoint", "week1")
-# Between the batches of a treatment that lies in several: 'Week1|Week2'.
-BATCH_SEPARATOR = "|"
-# Cosines that agree to this many digits are a tie: matrix products round in the sixteenth.
-_TIE_DIGITS = 12
-# A profile this much shorter than the longest one is rounding and has no direction.
-_NO_LENGTH = 1e-14
+from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Score:
       unanswerable: queries among `total` that no neighbour could answer rightly, because no
         candidate shares their MoA: the best possible score is (total - unanswerable) / total.
       neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
-        (neighbour_*; '' and NaN where it has none), similarity (cosine), correct.
+        (neighbour_*; '' and NaN where it has none), similarity (cosine), predicted (the MoA that
+        the neighbours vote for), correct.
       excluded: treatments that are no query: compound, concentration, moa, reason.
     """
 
@@ -50,7 +50,11 @@ class Score:
 
 
 def not_same_compound(
-    profiles: pd.DataFrame, *, features: Sequence[str] | None = None, control: str = "DMSO"
+    profiles: pd.DataFrame,
+    *,
+    neighbours: int = 1,
+    features: Sequence[str] | None = None,
+    control: str = "DMSO",
 ) -> Score:
     """NSC: the neighbour is the nearest by cosine among the treatments of other compounds.
 
@@ -61,6 +65,8 @@ def not_same_compound(
     Args:
       profiles: one row a treatment: Metadata_Compound, Metadata_Concentration, Metadata_MoA,
         Metadata_Batch, and features.
+      neighbours: how many of the nearest vote; of MoAs with as many votes the nearest one's wins.
+        Published scores are of one.
       features: the feature columns; by default those of `columns.split_columns`.
       control: the controls' compound.
 
@@ -69,10 +75,10 @@ def not_same_compound(
 
     Raises:
       BadData: a metadata column is missing, a treatment is listed twice, a feature is not finite.
+      BadUse: fewer than one neighbour.
     """
     table, vectors = _treatments(profiles, features, control)
-    allowed = _differs(table["compound"])
-    return _score(table, vectors, allowed, _nothing_excluded(table), "another compound")
+    return _answer(table, vectors, [other_compound(table)], neighbours)[0]
 
 
 def not_same_compound_or_batch(
@@ -80,6 +86,7 @@ def not_same_compound_or_batch(
     *,
     batches: str = "joined",
     left_out: Sequence[str] | None = None,
+    neighbours: int = 1,
     features: Sequence[str] | None = None,
     control: str = "DMSO",
 ) -> Score:
@@ -90,9 +97,10 @@ def not_same_compound_or_batch(
         joined by '|' in Metadata_Batch.
       batches: what another batch is. 'joined': the joined names differ; 'disjoint': no batch in
         common; 'week1': a treatment in several batches counts as in the first one (its profile
-        should then come from the wells of that batch: `profiles.first_batch_wells`).
+        should then come from the wells of that batch: `profiles.in_first_batch`).
       left_out: MoAs that are neither queries nor candidates; by default those that lie in one
         batch alone, for which no right answer exists.
+      neighbours: as for `not_same_compound`.
       features: the feature columns; by default those of `columns.split_columns`.
       control: the controls' compound.
 
@@ -101,28 +109,30 @@ def not_same_compound_or_batch(
 
     Raises:
       BadData: as `not_same_compound`.
-      BadUse: an unknown rule for batches, or a MoA to leave out that no treatment has.
+      BadUse: an unknown rule for batches, a MoA to leave out that no treatment has, or fewer than
+        one neighbour.
     """
-    if batches not in BATCH_RULES:
-        raise BadUse(f"batches {batches!r}: one of {', '.join(BATCH_RULES)} was expected")
     table, vectors = _treatments(profiles, features, control)
-    sets = [batch_set(names, batches) for names in table["batch"]]
-    if len(set().union(*sets)) < 2:
-        name = next(iter(set().union(*sets)), "")
-        reason = f"all treatments lie in one batch ({name!r})" if name else "no batch is known"
-        return _undefined(reason, table)
-    excluded = _nothing_excluded(table)
-    if left_out is None:
-        alone = table["moa"].isin(single_batch_moas(table["moa"], sets))
-        excluded[alone.to_numpy()] = "its MoA lies in one batch alone"
-    else:
-        if unknown := sorted(set(left_out) - set(table["moa"])):
-            known = ", ".join(sorted(set(table["moa"])))
-            raise BadUse(f"left_out: no treatment has the MoA {unknown[0]!r}; there are {known}")
-        excluded[table["moa"].isin(list(left_out)).to_numpy()] = "its MoA is left out as asked"
-    other = _other_batch(sets, batches)
-    allowed = _differs(table["compound"]) & other & (excluded == "")[None, :]
-    return _score(table, vectors, allowed, excluded, "another compound in another batch")
+    return _answer(table, vectors, [other_batch(table, batches, left_out)], neighbours)[0]
+
+
+def both_scores(
+    profiles: pd.DataFrame,
+    *,
+    batches: str = "joined",
+    left_out: Sequence[str] | None = None,
+    neighbours: int = 1,
+    features: Sequence[str] | None = None,
+    control: str = "DMSO",
+) -> tuple[Score, Score]:
+    """(`not_same_compound`, `not_same_compound_or_batch`) of the same profiles, in half the time.
+
+    For arguments and errors see there.
+    """
+    table, vectors = _treatments(profiles, features, control)
+    asked = [other_compound(table), other_batch(table, batches, left_out)]
+    nsc, nscb = _answer(table, vectors, asked, neighbours)
+    return nsc, nscb
 
 
 def drop(nsc: Score, nscb: Score) -> float | None:
@@ -130,47 +140,6 @@ def drop(nsc: Score, nscb: Score) -> float | None:
     if nsc.accuracy is None or nscb.accuracy is None:
         return None
     return 100.0 * (nsc.accuracy - nscb.accuracy)
-
-
-def single_batch_moas(moas: Iterable[str], batches: Sequence[set[str]]) -> list[str]:
-    """The MoAs all of whose treatments lie in one and the same batch, sorted.
-
-    Args:
-      moas: [N] the MoA of each treatment.
-      batches: [N] the batches of each treatment.
-    """
-    union: dict[str, set[str]] = {}
-    for moa, names in zip(moas, batches, strict=True):
-        union.setdefault(moa, set()).update(names)
-    return sorted(moa for moa, names in union.items() if len(names) == 1)
-
-
-def batch_order(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorting key that puts Week2 before Week10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], name
-
-
-def batch_set(joined: str, rule: str) -> set[str]:
-    """The batches of a treatment, 'Week1|Week2' apart; under 'week1' the first one alone."""
-    names = sorted(filter(None, joined.split(BATCH_SEPARATOR)), key=batch_order)
-    return set(names[:1] if rule == "week1" else names)
-
-
-def _other_batch(sets: list[set[str]], rule: str) -> np.ndarray:
-    """[N, N] bool: whether the column's treatment is of another batch than the row's."""
-    if rule == "disjoint":
-        names = sorted(set().union(*sets))
-        member = np.array([[name in batches for name in names] for batches in sets], np.int64)
-        return member @ member.T == 0
-    return _differs([frozenset(batches) for batches in sets])
-
-
-def _differs(labels: Sequence[object] | pd.Series | np.ndarray) -> np.ndarray:
-    """[N, N] bool: whether two rows' labels differ."""
-    position = {label: index for index, label in enumerate(dict.fromkeys(labels))}
-    codes = np.array([position[label] for label in labels], np.int64)
-    return codes[:, None] != codes[None, :]
 
 
 def _treatments(
@@ -199,74 +168,82 @@ def _treatments(
     if not np.isfinite(vectors).all():
         row = kept.iloc[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
         raise BadData(f"the profile of {row['compound']!r} holds NaN or an infinite value")
-    return kept.reset_index(drop=True), _unit(vectors)
+    return kept.reset_index(drop=True), unit_vectors(vectors)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1; rows without length become zeros."""
-    # Divided by the largest value first, so that squares neither overflow nor vanish.
-    largest = np.abs(vectors).max(initial=0.0)
-    vectors = vectors / largest if largest > 0 else vectors
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    kept = length > _NO_LENGTH * length.max(initial=0.0)
-    return np.where(kept, vectors / np.where(kept, length, 1.0), 0.0)
-
-
-def _nothing_excluded(table: pd.DataFrame) -> np.ndarray:
-    """[N] reasons, all ''."""
-    return np.full(len(table), "", object)
-
-
-def _undefined(reason: str, table: pd.DataFrame) -> Score:
-    """A score that does not exist, and why."""
-    excluded = table[["compound", "concentration", "moa"]].assign(reason=reason)
-    return Score(None, 0, None, undefined=reason, excluded=excluded)
-
-
-def _score(
-    table: pd.DataFrame,
-    vectors: np.ndarray,
-    allowed: np.ndarray,
-    excluded: np.ndarray,
-    what: str,
-) -> Score:
-    """Finds each query's neighbour among its allowed candidates and counts the right ones.
+def _answer(
+    table: pd.DataFrame, vectors: np.ndarray, asked: Sequence[Candidates], neighbours: int
+) -> list[Score]:
+    """Finds each query's neighbours among its candidates and counts the right answers.
 
     Args:
       table: [N] treatments: compound, concentration, moa, batch.
       vectors: [N, D] unit vectors; zeros for a profile without direction.
-      allowed: [N, N] bool: whether the column is a candidate of the row.
-      excluded: [N] why a treatment is no query, or ''.
-      what: the candidates in words.
+      asked: the candidates under each rule.
+      neighbours: how many answer together.
     """
-    moas = np.asarray(table["moa"], object)
-    alone = (excluded == "") & ~allowed.any(axis=1)
-    excluded = np.where(alone, f"no candidate: there is no treatment of {what}", excluded)
+    if neighbours < 1:
+        raise BadUse(f"neighbours {neighbours}: at least 1 was expected")
+    reach = [reached(candidates, codes(table["moa"])) for candidates in asked]
+    defined = [
+        index
+        for index, (candidates, (_, answerable)) in enumerate(zip(asked, reach, strict=True))
+        if not candidates.undefined and answerable.any()
+    ]
+    found = nearest(vectors, [asked[index].allowed for index in defined], neighbours)
+    by_rule = dict(zip(defined, found, strict=True))
+    return [
+        _score(table, candidates, *reach[index], by_rule.get(index))
+        for index, candidates in enumerate(asked)
+    ]
+
+
+def _score(
+    table: pd.DataFrame,
+    asked: Candidates,
+    has_candidate: np.ndarray,
+    answerable: np.ndarray,
+    found: Neighbours | None,
+) -> Score:
+    """The score of what was asked; undefined where no neighbours were looked for."""
+    reasons = table[["compound", "concentration", "moa"]]
+    if found is None:
+        reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
+        return Score(None, 0, None, undefined=reason, excluded=reasons.assign(reason=reason))
+    alone = (asked.excluded == "") & ~has_candidate
+    no_candidate = f"no candidate: there is no treatment of {asked.what}"
+    excluded = np.where(alone, no_candidate, asked.excluded)
     queries = np.flatnonzero(excluded == "")
-    answerable = (allowed & ~_differs(moas)).any(axis=1)[queries]
-    if not answerable.any():
-        return _undefined(f"no treatment has {what} of its MoA", table)
-    directed = np.any(vectors != 0, axis=1)
-    similarity = np.round(vectors @ vectors.T, _TIE_DIGITS)
-    similarity[~(allowed & directed[None, :])] = -np.inf
-    nearest = np.argmax(similarity, axis=1)[queries]
-    best = similarity[queries, nearest]
-    found = directed[queries] & np.isfinite(best)
-    correct = found & (moas[nearest] == moas[queries])
-    neighbours = _neighbours(table.iloc[queries], table.iloc[nearest], found)
-    reasons = table[["compound", "concentration", "moa"]].assign(reason=excluded)
+    rows, cosines = found.rows[queries], found.cosines[queries]
+    moas = table["moa"].to_numpy(object)
+    predicted = _voted(moas, rows)
+    correct = predicted == moas[queries]
+    pairs = _side_by_side(table.iloc[queries], table.iloc[rows[:, 0]], rows[:, 0] >= 0)
     return Score(
         correct=int(correct.sum()),
         total=len(queries),
         accuracy=float(correct.sum() / len(queries)),
-        unanswerable=int((~answerable).sum()),
-        neighbours=neighbours.assign(similarity=np.where(found, best, np.nan), correct=correct),
-        excluded=reasons[excluded != ""].reset_index(drop=True),
+        unanswerable=int((~answerable[queries]).sum()),
+        neighbours=pairs.assign(similarity=cosines[:, 0], predicted=predicted, correct=correct),
+        excluded=reasons.assign(reason=excluded)[excluded != ""].reset_index(drop=True),
     )
 
 
-def _neighbours(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
-    """Queries and their neighbours side by side; no neighbour where none was found."""
+def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """[Q] the MoA that most neighbours have, of equally many the nearest one's; '' without any.
+
+    Args:
+      moas: [N] of the treatments.
+      rows: [Q, k] of each query's neighbours, the nearest first; -1 for none.
+    """
+    votes = np.where(rows >= 0, moas[rows], "")
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2) * (rows >= 0)
+    predicted: np.ndarray = votes[np.arange(len(votes)), np.argmax(counts, axis=1)]
+    return predicted
+
+
+def _side_by_side(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
+    """Queries and their neighbours; no neighbour where none was found."""
     answer = answer.reset_index(drop=True).add_prefix("neighbour_")
     answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
     answer.loc[~found, "neighbour_concentration"] = np.nan

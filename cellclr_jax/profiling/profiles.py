@@ -5,14 +5,19 @@ CellCount, and Site, Replicate where there), then features.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.tables.metadata import round_concentrations
-from cellclr_jax.profiling.columns import split_columns
-from cellclr_jax.profiling.moa import BATCH_SEPARATOR, batch_order
+from cellclr_jax.profiling.candidates import BATCH_SEPARATOR, batch_order
+from cellclr_jax.profiling.columns import split_columns, with_features
+from cellclr_jax.profiling.groups import group_means, group_medians, group_sums
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import DataFrameGroupBy
 
 AGGREGATES = ("well", "site")
 STATISTICS = ("median", "mean")
@@ -68,7 +73,7 @@ class WellAccumulator:
         if index.max(initial=-1) >= len(self._counts):
             raise ValueError(f"index {index.max()} where there are {len(self._counts)} rows")
         real = index >= 0
-        rows, sums = _group_sums(embeddings[real], index[real])
+        rows, sums = group_sums(embeddings[real], index[real])
         self._sums[rows] += sums
         self._counts += np.bincount(index[real], minlength=len(self._counts))
 
@@ -136,12 +141,12 @@ def aggregate_wells(
     values = cells[features].to_numpy(np.float64)
     if through == "site":
         sites, site_index = _groups(cells, _SITE)
-        values = _means(values, site_index, counts)
+        values = group_means(values, site_index, counts)
         counts = np.bincount(site_index, weights=counts)
         cells = sites
     wells, index = _groups(cells, _WELL)
     weights = counts if through == "well" else np.ones(len(cells))
-    means = pd.DataFrame(_means(values, index, weights), columns=features)
+    means = pd.DataFrame(group_means(values, index, weights), columns=features)
     wells["Metadata_CellCount"] = np.bincount(index, weights=counts).round().astype(np.int64)
     wells = wells.drop(columns="Metadata_Site", errors="ignore")
     return pd.concat([wells, means], axis=1)
@@ -164,38 +169,73 @@ def treatment_profiles(
 
     Raises:
       BadUse: an unknown statistic.
-      BadData: a treatment has two MoAs.
+      BadData: a treatment has two MoAs, or a well neither compound nor concentration.
+    """
+    features = split_columns(wells).features if features is None else list(features)
+    return treatments_of(wells, wells[features].to_numpy(np.float64), features, statistic=statistic)
+
+
+def treatments_of(
+    wells: pd.DataFrame,
+    values: np.ndarray,
+    features: Sequence[str],
+    *,
+    statistic: str = "median",
+    used: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """As `treatment_profiles`, of features that lie beside their metadata.
+
+    Args:
+      wells: [N] rows of metadata.
+      values: [N, D] float64.
+      features: the D names.
+      statistic: 'median' or 'mean'.
+      used: [N] bool, which wells; None takes all.
     """
     if statistic not in STATISTICS:
         raise BadUse(f"statistic {statistic!r}: one of {', '.join(STATISTICS)} was expected")
-    features = split_columns(wells).features if features is None else list(features)
+    used = np.ones(len(wells), bool) if used is None else used
+    grouped = _by_treatment(wells[used])
+    index = np.full(len(wells), -1)
+    index[used] = grouped.ngroup().to_numpy()
+    if (index[used] < 0).any():
+        row = int(np.argmax(used & (index < 0)))
+        raise BadData(f"row {row + 1} has no compound or no concentration: name its treatment")
+    of_groups = group_medians if statistic == "median" else group_means
+    return with_features(_of_treatments(grouped), of_groups(values, index), features)
+
+
+def in_first_batch(wells: pd.DataFrame) -> np.ndarray:
+    """[N] bool: the wells of each treatment's first batch (Week2 before Week10), for 'week1'."""
+    batches = _by_treatment(wells)["Metadata_Batch"]
+    first = batches.transform(lambda names: min(names.unique(), key=batch_order))
+    return (wells["Metadata_Batch"] == first).to_numpy()
+
+
+def _by_treatment(wells: pd.DataFrame) -> "DataFrameGroupBy[Any, Any]":
+    """The metadata of each treatment's wells."""
+    columns = [f"Metadata_{name}" for name in (*_PER_WELL, "CellCount")]
     rounded = round_concentrations(wells["Metadata_Concentration"])
-    keys = [wells["Metadata_Compound"].to_numpy(), rounded]
-    metadata = wells[[f"Metadata_{name}" for name in _PER_WELL]].groupby(keys, sort=True)
-    mixed = metadata["Metadata_MoA"].nunique() > 1
+    metadata = wells[[column for column in columns if column in wells]]
+    return metadata.groupby([wells["Metadata_Compound"].to_numpy(), rounded], sort=True)
+
+
+def _of_treatments(grouped: "DataFrameGroupBy[Any, Any]") -> pd.DataFrame:
+    """Metadata of each treatment."""
+    mixed = grouped["Metadata_MoA"].nunique() > 1
     if mixed.any():
         raise BadData(f"{mixed[mixed].index[0]} has two MoAs: keep one a treatment")
     table = pd.DataFrame(
         {
-            "Metadata_MoA": metadata["Metadata_MoA"].first(),
-            "Metadata_Batch": metadata["Metadata_Batch"].agg(_joined),
-            "Metadata_WellCount": metadata.size(),
+            "Metadata_MoA": grouped["Metadata_MoA"].first(),
+            "Metadata_Batch": grouped["Metadata_Batch"].agg(_joined),
+            "Metadata_WellCount": grouped.size(),
         }
     )
-    if "Metadata_CellCount" in wells:
-        table["Metadata_CellCount"] = wells["Metadata_CellCount"].groupby(keys).sum()
+    if "Metadata_CellCount" in grouped.obj.columns:
+        table["Metadata_CellCount"] = grouped["Metadata_CellCount"].sum()
     table.index.names = ["Metadata_Compound", "Metadata_Concentration"]
-    grouped = wells[features].astype(np.float64).groupby(keys, sort=True)
-    values = (grouped.median() if statistic == "median" else grouped.mean()).reset_index(drop=True)
-    return pd.concat([table.reset_index(), values], axis=1)
-
-
-def first_batch_wells(wells: pd.DataFrame) -> pd.DataFrame:
-    """The wells of each treatment's first batch (Week2 before Week10), for `batches='week1'`."""
-    batches = wells["Metadata_Batch"]
-    keys = [wells["Metadata_Compound"], round_concentrations(wells["Metadata_Concentration"])]
-    first = batches.groupby(keys).transform(lambda names: min(names.unique(), key=batch_order))
-    return wells[batches == first]
+    return table.reset_index()
 
 
 def _joined(batches: pd.Series) -> str:
@@ -228,24 +268,6 @@ def _groups(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, np.ndar
             )
         metadata = metadata.drop(columns=column)
     return metadata, index
-
-
-def _means(values: np.ndarray, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[G, D] weighted means of the rows of each group."""
-    _, sums = _group_sums(values * weights[:, None], index)
-    return sums / np.bincount(index, weights=weights)[:, None]
-
-
-def _group_sums(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct indices, ascending, and the float64 sum of each one's rows.
-
-    Sorted runs and `reduceat`: np.add.at goes cell by cell and is ten times slower.
-    """
-    order = np.argsort(index, kind="stable")
-    rows, starts = np.unique(index[order], return_index=True)
-    if not len(rows):
-        return rows.astype(np.int64), np.zeros((0, values.shape[1]))
-    return rows, np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
 
 
 def _name(row: pd.Series, columns: Sequence[str] = _SITE) -> str:

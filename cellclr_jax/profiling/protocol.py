@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cellclr_jax.cli import BadUse
-from cellclr_jax.profiling import moa, profiles
+from cellclr_jax.profiling import candidates, profiles
 
 STANDARDIZE = ("none", "controls", "plates")
-CORRECTIONS = ("none", "whitening", "pca_whitening", "tvn")
+CORRECTIONS = ("none", "pca_whitening", "whitening", "tvn", "harmony", "combat")
 AS_GIVEN = "given"
 
 
@@ -49,7 +49,7 @@ class Protocol:
             "aggregate": (*profiles.AGGREGATES, AS_GIVEN),
             "standardize": STANDARDIZE,
             "statistic": profiles.STATISTICS,
-            "batches": moa.BATCH_RULES,
+            "batches": candidates.BATCH_RULES,
         }.items():
             if getattr(self, name) not in allowed:
                 raise BadUse(

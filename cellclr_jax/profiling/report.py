@@ -10,10 +10,11 @@ from typing import TextIO
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.profiling.evaluation import Evaluation, describe_protocol, describe_scores
+from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.probing.cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.probing.probes import TITLES
+from cellclr_jax.profiling.record import describe
 from cellclr_jax.profiling.reporting import figures
 from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, REPORT, make_room, write_file
 from cellclr_jax.profiling.reporting.page import render_report
@@ -68,48 +69,6 @@ def write_evaluation(
     # The last: where it is, all that it speaks of is there.
     write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
     return metrics
-
-
-def describe(
-    evaluation: Evaluation | None,
-    *,
-    name: str = "trained",
-    baselines: Mapping[str, Evaluation] | None = None,
-    details: Mapping[str, object] | None = None,
-    cells: CellEvaluation | None = None,
-) -> dict[str, object]:
-    """What goes into metrics.json; see `write_evaluation`.
-
-    Returns:
-      {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
-      "accuracy", "interval", "chance", "p"}, "nscb": {…}, "drop"}}, "baselines": {name: scores},
-      "baseline_protocols": {name: {…}} of those whose settings differ, "data": counts,
-      "notes": [str], "run": details,
-      "cells": see `cells.describe_cells`}; without an evaluation of treatments only "profiles",
-      "notes", "run" and "cells".
-      Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
-      null, "total": 0, "accuracy": null, "undefined": reason}.
-    """
-    described: dict[str, object] = {"profiles": name}
-    notes: list[str] = []
-    if evaluation is not None:
-        baselines = baselines or {}
-        notes += evaluation.notes
-        for baseline, other in baselines.items():
-            notes += [f"{baseline}: {note}" for note in other.notes if note not in evaluation.notes]
-        described |= {
-            "protocol": describe_protocol(evaluation),
-            "scores": describe_scores(evaluation),
-            "baselines": {key: describe_scores(other) for key, other in baselines.items()},
-            "baseline_protocols": {
-                key: describe_protocol(other)
-                for key, other in baselines.items()
-                if other.protocol != evaluation.protocol
-            },
-            "data": evaluation.data,
-        }
-    described |= {"notes": notes, "run": dict(details or {})}
-    return described | ({} if cells is None else {"cells": describe_cells(cells)})
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:

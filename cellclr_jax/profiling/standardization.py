@@ -11,6 +11,8 @@ from cellclr_jax.profiling.correction import FEWEST_CONTROLS, checked
 _CONSTANT = 1e-12
 # The median absolute deviation of a normal distribution, times this, is its standard deviation.
 _MAD_TO_DEVIATION = 1.482602218505602
+# Rows that are worked on at once: large tables leave no room for copies in between.
+_ROWS = 4_096
 
 
 def standardize(
@@ -44,17 +46,20 @@ def standardize(
     groups = _plates(plates, is_control) if plates is not None else [np.arange(len(profiles))]
     result, varies = np.empty_like(profiles), np.ones(profiles.shape[1], bool)
     for rows in groups:
-        controls = profiles[rows][is_control[rows]]
+        controls = profiles[rows[is_control[rows]]]
         centre, spread = _robust(controls) if robust else (controls.mean(0), controls.std(0))
         has_scale = spread > _CONSTANT * np.abs(controls).max(axis=0)
-        result[rows] = (profiles[rows] - centre) / np.where(has_scale, spread, 1.0)
+        scale = np.where(has_scale, spread, 1.0)
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            result[some] = (profiles[some] - centre) / scale
         varies &= has_scale
     if not varies.any():
         raise BadData(
             f"standardisation by controls: all {profiles.shape[1]} features are constant over the "
             f"{is_control.sum()} control wells{' or those of a plate' if len(groups) > 1 else ''}"
         )
-    return result[:, varies], varies
+    return result if varies.all() else result[:, varies], varies
 
 
 def _robust(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

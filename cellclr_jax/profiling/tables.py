@@ -6,7 +6,7 @@ BBBC021's image and MoA tables beside it where it does not say itself what was i
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from cellclr_jax.profiling.columns import (
     canonical_metadata,
     canonical_name,
     is_control,
+    metadata_columns,
     split_columns,
+    with_features,
 )
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")
@@ -37,11 +39,13 @@ class ProfileTable:
       table: `Metadata_*` columns, then float64 features; rows in the file's order.
       features: the feature columns.
       left_out: columns of the file that are neither, and why.
+      values: [N, D] float64, the features once more; the table shares their memory.
     """
 
     table: pd.DataFrame
     features: list[str]
     left_out: dict[str, str]
+    values: np.ndarray = field(repr=False)
 
 
 def read_profiles(
@@ -99,8 +103,8 @@ def _in_house_form(
 ) -> ProfileTable:
     """Names, joins, checks and orders; `source` begins every message."""
     try:
-        table = canonical_metadata(raw)
-        table = _with_wells(table)
+        # Features are copied once, at the end: of a large table there is room for few copies.
+        table = _with_wells(canonical_metadata(raw[metadata_columns(raw)]))
         if image_csv is not None:
             table = _join_images(table, metadata.read_image_csv(image_csv), image_csv)
         table = _with_treatments(table, control)
@@ -110,18 +114,18 @@ def _in_house_form(
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
         table["Metadata_MoA"] = _text(table["Metadata_MoA"])
         table = _with_counts(table)
-        split = split_columns(table) if features is None else Columns(list(features), {})
+        split = split_columns(raw, table) if features is None else Columns(list(features), {})
     except BadData as error:
         message = str(error)
         raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
     if not split.features:
         raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
-    _require_finite(table, split.features, source)
+    values = np.array(raw[split.features], np.float64)
+    _require_finite(values, split.features, source)
     first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
-    table = table[[*first, *others, *split.features]]
-    table = table.astype(dict.fromkeys(split.features, np.float64))
-    return ProfileTable(table, split.features, split.left_out)
+    table = with_features(table[[*first, *others]], values, split.features)
+    return ProfileTable(table, split.features, split.left_out, values)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -260,9 +264,9 @@ def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -
         )
 
 
-def _require_finite(table: pd.DataFrame, features: list[str], source: str) -> None:
+def _require_finite(values: np.ndarray, features: list[str], source: str) -> None:
     """Raises BadData where a feature is missing, NaN or infinite."""
-    bad = ~np.isfinite(table[features].to_numpy(np.float64))
+    bad = ~np.isfinite(values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise BadData(

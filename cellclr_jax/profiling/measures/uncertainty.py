@@ -54,12 +54,11 @@ def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED)
     if score.accuracy is None:
         raise ValueError(f"an undefined score has no interval: {score.undefined}")
     rng = np.random.default_rng(seed)
-    asked = _names(score.neighbours, "")
-    answers = _names(score.neighbours, "neighbour_")
-    names, index = np.unique(np.concatenate([asked, answers]), return_inverse=True)
+    asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
+    index, names = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
     own, other = index[: len(asked)], index[len(asked) :]
     low, high = _interval(own, score.neighbours["correct"].to_numpy(bool), resamples, rng)
-    shuffled = _shuffled(names, own, other, resamples, rng)
+    shuffled = _shuffled(list(names), own, other, resamples, rng)
     beaten = int((shuffled >= score.correct).sum())
     return Uncertainty(
         low=low,
@@ -69,10 +68,11 @@ def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED)
     )
 
 
-def _names(neighbours: pd.DataFrame, prefix: str) -> np.ndarray:
+def _named(neighbours: pd.DataFrame, prefix: str) -> pd.DataFrame:
     """[Q] compound and mechanism of each query or neighbour; both '' where there is none."""
-    compounds, moas = (neighbours[f"{prefix}{name}"].astype(str) for name in ("compound", "moa"))
-    return (compounds + "\0" + moas).to_numpy(str)
+    return pd.DataFrame(
+        {name: neighbours[f"{prefix}{name}"].astype(str) for name in ("compound", "moa")}
+    )
 
 
 def _interval(
@@ -89,7 +89,7 @@ def _interval(
 
 
 def _shuffled(
-    names: np.ndarray,
+    names: list[tuple[str, str]],
     asked: np.ndarray,
     answers: np.ndarray,
     resamples: int,
@@ -104,10 +104,9 @@ def _shuffled(
       resamples: R.
       rng: draws them.
     """
-    parts = [name.partition("\0") for name in names.tolist()]
-    real = np.array([bool(compound) for compound, _, _ in parts])
+    real = np.array([bool(compound) for compound, _ in names])
     # Where a query has no neighbour, its answer matches nothing, however mechanisms are shuffled.
-    moas = np.unique([moa for _, _, moa in parts], return_inverse=True)[1]
+    moas = np.unique([moa for _, moa in names], return_inverse=True)[1]
     moas[~real] = -1
     counts = []
     for start in range(0, resamples, _AT_ONCE):

@@ -1,0 +1,82 @@
+"""Sums, means and medians of groups of rows, feature by feature, at the speed of the memory."""
+
+import numpy as np
+
+# Numbers that are sorted at once.
+_AT_ONCE = 2_000_000
+
+
+def group_sums(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct indices, ascending, and the float64 sum of each one's rows.
+
+    Args:
+      values: [N, D] any float type.
+      index: [N] int.
+
+    Returns:
+      ([G] int, [G, D] float64).
+    """
+    # Sorted runs and `reduceat`: np.add.at goes cell by cell and is ten times slower.
+    order = np.argsort(index, kind="stable")
+    rows, starts = np.unique(index[order], return_index=True)
+    if not len(rows):
+        return rows.astype(np.int64), np.zeros((0, values.shape[1]))
+    return rows, np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+
+
+def group_means(
+    values: np.ndarray, index: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The weighted mean of each group's rows.
+
+    Args:
+      values: [N, D] float64.
+      index: [N] int, the group of each row, numbered from 0 without a gap; -1 for no group.
+      weights: [N]; None weighs all alike.
+
+    Returns:
+      [G, D] float64.
+    """
+    if (index < 0).any():
+        weights = None if weights is None else weights[index >= 0]
+        values, index = values[index >= 0], index[index >= 0]
+    weighted = values if weights is None else values * weights[:, None]
+    return group_sums(weighted, index)[1] / np.bincount(index, weights=weights)[:, None]
+
+
+def group_medians(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Feature by feature, the median of each group's rows.
+
+    Groups of one size are sorted together, a feature along the last axis of memory: a hundred
+    thousand wells take seconds.
+
+    Args:
+      values: [N, D] float64.
+      index: [N] int, the group of each row, numbered from 0 without a gap; -1 for no group.
+
+    Returns:
+      [G, D] float64.
+    """
+    order = np.argsort(index, kind="stable")[np.count_nonzero(index < 0) :]
+    sizes = np.bincount(index[order])
+    starts = np.cumsum(sizes) - sizes
+    medians = np.empty((len(sizes), values.shape[1]))
+    for size in np.unique(sizes):
+        groups = np.flatnonzero(sizes == size)
+        at_once = max(1, _AT_ONCE // (size * max(values.shape[1], 1)))
+        for first in range(0, len(groups), at_once):
+            some = groups[first : first + at_once]
+            members = order[starts[some][:, None] + np.arange(size)]
+            medians[some] = _middle(values[members])
+    return medians
+
+
+def _middle(rows: np.ndarray) -> np.ndarray:
+    """[g, D] median over axis 1 of [g, size, D]."""
+    size = rows.shape[1]
+    if size == 1:
+        return rows[:, 0]
+    if size == 3:  # what most treatments have: two comparisons instead of a sort
+        a, b, c = rows[:, 0], rows[:, 1], rows[:, 2]
+        return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    return np.asarray(np.median(rows, axis=1))
