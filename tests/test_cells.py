@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.cli import BadData
+from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import COLUMNS
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
@@ -88,6 +88,27 @@ def test_classes_without_enough_cells_are_named():
     assert found["left_out"] == {"few": "9 cells: at least 10 are needed"}
     assert found["cells"] == found["labelled"] - 9
     assert any("few (9 cells" in note for note in found["notes"])
+
+
+def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
+    compounds = np.resize(["c0", "c1", "c2", "c3"], 240)
+    moas = np.where(np.isin(compounds, ["c0", "c1"]), "m", "n")
+    table = cells(240, plate=plates(240), compound=compounds, moa=moas)
+    sample = draw_sample(table, with_treatments=True, label="moa")
+    # What tells the compound tells its mechanism, unless the compound was never seen.
+    looks = {"trained": np.eye(4)[np.unique(compounds, return_inverse=True)[1]]}
+    told = [
+        evaluate_cells(sample, looks, hold_out=whole, classifiers=["logistic"])
+        for whole in ("plate", "compound", "nothing", "auto")
+    ]
+    scores = [found.probes["trained"].scores["logistic"].balanced_accuracy for found in told]
+    assert [found.grouped_by for found in told] == ["plate", "compound", "", "plate"]
+    assert scores[0] == scores[2] == scores[3] == 1.0
+    assert scores[1] < 0.6
+    with pytest.raises(BadUse, match="hold_out 'batch': the cells tell plate, compound"):
+        evaluate_cells(sample, looks, hold_out="batch")
+    with pytest.raises(BadUse, match="no such column; the cells have cell_id, plate"):
+        draw_sample(table, with_treatments=True, label="target")
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,7 @@ def naive_treatments(table, values):
             *key,
             wells[0][0].moa,
             frozenset(row.batch for row, _ in wells),
-            np.array(
-                [statistics.median(column) for column in zip(*(p for _, p in wells), strict=True)]
-            ),
+            np.array([median(column) for column in zip(*(p for _, p in wells), strict=True)]),
         )
         for key, wells in sorted(members.items())
     ]

@@ -27,6 +27,8 @@ from cellclr_jax.train_step import Variables
 # The subset's crops stay in the memory of the hosts: 19,000 of 96×96×3 in 16 bits.
 _MOST_BYTES = 2**30
 _SEED = 0
+# A forest takes longer than all else.
+_CLASSIFIERS = ("knn", "logistic")
 _ONLINE = "online"
 _CONTROL = evaluation.Protocol().control
 # What `evaluation` calls no correction has no ending.
@@ -143,7 +145,9 @@ class OnlineScore:
         return found
 
     def _score_cells(self, name: str, features: np.ndarray) -> dict[str, float]:
-        evaluated = evaluate_cells(self._sample, {_ONLINE: features[self._sample.rows]})
+        evaluated = evaluate_cells(
+            self._sample, {_ONLINE: features[self._sample.rows]}, classifiers=_CLASSIFIERS
+        )
         if evaluated.undefined:
             self._note(name, evaluated.undefined)
             return {}

@@ -74,6 +74,23 @@ class Evaluation:
         """The treatment profiles before correction, controls left out."""
         return self.scores["none"].treatments
 
+    def summary(self) -> pd.DataFrame:
+        """One row a correction: nsc, nscb (accuracies in [0, 1], NaN where undefined), drop
+        (points), and the counts that they come from."""
+        return pd.DataFrame(
+            {
+                "correction": name,
+                "nsc": scores.nsc.accuracy,
+                "nscb": scores.nscb.accuracy,
+                "drop": scores.drop,
+                "nsc_correct": scores.nsc.correct,
+                "nsc_total": scores.nsc.total,
+                "nscb_correct": scores.nscb.correct,
+                "nscb_total": scores.nscb.total,
+            }
+            for name, scores in self.scores.items()
+        )
+
 
 def evaluate(
     wells: pd.DataFrame,

@@ -8,6 +8,7 @@ from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.probing.cells import CellEvaluation, describe_cells
+from cellclr_jax.profiling.published import is_bbbc021, published_scores
 
 
 def describe(
@@ -25,6 +26,7 @@ def describe(
       "accuracy", "interval", "chance", "p"}, "nscb": {…}, "drop"}}, "measures": {correction:
       {name: summary}}, "baselines": {name: scores},
       "baseline_protocols": {name: {…}} of those whose settings differ, "data": counts,
+      "published": of BBBC021, see `published.published_scores`,
       "notes": [str], "run": details,
       "cells": see `cells.describe_cells`}; without an evaluation of treatments only "profiles",
       "notes", "run" and "cells".
@@ -54,6 +56,8 @@ def describe(
             },
             "data": evaluation.data,
         }
+        if is_bbbc021(evaluation.treatments["Metadata_Compound"]):
+            described["published"] = published_scores()
     described |= {"notes": notes, "run": dict(details or {})}
     return described | ({} if cells is None else {"cells": describe_cells(cells)})
 

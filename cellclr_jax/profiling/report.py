@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -11,13 +12,31 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.profiling.evaluation import Evaluation
+from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
+from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.probing.cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.probing.probes import TITLES
 from cellclr_jax.profiling.record import describe
 from cellclr_jax.profiling.reporting import figures
+from cellclr_jax.profiling.reporting.crop_pictures import Pictures
 from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, REPORT, make_room, write_file
 from cellclr_jax.profiling.reporting.page import render_report
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the report shows beside the evaluation; each of it may be missing.
+
+    Attributes:
+      pictures: crops of the treatments.
+      history: of the training, one row an entry of metrics.jsonl.
+      provenance: config, commit, versions, data manifest: JSON values.
+    """
+
+    pictures: Pictures | None = field(default=None, repr=False)
+    history: pd.DataFrame | None = field(default=None, repr=False)
+    provenance: Mapping[str, object] | None = field(default=None, repr=False)
 
 
 def write_evaluation(
@@ -28,8 +47,10 @@ def write_evaluation(
     baselines: Mapping[str, Evaluation] | None = None,
     details: Mapping[str, object] | None = None,
     cells: CellEvaluation | None = None,
+    options: Options | None = None,
+    background: Background | None = None,
 ) -> dict[str, object]:
-    """Writes metrics.json, wells and treatments, neighbours, cells, figures and report.html.
+    """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
 
     Each file is written under another name and then moved into place: whoever reads the folder
     finds a whole file or none. An evaluation with other settings that is there is kept (see
@@ -43,26 +64,41 @@ def write_evaluation(
       details: what else belongs to the record (step, checkpoint, cells), JSON values; it goes to
         metrics["run"] and into the report.
       cells: the evaluation cell by cell, where there is one; its features of this name are written.
+      options: formats of the tables, and the layouts of the report's map.
+      background: what the report shows beside.
 
     Returns:
       What was written to metrics.json.
+
+    Raises:
+      BadUse: a format whose library is not installed; nothing is written then.
     """
-    out = Path(out_dir)
+    out, options, background = Path(out_dir), options or Options(), background or Background()
+    check_formats(options.formats)
     out.mkdir(parents=True, exist_ok=True)
     metrics = describe(evaluation, name=name, baselines=baselines, details=details, cells=cells)
     drawn, skipped = _draw(evaluation)
-    files = _profile_files(evaluation)
     if evaluation is not None:
         metrics["figures_skipped"] = skipped
-    if cells is not None:
-        files["cells.parquet"] = cell_table(cells, name).to_parquet
-    files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
-    page = render_report(metrics, drawn)
+    page = render_report(
+        metrics,
+        drawn,
+        evaluation=evaluation,
+        pictures=background.pictures,
+        history=background.history,
+        provenance=background.provenance,
+        with_umap=options.umap,
+    )
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if note := make_room(out, metrics, set(files)):
+    profiles, files = _profile_tables(evaluation, cells, name), _listings(evaluation)
+    files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
+    names = {f"{stem}.{kind}" for stem in profiles for kind in options.formats} | set(files)
+    if note := make_room(out, metrics, names):
         print(f"note: {note}")
     for file in skipped:
         (out / file).unlink(missing_ok=True)  # an earlier evaluation's figure would mislead
+    for stem, table in profiles.items():
+        write_table(table, out / stem, options.formats)
     for file, write in files.items():
         write_file(out / file, write)
     write_file(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
@@ -129,9 +165,10 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
             file=out,
         )
         width = max(len("features"), *(len(name) for name in cells.probes))
-        print(f"{'features':{width}}", *(f"{t:>19}" for t in TITLES.values()), file=out)
+        kinds = list(next(iter(cells.probes.values())).scores)
+        print(f"{'features':{width}}", *(f"{TITLES[kind]:>19}" for kind in kinds), file=out)
         for name, probe in cells.probes.items():
-            shares = [f"{100 * probe.scores[kind].balanced_accuracy:.1f} %" for kind in TITLES]
+            shares = [f"{100 * probe.scores[kind].balanced_accuracy:.1f} %" for kind in kinds]
             print(f"{name:{width}}", *(f"{share:>19}" for share in shares), file=out)
     for note in described["notes"]:
         print(f"note: {note}", file=out)
@@ -145,15 +182,38 @@ def _draw(evaluation: Evaluation | None) -> tuple[dict[str, bytes], dict[str, st
         return figures.draw(evaluation)
 
 
-def _profile_files(evaluation: Evaluation | None) -> dict[str, Callable[[Path], object]]:
-    """What writes each table of an evaluation of treatments; nothing without one."""
+def _profile_tables(
+    evaluation: Evaluation | None, cells: CellEvaluation | None, name: str
+) -> dict[str, pd.DataFrame]:
+    """Tables of profiles by the names of their files."""
+    tables = {} if cells is None else {"cells": cell_table(cells, name)}
+    if evaluation is not None:
+        tables |= {"wells": evaluation.wells, "treatments": evaluation.treatments}
+    return tables
+
+
+def _listings(evaluation: Evaluation | None) -> dict[str, Callable[[Path], object]]:
+    """What writes neighbours.csv, and a file for each measure that has a table."""
     if evaluation is None:
         return {}
-    table = neighbours_table(evaluation)
+    tables = {"neighbours": neighbours_table(evaluation), **measures_tables(evaluation)}
     return {
-        "wells.parquet": evaluation.wells.to_parquet,
-        "treatments.parquet": evaluation.treatments.to_parquet,
-        "neighbours.csv": lambda path: table.to_csv(path, index=False),
+        f"{stem}.csv": functools.partial(table.to_csv, index=False)
+        for stem, table in tables.items()
+    }
+
+
+def measures_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """What each measure found, row by row, under every correction (column `correction`)."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for correction, scores in evaluation.scores.items():
+        for name, measured in scores.measures.items():
+            if measured.table is not None:
+                found.setdefault(name, []).append(measured.table.assign(correction=correction))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+    return {
+        name: table[["correction", *(c for c in table if c != "correction")]]
+        for name, table in tables.items()
     }
 
 

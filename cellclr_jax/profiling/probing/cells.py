@@ -1,13 +1,13 @@
 """The evaluation cell by cell: how well a class that is told of each cell shows in its features."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData
+from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling.probing import probes
 from cellclr_jax.profiling.probing.folds import choose_groups, stratified_subset, usable
@@ -26,12 +26,22 @@ _GROUPS = {
     "batch": ("batch",),
     "well": ("plate", "well"),
     "site": ("plate", "well", "site"),
+    "compound": ("compound",),
 }
+AUTO, NOTHING = "auto", "nothing"
+HELD_OUT = (AUTO, *_GROUPS, NOTHING)
+"""What may be kept whole in a fold; 'auto': the first of them, but compounds, that leaves classes
+to tell apart."""
 _TABLE = {"cell_id": "Metadata_CellId", **NAMES, "label": "Metadata_Label"}
 # Names of classes without a score that a record holds.
 _LISTED = 50
 # What cells on both sides of a fold may share, by what was kept whole.
-_SHARED = {"": "plate, well or image", "well": "plate", "site": "plate or well"}
+_SHARED = {
+    "": "plate, well or image",
+    "well": "plate",
+    "site": "plate or well",
+    "compound": "plate, well or image",
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,8 @@ class CellEvaluation:
 
     Attributes:
       sample: the cells.
-      grouped_by: 'plate', 'batch', 'well' or 'site': what was kept together in a fold; '' for
-        nothing.
+      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': what was kept together in a fold;
+        '' for nothing.
       probes: by the features' name.
       features: [K, D] of each cell, by the features' name.
     """
@@ -104,21 +114,36 @@ class KeptCells:
 
 
 def draw_sample(
-    cells: pd.DataFrame, *, with_treatments: bool, size: int = MOST_CELLS, seed: int = SEED
+    cells: pd.DataFrame,
+    *,
+    with_treatments: bool,
+    label: str | None = None,
+    size: int = MOST_CELLS,
+    seed: int = SEED,
 ) -> Sample | None:
     """Draws cells by class, the same ones each time.
 
     Args:
       cells: one row a cell: cell_id and columns of `fields.COLUMNS`.
       with_treatments: whether treatments are scored; then labels alone are classes.
+      label: the column that tells the classes; None takes the first there is of label and, without
+        treatments, moa and compound.
       size: how many to draw at most.
       seed: of the draw.
 
     Returns:
       The sample; of all cells where there are no two classes to tell apart; None where treatments
       are scored and there is no column of labels.
+
+    Raises:
+      BadUse: there is no such column.
     """
+    if label is not None and label not in cells:
+        raise BadUse(
+            f"label {label!r}: no such column; the cells have {', '.join(map(str, cells))}"
+        )
     columns = [name for name in _CLASSES[: 1 if with_treatments else None] if name in cells]
+    columns = columns if label is None else [label]
     if with_treatments and not columns:
         return None
     # Where several columns could be classes, the first that has two.
@@ -136,15 +161,24 @@ def draw_sample(
     return Sample(rows, column, labels[rows], table, labelled, len(labels) - labelled, left_out)
 
 
-def evaluate_cells(sample: Sample, features: Mapping[str, np.ndarray]) -> CellEvaluation:
+def evaluate_cells(
+    sample: Sample,
+    features: Mapping[str, np.ndarray],
+    *,
+    hold_out: str = AUTO,
+    classifiers: Sequence[str] = probes.CLASSIFIERS,
+) -> CellEvaluation:
     """Probes each kind of features on the same cells, classes and folds.
 
     Args:
       sample: of the dataset.
       features: [K, D] by name, a row for each of the sample's.
+      hold_out: what is kept whole in a fold, of `HELD_OUT`.
+      classifiers: which, of `probes.CLASSIFIERS`.
 
     Raises:
       BadData: a feature is not finite.
+      BadUse: the cells do not tell what is to be held out.
     """
     for name, values in features.items():
         finite = np.isfinite(values).all(axis=1)
@@ -153,9 +187,9 @@ def evaluate_cells(sample: Sample, features: Mapping[str, np.ndarray]) -> CellEv
             raise BadData(f"the {name} features of cell {cell!r} hold NaN or an infinite value")
     if not sample.label_column:
         return CellEvaluation(sample, "", {}, features)
-    grouped_by, groups = choose_groups(_candidates(sample.table), sample.labels)
+    grouped_by, groups = _groups(sample, hold_out)
     found = {
-        name: probes.probe(values, sample.labels, groups, seed=SEED)
+        name: probes.probe(values, sample.labels, groups, classifiers=classifiers, seed=SEED)
         for name, values in features.items()
     }
     return CellEvaluation(sample, grouped_by, found, features)
@@ -177,7 +211,8 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
     Returns:
       {"label_column", "classes": {name: cells}, "left_out": {name: reason}, "cells", "labelled",
       "folds", "grouped_by" (null: nothing), "scores": {features: {"knn": {"balanced_accuracy",
-      "accuracy", "recall", "by_fold"}, "logistic": {…}}}, "chance", "settings", "notes"}; and
+      "accuracy", "recall", "by_fold"}, "logistic": {…}, "forest": {…}}}, "chance", "settings",
+      "notes"}; and
       "undefined", the reason, where there is no score.
     """
     sample = evaluation.sample
@@ -221,6 +256,8 @@ def _settings() -> dict[str, Any]:
         "neighbours": probes.NEIGHBOURS,
         "similarity": "cosine",
         "inverse_regularization": probes.INVERSE_REGULARIZATION,
+        "trees": probes.TREES,
+        "cells_a_tree": probes.CELLS_A_TREE,
         "standardized_by": "the cells of the other folds",
         "cells_at_most": MOST_CELLS,
         "seed": SEED,
@@ -259,6 +296,20 @@ def _leak_note(grouped_by: str) -> str:
         f"{whole} be kept whole in the folds: cells of one {_SHARED[grouped_by]} may lie on both "
         "sides, and what they share makes any score look better"
     )
+
+
+def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
+    """What is kept whole in a fold, and the group of each cell; ('', None) for nothing."""
+    candidates = _candidates(sample.table)
+    if hold_out == NOTHING:
+        return "", None
+    if hold_out == AUTO:
+        candidates.pop("compound", None)  # it may be the class itself
+        return choose_groups(candidates, sample.labels)
+    if hold_out not in candidates:
+        known = ", ".join(candidates) or "none of these"
+        raise BadUse(f"hold_out {hold_out!r}: the cells tell {known}")
+    return hold_out, candidates[hold_out]
 
 
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Probes: how well a classifier tells the class of a cell from its features, cross-validated."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -9,9 +9,13 @@ from threadpoolctl import threadpool_limits
 from cellclr_jax.cli import BadData
 from cellclr_jax.profiling.probing.folds import folds_of, usable
 
+CLASSIFIERS = ("knn", "logistic", "forest")
 NEIGHBOURS = 20
 # The weight of the data against the ridge. Strong, since features often outnumber a class's cells.
 INVERSE_REGULARIZATION = 0.01
+TREES = 100
+# Of the cells that a forest is fitted on, each tree sees so many: enough for trees that differ.
+CELLS_A_TREE = 2_000
 # The solver stops long before, but for features that are no measurements.
 _MOST_ITERATIONS = 1000
 # A deviation below this fraction of the largest value is rounding of float32, not signal.
@@ -43,7 +47,7 @@ class Probe:
     """What `probe` found.
 
     Attributes:
-      scores: by classifier, `knn` and `logistic`; empty where there is no score.
+      scores: by classifier, of `CLASSIFIERS`; empty where there is no score.
       classes: cells of each class that was told from the others.
       left_out: why each other class was not.
       cells: how many were used.
@@ -66,20 +70,26 @@ class Probe:
 
 
 def probe(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    classifiers: Sequence[str] = CLASSIFIERS,
+    seed: int = 0,
 ) -> Probe:
     """Tells each cell's class by classifiers that were fitted on other folds.
 
-    Two classifiers of scikit-learn: the vote of the 20 nearest neighbours by cosine, and logistic
-    regression with classes of equal weight. Features are standardised by the cells that a
-    classifier is fitted on.
+    Classifiers of scikit-learn: the vote of the 20 nearest neighbours by cosine, logistic
+    regression and a random forest, both with classes of equal weight. Features are standardised by
+    the cells that a classifier is fitted on.
 
     Args:
       features: [N, D] any float type.
       labels: [N] str; '' is no class.
       groups: [N] anything that sorts; the cells of a group lie in one fold. None: each class is
         divided among the folds evenly.
-      seed: of the folds.
+      classifiers: which of `CLASSIFIERS`.
+      seed: of the folds and the forest.
 
     Returns:
       The scores. Classes with fewer than ten cells, beyond the hundred most frequent or, with
@@ -107,7 +117,8 @@ def probe(
     inner = None if groups is None else np.unique(np.asarray(groups)[kept], return_inverse=True)[1]
     # Threads that wait for each other on a busy machine; and one rounds the same on any machine.
     with threadpool_limits(limits=1):
-        return _probe(features[kept], names, codes, inner, seed, left_out)
+        found = _probe(features[kept], names, codes, inner, classifiers, seed)
+    return replace(found, left_out=left_out)
 
 
 def _probe(
@@ -115,23 +126,23 @@ def _probe(
     names: np.ndarray,
     codes: np.ndarray,
     groups: np.ndarray | None,
+    classifiers: Sequence[str],
     seed: int,
-    left_out: dict[str, str],
 ) -> Probe:
     """See `probe`; `codes` are positions in `names`."""
-    told = {name: np.empty_like(codes) for name in _CLASSIFIERS}
+    told = {name: np.empty_like(codes) for name in classifiers}
     fold = np.empty_like(codes)
     unanswerable, folds = 0, 0
     for fitted, asked in folds_of(codes, groups, seed):
         fold[asked], folds = folds, folds + 1
         unanswerable += int((~np.isin(codes[asked], codes[fitted])).sum())
         known, unknown = _standardized(features[fitted], features[asked])
-        for name, classify in _CLASSIFIERS.items():
-            told[name][asked] = classify(known, codes[fitted], unknown)
+        for name in classifiers:
+            told[name][asked] = _CLASSIFIERS[name](known, codes[fitted], unknown, seed)
     return Probe(
         scores={name: _score(names, codes, answers, fold) for name, answers in told.items()},
         classes=dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True)),
-        left_out=left_out,
+        left_out={},
         cells=len(codes),
         folds=folds,
         grouped=groups is not None,
@@ -161,7 +172,7 @@ def _standardized(fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np
     return first, second
 
 
-def _knn(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _knn(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """The class that most of the nearest by cosine have; of equally many, the first."""
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -171,7 +182,7 @@ def _knn(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray) -> np.ndarray
     return predicted
 
 
-def _logistic(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _logistic(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
     """The likeliest class by (multinomial) logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
@@ -184,12 +195,28 @@ def _logistic(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray) -> np.nd
     return predicted
 
 
-_CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+def _forest(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+    """The class that the trees of a random forest (Breiman 2001) find likeliest."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(
+        TREES,
+        max_samples=min(CELLS_A_TREE, len(codes)),
+        class_weight="balanced",
+        random_state=seed,
+        n_jobs=1,
+    )
+    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
+    return predicted
+
+
+_CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]] = {
     "knn": _knn,
     "logistic": _logistic,
+    "forest": _forest,
 }
 # What they are called in tables.
-TITLES = {"knn": "k-NN", "logistic": "logistic regression"}
+TITLES = {"knn": "k-NN", "logistic": "logistic regression", "forest": "random forest"}
 
 
 def _score(names: np.ndarray, codes: np.ndarray, told: np.ndarray, fold: np.ndarray) -> ProbeScore:

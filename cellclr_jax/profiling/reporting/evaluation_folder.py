@@ -7,16 +7,19 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cellclr_jax.profiling.measures import MEASURES
+
 METRICS = "metrics.json"
 REPORT = "report.html"
 # Where evaluations with other settings are kept, in folders that are numbered from 1 on.
 EARLIER = "earlier"
 # Files of an evaluation that it may do without.
 _OPTIONAL = (
-    "wells.parquet",
-    "treatments.parquet",
+    "wells.*",
+    "treatments.*",
+    "cells.*",
     "neighbours.csv",
-    "cells.parquet",
+    *(f"{name}.csv" for name in MEASURES),
     "confusion_*.png",
     "tsne_*.png",
 )

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import matplotlib.style
 import numpy as np
@@ -11,12 +12,12 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from cellclr_jax.data.counting import plural
+from cellclr_jax.profiling.candidates import BATCH_SEPARATOR, batch_order
 from cellclr_jax.profiling.columns import own_features
 from cellclr_jax.profiling.evaluation import Evaluation
-from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
+from cellclr_jax.profiling.moa import Score
 
-# Okabe and Ito's palette, told apart under every common colour blindness; black comes last.
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -26,6 +27,7 @@ _COLOURS = (
     "#B8A900",
     "#000000",
 )
+"""Okabe and Ito's palette, told apart under every common colour blindness; black comes last."""
 # Twelve shapes for BBBC021's twelve MoAs: no two share one, whatever the colour.
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 _PIXELS_PER_INCH = 110
@@ -35,6 +37,7 @@ _PERPLEXITY = 10.0
 # Up to this many points the exact gradient is the faster one: the tree's threads cost more.
 _EXACT = 500
 _SEED = 0
+_UMAP_NEIGHBOURS = 10
 
 
 def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -50,7 +53,7 @@ def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
             skipped[f"confusion_{name}.png"] = scores.nsc.undefined
         else:
             drawn[f"confusion_{name}.png"] = confusion(scores.nsc, scores.nscb, name)
-        reason = _why_no_map(scores.treatments, scores.nsc)
+        reason = why_no_map(scores.treatments, scores.nsc)
         if reason:
             skipped[f"tsne_{name}.png"] = reason
         else:
@@ -92,15 +95,7 @@ def tsne(treatments: pd.DataFrame, title: str) -> bytes:
     Returns:
       A PNG file.
     """
-    metadata = [c for c in treatments if str(c).startswith("Metadata_")]
-    values = treatments.drop(columns=metadata).to_numpy(np.float64)
-    points = TSNE(
-        metric="cosine",
-        method="exact" if len(values) <= _EXACT else "barnes_hut",
-        init="random",
-        perplexity=min(_PERPLEXITY, (len(values) - 1) / 3),
-        random_state=_SEED,
-    ).fit_transform(values)
+    points = place_treatments(treatments)["t-SNE"]
     figure = Figure(figsize=(15, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_points(left, points, treatments["Metadata_MoA"].tolist(), "mechanism of action")
@@ -110,7 +105,35 @@ def tsne(treatments: pd.DataFrame, title: str) -> bytes:
     return _png(figure)
 
 
-def _why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
+def place_treatments(treatments: pd.DataFrame, *, with_umap: bool = False) -> dict[str, np.ndarray]:
+    """Maps of the treatments by cosine distance.
+
+    Args:
+      treatments: treatment profiles; at least eight rows, none of them zeros.
+      with_umap: whether UMAP is asked for; it is left out where its library is not installed.
+
+    Returns:
+      [N, 2] float32 by the method's name, the same ones every time: 't-SNE', 'UMAP'.
+    """
+    values = treatments[own_features(treatments)].to_numpy(np.float64)
+    points = TSNE(
+        metric="cosine",
+        method="exact" if len(values) <= _EXACT else "barnes_hut",
+        init="random",
+        perplexity=min(_PERPLEXITY, (len(values) - 1) / 3),
+        random_state=_SEED,
+    ).fit_transform(values)
+    found = {"t-SNE": points}
+    if with_umap and find_spec("umap"):
+        from umap import UMAP
+
+        near = min(_UMAP_NEIGHBOURS, len(values) - 1)
+        reducer = UMAP(metric="cosine", n_neighbors=near, random_state=_SEED, n_jobs=1)
+        found["UMAP"] = reducer.fit_transform(values)
+    return found
+
+
+def why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
     """'' where a t-SNE map can be drawn, else the reason."""
     if treatments.empty:
         return nsc.undefined
@@ -156,7 +179,7 @@ def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: st
             points[chosen, 1],
             s=60,
             marker=shape,
-            color=_COLOURS[index % len(_COLOURS)],
+            color=COLOURS[index % len(COLOURS)],
             edgecolor="white",
             linewidth=0.5,
             label=label or "unknown",

@@ -1,199 +1,217 @@
-"""The HTML page of an evaluation: scores, protocol, notes, figures, in one file without scripts."""
+"""The HTML page of an evaluation: verdict, map, confusion, doses, crops, settings, in one file."""
 
 import base64
-import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from importlib import resources
 
-from cellclr_jax.profiling.probing.probes import TITLES
+import pandas as pd
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-img { max-width: 100%; height: auto; }
-.undefined { color: #6b4a00; }
-"""
+from cellclr_jax.data.quality.look import CHANNEL_COLOURS
+from cellclr_jax.profiling.evaluation import Evaluation
+from cellclr_jax.profiling.reporting import verdict
+from cellclr_jax.profiling.reporting.cell_classes import cell_tables
+from cellclr_jax.profiling.reporting.confusion import confusion_data
+from cellclr_jax.profiling.reporting.correction_comparison import compare_corrections
+from cellclr_jax.profiling.reporting.crop_pictures import Pictures
+from cellclr_jax.profiling.reporting.dose_series import HEIGHT, WIDTH, Series, dose_series
+from cellclr_jax.profiling.reporting.escaping import script_json
+from cellclr_jax.profiling.reporting.json_values import mapping
+from cellclr_jax.profiling.reporting.neighbourhoods import treatment_keys
+from cellclr_jax.profiling.reporting.score_charts import score_charts
+from cellclr_jax.profiling.reporting.settings import flatten
+from cellclr_jax.profiling.reporting.training_curves import training_charts
+from cellclr_jax.profiling.reporting.treatment_map import describe_treatments, map_data
+
+_TEMPLATE, _STYLE, _SCRIPT = "report.html.jinja", "report.css", "report.js"
+# Pixels of the page that a crop's side takes at most.
+_CROP = 96
+# Of `CHANNEL_COLOURS`; a channel that is alone is white.
+_COLOUR_NAMES = ("blue", "amber", "violet")
+# Drawings of doses that are open from the start.
+_OPEN_SERIES = 24
 
 
-def render_report(metrics: Mapping[str, object], pngs: Mapping[str, bytes]) -> str:
-    """The HTML page: scores, protocol, data, notes, figures.
+def render_report(
+    metrics: Mapping[str, object],
+    pngs: Mapping[str, bytes] | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    pictures: Pictures | None = None,
+    history: pd.DataFrame | None = None,
+    provenance: Mapping[str, object] | None = None,
+    with_umap: bool = False,
+) -> str:
+    """The page as HTML in one file that loads nothing from anywhere.
 
     Args:
-      metrics: what `report.describe` returns: scores of treatments, of cells, or both.
-      pngs: figures by file name; they are laid into the page.
+      metrics: what `record.describe` returns: scores of treatments, of cells, or both. Further
+        keys, each of which may be missing: "measures" by correction, "published" scores.
+      pngs: figures by file name; laid into the page where there is no `evaluation` to draw from.
+      evaluation: the profiles that `metrics` is about; None leaves out maps, confusion matrices,
+        wrong treatments and doses.
+      pictures: crops of the treatments; None leaves them out.
+      history: of the training (see `training_curves.training_charts`).
+      provenance: config, commit, versions and the like, JSON values.
+      with_umap: lets the reader choose a UMAP map, too, where the library `umap` is installed;
+        it takes some seconds to start.
+
+    Returns:
+      The page. Names from the data are text in it and nothing else.
     """
-    figures = [_image(file, png) for file, png in pngs.items()]
-    figures += [
-        f"<p class='undefined'>{_escape(file)} was not drawn: {_escape(reason)}</p>"
-        for file, reason in _mapping(metrics.get("figures_skipped", {})).items()
-    ]
-    body = [
-        *(_treatment_scores(metrics) if "scores" in metrics else []),
-        *_section("Notes", _list(metrics["notes"])),
-        *(_cell_scores(_mapping(metrics["cells"])) if "cells" in metrics else []),
-        *_section("Protocol", _definitions(_mapping(metrics.get("protocol", {})))),
-        *_section("Data", _definitions(_mapping(metrics.get("data", {})))),
-        *_section("Run", _definitions(_mapping(metrics["run"]))),
-        *_section("Figures", "\n".join(figures)),
-    ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>CellCLR evaluation</title><style>{_STYLE}</style></head>\n<body>"
-        + "\n".join(body)
-        + "</body></html>\n"
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    heading, sentences = verdict.judge(metrics)
+    channels = pictures.channels if pictures else []
+    side = _shown(pictures.side) if pictures else _CROP
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        _text(_TEMPLATE)
+    )
+    return page.render(
+        name=str(metrics.get("profiles", "")),
+        heading=heading,
+        sentences=sentences,
+        score_rows=verdict.score_rows(metrics),
+        score_charts=[script_json(chart) for chart in score_charts(metrics)],
+        published=verdict.published_rows(metrics),
+        notes=_texts(metrics.get("notes")),
+        comparison=compare_corrections(metrics),
+        cells=cell_tables(mapping(metrics["cells"])) if "cells" in metrics else None,
+        curves=[script_json(chart) for chart in training_charts(history)],
+        settings=_settings(metrics, provenance),
+        figures=[] if evaluation else [_image(*one) for one in (pngs or {}).items()],
+        skipped={} if evaluation else mapping(metrics.get("figures_skipped")),
+        channels=channels,
+        composite=_composite(channels),
+        scale=pictures.scale if pictures else "",
+        style=Markup(_text(_STYLE) + _channel_style(len(channels), side)),
+        script=Markup(_text(_SCRIPT)),
+        plotly=Markup(get_plotlyjs()),
+        script_json=script_json,
+        **_interactive(evaluation, pictures, side, with_umap),
     )
 
 
-def _treatment_scores(metrics: Mapping[str, object]) -> list[str]:
-    """NSC, NSCB and drop of the profiles and their baselines."""
-    sets = {str(metrics["profiles"]): metrics["scores"], **_mapping(metrics["baselines"])}
-    rows = [
-        _score_row(name, correction, _mapping(entry))
-        for name, scores in sets.items()
-        for correction, entry in _mapping(scores).items()
+def _interactive(
+    evaluation: Evaluation | None, pictures: Pictures | None, side: int, with_umap: bool
+) -> dict[str, object]:
+    """What the template needs of the treatments; nothing without them."""
+    if evaluation is None or evaluation.treatments.empty:
+        return {"data": None, "corrections": [], "series": [], "more_series": [], "no_series": ""}
+    treatments = describe_treatments(evaluation.treatments)
+    data = map_data(evaluation, treatments, with_umap=with_umap)
+    data["confusion"] = confusion_data(evaluation)
+    data["pictures"] = _strips(evaluation, pictures, side) if pictures else None
+    drawn, reason = dose_series(evaluation)
+    return {
+        "data": script_json(data),
+        "corrections": list(evaluation.scores),
+        "chosen": _chosen(evaluation),
+        "colourings": [one["title"] for one in _listed(data["colourings"])],
+        "compounds": sorted(set(treatments.compounds)),
+        "canvas": (WIDTH, HEIGHT),
+        **_in_parts(drawn),
+        "no_series": reason,
+    }
+
+
+def _in_parts(series: Sequence[Series]) -> dict[str, object]:
+    """The drawings that are open from the start, and the others."""
+    return {"series": series[:_OPEN_SERIES], "more_series": series[_OPEN_SERIES:]}
+
+
+def _chosen(evaluation: Evaluation) -> str:
+    """The correction that the page opens with: that of the verdict, the last one with a score."""
+    defined = [
+        name
+        for name, scores in evaluation.scores.items()
+        if not (scores.nsc.undefined and scores.nscb.undefined)
     ]
-    return [
-        "<h1>Mechanism of action by nearest neighbour</h1>",
-        _table(("Profiles", "Correction", "NSC", "NSCB", "Drop (points)"), rows),
-        "<p>NSC: the nearest treatment of another compound has the same mechanism. NSCB: of "
-        "another compound and another experimental batch. Drop: NSC − NSCB, in percentage points; "
-        "a large drop says that profiles resemble their batch. NSCB leaves out mechanisms that lie "
-        "in one batch alone: where there are some, the drop compares different treatments.</p>",
-        "<p>Below each score: the interval that holds 95 % of resamples of the compounds, and the "
-        "mean score where mechanisms are shuffled among the compounds.</p>",
+    return (defined or list(evaluation.scores))[-1]
+
+
+def _strips(evaluation: Evaluation, pictures: Pictures, side: int) -> dict[str, object]:
+    """Pictures by the row of their treatment, as the script reads them."""
+    keys = treatment_keys(evaluation.treatments)
+    shown = {row: pictures.tiles[key] for row, key in enumerate(keys) if key in pictures.tiles}
+    strips: dict[object, object] = {
+        row: [_uri(strip.picture), strip.crops, ", ".join(dict.fromkeys(strip.places))]
+        for row, strip in shown.items()
+    }
+    control = pictures.controls
+    if control is not None:
+        places = ", ".join(dict.fromkeys(control.places))
+        strips["control"] = [_uri(control.picture), control.crops, places]
+    channels = len(pictures.channels)
+    return {"strips": strips, "side": side, "channels": channels, "control": pictures.control}
+
+
+def _settings(
+    metrics: Mapping[str, object], provenance: Mapping[str, object] | None
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, rows) of what the scores rest on; without what is empty."""
+    tables = [
+        ("Protocol", mapping(metrics.get("protocol"))),
+        ("Protocols of the baselines that differ", mapping(metrics.get("baseline_protocols"))),
+        ("Data", mapping(metrics.get("data"))),
+        ("Run", mapping(metrics.get("run"))),
+        ("Provenance", provenance or {}),
     ]
+    return [(title, flatten(values)) for title, values in tables if values]
 
 
-def _cell_scores(cells: Mapping[str, object]) -> list[str]:
-    """Balanced accuracies of the probes, and how well each class is told."""
-    title, notes = "<h1>Classes of cells</h1>", _list(cells["notes"])
-    if "undefined" in cells:
-        return [title, f"<p class='undefined'>{_escape(cells['undefined'])}</p>", notes]
-    scores = {name: _mapping(entry) for name, entry in _mapping(cells["scores"]).items()}
-    kinds = list(next(iter(scores.values())))
-    titles = [TITLES[kind] for kind in kinds]
-    rows = [
-        _row(name, [_percent(_mapping(entry[kind])["balanced_accuracy"]) for kind in kinds])
-        for name, entry in scores.items()
-    ]
-    kept = f", each {cells['grouped_by']} kept whole" if cells["grouped_by"] else ""
-    return [
-        title,
-        _table(("Features", *titles), rows),
-        "<p>Balanced accuracy: the mean over classes of the share of cells whose "
-        f"{_escape(cells['label_column'])} is told rightly by a classifier that was fitted on "
-        f"other cells ({_escape(cells['folds'])} folds{kept}). {_escape(cells['cells'])} cells; "
-        f"guessing gives {_percent(cells['chance'])}.</p>",
-        notes,
-        f"<h2>Cells of each class that are told rightly, {_escape(next(iter(scores)))}</h2>",
-        _recalls(_mapping(cells["classes"]), next(iter(scores.values())), titles),
-        "<h2>Settings</h2>",
-        _definitions(_mapping(cells["settings"])),
-    ]
+def _text(name: str) -> str:
+    """A file that lies beside this module."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _recalls(
-    classes: Mapping[str, object], scores: Mapping[str, object], titles: Iterable[str]
-) -> str:
-    """One row a class: its cells, and the share of them that each classifier tells rightly."""
-    recalls = [_mapping(_mapping(score)["recall"]) for score in scores.values()]
-    rows = [
-        _row(label, [_escape(count), *(_percent(recall[label]) for recall in recalls)])
-        for label, count in classes.items()
-    ]
-    return _table(("Class", "Cells", *titles), rows)
+def _texts(values: object) -> list[str]:
+    """The entries of a list as text."""
+    return [str(value) for value in _listed(values)]
 
 
-def _table(titles: Iterable[str], rows: Iterable[str]) -> str:
-    """A table with a head."""
-    head = "".join(f"<th>{_escape(title)}</th>" for title in titles)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+def _listed(value: object) -> Sequence[dict[str, object]]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, (list, tuple)) else []
 
 
-def _row(name: str, numbers: Iterable[str]) -> str:
-    """A row of numbers with a name."""
-    cells = "".join(f"<td class='number'>{number}</td>" for number in numbers)
-    return f"<tr><td>{_escape(name)}</td>{cells}</tr>"
+def _image(file: str, png: bytes) -> tuple[str, str]:
+    """A figure's name and address within the page."""
+    return file, f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
-def _percent(share: object) -> str:
-    """A share in percent."""
-    return f"{100 * float(str(share)):.1f} %"
+def _uri(picture: bytes) -> str:
+    """A picture's address within the page."""
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode('ascii')}"
 
 
-def _score_row(name: str, correction: str, entry: Mapping[str, object]) -> str:
-    """One row of the page's table of scores."""
-    cells = []
-    for kind in ("nsc", "nscb"):
-        score = _mapping(entry[kind])
-        if "undefined" in score:
-            cells.append(f"<td class='undefined'>undefined: {_escape(score['undefined'])}</td>")
-        else:
-            count = f"{score['correct']}/{score['total']}"
-            low, high = (_percent(end) for end in _pair(score["interval"]))
-            cells.append(
-                f"<td class='number'>{count} ({_percent(score['accuracy'])})"
-                f"<br><small>{low} to {high}; chance {_percent(score['chance'])}</small></td>"
-            )
-    drop = "undefined" if entry["drop"] is None else f"{float(str(entry['drop'])):.1f}"
-    return (
-        f"<tr><td>{_escape(name)}</td><td>{_escape(correction)}</td>{''.join(cells)}"
-        f"<td class='number'>{drop}</td></tr>"
-    )
+def _shown(side: int) -> int:
+    """The side of a crop on the page: small crops are enlarged by a whole number."""
+    return side * max(1, _CROP // side)
 
 
-def _section(title: str, content: str) -> list[str]:
-    """A heading and its content; nothing where there is none."""
-    return [f"<h2>{title}</h2>", content] if content else []
+def _composite(channels: Sequence[str]) -> str:
+    """What is shown in colour."""
+    return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
 
 
-def _list(items: object) -> str:
-    """An unordered list."""
-    entries = "".join(f"<li>{_escape(item)}</li>" for item in list(items))  # type: ignore[call-overload]
-    return f"<ul>{entries}</ul>" if entries else ""
+def _channel_style(channels: int, side: int) -> str:
+    """A rule for each channel of a row of crops: its part of the picture, its colour."""
+    rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
+    for c in range(channels):
+        colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
+        place = f"background-position: 0 0, 0 {-c * side}px"
+        rules += [
+            f".c{c} {{ background-image: {_tint(colour)}; {place}; }}",
+            f'.rows[data-show="{c}"] .c{c} {{ background-image: {_tint("#fff")}; }}',
+            f'.rows:not([data-show="{c}"]):not([data-show=""]) .c{c} {{ display: none; }}',
+        ]
+        if c >= len(CHANNEL_COLOURS):
+            rules.append(f'.rows[data-show=""] .c{c} {{ display: none; }}')
+    return "\n".join(rules)
 
 
-def _definitions(values: Mapping[str, object]) -> str:
-    """A table of names and values."""
-    rows = "".join(
-        f"<tr><td>{_escape(key.replace('_', ' '))}</td><td>{_escape(_plain(value))}</td></tr>"
-        for key, value in values.items()
-    )
-    return f"<table>{rows}</table>" if rows else ""
-
-
-def _plain(value: object) -> str:
-    """A setting in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
-
-
-def _image(file: str, png: bytes) -> str:
-    """A figure within the page."""
-    data = base64.b64encode(png).decode("ascii")
-    return f"<p><img alt='{_escape(file)}' src='data:image/png;base64,{data}'></p>"
-
-
-def _escape(value: object) -> str:
-    """Text that is safe in HTML, attributes included."""
-    return html.escape(str(value), quote=True)
-
-
-def _pair(value: object) -> tuple[object, object]:
-    """The value, known to be two of something."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise TypeError(f"a pair was expected, not {value!r}")
-    return value[0], value[1]
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    """The value, known to be a JSON object."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"a mapping was expected, not {type(value).__name__}")
-    return value
+def _tint(colour: str) -> str:
+    """The row's grey picture in a colour."""
+    return f"linear-gradient({colour}, {colour}), var(--p)"

@@ -1,0 +1,149 @@
+"""Writes a profile table for other programs: Parquet, CSV and AnnData's h5ad, whole or not at all.
+
+Pandas, pycytominer, copairs and R read the first two, scanpy and its kin the third.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.profiling.reporting.evaluation_folder import write_file
+
+_METADATA = "Metadata_"
+# Names a cell, where there is one: the name of AnnData's observations.
+CELL_ID = "Metadata_CellId"
+
+
+def write_table(
+    table: pd.DataFrame, path_without_suffix: str | Path, formats: Sequence[str] = ("parquet",)
+) -> list[Path]:
+    """Writes a table in each format, each file beside its place and then moved there.
+
+    Args:
+      table: `Metadata_*` columns and numeric features, distinct names; the index is not written.
+      path_without_suffix: in a folder that exists; the format's name is put behind a dot.
+      formats: of `FORMATS`. `parquet` keeps types and values; metadata of several types in one
+        column become text. `csv` tells a number by as few digits as name it and no other of its
+        type (`pandas.read_csv` of pandas 2 gives it back to the bit with
+        float_precision="round_trip", that of pandas 3 unasked); a missing text becomes an empty
+        one. `h5ad` has the features as X (float32 where all are, else float64) and the metadata as
+        obs, text as categories.
+
+    Returns:
+      The files, in the order of the formats. Columns are in the order of the table, the metadata
+      before all features.
+
+    Raises:
+      BadUse: a format that does not exist, or that needs a package that is not installed.
+      BadData: two columns of one name, or a feature that is no number.
+      OSError: the disk is full, or the folder cannot be written to; what was there stays.
+    """
+    check_formats(formats)
+    table = _in_order(table)
+    metadata = [name for name in table.columns if name.startswith(_METADATA)]
+    written = []
+    for kind in formats:
+        path = Path(f"{path_without_suffix}.{kind}")
+        write_file(path, partial(_WRITERS[kind], table, metadata))
+        written.append(path)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Checks that tables can be written so, before there is a table.
+
+    Raises:
+      BadUse: no format, one that does not exist, or that needs a package that is not installed.
+    """
+    unknown = [kind for kind in formats if kind not in FORMATS]
+    if unknown or not formats:
+        raise BadUse(f"formats {', '.join(formats)!r}: some of {', '.join(FORMATS)} were expected")
+    if "h5ad" in formats and util.find_spec("anndata") is None:
+        raise BadUse(
+            "the format h5ad needs the package anndata: pip install 'cellclr_jax[anndata]'"
+        )
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The metadata before the features; copies nothing where they are so already.
+
+    Raises:
+      BadData: two columns of one name, or a feature that is no number.
+    """
+    names = [str(column) for column in table.columns]
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise BadData(f"the table has two columns of the name {repeated[0]!r}: keep one")
+    if names != list(table.columns):
+        table = table.set_axis(names, axis=1)
+    for name, dtype in table.dtypes.items():
+        if not str(name).startswith(_METADATA) and not pd.api.types.is_numeric_dtype(dtype):
+            raise BadData(f"column {name!r} is neither a number nor named {_METADATA}…: rename it")
+    ordered = sorted(names, key=lambda name: not name.startswith(_METADATA))
+    return table if ordered == names else table[ordered]
+
+
+def _write_parquet(table: pd.DataFrame, metadata: list[str], path: Path) -> None:
+    mixed = [name for name in metadata if pd.api.types.infer_dtype(table[name]).startswith("mixed")]
+    if mixed:
+        table = table.assign(**{name: _texts(table[name]) for name in mixed})
+    # Features hardly repeat: a dictionary of their values takes longer to make and more room.
+    table.to_parquet(path, index=False, use_dictionary=metadata)
+
+
+def _write_csv(table: pd.DataFrame, metadata: list[str], path: Path) -> None:
+    table.to_csv(path, index=False, encoding="utf-8", lineterminator="\n")
+
+
+def _write_h5ad(table: pd.DataFrame, metadata: list[str], path: Path) -> None:
+    import anndata
+
+    features = [name for name in table.columns if name not in set(metadata)]
+    narrow = bool(features) and all(table[name].dtype == np.float32 for name in features)
+    values = table[features].to_numpy(np.float32 if narrow else np.float64)
+    obs = pd.DataFrame(
+        {name: _observed(table[name]) for name in metadata}, index=_names_of_rows(table)
+    )
+    var = pd.DataFrame(index=pd.Index(features, dtype=object))
+    anndata.AnnData(X=values, obs=obs, var=var).write_h5ad(path)
+
+
+def _names_of_rows(table: pd.DataFrame) -> pd.Index:
+    """What AnnData calls the observations: ids of cells where they are distinct, else numbers."""
+    ids = table.get(CELL_ID)
+    if ids is not None and ids.notna().all() and ids.is_unique:
+        return pd.Index([str(value) for value in ids], dtype=object)
+    return pd.Index([str(number) for number in range(len(table))], dtype=object)
+
+
+def _observed(values: pd.Series) -> Any:
+    """A column of metadata as AnnData can write it: [N] numbers, bools or categories of text."""
+    if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+        return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
+    texts = _texts(values)
+    known = sorted(set(texts.dropna()))
+    place = {text: number for number, text in enumerate(known)}
+    codes = [place.get(text, -1) for text in texts]
+    return pd.Categorical.from_codes(codes, categories=pd.Index(known, dtype=object))
+
+
+def _texts(values: pd.Series) -> pd.Series:
+    """[N] plain str or None, whatever the types were: pandas 3 has one of its own for text."""
+    missing = values.isna()
+    texts = [None if gone else str(v) for v, gone in zip(values, missing, strict=True)]
+    return pd.Series(texts, values.index, dtype=object)
+
+
+_WRITERS: dict[str, Callable[[pd.DataFrame, list[str], Path], None]] = {
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "h5ad": _write_h5ad,
+}
+FORMATS = tuple(_WRITERS)

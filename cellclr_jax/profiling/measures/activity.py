@@ -1,0 +1,121 @@
+"""Phenotypic activity: whether a treatment's wells find each other among the control wells."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.profiling.candidates import codes
+from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.retrieval import (
+    MOST_PAIRS,
+    THRESHOLD,
+    Pairs,
+    average_precisions,
+    comparable,
+    mean_average_precisions,
+    summarised,
+)
+
+# A control well shares its reference with no other: controls are never replicates of each other.
+_REPLICATES = Pairs(same=("treatment", "reference"))
+
+
+def activity(profiles: CorrectedProfiles) -> Measured:
+    """Mean average precision of retrieving a treatment's wells against control wells, by copairs.
+
+    Each well ranks the treatment's other wells, of whatever plate, among the control wells of its
+    own plate by cosine; a well whose plate has no controls among all control wells.
+
+    A p counts the random rankings that are better, as copairs does, and not those as good: a
+    perfect one is always significant, even where two wells among six controls are so once in
+    seven times. Such treatments are counted as `too_few_controls`.
+
+    Args:
+      profiles: of one correction.
+
+    Returns:
+      Table: one row a treatment of two wells or more: compound, concentration, moa, batch, wells,
+      mean_average_precision, normalized (0 for a random ranking), p, q (Benjamini-Hochberg),
+      active (q < 0.05), perfect_by_chance (how often a random ranking of one of its wells is
+      perfect, on average; beyond 0.05 it counts among `too_few_controls`). Undefined without
+      controls or replicates, or with more than `MOST_PAIRS` pairs.
+    """
+    treatment, is_control = profiles.treatment_of_wells(), profiles.controls()
+    wells = np.bincount(treatment[treatment >= 0], minlength=len(profiles.treatments))
+    if not is_control.any():
+        return undefined(f"there are no control wells ({profiles.protocol.control})")
+    if not (wells > 1).any():
+        return undefined("no treatment has two wells")
+    plate = codes(profiles.wells["Metadata_Plate"])
+    reference = np.where(is_control, np.arange(len(treatment)), -1)
+    labels = pd.DataFrame({"treatment": treatment, "reference": reference, "plate": plate})
+    replicated = (treatment >= 0) & (wells[treatment] > 1)
+    near = np.bincount(plate, weights=is_control)[plate].astype(np.int64)
+    own = near > 0
+    against = np.where(own, near, is_control.sum())[replicated].sum()
+    if (pairs := int(against + (wells * (wells - 1) // 2).sum())) > MOST_PAIRS:
+        return undefined(f"{pairs} pairs of wells: at most {MOST_PAIRS}")
+    vectors = comparable(profiles.well_values())
+    precisions = _precisions(labels, vectors, is_control, replicated, own)
+    table = _by_treatment(precisions, profiles.named_treatments().assign(wells=wells))
+    lacking = len(set(plate[replicated & ~own]))
+    negatives = "control wells of the same plate"
+    summary: dict[str, object] = {
+        "treatments": len(table),
+        **summarised(table, "active"),
+        "without_replicates": int((wells == 1).sum()),
+        "too_few_controls": int((table["perfect_by_chance"] > THRESHOLD).sum()),
+        "plates_without_controls": lacking,
+        "negatives": f"{negatives}, or all where it has none" if lacking else negatives,
+    }
+    return Measured(summary, table)
+
+
+def _by_treatment(precisions: pd.DataFrame, treatments: pd.DataFrame) -> pd.DataFrame:
+    """What was found of each treatment that has wells with average precisions.
+
+    Args:
+      precisions: [W] of its wells.
+      treatments: [N], whose row numbers are the labels' treatments.
+    """
+    found = mean_average_precisions(precisions, "treatment")
+    perfect = precisions.assign(perfect_by_chance=_perfect_by_chance(precisions))
+    found = found.join(perfect.groupby("treatment")["perfect_by_chance"].mean())
+    table = treatments.join(found, how="inner").reset_index(drop=True)
+    return table.rename(columns={"significant": "active"})
+
+
+def _precisions(
+    labels: pd.DataFrame,
+    vectors: np.ndarray,
+    is_control: np.ndarray,
+    replicated: np.ndarray,
+    own: np.ndarray,
+) -> pd.DataFrame:
+    """Average precision of the wells that have replicates.
+
+    Args:
+      labels: [W] treatment, reference, plate.
+      vectors: [W, D].
+      is_control: [W] bool.
+      replicated: [W] bool, the wells that ask.
+      own: [W] bool, whether there are controls on the well's plate.
+    """
+    found = []
+    for asking, same in ((replicated & own, ("plate",)), (replicated & ~own, ())):
+        if asking.any():
+            sought = replicated & np.isin(labels["treatment"], labels["treatment"][asking])
+            rows = np.flatnonzero(is_control | sought)
+            controls = Pairs(same=same, differ=("treatment", "reference"))
+            precisions = average_precisions(
+                labels.iloc[rows].reset_index(drop=True), vectors[rows], _REPLICATES, controls
+            )
+            found.append(precisions[asking[rows]])
+    return pd.concat(found, ignore_index=True)
+
+
+def _perfect_by_chance(precisions: pd.DataFrame) -> list[float]:
+    """[W] how often a random ranking has all positives first."""
+    pairs = precisions[["n_total_pairs", "n_pos_pairs"]].astype(int)
+    return [1 / math.comb(total, positive) for total, positive in pairs.itertuples(index=False)]

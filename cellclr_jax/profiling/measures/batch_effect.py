@@ -1,0 +1,122 @@
+"""Batch effect: how well a well's batch is told from control wells, which differ in nothing else.
+
+A correction that works brings the balanced accuracy down to chance.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.profiling.candidates import batch_order, codes
+from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.nearest import unit_vectors
+from cellclr_jax.profiling.probing.folds import FOLDS
+from cellclr_jax.profiling.probing.probes import INVERSE_REGULARIZATION
+
+FEWEST_WELLS = 4
+"""Control wells that a batch needs: of two folds, each keeps two."""
+_CAUTION = (
+    "far below chance: a correction that was fitted on these wells levels them more than others"
+)
+_SEED = 0
+# The solver stops long before, but for features that are no measurements.
+_MOST_ITERATIONS = 1000
+
+
+def batch_effect(profiles: CorrectedProfiles) -> Measured:
+    """Balanced accuracy of telling the batch from control wells alone, cross-validated.
+
+    Logistic regression of scikit-learn (batches of equal weight) and the nearest neighbour by
+    cosine, both on features that are standardised by the wells that they are fitted on. Whole
+    plates are held out where every batch has controls on two plates or more, else wells: then what
+    the wells of a plate share helps to tell the batch. A correction has been fitted on these very
+    wells, held-out ones among them: where they are few beside its features it levels them more
+    than it does others, even to below chance, and says less of treated wells than it seems to.
+
+    Args:
+      profiles: of one correction.
+
+    Returns:
+      Table: one row a batch: batch, wells, plates, recall_logistic, recall_knn. Batches of fewer
+      than `FEWEST_WELLS` control wells are left out and counted. Undefined with fewer than two.
+      The summary has a `caution` where a balanced accuracy is below half of chance.
+    """
+    controls = profiles.controls()
+    table = profiles.wells.loc[controls, ["Metadata_Batch", "Metadata_Plate"]]
+    table = table.set_axis(["batch", "plate"], axis=1).fillna("")
+    sizes = table["batch"][table["batch"] != ""].value_counts()
+    names = sorted(sizes.index[sizes >= FEWEST_WELLS], key=batch_order)
+    if len(names) < 2:
+        few = f"{len(names) or 'no'} batch{'' if len(names) == 1 else 'es'}"
+        return undefined(f"{few} with {FEWEST_WELLS} control wells or more: 2 are needed")
+    kept = table["batch"].isin(names).to_numpy()
+    table, values = table[kept], profiles.well_values()[controls][kept]
+    plates = table.groupby("batch")["plate"].nunique()[names].to_numpy()
+    by_plate = bool((plates > 1).all())
+    batch = table["batch"].map({name: index for index, name in enumerate(names)}).to_numpy(np.int64)
+    told = _told(values, batch, codes(table["plate"]) if by_plate else np.arange(len(table)))
+    wells = np.bincount(batch)
+    recall = {
+        name: np.bincount(batch, weights=answers == batch) / wells for name, answers in told.items()
+    }
+    columns = {f"recall_{name}": values for name, values in recall.items()}
+    found = pd.DataFrame({"batch": names, "wells": wells, "plates": plates, **columns})
+    return Measured(
+        {
+            **_balanced(recall),
+            "held_out": "plates" if by_plate else "wells",
+            "batches": len(names),
+            "wells": len(table),
+            "batches_left_out": int((sizes < FEWEST_WELLS).sum()),
+        },
+        found,
+    )
+
+
+def _balanced(recall: dict[str, np.ndarray]) -> dict[str, object]:
+    """The mean of each classifier's recalls, and what guessing would have."""
+    means = {name: float(values.mean()) for name, values in recall.items()}
+    chance = 1 / len(recall["knn"])
+    caution = {"caution": _CAUTION} if min(means.values()) < 0.5 * chance else {}
+    return {"balanced_accuracy": means, "chance": chance, **caution}
+
+
+def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Deals each batch's groups over folds, so that every fold leaves some of each batch.
+
+    Args:
+      batch: [N] int, numbered from 0, each of two groups or more.
+      groups: [N] int; rows of one batch and group stay together.
+
+    Yields:
+      [N] bool, the rows to ask about; each row is asked about once.
+    """
+    rng = np.random.default_rng(_SEED)
+    own = [np.unique(groups[batch == index]) for index in range(batch.max() + 1)]
+    count = min(FOLDS, *(len(names) for names in own))
+    fold = np.empty(len(batch), np.int64)
+    for index, names in enumerate(own):
+        rows = batch == index
+        dealt = rng.permutation(len(names)) % count
+        fold[rows] = dealt[np.searchsorted(names, groups[rows])]
+    for index in range(count):
+        yield fold == index
+
+
+def _told(values: np.ndarray, batch: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """[N] the batch that each classifier names, by classifier."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    told = {name: np.empty_like(batch) for name in ("logistic", "knn")}
+    for asked in folds(batch, groups):
+        scaler = StandardScaler().fit(values[~asked])
+        known, unknown = scaler.transform(values[~asked]), scaler.transform(values[asked])
+        model = LogisticRegression(
+            C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
+        )
+        told["logistic"][asked] = model.fit(known, batch[~asked]).predict(unknown)
+        similar = unit_vectors(unknown) @ unit_vectors(known).T
+        told["knn"][asked] = batch[~asked][similar.argmax(axis=1)]
+    return told
