@@ -60,7 +60,7 @@ def pixel_features(images: jax.Array, components: PixelComponents) -> jax.Array:
     Returns:
       [B, K] float32.
     """
-    return (_flat(images) - components.mean) @ components.directions
+    return (_flat(images) - components.mean[None]) @ components.directions
 
 
 def _flat(images: jax.Array) -> jax.Array:

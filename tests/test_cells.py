@@ -219,7 +219,7 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     assert {name: both[name] for name in alone} == alone
     assert set(both) - set(alone) == {"cells"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Mechanism of action" in page
+    assert "<h2>Map of treatments</h2>" in page
     assert "Classes of cells" in page
     report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
     left = {path.name for path in tmp_path.iterdir()}

@@ -94,7 +94,7 @@ def test_labels_of_subfolders_are_scored(trained):
     assert (cells["label_column"], cells["grouped_by"], cells["folds"]) == ("label", None, 5)
     assert cells["chance"] == pytest.approx(1 / 3)
     scores = {name: entry["logistic"] for name, entry in cells["scores"].items()}
-    assert set(scores) == {"trained", "untrained", "intensity"}
+    assert set(scores) == {"trained", "untrained", "intensity", "pixels"}
     assert scores["intensity"]["balanced_accuracy"] > 0.9
     assert scores["trained"]["balanced_accuracy"] > 0.5
     assert all(name in printed for name in scores)

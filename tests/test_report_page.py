@@ -277,7 +277,10 @@ GOOD = scored(43, 48, (0.78, 0.98))
 @pytest.mark.parametrize(
     ("metrics", "heading"),
     [
-        (metrics_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))), "and than untrained"),
+        (
+            metrics_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))),
+            "and than the best baseline (untrained)",
+        ),
         (metrics_of(GOOD, GOOD, 0.0, untrained=scored(40, 48, (0.7, 0.9))), "not clearly better"),
         (metrics_of(GOOD, GOOD, 12.0), "better than chance; less so across batches"),
         (metrics_of(scored(4, 48, (0, 0.2), p=0.4), GOOD, 0.0), "no better than chance"),

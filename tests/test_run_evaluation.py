@@ -179,7 +179,7 @@ def test_cells_with_labels_are_scored_class_by_class(config, own_images, runs, t
     cells = metrics["cells"]
     assert (cells["label_column"], cells["grouped_by"], cells["folds"]) == ("label", None, 5)
     assert cells["classes"] == {"bright": 38, "dark": 19}
-    assert set(cells["scores"]) == {"trained", "untrained", "intensity"}
+    assert set(cells["scores"]) == {"trained", "untrained", "intensity", "pixels"}
     assert cells["scores"]["intensity"]["logistic"]["balanced_accuracy"] == 1.0
     again = evaluated(workdir, data_dir, tmp_path / "again")
     assert again["cells"] == cells
@@ -251,10 +251,10 @@ def test_a_run_is_scored_beside_its_baselines(trained, capsys):
     out = workdir / "eval" / str(int(state.step))
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
-    assert set(metrics["baselines"]) == {"untrained", "intensity"}
+    assert set(metrics["baselines"]) == {"untrained", "intensity", "pixels", "cell_count"}
     assert metrics["scores"]["none"]["nsc"]["total"] > 20
     assert metrics["protocol"]["regularization"] == 1.0
-    assert set(metrics["baseline_protocols"]) == {"intensity"}
+    assert set(metrics["baseline_protocols"]) == {"intensity", "cell_count"}
     wells = pd.read_parquet(out / "wells.parquet")
     assert wells["Metadata_CellCount"].sum() == len(experiment.cells.table)
     assert "cellclr_0000" in wells

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,10 @@ from cellclr_jax.profiling.columns import (
 _FORMATS = (".csv", ".csv.gz", ".parquet")
 # How a missing measurement is written; in a metadata column these are names like any other.
 _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
+# pandas 2 reads numbers in haste and is off by some units in the last place.
+_EXACT: dict[str, Any] = (
+    {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
+)
 _ORDER = ("Plate", "Well", "Site", "Batch", "Compound", "Concentration", "MoA", "Replicate")
 _COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
 
@@ -145,6 +150,7 @@ def _read(path: Path) -> pd.DataFrame:
             na_values={column: _MISSING for column in header if not canonical_name(column)},
             low_memory=False,
             encoding="utf-8-sig",
+            **_EXACT,
         )
     except (EOFError, zlib.error, OSError, UnicodeDecodeError, ValueError) as error:
         # pandas' and pyarrow's own errors are ValueErrors; a truncated gzip file is an EOFError.

@@ -130,7 +130,12 @@ def _chart(
         }
         for i, correction in enumerate(corrections)
     ]
-    layout = base_layout(
+    return {"data": traces, "layout": _layout(titles)}
+
+
+def _layout(titles: Sequence[str]) -> dict[str, object]:
+    """Axes of the chart: a row a measure."""
+    return base_layout(
         _FRAME_HEIGHT + _ROW_HEIGHT * len(titles),
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
@@ -150,7 +155,6 @@ def _chart(
             "zeroline": False,
         },
     )
-    return {"data": traces, "layout": layout}
 
 
 def _reasons(

@@ -8,13 +8,16 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.pipeline import Cells
 from cellclr_jax.data.tables.metadata import round_concentrations
 from cellclr_jax.profiling.columns import is_control
+
+if TYPE_CHECKING:
+    from cellclr_jax.data.pipeline import Cells
 
 # Crops of a treatment and their side in pixels, the best first; the page takes the first that fits.
 _SIZES = ((8, 96), (6, 96), (6, 80), (5, 64), (4, 56), (3, 48), (2, 40))
@@ -79,7 +82,7 @@ class Pictures:
 
 
 def treatment_pictures(
-    cells: Cells, control: str, *, budget_bytes: int = 12_000_000, seed: int = 0
+    cells: "Cells", control: str, *, budget_bytes: int = 12_000_000, seed: int = 0
 ) -> Pictures:
     """Draws some crops of each treatment by chance, the same ones every time.
 
@@ -129,7 +132,7 @@ def treatment_pictures(
 class _Artist:
     """Makes pictures of a dataset's cells: `low` and `high` are black and full colour, [C]."""
 
-    cells: Cells
+    cells: "Cells"
     places: "_Places"
     seed: int
     low: np.ndarray
@@ -225,7 +228,7 @@ def _places_of(table: pd.DataFrame) -> _Places:
     return _Places(pd.factorize(columns[0], sort=True)[0], wells, names.to_numpy(object))
 
 
-def _brightness(cells: Cells, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _brightness(cells: "Cells", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Intensities that are black and full colour, float32 [C] each."""
     images = cells.images.read(rows)[:, ::2, ::2]
     low, high = np.percentile(images, _SPAN, axis=(0, 1, 2)).astype(np.float32)

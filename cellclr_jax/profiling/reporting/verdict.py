@@ -36,7 +36,7 @@ def judge(metrics: Mapping[str, object]) -> tuple[str, list[str]]:
         if other != name and correction in scores
     }
     others = {other: found for other, found in others.items() if not is_undefined(found)}
-    parts = [f"{other} {count_words(found)}" for other, found in others.items()]
+    parts = [f"{o.replace('_', ' ')} {count_words(found)}" for o, found in others.items()]
     parts.append(f"mechanisms shuffled among compounds {percent_words(score.get('chance'))}")
     said.append(f"For comparison: {'; '.join(parts)}.")
     said += _said_of_batches(sets[name], correction, kind)
@@ -143,7 +143,7 @@ def _heading(
         best = max(others, key=lambda name: real(others[name], "accuracy") or 0.0)
         beaten = interval[0] > (real(others[best], "accuracy") or 0.0)
         above += " and than" if beaten else ", but not clearly better than"
-        above += f" {best} profiles"
+        above += f" the best baseline ({best.replace('_', ' ')})"
     if drop is not None and drop >= _LARGE_DROP:
         return f"{above}; less so across batches"
     return above
