@@ -74,9 +74,8 @@ def main() -> None:
         taken.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     data = found.data
-    print(
-        "| wells | features | treatments | seconds | GiB | NSC, by correction |\n|---|---|---|---|---|---|"
-    )
+    print("| wells | features | treatments | seconds | GiB | NSC, by correction |")
+    print("|---|---|---|---|---|---|")
     scores = ", ".join(f"{s.nsc.correct}/{s.nsc.total}" for s in found.scores.values())
     print(
         f"| {data['wells']:,} | {data['features']:,} | {data['treatments']:,} "
