@@ -11,13 +11,8 @@ from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.fields import COLUMNS
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
-from cellclr_jax.profiling.probing.cells import (
-    KeptCells,
-    cell_table,
-    describe_cells,
-    draw_sample,
-    evaluate_cells,
-)
+from cellclr_jax.profiling.probing.cell_record import cell_table, describe_cells
+from cellclr_jax.profiling.probing.cells import KeptCells, draw_sample, evaluate_cells
 from cellclr_jax.profiling.sites import has_treatments, sites_of
 
 KINDS = ("trained", "untrained", "intensity")

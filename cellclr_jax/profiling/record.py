@@ -7,7 +7,8 @@ from cellclr_jax.profiling.candidates import batch_set, single_batch_moas
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score
-from cellclr_jax.profiling.probing.cells import CellEvaluation, describe_cells
+from cellclr_jax.profiling.probing.cell_record import describe_cells
+from cellclr_jax.profiling.probing.cells import CellEvaluation
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
 
 
@@ -28,8 +29,8 @@ def describe(
       "baseline_protocols": {name: {…}} of those whose settings differ, "data": counts,
       "published": of BBBC021, see `published.published_scores`,
       "notes": [str], "run": details,
-      "cells": see `cells.describe_cells`}; without an evaluation of treatments only "profiles",
-      "notes", "run" and "cells".
+      "cells": see `cell_record.describe_cells`}; without an evaluation of treatments only
+      "profiles", "notes", "run" and "cells".
       Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
       null, "total": 0, "accuracy": null, "undefined": reason}.
     """

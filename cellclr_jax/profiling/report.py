@@ -15,7 +15,8 @@ from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.options import Options
-from cellclr_jax.profiling.probing.cells import CellEvaluation, cell_table, describe_cells
+from cellclr_jax.profiling.probing.cell_record import cell_table, describe_cells
+from cellclr_jax.profiling.probing.cells import CellEvaluation
 from cellclr_jax.profiling.probing.probes import TITLES
 from cellclr_jax.profiling.record import describe
 from cellclr_jax.profiling.reporting import figures

@@ -10,17 +10,14 @@ from cellclr_jax.data.counting import plural
 from cellclr_jax.data.quality import summary, template
 from cellclr_jax.data.quality.histograms import draw_histograms
 from cellclr_jax.data.quality.light import draw_light
-from cellclr_jax.data.quality.look import CHANNEL_COLOURS, UNKNOWN
+from cellclr_jax.data.quality.look import UNKNOWN
 from cellclr_jax.data.quality.montage import Montage, ReadImages, make_montage
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_grid import PlateGrid
 from cellclr_jax.data.quality.plate_maps import draw_fields, draw_wells
 from cellclr_jax.data.quality.squares import field_squares, place_fields, well_squares
+from cellclr_jax.data.quality.strips import channel_style, composite, shown_side
 
-# Of `CHANNEL_COLOURS`; a channel that is alone is white.
-_COLOUR_NAMES = ("blue", "amber", "violet")
-# Pixels of the page that a crop's side takes about.
-_CROP = 96
 _INTENSITIES = {"mean": "mean intensity", "p50": "median intensity", "p99": "99th percentile"}
 _SHARPNESS = {"focus": "focus", "saturated": "saturated"}
 _PLATES = (
@@ -94,7 +91,7 @@ def render_page(content: Content) -> str:
         *([summary.skipped_table(content.skipped)] if content.skipped else []),
     ]
     montage = make_montage(content.cells, content.read)
-    side = _shown(montage.side)
+    side = shown_side(montage.side)
     page = Environment(autoescape=True).from_string(template.PAGE)
     return page.render(
         name=content.name,
@@ -110,8 +107,8 @@ def render_page(content: Content) -> str:
         montage_text=_montage_text(montage),
         side=side,
         plural=plural,
-        composite=_composite(content.channels),
-        style=Markup(template.STYLE + _channel_style(len(content.channels), side)),
+        composite=composite(content.channels),
+        style=Markup(template.STYLE + channel_style(len(content.channels), side)),
         script=Markup(template.SCRIPT),
         plotly=Markup(get_plotlyjs()),
     )
@@ -178,34 +175,3 @@ def _montage_text(montage: Montage) -> str:
         f"{rows}; the crops are drawn by chance. A channel has the same range of brightness "
         f"everywhere, so that rows can be compared.{rest}"
     )
-
-
-def _shown(side: int) -> int:
-    """The side of a crop on the page: small crops are enlarged by a whole number."""
-    return side * max(1, _CROP // side)
-
-
-def _composite(channels: Sequence[str]) -> str:
-    """What is shown in colour."""
-    return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
-
-
-def _channel_style(channels: int, side: int) -> str:
-    """A rule for each channel of a row of crops: its part of the picture, its colour."""
-    rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
-    for c in range(channels):
-        colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
-        place = f"background-position: 0 0, 0 {-c * side}px"
-        rules += [
-            f".c{c} {{ background-image: {_tint(colour)}; {place}; }}",
-            f'.rows[data-show="{c}"] .c{c} {{ background-image: {_tint("#fff")}; }}',
-            f'.rows:not([data-show="{c}"]):not([data-show=""]) .c{c} {{ display: none; }}',
-        ]
-        if c >= len(CHANNEL_COLOURS):
-            rules.append(f'.rows[data-show=""] .c{c} {{ display: none; }}')
-    return "\n".join(rules)
-
-
-def _tint(colour: str) -> str:
-    """The row's grey picture in a colour."""
-    return f"linear-gradient({colour}, {colour}), var(--p)"

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pandas as pd
 
-from cellclr_jax.data.quality.look import CHANNEL_COLOURS
+from cellclr_jax.data.quality.strips import CROP, channel_style, composite, shown_side
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.reporting import verdict
 from cellclr_jax.profiling.reporting.cell_classes import cell_tables
@@ -23,10 +23,6 @@ from cellclr_jax.profiling.reporting.training_curves import training_charts
 from cellclr_jax.profiling.reporting.treatment_map import describe_treatments, map_data
 
 _TEMPLATE, _STYLE, _SCRIPT = "report.html.jinja", "report.css", "report.js"
-# Pixels of the page that a crop's side takes at most.
-_CROP = 96
-# Of `CHANNEL_COLOURS`; a channel that is alone is white.
-_COLOUR_NAMES = ("blue", "amber", "violet")
 # Drawings of doses that are open from the start.
 _OPEN_SERIES = 24
 
@@ -64,7 +60,7 @@ def render_report(
 
     heading, sentences = verdict.judge(metrics)
     channels = pictures.channels if pictures else []
-    side = _shown(pictures.side) if pictures else _CROP
+    side = shown_side(pictures.side) if pictures else CROP
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         _text(_TEMPLATE)
     )
@@ -83,9 +79,9 @@ def render_report(
         figures=[] if evaluation else [_image(*one) for one in (pngs or {}).items()],
         skipped={} if evaluation else mapping(metrics.get("figures_skipped")),
         channels=channels,
-        composite=_composite(channels),
+        composite=composite(channels),
         scale=pictures.scale if pictures else "",
-        style=Markup(_text(_STYLE) + _channel_style(len(channels), side)),
+        style=Markup(_text(_STYLE) + channel_style(len(channels), side)),
         script=Markup(_text(_SCRIPT)),
         plotly=Markup(get_plotlyjs()),
         script_json=script_json,
@@ -184,34 +180,3 @@ def _image(file: str, png: bytes) -> tuple[str, str]:
 def _uri(picture: bytes) -> str:
     """A picture's address within the page."""
     return f"data:image/webp;base64,{base64.b64encode(picture).decode('ascii')}"
-
-
-def _shown(side: int) -> int:
-    """The side of a crop on the page: small crops are enlarged by a whole number."""
-    return side * max(1, _CROP // side)
-
-
-def _composite(channels: Sequence[str]) -> str:
-    """What is shown in colour."""
-    return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
-
-
-def _channel_style(channels: int, side: int) -> str:
-    """A rule for each channel of a row of crops: its part of the picture, its colour."""
-    rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
-    for c in range(channels):
-        colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
-        place = f"background-position: 0 0, 0 {-c * side}px"
-        rules += [
-            f".c{c} {{ background-image: {_tint(colour)}; {place}; }}",
-            f'.rows[data-show="{c}"] .c{c} {{ background-image: {_tint("#fff")}; }}',
-            f'.rows:not([data-show="{c}"]):not([data-show=""]) .c{c} {{ display: none; }}',
-        ]
-        if c >= len(CHANNEL_COLOURS):
-            rules.append(f'.rows[data-show=""] .c{c} {{ display: none; }}')
-    return "\n".join(rules)
-
-
-def _tint(colour: str) -> str:
-    """The row's grey picture in a colour."""
-    return f"linear-gradient({colour}, {colour}), var(--p)"
