@@ -170,6 +170,8 @@ def test_console_table_has_counts_percentages_and_reasons():
     assert re.search(r"untrained +none +undefined +undefined +undefined", text)
     where = "untrained, none; untrained, whitening; untrained, tvn"
     assert f"{where}: NSCB is undefined: all treatments lie in one batch" in text
+    assert "protocol: aggregate well, standardize none, robust no" in text
+    assert "regularization 1, relative regularization no, statistic median, batches joined" in text
 
 
 def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():

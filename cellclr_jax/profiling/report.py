@@ -18,7 +18,7 @@ from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.probing.cell_record import cell_table, describe_cells
 from cellclr_jax.profiling.probing.cells import CellEvaluation
 from cellclr_jax.profiling.probing.probes import TITLES
-from cellclr_jax.profiling.record import describe
+from cellclr_jax.profiling.record import describe, describe_protocol
 from cellclr_jax.profiling.reporting import figures
 from cellclr_jax.profiling.reporting.crop_pictures import Pictures
 from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, REPORT, make_room, write_file
@@ -126,7 +126,10 @@ def print_scores(
     baselines: Mapping[str, Evaluation] | None = None,
     file: TextIO | None = None,
 ) -> None:
-    """Prints the scores as a table: counts, percentages, and the reason where there is none."""
+    """Prints the scores as a table, with the settings that they depend on.
+
+    Counts, percentages, and the reason where there is no score.
+    """
     out = file or sys.stdout
     sets = {name: evaluation, **(baselines or {})}
     width = max(len("profiles"), *(len(key) for key in sets))
@@ -146,6 +149,9 @@ def print_scores(
                     reasons.setdefault(reason, []).append(f"{key}, {correction}")
     for reason, where in reasons.items():
         print(reason if len(where) == rows else f"{'; '.join(where)}: {reason}", file=out)
+    settings = describe_protocol(evaluation).items()
+    told = (f"{name} {_words(value)}" for name, value in settings)
+    print(f"protocol: {', '.join(told)}".replace("_", " "), file=out)
     for note in evaluation.notes:
         # What makes a correction undefined has been said with its scores.
         if " is undefined: " not in note:
@@ -224,6 +230,15 @@ def _labelled(score: Score, correction: str, kind: str) -> pd.DataFrame:
     table.insert(0, "score", kind)
     table.insert(0, "correction", correction)
     return table
+
+
+def _words(value: object) -> str:
+    """A setting in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " + ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _cell(score: Score) -> str:

@@ -22,7 +22,9 @@ from cellclr_jax.profiling.reporting.settings import flatten
 from cellclr_jax.profiling.reporting.training_curves import training_charts
 from cellclr_jax.profiling.reporting.treatment_map import describe_treatments, map_data
 
-_TEMPLATE, _STYLE, _SCRIPT = "report.html.jinja", "report.css", "report.js"
+_TEMPLATE, _STYLE = "report.html.jinja", "report.css"
+# They share names, and are one block of the page.
+_SCRIPTS = ("common", "map", "mechanisms", "panel", "choices")
 # Drawings of doses that are open from the start.
 _OPEN_SERIES = 24
 
@@ -82,7 +84,7 @@ def render_report(
         composite=composite(channels),
         scale=pictures.scale if pictures else "",
         style=Markup(_text(_STYLE) + channel_style(len(channels), side)),
-        script=Markup(_text(_SCRIPT)),
+        script=Markup(_script()),
         plotly=Markup(get_plotlyjs()),
         script_json=script_json,
         **_interactive(evaluation, pictures, side, with_umap),
@@ -155,6 +157,12 @@ def _settings(
         ("Provenance", provenance or {}),
     ]
     return [(title, flatten(values)) for title, values in tables if values]
+
+
+def _script() -> str:
+    """All scripts as one block, in which their names stay."""
+    parts = [_text(f"scripts/{name}.js") for name in _SCRIPTS]
+    return '"use strict";\n{\n' + "\n".join(parts) + "}\n"
 
 
 def _text(name: str) -> str:
