@@ -205,6 +205,8 @@ def test_the_correction_of_the_verdict_is_not_the_one_that_scores_best():
     said = verdict.judge(metrics)[1][0]
     assert "9 of 48" in said
     assert "9 to 43 over the corrections" in said
+    metrics["scores"]["combat"] = {"nsc": GOOD, "nscb": GOOD, "drop": 0.0}
+    assert "9 of 48" in verdict.judge(metrics)[1][0]
 
 
 def test_undefined_scores_are_told_with_the_reason():

@@ -120,13 +120,13 @@ def _in_parts(series: Sequence[Series]) -> dict[str, object]:
 
 
 def _chosen(evaluation: Evaluation) -> str:
-    """The correction that the page opens with: that of the verdict, the last one with a score."""
+    """The correction that the page opens with: that of the verdict, where one has a score."""
     defined = [
         name
         for name, scores in evaluation.scores.items()
         if not (scores.nsc.undefined and scores.nscb.undefined)
     ]
-    return (defined or list(evaluation.scores))[-1]
+    return verdict.leading(defined or list(evaluation.scores))
 
 
 def _strips(evaluation: Evaluation, pictures: Pictures, side: int) -> dict[str, object]:

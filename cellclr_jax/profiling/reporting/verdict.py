@@ -13,11 +13,25 @@ _LARGE_DROP = 10.0
 _RULES = {"nsc": "another compound", "nscb": "another compound and batch"}
 
 
+LEADING = ("tvn", "whitening", "pca_whitening", "none", "harmony", "combat")
+"""Corrections in the order in which a page leads with one."""
+
+
+def leading(corrections: Sequence[str]) -> str:
+    """The correction that a page leads with, of some."""
+    return min(corrections, key=_rank)
+
+
+def _rank(correction: str) -> int:
+    """Its place in `LEADING`; what is not there comes last."""
+    return LEADING.index(correction) if correction in LEADING else len(LEADING)
+
+
 def judge(metrics: Mapping[str, object]) -> tuple[str, list[str]]:
     """The heading of the page, and the sentences that say what it rests on.
 
-    The correction is the last one in the protocol's order that has a score, whatever the others
-    score: choosing the best would flatter.
+    The correction is the first of `LEADING` that has a score, whatever the others score: choosing
+    the best would flatter.
 
     Args:
       metrics: what `record.describe` returns.
@@ -26,7 +40,8 @@ def judge(metrics: Mapping[str, object]) -> tuple[str, list[str]]:
     defined = [] if not sets else list(_defined(next(iter(sets.values()))))
     if not defined:
         return _judge_cells(metrics)
-    correction, kind = defined[-1]
+    correction = leading([name for name, _ in defined])
+    kind = dict(defined)[correction]
     name = next(iter(sets))
     score = score_of(sets[name], correction, kind)
     said = [_said_of(metrics, sets[name], correction, kind)]
