@@ -159,3 +159,14 @@ assert "jax" not in sys.modules
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=binaries.ROOT, check=True, capture_output=True, text=True)
     assert "--profiles" in told.stdout
+
+
+def test_the_flags_know_every_measure_classifier_group_and_format():
+    from cellclr_jax import eval_flags
+    from cellclr_jax.profiling import MEASURES
+    from cellclr_jax.profiling.exports import FORMATS
+    from cellclr_jax.profiling.probing.cells import HELD_OUT
+
+    assert tuple(MEASURES) == eval_flags.MEASURES
+    assert set(eval_flags.FLAGS["hold_out"].parser.enum_values) == set(HELD_OUT)
+    assert all(name in eval_flags.FLAGS["formats"].help for name in FORMATS)
