@@ -55,7 +55,7 @@ flags.DEFINE_bool(
 def main() -> None:
     """Embeds what the flags name."""
     for name in ("workdir", "out"):
-        if FLAGS[name].value is None:
+        if not FLAGS[name].value:
             raise cli.BadUse(f"--{name}=DIR was expected (see --help)")
     from cellclr_jax.profiling.exports import check_formats
 

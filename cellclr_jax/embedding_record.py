@@ -67,6 +67,25 @@ def add_environment(record: dict[str, Any], environment: dict[str, Any]) -> str 
     return f"begun with other programs or devices ({changed}): features may differ in last digits"
 
 
+def sizes(out: Path) -> dict[str, int]:
+    """Bytes of every table of an embedding, by its path within the folder."""
+    tables = [*out.glob(f"{PARTS}/*"), *out.glob(f"{WELLS}.*"), *out.glob(f"{TREATMENTS}.*")]
+    return {str(path.relative_to(out)): path.stat().st_size for path in sorted(tables)}
+
+
+def forget_changed(out: Path, record: Mapping[str, Any]) -> bool:
+    """Removes the parts of a finished embedding of which a table is not as it was written.
+
+    Returns:
+      Whether all tables are as they were.
+    """
+    there = sizes(out)
+    changed = [name for name, size in record.get("files", {}).items() if there.get(name) != size]
+    for name in (name for name in changed if name.startswith(f"{PARTS}/")):
+        (out / name).with_suffix(".parquet").unlink(missing_ok=True)
+    return not changed
+
+
 def write_record(out: Path, record: Mapping[str, Any]) -> None:
     """Writes embedding.json, whole or not at all."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -77,6 +96,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kinds = {"finished": bool, "settings": dict, "environments": list}
+        if record["finished"]:
+            kinds |= {"counts": dict, "files": dict}
         if not all(isinstance(record[name], kind) for name, kind in kinds.items()):
             raise TypeError("of another form")
     except (OSError, ValueError, TypeError, LookupError) as error:

@@ -16,6 +16,7 @@ Writes metrics.json and report.html; of profiles wells.parquet, treatments.parqu
 and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
 """
 
+import hashlib
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -38,6 +39,12 @@ def main() -> None:
     for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
         if FLAGS[name].present:
             raise cli.BadUse(f"--{name} says nothing beside --{given[0]}")
+    if given[0] == "compare":
+        for flag in FLAGS.flags_by_module_dict()[eval_flags.__name__]:
+            if flag.present and flag.name not in _OF_A_COMPARISON:
+                raise cli.BadUse(f"--{flag.name} says nothing beside --compare")
+    if FLAGS.out == "":
+        raise cli.BadUse("--out=: the name of a folder was expected")
     _INPUTS[given[0]]()
 
 
@@ -88,9 +95,17 @@ def evaluate_profiles() -> None:
     wells, protocol = _one_row_a_well(house.table, protocol)
     found = evaluation.evaluate(wells, protocol, measures=options.measures_of(len(wells)))
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
+    from cellclr_jax.provenance import environment
 
-    details = {"table": FLAGS.profiles, "columns_left_out": list(house.left_out)}
-    report.write_evaluation(FLAGS.out, found, name="profiles", details=details, options=options)
+    details = {**_files_read(), "columns_left_out": list(house.left_out)}
+    report.write_evaluation(
+        FLAGS.out,
+        found,
+        name="profiles",
+        details=details,
+        options=options,
+        background=report.Background(provenance=environment()),
+    )
     report.print_scores(found, name="profiles")
     print(f"written to {FLAGS.out}")
 
@@ -110,6 +125,18 @@ def compare_runs() -> None:
     if FLAGS.out is not None:
         write_comparison(FLAGS.out, found)
         print(f"written to {FLAGS.out}")
+
+
+def _files_read() -> dict[str, str]:
+    """The files that the scores rest on, and their SHA-256."""
+    told: dict[str, str] = {}
+    for name, flag in (("table", "profiles"), ("image_csv", "image_csv"), ("moa_csv", "moa_csv")):
+        path = FLAGS[flag].value
+        if path is not None:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            told |= {name: path, f"{name}_sha256": digest}
+    return told
 
 
 def _check_inputs() -> None:
@@ -154,8 +181,9 @@ _INPUTS = {
 _ONLY_WITH = {
     "workdir": ("step", "data_dir", "data_access", "distributed", "label", "hold_out"),
     "profiles": ("image_csv", "moa_csv"),
-    "compare": (),
 }
+# What a comparison takes; all else was decided when the runs were evaluated.
+_OF_A_COMPARISON = ("compare", "out")
 
 if __name__ == "__main__":
     cli.run(main, __doc__, arguments="compare")

@@ -29,7 +29,13 @@ from cellclr_jax.embedding_folder import (
     wells_of,
     write_profiles,
 )
-from cellclr_jax.embedding_record import add_environment, take_up, write_record
+from cellclr_jax.embedding_record import (
+    add_environment,
+    forget_changed,
+    sizes,
+    take_up,
+    write_record,
+)
 from cellclr_jax.experiment import Encoding, make_encoding
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import is_local, say
@@ -153,9 +159,11 @@ def _embed(
     wells = wells_of(parts.metadata)
     first = jax.process_index() == 0
     record: dict[str, Any] = {}
+    whole = False
     missing = np.zeros(len(parts.chunks), bool)
     if first:
         record = take_up(parts.out, _settings(encoding, encoder, parts, told))
+        whole = forget_changed(parts.out, record)
         missing[parts.missing()] = True
         if missing.any():
             _begin(record, mesh, parts.out)
@@ -167,10 +175,11 @@ def _embed(
     visit_chunks(encoding, mesh, encoder, chunks, writer.add, intensities=False)
     if not first:
         return
-    made = bool(numbers) or not record["finished"] or not _all_there(record, parts)
+    made = bool(numbers) or not record["finished"] or not whole
     if made:
         counts = write_profiles(parts, wells)
         record |= {"finished": True, "counts": {"cells": len(parts.metadata), **counts}}
+        record["files"] = sizes(parts.out)
         write_record(parts.out, record)
     counted = ", ".join(plural(n, what.removesuffix("s")) for what, n in record["counts"].items())
     print(f"{counted}: {'written to' if made else 'all there in'} {parts.out}")
@@ -181,12 +190,6 @@ def _begin(record: dict[str, Any], mesh: Mesh, out: Path) -> None:
     if note := add_environment(record, _environment(mesh)):
         say(f"note: {note}")
     write_record(out, record | {"finished": False})
-
-
-def _all_there(record: Mapping[str, Any], parts: Parts) -> bool:
-    """Whether the tables that a finished record counts are there."""
-    tables = [name for name in record["counts"] if name != "cells"]
-    return all((parts.out / f"{name}.{kind}").exists() for name in tables for kind in parts.formats)
 
 
 def _parquet_last(formats: Sequence[str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from cellclr_jax.profiling.cell_counts import count_profiles
 from cellclr_jax.profiling.columns import is_control, own_features
 from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.probing.cells import (
+    AUTO,
     CellEvaluation,
     KeptCells,
     draw_sample,
@@ -136,6 +137,8 @@ def _score(
             say("note: there are no treatments to score: settings of profiles decide nothing")
         visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
     if sample is None:
+        if options.hold_out != AUTO:
+            say("note: no cells are told apart (--label): what is held out decides nothing")
         return scored, None
     if sample.label_column and jax.process_index() == 0:
         say(f"telling the {sample.label_column} of {len(kept.rows):,} cells from their features")

@@ -222,10 +222,27 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     assert (tmp_path / "earlier" / "1" / "wells.parquet").exists()
 
 
-def test_files_of_somebody_else_are_not_removed(tmp_path):
+def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
     (tmp_path / "wells.parquet").write_bytes(b"theirs")
     report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
     assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
+    with pytest.raises(BadUse, match=r"cells\.parquet is there, and no metrics\.json"):
+        report.write_evaluation(tmp_path / "other", None, cells=evaluated(labelled()))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
+
+
+def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
+    table = labelled(plate=plates(), batch=plates())
+    sample = draw_sample(table, with_treatments=False)
+    looks = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
+    for whole in ("plate", "nothing", "plate"):
+        found = evaluate_cells(sample, looks, hold_out=whole, classifiers=["knn"])
+        report.write_evaluation(tmp_path, None, cells=found)
+    paths = sorted(tmp_path.glob("earlier/*/metrics.json"))
+    kept = [json.loads(path.read_text()) for path in paths]
+    assert [metrics["cells"]["grouped_by"] for metrics in kept] == ["plate", None]
 
 
 def test_without_batches_neither_nscb_nor_tvn_are_made_up():

@@ -1,6 +1,8 @@
 """Runs set side by side: read from their folders, tested against each other, spread over seeds."""
 
+import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from cellclr_jax.profiling.comparison import compare
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.reporting.comparison_page import print_comparison, render_comparison
 
 
 def wells(noise, seed=0):
@@ -110,6 +113,44 @@ def test_what_cannot_be_compared_is_told(runs, tmp_path):
     (damaged / "eval" / "10" / "metrics.json").write_text('{"scores": ')
     with pytest.raises(BadData, match="cannot be read"):
         compare([runs[0], damaged])
+    for text in ("3", '{"scores": null}', '{"scores": {"none": {"nsc": {}}}, "run": {}}'):
+        (damaged / "eval" / "10" / "metrics.json").write_text(text)
+        with pytest.raises(BadData, match=r"metrics\.json is not whole: evaluate it again"):
+            compare([runs[0], damaged])
+    (damaged / "eval" / "10" / "metrics.json").write_text('{"cells": {}}')
+    with pytest.raises(BadUse, match="scores no treatments"):
+        compare([runs[0], damaged])
+    cut = written(tmp_path / "cut", 1.0) / "eval" / "10" / "neighbours.csv"
+    cut.write_text("\n".join(cut.read_text().splitlines()[:3]) + "\n")
+    with pytest.raises(BadData, match=r"neighbours\.csv does not hold what metrics\.json counts"):
+        compare([runs[0], tmp_path / "cut"])
+
+
+def test_one_seed_is_no_spread_whatever_the_step(runs, tmp_path):
+    twice = shutil.copytree(runs[0], tmp_path / "twice")
+    assert compare([runs[0], twice]).seeds.empty
+
+
+def test_undefined_scores_leave_counts_whole_and_nothing_shared_is_not_tested(tmp_path):
+    one = tmp_path / "one" / "eval" / "1"
+    report.write_evaluation(one, evaluate(wells(0.1).assign(batch="Week1")))
+    other = tmp_path / "other" / "eval" / "1"
+    renamed = wells(0.1).replace({"c00": "d00", "c01": "d01", "c10": "d10", "c11": "d11"})
+    renamed = renamed.replace({f"c{k}{i}": f"d{k}{i}" for k in (2, 3) for i in (0, 1)})
+    report.write_evaluation(other, evaluate(renamed))
+    found = compare([tmp_path / "one", tmp_path / "other"])
+    out = io.StringIO()
+    print_comparison(found, file=out)
+    assert "12/12 (100.0 %)          undefined" in out.getvalue()
+    assert found.tests.empty
+    assert "Highest NSC of 2 runs: one and other, 12 of 12" in render_comparison(found)
+
+
+def test_compounds_whose_names_are_numbers_are_compared(tmp_path):
+    numbered = wells(1.0).assign(compound=lambda t: t["compound"].str.replace("c", "1"))
+    for name in ("one", "other"):
+        report.write_evaluation(tmp_path / name, evaluate(numbered), options=Options(measures=()))
+    assert len(compare([tmp_path / "one", tmp_path / "other"]).tests) == 6
 
 
 def test_the_binary_takes_runs_as_arguments_and_writes_a_page(runs, tmp_path):
@@ -129,3 +170,5 @@ def test_the_binary_takes_runs_as_arguments_and_writes_a_page(runs, tmp_path):
     refused = run("eval", "--compare", runs[0], runs[1], "--step=3")
     assert refused.returncode == 2
     assert "--step says nothing beside --compare" in refused.stderr
+    foreign = run("eval", "--compare", runs[0], runs[1], "--standardize=controls")
+    assert "--standardize says nothing beside --compare" in foreign.stderr

@@ -57,6 +57,22 @@ def test_what_cannot_be_corrected_is_told(name, monkeypatch):
         WAYS[name](profiles, batches)
 
 
+@pytest.mark.parametrize(("wells", "dims"), [(60, 60), (12, 5)])
+def test_harmony_takes_rows_for_wells_whatever_the_shape(wells, dims):
+    pytest.importorskip("harmonypy")
+    profiles, batches = shifted(wells=wells, dims=dims)
+    corrected = harmony(profiles, batches)
+    own = [np.corrcoef(profiles[i], corrected[i])[0, 1] for i in range(0, wells, 2)]
+    assert np.median(own) > 0.8
+
+
+def test_wells_of_an_unknown_batch_are_no_batch():
+    profiles, batches = shifted()
+    batches[:3] = ""
+    with pytest.raises(BadData, match="3 wells have no known batch"):
+        harmony(profiles, batches)
+
+
 def test_combat_refuses_a_batch_of_one_well():
     profiles, batches = shifted()
     batches[0] = "alone"

@@ -228,9 +228,16 @@ def test_what_is_missing_or_damaged_is_made_anew(embedded, workdir, plates, tmp_
     done = embed(workdir, plates, out)
     assert "2 of 3 parts are there" in done.stderr
     assert contents(out) == contents(embedded)
-    # One whose cells are told, but not all of their features, is found where it is read.
+    # Whole as a file, but not as it was written.
     pd.read_parquet(cut)[["Metadata_CellId", "cellclr_0000"]].to_parquet(cut)
-    (out / "wells.parquet").unlink()
+    (out / "wells.parquet").write_bytes(b"cut")
+    assert "2 of 3 parts are there" in embed(workdir, plates, out).stderr
+    assert contents(out) == contents(embedded)
+    # Of one that was never finished, it is found where it is read.
+    record = json.loads((out / "embedding.json").read_text())
+    record = {name: record[name] for name in record if name != "files"} | {"finished": False}
+    (out / "embedding.json").write_text(json.dumps(record))
+    pd.read_parquet(cut)[["Metadata_CellId", "cellclr_0000"]].to_parquet(cut)
     told = embed(workdir, plates, out)
     assert told.returncode == 1
     assert "part-00001.parquet" in told.stderr

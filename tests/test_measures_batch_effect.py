@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from corrected_wells import corrected, table
 
+from cellclr_jax.profiling.correction import whiten
 from cellclr_jax.profiling.measures.batch_effect import batch_effect, folds
 
 
@@ -133,3 +134,27 @@ def test_controls_that_a_correction_levelled_carry_a_caution():
     assert found.summary["balanced_accuracy"]["knn"] < 0.05
     assert "far below chance" in found.summary["caution"]
     assert "caution" not in batch_effect(corrected(wells)).summary
+
+
+def test_rounding_that_whitening_leaves_is_no_feature():
+    """Of more features than controls, both ways of whitening tell the same of the controls."""
+    wells = controls(batches=2, wells=4, dims=40, of_batch=1.0)
+    is_control = (wells["Metadata_Compound"] == "DMSO").to_numpy()
+    features = [name for name in wells if not name.startswith("Metadata_")]
+    values = wells[features].to_numpy()
+    found = []
+    for to_rank in (False, True):
+        white = whiten(values, is_control, to_rank=to_rank)
+        frame = pd.DataFrame(white, columns=[f"f{i}" for i in range(white.shape[1])])
+        metadata = wells.drop(columns=features)
+        found.append(scores(pd.concat([metadata, frame], axis=1)))
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_control_wells_that_are_all_the_same_tell_nothing():
+    wells = controls()
+    features = [name for name in wells if not name.startswith("Metadata_")]
+    wells.loc[wells["Metadata_Compound"] == "DMSO", features] = 2.0
+    assert batch_effect(corrected(wells)).summary == {
+        "undefined": "the control wells are all the same"
+    }

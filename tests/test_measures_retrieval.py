@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -139,15 +140,29 @@ def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
         assert found.summary[share] <= 1
 
 
+@pytest.mark.parametrize("offset", [10.0, 1e3, 1e5])
+def test_what_all_profiles_have_in_common_hides_no_effect(offset):
+    wells = planted(0, noise=0.3)
+    features = [name for name in wells if not name.startswith("Metadata_")]
+    moved = wells.assign(**{name: wells[name] + offset for name in features})
+    exact = naive_activity(moved)
+    found = activity(corrected(moved)).table
+    np.testing.assert_allclose(
+        found["mean_average_precision"].mean(),
+        np.mean([precision for precision, _ in exact.values()]),
+        atol=0.02,
+    )
+
+
 def test_treatments_whose_p_says_little_are_counted():
-    """Two wells among six controls are first of all by chance once in seven times."""
+    """Two wells among six controls have the nearest of 13 pairs by chance once in 13 times."""
     found = activity(corrected(planted(0, replicates=(2,), controls=6)))
     pairs = found.table["wells"] == 2
-    np.testing.assert_allclose(found.table["perfect_by_chance"][pairs], 1 / 7)
+    np.testing.assert_allclose(found.table["perfect_by_chance"][pairs], 1 / 13)
     assert found.summary["too_few_controls"] == pairs.sum() > 10
     found = activity(corrected(planted(0, replicates=(3,), controls=6)))
     triples = found.table["wells"] == 3
-    np.testing.assert_allclose(found.table["perfect_by_chance"][triples], 1 / 28)
+    np.testing.assert_allclose(found.table["perfect_by_chance"][triples], 1 / comb(21, 3))
     assert found.summary["too_few_controls"] == 0
 
 

@@ -133,6 +133,16 @@ def test_moas_of_one_batch_alone_are_left_out_of_nscb_as_queries_and_candidates(
     assert moa.not_same_compound(table).total == 4
 
 
+@pytest.mark.parametrize("rule", candidates.BATCH_RULES)
+def test_a_treatment_of_an_unknown_batch_neither_asks_nor_answers_across_batches(rule):
+    rows = [("a", 1, "M", "W1"), ("b", 1, "M", ""), ("c", 1, "M", "W2"), ("d", 1, "N", "W1")]
+    table = treatments([*rows, ("e", 1, "N", "W2")], [[1, 0], [1, 0.01], [1, 2], [0, 1], [0, 2]])
+    score = moa.not_same_compound_or_batch(table, batches=rule)
+    assert score.total == 4
+    assert "b" not in set(score.neighbours["neighbour_compound"])
+    assert score.excluded["reason"].tolist() == ["its batch is not known"]
+
+
 def test_a_moa_of_one_compound_is_asked_counted_wrong_and_said_to_be_unanswerable():
     rows = [
         ("a", 1, "M", "W1"),
@@ -266,11 +276,13 @@ def test_the_vote_of_several_neighbours_equals_the_naive_loop(neighbours):
 @pytest.mark.parametrize("rule", candidates.BATCH_RULES)
 def test_both_scores_are_those_of_each_alone(rule):
     table = random_treatments(3)
-    nsc, nscb = moa.both_scores(table, batches=rule, neighbours=3)
+    found = moa.both_scores(table, batches=rule, neighbours=[1, 3])
+    assert found[1][0] == moa.not_same_compound(table)
+    nsc, nscb = found[3]
     alone = moa.not_same_compound_or_batch(table, batches=rule, neighbours=3)
     assert nsc == moa.not_same_compound(table, neighbours=3)
     assert nscb == alone
     pd.testing.assert_frame_equal(nscb.neighbours, alone.neighbours)
-    one_batch = moa.both_scores(table.assign(Metadata_Batch="W1"), batches=rule)
+    one_batch = moa.both_scores(table.assign(Metadata_Batch="W1"), batches=rule)[1]
     assert one_batch[0].total == 40
     assert "one batch" in one_batch[1].undefined

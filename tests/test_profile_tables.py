@@ -192,3 +192,15 @@ def test_files_that_cannot_be_used(tmp_path):
         tables.read_profiles(save(plain(0), tmp_path / "t.csv"))
     with pytest.raises(BadData, match="no feature columns"):
         tables.read_profiles(save(plain().iloc[:, :5], tmp_path / "t.csv"))
+
+
+def test_missing_values_of_any_type_and_repeated_features_are_named(tmp_path):
+    table = plain()
+    name = "Nuclei_B"
+    missing = table.assign(**{name: table[name].astype("Float64").mask(table.index == 1)})
+    missing.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(BadData, match=f"feature '{name}' is missing or not finite in row 2 "):
+        tables.read_profiles(tmp_path / "t.parquet")
+    twice = pd.concat([table, table[[name]]], axis=1)
+    with pytest.raises(BadData, match=f"feature '{name}' is there twice"):
+        tables.canonical_table(twice)

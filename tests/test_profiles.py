@@ -183,3 +183,24 @@ def test_a_well_that_contradicts_itself_is_named_with_both_values(column):
     words = (f"plate {plate}, well {well} has", name, repr(value), repr(other))
     assert all(word in str(told.value) for word in words)
     assert "site" not in str(told.value)
+
+
+def test_sites_without_cells_and_wells_without_names():
+    table = cells()
+    empty = table.iloc[[0]].assign(Metadata_Site="empty", Metadata_CellCount=0)
+    counted = pd.concat([table.assign(Metadata_CellCount=1), empty], ignore_index=True)
+    for through in ("well", "site"):
+        wanted = profiles.aggregate_wells(table.assign(Metadata_CellCount=1), through=through)
+        found = profiles.aggregate_wells(counted, through=through)
+        pd.testing.assert_frame_equal(found, wanted)
+    nameless = table.assign(Metadata_Plate=table["Metadata_Plate"].where(table.index != 3))
+    with pytest.raises(BadData, match="row 4: Metadata_Plate is missing"):
+        profiles.aggregate_wells(nameless)
+
+
+def test_treatments_of_no_known_batch_or_concentration():
+    wells = profiles.aggregate_wells(cells())
+    unknown = profiles.treatment_profiles(wells.assign(Metadata_Batch=np.nan))
+    assert set(unknown["Metadata_Batch"]) == {""}
+    with pytest.raises(BadData, match="row 1 has no compound or no concentration"):
+        profiles.treatment_profiles(wells.assign(Metadata_Concentration=np.nan))

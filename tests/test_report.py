@@ -96,7 +96,8 @@ def test_figures_are_large_enough_to_read(written):
 
 
 def test_few_treatments_have_no_map_and_the_reason_is_written(tmp_path):
-    (tmp_path / "tsne_none.png").write_bytes(b"of an earlier evaluation")
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    assert (tmp_path / "tsne_none.png").exists()
     metrics = report.write_evaluation(tmp_path, evaluate(wells(weeks=1)))
     assert "4 treatments: a map needs at least 8" in metrics["figures_skipped"]["tsne_none.png"]
     assert not (tmp_path / "tsne_none.png").exists()
@@ -158,6 +159,29 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         evaluation_folder.write_file(tmp_path / "metrics.json", lambda path: path.write_text("new"))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
     assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+def test_what_a_killed_evaluation_leaves_is_not_mixed_into_the_next(tmp_path):
+    report.write_evaluation(tmp_path, evaluate(wells(), measures=["mechanisms"]))
+    assert (tmp_path / "mechanisms.csv").exists()
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / evaluation_folder.UNFINISHED).touch()
+    report.write_evaluation(tmp_path, evaluate(wells(1)))
+    assert not (tmp_path / "mechanisms.csv").exists()
+    assert not (tmp_path / evaluation_folder.UNFINISHED).exists()
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_an_evaluation_that_was_being_kept_when_the_process_was_killed_is_kept(tmp_path):
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    orphan = tmp_path / "earlier" / ".99999999"  # no process has this number
+    orphan.mkdir(parents=True)
+    (tmp_path / "report.html").rename(orphan / "report.html")
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    kept = tmp_path / "earlier" / "1"
+    assert {"report.html", "metrics.json", "wells.parquet"} <= {p.name for p in kept.iterdir()}
+    assert not orphan.exists()
+    assert (tmp_path / "report.html").exists()
 
 
 def test_console_table_has_counts_percentages_and_reasons():

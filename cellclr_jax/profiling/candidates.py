@@ -139,6 +139,9 @@ def _left_out(
 ) -> np.ndarray:
     """[N] why a treatment is left out, or ''."""
     excluded = np.full(len(moas), "", object)
+    if any(sets):
+        # It may be any, the query's own among them.
+        excluded[[not names for names in sets]] = "its batch is not known"
     if left_out is None:
         excluded[moas.isin(single_batch_moas(moas, sets)).to_numpy()] = (
             "its MoA lies in one batch alone"

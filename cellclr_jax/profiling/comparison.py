@@ -16,6 +16,10 @@ from cellclr_jax.profiling.reporting.evaluation_folder import METRICS
 
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")
+# Names that may look like numbers.
+_TEXT = [f"{whose}{name}" for whose in ("", "neighbour_") for name in ("compound", "moa", "batch")]
+# What else runs of several seeds have in common; of one seed, one evaluation counts.
+_DATA = ("dataset", "trained_on", "step", "checkpoint")
 # Settings of a run that runs of several seeds may differ in.
 _OF_A_SEED = ("seed", "data_dir", "data_access", "log_every", "online", "checkpoint")
 
@@ -75,6 +79,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         raise BadUse("--compare needs two runs or more")
     runs = _named([read_run(path) for path in paths])
     scores = pd.DataFrame([row for run in runs for row in _score_rows(run)])
+    scores = scores.astype({"correct": "Int64", "total": "Int64"})
     return Comparison(runs, scores, _tests(runs), _seeds(runs, scores), _notes(runs))
 
 
@@ -85,22 +90,46 @@ def read_run(path: str | Path) -> EvaluatedRun:
         raise BadUse(f"{path}: no such folder")
     folder = path if (path / METRICS).is_file() else _newest(path)
     try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        neighbours = pd.read_csv(folder / NEIGHBOURS, keep_default_na=False, na_values={})
+        metrics = _scored(folder)
+        neighbours = pd.read_csv(
+            folder / NEIGHBOURS,
+            keep_default_na=False,
+            na_values={"neighbour_concentration": "", "similarity": ""},
+            dtype=dict.fromkeys(_TEXT, str),
+        )
     except (OSError, ValueError) as error:
         raise BadData(f"{folder}: cannot be read ({error}): evaluate it again") from error
-    if "scores" not in metrics:
+    neighbours["correct"] = neighbours.get("correct", pd.Series(dtype=str)).astype(str) == "True"
+    found = EvaluatedRun(path.resolve().name, folder, metrics, neighbours, _config(folder))
+    for correction, kind in itertools.product(metrics["scores"], _SCORES):
+        if len(_answers(found, correction, kind)) != metrics["scores"][correction][kind]["total"]:
+            raise BadData(
+                f"{folder / NEIGHBOURS} does not hold what {METRICS} counts ({kind}, {correction}):"
+                " evaluate it again"
+            )
+    return found
+
+
+def _scored(folder: Path) -> dict[str, Any]:
+    """metrics.json of an evaluation of treatments, of the form that `record.describe` gives it."""
+    path = folder / METRICS
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(metrics, dict) and "scores" not in metrics:
         raise BadUse(f"{folder} scores no treatments: there is nothing to compare")
-    for column in ("correct", "concentration"):
-        if column not in neighbours:
-            raise BadData(f"{folder / NEIGHBOURS}: no column {column}: evaluate it again")
-    neighbours["correct"] = neighbours["correct"].astype(str) == "True"
-    return EvaluatedRun(path.resolve().name, folder, metrics, neighbours, _config(folder))
+    try:
+        dict(metrics["protocol"]), dict(metrics["run"])
+        for scores in metrics["scores"].values():
+            for kind in _SCORES:
+                scores[kind]["correct"], scores[kind]["total"], scores[kind]["accuracy"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadData(f"{path} is not whole: evaluate it again") from error
+    return metrics
 
 
 def _newest(workdir: Path) -> Path:
-    """The evaluation of a work directory that was written last."""
+    """The evaluation of a work directory that was written last, of treatments if there is one."""
     found = sorted(workdir.glob(f"eval/*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in found if '"scores"' in path.read_text(encoding="utf-8")] or found
     if not found:
         raise BadUse(
             f"{workdir} holds no evaluation: python -m cellclr_jax.eval --workdir={workdir}"
@@ -171,6 +200,8 @@ def _tests(runs: list[EvaluatedRun]) -> pd.DataFrame:
             if any(table.empty for table in answers):
                 continue
             found = mcnemar(*answers)
+            if not found.both + found.first_only + found.second_only + found.neither:
+                continue  # no treatment in common
             rows.append(
                 {
                     "first": first.name,
@@ -190,14 +221,15 @@ def _tests(runs: list[EvaluatedRun]) -> pd.DataFrame:
 
 def _seeds(runs: list[EvaluatedRun], scores: pd.DataFrame) -> pd.DataFrame:
     """The spread over runs that differ in their seed alone."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[Any, str]] = {}
     for run in runs:
         if run.config is not None:
             rest = {name: v for name, v in run.config.items() if name not in _OF_A_SEED}
-            key = json.dumps([rest, run.metrics["protocol"]], sort_keys=True)
-            groups.setdefault(key, []).append(run.name)
+            data = {name: run.metrics["run"].get(name) for name in _DATA}
+            key = json.dumps([rest, run.metrics["protocol"], data], sort_keys=True)
+            groups.setdefault(key, {}).setdefault(run.config.get("seed"), run.name)
     rows = []
-    for names in (names for names in groups.values() if len(names) > 1):
+    for names in (list(seeds.values()) for seeds in groups.values() if len(seeds) > 1):
         own = scores[scores["run"].isin(names) & scores["accuracy"].notna()]
         for (correction, kind), found in own.groupby(["correction", "score"], sort=False):
             if len(found) < 2:
@@ -218,6 +250,12 @@ def _seeds(runs: list[EvaluatedRun], scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def data_of(run: EvaluatedRun) -> str:
+    """What tells one dataset, or table of profiles, from others."""
+    told = run.metrics["run"]
+    return str(told.get("dataset") or told.get("table_sha256") or told.get("table") or "")
+
+
 def _notes(runs: list[EvaluatedRun]) -> list[str]:
     """What differs between runs beside their profiles."""
     first, notes = runs[0], []
@@ -229,7 +267,6 @@ def _notes(runs: list[EvaluatedRun]) -> list[str]:
                 f"{run.name} was scored with other settings than {first.name}: "
                 f"{', '.join(different)}"
             )
-        datasets = [other.metrics.get("run", {}).get("dataset") for other in (run, first)]
-        if datasets[0] != datasets[1]:
+        if data_of(run) != data_of(first):
             notes.append(f"{run.name} was scored on other data than {first.name}")
     return notes

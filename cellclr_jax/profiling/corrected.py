@@ -40,9 +40,7 @@ def corrected_profiles(
     def tvn() -> np.ndarray:
         nonlocal whitened
         profiles, whitened = whiten(), None
-        if not any(batches):
-            # Aligning one nameless batch with itself would repeat whitening under TVN's name.
-            raise BadData("no batch is known")
+        correction_libraries.check_known(batches)
         return correction.coral(
             profiles, is_control, batches, regularization=ridge, relative=relative, out=profiles
         )

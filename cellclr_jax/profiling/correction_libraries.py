@@ -5,6 +5,8 @@ alone, as nearly all of BBBC021's do, its effect and its batch's cannot be told 
 either is taken away. Both are an extra: pip install 'cellclr_jax[batch]'.
 """
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +17,8 @@ from cellclr_jax.cli import BadData, BadUse
 FITTED_ON_ALL = ("harmony", "combat")
 """Their names."""
 _SEED = 0
+# Harmony's defaults, but for few wells, of which they would make no cluster.
+_WELLS_A_CLUSTER, _MOST_CLUSTERS = 30, 100
 _INSTALL = "pip install 'cellclr_jax[batch]'"
 
 
@@ -38,7 +42,12 @@ def harmony(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.nda
     except ImportError as error:
         raise BadUse(f"the correction harmony needs harmonypy: {_INSTALL}") from error
     found = run_harmony(
-        profiles, pd.DataFrame({"batch": names}), ["batch"], verbose=False, random_state=_SEED
+        profiles.T,  # features by wells: of a square matrix it takes the columns for wells
+        pd.DataFrame({"batch": names}),
+        ["batch"],
+        nclust=min(max(round(len(profiles) / _WELLS_A_CLUSTER), 1), _MOST_CLUSTERS),
+        verbose=False,
+        random_state=_SEED,
     )
     return _finite(np.asarray(found.Z_corr, np.float64), "Harmony")
 
@@ -67,8 +76,17 @@ def combat(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndar
     except ImportError as error:
         raise BadUse(f"the correction combat needs scanpy: {_INSTALL}") from error
     rows = pd.DataFrame({"batch": pd.Categorical(names)}, index=np.arange(len(names)).astype(str))
-    found = scanpy_combat(AnnData(profiles, obs=rows), "batch", inplace=False)
+    with np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        found = scanpy_combat(AnnData(profiles, obs=rows), "batch", inplace=False)
     return _finite(np.asarray(found, np.float64), "ComBat")
+
+
+def check_known(batches: np.ndarray) -> None:
+    """Raises BadData where the batch of a well is not known: '' would pass for a batch."""
+    unknown = int((batches == "").sum())
+    if unknown:
+        every = unknown == len(batches)
+        raise BadData("no batch is known" if every else f"{unknown} wells have no known batch")
 
 
 def _checked(
@@ -78,8 +96,7 @@ def _checked(
     profiles, names = np.asarray(profiles, np.float64), np.asarray(batches, object)
     if profiles.ndim != 2 or names.shape != profiles.shape[:1]:
         raise ValueError(f"profiles [N, D] and batches [N] were expected, not {profiles.shape}")
-    if not any(names):
-        raise BadData("no batch is known")
+    check_known(names)
     if len(set(names.tolist())) < 2:
         raise BadData(f"{what} needs two batches: all wells lie in {names[0]!r}")
     return profiles, names

@@ -93,7 +93,7 @@ class Evaluation:
 
 
 def evaluate(
-    wells: pd.DataFrame,
+    wells: pd.DataFrame | ProfileTable,
     protocol: Protocol | None = None,
     *,
     features: Sequence[str] | None = None,
@@ -104,6 +104,7 @@ def evaluate(
     Args:
       wells: one row a well (the protocol's `aggregate` was applied before): plate, well, batch,
         compound, concentration, MoA under any of the names `tables` understands, and features.
+        What `tables.read_profiles` gives is taken as it is, without another copy.
       protocol: the settings; the defaults where None.
       features: the feature columns; by default those of `columns.split_columns`.
       measures: what else to measure of each correction's profiles, of `measures.MEASURES`.
@@ -120,30 +121,38 @@ def evaluate(
         installed.
     """
     protocol = protocol or Protocol()
-    house = canonical_table(wells, control=protocol.control, features=features)
+    if isinstance(wells, ProfileTable):
+        house = wells
+    else:
+        house = canonical_table(wells, control=protocol.control, features=features)
+    base, values, notes = _used_wells(house, protocol.control)
+    names = list(house.features)
+    del house, wells  # of a large table there is room for few copies
     # BLAS threads that wait for each other over small matrices make this five times slower; and one
     # thread rounds the same whatever the machine.
-    threads = None if house.values.size > _LARGE else 1
+    threads = None if values.size > _LARGE else 1
     with threadpool_limits(limits=threads, user_api="blas"):
-        return _evaluate(house, protocol, measures)
+        return _evaluate(base, values, names, notes, protocol, measures)
 
 
-def _evaluate(house: ProfileTable, protocol: Protocol, measures: Sequence[str]) -> Evaluation:
-    """See `evaluate`."""
-    used, notes = _used_wells(house.table, protocol.control)
-    if house.left_out:
-        notes.append(_left_out_note(house.left_out))
-    values = house.values if used.all() else house.values[used]
-    base = house.table[[c for c in house.table if c not in set(house.features)]]
-    base = base[used].reset_index(drop=True)
+def _evaluate(
+    base: pd.DataFrame,
+    values: np.ndarray,
+    features: list[str],
+    notes: list[str],
+    protocol: Protocol,
+    measures: Sequence[str],
+) -> Evaluation:
+    """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
     if protocol.control != Protocol.control and not is_control.any():
         raise BadUse(f"control {protocol.control!r}: no well has this compound")
-    wells = with_features(base, values, house.features)
-    values, features, about = _standardized(base, values, house.features, is_control, protocol)
+    wells = with_features(base, values, features)
+    values, features, about = _standardized(base, values, features, is_control, protocol)
     notes += about
-    if 0 < is_control.sum() <= len(features):
-        notes.append(_rank_note(int(is_control.sum()), len(features)))
+    scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
+    if 0 < is_control.sum() <= len(features) and scaling:
+        notes.append(_rank_note(int(is_control.sum()), len(features), scaling))
     scores = {}
     batches = base["Metadata_Batch"].to_numpy(object)
     for name, corrected in corrected_profiles(values, is_control, batches, protocol):
@@ -154,7 +163,7 @@ def _evaluate(house: ProfileTable, protocol: Protocol, measures: Sequence[str]) 
             names = features if corrected.shape[1] == len(features) else _components(corrected)
             scores[name] = _score(base, corrected, names, protocol, measures)
             notes += [_fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
-    notes += _unanswerable_notes(scores["none"])
+    notes += _unanswerable_notes(scores["none"]) + _unknown_batch_notes(scores["none"])
     data = _counts(base, is_control, len(features))
     return Evaluation(protocol, scores, wells=wells, data=data, notes=notes)
 
@@ -183,8 +192,9 @@ def _standardized(
     return values, features, notes
 
 
-def _used_wells(table: pd.DataFrame, control: str) -> tuple[np.ndarray, list[str]]:
-    """[N] bool: controls and annotated wells; and a note on the others."""
+def _used_wells(house: ProfileTable, control: str) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Metadata and features of controls and annotated wells, and what is to be said of others."""
+    table = house.table[[c for c in house.table if c not in set(house.features)]]
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"])
     if repeated.any():
         row = table[repeated].iloc[0]
@@ -198,7 +208,10 @@ def _used_wells(table: pd.DataFrame, control: str) -> tuple[np.ndarray, list[str
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
-    return used.to_numpy(), notes
+    if house.left_out:
+        notes.append(_left_out_note(house.left_out))
+    values = house.values[used.to_numpy()] if unused else house.values
+    return table[used].reset_index(drop=True), values, notes
 
 
 def _components(corrected: np.ndarray) -> list[str]:
@@ -226,7 +239,9 @@ def _score(
             of(used=first), features=features, control=protocol.control, **rule
         )
     else:
-        nsc, nscb = moa.both_scores(treatments, features=features, control=protocol.control, **rule)
+        nsc, nscb = moa.both_scores(
+            treatments, features=features, control=protocol.control, **rule
+        )[1]
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)
@@ -270,11 +285,19 @@ def _unanswerable_notes(scores: CorrectionScores) -> list[str]:
     ]
 
 
-def _rank_note(controls: int, features: int) -> str:
+def _unknown_batch_notes(scores: CorrectionScores) -> list[str]:
+    """Says how many treatments NSCB cannot ask; the same under every correction."""
+    reasons = scores.nscb.excluded.get("reason", pd.Series(dtype=object))
+    count = int((reasons == "its batch is not known").sum())
+    return [f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known"] * bool(count)
+
+
+def _rank_note(controls: int, features: int, scaling: Sequence[str]) -> str:
     """What whitening in more dimensions than there are controls means."""
     return (
         f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
-        "in the others both corrections only scale, by the regularization"
+        f"in the others {' and '.join(scaling)} only scale{'s' * (len(scaling) == 1)}, by the "
+        "regularization"
     )
 
 

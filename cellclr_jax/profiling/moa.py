@@ -32,6 +32,7 @@ class Score:
       total: queries; 0 where the score is undefined.
       accuracy: correct / total in [0, 1]; None where the score is undefined.
       undefined: why there is no score, or ''.
+      voters: how many neighbours answer together.
       unanswerable: queries among `total` that no neighbour could answer rightly, because no
         candidate shares their MoA: the best possible score is (total - unanswerable) / total.
       neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
@@ -44,6 +45,7 @@ class Score:
     total: int
     accuracy: float | None
     undefined: str = ""
+    voters: int = 1
     unanswerable: int = 0
     neighbours: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
     excluded: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
@@ -78,7 +80,7 @@ def not_same_compound(
       BadUse: fewer than one neighbour.
     """
     table, vectors = _treatments(profiles, features, control)
-    return _answer(table, vectors, [other_compound(table)], neighbours)[0]
+    return _answer(table, vectors, [other_compound(table)], [neighbours])[0][neighbours]
 
 
 def not_same_compound_or_batch(
@@ -113,26 +115,30 @@ def not_same_compound_or_batch(
         one neighbour.
     """
     table, vectors = _treatments(profiles, features, control)
-    return _answer(table, vectors, [other_batch(table, batches, left_out)], neighbours)[0]
+    asked = [other_batch(table, batches, left_out)]
+    return _answer(table, vectors, asked, [neighbours])[0][neighbours]
 
 
 def both_scores(
     profiles: pd.DataFrame,
     *,
+    neighbours: Sequence[int] = (1,),
     batches: str = "joined",
     left_out: Sequence[str] | None = None,
-    neighbours: int = 1,
     features: Sequence[str] | None = None,
     control: str = "DMSO",
-) -> tuple[Score, Score]:
-    """(`not_same_compound`, `not_same_compound_or_batch`) of the same profiles, in half the time.
+) -> dict[int, tuple[Score, Score]]:
+    """NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
 
-    For arguments and errors see there.
+    For arguments and errors see `not_same_compound_or_batch`.
+
+    Returns:
+      {neighbours: (`not_same_compound`, `not_same_compound_or_batch`)}.
     """
     table, vectors = _treatments(profiles, features, control)
     asked = [other_compound(table), other_batch(table, batches, left_out)]
     nsc, nscb = _answer(table, vectors, asked, neighbours)
-    return nsc, nscb
+    return {count: (nsc[count], nscb[count]) for count in neighbours}
 
 
 def drop(nsc: Score, nscb: Score) -> float | None:
@@ -172,28 +178,37 @@ def _treatments(
 
 
 def _answer(
-    table: pd.DataFrame, vectors: np.ndarray, asked: Sequence[Candidates], neighbours: int
-) -> list[Score]:
+    table: pd.DataFrame,
+    vectors: np.ndarray,
+    asked: Sequence[Candidates],
+    neighbours: Sequence[int],
+) -> list[dict[int, Score]]:
     """Finds each query's neighbours among its candidates and counts the right answers.
 
     Args:
       table: [N] treatments: compound, concentration, moa, batch.
       vectors: [N, D] unit vectors; zeros for a profile without direction.
       asked: the candidates under each rule.
-      neighbours: how many answer together.
+      neighbours: how many answer together; several numbers are of one search.
+
+    Returns:
+      The scores under each rule, by the number of neighbours.
     """
-    if neighbours < 1:
-        raise BadUse(f"neighbours {neighbours}: at least 1 was expected")
+    if min(neighbours) < 1:
+        raise BadUse(f"neighbours {min(neighbours)}: at least 1 was expected")
     reach = [reached(candidates, codes(table["moa"])) for candidates in asked]
     defined = [
         index
         for index, (candidates, (_, answerable)) in enumerate(zip(asked, reach, strict=True))
         if not candidates.undefined and answerable.any()
     ]
-    found = nearest(vectors, [asked[index].allowed for index in defined], neighbours)
+    found = nearest(vectors, [asked[index].allowed for index in defined], max(neighbours))
     by_rule = dict(zip(defined, found, strict=True))
     return [
-        _score(table, candidates, *reach[index], by_rule.get(index))
+        {
+            count: _score(table, candidates, *reach[index], by_rule.get(index), count)
+            for count in neighbours
+        }
         for index, candidates in enumerate(asked)
     ]
 
@@ -204,25 +219,28 @@ def _score(
     has_candidate: np.ndarray,
     answerable: np.ndarray,
     found: Neighbours | None,
+    voters: int,
 ) -> Score:
     """The score of what was asked; undefined where no neighbours were looked for."""
     reasons = table[["compound", "concentration", "moa"]]
     if found is None:
         reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
-        return Score(None, 0, None, undefined=reason, excluded=reasons.assign(reason=reason))
+        nobody = reasons.assign(reason=reason)
+        return Score(None, 0, None, undefined=reason, voters=voters, excluded=nobody)
     alone = (asked.excluded == "") & ~has_candidate
     no_candidate = f"no candidate: there is no treatment of {asked.what}"
     excluded = np.where(alone, no_candidate, asked.excluded)
     queries = np.flatnonzero(excluded == "")
     rows, cosines = found.rows[queries], found.cosines[queries]
     moas = table["moa"].to_numpy(object)
-    predicted = _voted(moas, rows)
+    predicted = _voted(moas, rows[:, :voters])
     correct = predicted == moas[queries]
     pairs = _side_by_side(table.iloc[queries], table.iloc[rows[:, 0]], rows[:, 0] >= 0)
     return Score(
         correct=int(correct.sum()),
         total=len(queries),
         accuracy=float(correct.sum() / len(queries)),
+        voters=voters,
         unanswerable=int((~answerable[queries]).sum()),
         neighbours=pairs.assign(similarity=cosines[:, 0], predicted=predicted, correct=correct),
         excluded=reasons.assign(reason=excluded)[excluded != ""].reset_index(drop=True),

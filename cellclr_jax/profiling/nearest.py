@@ -15,6 +15,7 @@ _BLOCK_BYTES = 64 * 2**20
 _FEW = 2_000
 # Pairs of a row that are looked at twice; where a block has more, all of it is.
 _TWICE = 8
+_PAIRS_AT_ONCE = 4_096
 
 Rule = Callable[[np.ndarray], np.ndarray]
 """Takes row numbers [b] and tells which candidates each has, [b, N] bool."""
@@ -96,11 +97,17 @@ def _pairs(
         again = np.where(np.isfinite(similar), vectors[rows] @ vectors.T, -np.inf)
         return _pairs(vectors, rows, again, k)
     here, there = np.nonzero(chosen)
-    if exact:
-        cosines = similar[here, there]
-    else:
-        cosines = np.einsum("pd,pd->p", vectors[rows[here]], vectors[there])
+    cosines = similar[here, there] if exact else _cosines(vectors, rows[here], there)
     return here, there, np.round(cosines, TIE_DIGITS)
+
+
+def _cosines(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[P] products of rows, some thousands at a time: each is copied to be multiplied."""
+    cosines = np.empty(len(first))
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        cosines[some] = np.einsum("pd,pd->p", vectors[first[some]], vectors[second[some]])
+    return cosines
 
 
 def _not_below_the_kth(similar: np.ndarray, k: int, margin: float) -> np.ndarray:

@@ -136,7 +136,13 @@ def aggregate_wells(
     missing = [c for c in (_SITE if through == "site" else _WELL) if c not in cells]
     if missing:
         raise BadData(f"aggregating by {through} needs column {', '.join(missing)}")
+    for column in _SITE if through == "site" else _WELL:
+        if cells[column].isna().any():
+            row = int(np.argmax(cells[column].isna().to_numpy()))
+            raise BadData(f"row {row + 1}: {column} is missing")
     features = split_columns(cells).features if features is None else list(features)
+    if "Metadata_CellCount" in cells and (cells["Metadata_CellCount"] == 0).any():
+        cells = cells[cells["Metadata_CellCount"] > 0].reset_index(drop=True)  # no profile
     counts = cells.get("Metadata_CellCount", pd.Series(1, cells.index)).to_numpy()
     values = cells[features].to_numpy(np.float64)
     if through == "site":
@@ -195,7 +201,7 @@ def treatments_of(
     if statistic not in STATISTICS:
         raise BadUse(f"statistic {statistic!r}: one of {', '.join(STATISTICS)} was expected")
     used = np.ones(len(wells), bool) if used is None else used
-    grouped = _by_treatment(wells[used])
+    grouped = _by_treatment(wells[used].fillna({"Metadata_Batch": "", "Metadata_MoA": ""}))
     index = np.full(len(wells), -1)
     index[used] = grouped.ngroup().to_numpy()
     if (index[used] < 0).any():

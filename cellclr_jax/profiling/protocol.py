@@ -24,7 +24,7 @@ class Protocol:
       robust: whether z-scores are by median and median absolute deviation.
       corrections: which of `CORRECTIONS` are scored, 'none' among them: 'pca_whitening' whitens the
         principal components of the controls alone, as many as they span.
-      regularization: λ of both corrections, >= 0.
+      regularization: λ of whitening, pca_whitening and tvn, >= 0.
       relative_regularization: whether λ is a fraction of the mean eigenvalue.
       statistic: wells to treatments: 'median' or 'mean'.
       batches: what another batch is: 'joined', 'disjoint' or 'week1' (see `moa`).

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from cellclr_jax.profiling.candidates import batch_set, single_batch_moas
+from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score
@@ -77,7 +78,11 @@ def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
         "left_out_computed": evaluation.protocol.left_out is None,
         "neighbours": 1,
         "similarity": "cosine",
-        "fitted_on": f"{evaluation.protocol.control} wells",
+        "fitted_on": {
+            name: "all wells" if name in FITTED_ON_ALL else f"{evaluation.protocol.control} wells"
+            for name in evaluation.protocol.corrections
+            if name != "none"
+        },
     }
 
 

@@ -21,7 +21,13 @@ from cellclr_jax.profiling.probing.probes import TITLES
 from cellclr_jax.profiling.record import describe, describe_protocol
 from cellclr_jax.profiling.reporting import figures
 from cellclr_jax.profiling.reporting.crop_pictures import Pictures
-from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, REPORT, make_room, write_file
+from cellclr_jax.profiling.reporting.evaluation_folder import (
+    METRICS,
+    REPORT,
+    close_room,
+    make_room,
+    write_file,
+)
 from cellclr_jax.profiling.reporting.page import render_report
 
 
@@ -72,7 +78,8 @@ def write_evaluation(
       What was written to metrics.json.
 
     Raises:
-      BadUse: a format whose library is not installed; nothing is written then.
+      BadUse: a format whose library is not installed, or files of something else are in the way;
+        nothing is written then.
     """
     out, options, background = Path(out_dir), options or Options(), background or Background()
     check_formats(options.formats)
@@ -96,8 +103,6 @@ def write_evaluation(
     names = {f"{stem}.{kind}" for stem in profiles for kind in options.formats} | set(files)
     if note := make_room(out, metrics, names):
         print(f"note: {note}")
-    for file in skipped:
-        (out / file).unlink(missing_ok=True)  # an earlier evaluation's figure would mislead
     for stem, table in profiles.items():
         write_table(table, out / stem, options.formats)
     for file, write in files.items():
@@ -105,6 +110,7 @@ def write_evaluation(
     write_file(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
     # The last: where it is, all that it speaks of is there.
     write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
+    close_room(out)
     return metrics
 
 
@@ -116,7 +122,8 @@ def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
         for kind, score in (("nsc", scores.nsc), ("nscb", scores.nscb))
         if not score.undefined
     ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    nobody = pd.DataFrame(columns=["correction", "score", "compound", "concentration", "correct"])
+    return pd.concat(tables, ignore_index=True) if tables else nobody
 
 
 def print_scores(

@@ -125,7 +125,7 @@ def _in_house_form(
         raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
     if not split.features:
         raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
-    values = np.array(raw[split.features], np.float64)
+    values = _numbers(raw, split.features, source)
     _require_finite(values, split.features, source)
     first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
@@ -268,6 +268,18 @@ def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -
             f"row {row}: {column} is {own.iloc[row - 1]!r} here and {joined.iloc[row - 1]!r} in "
             "the file joined to it"
         )
+
+
+def _numbers(raw: pd.DataFrame, features: list[str], source: str) -> np.ndarray:
+    """[N, D] float64 of their own memory; a missing value of any type is NaN."""
+    if not raw.columns.is_unique:
+        twice = [str(c) for c in raw.columns[raw.columns.duplicated()] if str(c) in features]
+        if twice:
+            raise BadData(f"{source}: feature {twice[0]!r} is there twice")
+    table = raw[features]
+    if all(isinstance(kind, np.dtype) for kind in table.dtypes):
+        return np.array(table, np.float64)
+    return table.to_numpy(np.float64, na_value=np.nan, copy=True)
 
 
 def _require_finite(values: np.ndarray, features: list[str], source: str) -> None:

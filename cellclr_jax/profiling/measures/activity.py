@@ -29,7 +29,7 @@ def activity(profiles: CorrectedProfiles) -> Measured:
 
     A p counts the random rankings that are better, as copairs does, and not those as good: a
     perfect one is always significant, even where two wells among six controls are so once in
-    seven times. Such treatments are counted as `too_few_controls`.
+    thirteen times. Such treatments are counted as `too_few_controls`.
 
     Args:
       profiles: of one correction.
@@ -37,9 +37,10 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     Returns:
       Table: one row a treatment of two wells or more: compound, concentration, moa, batch, wells,
       mean_average_precision, normalized (0 for a random ranking), p, q (Benjamini-Hochberg),
-      active (q < 0.05), perfect_by_chance (how often a random ranking of one of its wells is
-      perfect, on average; beyond 0.05 it counts among `too_few_controls`). Undefined without
-      controls or replicates, or with more than `MOST_PAIRS` pairs.
+      active (q < 0.05), perfect_by_chance (how often all pairs of its wells come before all pairs
+      of them and controls, where pairs are ranked at random; beyond 0.05 it counts among
+      `too_few_controls`). Undefined without controls or replicates, or with more than `MOST_PAIRS`
+      pairs.
     """
     treatment, is_control = profiles.treatment_of_wells(), profiles.controls()
     wells = np.bincount(treatment[treatment >= 0], minlength=len(profiles.treatments))
@@ -53,7 +54,9 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     replicated = (treatment >= 0) & (wells[treatment] > 1)
     near = np.bincount(plate, weights=is_control)[plate].astype(np.int64)
     own = near > 0
-    against = np.where(own, near, is_control.sum())[replicated].sum()
+    # Of a treatment that has a well without controls beside it, all wells meet all controls.
+    elsewhere = np.isin(treatment, treatment[replicated & ~own]) & replicated
+    against = near[replicated].sum() + is_control.sum() * elsewhere.sum()
     if (pairs := int(against + (wells * (wells - 1) // 2).sum())) > MOST_PAIRS:
         return undefined(f"{pairs} pairs of wells: at most {MOST_PAIRS}")
     vectors = comparable(profiles.well_values())
@@ -80,8 +83,7 @@ def _by_treatment(precisions: pd.DataFrame, treatments: pd.DataFrame) -> pd.Data
       treatments: [N], whose row numbers are the labels' treatments.
     """
     found = mean_average_precisions(precisions, "treatment")
-    perfect = precisions.assign(perfect_by_chance=_perfect_by_chance(precisions))
-    found = found.join(perfect.groupby("treatment")["perfect_by_chance"].mean())
+    found = found.join(_perfect_by_chance(precisions))
     table = treatments.join(found, how="inner").reset_index(drop=True)
     return table.rename(columns={"significant": "active"})
 
@@ -115,7 +117,12 @@ def _precisions(
     return pd.concat(found, ignore_index=True)
 
 
-def _perfect_by_chance(precisions: pd.DataFrame) -> list[float]:
-    """[W] how often a random ranking has all positives first."""
-    pairs = precisions[["n_total_pairs", "n_pos_pairs"]].astype(int)
-    return [1 / math.comb(total, positive) for total, positive in pairs.itertuples(index=False)]
+def _perfect_by_chance(precisions: pd.DataFrame) -> pd.Series:
+    """How often a random order of a treatment's pairs has all of its own before the others."""
+    against = precisions["n_total_pairs"] - precisions["n_pos_pairs"]
+    pairs = against.groupby(precisions["treatment"]).agg(["size", "sum"]).astype(int)
+    chances = {
+        treatment: 1 / math.comb(wells * (wells - 1) // 2 + others, others)
+        for treatment, wells, others in pairs.itertuples()
+    }
+    return pd.Series(chances, name="perfect_by_chance", dtype=float)

@@ -38,7 +38,8 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> Agreement:
 
     McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
     percentages", exact: only treatments on which the runs differ say which is better. Treatments
-    of one compound are taken for independent, which they are not quite: p is a lower bound.
+    of one compound are taken for independent, which they are not quite: p is too
+    small, if anything.
 
     Args:
       first: one row a query: compound, concentration, correct (bool); `Score.neighbours`.

@@ -20,6 +20,8 @@ _CAUTION = (
     "far below chance: a correction that was fitted on these wells levels them more than others"
 )
 _SEED = 0
+# A range below this fraction of the largest value is rounding, not signal.
+_CONSTANT = 1e-9
 # The solver stops long before, but for features that are no measurements.
 _MOST_ITERATIONS = 1000
 
@@ -51,7 +53,10 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
         few = f"{len(names) or 'no'} batch{'' if len(names) == 1 else 'es'}"
         return undefined(f"{few} with {FEWEST_WELLS} control wells or more: 2 are needed")
     kept = table["batch"].isin(names).to_numpy()
-    table, values = table[kept], profiles.well_values()[controls][kept]
+    everything = profiles.well_values()
+    table, values = table[kept], _varying(everything[controls][kept], everything)
+    if not values.shape[1]:
+        return undefined("the control wells are all the same")
     plates = table.groupby("batch")["plate"].nunique()[names].to_numpy()
     by_plate = bool((plates > 1).all())
     batch = table["batch"].map({name: index for index, name in enumerate(names)}).to_numpy(np.int64)
@@ -72,6 +77,15 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
         },
         found,
     )
+
+
+def _varying(values: np.ndarray, everything: np.ndarray) -> np.ndarray:
+    """The columns in which control wells [C, D] vary by more than rounding of all wells [W, D].
+
+    Whitening leaves such rounding where controls do not span the features; scaling would make it
+    as large as any other column.
+    """
+    return values[:, np.ptp(values, axis=0) > _CONSTANT * np.abs(everything).max(axis=0)]
 
 
 def _balanced(recall: dict[str, np.ndarray]) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """NSC and NSCB where several neighbours vote."""
 
+from functools import partial
+
 import pandas as pd
 
 from cellclr_jax.profiling import moa, profiles
@@ -25,18 +27,18 @@ def k_nearest(seen: CorrectedProfiles) -> Measured:
         for_nscb = profiles.treatment_profiles(
             first, statistic=protocol.statistic, features=features
         )
+    search = partial(
+        moa.both_scores,
+        neighbours=NEIGHBOURS,
+        batches=protocol.batches,
+        left_out=protocol.left_out,
+        features=features,
+        control=protocol.control,
+    )
+    of_all = search(seen.treatments)
+    of_first = of_all if for_nscb is seen.treatments else search(for_nscb)
     for count in NEIGHBOURS:
-        scores["nsc"][str(count)] = moa.not_same_compound(
-            seen.treatments, neighbours=count, features=features, control=protocol.control
-        )
-        scores["nscb"][str(count)] = moa.not_same_compound_or_batch(
-            for_nscb,
-            neighbours=count,
-            batches=protocol.batches,
-            left_out=protocol.left_out,
-            features=features,
-            control=protocol.control,
-        )
+        scores["nsc"][str(count)], scores["nscb"][str(count)] = of_all[count][0], of_first[count][1]
     described = {
         kind: {count: _describe(score) for count, score in found.items()}
         for kind, found in scores.items()

@@ -38,7 +38,8 @@ def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED)
     Treatments of one compound are not independent: whoever gets one of its concentrations right
     mostly gets the others. So whole compounds are drawn anew (Efron's percentile bootstrap of the
     queries; each keeps the neighbour that it has), and whole compounds exchange their mechanisms
-    (a permutation test; neighbours, which know no mechanism, stay).
+    (a permutation test; neighbours, which know no mechanism, stay). Where all queries are right, or
+    none, resamples are all the same: the interval is then Clopper and Pearson's over compounds.
 
     Args:
       score: of `moa.not_same_compound` or `moa.not_same_compound_or_batch`.
@@ -49,10 +50,12 @@ def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED)
       See `Uncertainty`.
 
     Raises:
-      ValueError: the score is undefined.
+      ValueError: the score is undefined, or of more than one neighbour.
     """
     if score.accuracy is None:
         raise ValueError(f"an undefined score has no interval: {score.undefined}")
+    if score.voters != 1:
+        raise ValueError(f"of {score.voters} neighbours that vote the nearest tells no chance")
     rng = np.random.default_rng(seed)
     asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
     index, names = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
@@ -82,6 +85,9 @@ def _interval(
     _, group = np.unique(compounds, return_inverse=True)
     queries = np.bincount(group)
     right = np.bincount(group, weights=correct)
+    if correct.all() or not correct.any():
+        least = ((1 - LEVEL) / 2) ** (1 / len(queries))
+        return (least, 1.0) if correct.all() else (0.0, 1 - least)
     drawn = rng.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), resamples)
     accuracies = (drawn @ right) / (drawn @ queries)
     low, high = np.quantile(accuracies, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

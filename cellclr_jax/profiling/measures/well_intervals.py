@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.profiling.candidates import Candidates, codes, other_batch, other_compound
+from cellclr_jax.profiling.groups import medians
 from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.measures.uncertainty import LEVEL
 from cellclr_jax.profiling.moa import Score
@@ -47,7 +48,7 @@ class Replicates:
             if rng is not None:
                 drawn = rng.integers(wells.shape[1], size=wells.shape[:2])
                 wells = wells[np.arange(len(wells))[:, None], drawn]
-            found[treatments] = wells.mean(axis=1) if self._mean else _median(wells)
+            found[treatments] = wells.mean(axis=1) if self._mean else medians(wells)
         return found
 
 
@@ -111,7 +112,8 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
     Within each treatment as many wells as it has are drawn with replacement, and its profile and
     neighbour found again; the correction stays as it was fitted (Efron 1979). A treatment of one
     well never changes. A draw repeats some wells and misses others, so its profiles are noisier
-    than those of all wells: the interval tends to lie below the score itself.
+    than those of all wells and score less on average: the interval is moved up by that, and ends
+    at 0 and 1.
 
     Args:
       profiles: of one correction.
@@ -133,7 +135,9 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
     drawn = _resampled(profiles, scores)
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     summary: dict[str, object] = dict.fromkeys(scores)
-    summary |= {name: np.quantile(values, ends).tolist() for name, values in drawn.items()}
+    for name, values in drawn.items():
+        lost = (scores[name].accuracy or 0.0) - values.mean()
+        summary[name] = np.clip(np.quantile(values, ends) + lost, 0.0, 1.0).tolist()
     means = {name: float(values.mean()) for name, values in drawn.items()}
     summary["mean"] = dict.fromkeys(scores) | means
     summary |= {"resamples": RESAMPLES, "single_wells": int((wells == 1).sum())}
@@ -166,16 +170,3 @@ def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[st
             drawn = [accuracies(replicates.profiles(rng), rules) for _ in range(RESAMPLES)]
             found |= dict(zip(defined, np.array(drawn).T, strict=True))
     return found
-
-
-def _median(wells: np.ndarray) -> np.ndarray:
-    """[T, D] medians over the wells of [T, n, D]."""
-    count = wells.shape[1]
-    if count == 3:  # triplicates are the rule, and thrice as fast without sorting
-        first, second, third = wells[:, 0], wells[:, 1], wells[:, 2]
-        low, high = np.minimum(first, second), np.maximum(first, second)
-        return np.asarray(np.maximum(low, np.minimum(high, third)))
-    middle = [(count - 1) // 2, count // 2]
-    # Side by side in memory, hundreds of wells are parted in half the time.
-    parted = np.partition(wells.transpose(0, 2, 1).copy(), middle, axis=2)
-    return np.asarray(parted[:, :, middle].mean(axis=2))

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from cellclr_jax.profiling.comparison import Comparison
+from cellclr_jax.profiling.comparison import Comparison, EvaluatedRun, data_of
 from cellclr_jax.profiling.reporting import verdict
 from cellclr_jax.profiling.reporting.escaping import script_json
 from cellclr_jax.profiling.reporting.evaluation_folder import write_file
@@ -54,7 +54,6 @@ def render_comparison(found: Comparison) -> str:
         "profiles": first.name,
         "scores": first.metrics["scores"],
         "baselines": {run.name: run.metrics["scores"] for run in others},
-        "measures": first.metrics.get("measures", {}),
     }
     room = resources.files("cellclr_jax.profiling.reporting")
     template, style = (
@@ -69,7 +68,7 @@ def render_comparison(found: Comparison) -> str:
         charts=[script_json(chart) for chart in score_charts(metrics)],
         seeds=[_seed_row(row) for row in _rows(found.seeds)],
         tests=[_test_row(row) for row in _rows(found.tests)],
-        runs=[_run_row(run.name, run.folder, run.metrics.get("run", {})) for run in found.runs],
+        runs=[_run_row(run) for run in found.runs],
         style=Markup(style),
         plotly=Markup(get_plotlyjs()),
     )
@@ -93,7 +92,8 @@ def print_comparison(found: Comparison, *, file: TextIO | None = None) -> None:
     for row in _rows(found.tests):
         print(
             f"{_TITLES[row['score']]}, {row['correction']}: {row['first']} alone right "
-            f"{row['first_only']}, {row['second']} alone {row['second_only']}, p = {_p(row['p'])}",
+            f"{row['first_only']}, {row['second']} alone {row['second_only']}, p = {_p(row['p'])}"
+            + (f" ({row['left_out']} queries are not shared)" if row["left_out"] else ""),
             file=out,
         )
     for note in found.notes:
@@ -107,10 +107,14 @@ def _heading(found: Comparison) -> str:
     ]
     if not defined:
         return f"{len(found.runs)} runs, of which none has an NSC"
-    best = max(defined, key=lambda row: float(row["accuracy"]))
+    if len({data_of(run) for run in found.runs}) > 1:
+        return f"{len(found.runs)} runs, not all of them on the same data"
+    highest = max(float(row["accuracy"]) for row in defined)
+    best = [row for row in defined if float(row["accuracy"]) == highest]
+    names = " and ".join(dict.fromkeys(row["run"] for row in best))
     return (
-        f"Of {len(found.runs)} runs, {best['run']} has the highest NSC: "
-        f"{best['correct']} of {best['total']} ({best['correction']})"
+        f"Highest NSC of {len(found.runs)} runs: {names}, "
+        f"{best[0]['correct']} of {best[0]['total']}"
     )
 
 
@@ -144,10 +148,11 @@ def _seed_row(row: dict[str, Any]) -> list[str]:
 
 def _test_row(row: dict[str, Any]) -> list[str]:
     names = [str(row[name]) for name in ("first", "second", "correction")]
-    counts = [str(row[name]) for name in ("both", "first_only", "second_only", "neither")]
+    counts = [
+        str(row[name]) for name in ("both", "first_only", "second_only", "neither", "left_out")
+    ]
     return [*names, _TITLES[str(row["score"])], *counts, _p(row["p"])]
 
 
-def _run_row(name: str, folder: Path, run: dict[str, Any]) -> list[str]:
-    data = str(run.get("dataset") or run.get("table") or "")
-    return [name, str(folder), data, str(run.get("step", ""))]
+def _run_row(run: EvaluatedRun) -> list[str]:
+    return [run.name, str(run.folder), data_of(run), str(run.metrics["run"].get("step", ""))]

@@ -45,10 +45,11 @@ def judge(metrics: Mapping[str, object]) -> tuple[str, list[str]]:
     name = next(iter(sets))
     score = score_of(sets[name], correction, kind)
     said = [_said_of(metrics, sets[name], correction, kind)]
+    # What has no such correction, as a number of cells, is compared as it is scored.
     others = {
-        other: score_of(scores, correction, kind)
+        other: score_of(scores, correction if correction in scores else leading(list(scores)), kind)
         for other, scores in sets.items()
-        if other != name and correction in scores
+        if other != name
     }
     others = {other: found for other, found in others.items() if not is_undefined(found)}
     parts = [f"{o.replace('_', ' ')} {count_words(found)}" for o, found in others.items()]
