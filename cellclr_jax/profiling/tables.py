@@ -108,6 +108,8 @@ def _in_house_form(
 ) -> ProfileTable:
     """Names, joins, checks and orders; `source` begins every message."""
     try:
+        if len(twice := raw.columns[raw.columns.duplicated()].difference(metadata_columns(raw))):
+            raise BadData(f"feature {str(twice[0])!r} is there twice")
         # Features are copied once, at the end: of a large table there is room for few copies.
         table = _with_wells(canonical_metadata(raw[metadata_columns(raw)]))
         if image_csv is not None:
@@ -125,7 +127,7 @@ def _in_house_form(
         raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
     if not split.features:
         raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
-    values = _numbers(raw, split.features, source)
+    values = _numbers(raw, split.features)
     _require_finite(values, split.features, source)
     first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
@@ -270,12 +272,8 @@ def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -
         )
 
 
-def _numbers(raw: pd.DataFrame, features: list[str], source: str) -> np.ndarray:
+def _numbers(raw: pd.DataFrame, features: list[str]) -> np.ndarray:
     """[N, D] float64 of their own memory; a missing value of any type is NaN."""
-    if not raw.columns.is_unique:
-        twice = [str(c) for c in raw.columns[raw.columns.duplicated()] if str(c) in features]
-        if twice:
-            raise BadData(f"{source}: feature {twice[0]!r} is there twice")
     table = raw[features]
     if all(isinstance(kind, np.dtype) for kind in table.dtypes):
         return np.array(table, np.float64)
