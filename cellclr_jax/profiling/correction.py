@@ -70,7 +70,8 @@ def whiten(
             f"whitening: {len(controls)} control wells do not span {profiles.shape[1]} features; "
             "a regularization above 0 is needed"
         )
-    return _by_rows(profiles, lambda rows: (rows - mean) @ (vectors / np.sqrt(variances + ridge)))
+    vectors = vectors / np.sqrt(variances + ridge)
+    return _by_rows(profiles, lambda rows: (rows - mean) @ vectors)
 
 
 def tvn(
