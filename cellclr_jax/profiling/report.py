@@ -243,6 +243,8 @@ def _words(value: object) -> str:
     """A setting in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " + ".join(f"{name}: {of}" for name, of in value.items()) or "nothing"
     if isinstance(value, list):
         return " + ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
