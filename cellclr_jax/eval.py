@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cellclr_jax.profiling.protocol import Protocol
+    from cellclr_jax.profiling.tables import ProfileTable
 
 FLAGS = eval_flags.FLAGS
 
@@ -92,8 +93,11 @@ def evaluate_profiles() -> None:
     if house.left_out:
         listed = ", ".join(f"{name} ({why})" for name, why in list(house.left_out.items())[:10])
         print(f"note: {len(house.left_out)} columns are not used as features: {listed}")
-    wells, protocol = _one_row_a_well(house.table, protocol)
-    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(len(wells)))
+    wells, protocol = _one_row_a_well(house, protocol)
+    rows = len(wells.table) if isinstance(wells, tables.ProfileTable) else len(wells)
+    if note := options.note(rows):
+        print(f"note: {note}")
+    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(rows))
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
     from cellclr_jax.provenance import environment
 
@@ -150,8 +154,8 @@ def _check_inputs() -> None:
 
 
 def _one_row_a_well(
-    table: "pd.DataFrame", protocol: "Protocol"
-) -> tuple["pd.DataFrame", "Protocol"]:
+    house: "ProfileTable", protocol: "Protocol"
+) -> tuple["pd.DataFrame | ProfileTable", "Protocol"]:
     """Averages sites or cells into wells; a table of wells stays, and the protocol says so.
 
     Raises:
@@ -160,13 +164,14 @@ def _one_row_a_well(
     from cellclr_jax.profiling import profiles
     from cellclr_jax.profiling.protocol import AS_GIVEN
 
+    table = house.table
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
     # A row that counts its cells is a well or a site: without a site it is there twice by mistake,
     # which `evaluate` reports.
     if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
         if FLAGS["aggregate"].present:
             raise cli.BadUse("--aggregate says nothing about a table with one row a well")
-        return table, replace(protocol, aggregate=AS_GIVEN)
+        return house, replace(protocol, aggregate=AS_GIVEN)
     wells = profiles.aggregate_wells(table, through=protocol.aggregate)
     print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
     return wells, protocol

@@ -1,5 +1,6 @@
 """The flags of `eval`, and the protocol that they describe."""
 
+from importlib import util
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -138,6 +139,8 @@ def options() -> "Options":
     if len(asked) > 1 and {"all", "none"} & set(asked):
         raise cli.BadUse(f"--measures={','.join(asked)}: all and none stand alone")
     check_formats(FLAGS.formats)
+    if FLAGS.umap and util.find_spec("umap") is None:
+        raise cli.BadUse("--umap needs umap-learn: pip install 'cellclr_jax[umap]'")
     return Options(
         measures=None if asked == ("all",) else () if asked == ("none",) else asked,
         formats=tuple(FLAGS.formats),

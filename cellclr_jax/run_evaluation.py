@@ -213,4 +213,6 @@ def _evaluate(
     if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
     measures = options.measures_of(len(wells)) if name == "trained" else ()
+    if name == "trained" and (note := options.note(len(wells))):
+        say(f"note: {note}")
     return evaluation.evaluate(wells, protocol, features=features, measures=measures)

@@ -161,6 +161,19 @@ assert "jax" not in sys.modules
     assert "--profiles" in told.stdout
 
 
+def test_of_many_wells_no_measures_are_taken_and_it_is_said():
+    from cellclr_jax.profiling.options import Options
+
+    options = Options()
+    assert options.measures_of(20_000)
+    assert not options.note(20_000)
+    assert options.measures_of(20_001) == ()
+    assert "of 20,001 wells no measures are taken" in options.note(20_001)
+    named = Options(measures=("activity",))
+    assert named.measures_of(20_001) == ("activity",)
+    assert not named.note(20_001)
+
+
 def test_the_flags_know_every_measure_classifier_group_and_format():
     from cellclr_jax import eval_flags
     from cellclr_jax.profiling import MEASURES

@@ -205,3 +205,26 @@ def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():
     }
     assert len(looks) == 24
     assert len(set(figures._SHAPES)) == 12
+
+
+def test_more_than_anybody_reads_is_not_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "MOST_TREATMENTS", 10)
+    monkeypatch.setattr(figures, "_MOST_MECHANISMS", 3)
+    metrics = report.write_evaluation(tmp_path, evaluate(wells()))
+    assert metrics["figures_skipped"]["tsne_none.png"] == "12 treatments: a map has at most 10"
+    confusion = "4 mechanisms: a matrix has at most 3"
+    assert metrics["figures_skipped"]["confusion_tvn.png"] == confusion
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<section id="scores">' in page
+    assert '<section id="map">' not in page
+    assert "12 treatments: a map has at most 10" in page
+
+
+def test_umap_is_a_second_map_where_it_is_asked_for():
+    pytest.importorskip("umap")
+    treatments = evaluate(wells()).treatments
+    found = figures.place_treatments(treatments, with_umap=True)
+    assert list(found) == ["t-SNE", "UMAP"]
+    assert all(points.shape == (12, 2) and np.isfinite(points).all() for points in found.values())
+    again = figures.place_treatments(treatments, with_umap=True)["UMAP"]
+    np.testing.assert_array_equal(again, found["UMAP"])

@@ -32,3 +32,9 @@ class Options:
         if self.measures is not None:
             return self.measures
         return tuple(MEASURES) if wells <= MOST_MEASURED else ()
+
+    def note(self, wells: int) -> str:
+        """What is to be said of measures that are not taken; '' for nothing."""
+        if self.measures is not None or wells <= MOST_MEASURED:
+            return ""
+        return f"of {wells:,} wells no measures are taken, unless --measures names them"

@@ -88,10 +88,11 @@ def write_evaluation(
     drawn, skipped = _draw(evaluation)
     if evaluation is not None:
         metrics["figures_skipped"] = skipped
+    few = evaluation is not None and len(evaluation.treatments) <= figures.MOST_TREATMENTS
     page = render_report(
         metrics,
         drawn,
-        evaluation=evaluation,
+        evaluation=evaluation if few else None,  # of more the page has scores and measures alone
         pictures=background.pictures,
         history=background.history,
         provenance=background.provenance,

@@ -33,6 +33,10 @@ _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 _PIXELS_PER_INCH = 110
 # Below this many treatments a map of neighbourhoods shows nothing.
 _FEWEST_TREATMENTS = 8
+MOST_TREATMENTS = 5_000
+"""Above this many, maps take minutes, and a page of them is slow to open."""
+# More rows of a matrix are not read by anybody.
+_MOST_MECHANISMS = 60
 _PERPLEXITY = 10.0
 # Up to this many points the exact gradient is the faster one: the tree's threads cost more.
 _EXACT = 500
@@ -49,8 +53,8 @@ def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
     """
     drawn, skipped = {}, {}
     for name, scores in evaluation.scores.items():
-        if scores.nsc.undefined and scores.nscb.undefined:
-            skipped[f"confusion_{name}.png"] = scores.nsc.undefined
+        if reason := _why_no_confusion(scores.nsc, scores.nscb):
+            skipped[f"confusion_{name}.png"] = reason
         else:
             drawn[f"confusion_{name}.png"] = confusion(scores.nsc, scores.nscb, name)
         reason = why_no_map(scores.treatments, scores.nsc)
@@ -139,10 +143,21 @@ def why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
         return nsc.undefined
     if len(treatments) < _FEWEST_TREATMENTS:
         return f"{plural(len(treatments), 'treatment')}: a map needs at least {_FEWEST_TREATMENTS}"
+    if len(treatments) > MOST_TREATMENTS:
+        return f"{len(treatments):,} treatments: a map has at most {MOST_TREATMENTS:,}"
     features = own_features(treatments)
     if not np.any(treatments[features].to_numpy(), axis=1).all():
         return "a profile of zeros has no cosine distance"
     return ""
+
+
+def _why_no_confusion(nsc: Score, nscb: Score) -> str:
+    """'' where the matrices can be drawn, else the reason."""
+    if nsc.undefined and nscb.undefined:
+        return nsc.undefined
+    moas = (nsc if nscb.undefined else nscb).neighbours["moa"].nunique()
+    too_many = f"{moas} mechanisms: a matrix has at most {_MOST_MECHANISMS}"
+    return too_many if moas > _MOST_MECHANISMS else ""
 
 
 def _draw_confusion(axis: Axes, name: str, score: Score, moas: Sequence[str]) -> None:
