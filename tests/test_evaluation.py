@@ -239,3 +239,17 @@ def test_corrections_and_standardisations_are_choices():
 def test_settings_that_do_not_exist_are_refused(settings, message):
     with pytest.raises(BadUse, match=message):
         Protocol(**settings)
+
+
+def test_a_regularization_that_drowns_the_variance_is_told():
+    wells = planted()  # features of a deviation of 0.1 over the controls
+    drowned = [note for note in evaluate(wells).notes if "far below λ = 1" in note]
+    assert len(drowned) == 1
+    assert "whitening and tvn change little" in drowned[0]
+    for protocol in (
+        Protocol(standardize="controls"),
+        Protocol(relative_regularization=True),
+        Protocol(regularization=0.001),
+        Protocol(corrections=("none",)),
+    ):
+        assert not any("far below λ" in note for note in evaluate(wells, protocol).notes)

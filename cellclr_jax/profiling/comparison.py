@@ -100,7 +100,7 @@ def read_run(path: str | Path) -> EvaluatedRun:
     except (OSError, ValueError) as error:
         raise BadData(f"{folder}: cannot be read ({error}): evaluate it again") from error
     neighbours["correct"] = neighbours.get("correct", pd.Series(dtype=str)).astype(str) == "True"
-    found = EvaluatedRun(path.resolve().name, folder, metrics, neighbours, _config(folder))
+    found = EvaluatedRun(_name(path.resolve()), folder, metrics, neighbours, _config(folder))
     for correction, kind in itertools.product(metrics["scores"], _SCORES):
         if len(_answers(found, correction, kind)) != metrics["scores"][correction][kind]["total"]:
             raise BadData(
@@ -124,6 +124,15 @@ def _scored(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadData(f"{path} is not whole: evaluate it again") from error
     return metrics
+
+
+def _name(path: Path) -> str:
+    """Of a work directory its own; of an evaluation within one `run/step`."""
+    parts = path.parts
+    if "eval" in parts[1:]:
+        place = len(parts) - 1 - parts[::-1].index("eval")
+        return "/".join((parts[place - 1], *parts[place + 1 :]))
+    return path.name
 
 
 def _newest(workdir: Path) -> Path:

@@ -23,6 +23,8 @@ from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 # Matrices of so many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000
+# Of λ: a mean variance below this share of it makes a correction nearly an identity.
+_WEAK = 0.1
 
 
 class _Rule(TypedDict):
@@ -153,6 +155,8 @@ def _evaluate(
     scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
     if 0 < is_control.sum() <= len(features) and scaling:
         notes.append(_rank_note(int(is_control.sum()), len(features), scaling))
+    if scaling:
+        notes += _strength_notes(values[is_control], protocol, scaling)
     scores = {}
     batches = base["Metadata_Batch"].to_numpy(object)
     for name, corrected in corrected_profiles(values, is_control, batches, protocol):
@@ -299,6 +303,20 @@ def _rank_note(controls: int, features: int, scaling: Sequence[str]) -> str:
         f"in the others {' and '.join(scaling)} only scale{'s' * (len(scaling) == 1)}, by the "
         "regularization"
     )
+
+
+def _strength_notes(controls: np.ndarray, protocol: Protocol, scaling: Sequence[str]) -> list[str]:
+    """Says where λ drowns the variance that it is added to."""
+    if protocol.relative_regularization or len(controls) < 2:
+        return []
+    variance = float(controls.var(axis=0).mean())
+    if variance >= _WEAK * protocol.regularization:
+        return []
+    return [
+        f"the controls' features have a mean variance of {variance:.2g}, far below λ = "
+        f"{protocol.regularization:g}: {' and '.join(scaling)} change little (--standardize="
+        "controls, or --relative_regularization)"
+    ]
 
 
 def _fitted_on_all_note(name: str) -> str:

@@ -157,9 +157,11 @@ def print_scores(
                     reasons.setdefault(reason, []).append(f"{key}, {correction}")
     for reason, where in reasons.items():
         print(reason if len(where) == rows else f"{'; '.join(where)}: {reason}", file=out)
-    settings = describe_protocol(evaluation).items()
-    told = (f"{name} {_words(value)}" for name, value in settings)
-    print(f"protocol: {', '.join(told)}".replace("_", " "), file=out)
+    settings = describe_protocol(evaluation)
+    del settings["left_out_computed"]
+    settings["left_out_of_NSCB"] = settings.pop("left_out")
+    told = (f"{name.replace('_', ' ')} {_words(value)}" for name, value in settings.items())
+    print(f"protocol: {', '.join(told)}", file=out)
     for note in evaluation.notes:
         # What makes a correction undefined has been said with its scores.
         if " is undefined: " not in note:
@@ -174,7 +176,7 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
     else:
         kept = f" by {cells.grouped_by}" if cells.grouped_by else ""
         print(
-            f"classes by {described['label_column']}: {len(described['classes'])} of "
+            f"{len(described['classes'])} classes by {described['label_column']}, "
             f"{described['cells']:,} cells, {described['folds']} folds{kept}; balanced accuracy, "
             f"guessing gives {100 * described['chance']:.1f} %",
             file=out,
