@@ -24,6 +24,28 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files that take longest, in this order: one of them at the end would keep a single core.
+LONGEST = (
+    "test_processes",
+    "test_torture",
+    "test_train",
+    "test_resume",
+    "test_run_evaluation",
+    "test_embed",
+    "test_train_step",
+    "test_own_images_run",
+    "test_report",
+    "test_models",
+    "test_resnet",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_sessionfinish() -> None:
     """Removes the compiled programs."""
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -203,7 +203,7 @@ def treatments_of(
     used = np.ones(len(wells), bool) if used is None else used
     grouped = _by_treatment(wells[used].fillna({"Metadata_Batch": "", "Metadata_MoA": ""}))
     index = np.full(len(wells), -1)
-    index[used] = grouped.ngroup().to_numpy()
+    index[used] = grouped.ngroup().fillna(-1).to_numpy(np.int64)
     if (index[used] < 0).any():
         row = int(np.argmax(used & (index < 0)))
         raise BadData(f"row {row + 1} has no compound or no concentration: name its treatment")
