@@ -34,7 +34,6 @@ LONGEST = (
     "test_embed",
     "test_train_step",
     "test_own_images_run",
-    "test_report",
     "test_models",
     "test_resnet",
 )
