@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.counting import plural
 from cellclr_jax.profiling import moa, profiles
+from cellclr_jax.profiling import notes as say
 from cellclr_jax.profiling.columns import with_features
 from cellclr_jax.profiling.corrected import corrected_profiles
 from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
@@ -23,8 +24,6 @@ from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 # Matrices of so many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000
-# Of λ: a mean variance below this share of it makes a correction nearly an identity.
-_WEAK = 0.1
 
 
 class _Rule(TypedDict):
@@ -154,9 +153,9 @@ def _evaluate(
     notes += about
     scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
     if 0 < is_control.sum() <= len(features) and scaling:
-        notes.append(_rank_note(int(is_control.sum()), len(features), scaling))
+        notes.append(say.rank_note(int(is_control.sum()), len(features), scaling))
     if scaling:
-        notes += _strength_notes(values[is_control], protocol, scaling)
+        notes += say.strength_notes(values[is_control], protocol, scaling)
     scores = {}
     batches = base["Metadata_Batch"].to_numpy(object)
     for name, corrected in corrected_profiles(values, is_control, batches, protocol):
@@ -166,8 +165,9 @@ def _evaluate(
         else:
             names = features if corrected.shape[1] == len(features) else _components(corrected)
             scores[name] = _score(base, corrected, names, protocol, measures)
-            notes += [_fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
-    notes += _unanswerable_notes(scores["none"]) + _unknown_batch_notes(scores["none"])
+            notes += [say.fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
+    notes += say.unanswerable_notes(scores["none"].nsc, scores["none"].nscb)
+    notes += say.unknown_batch_notes(scores["none"].nscb)
     data = _counts(base, is_control, len(features))
     return Evaluation(protocol, scores, wells=wells, data=data, notes=notes)
 
@@ -213,7 +213,7 @@ def _used_wells(house: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
     if house.left_out:
-        notes.append(_left_out_note(house.left_out))
+        notes.append(say.left_out_note(house.left_out))
     values = house.values[used.to_numpy()] if unused else house.values
     return table[used].reset_index(drop=True), values, notes
 
@@ -277,58 +277,3 @@ def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[
     if "Metadata_CellCount" in table:
         counts["cells"] = int(pd.to_numeric(table["Metadata_CellCount"]).sum())
     return counts
-
-
-def _unanswerable_notes(scores: CorrectionScores) -> list[str]:
-    """Says where a perfect score is out of reach; the same under every correction."""
-    return [
-        f"{name}: {score.unanswerable} of {score.total} queries have no candidate of their MoA and "
-        "count as wrong"
-        for name, score in (("NSC", scores.nsc), ("NSCB", scores.nscb))
-        if score.unanswerable
-    ]
-
-
-def _unknown_batch_notes(scores: CorrectionScores) -> list[str]:
-    """Says how many treatments NSCB cannot ask; the same under every correction."""
-    reasons = scores.nscb.excluded.get("reason", pd.Series(dtype=object))
-    count = int((reasons == "its batch is not known").sum())
-    return [f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known"] * bool(count)
-
-
-def _rank_note(controls: int, features: int, scaling: Sequence[str]) -> str:
-    """What whitening in more dimensions than there are controls means."""
-    return (
-        f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
-        f"in the others {' and '.join(scaling)} only scale{'s' * (len(scaling) == 1)}, by the "
-        "regularization"
-    )
-
-
-def _strength_notes(controls: np.ndarray, protocol: Protocol, scaling: Sequence[str]) -> list[str]:
-    """Says where λ drowns the variance that it is added to."""
-    if protocol.relative_regularization or len(controls) < 2:
-        return []
-    variance = float(controls.var(axis=0).mean())
-    if variance >= _WEAK * protocol.regularization:
-        return []
-    return [
-        f"the controls' features have a mean variance of {variance:.2g}, far below λ = "
-        f"{protocol.regularization:g}: {' and '.join(scaling)} change little (--standardize="
-        "controls, or --relative_regularization)"
-    ]
-
-
-def _fitted_on_all_note(name: str) -> str:
-    """What a correction that looks at treated wells may take away."""
-    return (
-        f"{name} is fitted on all wells, treated ones too: of treatments that lie in one batch "
-        "alone it takes the effect for the batch's"
-    )
-
-
-def _left_out_note(left_out: dict[str, str]) -> str:
-    """Names the columns that are no features."""
-    shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
-    more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
-    return f"columns not used as features: {', '.join(shown)}{more}"

@@ -88,16 +88,7 @@ def write_evaluation(
     drawn, skipped = _draw(evaluation)
     if evaluation is not None:
         metrics["figures_skipped"] = skipped
-    few = evaluation is not None and len(evaluation.treatments) <= figures.MOST_TREATMENTS
-    page = render_report(
-        metrics,
-        drawn,
-        evaluation=evaluation if few else None,  # of more the page has scores and measures alone
-        pictures=background.pictures,
-        history=background.history,
-        provenance=background.provenance,
-        with_umap=options.umap,
-    )
+    page = _page(metrics, drawn, evaluation, options, background)
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     profiles, files = _profile_tables(evaluation, cells, name), _listings(evaluation)
     files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
@@ -113,6 +104,26 @@ def write_evaluation(
     write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
     close_room(out)
     return metrics
+
+
+def _page(
+    metrics: Mapping[str, object],
+    drawn: Mapping[str, bytes],
+    evaluation: Evaluation | None,
+    options: Options,
+    background: Background,
+) -> str:
+    """The HTML page."""
+    few = evaluation is not None and len(evaluation.treatments) <= figures.MOST_TREATMENTS
+    return render_report(
+        metrics,
+        drawn,
+        evaluation=evaluation if few else None,  # of more the page has scores and measures alone
+        pictures=background.pictures,
+        history=background.history,
+        provenance=background.provenance,
+        with_umap=options.umap,
+    )
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
