@@ -119,8 +119,10 @@ def _not_below_the_kth(similar: np.ndarray, k: int, margin: float) -> np.ndarray
         kth = np.partition(similar, count - k, axis=1)[:, count - k]
     else:
         kth = np.full(len(similar), -np.inf)
-    above = similar >= (kth.astype(np.float64) - margin)[:, None]
-    return above & (similar > -np.inf)
+    # In the type of the cosines, rounded down: another one would have all of them converted.
+    limit = np.nextafter((kth.astype(np.float64) - margin).astype(similar.dtype), -np.inf)
+    above = similar >= limit[:, None]
+    return above if np.isfinite(limit).all() else above & (similar > -np.inf)
 
 
 def _first_of_each(
