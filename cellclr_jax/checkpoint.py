@@ -190,12 +190,16 @@ class Checkpoints:
             raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {known}")
         return int(which)
 
-    def restore_part(self, step: int, template: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def restore_part(
+        self, step: int, template: dict[str, Any], *, parts: Iterable[str] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Restores those parts of the state of a step that the template names, and the progress.
 
         Args:
           step: of the checkpoint.
           template: attributes of the state by name, each a tree as in `restore_newest`.
+          parts: paths of the state, such as `params/encoder`, under which the template names all;
+            None: under each of its attributes.
 
         Raises:
           BadData: it cannot be read.
@@ -205,7 +209,7 @@ class Checkpoints:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         try:
-            self._check_tree(step, state_tree.shapes(template), template)
+            self._check_tree(step, state_tree.shapes(template), parts or template)
             return self._restore(step, part)
         except (MemoryError, BadUse):
             raise

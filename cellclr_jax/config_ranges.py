@@ -27,6 +27,7 @@ _RANGES = {
     "optimizer.momentum": (0, 0.9999),
     "optimizer.trust_coefficient": (0, math.inf),
     "schedule.warmup_epochs": (0, math.inf),
+    "schedule.hold_epochs": (0, math.inf),
     "schedule.final": (0, 1),
     "model.head.depth": (0, math.inf),
 }

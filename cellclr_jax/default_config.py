@@ -17,18 +17,25 @@ def get_config() -> ml_collections.ConfigDict:
     # `mapped` from one file of plain pixels, written beside the shards the first time.
     config.data_access = "shards"
     config.validation_fraction = 0.05
-    config.sampling = "uniform"  # or balanced: every treatment equally often
+    # Each cell once an epoch; balanced, weighted: every treatment equally often (data/sampling.py).
+    config.sampling = "uniform"
+    config.control = "DMSO"  # the controls' compound
+    config.control_fraction = 1.0  # the share of control cells that take part in training
 
     config.normalization = _normalization()
     # Side of what the encoder sees, in training and in evaluation.
     config.image_size = 96
     config.views = _views()
+    config.operations = ()  # names of those `views` that are used; () takes all
     config.model = _model()
+    # A work directory (of a run, or of `convert`) whose encoder training starts from; '': random
+    # weights. `head` takes its projection head, too.
+    config.init = ConfigDict({"workdir": "", "step": "last", "head": False})
     config.temperature = 0.1
     # The loss compares rows with so many columns at a time; 0 takes what suits the hardware.
     config.loss_block_size = 0
     config.optimizer = _optimizer()
-    config.schedule = ConfigDict({"name": "cosine", "warmup_epochs": 10.0, "final": 0.0})
+    config.schedule = _schedule()
     config.minibatch_size = 4096
     # Cells whose activations are held at once, by gradient caching; 0 holds the whole minibatch's.
     config.micro_batch_size = 0
@@ -40,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Saves at the end of each epoch and, where not 0, every `save_every_steps`; beside the last and
     # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
     config.checkpoint = ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
+    config.evaluation = _evaluation()
     return config
 
 
@@ -50,6 +58,11 @@ def _normalization() -> ConfigDict:
     settings.percentiles = (1.0, 99.9)  # of percentile
     settings.low = ()  # of fixed, a number for each channel
     settings.high = ()
+    settings.bits = 0  # 8 rounds images in [0, 1] to 256 levels
+    settings.legacy_invert = False  # level x of 256 becomes (256 - x) mod 256
+    # What the encoder takes is (view - mean) / deviation, numbers for each channel; () leaves it.
+    settings.mean = ()
+    settings.deviation = ()
     return settings
 
 
@@ -96,4 +109,30 @@ def _optimizer() -> ConfigDict:
     settings.weight_decay = 1e-6
     settings.momentum = 0.9
     settings.trust_coefficient = 0.001
+    settings.decayed = "kernels"  # what weight decay acts on; all: biases and norm scales, too
+    return settings
+
+
+def _schedule() -> ConfigDict:
+    """The learning rate over the run."""
+    settings = ConfigDict()
+    settings.name = "cosine"  # constant
+    settings.warmup_epochs = 10.0  # rising linearly
+    settings.hold_epochs = 0.0  # at the peak, after the warm-up
+    settings.final = 0.0  # at the end, as a share of the peak
+    settings.legacy_per_epoch = False  # the published code's cosine (optim.legacy_cosine)
+    return settings
+
+
+def _evaluation() -> ConfigDict:
+    """What `eval` does with the run's profiles where its flags do not say otherwise."""
+    settings = ConfigDict()
+    settings.aggregate = "well"
+    settings.standardize = "none"
+    settings.robust = False
+    settings.corrections = ("none", "whitening", "tvn")
+    settings.regularization = 1.0  # λ of whitening and TVN, added to each eigenvalue
+    settings.relative_regularization = False  # λ is a fraction of the mean eigenvalue
+    settings.statistic = "median"
+    settings.batches = "joined"
     return settings

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from cellclr_jax import sharding
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
-from cellclr_jax.cli import BadUse
+from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.data.counting import plural
 from cellclr_jax.data.progress import Progress
-from cellclr_jax.experiment import Encoding
+from cellclr_jax.encoding import Encoding
+from cellclr_jax.initial_weights import read_initial_weights, with_parts
 from cellclr_jax.intensity import STATISTICS, intensity_statistics
 from cellclr_jax.logs import say
 from cellclr_jax.pixels import PixelComponents, pixel_features
@@ -62,7 +63,18 @@ def restore(
         init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
         untrained = init(root_key(encoding.config.seed, mesh))
         trained, progress = checkpoints.restore_part(number, untrained)
-    return number, {"trained": trained, "untrained": untrained}, progress
+    started = _as_it_started(encoding, untrained)
+    return number, {"trained": trained, "untrained": started}, progress
+
+
+def _as_it_started(encoding: Encoding, random: Variables) -> Variables:
+    """The variables that training started from, which may be those of another run."""
+    try:
+        found = read_initial_weights(encoding.config.init, random, encoding.cells)
+    except (BadUse, BadData) as error:
+        say(f"note: untrained is a random encoder, since its start is gone: {error}")
+        return random
+    return with_parts(random, found)
 
 
 def site_profiles(
@@ -184,7 +196,7 @@ def compile_embedding(
         minibatch: Mapping[str, jax.Array],
     ) -> Features:
         crops = encoding.images(minibatch)
-        images = encoding.resized(crops)
+        images = encoding.standardized(encoding.resized(crops))
         features: Features = {}
         for name, weights in variables.items():
             features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])

@@ -50,8 +50,15 @@ def main() -> None:
 
 
 def evaluate_workdir() -> None:
-    """Evaluates the model of --workdir."""
-    protocol, options = eval_flags.protocol(), eval_flags.options()
+    """Evaluates the model of --workdir.
+
+    Raises:
+      BadUse: there is no run, or a setting does not exist.
+    """
+    from cellclr_jax.run_config import evaluation_settings
+
+    protocol = eval_flags.protocol(evaluation_settings(FLAGS.workdir))
+    options = eval_flags.options()
     from cellclr_jax import sharding
     from cellclr_jax.embedding import MINIBATCH
     from cellclr_jax.run_evaluation import evaluate_run

@@ -1,7 +1,12 @@
-"""The flags of `eval`, and the protocol that they describe."""
+"""The flags of `eval`, and the protocol that they describe.
 
+Of a run, `config.evaluation` decides what no flag does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -20,6 +25,7 @@ MEASURES = (
     "well_intervals",
     "mechanisms",
     "k_nearest",
+    "across_plates",
 )
 FLAGS = flags.FLAGS
 
@@ -104,22 +110,18 @@ flags.DEFINE_list(
 )
 
 
-def protocol() -> "Protocol":
-    """The protocol that the flags describe."""
+def protocol(run: Mapping[str, Any] | None = None) -> "Protocol":
+    """The protocol that the flags describe.
+
+    Args:
+      run: what a run's config says of its evaluation, where no flag says otherwise.
+    """
     from cellclr_jax.profiling.protocol import Protocol
 
-    return Protocol(
-        aggregate=FLAGS.aggregate,
-        standardize=FLAGS.standardize,
-        robust=FLAGS.robust,
-        corrections=tuple(FLAGS.corrections),
-        regularization=FLAGS.regularization,
-        relative_regularization=FLAGS.relative_regularization,
-        statistic=FLAGS.statistic,
-        batches=FLAGS.batches,
-        left_out=None if FLAGS.left_out is None else tuple(FLAGS.left_out),
-        control=FLAGS.control,
-    )
+    settings: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields(Protocol)}
+    settings |= {name: value for name, value in (run or {}).items() if not FLAGS[name].present}
+    settings |= {name: tuple(v) for name, v in settings.items() if isinstance(v, list)}
+    return Protocol(**settings)
 
 
 def options() -> "Options":

@@ -1,30 +1,26 @@
-"""A config made into objects: cells, model, optimiser, and how a minibatch becomes images.
+"""What a training run needs beside its encoding, made from a config: rows, views, optimiser, step.
 
-Training and evaluation build the same things from the same config here; nothing else but the
-training loop reads a config.
+Nothing else but the training loop reads a config.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cellclr_jax import optim
-from cellclr_jax.augment import resize, two_views
+from cellclr_jax.augment import OPERATIONS, two_views
 from cellclr_jax.cli import BadUse
 from cellclr_jax.config_ranges import check_ranges
-from cellclr_jax.data import index, pipeline
-from cellclr_jax.data.statistics import plate_percentiles
-from cellclr_jax.models.contrastive import ContrastiveModel, make_model
-from cellclr_jax.normalization import METHODS, normalize
-from cellclr_jax.train_step import Objective, TrainState, Variables, init_state, init_variables
+from cellclr_jax.data import pipeline, sampling, selection
+from cellclr_jax.encoding import Encoding, make_encoding
+from cellclr_jax.normalization import IN_UNIT_RANGE
+from cellclr_jax.train_step import Objective, TrainState, init_state
 from cellclr_jax.train_step import make_train_step as _make_train_step
 from cellclr_jax.train_step import make_validation_step as _make_validation_step
 
@@ -34,41 +30,8 @@ _REFUSED = (ValueError, TypeError, IndexError, ArithmeticError)
 # equals the first and keeps the first: unless it leaves out the pass that drops them.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """What embeds cells.
-
-    Attributes:
-      config: the settings.
-      cells: the dataset, with what its normalisation needs per cell.
-      model: encoder and head.
-    """
-
-    config: ml_collections.ConfigDict
-    cells: pipeline.Cells
-    model: ContrastiveModel
-
-    def images(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
-        """Normalised images [B, H, W, C] of a minibatch, of the crops' own size."""
-        settings = self.config.normalization
-        low, high = minibatch.get("low"), minibatch.get("high")
-        if settings.method == "fixed":
-            low, high = (jnp.asarray(v, jnp.float32) for v in (settings.low, settings.high))
-        return normalize(minibatch["image"], settings.method, low=low, high=high)
-
-    def resized(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] at the side that the encoder sees."""
-        return jax.vmap(partial(resize, size=self.config.image_size))(images)
-
-    @property
-    def view_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what the encoder sees."""
-        return self.config.image_size, self.config.image_size, self.cells.image_shape[-1]
-
-    def init_variables(self, key: jax.Array) -> Variables:
-        """Parameters and statistics as a run with this root key starts from."""
-        return init_variables(self.model, key, self.view_shape)
+# Operations that cut a crop to the encoder's side.
+_CROPS = {"random_resized_crop", "center_crop"}
 
 
 @dataclass(frozen=True)
@@ -126,11 +89,11 @@ class Experiment(Encoding):
         return _KEEP_BARRIERS if self.config.model.remat and on_cpu else {}
 
     def views(self) -> dict[str, dict[str, Any]]:
-        """The augmentations, their crops cut to the image size."""
-        views = {name: dict(settings or {}) for name, settings in self.config.views.items()}
-        for name in ("random_resized_crop", "center_crop"):
-            if name in views:
-                views[name].setdefault("size", self.config.image_size)
+        """The augmentations that are used, their crops cut to the image size."""
+        used = self.config.operations or tuple(self.config.views)
+        views = {name: dict(self.config.views[name] or {}) for name in used}
+        for name in _CROPS & set(views):
+            views[name].setdefault("size", self.config.image_size)
         return views
 
     def _objective(self, mesh: Mesh | None) -> Objective:
@@ -140,6 +103,7 @@ class Experiment(Encoding):
             model=self.model,
             normalize=self.to_augment,
             augmentations=self.views(),
+            standardize=self.standardized,
             temperature=self.config.temperature,
             block_size=self.config.loss_block_size or None,
             micro_batch_size=self.config.micro_batch_size or None,
@@ -149,32 +113,7 @@ class Experiment(Encoding):
     def to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
         """Images for `two_views`: of the encoder's side already where no crop makes them so."""
         images = self.images(minibatch)
-        crops = {"random_resized_crop", "center_crop"} & set(self.config.views)
-        return images if crops else self.resized(images)
-
-
-def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
-    """Opens the dataset and builds the model that the config names.
-
-    Raises:
-      BadUse: for a setting that does not exist or does not fit the dataset.
-      BadData: where the dataset cannot be read.
-    """
-    # A run that was made before there was a choice has none written down; so `remat` below.
-    access, first = config.get("data_access", "shards"), jax.process_index() == 0
-    cells = pipeline.open_cells(config.data_dir, config.dataset, access, progress=first)
-    settings = config.model
-    try:
-        model = make_model(
-            settings.encoder,
-            dtype=settings.dtype,
-            remat=settings.get("remat", False),
-            encoder_settings=_plain(settings.get(settings.encoder) or {}),
-            head_settings=_plain(settings.head),
-        )
-    except ValueError as error:
-        raise BadUse(f"config.model: {error}") from error
-    return Encoding(config, _with_scale(cells, config.normalization), model)
+        return images if _CROPS & set(self.views()) else self.resized(images)
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -186,11 +125,17 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
       BadData: where the dataset cannot be read.
     """
     check_ranges(config)
+    _check_operations(config)
     encoding = make_encoding(config)
-    held_out = index.validation_mask(encoding.cells.table["cell_id"], config.validation_fraction)
-    train_rows = np.flatnonzero(~held_out)
-    steps = pipeline.steps_per_epoch(len(train_rows), config.minibatch_size)
-    pipeline.balanced_groups(encoding.cells.table, config.sampling)  # refused before anything runs
+    train_rows, validation_rows = selection.training_rows(
+        encoding.cells.table,
+        validation_fraction=config.validation_fraction,
+        control_fraction=config.control_fraction,
+        control=config.control,
+    )
+    groups = sampling.balanced_groups(encoding.cells.table.iloc[train_rows], config.sampling)
+    cells_an_epoch = sampling.epoch_size(groups, config.sampling)
+    steps = pipeline.steps_per_epoch(cells_an_epoch, config.minibatch_size)
     try:
         schedule = _schedule(config, steps)
         optimizer = optim.make_optimizer(
@@ -199,6 +144,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
             weight_decay=config.optimizer.weight_decay,
             momentum=config.optimizer.momentum,
             trust_coefficient=config.optimizer.trust_coefficient,
+            decayed=config.optimizer.decayed,
         )
     except ValueError as error:
         raise BadUse(f"config.optimizer or config.schedule: {error}") from error
@@ -206,7 +152,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         config=config,
         cells=encoding.cells,
         train_rows=train_rows,
-        validation_rows=np.flatnonzero(held_out),
+        validation_rows=validation_rows,
         model=encoding.model,
         schedule=schedule,
         optimizer=optimizer,
@@ -216,35 +162,41 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     return experiment
 
 
+def _check_operations(config: ml_collections.ConfigDict) -> None:
+    """Raises BadUse for an operation that is to be used and has no settings."""
+    names = config.operations
+    if unknown := [name for name in names if name not in config.views or name not in OPERATIONS]:
+        raise BadUse(
+            f"config.operations: {unknown[0]!r} is not in config.views, which has settings of "
+            f"{', '.join(config.views)}"
+        )
+    used = set(names or config.views)
+    if "color_jitter" in used and config.normalization.method not in IN_UNIT_RANGE:
+        raise BadUse(
+            "color_jitter works on images in [0, 1]: set config.normalization.method to one of "
+            f"{', '.join(IN_UNIT_RANGE)}, or use jitter_channels"
+        )
+
+
 def _schedule(config: ml_collections.ConfigDict, steps: int) -> optim.Schedule:
+    settings = config.schedule
     peak = optim.scaled_learning_rate(
         config.optimizer.learning_rate, config.minibatch_size, config.optimizer.scaling
     )
+    if settings.legacy_per_epoch:
+        if settings.name != "cosine" or settings.warmup_epochs or settings.final:
+            raise ValueError("legacy_per_epoch is a cosine without warm-up that ends at 0")
+        return optim.legacy_cosine(
+            peak, steps_per_epoch=steps, constant_epochs=round(settings.hold_epochs)
+        )
     return optim.make_schedule(
-        config.schedule.name,
+        settings.name,
         peak=peak,
         total_steps=steps * config.epochs,
-        warmup_steps=round(config.schedule.warmup_epochs * steps),
-        final=config.schedule.final,
+        warmup_steps=round(settings.warmup_epochs * steps),
+        hold_steps=round(settings.hold_epochs * steps),
+        final=settings.final,
     )
-
-
-def _with_scale(cells: pipeline.Cells, settings: ml_collections.ConfigDict) -> pipeline.Cells:
-    """Adds the percentiles of its plate to each cell where the normalisation asks for them."""
-    if settings.method not in METHODS:
-        raise BadUse(
-            f"normalization.method {settings.method!r}: one of {', '.join(METHODS)} was expected"
-        )
-    channels = cells.image_shape[-1]
-    if settings.method == "fixed" and not len(settings.low) == len(settings.high) == channels:
-        raise BadUse(f"normalization.low and .high need {channels} numbers, one for each channel")
-    if settings.method != "percentile":
-        return cells
-    low, high = settings.percentiles
-    if not 0 <= low < high <= 100:
-        raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
-    lows, highs = plate_percentiles(cells, low=low, high=high)
-    return replace(cells, per_cell={"low": lows, "high": highs})
 
 
 def _trace(experiment: Experiment) -> None:
@@ -269,7 +221,3 @@ def _trace(experiment: Experiment) -> None:
         jax.eval_shape(experiment.make_train_step(), state, minibatch, key)
     except _REFUSED as error:
         raise BadUse(f"config: {error}") from error
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}

@@ -1,12 +1,18 @@
 """Raw intensities to what an encoder sees, on the device: named settings, all pure."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 METHODS = ("zscore", "zscore_minmax", "percentile", "fixed")
+IN_UNIT_RANGE = ("zscore_minmax", "percentile")
+"""Methods whose images lie in [0, 1]."""
 
 # Below this a crop's channel counts as constant and is left at zero instead of being blown up.
 _SMALLEST_DEVIATION = 1e-6
+
+_HIGHEST_LEVEL = 255.0
 
 
 def normalize(
@@ -15,6 +21,8 @@ def normalize(
     *,
     low: jax.Array | None = None,
     high: jax.Array | None = None,
+    bits: int = 0,
+    legacy_invert: bool = False,
 ) -> jax.Array:
     """Normalises crops.
 
@@ -26,24 +34,70 @@ def normalize(
         `fixed`: (x - low) / (high - low) with the same numbers for every crop, not clipped.
       low: [B, C] or [C] float32, for `percentile` and `fixed`.
       high: likewise, > low.
+      bits: 8 rounds images in [0, 1] to 256 levels, as crops were stored that were published; 0
+        does not.
+      legacy_invert: turns level x of 256 into (256 - x) mod 256, as the published code did by
+        accident: images are inverted, but what was 0 stays 0.
 
     Returns:
       [B, H, W, C] float32; a constant channel becomes 0 under `zscore`.
 
     Raises:
-      ValueError: for an unknown method, or low and high missing.
+      ValueError: for an unknown method, low and high missing, other bits, or levels asked of
+        images that are not in [0, 1].
     """
+    check_method(method, bits, legacy_invert)
     x = images.astype(jnp.float32)
     if method in ("zscore", "zscore_minmax"):
         x = _zscore(x)
-        return _minmax(x) if method == "zscore_minmax" else x
+        x = _minmax(x) if method == "zscore_minmax" else x
+    else:
+        x = _scaled(x, method, low, high)
+        x = jnp.clip(x, 0.0, 1.0) if method == "percentile" else x
+    return _levels(x, legacy_invert) if bits else x
+
+
+def standardize(images: jax.Array, mean: Sequence[float], deviation: Sequence[float]) -> jax.Array:
+    """(x - mean) / deviation of each channel, the last thing before the encoder.
+
+    Args:
+      images: [..., C] float32.
+      mean: C numbers; none leave images as they are.
+      deviation: C numbers above 0, or none.
+    """
+    if not len(mean):
+        return images
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    center, scale = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, deviation))
+    return (images - center) / scale
+
+
+def check_method(method: str, bits: int = 0, legacy_invert: bool = False) -> None:
+    """Raises ValueError for settings of `normalize` that do not exist or contradict each other."""
     if method not in METHODS:
-        raise ValueError(f"unknown normalisation {method!r}: choose one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+    if bits not in (0, 8):
+        raise ValueError(f"bits is {bits}: 0 or 8 was expected")
+    if legacy_invert and not bits:
+        raise ValueError("legacy_invert is defined on 256 levels: it needs bits 8")
+    if bits and method not in IN_UNIT_RANGE:
+        raise ValueError(f"bits needs images in [0, 1]: a method of {', '.join(IN_UNIT_RANGE)}")
+
+
+def _levels(x: jax.Array, legacy_invert: bool) -> jax.Array:
+    """Images in [0, 1] rounded to 256 levels."""
+    level = jnp.round(x * _HIGHEST_LEVEL)
+    if legacy_invert:
+        level = jnp.mod(_HIGHEST_LEVEL + 1 - level, _HIGHEST_LEVEL + 1)
+    return level / _HIGHEST_LEVEL
+
+
+def _scaled(x: jax.Array, method: str, low: jax.Array | None, high: jax.Array | None) -> jax.Array:
+    """(x - low) / (high - low)."""
     if low is None or high is None:
         raise ValueError(f"normalisation {method!r} needs low and high")
     low, high = (jnp.reshape(v, (-1, 1, 1, x.shape[-1])).astype(jnp.float32) for v in (low, high))
-    x = (x - low) / jnp.maximum(high - low, _SMALLEST_DEVIATION)
-    return jnp.clip(x, 0.0, 1.0) if method == "percentile" else x
+    return (x - low) / jnp.maximum(high - low, _SMALLEST_DEVIATION)
 
 
 def _zscore(x: jax.Array) -> jax.Array:

@@ -1,18 +1,20 @@
 """Optimisers and schedules by name; weight decay and trust ratio are masked by path."""
 
+import itertools
 import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # Leaves that weight decay and LARS' trust ratio act on; biases and normalisation scales are none.
-_DECAYED = "kernel"
+_KERNEL = "kernel"
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
 
 
-def decayed(params: optax.Params) -> optax.Params:
+def is_kernel(params: optax.Params) -> optax.Params:
     """Marks what weight decay and trust ratio act on: kernels, by their path.
 
     Args:
@@ -22,7 +24,7 @@ def decayed(params: optax.Params) -> optax.Params:
       The same tree of bools: True for kernels, False for biases and normalisation scales.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) == _DECAYED, params
+        lambda path, _: getattr(path[-1], "key", None) == _KERNEL, params
     )
 
 
@@ -45,7 +47,13 @@ def scaled_learning_rate(base: float, minibatch_size: int, rule: str) -> float:
 
 
 def make_schedule(
-    name: str, *, peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0
+    name: str,
+    *,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    hold_steps: int = 0,
+    final: float = 0.0,
 ) -> Schedule:
     """A learning rate by step.
 
@@ -55,24 +63,53 @@ def make_schedule(
       peak: the highest learning rate.
       total_steps: of the whole run.
       warmup_steps: of the linear rise, included in total_steps.
+      hold_steps: at the peak after the rise, before the cosine; included likewise.
       final: the learning rate at total_steps, as a share of the peak.
 
     Raises:
       ValueError: for an unknown name, or a warm-up that leaves no step.
     """
-    if warmup_steps >= total_steps:
-        raise ValueError(f"a warm-up of {warmup_steps} steps leaves none of {total_steps}")
-    decay_steps = total_steps - warmup_steps
+    decay_steps = total_steps - warmup_steps - hold_steps
+    if decay_steps < 1:
+        held = f" and {hold_steps} at the peak leave" if hold_steps else " leaves"
+        raise ValueError(f"a warm-up of {warmup_steps} steps{held} none of {total_steps}")
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=final),
     }
     if name not in after:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(after)}")
-    if not warmup_steps:
+    parts = [
+        (warmup_steps, optax.linear_schedule(0.0, peak, warmup_steps)),
+        (hold_steps, optax.constant_schedule(peak)),
+    ]
+    before = [(steps, schedule) for steps, schedule in parts if steps]
+    if not before:
         return after[name]()
-    rise = optax.linear_schedule(0.0, peak, warmup_steps)
-    return optax.join_schedules([rise, after[name]()], [warmup_steps])
+    lengths, schedules = zip(*before, strict=True)
+    ends = list(itertools.accumulate(lengths))
+    return optax.join_schedules([*schedules, after[name]()], ends)
+
+
+def legacy_cosine(peak: float, *, steps_per_epoch: int, constant_epochs: int) -> Schedule:
+    """The published code's cosine: its period counts steps of an epoch, its argument epochs.
+
+    PyTorch's CosineAnnealingLR with T_max of an epoch's steps, stepped at the end of each epoch
+    after the constant ones: with hundreds of steps an epoch the learning rate hardly falls, and
+    with fewer steps than epochs it rises again.
+
+    Args:
+      peak: the learning rate of the first epochs.
+      steps_per_epoch: T_max.
+      constant_epochs: before the cosine begins.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch
+        angle = jnp.pi * jnp.maximum(0, epoch - constant_epochs) / steps_per_epoch
+        return 0.5 * peak * (1.0 + jnp.cos(angle))
+
+    return schedule
 
 
 def make_optimizer(
@@ -82,6 +119,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
+    decayed: str = "kernels",
 ) -> optax.GradientTransformation:
     """An optimiser by name.
 
@@ -89,28 +127,34 @@ def make_optimizer(
       name: `lars` (You et al. 2017, with the masks of SimCLR), `adam` (decay added to the gradient,
         as PyTorch's), `adamw` (decoupled decay) or `sgd` (with momentum).
       schedule: learning rate by step.
-      weight_decay: acts on kernels alone (see `decayed`).
+      weight_decay: acts on what `decayed` says.
       momentum: of LARS and SGD.
-      trust_coefficient: of LARS.
+      trust_coefficient: of LARS, whose trust ratio scales kernels alone.
+      decayed: `kernels`, neither biases nor normalisation scales (see `is_kernel`); `all`
+        parameters, as PyTorch does unasked.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or another `decayed`.
     """
+    masks = {"kernels": is_kernel, "all": None}
+    if decayed not in masks:
+        raise ValueError(f"unknown decayed {decayed!r}: choose one of {', '.join(masks)}")
+    mask = masks[decayed]
     makers = {
         "lars": lambda: optax.lars(
             schedule,
             weight_decay=weight_decay,
-            weight_decay_mask=decayed,
+            weight_decay_mask=True if mask is None else mask,
             trust_coefficient=trust_coefficient,
-            trust_ratio_mask=decayed,
+            trust_ratio_mask=is_kernel,
             momentum=momentum,
         ),
         "adam": lambda: optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=decayed), optax.adam(schedule)
+            optax.add_decayed_weights(weight_decay, mask=mask), optax.adam(schedule)
         ),
-        "adamw": lambda: optax.adamw(schedule, weight_decay=weight_decay, mask=decayed),
+        "adamw": lambda: optax.adamw(schedule, weight_decay=weight_decay, mask=mask),
         "sgd": lambda: optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=decayed),
+            optax.add_decayed_weights(weight_decay, mask=mask),
             optax.sgd(schedule, momentum=momentum),
         ),
     }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cellclr_jax.augment import resize
-from cellclr_jax.experiment import Encoding
+from cellclr_jax.encoding import Encoding
 
 COMPONENTS = 64
 """Of the pixels' variance; fewer where there are fewer cells or pixels."""

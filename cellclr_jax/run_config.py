@@ -12,7 +12,7 @@ from cellclr_jax.cli import BadData, BadUse
 
 CONFIG = "config.json"
 # May differ when a run is taken up again: they decide where things lie and what is told, no number.
-_FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint")
+_FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint", "evaluation")
 # What a run does not name here it does without; elsewhere it was made before there was a choice.
 _AS_NAMED = "views"
 
@@ -66,6 +66,16 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     if not path.exists():
         raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or mend --workdir")
     return ml_collections.ConfigDict(_completed(_read(path)))
+
+
+def evaluation_settings(workdir: epath.PathLike) -> dict[str, Any]:
+    """What the config of a run says of its evaluation, and what the controls are.
+
+    Raises:
+      BadUse, BadData: see `read_config`.
+    """
+    config = read_config(epath.Path(workdir))
+    return {**config.evaluation, "control": config.control}
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -36,14 +36,14 @@ from cellclr_jax.embedding_record import (
     take_up,
     write_record,
 )
-from cellclr_jax.experiment import Encoding, make_encoding
+from cellclr_jax.encoding import Encoding, make_encoding
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.profiling.exports import check_formats
 from cellclr_jax.provenance import environment
 from cellclr_jax.run_config import as_json, read_config
 from cellclr_jax.train_step import Variables
-from cellclr_jax.trained_on import describe_dataset
+from cellclr_jax.trained_on import converted_from, describe_dataset, origin_of
 
 CHUNK_CELLS = 50_000
 _LOCK = ".embedding"
@@ -112,7 +112,7 @@ def embed_run(
         metadata = cell_metadata(encoding.cells.table)
         parts = Parts(out, metadata, chunk_cells, _parquet_last(formats))
         encoder = {_ENCODER: variables[_ENCODER]}
-        told = {"step": number, "trained_on": progress["dataset"]}
+        told = {"step": number, "trained_on": origin_of(progress)}
         _embed(encoding, mesh, encoder, parts, told)
 
 
@@ -229,11 +229,14 @@ def _notes(
     cells = encoding.cells
     side, seen = cells.image_shape[0], encoding.config.image_size
     here = cells.manifest
-    if progress["dataset"] == here["fingerprint"]:
+    source = converted_from(progress)
+    if source is None and progress["dataset"] == here["fingerprint"]:
         return []
-    notes = ["this is not the dataset that the run was trained on"]
+    notes = [source or "this is not the dataset that the run was trained on"]
     if side != seen:
         notes.append(f"crops of {side} pixels are resized to the {seen} that the encoder sees")
+    if source is not None:
+        return notes
     try:
         there = index.read_manifest(index.find_dataset(*trained_in))
     except (BadUse, BadData):

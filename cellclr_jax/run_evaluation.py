@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from cellclr_jax import sharding
 from cellclr_jax.cli import BadUse
 from cellclr_jax.embedding import restore, site_profiles, visit
-from cellclr_jax.experiment import Encoding, make_encoding
+from cellclr_jax.encoding import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.logs.rows import METRICS
 from cellclr_jax.pixels import fit_pixel_components
@@ -42,7 +42,7 @@ from cellclr_jax.profiling.sites import has_treatments
 from cellclr_jax.provenance import environment
 from cellclr_jax.run_config import as_json, read_config
 from cellclr_jax.train_step import Variables
-from cellclr_jax.trained_on import describe_dataset
+from cellclr_jax.trained_on import converted_from, describe_dataset, origin_of
 
 # What is scored, the run's own first; single cells have no number of cells.
 _FEATURES = ("trained", "untrained", "intensity", "pixels")
@@ -89,9 +89,11 @@ def evaluate_run(
         "checkpoint": step,
         "cells": len(encoding.cells.table),
         **describe_dataset(encoding.cells),
-        "trained_on": progress["dataset"],
+        "trained_on": origin_of(progress),
     }
-    if details["dataset"] != details["trained_on"]:
+    if source := converted_from(progress):
+        say(f"note: {source}: no run was trained on this dataset")
+    elif details["dataset"] != details["trained_on"]:
         _warn_of_another(encoding, out)
     options = options or Options()
     scored, probed = _score(encoding, mesh, variables, protocol, options)

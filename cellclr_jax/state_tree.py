@@ -18,17 +18,17 @@ def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
 
     Args:
       tree: of arrays or of what describes them.
-      parts: takes only leaves under these names of its first level; None takes all.
+      parts: takes only leaves under these paths, such as `params/encoder`; None takes all.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in leaves
     }
-    taken = None if parts is None else set(parts)
-    return {
-        name: shape for name, shape in named.items() if taken is None or name.split("/")[0] in taken
-    }
+    if parts is None:
+        return named
+    under = tuple(f"{part}/" for part in parts)
+    return {name: shape for name, shape in named.items() if name.startswith(under)}
 
 
 def differences(there: Shapes, here: Shapes) -> str:

@@ -17,6 +17,7 @@ from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
+from cellclr_jax.initial_weights import read_initial_weights, with_parts
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.loop.feed import Feed
@@ -27,7 +28,7 @@ from cellclr_jax.loop.validation import validation_minibatches
 from cellclr_jax.loop.view_pictures import view_grid
 from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, check_same, write_config
-from cellclr_jax.train_step import Metrics, TrainState
+from cellclr_jax.train_step import Metrics, TrainState, Variables
 from cellclr_jax.trained_on import check_dataset, describe_dataset
 
 # What a folder that nobody may write to says, or one such as /proc that holds no others.
@@ -77,10 +78,11 @@ def train(
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
         _check_origin(checkpoints, experiment, workdir)
+        initial = _initial_weights(checkpoints, experiment, mesh)
         if first:
             write_config(config, workdir)
             say(describe(experiment, mesh, workdir))
-        run = _Run(experiment, mesh, checkpoints, workdir if first else None, began)
+        run = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
         return run.go(profile_steps, wandb)
 
 
@@ -115,6 +117,14 @@ def _check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epa
         check_same(newest["config"], experiment.config, checkpoints.directory)
 
 
+def _initial_weights(checkpoints: Checkpoints, experiment: Experiment, mesh: Mesh) -> Variables:
+    """What the run starts from in the place of random weights; {} for nothing, or if it goes on."""
+    if checkpoints.steps():
+        return {}
+    variables = state_template(experiment, mesh).variables
+    return read_initial_weights(experiment.config.init, variables, experiment.cells)
+
+
 class _Run:
     """One call of `train`: what the loop holds between its steps."""
 
@@ -125,8 +135,10 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: epath.Path | None,
         began: float,
+        initial: Variables,
     ) -> None:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
+        self.initial = initial
         self.workdir, self.began = workdir, began
         self.config = experiment.config
         self.program = compile_program(experiment, mesh)
@@ -186,7 +198,10 @@ class _Run:
         )
         restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
         if restored is None:
-            return self.program.init(self.key), data
+            state = self.program.init(self.key)
+            if self.initial and self.workdir is not None:
+                say(f"starting from the weights in {self.config.init.workdir}")
+            return state.replace(**with_parts(state.variables, self.initial)), data
         state, progress, damaged = restored
         data.set_state(progress["data"])
         if self.workdir is not None:

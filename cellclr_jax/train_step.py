@@ -93,6 +93,7 @@ class Objective:
       normalize: minibatch to images [B, H, W, C] float32, each cell for itself.
       augmentations: config of `two_views`.
       temperature: of NT-Xent.
+      standardize: views to what the encoder takes.
       block_size: columns that the loss compares at a time; None takes what suits the hardware.
       micro_batch_size: cells whose views and activations are held at a time; None takes all.
       mesh: whose devices share the rows of a minibatch; None for one device.
@@ -102,6 +103,7 @@ class Objective:
     normalize: Normalize
     augmentations: Mapping[str, Mapping[str, Any]]
     temperature: float
+    standardize: Callable[[jax.Array], jax.Array] = lambda views: views
     block_size: int | None = None
     micro_batch_size: int | None = None
     mesh: Mesh | None = None
@@ -150,6 +152,7 @@ class Objective:
         """Projections [b, 2, P]; moments of the embeddings and running statistics."""
         minibatch, keys = cells
         views = two_views(keys, self.normalize(minibatch), self.augmentations)
+        views = self.standardize(views)
         (h, z), updated = self.model.apply(
             variables,
             views.reshape(-1, *views.shape[2:]),

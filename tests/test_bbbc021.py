@@ -350,21 +350,6 @@ def test_damaged_datasets_are_named(release, tmp_path):
         index.read_cells(path)
 
 
-def test_validation_cells_are_chosen_one_by_one():
-    ids = np.array([f"Week1_101/B02/s1/{n}" for n in range(20_000)])
-    mask = index.validation_mask(ids, 0.1)
-    assert mask.dtype == bool
-    assert abs(mask.mean() - 0.1) < 0.01
-    shuffled = np.random.default_rng(0).permutation(len(ids))[:500]
-    np.testing.assert_array_equal(index.validation_mask(ids[shuffled], 0.1), mask[shuffled])
-    assert (index.validation_mask(ids, 0.2) >= mask).all()
-    assert not index.validation_mask(ids, 0).any()
-    assert index.validation_mask(ids, 1).all()
-    assert index.validation_mask([], 0.5).shape == (0,)
-    with pytest.raises(BadUse, match="from 0 to 1"):
-        index.validation_mask(ids, 1.5)
-
-
 def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
     folder = shared / "data" / "bbbc021" / "crops"
     source = open_source("crops", Request((folder,)))

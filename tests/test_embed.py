@@ -21,7 +21,7 @@ from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.embedding import restore
 from cellclr_jax.embedding_folder import Parts, PartWriter, cell_metadata, wells_of
-from cellclr_jax.experiment import make_encoding
+from cellclr_jax.encoding import make_encoding
 from cellclr_jax.lock import alone
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol

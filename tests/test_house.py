@@ -84,6 +84,7 @@ def test_few_files_know_what_a_config_is():
     assert users_of("ml_collections") == {
         "config_ranges.py",
         "default_config.py",
+        "encoding.py",
         "experiment.py",
         "run_config.py",
         "train.py",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellclr_jax.normalization import normalize
+from cellclr_jax.normalization import normalize, standardize
 
 
 @pytest.fixture
@@ -61,6 +61,50 @@ def test_a_constant_crop_becomes_zero(method):
 def test_a_crop_is_normalised_alike_in_any_minibatch(crops):
     alone = normalize(crops[2:3], "zscore_minmax")
     np.testing.assert_allclose(normalize(crops, "zscore_minmax")[2:3], alone, atol=1e-6)
+
+
+def published_crop(crop):
+    """8-bit levels of one crop, then what the published code made of them, in plain integers."""
+    z = naive_zscore(crop[None])[0]
+    levels = np.round((z - z.min()) / (z.max() - z.min()) * 255).astype(int)
+    inverted = [[[(256 - int(x)) % 256 for x in pixel] for pixel in row] for row in levels]
+    return levels, np.array(inverted)
+
+
+def test_levels_are_those_of_8_bit_crops_and_may_be_inverted_as_published(crops):
+    plain = np.asarray(normalize(crops, "zscore_minmax", bits=8)) * 255
+    inverted = np.asarray(normalize(crops, "zscore_minmax", bits=8, legacy_invert=True)) * 255
+    for i, crop in enumerate(crops):
+        levels, want = published_crop(crop)
+        np.testing.assert_allclose(plain[i], levels, atol=1e-3)
+        np.testing.assert_allclose(inverted[i], want, atol=1e-3)
+    # What was darkest stays dark: 0 is not 256, which has no 8-bit number.
+    assert (inverted[plain == 0] == 0).all()
+    np.testing.assert_allclose(inverted[plain > 0], 256 - plain[plain > 0], atol=1e-3)
+
+
+def test_standardised_images_have_the_mean_and_deviation_of_their_channels(crops):
+    images = np.asarray(crops, np.float32)
+    mean, deviation = images.mean((0, 1, 2)), images.std((0, 1, 2))
+    got = np.asarray(standardize(images, mean, deviation))
+    np.testing.assert_allclose(got.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(got.std((0, 1, 2)), 1, rtol=1e-4)
+    np.testing.assert_array_equal(standardize(images, (), ()), images)
+    views = np.stack([images, images], axis=1)
+    np.testing.assert_array_equal(standardize(views, mean, deviation)[:, 1], got)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "zscore_minmax", "bits": 16}, "0 or 8"),
+        ({"method": "zscore_minmax", "legacy_invert": True}, "needs bits 8"),
+        ({"method": "zscore", "bits": 8}, r"in \[0, 1\]"),
+    ],
+)
+def test_levels_of_what_has_none_are_refused(crops, settings, message):
+    with pytest.raises(ValueError, match=message):
+        normalize(crops, **settings)
 
 
 @pytest.mark.parametrize(("method", "message"), [("log", "unknown"), ("fixed", "needs low")])

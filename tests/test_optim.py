@@ -55,7 +55,7 @@ def naive_lars(rate, decay, momentum, trust, steps=5):
 
 
 def test_masks_take_kernels_alone():
-    masked = optim.decayed(PARAMS)
+    masked = optim.is_kernel(PARAMS)
     assert masked == {
         "conv1": {"kernel": True, "bias": False},
         "bn1": {"scale": False, "bias": False},

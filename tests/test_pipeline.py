@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from tiny_dataset import random_images, write_dataset
 
@@ -21,61 +20,6 @@ def cells(data_dir):
 def minibatches(cells, rows, **settings):
     defaults = {"minibatch_size": 8, "epochs": 2, "seed": 0}
     return list(pipeline.training_minibatches(cells, rows, **(defaults | settings)))
-
-
-def test_uniform_order_visits_each_cell_once_and_differs_by_epoch_and_seed():
-    treatments = np.zeros(50, int)
-    orders = [
-        pipeline.epoch_order(treatments, seed=seed, epoch=epoch)
-        for seed, epoch in ((0, 0), (0, 1), (1, 0))
-    ]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert not np.array_equal(orders[0], orders[1])
-    assert not np.array_equal(orders[0], orders[2])
-    again = pipeline.epoch_order(treatments, seed=0, epoch=0)
-    np.testing.assert_array_equal(orders[0], again)
-
-
-def test_balanced_order_visits_treatments_equally_often():
-    treatments = np.repeat([0, 1, 2], [80, 15, 5])
-    order = pipeline.epoch_order(treatments, seed=0, epoch=0, sampling="balanced")
-    counts = np.bincount(treatments[order])
-    assert len(order) == 100
-    assert counts.max() - counts.min() <= 1
-    frequent = order[treatments[order] == 0]
-    assert len(set(frequent)) == len(frequent)
-    rare = np.bincount(order, minlength=100)[95:]
-    assert rare.max() - rare.min() <= 1
-
-
-def naive_groups(keys):
-    """Numbers keys as they come."""
-    seen = list(dict.fromkeys(keys))
-    return [seen.index(key) for key in keys]
-
-
-def test_balanced_groups_are_treatments_or_labels():
-    compound, dose = list("BBAAC"), [1.0, 1.0, 1.0, 2.0, 1.0]
-    table = pd.DataFrame({"compound": compound, "concentration": dose, "label": list("yyxyx")})
-    pairs = list(zip(compound, dose, strict=True))
-    for columns, keys in (
-        (["compound", "concentration", "label"], pairs),
-        (["compound", "label"], compound),
-        (["label"], list("yyxyx")),
-    ):
-        groups = pipeline.balanced_groups(table[columns], "balanced")
-        assert groups.tolist() == naive_groups(keys)
-    unknown = table.assign(concentration=[1.0, np.nan, 1.0, 1.0, np.nan])
-    assert pipeline.balanced_groups(unknown, "balanced").tolist() == [0, 1, 2, 2, 3]
-
-
-def test_balancing_what_is_not_told_is_refused():
-    table = pd.DataFrame({"plate": ["p", "p"]})
-    assert pipeline.balanced_groups(table, "uniform").tolist() == [0, 0]
-    with pytest.raises(BadUse, match=r"compounds or labels: set --config\.sampling=uniform"):
-        pipeline.balanced_groups(table, "balanced")
-    with pytest.raises(BadUse, match="sampling 'often'"):
-        pipeline.balanced_groups(table, "often")
 
 
 @pytest.mark.parametrize("access", ["shards", "memory", "mapped"])

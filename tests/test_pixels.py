@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from cellclr_jax import pixels
-from cellclr_jax.experiment import make_encoding
+from cellclr_jax.encoding import make_encoding
 
 
 def test_components_are_those_of_the_crops_and_the_same_each_time(config):

@@ -17,7 +17,7 @@ from tiny_run import get_config
 from training_runs import checkpoints, crash_at, rows
 
 from cellclr_jax import embedding, sharding, train
-from cellclr_jax.experiment import make_encoding
+from cellclr_jax.encoding import make_encoding
 from cellclr_jax.profiling.profiles import aggregate_wells
 
 ROOT = Path(__file__).parents[1]

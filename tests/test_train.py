@@ -204,7 +204,7 @@ def test_pixels_that_are_not_finite_are_noticed_at_once(own_images, tmp_path, mo
     config.normalization.method = "percentile"
     config.normalization.percentiles = (0.0, 100.0)
     nothing = lambda cells, low, high: (np.full((len(cells.table), 2), np.nan, np.float32),) * 2  # noqa: E731
-    monkeypatch.setattr("cellclr_jax.experiment.plate_percentiles", nothing)
+    monkeypatch.setattr("cellclr_jax.encoding.plate_percentiles", nothing)
     with pytest.raises(BadData, match=r"the loss became nan at step 1 .*none was saved yet"):
         train_alone(config, tmp_path / "run")
 
@@ -221,7 +221,7 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
     ("change", "message"),
     [
         ({"minibatch_size": 63}, "63 cells cannot be divided among 8 devices"),
-        ({"minibatch_size": 100_000}, "does not fit a training set"),
+        ({"minibatch_size": 100_000}, "does not fit an epoch"),
         ({"seed": -1}, "seed is -1"),
         ({"log_every": 0}, "log_every is 0"),
         ({"temperature": 0.0}, "temperature must be positive"),
@@ -248,7 +248,7 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"sampling": "often"}, "sampling 'often'"),
         ({"data_access": "tape"}, "data access 'tape'"),
         ({"dataset": "single_cells/all"}, "no dataset single_cells/all"),
-        ({"validation_fraction": 2.0}, "validation fraction"),
+        ({"validation_fraction": 2.0}, "validation_fraction is 2.0"),
         ({"data_dir": "/nowhere"}, "launch/demo.sh"),
         ({"views": {"shear": {}}}, "unknown augmentation"),
         ({"views": {"gaussian_blur": {"kernel": 4}}}, "kernel of gaussian_blur must be odd"),

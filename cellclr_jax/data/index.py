@@ -1,9 +1,8 @@
 """Reads a built dataset: which one, its tables and manifest, its images by index. No TensorFlow."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(r"\w[\w.-]*")
 # Datasets that a message names; a folder may hold any number.
 _DATASETS_NAMED = 20
-# A checksum (CRC) will not do here: similar ids have similar ones, and the share comes out wrong.
-_HASH_BYTES = 4
 _DTYPES = (np.uint8, np.uint16)
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 # What every table has, whatever is known of its cells or fields.
@@ -165,31 +162,6 @@ def read_manifest(dataset_dir: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadData(f"{path}: not a readable manifest ({error}); {_REBUILD}") from error
     return manifest
-
-
-def validation_mask(cell_ids: Iterable[str], fraction: float) -> np.ndarray:
-    """Chooses cells for validation by a hash of their id.
-
-    A cell's choice depends on neither the others nor their order, and a larger fraction holds a
-    smaller one.
-
-    Args:
-      cell_ids: [N] strings.
-      fraction: the expected share of True, in [0, 1].
-
-    Returns:
-      [N] bool.
-
-    Raises:
-      BadUse: the fraction is not in [0, 1].
-    """
-    if not 0 <= fraction <= 1:
-        raise BadUse(f"a validation fraction of {fraction}: a number from 0 to 1 was expected")
-    digests = (
-        hashlib.blake2b(cell.encode(), digest_size=_HASH_BYTES).digest() for cell in cell_ids
-    )
-    hashes = np.frombuffer(b"".join(digests), "<u4")
-    return hashes < fraction * 256**_HASH_BYTES
 
 
 def open_images(

@@ -16,8 +16,7 @@ import pandas as pd
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import index
-
-SAMPLING = ("uniform", "balanced")
+from cellclr_jax.data.sampling import balanced_groups, epoch_order, epoch_size
 
 # Minibatches that are read ahead of the one in use; each may hold hundreds of megabytes.
 _PREFETCHED = 4
@@ -89,67 +88,6 @@ def open_cells(
     )
 
 
-def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
-    """The group of each cell, of which `balanced` sampling visits all equally often.
-
-    Args:
-      table: of cells.
-      sampling: `uniform` knows one group alone; `balanced` takes treatments (compound and, where
-        it is told, concentration), or labels where there are no compounds.
-
-    Returns:
-      [N] int, groups numbered as they come.
-
-    Raises:
-      BadUse: an unknown sampling, or the table has neither compounds nor labels.
-    """
-    if sampling not in SAMPLING:
-        raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
-    if sampling == "uniform":
-        return np.zeros(len(table), np.int64)
-    columns = [name for name in ("compound", "concentration") if name in table]
-    if "compound" not in columns:
-        columns = ["label"]
-    if columns[0] not in table:
-        raise BadUse(
-            "sampling 'balanced' needs a dataset with compounds or labels: set "
-            "--config.sampling=uniform"
-        )
-    return table.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
-
-
-def epoch_order(
-    groups: np.ndarray, *, seed: int, epoch: int, sampling: str = "uniform"
-) -> np.ndarray:
-    """The order in which an epoch visits its cells.
-
-    Args:
-      groups: [N] int, each cell's (see `balanced_groups`); used by `balanced` alone.
-      seed: of the run.
-      epoch: from 0; every epoch has another order.
-      sampling: `uniform`: each cell once; `balanced`: every group equally often, its cells in
-        turn, so that a frequent group's are left out and a rare one's come again.
-
-    Returns:
-      [N] int64 indices into `groups`.
-
-    Raises:
-      BadUse: for an unknown sampling.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    size = len(groups)
-    if sampling == "uniform":
-        return rng.permutation(size)
-    if sampling != "balanced":
-        raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
-    _, codes = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    share, rest = divmod(size, len(members))
-    lucky = set(rng.permutation(len(members))[:rest])
-    drawn = [_cycle(rng, group, share + (i in lucky)) for i, group in enumerate(members)]
-    return rng.permutation(np.concatenate(drawn))
-
-
 def training_minibatches(
     cells: Cells,
     rows: np.ndarray,
@@ -167,9 +105,9 @@ def training_minibatches(
       rows: [N] int, the cells to train on.
       minibatch_size: cells of a global minibatch; the cells that are left over at an epoch's end
         are left out of that epoch.
-      epochs: how many times all cells are visited.
+      epochs: how many there are.
       seed: of the order.
-      sampling: see `balanced_groups`.
+      sampling: how an epoch chooses its cells (see `sampling.epoch_order`).
       process: (index, count) of this process; it reads its contiguous share of each minibatch.
 
     Returns:
@@ -180,12 +118,12 @@ def training_minibatches(
       BadUse: the minibatch is larger than the set, or not divisible among processes; or as
         `balanced_groups`.
     """
-    steps = steps_per_epoch(len(rows), minibatch_size)
     part, count = process
     if minibatch_size % count:
         raise BadUse(f"a minibatch of {minibatch_size} cells cannot be shared by {count} processes")
     local = minibatch_size // count
     groups = balanced_groups(cells.table.iloc[rows], sampling)
+    steps = steps_per_epoch(epoch_size(groups, sampling), minibatch_size)
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
@@ -235,13 +173,7 @@ def steps_per_epoch(cells: int, minibatch_size: int) -> int:
     """
     if minibatch_size < 2 or cells < minibatch_size:
         raise BadUse(
-            f"a minibatch of {minibatch_size} cells does not fit a training set of {cells}: "
+            f"a minibatch of {minibatch_size} cells does not fit an epoch of {cells}: "
             "set --config.minibatch_size to between 2 and that"
         )
     return cells // minibatch_size
-
-
-def _cycle(rng: np.random.Generator, group: np.ndarray, count: int) -> np.ndarray:
-    """Takes `count` members of a group in random order, all once before any comes again."""
-    rounds = -(-count // len(group))
-    return np.concatenate([rng.permutation(group) for _ in range(rounds)])[:count]

@@ -16,7 +16,8 @@ from cellclr_jax import sharding
 from cellclr_jax.cli import BadData
 from cellclr_jax.data import pipeline
 from cellclr_jax.embedding import MINIBATCH, compile_embedding
-from cellclr_jax.experiment import Encoding, Experiment
+from cellclr_jax.encoding import Encoding
+from cellclr_jax.experiment import Experiment
 from cellclr_jax.logs import say
 from cellclr_jax.profiling import evaluation, profiles
 from cellclr_jax.profiling.columns import is_control

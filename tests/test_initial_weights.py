@@ -1,0 +1,122 @@
+"""A run starts from the encoder of another one, or of nobody; what does not fit is named."""
+
+import pytest
+from training_runs import same
+
+from cellclr_jax import program, sharding, train
+from cellclr_jax.cli import BadUse
+from cellclr_jax.data import pipeline
+from cellclr_jax.embedding import restore
+from cellclr_jax.experiment import make_experiment
+from cellclr_jax.initial_weights import read_initial_weights, with_parts
+
+
+@pytest.fixture(scope="module")
+def other(data_dir, tmp_path_factory):
+    """A finished run of another seed, and its last state."""
+    import tiny_run
+
+    config = tiny_run.get_config()
+    config.update(data_dir=str(data_dir), epochs=1, seed=7)
+    folder = tmp_path_factory.mktemp("other")
+    return folder, train.train(config, folder, sharding.make_mesh(1))
+
+
+@pytest.fixture
+def config(data_dir, other):
+    import tiny_run
+
+    config = tiny_run.get_config()
+    config.update(data_dir=str(data_dir), epochs=1)
+    config.init.workdir = str(other[0])
+    return config
+
+
+def first_state(config, workdir):
+    """The state that a run of this config starts from."""
+    found = []
+
+    class Seen(Exception):
+        pass
+
+    def go(self, *_):
+        found.append(self._start()[0])
+        raise Seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train._Run, "go", go)
+        with pytest.raises(Seen):
+            train.train(config, workdir, sharding.make_mesh(1))
+    return found[0]
+
+
+def test_a_run_starts_from_the_encoder_of_another(config, other, tmp_path):
+    source = other[1]
+    config.model.head.width = 24  # another head is of no matter
+    state = first_state(config, tmp_path)
+    assert same(state.params["encoder"], source.params["encoder"])
+    assert same(state.batch_stats["encoder"], source.batch_stats["encoder"])
+    assert state.params["head"]["l2"]["kernel"].shape == (8, 24)
+    assert int(state.step) == 0
+
+
+def test_the_head_comes_along_where_it_is_asked_for(config, other, tmp_path):
+    without = first_state(config, tmp_path / "without")
+    config.init.head = True
+    with_head = first_state(config, tmp_path / "with")
+    assert same(with_head.params, other[1].params)
+    assert not same(without.params["head"], other[1].params["head"])
+
+
+def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
+    train.train(config, tmp_path, sharding.make_mesh(1))
+    config.epochs = 1
+    finished = train.train(config, tmp_path, sharding.make_mesh(1))
+    again = first_state(config, tmp_path)
+    assert same(again.params, finished.params)
+
+
+def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
+    config, other, tmp_path
+):
+    train.train(config, tmp_path, sharding.make_mesh(1))
+    encoding, mesh = make_experiment(config), sharding.make_mesh(1)
+    _, variables, _ = restore(tmp_path, "last", encoding, mesh)
+    assert same(variables["untrained"]["params"]["encoder"], other[1].params["encoder"])
+    assert not same(variables["trained"]["params"]["encoder"], other[1].params["encoder"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init.workdir": "/nowhere"}, r"config\.init\.workdir: no checkpoint in /nowhere/check.*"
+         r"cellclr_jax\.convert --input=FILE --workdir=/nowhere; .*starts from random"),
+        ({"init.step": "99"}, "no checkpoint of step '99'"),
+        ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
+        ({"model.cnn.norm": "none"}, "another model .*it has beside batch_stats/encoder|it lacks"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(config, tmp_path, change, message):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(BadUse, match=message):
+        train.train(config, tmp_path, sharding.make_mesh(1))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_channels_of_another_order_are_refused(config, other):
+    cells = pipeline.open_cells(config.data_dir, config.dataset)
+    cells.manifest["image"]["channels"].reverse()
+    made = make_experiment(config)
+    variables = program.state_template(made, sharding.make_mesh(1)).variables
+    with pytest.raises(BadUse, match="was trained on the channels"):
+        read_initial_weights(config.init, variables, cells)
+
+
+def test_parts_take_the_place_of_what_was_there():
+    variables = {"params": {"encoder": 1, "head": 2}, "batch_stats": {}}
+    assert with_parts(variables, {}) == variables
+    parts = {"params": {"encoder": 3}}
+    assert with_parts(variables, parts) == {
+        "params": {"encoder": 3, "head": 2},
+        "batch_stats": {},
+    }
