@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = [
-    *("awk", "basename", "bash", "cat", "chmod", "cksum", "cp", "date", "dirname", "env", "git"),
+    *("awk", "basename", "bash", "cat", "chmod", "cksum", "cp", "cut", "date", "dirname", "env"),
+    *("git", "mv", "sha256sum", "wc"),
     *("grep", "gzip", "hostname", "mkdir", "nohup", "rm", "sed", "seq", "sleep", "sort", "tail"),
     *("tar", "tee", "touch"),
 ]

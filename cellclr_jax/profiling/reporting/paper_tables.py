@@ -1,0 +1,241 @@
+"""Tables of many runs, one row a run: Markdown, CSV, and pairs of augmentations as a picture."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.profiling.published import is_bbbc021, published_scores
+from cellclr_jax.profiling.reporting.evaluation_folder import METRICS
+
+ROWS = "rows.tsv"
+"""What the runs are: no header, tab-separated; further columns are for whoever wrote it."""
+_COLUMNS = ("table", "row", "seed", "run", "scores")
+_KINDS = ("nsc", "nscb")
+_PAIRS = "augmentations.png"
+
+
+def write_tables(folder: str | Path) -> list[Path]:
+    """Writes the tables of all rows of a folder, those that have no scores yet among them.
+
+    Args:
+      folder: with `ROWS`; the folders that it names lie in it.
+
+    Returns:
+      The files written.
+
+    Raises:
+      BadUse: there is no such file.
+      BadData: it, or what an evaluation wrote, cannot be read.
+    """
+    folder = Path(folder)
+    table = read_tables(folder)
+    files = {"tables.csv": table.to_csv(index=False), "tables.md": markdown(table, folder)}
+    for name, text in files.items():
+        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
+        (folder / f"{name}.tmp").replace(folder / name)
+    written = [folder / name for name in files]
+    pairs = pair_scores(table)
+    return written if pairs is None else [*written, _draw_pairs(pairs, folder / _PAIRS)]
+
+
+def read_tables(folder: Path) -> pd.DataFrame:
+    """One row a run: what it is, settings of its training, and its scores.
+
+    Returns:
+      Columns table, row, seed, run, encoder, minibatch, epochs, operations (joined by '+'), step,
+      loss (of the last epoch's validation, or training without one), cells_per_second (median),
+      and for each correction <correction>_<nsc|nscb>_correct, _total, _accuracy (in [0, 1], NaN
+      where undefined) and <correction>_drop (points). Without scores all of these are NaN.
+    """
+    path = folder / ROWS
+    if not path.is_file():
+        raise BadUse(f"{path}: no such file; bash launch/reproduce_paper.sh writes it")
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    if short := [n for n, line in enumerate(lines, 1) if len(line) < len(_COLUMNS)]:
+        raise BadData(f"{path}, line {short[0]}: {', '.join(_COLUMNS)} were expected, by tabs")
+    rows = [dict(zip(_COLUMNS, line, strict=False)) for line in lines]
+    described = [_described(folder, row) for row in rows]
+    return pd.DataFrame(described)
+
+
+def _described(folder: Path, row: dict[str, str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {name: row[name] for name in ("table", "row", "seed", "run")}
+    config = _json(folder / row["run"] / "config.json")
+    if config:
+        settings |= {
+            "encoder": config["model"]["encoder"],
+            "minibatch": config["minibatch_size"],
+            "epochs": config["epochs"],
+            "operations": "+".join(config["operations"] or config["views"]),
+        }
+    metrics = _json(folder / row["scores"] / METRICS)
+    if not metrics:
+        return settings
+    settings |= {"step": metrics["run"]["step"], **_training(folder / row["run"])}
+    for correction, scores in metrics["scores"].items():
+        for kind in _KINDS:
+            settings |= {
+                f"{correction}_{kind}_{name}": scores[kind][name]
+                for name in ("correct", "total", "accuracy")
+            }
+        settings[f"{correction}_drop"] = scores["drop"]
+    return settings
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadData(f"{path} cannot be read ({error}): run it again without it") from error
+
+
+def _training(run: Path) -> dict[str, float]:
+    """The last validation loss (training loss without one) and the median rate of a run."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    history = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+    found = {}
+    for name in ("loss", "validation_loss"):
+        if name in history and history[name].notna().any():
+            found["loss"] = float(history[name].dropna().iloc[-1])
+    if "cells_per_second" in history:
+        found["cells_per_second"] = float(history["cells_per_second"].median())
+    return found
+
+
+def markdown(table: pd.DataFrame, folder: Path) -> str:
+    """All tables as Markdown, what they rest on before, published scores behind."""
+    corrections = [name.removesuffix("_drop") for name in map(str, table) if name.endswith("_drop")]
+    done = int(table["step"].notna().sum()) if "step" in table else 0
+    real = _is_real(table, folder)
+    parts = [f"# The paper's tables\n\n{_introduction(done, len(table), real)}"]
+    for name, rows in table.groupby("table", sort=False):
+        parts.append(f"## {name}\n\n{_table(rows, corrections)}")
+    if real:
+        parts.append(f"## Published\n\n{_published()}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(done: int, rows: int, real: bool | None) -> str:
+    told = {
+        None: "",
+        True: " The compounds are BBBC021's.",
+        False: " The compounds are not BBBC021's: these scores say nothing of the paper's.",
+    }[real]
+    return (
+        f"{done} of {rows} rows have scores.{told} NSC, NSCB: 1-NN mechanism accuracy, correct of "
+        "all; drop: in points. Loss: NT-Xent of the validation cells after the last epoch; it "
+        "depends on temperature and minibatch."
+    )
+
+
+def _is_real(table: pd.DataFrame, folder: Path) -> bool | None:
+    """Whether what was scored is BBBC021; None before anything was."""
+    for _, row in table.iterrows():
+        for path in sorted((folder / row["run"]).glob("scores/*/treatments.parquet")):
+            compounds = pd.read_parquet(path, columns=["Metadata_Compound"])["Metadata_Compound"]
+            return is_bbbc021(compounds.astype(str))
+    return None
+
+
+def _table(rows: pd.DataFrame, corrections: Sequence[str]) -> str:
+    used = [c for c in corrections if rows[f"{c}_drop"].notna().any() or c == "none"]
+    head = ["row", "seed", "encoder", "steps", "loss"]
+    head += [f"{name}: NSC, NSCB, drop" for name in used]
+    lines = [head, ["---"] * len(head)]
+    for _, row in rows.iterrows():
+        if pd.isna(row.get("step", np.nan)):
+            lines.append([row["row"], row["seed"], "not there yet", *[""] * (len(head) - 3)])
+            continue
+        told = [row["row"], row["seed"], row["encoder"], f"{int(row['step']):,}"]
+        told += [f"{row['loss']:.3f}" if pd.notna(row.get("loss", np.nan)) else "–"]
+        lines.append([*told, *(_scores(row, name) for name in used)])
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _scores(row: pd.Series, correction: str) -> str:
+    if pd.isna(row.get(f"{correction}_nsc_total", np.nan)):
+        return ""
+    told = []
+    for kind in _KINDS:
+        correct, total = (int(row[f"{correction}_{kind}_{name}"]) for name in ("correct", "total"))
+        accuracy = row[f"{correction}_{kind}_accuracy"]
+        percent = f" ({100 * accuracy:.1f} %)" if pd.notna(accuracy) else " (undefined)"
+        told.append(f"{correct}/{total}{percent}")
+    drop = row[f"{correction}_drop"]
+    return ", ".join([*told, f"{drop:.1f}" if pd.notna(drop) else "–"])
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _published() -> str:
+    rows = published_scores()
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
+    """Scores without correction by the operations that views are made of, alone and in pairs.
+
+    Args:
+      table: see `read_tables`.
+
+    Returns:
+      For nsc and nscb an [n, n] table by operation: the diagonal holds operations alone, the rest
+      pairs, in percent, mean over seeds; NaN where there is none. None without any pair.
+    """
+    if "operations" not in table or "none_nsc_accuracy" not in table:
+        return None
+    rows = table[(table["table"] == "augmentations") & table["step"].notna()].copy()
+    names = [str(text).split("+") for text in rows["operations"]]
+    pairs = [(first, *rest) for first, *rest in names if len(rest) == 1]
+    order = list(dict.fromkeys(name for pair in pairs for name in pair))
+    if not pairs:
+        return None
+    found = {}
+    for kind in _KINDS:
+        scores: dict[frozenset[str], list[float]] = {}
+        for used, accuracy in zip(names, rows[f"none_{kind}_accuracy"], strict=True):
+            if len(used) <= 2 and set(used) <= set(order):
+                scores.setdefault(frozenset(used), []).append(100 * accuracy)
+        square = [
+            [np.mean(scores.get(frozenset((one, other)), [np.nan])) for other in order]
+            for one in order
+        ]
+        found[kind] = pd.DataFrame(square, order, order)
+    return found
+
+
+def _draw_pairs(pairs: dict[str, pd.DataFrame], path: Path) -> Path:
+    """Two squares of numbers in colour, NSC and NSCB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    for axes, (kind, square) in zip(figure.subplots(1, len(pairs)), pairs.items(), strict=True):
+        image = axes.imshow(square, cmap="viridis", vmin=0, vmax=100)
+        names = [str(name).replace("_", " ") for name in square]
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"{kind.upper()} (%), no correction: alone (diagonal) and in pairs")
+        for (i, j), value in np.ndenumerate(square.to_numpy()):
+            if np.isfinite(value):
+                colour = "black" if value > 60 else "white"
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    FigureCanvasAgg(figure).print_png(f"{path}.tmp")
+    Path(f"{path}.tmp").replace(path)
+    return path

@@ -1,0 +1,45 @@
+"""The published recipe without what its code does by accident (see `simclr_paper.py`).
+
+python -m cellclr_jax.main --config=configs/simclr_paper_corrected.py --workdir=runs/corrected \
+    --config.data_dir=DIR                     # where cellclr_jax.build put BBBC021
+
+Encoders and ImageNet weights as there. Hardware: as there. Result: not run on BBBC021 yet.
+"""
+
+import runpy
+from pathlib import Path
+
+import ml_collections
+
+_published = runpy.run_path(str(Path(__file__).with_name("simclr_paper.py")))["get_config"]
+
+
+def get_config(encoder: str = "resnet50") -> ml_collections.ConfigDict:
+    """The published recipe, corrected.
+
+    Args:
+      encoder: cnn, resnet18, resnet50 or resnet101.
+    """
+    config: ml_collections.ConfigDict = _published(encoder)
+    # Channels keep their own scale, and no single bright pixel sets that of all three.
+    config.normalization.method = "zscore"
+    config.normalization.bits = 0
+    config.normalization.legacy_invert = False
+    config.normalization.mean = ()
+    config.normalization.deviation = ()
+    # An elastic deformation that is one, and stains that vary one by one.
+    config.views.elastic = {"displacement": 0.8, "smoothness": 5.0, "probability": 0.5}
+    config.views.jitter_channels = {"brightness": 0.2, "contrast": 0.2, "probability": 0.8}
+    config.operations = (
+        "random_resized_crop",
+        "flip_horizontal",
+        "elastic",
+        "jitter_channels",
+        "gaussian_blur",
+    )
+    # After the constant epochs a cosine that ends with the run.
+    config.schedule.legacy_per_epoch = False
+    config.optimizer.decayed = "kernels"
+    # λ = 1 means something where features have unit variance over the controls.
+    config.evaluation.standardize = "controls"
+    return config
