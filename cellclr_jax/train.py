@@ -1,7 +1,6 @@
 """The training loop: data, state, restore, step, log, save."""
 
 import contextlib
-import errno
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
-from cellclr_jax.initial_weights import read_initial_weights, with_parts
+from cellclr_jax.initial_weights import with_parts
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.loop.feed import Feed
@@ -27,12 +26,10 @@ from cellclr_jax.loop.tracing import PROFILE, Trace
 from cellclr_jax.loop.validation import validation_minibatches
 from cellclr_jax.loop.view_pictures import view_grid
 from cellclr_jax.program import compile_program, root_key, state_template
-from cellclr_jax.run_config import as_json, check_config, check_same, write_config
+from cellclr_jax.run_config import as_json, check_config, write_config
+from cellclr_jax.run_start import check_origin, describe, initial_weights, make_folder
 from cellclr_jax.train_step import Metrics, TrainState, Variables
-from cellclr_jax.trained_on import check_dataset, describe_dataset
-
-# What a folder that nobody may write to says, or one such as /proc that holds no others.
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+from cellclr_jax.trained_on import describe_dataset
 
 
 def train(
@@ -72,57 +69,18 @@ def train(
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
-            _make_folder(Path(workdir))
+            make_folder(Path(workdir))
             stack.enter_context(alone(Path(workdir), ".training", "training in it"))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
-        _check_origin(checkpoints, experiment, workdir)
-        initial = _initial_weights(checkpoints, experiment, mesh)
+        check_origin(checkpoints, experiment, workdir)
+        initial = initial_weights(checkpoints, experiment, mesh)
         if first:
             write_config(config, workdir)
             say(describe(experiment, mesh, workdir))
         run = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
         return run.go(profile_steps, wandb)
-
-
-def _make_folder(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise
-    except OSError as error:
-        if error.errno not in _NOT_ALLOWED:
-            raise
-        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from error
-
-
-def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
-    """One line that says what is trained on what, and where."""
-    config = experiment.config
-    return (
-        f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
-        f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
-        f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
-        f"{mesh.devices.flat[0].device_kind}"
-    )
-
-
-def _check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epath.Path) -> None:
-    """Raises BadUse where checkpoints are of another dataset or config, whose arrays may fit."""
-    if (newest := checkpoints.newest_progress()) is None:
-        return
-    check_dataset(newest, experiment.cells, f"the run in {workdir}")
-    if "config" in newest:  # an older one does not tell
-        check_same(newest["config"], experiment.config, checkpoints.directory)
-
-
-def _initial_weights(checkpoints: Checkpoints, experiment: Experiment, mesh: Mesh) -> Variables:
-    """What the run starts from in the place of random weights; {} for nothing, or if it goes on."""
-    if checkpoints.steps():
-        return {}
-    variables = state_template(experiment, mesh).variables
-    return read_initial_weights(experiment.config.init, variables, experiment.cells)
 
 
 class _Run:

@@ -1,0 +1,59 @@
+"""What comes before a run's first step: its folder, whose run it goes on with, where it starts."""
+
+import errno
+from pathlib import Path
+
+from etils import epath
+from jax.sharding import Mesh
+
+from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.cli import BadUse
+from cellclr_jax.experiment import Experiment
+from cellclr_jax.initial_weights import read_initial_weights
+from cellclr_jax.program import state_template
+from cellclr_jax.run_config import check_same
+from cellclr_jax.train_step import Variables
+from cellclr_jax.trained_on import check_dataset
+
+# What a folder that nobody may write to says, or one such as /proc that holds no others.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+
+
+def make_folder(workdir: Path) -> None:
+    """Makes a work directory; BadUse where nobody may."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        raise BadUse(f"--workdir={workdir} cannot be made: {error.strerror}") from error
+
+
+def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
+    """One line that says what is trained on what, and where."""
+    config = experiment.config
+    return (
+        f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
+        f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
+        f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
+        f"{mesh.devices.flat[0].device_kind}"
+    )
+
+
+def check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epath.Path) -> None:
+    """Raises BadUse where checkpoints are of another dataset or config, whose arrays may fit."""
+    if (newest := checkpoints.newest_progress()) is None:
+        return
+    check_dataset(newest, experiment.cells, f"the run in {workdir}")
+    if "config" in newest:  # an older one does not tell
+        check_same(newest["config"], experiment.config, checkpoints.directory)
+
+
+def initial_weights(checkpoints: Checkpoints, experiment: Experiment, mesh: Mesh) -> Variables:
+    """What the run starts from in the place of random weights; {} for nothing, or if it goes on."""
+    if checkpoints.steps():
+        return {}
+    variables = state_template(experiment, mesh).variables
+    return read_initial_weights(experiment.config.init, variables, experiment.cells)
