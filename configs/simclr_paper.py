@@ -87,10 +87,11 @@ def _set_views(config: ml_collections.ConfigDict) -> None:
         "center_crop": {"fraction": (0.5, 0.5)},  # random: (0.08, 1.0)
         "flip_horizontal": {"probability": 0.5},
         "rotate_quarter": {"probability": 0.375},  # half of the draws, of which a quarter turn by 0
+        # Noise smoothed over 50 pixels within a crop of 96 is a field of these, in pixels.
         "elastic": {
             "affine": 50.0,
-            "displacement": 0.006,
-            "smoothness": 50.0,
+            "displacement": 0.0064,
+            "smoothness": 75.0,
             "probability": 0.5,
         },
         "color_jitter": {

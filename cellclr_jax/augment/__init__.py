@@ -2,7 +2,7 @@
 
 Every operation is pure and takes one image [H, W, C] float32 of any range and number of channels;
 `two_views` maps them over a minibatch. Operations that move pixels lie in `geometry`, those that
-change their values in `intensity`.
+change their values in `intensity` and `colour`.
 """
 
 import zlib
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cellclr_jax.augment.colour import color_jitter
 from cellclr_jax.augment.framing import frame, framing
 from cellclr_jax.augment.geometry import (
     center_crop,
@@ -47,6 +48,7 @@ OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
         elastic,
         jitter_channels,
         jitter_joint,
+        color_jitter,
         grayscale,
         gaussian_blur,
         add_noise,

@@ -5,12 +5,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.augment.resampling import Span, resample_box, shift_along, smooth_field
+from cellclr_jax.augment.resampling import (
+    Span,
+    resample_box,
+    shift_along,
+    smooth_field,
+    warp_affine,
+)
 
 Range = tuple[float, float]
 
 # How many boxes a random resized crop draws before it takes the whole image, as in torchvision.
 _CROP_TRIES = 10
+
+# Share of its area below which a moved triangle counts as a line: float32 tells it from no other.
+_FLAT = 1e-6
 
 
 def random_resized_crop(
@@ -153,6 +162,7 @@ def elastic(
     *,
     displacement: float = 0.8,
     smoothness: float = 5.0,
+    affine: float = 0.0,
     probability: float = 0.5,
 ) -> jax.Array:
     """Elastic deformation by a smooth random field (Simard et al. 2003), one axis after the other.
@@ -164,23 +174,70 @@ def elastic(
         three of it. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5),
         whose displacements are in units of half the image's side.
       smoothness: standard deviation of the Gaussian that smooths the field, pixels.
-      probability: of deforming an image at all.
+      affine: how far `affine_map` moves each of its points before the field does, pixels; 0 is no
+        such map.
+      probability: of deforming an image at all, by the map and by the field.
 
     Returns:
-      [H, W, C], bilinear, the border repeated.
+      [H, W, C], bilinear; the border mirrored by the affine map, repeated by the field.
 
     Raises:
-      ValueError: for a negative displacement, or a smoothness that is not positive.
+      ValueError: for a negative displacement or affine, or a smoothness that is not positive.
     """
-    if not (displacement >= 0 and smoothness > 0):
+    if not (displacement >= 0 and smoothness > 0 and affine >= 0):
         raise ValueError(
-            f"elastic's displacement {displacement} and smoothness {smoothness}: at least 0 and "
-            "more than 0 were expected"
+            f"elastic's displacement {displacement}, smoothness {smoothness} and affine {affine}: "
+            "at least 0, more than 0 and at least 0 were expected"
         )
-    if displacement == 0:
-        return image
     on_key, y_key, x_key = jax.random.split(key, 3)
-    amplitude = displacement * jax.random.bernoulli(on_key, probability)
+    on = jax.random.bernoulli(on_key, probability)
+    if affine:
+        # 0 to 2 are the keys above, which the affine map must leave as they are.
+        matrix = affine_map(jax.random.fold_in(key, 3), image.shape, affine)
+        image = jnp.where(on, warp_affine(image, matrix), image)
+    return _displace(image, y_key, x_key, on, displacement, smoothness) if displacement else image
+
+
+def affine_map(key: jax.Array, shape: tuple[int, ...], reach: float) -> jax.Array:
+    """A random affine map, which moves three corners of a centred square.
+
+    As the ElasticTransform of albumentations did in 2021 (`alpha_affine`): the square's side is two
+    thirds of the image's shorter one.
+
+    Args:
+      key: PRNG key.
+      shape: of the image, [H, W, ...].
+      reach: each coordinate of the three points moves by a uniform number of pixels in ±reach.
+
+    Returns:
+      [2, 3] float32, finite: from the moved (x, y, 1) to the image's (x, y). Points that fall on
+      one line, which no such map undoes, all come from (0, 0), as OpenCV has it.
+    """
+    height, width = shape[:2]
+    half, (x, y) = min(height, width) // 3, (width // 2, height // 2)
+    points = jnp.array([(x + half, y + half), (x + half, y - half), (x - half, y - half)], float)
+    moved = points + jax.random.uniform(key, (3, 2), minval=-reach, maxval=reach)
+    (a, b), (c, d) = moved[0] - moved[2], moved[1] - moved[2]
+    area = a * d - b * c
+    on_line = jnp.abs(area) < _FLAT * 4 * half**2
+    inverse = jnp.array([[d, -b], [-c, a]]) / jnp.where(on_line, 1.0, area)
+    edges = jnp.stack([points[0] - points[2], points[1] - points[2]])
+    # Rows are points here, so that the map's matrix is the transpose of what solves them.
+    linear = jnp.matmul(inverse, edges, precision=jax.lax.Precision.HIGHEST).T
+    offset = points[2] - jnp.sum(linear * moved[2][None, :], axis=1)
+    return jnp.where(on_line, 0.0, jnp.concatenate([linear, offset[:, None]], axis=1))
+
+
+def _displace(
+    image: jax.Array,
+    y_key: jax.Array,
+    x_key: jax.Array,
+    on: jax.Array,
+    displacement: float,
+    smoothness: float,
+) -> jax.Array:
+    """Moves pixels by a smooth field for each axis where `on`."""
+    amplitude = displacement * on
     limit = 3 * displacement
     shape = (image.shape[0], image.shape[1])
     dx = jnp.clip(amplitude * smooth_field(x_key, shape, smoothness), -limit, limit)

@@ -47,10 +47,35 @@ def jitter_joint(
     return _jitter(image, key, (1, 1, 1), brightness, contrast, offset, probability)
 
 
-def grayscale(image: jax.Array, key: jax.Array, *, probability: float = 0.2) -> jax.Array:
-    """Replaces every channel by the mean of all."""
-    mean = jnp.mean(image, axis=2, keepdims=True)
-    return jnp.where(jax.random.bernoulli(key, probability), mean, image)
+def grayscale(
+    image: jax.Array,
+    key: jax.Array,
+    *,
+    probability: float = 0.2,
+    weights: tuple[float, ...] = (),
+) -> jax.Array:
+    """Replaces every channel by the mean of all, or by their weighted sum.
+
+    Args:
+      image: [H, W, C].
+      key: PRNG key.
+      probability: of changing an image at all.
+      weights: of the channels, C of them; () takes the mean. (0.299, 0.587, 0.114) is luma.
+
+    Returns:
+      [H, W, C].
+
+    Raises:
+      ValueError: for another number of weights.
+    """
+    channels = image.shape[2]
+    if weights and len(weights) != channels:
+        raise ValueError(f"grayscale has {len(weights)} weights for {channels} channels")
+    if weights:
+        grey = jnp.sum(image * jnp.array(weights)[None, None, :], axis=2, keepdims=True)
+    else:
+        grey = jnp.mean(image, axis=2, keepdims=True)
+    return jnp.where(jax.random.bernoulli(key, probability), grey, image)
 
 
 def gaussian_blur(

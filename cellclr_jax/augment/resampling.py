@@ -67,6 +67,41 @@ def smooth_field(key: jax.Array, shape: tuple[int, int], smoothness: float) -> j
     return jnp.einsum("yi,ij,xj->yx", bases[0], noise, bases[1], precision=_EXACT)
 
 
+def warp_affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Bilinear interpolation at the places that an affine map gives, mirrored at the border.
+
+    Args:
+      image: [H, W, C].
+      matrix: [2, 3], from the result's (x, y, 1) to the image's (x, y), in pixels; finite.
+
+    Returns:
+      [H, W, C]. Far outside, the border is mirrored again and again (x = -1 is x = 1).
+    """
+    height, width, _ = image.shape
+    x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
+    columns = _fold(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2], width)
+    rows = _fold(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2], height)
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = (rows - top)[:, :, None], (columns - left)[:, :, None]
+    rows, columns = top.astype(jnp.int32), left.astype(jnp.int32)
+    # At the far border the weight of what would lie beyond is 0.
+    below, beside = jnp.minimum(rows + 1, height - 1), jnp.minimum(columns + 1, width - 1)
+
+    def pixels(rows: jax.Array, columns: jax.Array) -> jax.Array:
+        return jnp.asarray(image).at[rows, columns].get(mode="promise_in_bounds")
+
+    upper = (1.0 - right) * pixels(rows, columns) + right * pixels(rows, beside)
+    lower = (1.0 - right) * pixels(below, columns) + right * pixels(below, beside)
+    return (1.0 - down) * upper + down * lower
+
+
+def _fold(place: jax.Array, side: int) -> jax.Array:
+    """Where a place lies once all mirrors at a side's ends are undone; in [0, side - 1]."""
+    period = max(2 * (side - 1), 1)
+    # A place that float32 cannot tell from the next pixel is rounded past the end.
+    return jnp.clip(jnp.abs(place - period * jnp.round(place / period)), 0.0, side - 1.0)
+
+
 def shift_along(image: jax.Array, shift: jax.Array, limit: float, axis: int) -> jax.Array:
     """Linear interpolation at position + shift along one axis; |shift| ≤ limit pixels, [H, W].
 

@@ -1,0 +1,132 @@
+"""The published host chain of 2021: albumentations where it still agrees, OpenCV where it does not.
+
+Every operation takes a generator and an RGB image [H, W, 3], uint8 or float32 in [0, 1].
+"""
+
+import random
+from collections.abc import Callable
+
+import albumentations
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+Operation = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+
+# The same chain by the operations of `augment`.
+ON_DEVICE = {
+    "random_resized_crop": {},
+    "flip_horizontal": {},
+    "elastic": {"affine": 50.0, "displacement": 0.0064, "smoothness": 75.0},
+    "color_jitter": {},
+    "gaussian_blur": {"sigma": (0.1, 2.0), "kernel": 9},
+}
+
+
+def of_albumentations(transform: albumentations.BasicTransform) -> Operation:
+    """One of albumentations' transforms, which draws from its own generator, seeded once."""
+    transform.set_random_seed(0)
+    return lambda _, image: transform(image=image)["image"]
+
+
+def crop() -> Operation:
+    """RandomResizedCrop(96, 96), of whole pixels, without antialiasing."""
+    return of_albumentations(albumentations.RandomResizedCrop((96, 96), p=1.0))
+
+
+def flip() -> Operation:
+    """HorizontalFlip()."""
+    return of_albumentations(albumentations.HorizontalFlip(p=0.5))
+
+
+def jitter(probability: float = 0.8, **strengths: float) -> Operation:
+    """ColorJitter() with the defaults of 2021; strengths by name, of those that are not 0.2."""
+    given = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.2) | strengths
+    return of_albumentations(albumentations.ColorJitter(**given, p=probability))
+
+
+def blur(probability: float = 0.5) -> Operation:
+    """GaussianBlur of 9 taps, OpenCV's as it was in 2021."""
+
+    def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        if rng.random() >= probability:
+            return image
+        return cv2.GaussianBlur(image, (9, 9), sigmaX=rng.uniform(0.1, 2.0))
+
+    return operation
+
+
+def blur_of_any_kernel(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """GaussianBlur(blur_limit=9) as 2021 read a bare number: 0 to 9 taps, 0 after the width."""
+    if rng.random() >= 0.5:
+        return image
+    taps = random.Random(int(rng.integers(2**31))).randrange(10)
+    taps = (taps + 1) % 10 if taps and taps % 2 == 0 else taps
+    return cv2.GaussianBlur(image, (taps, taps), sigmaX=rng.uniform(0.1, 2.0))
+
+
+def rotate_quarter() -> Operation:
+    """RandomRotate90()."""
+
+    def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        return np.rot90(image, int(rng.integers(0, 4))) if rng.random() < 0.5 else image
+
+    return operation
+
+
+def gray() -> Operation:
+    """RandomGrayscale of probability 0.2."""
+    return of_albumentations(albumentations.ToGray(p=0.2))
+
+
+def center_crop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """A centred square of a random side, resized to the image's."""
+    side = image.shape[0]
+    kept = max(1, int(side * rng.uniform(0.08, 1.0)))
+    start = (side - kept) // 2
+    box = image[start : start + kept, start : start + kept]
+    return cv2.resize(box, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def moved_points(
+    rng: np.random.Generator, side: int, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The three points (x, y) of the elastic transform's affine map, and where they go."""
+    center, half = side // 2, side // 3
+    points = center + half * np.array([[1, 1], [1, -1], [-1, -1]], np.float32)
+    return points, (points + rng.uniform(-reach, reach, (3, 2))).astype(np.float32)
+
+
+def field(rng: np.random.Generator, side: int) -> np.ndarray:
+    """The elastic transform's displacements along one axis, in pixels: alpha 1, sigma 50."""
+    return gaussian_filter(rng.uniform(-1, 1, (side, side)), 50).astype(np.float32)
+
+
+def elastic(probability: float = 0.5, reach: float = 50.0) -> Operation:
+    """ElasticTransform() as it was in 2021: an affine map, then a field."""
+
+    def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        if rng.random() >= probability:
+            return image
+        side, border = image.shape[0], cv2.BORDER_REFLECT_101
+        if reach:
+            matrix = cv2.getAffineTransform(*moved_points(rng, side, reach))
+            image = cv2.warpAffine(image, matrix, (side, side), borderMode=border)
+        x, y = np.meshgrid(np.arange(side), np.arange(side))
+        columns, rows = x + field(rng, side), y + field(rng, side)
+        columns, rows = columns.astype(np.float32), rows.astype(np.float32)
+        return cv2.remap(image, columns, rows, cv2.INTER_LINEAR, borderMode=border)
+
+    return operation
+
+
+def chain() -> Operation:
+    """All of them, in the published order."""
+    parts = (crop(), flip(), elastic(), jitter(), blur())
+
+    def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        for part in parts:
+            image = part(rng, image)
+        return image
+
+    return operation

@@ -1,0 +1,109 @@
+"""Draws of the published host chain (albumentations of 2021), one at a time in plain NumPy.
+
+Each function takes a generator and returns what a view is made of; side is the image's, in pixels.
+"""
+
+import colorsys
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+LUMA = np.array([0.299, 0.587, 0.114])
+NAMES = ("brightness", "contrast", "saturation", "hue")
+
+
+def crop(rng, side):
+    """(height, width, top, left) in whole pixels, of up to ten tries the first that fits."""
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * side**2
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < width <= side and 0 < height <= side:
+            top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
+            return height, width, top, left
+    return side, side, 0, 0
+
+
+def points(side):
+    """The three points (x, y) that the elastic transform's affine map moves."""
+    center, half = side // 2, side // 3
+    return np.array(
+        [
+            [center + half, center + half],
+            [center + half, center - half],
+            [center - half, center - half],
+        ],
+        np.float64,
+    )
+
+
+def moved_points(rng, side, reach=50.0):
+    """Where those points go."""
+    return points(side) + rng.uniform(-reach, reach, (3, 2))
+
+
+def map_between(sources, targets):
+    """The affine map [2, 3] that takes three points (x, y) to three others."""
+    return np.linalg.solve(np.column_stack([sources, np.ones(3)]), targets).T
+
+
+def warp(image, matrix):
+    """Bilinear, pixel by pixel, at matrix @ (x, y, 1); mirrored about the outermost pixels."""
+    height, width = image.shape[:2]
+    out = np.zeros(image.shape)
+
+    def mirrored(place, side):
+        while not 0 <= place < side:
+            place = -place if place < 0 else 2 * (side - 1) - place
+        return place
+
+    for y, x in np.ndindex(height, width):
+        column, row = matrix @ (x, y, 1.0)
+        left, top = int(np.floor(column)), int(np.floor(row))
+        for i in (0, 1):
+            for j in (0, 1):
+                weight = (1 - abs(row - top - i)) * (1 - abs(column - left - j))
+                pixel = image[mirrored(top + i, height), mirrored(left + j, width)]
+                out[y, x] += weight * pixel
+    return out
+
+
+def field(rng, side):
+    """The displacements along one axis, in pixels: alpha 1, sigma 50."""
+    return gaussian_filter(rng.uniform(-1, 1, (side, side)), 50)
+
+
+def jitter(rng, strength=0.2):
+    """(factors and shift by name, the four names in their order)."""
+    factors = {name: rng.uniform(1 - strength, 1 + strength) for name in NAMES[:3]}
+    return factors | {"hue": rng.uniform(-0.2, 0.2)}, list(rng.permutation(NAMES))
+
+
+def naive_hue(image, shift):
+    """Turns hues by colorsys, pixel by pixel."""
+    out = np.zeros(image.shape)
+    for i, j in np.ndindex(image.shape[:2]):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) for c in image[i, j]))
+        out[i, j] = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
+    return out
+
+
+def naive_jitter(image, names, factors):
+    """The named parts one after the other, in float64, clipped after each."""
+    for name in names:
+        factor = factors[name]
+        if name == "hue":
+            image = naive_hue(image, factor)
+        elif name == "brightness":
+            image = image * factor
+        else:
+            luma = (image @ LUMA)[:, :, None]
+            blend = luma.mean() if name == "contrast" else luma
+            image = factor * image + (1 - factor) * blend
+        image = np.clip(image, 0, 1)
+    return image
+
+
+def quarter_turns(rng):
+    """RandomRotate90: half of the images, by 0 to 3 quarter turns."""
+    return int(rng.integers(0, 4)) if rng.random() < 0.5 else 0
