@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from cellclr_jax.cli import BadUse
+from cellclr_jax.profiling.measures.across_plates import across_plates
 from cellclr_jax.profiling.measures.activity import activity
 from cellclr_jax.profiling.measures.batch_effect import batch_effect
 from cellclr_jax.profiling.measures.consistency import consistency
@@ -23,6 +24,7 @@ MEASURES: dict[str, Callable[[CorrectedProfiles], Measured]] = {
     "well_intervals": well_intervals,
     "mechanisms": mechanisms,
     "k_nearest": k_nearest,
+    "across_plates": across_plates,
 }
 """By the name under which `metrics.json` holds them."""
 
