@@ -1,0 +1,288 @@
+"""What 1,500 real crops of one week can tell: treatments across plates, and plates of controls.
+
+    python tests/bench/real_crops.py --out=DIR [--seeds=0,1,2] [--epochs=300] [--source=DIR]
+
+Builds the dataset, trains the demo's network once a seed, embeds every cell, and prints two tables
+in Markdown: features beside each other, and the same under each correction (see
+`tests/crop_scores.py`). `--source` is the folder with `crops/` and BBBC021's two tables, by default
+`data/bbbc021` of CELLCLR_SHARED (or `../shared`). Stopped, the same command goes on.
+
+300 epochs were the first number tried and the only one: the validation loss (of a random 15 % of
+the cells, without labels) falls all the way, by less than 0.01 over the last twenty epochs. Scores,
+which decided nothing, are of the last checkpoint and of all cells.
+
+Writes scores.json and figures of points; no image leaves the dataset's folder.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from crop_scores import (  # noqa: E402
+    CORRECTIONS,
+    LEVELS,
+    control_auc,
+    corrected,
+    dose_told,
+    doses_retrieved,
+    is_control,
+    means,
+    plate_told,
+    plate_told_of_sites,
+    treatments_retrieved,
+)
+
+from cellclr_jax.cli import BadData  # noqa: E402
+from cellclr_jax.profiling.measures.across_plates import Retrieval  # noqa: E402
+
+KINDS = ("trained", "untrained", "intensity", "pixels")
+VALIDATION = 0.15
+MINIBATCH = 128  # of 1,253 cells: nine steps an epoch
+# Columns of the first table: all treatments and doses alone, of wells and of sites.
+RETRIEVED = ("all, wells", "all, sites", "doses, wells", "doses, sites")
+TOLD = ("none", "plates", "whitening", "tvn")  # z-scores by all controls tell no more, nor less
+
+Scores = dict[str, dict[str, float]]
+
+
+def binary(name: str, *flags: str) -> None:
+    """Runs one of the package's programs."""
+    command = [sys.executable, "-m", f"cellclr_jax.{name}", *flags]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def build(source: Path, data_dir: Path) -> None:
+    """The dataset, unless it is there."""
+    if not list(data_dir.glob("*/*/*/manifest.json")):
+        binary(
+            "build", "--source=crops", f"--input={source / 'crops'}", f"--data_dir={data_dir}",
+            f"--image_csv={source / 'BBBC021_v1_image.csv'}",
+            f"--moa_csv={source / 'BBBC021_v1_moa.csv'}", "--workers=1",
+        )  # fmt: skip
+
+
+def train(folder: Path, data_dir: Path, *, seed: int, epochs: int, config: str) -> None:
+    """A run, or what is missing of it, and its embedding."""
+    flags = {
+        "seed": seed,
+        "data_dir": data_dir,
+        "minibatch_size": MINIBATCH,
+        "epochs": epochs,
+        "validation_fraction": VALIDATION,
+        "schedule.warmup_epochs": epochs / 60,
+    }
+    settings = [f"--config.{name}={value}" for name, value in flags.items()]
+    binary("main", f"--config={config}", f"--workdir={folder / 'run'}", *settings)
+    binary("embed", f"--workdir={folder / 'run'}", f"--out={folder / 'embedding'}")
+
+
+def features_of(folder: Path) -> dict[str, np.ndarray]:
+    """[N, D] features of every cell by kind, in the order of the dataset.
+
+    The run's own are those that `embed` wrote; its untrained encoder, intensities and components of
+    pixels come from one more pass.
+    """
+    path = folder / "features.npz"
+    if not path.exists():
+        from etils import epath
+
+        from cellclr_jax import sharding
+        from cellclr_jax.embedding import restore, visit
+        from cellclr_jax.encoding import make_encoding
+        from cellclr_jax.pixels import fit_pixel_components
+        from cellclr_jax.profiling.probing.cells import KeptCells
+        from cellclr_jax.run_config import read_config
+
+        run, mesh = epath.Path(folder / "run"), sharding.make_mesh()
+        encoding = make_encoding(read_config(run))
+        _, variables, _ = restore(run, "last", encoding, mesh)
+        kept = KeptCells(np.arange(len(encoding.cells.table)))
+        pixels = fit_pixel_components(encoding)
+        visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
+        cells = embedded(folder)
+        if cells["Metadata_CellId"].tolist() != encoding.cells.table["cell_id"].tolist():
+            raise BadData(f"{folder / 'embedding'} does not hold the cells of the dataset")
+        own = cells.filter(regex=r"^cellclr_\d+$").to_numpy(np.float32)
+        part = path.with_name("part.npz")
+        np.savez(part, **(kept.features | {"trained": own}))
+        part.replace(path)
+    with np.load(path) as found:
+        return {kind: found[kind] for kind in KINDS}
+
+
+def embedded(folder: Path) -> pd.DataFrame:
+    """The cells that `embed` wrote."""
+    parts = sorted((folder / "embedding" / "cells").glob("*.parquet"))
+    return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+
+
+def cells_of(folder: Path) -> pd.DataFrame:
+    """[N] plate, well, site, compound, concentration."""
+    names = ["plate", "well", "site", "compound", "concentration"]
+    columns = {f"Metadata_{name.title()}": name for name in names}
+    return embedded(folder)[list(columns)].rename(columns=columns)
+
+
+def scores_of(features: np.ndarray, cells: pd.DataFrame) -> Scores:
+    """All scores of one kind of features, as JSON: {what: {name: value}}."""
+    found: Scores = {}
+    for level in LEVELS:
+        found[f"all, {level}"] = numbers(treatments_retrieved(features, cells, level))
+        for way in CORRECTIONS:
+            # Of six wells, corrections plate by plate cannot be fitted.
+            with contextlib.suppress(BadData):
+                retrieved = doses_retrieved(features, cells, level, way)
+                found[f"doses, {level}, {way}"] = numbers(retrieved)
+        found[f"doses, {level}"] = found[f"doses, {level}, controls"]
+    for way in TOLD:
+        found[f"plate, cells, {way}"] = plate_told(features, cells, way)
+        found[f"plate, sites, {way}"] = plate_told_of_sites(features, cells, way)
+    found["4 treatments"] = dose_told(features, cells, treated=False)
+    found["3 doses"] = dose_told(features, cells, treated=True)
+    found["DMSO or not"] = {"auc": control_auc(features, cells)}
+    return found
+
+
+def numbers(found: Retrieval) -> dict[str, float]:
+    """Counts, means over treatments, the same by chance, and p."""
+    named = dict(zip(("nearest", "precision"), found.means.tolist(), strict=True))
+    by_chance = dict(zip(named, found.by_chance.mean(axis=0).tolist(), strict=True))
+    better = (np.sum(found.by_chance >= found.means - 1e-12, axis=0) + 1) / (
+        len(found.by_chance) + 1
+    )
+    return {
+        "asked": int(found.asks.sum()),
+        "correct": int(found.nearest.sum()),
+        **named,
+        **{f"{name} by chance": value for name, value in by_chance.items()},
+        **{f"{name}, p": value for name, value in zip(named, better.tolist(), strict=True)},
+    }
+
+
+def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
+    """By kind of features, of each seed; what no seed changes once."""
+    found: dict[str, list[Scores]] = {kind: [] for kind in KINDS}
+    for folder in folders:
+        path = folder / "scores.json"
+        if not path.exists():
+            features, cells = features_of(folder), cells_of(folder)
+            scores = {kind: scores_of(features[kind], cells) for kind in KINDS}
+            path.write_text(json.dumps(scores, indent=1))
+        for kind, scores in json.loads(path.read_text()).items():
+            if folder == folders[0] or kind in ("trained", "untrained"):
+                found[kind].append(scores)
+    (out / "scores.json").write_text(json.dumps(found, indent=1))
+    return found
+
+
+def cell(runs: list[Scores], what: str, name: str) -> str:
+    """Mean and deviation over seeds."""
+    values = np.array([run[what][name] for run in runs])
+    text = f"{values.mean():.2f}"
+    return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.2f}"
+
+
+def retrieved(runs: list[Scores], what: str) -> str:
+    """'0.50 ± 0.10 (7.3 of 14), 0.56 ± 0.03': nearest, right of all that ask, average precision."""
+    right = np.mean([run[what]["correct"] for run in runs])
+    counts = f"({right:.3g} of {runs[0][what]['asked']})"
+    return f"{cell(runs, what, 'nearest')} {counts}, {cell(runs, what, 'precision')}"
+
+
+def print_features(found: dict[str, list[Scores]]) -> None:
+    """The first table: features beside each other; plates before and after z-scores by plate."""
+    last = ("plate, before", "plate, after", "4 treatments", "3 doses", "DMSO or not, AUC")
+    head = ["features", *(f"{title}: nearest, mAP" for title in RETRIEVED), *last]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for kind, runs in found.items():
+        row = [kind, *(retrieved(runs, what) for what in RETRIEVED)]
+        row += [cell(runs, f"plate, cells, {way}", "logistic") for way in ("none", "plates")]
+        row += [cell(runs, what, "logistic") for what in ("4 treatments", "3 doses")]
+        print(f"| {' | '.join([*row, cell(runs, 'DMSO or not', 'auc')])} |")
+    chance = ["chance"]
+    for what in RETRIEVED:
+        every = [run[what] for runs in found.values() for run in runs]
+        named = ("nearest by chance", "precision by chance")
+        chance.append(", ".join(f"{np.mean([one[name] for one in every]):.2f}" for name in named))
+    print(f"| {' | '.join([*chance, '0.17', '0.17', '0.25', '0.33', '0.50'])} |")
+
+
+def print_corrections(found: dict[str, list[Scores]]) -> None:
+    """The second table: what each correction does to doses across plates and to plates."""
+    head = ["features", "correction", "doses, sites: nearest, mAP"]
+    head += ["plate of a cell: logistic", "k-NN", "plate of a site: logistic", "1-NN"]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for kind, runs in found.items():
+        for way in TOLD:
+            row = [kind, way, retrieved(runs, f"doses, sites, {way}")]
+            for level in ("cells", "sites"):
+                row += [cell(runs, f"plate, {level}, {way}", name) for name in ("logistic", "knn")]
+            print(f"| {' | '.join(row)} |")
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Sites by their first two principal components, coloured by treatment and by plate."""
+    features, cells = features_of(folder), cells_of(folder)
+    figure, axes = plt.subplots(2, len(KINDS), figsize=(4 * len(KINDS), 7), squeeze=False)
+    for column, kind in enumerate(KINDS):
+        values, rows = means(features[kind], cells, "sites")
+        plates = rows["plate"].to_numpy(object)
+        values = corrected(values, is_control(rows), plates, "controls")
+        points = PCA(2, svd_solver="full").fit_transform(values)
+        treatments = rows["compound"] + " " + rows["concentration"].map("{:g} µM".format)
+        for line, names in enumerate((treatments, rows["plate"])):
+            axis = axes[line][column]
+            for name in sorted(set(names)):
+                some = points[(names == name).to_numpy()]
+                axis.scatter(some[:, 0], some[:, 1], s=18, label=name)
+            axis.set_title(kind)
+    for line in axes:
+        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(out / "sites.png", dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Builds, trains, embeds, scores and prints; what is done is skipped."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    beside = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2", help="of the runs, separated by commas")
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--source", type=Path, default=beside / "data" / "bbbc021")
+    parser.add_argument("--config", default="configs/simclr_demo.py")
+    given = parser.parse_args()
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    build(given.source.resolve(), out / "data")
+    folders = [out / f"seed{int(seed)}" for seed in given.seeds.split(",")]
+    for folder in folders:
+        if not (folder / "features.npz").exists():
+            seed = int(folder.name.removeprefix("seed"))
+            train(folder, out / "data", seed=seed, epochs=given.epochs, config=given.config)
+            features_of(folder)
+    found = all_scores(folders, out)
+    draw(folders[0], out)
+    print_features(found)
+    print_corrections(found)
+
+
+if __name__ == "__main__":
+    main()
