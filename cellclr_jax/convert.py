@@ -1,0 +1,68 @@
+"""Weights from PyTorch and back.
+
+A state dict of torchvision's or timm's ResNet-18, 50 or 101, or a checkpoint of the published code
+(ResNet or CNN, with its head), becomes a work directory that `eval` and `embed` read, and that
+--config.init.workdir=DIR lets a training run begin with:
+  python -m cellclr_jax.convert --input=FILE --workdir=DIR [--config=FILE --config.name=value …]
+
+A checkpoint of a work directory becomes a state dict, the encoder alone or with its head:
+  python -m cellclr_jax.convert --workdir=DIR [--step=last|best|N]
+                                --output=FILE.pth|FILE.safetensors [--layout=torchvision|published]
+
+Files of torch.save need PyTorch, pip install 'cellclr_jax[convert]'; nothing but tensors is loaded.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from cellclr_jax import cli, config_flag, default_config
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("input", None, "A state dict or checkpoint: .pth, .pt, .safetensors.")
+flags.DEFINE_string("workdir", None, "Made of --input, or of which --output is made.")
+flags.DEFINE_string("output", None, "The state dict to write: .pth, .pt, .safetensors.")
+flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
+flags.DEFINE_enum(
+    "layout",
+    None,
+    ["torchvision", "published"],
+    "What --output has: torchvision, the encoder alone, by default of a ResNet; or published, "
+    "features.* and the head's l1 and l2, by default of a CNN.",
+)
+_ONLY_WITH = {"input": ("config",), "output": ("step", "layout")}
+
+
+def main() -> None:
+    """Converts what the flags name."""
+    given = [name for name in _ONLY_WITH if FLAGS[name].value]
+    if len(given) != 1:
+        raise cli.BadUse("one of --input and --output was expected (see --help)")
+    if not FLAGS.workdir:
+        raise cli.BadUse("--workdir=DIR was expected (see --help)")
+    for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
+        if FLAGS[name].present:
+            raise cli.BadUse(f"--{name} says nothing beside --{given[0]}")
+    if FLAGS.output:
+        _export()
+    else:
+        _import()
+
+
+def _import() -> None:
+    named = FLAGS["config"].present
+    config = config_flag.read_config() if named else default_config.get_config()
+    from cellclr_jax.weights.converted_run import import_weights
+
+    import_weights(Path(FLAGS.input), FLAGS.workdir, config, named=bool(named))
+
+
+def _export() -> None:
+    from cellclr_jax.weights.converted_run import export_weights
+
+    export_weights(FLAGS.workdir, FLAGS.step, Path(FLAGS.output), layout=FLAGS.layout)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,482 @@
+"""Files of PyTorch become work directories and files again; no file can run, or half-write."""
+
+import functools
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from binaries import run
+from drawn_weights import drawn
+from etils import epath
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_embed import metadata, name_channels
+from tiny_dataset import random_images, write_dataset
+from tiny_run import get_config
+
+from cellclr_jax import default_config
+from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.run_config import read_config, write_config
+from cellclr_jax.trained_on import check_dataset, refuse_conversion
+from cellclr_jax.weights import weight_files
+from cellclr_jax.weights.converted_run import export_weights, import_weights
+from cellclr_jax.weights.torch_layout import Network, shapes_of, slots, to_entries, to_variables
+
+ROOT = Path(__file__).parents[1]
+SMALL = Network("cnn", 3, "published", (8, 8), "batch", (8, 16))
+NETWORKS = {
+    "resnet": Network("resnet18", 3, "torchvision"),
+    "resnet_head": Network("resnet18", 3, "published", head=(96, 24)),
+    "cnn": Network("cnn", 5, "published", (16, 32, 64, 64), "none", (64, 64)),
+    "cnn_batch": Network("cnn", 3, "published", (8, 24), "batch"),
+}
+ENDINGS = (".pth", ".safetensors")
+
+
+@functools.cache
+def entries_of(network):
+    """Drawn entries of a network, its counters among them."""
+    plain = drawn({name: slot.shape for name, slot in slots(network).items()})
+    return to_entries(to_variables(plain, network), network)
+
+
+def write(path, entries):
+    """A file of entries, or of anything where PyTorch writes it."""
+    if path.suffix == ".safetensors":
+        save_file(entries, path)
+    else:
+        torch = pytest.importorskip("torch")
+        tensors = {
+            name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+            for name, value in entries.items()
+        }
+        torch.save(tensors, path)
+    return path
+
+
+def read(path):
+    """Entries of a file, read by the library of its form alone."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    loaded = pytest.importorskip("torch").load(path, weights_only=True)
+    return {name: tensor.numpy() for name, tensor in loaded.items()}
+
+
+def convert(source, workdir, config=None):
+    named = config is not None
+    import_weights(source, workdir, config or default_config.get_config(), named=named)
+    return Path(workdir)
+
+
+def refusal(error, call, *arguments, **named):
+    with pytest.raises(error) as caught:
+        call(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same(one, other):
+    """Whether two files hold the same entries, to the bit."""
+    assert one.keys() == other.keys()
+    return all(
+        one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A file and the work directory that it became."""
+    folder = tmp_path_factory.mktemp("small")
+    source = write(folder / "small.safetensors", entries_of(SMALL))
+    return source, convert(source, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder whose dataset has plates, wells and compounds."""
+    folder = tmp_path_factory.mktemp("data")
+    name_channels(write_dataset(folder, random_images(), columns=metadata()))
+    return folder
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_there_and_back_is_equal_to_the_bit(name, ending, tmp_path):
+    network, entries = NETWORKS[name], entries_of(NETWORKS[name])
+    workdir = convert(write(tmp_path / f"given{ending}", entries), tmp_path / "run")
+    output = tmp_path / f"back{ending}"
+    export_weights(workdir, "last", output, layout=network.layout)
+    assert same(read(output), entries)
+    assert {path.name for path in tmp_path.iterdir()} == {f"given{ending}", "run", output.name}
+    config = read_config(epath.Path(workdir)).model
+    assert config.encoder == network.encoder
+    assert config.head.depth == (2 if network.head else 0)
+    if network.head:
+        assert (config.head.hidden, config.head.width) == network.head
+    if network.encoder == "cnn":
+        assert (tuple(config.cnn.widths), config.cnn.norm) == (network.widths, network.norm)
+
+
+def test_a_file_says_what_it_is_and_a_head_that_is_left_out_is_told(tmp_path, capsys):
+    source = write(tmp_path / "given.safetensors", entries_of(NETWORKS["resnet_head"]))
+    workdir = convert(source, tmp_path / "run")
+    export_weights(workdir, "0", tmp_path / "back.safetensors", layout=None)
+    assert "the head is left out" in capsys.readouterr().err
+    with safe_open(tmp_path / "back.safetensors", "np") as file:
+        told = file.metadata()
+    assert told == {"format": "pt", "layout": "torchvision", "encoder": "resnet18"}
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == entries_of(NETWORKS["resnet"]).keys()
+
+
+def test_the_state_is_what_a_run_saves(small):
+    with Checkpoints(small[1] / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [0]
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=place),
+            {"step": (), **shapes_of(SMALL)},
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        template["step"] = jax.ShapeDtypeStruct((), np.int32, sharding=place)
+        state, progress, _ = checkpoints.restore_newest(template)
+    assert state["step"] == 0
+    want = to_variables(
+        {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}, SMALL
+    )
+    got = {kind: jax.device_get(state[kind]) for kind in want}
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert progress["converted"]["channels"] == 3
+    assert progress["converted"]["sha256"] == weight_files.digest(small[0])
+
+
+def test_wrapped_entries_and_other_floats_are_taken(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    entries = entries_of(SMALL)
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.float32)
+    tensors = {f"module.{n}": torch.from_numpy(np.array(a)) for n, a in entries.items()}
+    floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    for i, name in enumerate(floats):
+        tensors[name] = tensors[name].to(kinds[i % len(kinds)])
+    tensors["module.fc.weight"] = torch.zeros(3, 8)
+    want = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        torch.save({wrapper: tensors, "epoch": 3}, tmp_path / f"{wrapper}.pth")
+        found = weight_files.read_entries(tmp_path / f"{wrapper}.pth")
+        assert found.keys() == want.keys()
+        assert all(
+            found[n].dtype == np.float32 and np.array_equal(found[n], want[n]) for n in floats
+        )
+    convert(tmp_path / "model.pth", tmp_path / "run")
+    assert "left out: fc.weight" in capsys.readouterr().err
+
+
+def test_floats_of_safetensors_are_read_as_those_of_pytorch(tmp_path):
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    torch = pytest.importorskip("torch")
+    kinds = {"half": torch.float16, "brain": torch.bfloat16, "double": torch.float64}
+    tensors = {n: torch.linspace(-3, 70000, 24).reshape(2, 12).to(k) for n, k in kinds.items()}
+    tensors["count"] = torch.arange(5)
+    safetensors_torch.save_file(tensors, tmp_path / "kinds.safetensors")
+    torch.save(tensors, tmp_path / "kinds.pth")
+    one, other = (weight_files.read_entries(tmp_path / f"kinds{e}") for e in ENDINGS)
+    for name in kinds:
+        np.testing.assert_array_equal(one[name], tensors[name].float().numpy())
+    assert same(one, other)
+    assert one["count"].dtype == np.int64
+
+
+def test_a_number_too_large_for_float32_is_named(tmp_path):
+    entries = {n: a.astype(np.float64) for n, a in entries_of(SMALL).items() if "num" not in n}
+    entries["l1.bias"][2] = 1e300
+    source = write(tmp_path / "large.safetensors", entries)
+    told = refusal(BadData, convert, source, tmp_path / "run")
+    assert told.startswith(f"{source}: ")
+    assert told.endswith("not finite: l1.bias")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_tensor_is_named(tmp_path):
+    source = write(tmp_path / "odd.pth", {**entries_of(SMALL), "epoch": 3, "name": "x"})
+    assert "no plain tensors: epoch (int), name (str)" in refusal(
+        BadData, convert, source, tmp_path / "run"
+    )
+    several = write(tmp_path / "several.pth", {"model": {}, "state_dict": {}})
+    assert "several state dicts" in refusal(BadData, weight_files.read_entries, several)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
+def test_a_pickle_that_would_run_does_not(form, wrapped, tmp_path):
+    torch = pytest.importorskip("torch")
+    marker = tmp_path / "marker"
+    evil = {"state_dict": {"conv1.weight": Evil(marker)}} if wrapped else Evil(marker)
+    source = tmp_path / "evil.pth"
+    if form == "bare":
+        source.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, source, _use_new_zipfile_serialization=form == "zip")
+    told = refusal(BadData, convert, source, tmp_path / "run")
+    assert "model.state_dict()" in told
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(marker)))
+    assert marker.exists()  # it would have
+
+
+def lying(header):
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + bytes(16)
+
+
+HOSTILE = {
+    "empty.pth": (b"", "is empty"),
+    "page.pth": (b"\n<!DOCTYPE html><html>", "a web page"),
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    "text.pth": (b"these are no weights", "neither a zip archive nor a pickle"),
+    "empty.safetensors": (b"", "is empty"),
+    "short.safetensors": (b"\x08\x00", "no safetensors file"),
+    "huge.safetensors": (struct.pack("<Q", 2**60) + b"{}", "no safetensors file"),
+    "words.safetensors": (lying(b"no json at all"), "no safetensors file"),
+    "beyond.safetensors": (
+        lying({"a": {"dtype": "F32", "shape": [400], "data_offsets": [0, 1600]}}),
+        "no safetensors file",
+    ),
+    "shape.safetensors": (
+        lying({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}),
+        "no safetensors file",
+    ),
+    "type.safetensors": (
+        lying({"a": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}}),
+        "of the type F8_E4M3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_file_of_weights_is_told(name, tmp_path):
+    content, told = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    assert told in refusal(BadData, convert, tmp_path / name, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_that_is_cut_off_is_told(ending, kept, tmp_path):
+    source = write(tmp_path / f"cut{ending}", entries_of(SMALL))
+    content = source.read_bytes()
+    source.write_bytes(content[: int(kept * len(content))])
+    assert "cut off" in refusal(BadData, convert, source, tmp_path / "run")
+
+
+def test_a_pickle_of_something_else_is_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "junk.pth").write_bytes(b"\x80\x02" + bytes(range(200)))
+    assert "was expected" in refusal(BadData, convert, tmp_path / "junk.pth", tmp_path / "run")
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "holds a list" in refusal(BadData, convert, tmp_path / "list.pth", tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_whole_models_are_not_loaded(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 2)
+    torch.save(model, tmp_path / "model.pth")
+    torch.jit.script(model).save(tmp_path / "script.pth")
+    for name, told in (("model.pth", "torch.nn.modules.linear.Linear"), ("script.pth", "never")):
+        assert told in refusal(BadData, convert, tmp_path / name, tmp_path / "run")
+
+
+def test_a_library_that_is_missing_is_told(tmp_path, small, monkeypatch):
+    (tmp_path / "zip.pth").write_bytes(b"PK\x03\x04")
+    for name in ("torch", "safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for source, instead in ((tmp_path / "zip.pth", ".safetensors file"), (small[0], ".pth file")):
+        told = refusal(BadUse, convert, source, tmp_path / "run")
+        assert "pip install 'cellclr_jax[convert]'" in told
+        assert instead in told
+    for ending in ENDINGS:
+        told = refusal(
+            BadUse, export_weights, small[1], "last", tmp_path / f"o{ending}", layout=None
+        )
+        assert "pip install" in told
+
+
+def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys):
+    source, workdir = small
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    convert(source, workdir)
+    assert "already" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+    config = default_config.get_config()
+    config.image_size = 48
+    config.model.encoder, config.model.cnn.widths, config.model.cnn.norm = "cnn", (8, 8), "batch"
+    assert "image_size" in refusal(BadUse, convert, source, workdir, config)
+    other = write(tmp_path / "other.safetensors", entries_of(NETWORKS["cnn_batch"]))
+    assert "converted from" in refusal(BadUse, convert, other, workdir)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert "something else" in refusal(BadUse, convert, other, tmp_path / "run")
+    write_config(get_config(), epath.Path(tmp_path / "trained"))
+    assert "something else" in refusal(BadUse, convert, other, tmp_path / "trained")
+
+
+def test_a_config_that_names_another_encoder_is_refused(small, tmp_path):
+    config = default_config.get_config()
+    told = refusal(BadUse, convert, small[0], tmp_path / "run", config)
+    assert "config.model.encoder is resnet50, that of the file cnn" in told
+    config.model.encoder = "cnn"
+    assert "(8, 8)" in refusal(BadUse, convert, small[0], tmp_path / "run", config)
+    config.model.cnn.widths, config.model.cnn.norm, config.image_size = (8, 8), "batch", 48
+    convert(small[0], tmp_path / "run", config)
+    assert read_config(epath.Path(tmp_path / "run")).image_size == 48
+
+
+def test_nothing_half_written_stays(small, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        convert(small[0], tmp_path / "run")
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        export_weights(small[1], "last", tmp_path / "out.safetensors", layout=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "told"),
+    [
+        ("out.bin", None, "a name in .pth"),
+        ("none/out.pth", None, "no such folder"),
+        ("there.safetensors", None, "is there"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(name, layout, told, small, tmp_path):
+    (tmp_path / "there.safetensors").write_text("mine")
+    assert told in refusal(BadUse, export_weights, small[1], "last", tmp_path / name, layout=layout)
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+def test_a_head_that_the_published_code_lacks_is_refused(tmp_path):
+    config = get_config()
+    config.model.head.norm = "batch"
+    write_config(config, epath.Path(tmp_path))
+    output = tmp_path / "out.safetensors"
+    assert "two linear layers" in refusal(
+        BadUse, export_weights, tmp_path, "last", output, layout="published"
+    )
+
+
+def test_a_cnn_is_written_without_its_head(small, tmp_path):
+    export_weights(small[1], "last", tmp_path / "out.safetensors", layout="torchvision")
+    want = {n: a for n, a in entries_of(SMALL).items() if n.startswith("features.")}
+    assert same(load_file(tmp_path / "out.safetensors"), want)
+
+
+def test_evaluation_and_embedding_say_where_weights_are_from(small, data, tmp_path):
+    source = small[0]
+    made = run(
+        "convert", f"--input={source}", f"--workdir={tmp_path / 'run'}",
+        "--config=cellclr_jax/default_config.py", "--config.model.encoder=cnn",
+        "--config.model.cnn.widths=(8,8)", "--config.model.cnn.norm=batch",
+        "--config.image_size=8", "--config.dataset=single_cells/all",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    flags = (f"--workdir={tmp_path / 'run'}", f"--data_dir={data}")
+    told = f"weights converted from {source}"
+    evaluated = run("eval", *flags)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"note: {told}" in evaluated.stderr
+    scores = json.loads((tmp_path / "run" / "eval" / "0" / "metrics.json").read_text())
+    assert scores["run"]["trained_on"] == told
+    embedded = run("embed", *flags, f"--out={tmp_path / 'out'}")
+    assert embedded.returncode == 0, embedded.stderr
+    assert f"note: {told}" in embedded.stderr
+    record = json.loads((tmp_path / "out" / "embedding.json").read_text())
+    assert record["settings"]["trained_on"] == told
+
+
+def test_channels_that_are_not_the_weights_are_refused(tmp_path, data):
+    source = write(tmp_path / "five.safetensors", entries_of(NETWORKS["cnn"]))
+    config = default_config.get_config()
+    config.model.encoder, config.dataset = "cnn", "single_cells/all"
+    workdir = convert(source, tmp_path / "run", config)
+    failed = run("eval", f"--workdir={workdir}", f"--data_dir={data}")
+    assert failed.returncode == 2
+    assert "for images of 5 channels" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_converted_work_directory_is_not_trained_in(small, data):
+    source, workdir = small
+    told = refusal(BadUse, refuse_conversion, epath.Path(workdir))
+    assert "--config.init.workdir" in told
+    assert str(source) in told
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        progress = checkpoints.newest_progress()
+    assert told == refusal(BadUse, check_dataset, progress, None, workdir)
+    refuse_conversion(epath.Path(data))  # which holds none
+
+
+def test_the_weights_of_a_run_are_written(tmp_path):
+    config = get_config()
+    config.model.head.norm = "none"
+    write_config(config, epath.Path(tmp_path))
+    entries = {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}
+    state = {"step": np.int32(7), **to_variables(entries, SMALL), "opt_state": np.zeros(3)}
+    progress = {"dataset": "d", "channels": ["dna", "tubulin", "actin"]}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), progress, validation_loss=1.0)
+    export_weights(tmp_path, "best", tmp_path / "out.safetensors", layout="published")
+    assert same(load_file(tmp_path / "out.safetensors"), entries_of(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "one of --input and --output"),
+        (("--input=a.pth",), "--workdir=DIR was expected"),
+        (("--input=a.pth", "--workdir=w"), "--input=a.pth: no such file"),
+        (("--input=a.pth", "--workdir=w", "--layout=published"), "--layout says nothing"),
+        (("--output=a.pth", "--workdir=w", "--config=configs/simclr.py"), "--config says nothing"),
+        (("--output=a.safetensors", "--workdir=nowhere"), "no run in nowhere"),
+    ],
+)
+def test_wrong_flags_are_told(flags, told):
+    failed = run("convert", *flags)
+    assert failed.returncode == 2
+    assert told in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_help_loads_no_library():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['convert', '--help']\n"
+        "try:\n    runpy.run_module('cellclr_jax.convert', run_name='__main__', alter_sys=True)\n"
+        "finally:\n    print(sorted({'jax', 'torch', 'safetensors', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--input" in done.stdout
+    assert "--distributed" not in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
