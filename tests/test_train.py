@@ -243,7 +243,7 @@ def test_another_config_in_the_same_folder_is_refused(config, tmp_path):
         ({"schedule.name": "steps"}, "unknown schedule"),
         ({"schedule.warmup_epochs": 99.0}, "warm-up"),
         ({"model.encoder": "vit"}, "unknown encoder 'vit'"),
-        ({"normalization.method": "log"}, "normalization.method 'log'"),
+        ({"normalization.method": "log"}, "config.normalization: unknown method 'log'"),
         ({"normalization.method": "fixed"}, "need 3 numbers"),
         ({"sampling": "often"}, "sampling 'often'"),
         ({"data_access": "tape"}, "data access 'tape'"),
