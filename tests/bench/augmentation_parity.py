@@ -198,10 +198,7 @@ def of_values(draws: int) -> list[str]:
     shares = [len(views) / draws for views in blurred]
     lines.append(f"| blur rate | | {shares[0]:.3f} | | | {shares[1]:.3f} | | |")
     lines.append(measured("blur's sigma, pixels", *blurred, width))
-    here = ours("gaussian_blur", point(), draws)
     lines.append(measured("blur's peak", there, here, brightest))
-    there = theirs(host.blur_of_any_kernel, point(), draws)
-    lines.append(measured("blur's peak, host's taps 0 to 9", there, here, brightest))
     there = theirs(host.gray(), color, draws)
     here = ours("grayscale", color, draws, weights=(0.299, 0.587, 0.114))
     lines.append(rate_row("grey rate", there, here, color))

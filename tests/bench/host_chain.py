@@ -3,8 +3,9 @@
 Every operation takes a generator and an RGB image [H, W, 3], uint8 or float32 in [0, 1].
 """
 
-import random
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import albumentations
 import cv2
@@ -13,14 +14,10 @@ from scipy.ndimage import gaussian_filter
 
 Operation = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
-# The same chain by the operations of `augment`.
-ON_DEVICE = {
-    "random_resized_crop": {},
-    "flip_horizontal": {},
-    "elastic": {"affine": 50.0, "displacement": 0.0064, "smoothness": 75.0},
-    "color_jitter": {},
-    "gaussian_blur": {"sigma": (0.1, 2.0), "kernel": 9},
-}
+# The same chain by the operations of `augment`, as the published recipe has it.
+_RECIPE = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "simclr_paper.py"))
+_CONFIG = _RECIPE["get_config"]("cnn")
+ON_DEVICE = {name: _CONFIG.views[name].to_dict() for name in _CONFIG.operations}
 
 
 def of_albumentations(transform: albumentations.BasicTransform) -> Operation:
@@ -54,15 +51,6 @@ def blur(probability: float = 0.5) -> Operation:
         return cv2.GaussianBlur(image, (9, 9), sigmaX=rng.uniform(0.1, 2.0))
 
     return operation
-
-
-def blur_of_any_kernel(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """GaussianBlur(blur_limit=9) as 2021 read a bare number: 0 to 9 taps, 0 after the width."""
-    if rng.random() >= 0.5:
-        return image
-    taps = random.Random(int(rng.integers(2**31))).randrange(10)
-    taps = (taps + 1) % 10 if taps and taps % 2 == 0 else taps
-    return cv2.GaussianBlur(image, (taps, taps), sigmaX=rng.uniform(0.1, 2.0))
 
 
 def rotate_quarter() -> Operation:

@@ -17,6 +17,8 @@ _SHARES = (
     ("Consistent mechanisms", ("consistency", "share")),
     ("Consistency, mean AP", ("consistency", "mean_average_precision")),
     ("Replicating treatments", ("reproducibility", "share")),
+    ("Same treatment nearest on another plate", ("across_plates", "nearest_share")),
+    ("The same by chance", ("across_plates", "chance", "nearest_share")),
     ("Batch told, logistic", ("batch_effect", "balanced_accuracy", "logistic")),
     ("Batch told, 1-NN", ("batch_effect", "balanced_accuracy", "knn")),
     ("Batch told, chance", ("batch_effect", "chance")),
