@@ -4,8 +4,6 @@ Kept are the last two, the best by validation loss, and one every so many steps.
 """
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,12 +15,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax import state_tree
-from cellclr_jax.checkpoint_files import METRIC, first_line, loss_of, move_aside
+from cellclr_jax.checkpoint_files import METRIC, first_line, loss_of, move_aside, not_written
 from cellclr_jax.cli import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
 _ASIDE = "unreadable"
 _STATE, _PROGRESS = "state", "progress"
+_OF_ANOTHER = "take the config that it was trained with, or another --workdir"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
 # That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
@@ -191,7 +190,12 @@ class Checkpoints:
         return int(which)
 
     def restore_part(
-        self, step: int, template: dict[str, Any], *, parts: Iterable[str] | None = None
+        self,
+        step: int,
+        template: dict[str, Any],
+        *,
+        parts: Iterable[str] | None = None,
+        advice: str = _OF_ANOTHER,
     ) -> tuple[Any, dict[str, Any]]:
         """Restores those parts of the state of a step that the template names, and the progress.
 
@@ -200,6 +204,7 @@ class Checkpoints:
           template: attributes of the state by name, each a tree as in `restore_newest`.
           parts: paths of the state, such as `params/encoder`, under which the template names all;
             None: under each of its attributes.
+          advice: what to do about a checkpoint of another tree.
 
         Raises:
           BadData: it cannot be read.
@@ -209,7 +214,7 @@ class Checkpoints:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         try:
-            self._check_tree(step, state_tree.shapes(template), parts or template)
+            self._check_tree(step, state_tree.shapes(template), parts or template, advice)
             return self._restore(step, part)
         except (MemoryError, BadUse):
             raise
@@ -246,16 +251,7 @@ class Checkpoints:
         except (MemoryError, BadData):
             raise
         except Exception as error:
-            folder = self.directory
-            free = (
-                f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free"
-                if os.path.isdir(folder)
-                else "?"
-            )
-            raise BadData(
-                f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
-                "once that is mended, the same command goes on from the newest one"
-            ) from error
+            raise BadData(not_written(self.directory, error)) from error
 
     def _unreadable(self, step: int, error: Exception) -> BadData:
         """What is raised where a checkpoint that was asked for cannot be read."""
@@ -303,15 +299,18 @@ class Checkpoints:
         return restored[_STATE], restored[_PROGRESS]
 
     def _check_tree(
-        self, step: int, here: state_tree.Shapes, parts: Iterable[str] | None = None
+        self,
+        step: int,
+        here: state_tree.Shapes,
+        parts: Iterable[str] | None = None,
+        advice: str = _OF_ANOTHER,
     ) -> None:
         """Raises BadUse where a checkpoint's state, or parts of it, are of another tree."""
         path = epath.Path(self.directory) / str(step) / _STATE
         there = ocp.StandardCheckpointHandler().metadata(path).tree
         if told := state_tree.differences(state_tree.shapes(there, parts), here):
             raise BadUse(
-                f"checkpoint {path.parent} is of another model or optimiser ({told}): take the "
-                "config that it was trained with, or another --workdir"
+                f"checkpoint {path.parent} is of another model or optimiser ({told}): {advice}"
             )
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 
 from etils import epath
 
@@ -46,3 +48,12 @@ def first_line(error: Exception) -> str:
         return type(error).__name__
     half = _MESSAGE_LENGTH // 2
     return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"
+
+
+def not_written(folder: str, error: Exception) -> str:
+    """What is said of a checkpoint that could not be written."""
+    free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
+    return (
+        f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
+        "once that is mended, the same command goes on from the newest one"
+    )

@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     # `mapped` from one file of plain pixels, written beside the shards the first time.
     config.data_access = "shards"
     config.validation_fraction = 0.05
-    # Each cell once an epoch; balanced, weighted: every treatment equally often (data/sampling.py).
+    # uniform: each cell once an epoch; balanced: every treatment equally often; weighted: as the
+    # published code (see data/sampling.py).
     config.sampling = "uniform"
     config.control = "DMSO"  # the controls' compound
     config.control_fraction = 1.0  # the share of control cells that take part in training

@@ -17,7 +17,7 @@ from cellclr_jax.data import pipeline
 from cellclr_jax.data.counting import plural
 from cellclr_jax.data.progress import Progress
 from cellclr_jax.encoding import Encoding
-from cellclr_jax.initial_weights import read_initial_weights, with_parts
+from cellclr_jax.initial_weights import START, read_initial_weights
 from cellclr_jax.intensity import STATISTICS, intensity_statistics
 from cellclr_jax.logs import say
 from cellclr_jax.pixels import PixelComponents, pixel_features
@@ -63,18 +63,23 @@ def restore(
         init = jax.jit(encoding.init_variables, out_shardings=sharding.replicated(mesh))
         untrained = init(root_key(encoding.config.seed, mesh))
         trained, progress = checkpoints.restore_part(number, untrained)
-    started = _as_it_started(encoding, untrained)
+    started = _as_it_started(encoding, untrained, progress)
     return number, {"trained": trained, "untrained": started}, progress
 
 
-def _as_it_started(encoding: Encoding, random: Variables) -> Variables:
+def _as_it_started(encoding: Encoding, random: Variables, progress: Mapping[str, Any]) -> Variables:
     """The variables that training started from, which may be those of another run."""
+    if (start := progress.get(START)) is None:
+        return random
+    settings = {**encoding.config.init, "step": start["step"]}
     try:
-        found = read_initial_weights(encoding.config.init, random, encoding.cells)
+        found = read_initial_weights(settings, random, encoding.cells)
+        if found is None or found.told() != start:
+            raise BadData(f"{settings['workdir']} holds other weights now")
     except (BadUse, BadData) as error:
         say(f"note: untrained is a random encoder, since its start is gone: {error}")
         return random
-    return with_parts(random, found)
+    return found.in_place_of(random)
 
 
 def site_profiles(

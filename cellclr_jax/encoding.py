@@ -87,8 +87,8 @@ def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
             settings.encoder,
             dtype=settings.dtype,
             remat=settings.get("remat", False),
-            encoder_settings=_plain(settings.get(settings.encoder) or {}),
-            head_settings=_plain(settings.head),
+            encoder_settings=plain(settings.get(settings.encoder) or {}),
+            head_settings=plain(settings.head),
         )
     except ValueError as error:
         raise BadUse(f"config.model: {error}") from error
@@ -124,7 +124,10 @@ def _check_normalization(settings: ml_collections.ConfigDict, channels: int) -> 
         )
     if not all(math.isfinite(d) and d > 0 for d in deviation):
         raise BadUse(f"normalization.deviation {tuple(deviation)}: numbers above 0 were expected")
+    if not all(map(math.isfinite, mean)):
+        raise BadUse(f"normalization.mean {tuple(mean)}: finite numbers were expected")
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as keyword arguments: lists, which JSON makes of tuples, are tuples again."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}

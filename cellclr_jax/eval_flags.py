@@ -119,6 +119,8 @@ def protocol(run: Mapping[str, Any] | None = None) -> "Protocol":
     from cellclr_jax.profiling.protocol import Protocol
 
     settings: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields(Protocol)}
+    if unknown := sorted(set(run or {}) - set(settings)):
+        raise cli.BadData(f"config.json of the run: evaluation has no setting {unknown[0]!r}")
     settings |= {name: value for name, value in (run or {}).items() if not FLAGS[name].present}
     settings |= {name: tuple(v) for name, v in settings.items() if isinstance(v, list)}
     return Protocol(**settings)

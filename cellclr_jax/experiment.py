@@ -18,8 +18,9 @@ from cellclr_jax.augment import OPERATIONS, two_views
 from cellclr_jax.cli import BadUse
 from cellclr_jax.config_ranges import check_ranges
 from cellclr_jax.data import pipeline, sampling, selection
-from cellclr_jax.encoding import Encoding, make_encoding
+from cellclr_jax.encoding import Encoding, make_encoding, plain
 from cellclr_jax.normalization import IN_UNIT_RANGE
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.train_step import Objective, TrainState, init_state
 from cellclr_jax.train_step import make_train_step as _make_train_step
 from cellclr_jax.train_step import make_validation_step as _make_validation_step
@@ -126,6 +127,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """
     check_ranges(config)
     _check_operations(config)
+    Protocol(**plain(config.evaluation), control=config.control)  # `eval` would refuse it too late
     encoding = make_encoding(config)
     train_rows, validation_rows = selection.training_rows(
         encoding.cells.table,
@@ -133,9 +135,9 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         control_fraction=config.control_fraction,
         control=config.control,
     )
-    groups = sampling.balanced_groups(encoding.cells.table.iloc[train_rows], config.sampling)
-    cells_an_epoch = sampling.epoch_size(groups, config.sampling)
-    steps = pipeline.steps_per_epoch(cells_an_epoch, config.minibatch_size)
+    trained = encoding.cells.table.iloc[train_rows]
+    _, size = sampling.epoch_cells(trained, config.sampling, config.control)
+    steps = pipeline.steps_per_epoch(size, config.minibatch_size)
     try:
         schedule = _schedule(config, steps)
         optimizer = optim.make_optimizer(
@@ -186,8 +188,12 @@ def _schedule(config: ml_collections.ConfigDict, steps: int) -> optim.Schedule:
     if settings.legacy_per_epoch:
         if settings.name != "cosine" or settings.warmup_epochs or settings.final:
             raise ValueError("legacy_per_epoch is a cosine without warm-up that ends at 0")
+        if settings.hold_epochs != int(settings.hold_epochs):
+            raise ValueError(
+                f"hold_epochs {settings.hold_epochs}: legacy_per_epoch counts whole ones"
+            )
         return optim.legacy_cosine(
-            peak, steps_per_epoch=steps, constant_epochs=round(settings.hold_epochs)
+            peak, steps_per_epoch=steps, constant_epochs=int(settings.hold_epochs)
         )
     return optim.make_schedule(
         settings.name,

@@ -1,9 +1,13 @@
 """Weights that training starts from: parts of a checkpoint of another work directory."""
 
 import contextlib
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
@@ -12,11 +16,39 @@ from cellclr_jax.data.pipeline import Cells
 from cellclr_jax.train_step import Variables
 from cellclr_jax.trained_on import check_channels
 
+START = "start"
+"""In the progress of a run's checkpoints: what it started from (see `InitialWeights.told`)."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run starts from in the place of random weights.
+
+    Attributes:
+      parts: {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" where that is
+        asked for.
+      step: of the checkpoint.
+    """
+
+    parts: Variables
+    step: int
+
+    def in_place_of(self, variables: Variables) -> Variables:
+        """Variables in which these take the place of what was there."""
+        return {kind: {**tree, **self.parts.get(kind, {})} for kind, tree in variables.items()}
+
+    def told(self) -> dict[str, Any]:
+        """The step, and the SHA-256 of the weights: the same step may hold others one day."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.parts):
+            digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+        return {"step": self.step, "sha256": digest.hexdigest()}
+
 
 def read_initial_weights(
     settings: Mapping[str, Any], variables: Variables, cells: Cells
-) -> Variables:
-    """Reads what a run starts from in the place of random weights.
+) -> InitialWeights | None:
+    """Reads what a run starts from.
 
     Args:
       settings: `config.init`.
@@ -24,36 +56,43 @@ def read_initial_weights(
       cells: the dataset that will be trained on.
 
     Returns:
-      {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" where that is asked
-      for; {} where weights are random.
+      None where weights are random.
 
     Raises:
       BadUse: there is no such checkpoint, or it is of another architecture or other channels.
       BadData: it cannot be read.
     """
     if not settings["workdir"]:
-        return {}
+        return None
     workdir = epath.Path(settings["workdir"])
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise BadUse(
-            f"config.init.workdir: no checkpoint in {workdir / CHECKPOINTS}. Weights of PyTorch "
-            f"get there by python -m cellclr_jax.convert --input=FILE --workdir={workdir}; "
-            "--config.init.workdir= starts from random ones"
-        )
+    checkpoints = _open(workdir)
     names = ("encoder", "head") if settings["head"] else ("encoder",)
     template = {
         kind: {name: tree[name] for name in names if name in tree}
         for kind, tree in variables.items()
     }
-    checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, read_only=True)
     with contextlib.closing(checkpoints):
-        step = checkpoints.find(settings["step"])
+        step = checkpoints.find(str(settings["step"]))
         check_channels(checkpoints.progress(step), cells, f"the run in {workdir}")
-        parts = [f"{kind}/{name}" for kind in variables for name in names]
-        found, _ = checkpoints.restore_part(step, template, parts=parts)
-    return dict(found)
+        found, _ = checkpoints.restore_part(
+            step,
+            template,
+            parts=[f"{kind}/{name}" for kind in variables for name in names],
+            advice="config.model has to be that of config.init.workdir; "
+            "--config.init.head=False takes its encoder alone",
+        )
+    return InitialWeights(dict(found), step)
 
 
-def with_parts(variables: Variables, parts: Variables) -> Variables:
-    """Variables in which what `read_initial_weights` found takes the place of what was there."""
-    return {kind: {**tree, **parts.get(kind, {})} for kind, tree in variables.items()}
+def _open(workdir: epath.Path) -> Checkpoints:
+    """The checkpoints of a work directory that has some."""
+    if (workdir / CHECKPOINTS).is_dir():
+        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, read_only=True)
+        if checkpoints.steps():
+            return checkpoints
+        checkpoints.close()
+    raise BadUse(
+        f"config.init.workdir: no checkpoint in {workdir / CHECKPOINTS}. Weights of PyTorch "
+        f"get there by python -m cellclr_jax.convert --input=FILE --workdir={workdir}; "
+        "--config.init.workdir= starts from random ones"
+    )

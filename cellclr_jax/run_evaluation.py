@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from cellclr_jax import sharding
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.embedding import restore, site_profiles, visit
 from cellclr_jax.encoding import Encoding, make_encoding
 from cellclr_jax.logs import is_local, say
@@ -28,7 +29,7 @@ from cellclr_jax.logs.rows import METRICS
 from cellclr_jax.pixels import fit_pixel_components
 from cellclr_jax.profiling import cell_counts, evaluation, profiles, report
 from cellclr_jax.profiling.cell_counts import count_profiles
-from cellclr_jax.profiling.columns import is_control, own_features
+from cellclr_jax.profiling.columns import own_features
 from cellclr_jax.profiling.options import Options
 from cellclr_jax.profiling.probing.cells import (
     AUTO,

@@ -6,13 +6,12 @@ from pathlib import Path
 from etils import epath
 from jax.sharding import Mesh
 
-from cellclr_jax.checkpoint import Checkpoints
+from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.experiment import Experiment
-from cellclr_jax.initial_weights import read_initial_weights
+from cellclr_jax.initial_weights import InitialWeights, read_initial_weights
 from cellclr_jax.program import state_template
 from cellclr_jax.run_config import check_same
-from cellclr_jax.train_step import Variables
 from cellclr_jax.trained_on import check_dataset
 
 # What a folder that nobody may write to says, or one such as /proc that holds no others.
@@ -51,9 +50,12 @@ def check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epat
         check_same(newest["config"], experiment.config, checkpoints.directory)
 
 
-def initial_weights(checkpoints: Checkpoints, experiment: Experiment, mesh: Mesh) -> Variables:
-    """What the run starts from in the place of random weights; {} for nothing, or if it goes on."""
-    if checkpoints.steps():
-        return {}
+def initial_weights(
+    workdir: epath.Path, experiment: Experiment, mesh: Mesh
+) -> InitialWeights | None:
+    """What a run starts from in the place of random weights; None for nothing, or if it goes on."""
+    there = workdir / CHECKPOINTS
+    if there.is_dir() and any(path.name.isdigit() for path in there.iterdir()):
+        return None
     variables = state_template(experiment, mesh).variables
     return read_initial_weights(experiment.config.init, variables, experiment.cells)

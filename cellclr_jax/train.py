@@ -16,7 +16,7 @@ from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
-from cellclr_jax.initial_weights import with_parts
+from cellclr_jax.initial_weights import START, InitialWeights
 from cellclr_jax.lock import alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.loop.feed import Feed
@@ -28,7 +28,7 @@ from cellclr_jax.loop.view_pictures import view_grid
 from cellclr_jax.program import compile_program, root_key, state_template
 from cellclr_jax.run_config import as_json, check_config, write_config
 from cellclr_jax.run_start import check_origin, describe, initial_weights, make_folder
-from cellclr_jax.train_step import Metrics, TrainState, Variables
+from cellclr_jax.train_step import Metrics, TrainState
 from cellclr_jax.trained_on import describe_dataset, refuse_conversion
 
 
@@ -67,6 +67,7 @@ def train(
     check_config(config, workdir)  # by each process, so that all end with the same message
     experiment = make_experiment(config)
     experiment.check_devices(mesh)
+    initial = initial_weights(workdir, experiment, mesh)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
@@ -76,7 +77,6 @@ def train(
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
         check_origin(checkpoints, experiment, workdir)
-        initial = initial_weights(checkpoints, experiment, mesh)
         if first:
             write_config(config, workdir)
             say(describe(experiment, mesh, workdir))
@@ -94,10 +94,12 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: epath.Path | None,
         began: float,
-        initial: Variables,
+        initial: InitialWeights | None,
     ) -> None:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
         self.initial = initial
+        # Goes into the progress of each checkpoint.
+        self.start = None if initial is None else initial.told()
         self.workdir, self.began = workdir, began
         self.config = experiment.config
         self.program = compile_program(experiment, mesh)
@@ -152,22 +154,31 @@ class _Run:
                 epochs=config.epochs,
                 seed=config.seed,
                 sampling=config.sampling,
+                control=config.control,
                 process=(jax.process_index(), jax.process_count()),
             )
         )
         restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
         if restored is None:
-            state = self.program.init(self.key)
-            if self.initial and self.workdir is not None:
-                say(f"starting from the weights in {self.config.init.workdir}")
-            return state.replace(**with_parts(state.variables, self.initial)), data
+            return self._first_state(), data
         state, progress, damaged = restored
+        self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
             for step in damaged:
                 say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
             say(f"going on from step {int(state.step)} of {experiment.total_steps}")
         return state, data
+
+    def _first_state(self) -> TrainState:
+        """The state at step 0, of random weights or of those that the config names."""
+        state = self.program.init(self.key)
+        if self.initial is None:
+            return state
+        if self.workdir is not None:
+            init = self.config.init
+            say(f"starting from the weights in {init.workdir}, step {self.initial.step}")
+        return state.replace(**self.initial.in_place_of(state.variables))
 
     def _open_log(self, start: int, wandb: str | None) -> RunLog:
         if self.workdir is not None and not self.validation:
@@ -242,6 +253,8 @@ class _Run:
             "config": as_json(self.config),
             **describe_dataset(self.experiment.cells),
         }
+        if self.start is not None:
+            progress[START] = self.start
         self.checkpoints.save(step, state, progress, validation_loss=loss)
 
     def _flush(self, step: int) -> None:

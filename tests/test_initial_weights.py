@@ -1,6 +1,10 @@
 """A run starts from the encoder of another one, or of nobody; what does not fit is named."""
 
+import shutil
+
+import jax
 import pytest
+import tiny_run
 from training_runs import same
 
 from cellclr_jax import program, sharding, train
@@ -8,14 +12,12 @@ from cellclr_jax.cli import BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.embedding import restore
 from cellclr_jax.experiment import make_experiment
-from cellclr_jax.initial_weights import read_initial_weights, with_parts
+from cellclr_jax.initial_weights import InitialWeights, read_initial_weights
 
 
 @pytest.fixture(scope="module")
 def other(data_dir, tmp_path_factory):
     """A finished run of another seed, and its last state."""
-    import tiny_run
-
     config = tiny_run.get_config()
     config.update(data_dir=str(data_dir), epochs=1, seed=7)
     folder = tmp_path_factory.mktemp("other")
@@ -24,8 +26,6 @@ def other(data_dir, tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir, other):
-    import tiny_run
-
     config = tiny_run.get_config()
     config.update(data_dir=str(data_dir), epochs=1)
     config.init.workdir = str(other[0])
@@ -93,14 +93,16 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
          r"cellclr_jax\.convert --input=FILE --workdir=/nowhere; .*starts from random"),
         ({"init.step": "99"}, "no checkpoint of step '99'"),
         ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
+        ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
+         r"--config.init.head=False takes its encoder alone"),
         ({"model.cnn.norm": "none"}, "another model .*it has beside batch_stats/encoder|it lacks"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(config, tmp_path, change, message):
     config.update_from_flattened_dict(change)
     with pytest.raises(BadUse, match=message):
-        train.train(config, tmp_path, sharding.make_mesh(1))
-    assert not (tmp_path / "config.json").exists()
+        train.train(config, tmp_path / "run", sharding.make_mesh(1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_channels_of_another_order_are_refused(config, other):
@@ -114,9 +116,28 @@ def test_channels_of_another_order_are_refused(config, other):
 
 def test_parts_take_the_place_of_what_was_there():
     variables = {"params": {"encoder": 1, "head": 2}, "batch_stats": {}}
-    assert with_parts(variables, {}) == variables
-    parts = {"params": {"encoder": 3}}
-    assert with_parts(variables, parts) == {
+    initial = InitialWeights({"params": {"encoder": 3}}, 0)
+    assert initial.in_place_of(variables) == {
         "params": {"encoder": 3, "head": 2},
         "batch_stats": {},
     }
+
+
+def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys):
+    """The run that a run started from may have gone on since, or been made again."""
+    source = tmp_path / "source"
+    shutil.copytree(other[0], source)
+    config.init.workdir = str(source)
+    train.train(config, tmp_path / "run", sharding.make_mesh(1))
+    more = tiny_run.get_config()
+    more.update(data_dir=config.data_dir, epochs=1, seed=9)
+    shutil.rmtree(source)
+    train.train(more, source, sharding.make_mesh(1))  # of the same steps, with other weights
+    encoding, mesh = make_experiment(config), sharding.make_mesh(1)
+    random = jax.jit(encoding.init_variables)(program.root_key(config.seed, mesh))
+    for told in ("holds other weights now", "no checkpoint in"):
+        capsys.readouterr()
+        _, variables, _ = restore(tmp_path / "run", "last", encoding, mesh)
+        assert told in capsys.readouterr().err
+        assert same(variables["untrained"]["params"], random["params"])
+        shutil.rmtree(source, ignore_errors=True)

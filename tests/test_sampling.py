@@ -77,10 +77,10 @@ def naive_weighted(groups, count, rng):
 def test_weighted_order_is_that_of_draws_one_after_the_other():
     """By how often each group comes among the first draws, and among all of them."""
     groups = np.repeat([0, 1, 2], [30, 6, 3])
-    size = sampling.epoch_size(groups, "weighted")
+    size = 15
     rng, got, want = np.random.default_rng(0), [], []
     for epoch in range(3000):
-        order = sampling.epoch_order(groups, seed=1, epoch=epoch, sampling="weighted")
+        order = sampling.epoch_order(groups, seed=1, epoch=epoch, sampling="weighted", count=size)
         assert len(order) == len(set(order)) == size
         other = naive_weighted(groups, size, rng)
         for drawn, found in ((order, got), (other, want)):
@@ -91,10 +91,39 @@ def test_weighted_order_is_that_of_draws_one_after_the_other():
     np.testing.assert_allclose(got[:3], 1 / 3, atol=0.04)
 
 
-def test_a_weighted_epoch_has_as_many_controls_as_a_treatment_on_average():
-    groups = np.repeat([0, 1, 2], [900, 60, 40])
-    assert sampling.epoch_size(groups, "weighted") == 150
-    assert sampling.epoch_size(groups, "balanced") == 1000
-    assert sampling.epoch_size(np.zeros(7, int), "weighted") == 7
+def test_a_weighted_epoch_makes_room_for_as_many_controls_as_a_treatment_has():
+    groups = np.repeat([0, 1, 2, 3], [900, 1000, 60, 40])
+    controls = groups == 0
+    assert sampling.epoch_size(groups, "weighted", controls) == 1100 + 1100 // 3
+    assert sampling.epoch_size(groups, "balanced", controls) == 2000
+    assert sampling.epoch_size(groups, "weighted") == 2000
+    few = np.repeat([0, 1], [3, 40])
+    assert sampling.epoch_size(few, "weighted", few == 0) == 43  # there are no more
     with pytest.raises(BadUse, match="sampling 'often'"):
         sampling.epoch_size(groups, "often")
+
+
+def test_rare_treatments_of_a_weighted_epoch_are_used_up():
+    """They come equally often only as long as all last: what is published, and no more."""
+    groups = np.repeat([0, 1, 2], [900, 60, 40])
+    order = sampling.epoch_order(groups, seed=0, epoch=0, sampling="weighted", count=150)
+    counts = np.bincount(groups[order])
+    assert counts[0] > counts[1] > counts[2]
+    early = np.mean(
+        [
+            np.bincount(
+                groups[sampling.epoch_order(groups, seed=0, epoch=e, sampling="weighted", count=6)],
+                minlength=3,
+            )
+            for e in range(500)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(early, 2, atol=0.2)
+
+
+def test_cells_of_an_epoch_tell_controls_however_they_are_spelled():
+    table = pd.DataFrame({"compound": ["dmso "] * 6 + ["a"] * 2 + ["b"] * 2})
+    groups, size = sampling.epoch_cells(table, "weighted", "DMSO")
+    assert groups.tolist() == [0] * 6 + [1] * 2 + [2] * 2
+    assert size == 6

@@ -65,3 +65,12 @@ def test_cells_without_compounds_all_take_part():
 def test_nothing_left_to_train_on_is_told():
     with pytest.raises(BadUse, match="leave no cell to train on"):
         rows(1, validation_fraction=1.0)
+
+
+def test_controls_are_known_however_they_are_spelled_and_missed_where_there_are_none():
+    table = pd.DataFrame({"cell_id": IDS[:4], "compound": ["dmso", "Dmso ", None, "x"]})
+    shares = {"validation_fraction": 0.0, "control_fraction": 0.0}
+    train, _ = training_rows(table, **shares, control="DMSO")
+    assert train.tolist() == [2, 3]
+    with pytest.raises(BadUse, match=r"no cell is of the controls 'water': .*--config\.control"):
+        training_rows(table, **shares, control="water")

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from cellclr_jax.data.tables.release_names import CONTROL
+from cellclr_jax.data.tables.controls import is_control
 
 # What is counted of cells, by the columns that tell it apart.
 _COUNTED = {
@@ -34,8 +34,3 @@ def count_kinds(cells: pd.DataFrame) -> dict[str, int]:
             counted = cells[~is_control(cells["compound"])] if what == "treatment" else cells
             found[what] = int(counted.groupby(names, dropna=False).ngroups)
     return found
-
-
-def is_control(compounds: pd.Series) -> pd.Series:
-    """Which of some compounds are the controls', however that is spelled."""
-    return compounds.str.upper() == CONTROL

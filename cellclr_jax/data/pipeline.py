@@ -16,7 +16,8 @@ import pandas as pd
 
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data import index
-from cellclr_jax.data.sampling import balanced_groups, epoch_order, epoch_size
+from cellclr_jax.data.sampling import epoch_cells, epoch_order
+from cellclr_jax.data.tables.release_names import CONTROL
 
 # Minibatches that are read ahead of the one in use; each may hold hundreds of megabytes.
 _PREFETCHED = 4
@@ -96,6 +97,7 @@ def training_minibatches(
     epochs: int,
     seed: int,
     sampling: str = "uniform",
+    control: str = CONTROL,
     process: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset:
     """The minibatches of a whole run, read ahead by threads.
@@ -108,6 +110,7 @@ def training_minibatches(
       epochs: how many there are.
       seed: of the order.
       sampling: how an epoch chooses its cells (see `sampling.epoch_order`).
+      control: the controls' compound.
       process: (index, count) of this process; it reads its contiguous share of each minibatch.
 
     Returns:
@@ -122,12 +125,13 @@ def training_minibatches(
     if minibatch_size % count:
         raise BadUse(f"a minibatch of {minibatch_size} cells cannot be shared by {count} processes")
     local = minibatch_size // count
-    groups = balanced_groups(cells.table.iloc[rows], sampling)
-    steps = steps_per_epoch(epoch_size(groups, sampling), minibatch_size)
+    groups, size = epoch_cells(cells.table.iloc[rows], sampling, control)
+    steps = steps_per_epoch(size, minibatch_size)
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling)]
+        drawn = epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)
+        return rows[drawn]
 
     def read(number: int) -> dict[str, np.ndarray]:
         epoch, step = divmod(number, steps)

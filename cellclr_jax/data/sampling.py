@@ -1,15 +1,16 @@
-"""How an epoch chooses its cells: each once, or treatments equally often."""
+"""How an epoch chooses its cells: each once, or some more often than others."""
 
 import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.tables.controls import is_control
 
 SAMPLING = ("uniform", "balanced", "weighted")
 
 
 def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
-    """The group of each cell, of which all but `uniform` sampling draws all equally often.
+    """The group of each cell, by which all but `uniform` sampling weighs it.
 
     Args:
       table: of cells.
@@ -36,23 +37,39 @@ def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
     return table.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
 
 
-def epoch_size(groups: np.ndarray, sampling: str) -> int:
+def epoch_cells(table: pd.DataFrame, sampling: str, control: str) -> tuple[np.ndarray, int]:
+    """The groups [N] of cells (see `balanced_groups`) and how many an epoch has (`epoch_size`)."""
+    groups = balanced_groups(table, sampling)
+    controls = None
+    if "compound" in table:
+        controls = is_control(table["compound"].fillna(""), control).to_numpy()
+    return groups, epoch_size(groups, sampling, controls)
+
+
+def epoch_size(groups: np.ndarray, sampling: str, controls: np.ndarray | None = None) -> int:
     """How many cells an epoch visits.
 
     Args:
       groups: [N] int, each cell's (see `balanced_groups`).
-      sampling: `uniform` and `balanced`: N. `weighted`: as many as all groups would have, had the
-        largest one (controls) as many as the others have on average, as published.
+      sampling: `uniform` and `balanced`: N. `weighted`, as the published code: the treated cells
+        and, for each group of controls, as many as a treatment has on average.
+      controls: [N] bool, which cells are controls; None: none is.
     """
     _check(sampling)
-    _, counts = np.unique(groups, return_counts=True)
-    if sampling != "weighted" or len(counts) < 2:
+    if sampling != "weighted" or controls is None or controls.all():
         return len(groups)
-    return int((len(groups) - counts.max()) * len(counts) / (len(counts) - 1))
+    treated, control_groups = groups[~controls], len(np.unique(groups[controls]))
+    size = int(len(treated) * (1 + control_groups / len(np.unique(treated))))
+    return min(size, len(groups))
 
 
 def epoch_order(
-    groups: np.ndarray, *, seed: int, epoch: int, sampling: str = "uniform"
+    groups: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    sampling: str = "uniform",
+    count: int | None = None,
 ) -> np.ndarray:
     """The order in which an epoch visits its cells.
 
@@ -62,11 +79,13 @@ def epoch_order(
       epoch: from 0; every epoch has another order.
       sampling: `uniform`: each cell once; `balanced`: every group equally often, its cells in
         turn, so that a frequent group's are left out and a rare one's come again; `weighted`, as
-        published: cells are drawn without replacement, with weights under which each group is
-        equally likely to be drawn first, so that rare groups are soon used up.
+        the published code: `count` cells are drawn without replacement, by weights under which the
+        first is of any group alike. Rare groups are soon used up, and then frequent ones make up
+        the rest: groups come equally often only as long as all last.
+      count: of `weighted`, at most N; None: N (see `epoch_size`).
 
     Returns:
-      [epoch_size(groups, sampling)] int64 indices into `groups`.
+      [N] or [count] int64 indices into `groups`.
 
     Raises:
       BadUse: for an unknown sampling.
@@ -79,7 +98,7 @@ def epoch_order(
     if sampling == "weighted":
         # Efraimidis & Spirakis 2006: the order of draws is that of exponentials over weights.
         waits = rng.exponential(size=len(groups)) * counts[codes]
-        return np.argsort(waits)[: epoch_size(groups, sampling)]
+        return np.argsort(waits)[:count]
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1])
     share, rest = divmod(len(groups), len(members))
     lucky = set(rng.permutation(len(members))[:rest])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.tables.controls import is_control
 
 # A checksum (CRC) will not do here: similar ids have similar ones, and the share comes out wrong.
 _HASH_BYTES = 4
@@ -28,7 +29,8 @@ def training_rows(
       ([N] rows to train on, [M] rows held out).
 
     Raises:
-      BadUse: a fraction is not in [0, 1], or no cell is left to train on.
+      BadUse: a fraction is not in [0, 1], there are no controls of which to take some, or no cell
+        is left to train on.
     """
     held_out = hashed_share(table["cell_id"], validation_fraction, "validation_fraction")
     taken = np.ones(len(table), bool)
@@ -36,7 +38,13 @@ def training_rows(
         # A salt: what takes part is not to depend on what is held out.
         salted = ("control " + cell for cell in table["cell_id"])
         taken = hashed_share(salted, control_fraction, "control_fraction")
-        taken |= (table["compound"] != control).to_numpy()
+        controls = is_control(table["compound"].fillna(""), control).to_numpy()
+        if not controls.any():
+            raise BadUse(
+                f"config.control_fraction is {control_fraction}, and no cell is of the controls "
+                f"{control!r}: name their compound by --config.control=…"
+            )
+        taken |= ~controls
     rows = np.flatnonzero(taken & ~held_out), np.flatnonzero(taken & held_out)
     if not len(rows[0]):
         raise BadUse(

@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from cellclr_jax import sharding
 from cellclr_jax.cli import BadData
 from cellclr_jax.data import pipeline
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.embedding import MINIBATCH, compile_embedding
 from cellclr_jax.encoding import Encoding
 from cellclr_jax.experiment import Experiment
 from cellclr_jax.logs import say
 from cellclr_jax.profiling import evaluation, profiles
-from cellclr_jax.profiling.columns import is_control
 from cellclr_jax.profiling.probing.cells import Sample, draw_sample, evaluate_cells
 from cellclr_jax.profiling.sites import has_treatments, sites_of
 from cellclr_jax.train_step import Variables
@@ -31,7 +31,6 @@ _SEED = 0
 # A forest takes longer than all else.
 _CLASSIFIERS = ("knn", "logistic")
 _ONLINE = "online"
-_CONTROL = evaluation.Protocol().control
 # What `evaluation` calls no correction has no ending.
 _ENDINGS = {"none": "", "whitening": "_whitening", "tvn": "_tvn"}
 
@@ -57,16 +56,16 @@ class OnlineScore:
         self._said: set[str] = set()
         if not self._every:
             return
-        table = experiment.cells.table
-        treated = has_treatments(table, _CONTROL)
+        table, self._control = experiment.cells.table, experiment.config.control
+        treated = has_treatments(table, self._control)
         size = self._size(experiment.config.online.cells)
         if treated:
-            self._rows = spread_over_wells(table, size, control=_CONTROL)
+            self._rows = spread_over_wells(table, size, control=self._control)
         else:
-            self._rows = _draw_classes(table, size).rows
+            self._rows = _draw_classes(table, size, self._control).rows
         cells = table.iloc[self._rows].reset_index(drop=True)
         self._sites = sites_of(cells) if treated else None
-        self._sample = _draw_classes(cells, size)
+        self._sample = _draw_classes(cells, size, self._control)
         if not (treated or self._sample.label_column):
             self._note("scores", "the dataset has neither labels nor treatments")
             self._every = 0
@@ -132,8 +131,10 @@ class OnlineScore:
         accumulator = profiles.WellAccumulator(sites[0], names)
         accumulator.add(features, sites[1])
         wells = profiles.aggregate_wells(accumulator.table(), features=names)
-        controls = is_control(wells["Metadata_Compound"], _CONTROL).sum()
-        protocol = evaluation.Protocol(standardize="controls" if controls > 1 else "none")
+        controls = is_control(wells["Metadata_Compound"], self._control).sum()
+        protocol = evaluation.Protocol(
+            standardize="controls" if controls > 1 else "none", control=self._control
+        )
         scored = evaluation.evaluate(wells, protocol, features=names).scores
         found = {}
         for correction, ending in _ENDINGS.items():
@@ -207,10 +208,10 @@ def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.nda
     return np.sort(rows[order[:size]])
 
 
-def _draw_classes(cells: pd.DataFrame, size: int) -> Sample:
+def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
     """The cells that the k-NN is asked about; a control has no MoA to tell."""
     if {"moa", "compound"} <= set(cells):
-        controls = is_control(cells["compound"].fillna(""), _CONTROL)
+        controls = is_control(cells["compound"].fillna(""), control)
         cells = cells.assign(moa=cells["moa"].mask(controls, ""))
     sample = draw_sample(cells, with_treatments=False, size=size)
     if sample is None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.columns import is_control, own_features
+from cellclr_jax.data.tables.controls import is_control
+from cellclr_jax.profiling.columns import own_features
 
 FEATURES = ["CellCount_Cosine", "CellCount_Sine"]
 

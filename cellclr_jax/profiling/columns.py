@@ -82,11 +82,6 @@ def canonical_name(column: str) -> str | None:
     return METADATA.get(stripped.lower().replace("_", "").replace(" ", ""))
 
 
-def is_control(compounds: pd.Series, control: str) -> pd.Series:
-    """[N] bool: which of these names, [N] str, is the controls', in any case."""
-    return compounds.str.strip().str.lower() == control.strip().lower()
-
-
 def own_features(table: pd.DataFrame) -> list[str]:
     """The features of a table of this package's own making: every column but `Metadata_*`.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.data.tables.metadata import round_concentrations
 from cellclr_jax.profiling.candidates import (
     Candidates,
@@ -19,7 +20,7 @@ from cellclr_jax.profiling.candidates import (
     other_compound,
     reached,
 )
-from cellclr_jax.profiling.columns import is_control, split_columns
+from cellclr_jax.profiling.columns import split_columns
 from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.fields import COLUMNS
-from cellclr_jax.profiling.columns import METADATA, is_control
+from cellclr_jax.data.tables.controls import is_control
+from cellclr_jax.profiling.columns import METADATA
 
 # What a cell's columns are called in a profile table. A label belongs to a cell, not to its site.
 NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}

@@ -15,11 +15,11 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data.tables import metadata
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.profiling.columns import (
     Columns,
     canonical_metadata,
     canonical_name,
-    is_control,
     metadata_columns,
     split_columns,
     with_features,

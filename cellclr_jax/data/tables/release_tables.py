@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.counting import is_control
 from cellclr_jax.data.fields import COLUMNS, Field, Request
 from cellclr_jax.data.images.plate_files import ImageFile
 from cellclr_jax.data.tables import metadata
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV
 
 # The metadata of every field of a release.

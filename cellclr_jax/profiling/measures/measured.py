@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.data.tables.metadata import round_concentrations
-from cellclr_jax.profiling.columns import is_control
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Protocol
 

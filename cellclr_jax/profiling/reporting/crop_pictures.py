@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.tables.controls import is_control
 from cellclr_jax.data.tables.metadata import round_concentrations
-from cellclr_jax.profiling.columns import is_control
 
 if TYPE_CHECKING:
     from cellclr_jax.data.pipeline import Cells
