@@ -189,9 +189,7 @@ def _schedule(config: ml_collections.ConfigDict, steps: int) -> optim.Schedule:
         if settings.name != "cosine" or settings.warmup_epochs or settings.final:
             raise ValueError("legacy_per_epoch is a cosine without warm-up that ends at 0")
         if settings.hold_epochs != int(settings.hold_epochs):
-            raise ValueError(
-                f"hold_epochs {settings.hold_epochs}: legacy_per_epoch counts whole ones"
-            )
+            raise ValueError(f"legacy_per_epoch holds whole epochs, not {settings.hold_epochs}")
         return optim.legacy_cosine(
             peak, steps_per_epoch=steps, constant_epochs=int(settings.hold_epochs)
         )

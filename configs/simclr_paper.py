@@ -8,21 +8,24 @@ Other encoders by the config's argument: configs/simclr_paper.py:resnet18, :resn
 weights in weights/<name>), :cnn (from random weights). What the published code does beside what
 the paper says, and what turns it off (`simclr_paper_corrected.py` turns off all of it):
 
-- pixels inverted by accident: --config.normalization.legacy_invert=False, and means to go with it;
-- joint min-max of z-scored channels, to 8 bits: --config.normalization.method=percentile
-  --config.normalization.bits=0 (of each plate, in [0, 1] as the colour jitter needs it);
+- pixels inverted by accident: --config.normalization.legacy_invert=False
+  --config.normalization.mean=(0.257,0.2636,0.2732), which are the means of what is not inverted;
+- a joint minimum and maximum of z-scored channels: --config.normalization.method=percentile, of
+  each plate (the corrected recipe z-scores, which the colour jitter cannot work on);
 - an elastic deformation that is a wild affine map, and whose field moves nothing:
-  --config.views.elastic.affine=0 --config.views.elastic.displacement=0.8
-  --config.views.elastic.smoothness=5;
-- colour jitter of microscope channels as if they were red, green and blue: jitter_channels;
+  --config.views.elastic.affine=0.0 --config.views.elastic.displacement=0.8
+  --config.views.elastic.smoothness=5.0;
+- hue and saturation of stains taken for red, green and blue: jitter_channels in the place of
+  color_jitter in --config.operations, a tuple of names;
 - the cosine stepped once an epoch, its period the steps of an epoch:
   --config.schedule.legacy_per_epoch=False;
 - L2 on biases and on scales of norms: --config.optimizer.decayed=kernels;
-- whitening and TVN with λ = 1, where features vary by far less: eval --standardize=controls;
-- for training with all DMSO cells, treatments drawn equally often and without replacement:
-  --config.sampling=weighted turns it on.
+- whitening and TVN with λ = 1, where features vary by far less:
+  --config.evaluation.standardize=controls, or `eval --standardize=controls`;
+- a sampler for training with all DMSO that means to draw treatments equally often, and uses up the
+  rare ones: --config.sampling=weighted turns it on.
 
-Hardware: one GPU of 16 GB and more (256 cells a step), or a Cloud TPU. Result: not run on BBBC021
+Hardware: one GPU (256 cells a step), or a Cloud TPU. Result: not run on BBBC021
 yet; 96 % NSC and 95 % NSCB are inferred from the differences that the abstract gives.
 """
 
@@ -81,7 +84,7 @@ def _set_crops(config: ml_collections.ConfigDict) -> None:
 
 
 def _set_views(config: ml_collections.ConfigDict) -> None:
-    """The chain of albumentations in 2021 with its defaults; what was tried lies idle."""
+    """The chain of albumentations in 2021 with its defaults; what else was tried lies idle."""
     config.views = {
         "random_resized_crop": {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},
         "center_crop": {"fraction": (0.5, 0.5)},  # random: (0.08, 1.0)
@@ -101,6 +104,7 @@ def _set_views(config: ml_collections.ConfigDict) -> None:
             "hue": 0.2,
             "probability": 0.8,
         },
+        "jitter_channels": {"brightness": 0.2, "contrast": 0.2, "probability": 0.8},
         "grayscale": {"weights": (0.299, 0.587, 0.114), "probability": 0.2},
         "gaussian_blur": {"sigma": (0.1, 2.0), "kernel": 9, "probability": 0.5},
     }

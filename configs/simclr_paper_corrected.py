@@ -29,7 +29,6 @@ def get_config(encoder: str = "resnet50") -> ml_collections.ConfigDict:
     config.normalization.deviation = ()
     # An elastic deformation that is one, and stains that vary one by one.
     config.views.elastic = {"displacement": 0.8, "smoothness": 5.0, "probability": 0.5}
-    config.views.jitter_channels = {"brightness": 0.2, "contrast": 0.2, "probability": 0.8}
     config.operations = (
         "random_resized_crop",
         "flip_horizontal",

@@ -17,10 +17,11 @@
 #                    PYTHON   the Python to make .venv with, 3.11 or newer
 #
 # Which rows there are stands in launch/paper_tables.tsv. Run again, the same command goes on where it was stopped: the
-# dataset, weights, trained steps and scores that are there stay. A run that fails is told, and the others go on.
-# OUT/tables.md, tables.csv and augmentations.png are written anew after each row.
+# dataset, weights, trained steps and scores that are there stay. A run that fails is told, and the others go on. SIGTERM,
+# SIGHUP and Ctrl-C are handed on: training saves a checkpoint first. OUT/tables.md, tables.csv and augmentations.png are
+# written anew after each row, and hold all rows, those of other calls among them.
 #
-# Exit status: 0 all rows are there, 1 some failed, 2 wrong usage, above 128 stopped by a signal.
+# Exit status: 0 all rows are there, 1 something failed, 2 wrong usage, 129, 130 or 143 stopped by a signal.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -35,6 +36,9 @@ DRY_RUN=0
 TRAINING=() # flags of every training
 SCORING=()  # flags of every evaluation
 FAILED=()
+LIST=0
+CHILD=""   # what runs
+SIGNALLED=0 # 128 and the number of the signal that ended this script's work
 
 parse() {
   local argument
@@ -43,7 +47,7 @@ parse() {
       -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
       --small) SMALL=1 ;;
       --dry-run) DRY_RUN=1 ;;
-      --list) rows | cut -f 1,2 && exit 0 ;;
+      --list) LIST=1 ;;
       --data=*) DATA=${argument#*=} ;;
       --out=*) OUT=${argument#*=} ;;
       --tables=*) TABLES=${argument#*=} ;;
@@ -71,16 +75,37 @@ check_settings() {
   [[ ${SEEDS:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "SEEDS is '$SEEDS'; expected for example 0,1,2" 2
 }
 
-# run COMMAND…: runs a command, or prints it.
+# run COMMAND…: runs a command, or prints it. A signal goes to the command, and ends this script when that has ended.
 run() {
-  if [ "$DRY_RUN" = 1 ]; then quoted "$@"; else "$@"; fi
+  local status=0 before=-1
+  if [ "$DRY_RUN" = 1 ]; then
+    quoted "$@"
+    return
+  fi
+  "$@" &
+  CHILD=$!
+  # A signal ends the waiting, not the command.
+  while [ "$before" -ne "$SIGNALLED" ]; do
+    before=$SIGNALLED status=0
+    wait "$CHILD" || status=$?
+  done
+  CHILD=""
+  [ "$SIGNALLED" = 0 ] || fail "stopped; the same command goes on with what is done" "$SIGNALLED"
+  case $status in 129 | 130 | 143) fail "stopped; the same command goes on with what is done" "$status" ;; esac
+  return "$status"
 }
 
-# small: settings of runs that take seconds, on any machine; their scores mean nothing.
+# hand_on STATUS: what a signal does.
+hand_on() {
+  SIGNALLED=$1
+  if [ -n "$CHILD" ]; then kill -TERM "$CHILD" 2>/dev/null || true; else exit "$1"; fi
+}
+
+# small: settings of runs that take seconds, on any machine; their scores mean nothing. Minibatch and head are the base's.
 small() {
   CONFIG=configs/simclr_paper.py:cnn
-  TRAINING=(--config.image_size=32 --config.epochs=2 --config.minibatch_size=64 --config.init.workdir=
-    --config.schedule.hold_epochs=1 --config.log_every=5 --config.checkpoint.keep_every_epochs=0)
+  TRAINING=(--config.image_size=32 --config.epochs=3 --config.minibatch_size=256 --config.model.head.width=256
+    --config.init.workdir= --config.schedule.hold_epochs=1 --config.log_every=2 --config.checkpoint.keep_every_epochs=0)
   SCORING=(--measures=none)
 }
 
@@ -93,86 +118,117 @@ build() {
   fi || fail "stage 2 (dataset) failed"
 }
 
-# imagenet: ImageNet weights as work directories weights/<encoder>, each file checked by its sum.
+# sum_of FILE: its SHA-256; macOS has another program for it.
+sum_of() {
+  if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi
+}
+
+# fetch NAME: a file of ImageNet weights, checked by its sum before it gets its name.
+fetch() {
+  local file="weights/$1.pth"
+  [ ! -f "$file" ] || return 0
+  run curl --fail --location --silent --show-error --retry 3 --output "$file.part" "$WEIGHTS_URL/$1.pth" ||
+    fail "stage 3: $WEIGHTS_URL/$1.pth cannot be fetched"
+  if [ "$DRY_RUN" = 0 ]; then
+    case $(sum_of "$file.part") in "${1#*-}"*) ;; *) fail "stage 3: $file.part is not what was published" ;; esac
+  fi
+  run mv "$file.part" "$file"
+}
+
+# imagenet: ImageNet weights as work directories weights/<encoder>.
 imagenet() {
-  local name file
+  local name
+  run mkdir -p weights
   for name in $WEIGHTS; do
-    file="weights/$name.pth"
     [ ! -f "weights/${name%-*}/config.json" ] || continue
-    run mkdir -p weights
-    run curl --fail --location --silent --show-error --retry 3 --output "$file.part" "$WEIGHTS_URL/$name.pth" ||
-      fail "stage 3: $WEIGHTS_URL/$name.pth cannot be fetched"
-    if [ "$DRY_RUN" = 0 ]; then
-      case $(sha256sum "$file.part") in "${name#*-}"*) ;; *) fail "stage 3: $file.part is not what was published" ;; esac
-    fi
-    run mv "$file.part" "$file"
-    run "$CELLCLR_PYTHON" -m cellclr_jax.convert --input="$file" --workdir="weights/${name%-*}" ||
-      fail "stage 3: $file cannot be converted"
+    fetch "$name"
+    run "$CELLCLR_PYTHON" -m cellclr_jax.convert --input="weights/$name.pth" --workdir="weights/${name%-*}" ||
+      fail "stage 3: weights/$name.pth cannot be converted"
   done
 }
 
-# once MARK COMMAND…: runs a command, unless a file says that this very one was run to its end.
+# once MARK RESULT WHAT COMMAND…: runs a command, unless MARK says that WHAT was run to its end and RESULT is there.
 once() {
-  local mark=$1 command status
-  shift
-  command=$(quoted "$@")
+  local mark=$1 result=$2 what=$3
+  shift 3
   if [ "$DRY_RUN" = 1 ]; then
-    printf '%s\n' "$command"
-  elif [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$command" ]; then
-    status=0
-    "$@" || status=$?
-    [ "$status" -le 128 ] || exit "$status"
-    [ "$status" = 0 ] || return "$status"
+    run "$@"
+  elif [ ! -f "$result" ] || [ "$(cat "$mark" 2>/dev/null)" != "$what" ]; then
+    rm -f "$mark"
+    run "$@" || return
     mkdir -p "$(dirname "$mark")"
-    printf '%s\n' "$command" >"$mark"
+    printf '%s\n' "$what" >"$mark"
   fi
 }
 
-# places: a line for each row and seed: table, row, seed, folders of run and scores, flags of training and evaluation.
+# places SEED TABLES: a line for each row: table, row, seed, folders of run and scores, flags of training and evaluation.
 places() {
+  TABLES=$2 rows | awk -F '\t' -v OFS='\t' -v seed="$1" -v config="$CONFIG" '
+    { base = config; sub(/.*:/, "", base) }
+    $4 == "--config=" config { $3 = "base"; $4 = "-" }
+    $4 ~ /^--config=[^ :]*( |$)/ { sub(/\.py/, ".py:" base, $4) }
+    $5 == "-" { $5 = "as_published" }
+    { run = $3 "/seed" seed; print $1, $2, seed, run, run "/scores/" $5, $4, $6 }'
+}
+
+# asked: the places of the tables and seeds that are asked for.
+asked() {
   local seed
-  IFS=, read -r -a list <<<"${SEEDS:-0}"
-  for seed in "${list[@]}"; do
-    rows | awk -F '\t' -v OFS='\t' -v seed="$seed" -v base="--config=$CONFIG" '
-      $4 == base { $3 = "base"; $4 = "-" }
-      $5 == "-" { $5 = "as_published" }
-      { run = $3 "/seed" seed; print $1, $2, seed, run, run "/scores/" $5, $4, $6 }'
-  done
+  for seed in $(tr , ' ' <<<"${SEEDS:-0}"); do places "$seed" "${TABLES:-}"; done
+}
+
+# write_rows: the places of all tables, with the seeds of this call and of those before, for cellclr_jax.paper_tables.
+write_rows() {
+  local seed seeds
+  mkdir -p "$OUT" || return
+  seeds=$({ tr , '\n' <<<"${SEEDS:-0}"; cut -f 3 "$OUT/rows.tsv" 2>/dev/null || true; } | sort -nu)
+  for seed in $seeds; do places "$seed" ""; done >"$OUT/rows.tsv.part" && mv "$OUT/rows.tsv.part" "$OUT/rows.tsv"
 }
 
 # train_and_score RUN SCORES SEED TRAINING EVALUATION: one row; a training that other rows share is done once.
 train_and_score() {
-  local config="--config=$CONFIG" training=() evaluation=()
+  local config="--config=$CONFIG" training=() evaluation=() scored="$OUT/$2/scored" what
   [ "$4" = - ] || read -r -a training <<<"$4"
   [ "$5" = - ] || read -r -a evaluation <<<"$5"
   case ${training[0]-} in --config=*) config=${training[0]} training=("${training[@]:1}") ;; esac
   # The row's flags come last, and win.
-  once "$OUT/$1/trained" "$CELLCLR_PYTHON" -m cellclr_jax.main "$config" --workdir="$OUT/$1" \
-    --config.data_dir="$DATA" --config.seed="$3" ${TRAINING[@]+"${TRAINING[@]}"} ${training[@]+"${training[@]}"} || return
-  once "$OUT/$2/scored" "$CELLCLR_PYTHON" -m cellclr_jax.eval --workdir="$OUT/$1" --out="$OUT/$2" \
-    ${SCORING[@]+"${SCORING[@]}"} ${evaluation[@]+"${evaluation[@]}"}
+  training=(-m cellclr_jax.main "$config" --workdir="$OUT/$1" --config.data_dir="$DATA" --config.seed="$3"
+    ${TRAINING[@]+"${TRAINING[@]}"} ${training[@]+"${training[@]}"})
+  evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
+    ${evaluation[@]+"${evaluation[@]}"})
+  what=$(quoted "${training[@]}")
+  # Scores of another training are none of this row's, whatever becomes of it.
+  if [ "$DRY_RUN" = 0 ] && [ "$(cat "$scored" 2>/dev/null)" != "$what $(quoted "${evaluation[@]}")" ]; then
+    rm -f "$scored"
+  fi
+  once "$OUT/$1/trained" "$OUT/$1/config.json" "$what" "$CELLCLR_PYTHON" "${training[@]}" || return
+  once "$scored" "$OUT/$2/metrics.json" "$what $(quoted "${evaluation[@]}")" "$CELLCLR_PYTHON" "${evaluation[@]}"
 }
 
 # all_rows: each row with each seed.
 all_rows() {
   local table row seed folder scores training evaluation number=0 total
-  total=$(places | wc -l)
-  if [ "$DRY_RUN" = 0 ]; then
-    mkdir -p "$OUT"
-    places >"$OUT/rows.tsv"
-  fi
+  total=$(($(asked | wc -l)))
+  [ "$DRY_RUN" = 1 ] || write_rows || fail "$OUT cannot be written to"
   while IFS=$'\t' read -r table row seed folder scores training evaluation <&3; do
     number=$((number + 1))
     step "$number" "$total" "$table: $row, seed $seed"
     train_and_score "$folder" "$scores" "$seed" "$training" "$evaluation" || FAILED+=("$table: $row, seed $seed")
-    run "$CELLCLR_PYTHON" -m cellclr_jax.paper_tables --runs="$OUT" || fail "the tables cannot be written"
-  done 3< <(places)
+    run "$CELLCLR_PYTHON" -m cellclr_jax.paper_tables --runs="$OUT" || FAILED+=("the tables after $table: $row")
+  done 3< <(asked)
 }
 
 main() {
   parse "$@"
   check_settings
+  if [ "$LIST" = 1 ]; then
+    rows | cut -f 1,2
+    return
+  fi
   [ "$SMALL" = 0 ] || small
+  trap 'hand_on 129' HUP
+  trap 'hand_on 130' INT
+  trap 'hand_on 143' TERM
   DATA=$(absolute "${DATA:-$CELLCLR_ROOT/data$([ "$SMALL" = 0 ] || echo /small)}")
   OUT=$(absolute "${OUT:-$CELLCLR_ROOT/runs/paper$([ "$SMALL" = 0 ] || echo _small)}")
   step 1 4 "environment"

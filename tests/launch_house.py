@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = [
     *("awk", "basename", "bash", "cat", "chmod", "cksum", "cp", "cut", "date", "dirname", "env"),
-    *("git", "mv", "sha256sum", "wc"),
+    *("git", "mv", "sha256sum", "tr", "wc"),
     *("grep", "gzip", "hostname", "mkdir", "nohup", "rm", "sed", "seq", "sleep", "sort", "tail"),
     *("tar", "tee", "touch"),
 ]
@@ -27,7 +27,12 @@ case "$1 $2" in
     echo "$*${JAX_LOCAL_DEVICE_IDS:+ gpus=$JAX_LOCAL_DEVICE_IDS}" >>"$CALLS"
     if [ "$1" = cellclr_jax.eval ]; then
       mkdir -p "${2#--workdir=}/eval/7" && touch "${2#--workdir=}/eval/7/report.html"
+      case $3 in --out=*) mkdir -p "${3#--out=}" && touch "${3#--out=}/metrics.json" ;; esac
     fi
+    case "$1 $3" in
+      "cellclr_jax.main --workdir="*)
+        mkdir -p "${3#--workdir=}" && touch "${3#--workdir=}/config.json" ;;
+    esac
     if [ "$1" = "${FAIL_MODULE:-}" ]; then exit "${FAIL_STATUS:-9}"; fi
     ;;
 esac

@@ -1,6 +1,9 @@
 """reproduce_paper.sh with stand-ins for Python and curl; its rows, as training reads them."""
 
 import hashlib
+import shlex
+import signal
+import time
 from collections import defaultdict
 
 import pytest
@@ -9,7 +12,7 @@ from launch_house import FAKE_PYTHON, ROOT, House
 from ml_collections import config_flags
 
 from cellclr_jax.config_ranges import check_ranges
-from cellclr_jax.eval_flags import FLAGS as EVAL_FLAGS
+from cellclr_jax.profiling.protocol import Protocol
 
 ROWS = [
     line.split("\t")
@@ -54,13 +57,66 @@ def test_small_trains_each_run_once_and_scores_each_row(house):
     ]  # fmt: skip
 
 
-def test_run_again_it_does_what_is_not_done(house):
-    house.run("reproduce_paper.sh", "--small", "--tables=temperature")
+def small(house, *arguments, **settings):
+    return house.run("reproduce_paper.sh", "--small", *arguments, **settings)
+
+
+def place(house, path):
+    return house.root / "runs/paper_small" / path
+
+
+SCORES = "temperature_0.5/seed0/scores/as_published"
+
+
+@pytest.mark.parametrize("lost", ["scored", "metrics.json"])
+def test_run_again_it_does_what_is_not_done(house, lost):
+    small(house, "--tables=temperature")
     assert len(calls(house, "main")) == len(calls(house, "eval")) == 5
-    (house.root / "runs/paper_small/temperature_0.5/seed0/scores/as_published/scored").unlink()
-    done = house.run("reproduce_paper.sh", "--small", "--tables=temperature")
+    place(house, f"{SCORES}/{lost}").unlink()
+    done = small(house, "--tables=temperature")
     assert done.returncode == 0, done.stderr
     assert (len(calls(house, "main")), len(calls(house, "eval"))) == (0, 1)
+
+
+def change_row(house, old, new):
+    path = house.root / "launch/paper_tables.tsv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_scores_of_another_training_are_none_of_a_row(house):
+    small(house, "--tables=temperature")
+    change_row(house, "--config.temperature=0.5", "--config.temperature=0.7")
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS="2")
+    assert done.returncode == 1
+    assert "failed: temperature: 0.5, seed 0" in done.stderr
+    assert not place(house, f"{SCORES}/scored").exists()
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 0)
+    again = small(house, "--tables=temperature")
+    assert again.returncode == 0
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 1)
+
+
+def test_rows_are_scored_with_their_flags_each_in_its_folder(house):
+    small(house, "--tables=corrections")
+    asked = [row for row in ROWS if row[0] == "corrections"]
+    found = calls(house, "eval")
+    assert len(found) == len(asked) == 4
+    for call, row in zip(found, asked, strict=True):
+        folder = "as_published" if row[4] == "-" else row[4]
+        flags_of_row = "" if row[5] == "-" else f" {row[5]}"
+        assert call.endswith(f"/base/seed0/scores/{folder} --measures=none{flags_of_row}")
+    assert len(calls(house, "main")) == 1
+    assert " --config.init.workdir= " in calls(house, "main")[0]
+
+
+def test_the_tables_hold_the_rows_of_all_calls(house):
+    small(house, "--tables=temperature", "--seeds=1")
+    small(house, "--tables=minibatch", "--seeds=0")
+    rows = [line.split("\t") for line in place(house, "rows.tsv").read_text().splitlines()]
+    assert len(rows) == 2 * len(ROWS)
+    assert {row[2] for row in rows} == {"0", "1"}
 
 
 def test_each_seed_has_runs_of_its_own(house):
@@ -73,7 +129,7 @@ def test_each_seed_has_runs_of_its_own(house):
 def test_the_rows_flags_come_after_those_of_small(house):
     house.run("reproduce_paper.sh", "--small", "--tables=minibatch")
     (large,) = [call for call in calls(house, "main") if "minibatch_512" in call]
-    assert large.index("minibatch_size=64") < large.index("minibatch_size=512")
+    assert large.index("minibatch_size=256") < large.index("minibatch_size=512")
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(house):
@@ -87,13 +143,59 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(house):
     assert again.returncode == 0
 
 
-def test_a_signal_ends_all(house):
-    done = house.run(
-        "reproduce_paper.sh", "--small", "--tables=temperature",
-        FAIL_MODULE="cellclr_jax.main", FAIL_STATUS="143",
-    )  # fmt: skip
-    assert done.returncode == 143
+@pytest.mark.parametrize("status", ["129", "130", "143"])
+def test_a_row_that_a_signal_stopped_stops_all(house, status):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS=status)
+    assert done.returncode == int(status)
+    assert "the same command goes on" in done.stderr
     assert len(calls(house, "main")) == 1
+
+
+@pytest.mark.parametrize("status", ["137", "134", "3"])
+def test_a_row_that_crashed_does_not(house, status):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS=status)
+    assert done.returncode == 1
+    assert len(calls(house, "main")) == 5
+
+
+def test_tables_that_cannot_be_written_are_told_and_rows_go_on(house):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.paper_tables")
+    assert done.returncode == 1
+    assert "failed: the tables after temperature: 0.5" in done.stderr
+    assert len(calls(house, "eval")) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_to_the_script_reaches_the_training(house, number, status):
+    waiting = FAKE_PYTHON.replace(
+        'case "$1 $2" in',
+        """if [ "$1 $2" = "-m cellclr_jax.main" ]; then
+  trap 'kill $!; echo saved >>"$CALLS"; exit 143' TERM
+  echo waits >>"$CALLS"; sleep 60 & wait
+fi
+case "$1 $2" in""",
+        1,
+    )
+    house.put("python3.12", waiting)
+    process = house.start("reproduce_paper.sh", "--small", "--tables=temperature")
+    until = time.monotonic() + 30
+    while "waits" not in house.calls() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status, errors
+    assert house.calls()[-1] == "saved"
+    assert "the same command goes on" in errors
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(house):
+    house.elsewhere.joinpath("taken").write_text("")
+    done = small(house, "--tables=temperature", "--out=taken")
+    assert done.returncode == 1
+    assert f"error: {house.elsewhere}/taken cannot be written to" in done.stderr
+    assert calls(house, "main") == []
 
 
 def test_weights_are_checked_by_their_sums(house):
@@ -116,6 +218,14 @@ def test_weights_that_are_right_are_converted(house):
     assert done.returncode == 0, done.stderr
     assert "convert --input=weights/resnet50-" in " ".join(calls(house, "convert"))
     assert all(BASE in call for call in calls(house, "main"))
+    again = house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
+    assert again.returncode == 0  # files that are there are not fetched again
+    assert not any(call.startswith("curl") for call in house.calls())
+    for name in ("resnet18", "resnet50", "resnet101"):
+        (house.root / f"weights/{name}").mkdir()
+        (house.root / f"weights/{name}/config.json").write_text("{}")
+    house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
+    assert calls(house, "convert") == []  # nor converted
     assert calls(house, "build") == [
         f"cellclr_jax.build --source=raw --download --data_dir={house.elsewhere}/d"
     ]
@@ -158,7 +268,7 @@ def read_as_training_does(arguments):
 
 def test_rows_are_settings_that_exist_and_runs_have_one_training_each():
     trainings = defaultdict(set)
-    for _, row, run, training, _, evaluation in ROWS:
+    for _, row, run, training, _, _ in ROWS:
         trainings[run].add(training)
         given = [] if training == "-" else training.split(" ")
         if not given or not given[0].startswith("--config="):
@@ -167,10 +277,56 @@ def test_rows_are_settings_that_exist_and_runs_have_one_training_each():
         config = read_as_training_does(given)
         check_ranges(config)
         assert set(config.operations) <= set(config.views), row
-        for flag in [] if evaluation == "-" else evaluation.split(" "):
-            assert flag.removeprefix("--").partition("=")[0] in EVAL_FLAGS, row
     assert all(len(found) == 1 for found in trainings.values())
     assert len({(row[0], row[1]) for row in ROWS}) == len(ROWS)
+
+
+# The setting that the rows of a table are called by, and how a row's name tells its value.
+NAMED = {
+    "temperature": ("temperature", float),
+    "minibatch": ("minibatch_size", lambda row: int(row.removesuffix(" cells"))),
+    "projection": ("model.head.width", lambda row: int(row.removesuffix(" numbers"))),
+    "DMSO share": (
+        "control_fraction",
+        lambda row: (
+            {"none": 0.0, "all": 1.0}.get(row.split(",")[0])
+            if row.startswith(("none", "all"))
+            else float(row.removesuffix(" %")) / 100
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [[], ["--small"]])
+def test_rows_have_the_values_that_they_are_called_by(house, mode):
+    done = house.run("reproduce_paper.sh", "--dry-run", *mode)
+    lines = done.stdout.splitlines()
+    for table, row, *_ in ROWS:
+        if table not in NAMED:
+            continue
+        place = next(i for i, line in enumerate(lines) if f"] {table}: {row}, seed 0" in line)
+        command = [word.strip("'") for word in shlex.split(lines[place + 1])][3:]
+        flags_of_row = [flag for flag in command if not flag.startswith("--workdir")]
+        flags_of_row[0] = flags_of_row[0].replace("configs/", f"{ROOT}/configs/")
+        config = read_as_training_does(flags_of_row)
+        name, value = NAMED[table]
+        for part in name.split("."):
+            config = config[part]
+        assert config == value(row), (table, row)
+
+
+def test_evaluation_flags_of_rows_are_admitted():
+    for row in ROWS:
+        if row[5] != "-":
+            flags_of_row = [flag.removeprefix("--") for flag in row[5].split(" ")]
+            given = dict(flag.partition("=")[::2] for flag in flags_of_row)
+            if "corrections" in given:
+                given["corrections"] = tuple(given["corrections"].split(","))
+            if "regularization" in given:
+                given["regularization"] = float(given["regularization"])
+            if "relative_regularization" in given:
+                given["relative_regularization"] = True
+            Protocol(**given)
 
 
 def test_rows_hold_each_operation_alone_and_each_pair_of_the_published_five():

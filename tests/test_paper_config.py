@@ -1,5 +1,7 @@
 """The published recipe: its numbers, what turns each quirk off, and what the step makes of them."""
 
+import ast
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -126,9 +128,59 @@ def test_colours_are_not_jittered_in_images_that_have_none(experiment):
                       "normalization.legacy_invert": False})  # fmt: skip
 
 
+def turned_off():
+    """What the config's docstring says turns each quirk off, one after the other."""
+    text = (CONFIGS / "simclr_paper.py").read_text().split('"""')[1]
+    items = text.split("\n- ")[1:]
+    found = [re.findall(r"--config\.([\w.]+)=(\([^)]*\)|[\w.]+)", item) for item in items]
+    return {
+        item.split(":")[0]: {name: read_setting(value) for name, value in settings if value}
+        for item, settings in zip(items, found, strict=True)
+        if settings
+    }
+
+
+def read_setting(text):
+    try:
+        return ast.literal_eval(text.rstrip(".,;"))
+    except (ValueError, SyntaxError):
+        return text.rstrip(".,;")
+
+
+@pytest.mark.parametrize("quirk", turned_off())
+def test_what_turns_a_quirk_off_does_as_it_is_written(experiment, quirk):
+    settings = turned_off()[quirk]
+    made = experiment(**settings)
+    flat = made.config
+    for name, value in settings.items():
+        got = flat
+        for part in name.split("."):
+            got = got[part]
+        assert got == value, name
+
+
+def test_each_quirk_of_the_docstring_is_there():
+    assert len(turned_off()) == 7
+    text = (CONFIGS / "simclr_paper.py").read_text()
+    made = recipe()
+    assert "jitter_channels" in made.views
+    assert text.count("\n- ") == 8
+
+
+def test_stains_are_jittered_one_by_one_where_that_is_asked_for(experiment):
+    published = recipe().operations
+    instead = tuple("jitter_channels" if n == "color_jitter" else n for n in published)
+    made = experiment(operations=instead)
+    assert list(made.views()) == list(instead)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"evaluation.standardize": "often"}, "standardize 'often'"),
+        ({"evaluation.corrections": ("tvn",)}, "corrections tvn"),
+        ({"schedule.hold_epochs": 10.6}, "holds whole epochs, not 10.6"),
+        ({"normalization.mean": (float("inf"), 0.0, 0.0)}, "mean .* finite numbers"),
         ({"normalization.bits": 7}, "bits is 7: 0 or 8"),
         ({"normalization.bits": 0}, "legacy_invert is defined on 256 levels"),
         ({"normalization.mean": (0.5,)}, "need 3 numbers"),

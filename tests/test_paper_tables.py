@@ -29,7 +29,9 @@ def put_run(folder, run, *, operations=(), scores=None, compounds=("sim-a", "sim
     (place / "config.json").write_text(json.dumps(config))
     if scores is None:
         return
-    history = [{"step": 1, "loss": 4.0, "cells_per_second": 100.0}, {"validation_loss": 3.5}]
+    rates = [100.0, 90.0, 500.0]
+    history = [{"step": 1, "loss": 4.0, "cells_per_second": rate} for rate in rates]
+    history.append({"validation_loss": 3.5})
     (place / "metrics.jsonl").write_text("\n".join(map(json.dumps, history)) + "\n")
     where = place / "scores" / "as_published"
     where.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,7 @@ def put_run(folder, run, *, operations=(), scores=None, compounds=("sim-a", "sim
     }
     (where / "metrics.json").write_text(json.dumps({"scores": found, "run": {"step": 16}}))
     pd.DataFrame({"Metadata_Compound": compounds}).to_parquet(where / "treatments.parquet")
+    (where / "scored").write_text("")
 
 
 def put_rows(folder, *rows):
@@ -140,13 +143,55 @@ def test_the_binary_writes_tables_and_a_picture(pairs):
     assert len(pd.read_csv(pairs / "tables.csv")) == 5
 
 
-def test_what_cannot_be_read_is_named(runs):
+def test_scores_count_when_they_are_whole(runs):
+    (runs / "base/scores/as_published/scored").unlink()
+    table = paper_tables.read_tables(runs)
+    assert table["step"].isna().all()
+    assert "0 of 4 rows have scores." in paper_tables.markdown(table, runs)
+
+
+def test_a_correction_without_a_drop_is_shown(runs):
+    """As of one batch alone, where NSC is defined and NSCB is not."""
+    path = runs / "base/scores/as_published/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["scores"]["tvn"] |= {"nscb": score(0, 0), "drop": None}
+    path.write_text(json.dumps(metrics))
+    text = paper_tables.markdown(paper_tables.read_tables(runs), runs)
+    assert "9/10 (90.0 %), 0/0 (undefined), –" in text
+
+
+SPOILED = ["base/config.json", "base/metrics.jsonl", "base/scores/as_published/metrics.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_row_that_cannot_be_read_is_told_and_the_others_stay(runs, name, content):
+    put_run(runs, "hot", scores={"none": (2, 1)})
+    data = content if isinstance(content, bytes) else content.encode()
+    (runs / name).write_bytes(data)
+    if name.endswith("jsonl") and content != "{" and isinstance(content, str):
+        return  # a row without numbers is no error
+    paper_tables.write_tables(runs)
+    text = (runs / "tables.md").read_text()
+    assert "base/scores/as_published or its run holds cannot be read" in text
+    assert "| 0.5 \\| high | 0 | cnn | 16 |" in text
+
+
+def test_a_table_of_compounds_that_cannot_be_read_leaves_open_whose_they_are(runs):
+    (runs / "base/scores/as_published/treatments.parquet").write_bytes(b"PAR1")
+    text = paper_tables.markdown(paper_tables.read_tables(runs), runs)
+    assert "2 of 4 rows have scores. NSC, NSCB" in text
+
+
+def test_what_is_no_list_of_runs_is_named(runs):
     with pytest.raises(BadUse, match=r"rows\.tsv: no such file"):
         paper_tables.write_tables(runs / "base")
-    (runs / "base/config.json").write_text("{")
-    with pytest.raises(BadData, match=r"base/config\.json cannot be read"):
-        paper_tables.read_tables(runs)
-    (runs / "rows.tsv").write_text("one\ttwo\n")
-    with pytest.raises(BadData, match=r"rows\.tsv, line 1: table, row, seed, run, scores"):
-        paper_tables.read_tables(runs)
+    for content, told in (
+        (b"one\ttwo\n", r"rows\.tsv, line 1: table, row, seed, run, scores"),
+        (b"", r"rows\.tsv is empty"),
+        (b"\xff\xfe", r"rows\.tsv: not a table of runs"),
+    ):
+        (runs / "rows.tsv").write_bytes(content)
+        with pytest.raises(BadData, match=told):
+            paper_tables.read_tables(runs)
     assert run_binary("paper_tables").returncode == 2

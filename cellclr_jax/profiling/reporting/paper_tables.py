@@ -1,7 +1,8 @@
 """Tables of many runs, one row a run: Markdown, CSV, and pairs of augmentations as a picture."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pandas as pd
 
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
-from cellclr_jax.profiling.reporting.evaluation_folder import METRICS
+from cellclr_jax.profiling.reporting.evaluation_folder import METRICS, write_file
 
 ROWS = "rows.tsv"
 """What the runs are: no header, tab-separated; further columns are for whoever wrote it."""
+DONE = "scored"
+"""The file in a folder of scores that says that they are whole."""
 _COLUMNS = ("table", "row", "seed", "run", "scores")
 _KINDS = ("nsc", "nscb")
 _PAIRS = "augmentations.png"
@@ -30,80 +33,98 @@ def write_tables(folder: str | Path) -> list[Path]:
 
     Raises:
       BadUse: there is no such file.
-      BadData: it, or what an evaluation wrote, cannot be read.
+      BadData: it cannot be read.
     """
     folder = Path(folder)
     table = read_tables(folder)
-    files = {"tables.csv": table.to_csv(index=False), "tables.md": markdown(table, folder)}
-    for name, text in files.items():
-        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
-        (folder / f"{name}.tmp").replace(folder / name)
-    written = [folder / name for name in files]
+    text = markdown(table, folder)
+    write_file(folder / "tables.csv", lambda place: table.to_csv(place, index=False))
+    write_file(folder / "tables.md", lambda place: place.write_text(text, encoding="utf-8"))
+    written = [folder / "tables.csv", folder / "tables.md"]
     pairs = pair_scores(table)
-    return written if pairs is None else [*written, _draw_pairs(pairs, folder / _PAIRS)]
+    if pairs is None:
+        return written
+    write_file(folder / _PAIRS, lambda place: _draw_pairs(pairs, place))
+    return [*written, folder / _PAIRS]
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
     """One row a run: what it is, settings of its training, and its scores.
 
+    A row has scores when its folder of scores holds `DONE`, which comes last.
+
     Returns:
-      Columns table, row, seed, run, encoder, minibatch, epochs, operations (joined by '+'), step,
-      loss (of the last epoch's validation, or training without one), cells_per_second (median),
-      and for each correction <correction>_<nsc|nscb>_correct, _total, _accuracy (in [0, 1], NaN
-      where undefined) and <correction>_drop (points). Without scores all of these are NaN.
+      Columns table, row, seed, run, problem (what cannot be read, '' for nothing), encoder,
+      minibatch, epochs, operations (joined by '+'), step, loss (of the last epoch's validation, or
+      training without one), cells_per_second (median), and for each correction
+      <correction>_<nsc|nscb>_correct, _total, _accuracy (in [0, 1], NaN where undefined) and
+      <correction>_drop (points). Without scores all of these are NaN.
+
+    Raises:
+      BadUse, BadData: see `write_tables`.
     """
     path = folder / ROWS
     if not path.is_file():
         raise BadUse(f"{path}: no such file; bash launch/reproduce_paper.sh writes it")
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise BadData(f"{path}: not a table of runs ({error})") from error
+    lines = [line.split("\t") for line in text.splitlines() if line]
+    if not lines:
+        raise BadData(f"{path} is empty: {', '.join(_COLUMNS)} were expected, by tabs")
     if short := [n for n, line in enumerate(lines, 1) if len(line) < len(_COLUMNS)]:
         raise BadData(f"{path}, line {short[0]}: {', '.join(_COLUMNS)} were expected, by tabs")
     rows = [dict(zip(_COLUMNS, line, strict=False)) for line in lines]
-    described = [_described(folder, row) for row in rows]
-    return pd.DataFrame(described)
+    return pd.DataFrame([_described(folder, row) for row in rows])
 
 
-def _described(folder: Path, row: dict[str, str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {name: row[name] for name in ("table", "row", "seed", "run")}
-    config = _json(folder / row["run"] / "config.json")
-    if config:
-        settings |= {
-            "encoder": config["model"]["encoder"],
-            "minibatch": config["minibatch_size"],
-            "epochs": config["epochs"],
-            "operations": "+".join(config["operations"] or config["views"]),
-        }
-    metrics = _json(folder / row["scores"] / METRICS)
-    if not metrics:
-        return settings
-    settings |= {"step": metrics["run"]["step"], **_training(folder / row["run"])}
-    for correction, scores in metrics["scores"].items():
-        for kind in _KINDS:
-            settings |= {
-                f"{correction}_{kind}_{name}": scores[kind][name]
-                for name in ("correct", "total", "accuracy")
-            }
-        settings[f"{correction}_drop"] = scores["drop"]
-    return settings
+def _described(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
+    """A row of `read_tables`."""
+    known: dict[str, Any] = {name: row[name] for name in ("table", "row", "seed", "run")}
+    known |= {"problem": "", "step": np.nan}
+    try:
+        known |= {**_settings(folder, row), **_scored(folder, row)}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        known["problem"] = f"what {row['scores']} or its run holds cannot be read ({error!r})"
+    return known
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file."""
+def _settings(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
+    """What a run was trained with; nothing before it was."""
+    path = folder / row["run"] / "config.json"
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content)
-    except (OSError, ValueError, TypeError) as error:
-        raise BadData(f"{path} cannot be read ({error}): run it again without it") from error
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "encoder": config["model"]["encoder"],
+        "minibatch": config["minibatch_size"],
+        "epochs": config["epochs"],
+        "operations": "+".join(config["operations"] or config["views"]),
+    }
+
+
+def _scored(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
+    """The scores of a row and what is known of its training; nothing before it has scores."""
+    scores = folder / row["scores"]
+    if not (scores / DONE).is_file():
+        return {}
+    metrics = json.loads((scores / METRICS).read_text(encoding="utf-8"))
+    found = {"step": int(metrics["run"]["step"]), **_training(folder / row["run"])}
+    for correction, both in metrics["scores"].items():
+        for kind in _KINDS:
+            found |= {
+                f"{correction}_{kind}_{name}": both[kind][name]
+                for name in ("correct", "total", "accuracy")
+            }
+        found[f"{correction}_drop"] = both["drop"]
+    return found
 
 
 def _training(run: Path) -> dict[str, float]:
     """The last validation loss (training loss without one) and the median rate of a run."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    history = pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = pd.DataFrame([json.loads(line) for line in lines])
     found = {}
     for name in ("loss", "validation_loss"):
         if name in history and history[name].notna().any():
@@ -116,7 +137,7 @@ def _training(run: Path) -> dict[str, float]:
 def markdown(table: pd.DataFrame, folder: Path) -> str:
     """All tables as Markdown, what they rest on before, published scores behind."""
     corrections = [name.removesuffix("_drop") for name in map(str, table) if name.endswith("_drop")]
-    done = int(table["step"].notna().sum()) if "step" in table else 0
+    done = int(table["step"].notna().sum())
     real = _is_real(table, folder)
     parts = [f"# The paper's tables\n\n{_introduction(done, len(table), real)}"]
     for name, rows in table.groupby("table", sort=False):
@@ -134,28 +155,31 @@ def _introduction(done: int, rows: int, real: bool | None) -> str:
     }[real]
     return (
         f"{done} of {rows} rows have scores.{told} NSC, NSCB: 1-NN mechanism accuracy, correct of "
-        "all; drop: in points. Loss: NT-Xent of the validation cells after the last epoch; it "
-        "depends on temperature and minibatch."
+        "all; drop: in points. Loss: NT-Xent of the validation cells after the last epoch; by it, "
+        "rows of another temperature, minibatch, augmentation or normalisation, or of other cells, "
+        "cannot be compared."
     )
 
 
 def _is_real(table: pd.DataFrame, folder: Path) -> bool | None:
-    """Whether what was scored is BBBC021; None before anything was."""
-    for _, row in table.iterrows():
-        for path in sorted((folder / row["run"]).glob("scores/*/treatments.parquet")):
-            compounds = pd.read_parquet(path, columns=["Metadata_Compound"])["Metadata_Compound"]
-            return is_bbbc021(compounds.astype(str))
+    """Whether what was scored is BBBC021; None where that is not known."""
+    for run in table["run"]:
+        for path in sorted((folder / run).glob("scores/*/treatments.parquet")):
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                column = "Metadata_Compound"
+                return is_bbbc021(pd.read_parquet(path, columns=[column])[column].astype(str))
     return None
 
 
 def _table(rows: pd.DataFrame, corrections: Sequence[str]) -> str:
-    used = [c for c in corrections if rows[f"{c}_drop"].notna().any() or c == "none"]
+    used = [name for name in corrections if rows[f"{name}_nsc_total"].notna().any()]
     head = ["row", "seed", "encoder", "steps", "loss"]
     head += [f"{name}: NSC, NSCB, drop" for name in used]
     lines = [head, ["---"] * len(head)]
     for _, row in rows.iterrows():
-        if pd.isna(row.get("step", np.nan)):
-            lines.append([row["row"], row["seed"], "not there yet", *[""] * (len(head) - 3)])
+        if pd.isna(row["step"]):
+            told = row["problem"] or "not there yet"
+            lines.append([row["row"], row["seed"], told, *[""] * (len(head) - 3)])
             continue
         told = [row["row"], row["seed"], row["encoder"], f"{int(row['step']):,}"]
         told += [f"{row['loss']:.3f}" if pd.notna(row.get("loss", np.nan)) else "–"]
@@ -197,7 +221,7 @@ def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
       For nsc and nscb an [n, n] table by operation: the diagonal holds operations alone, the rest
       pairs, in percent, mean over seeds; NaN where there is none. None without any pair.
     """
-    if "operations" not in table or "none_nsc_accuracy" not in table:
+    if not {"operations", "none_nsc_accuracy"} <= set(table):
         return None
     rows = table[(table["table"] == "augmentations") & table["step"].notna()].copy()
     names = [str(text).split("+") for text in rows["operations"]]
@@ -209,7 +233,7 @@ def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
     for kind in _KINDS:
         scores: dict[frozenset[str], list[float]] = {}
         for used, accuracy in zip(names, rows[f"none_{kind}_accuracy"], strict=True):
-            if len(used) <= 2 and set(used) <= set(order):
+            if set(used) <= set(order):
                 scores.setdefault(frozenset(used), []).append(100 * accuracy)
         square = [
             [np.mean(scores.get(frozenset((one, other)), [np.nan])) for other in order]
@@ -219,7 +243,7 @@ def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
     return found
 
 
-def _draw_pairs(pairs: dict[str, pd.DataFrame], path: Path) -> Path:
+def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
     """Two squares of numbers in colour, NSC and NSCB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -236,6 +260,4 @@ def _draw_pairs(pairs: dict[str, pd.DataFrame], path: Path) -> Path:
                 colour = "black" if value > 60 else "white"
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
         figure.colorbar(image, ax=axes, shrink=0.8)
-    FigureCanvasAgg(figure).print_png(f"{path}.tmp")
-    Path(f"{path}.tmp").replace(path)
-    return path
+    FigureCanvasAgg(figure).print_png(str(path))
