@@ -4,9 +4,14 @@ import functools
 import json
 import os
 import pickle
+import resource
+import shutil
+import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -24,6 +29,7 @@ from tiny_run import get_config
 from cellclr_jax import default_config
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.lock import alone
 from cellclr_jax.run_config import read_config, write_config
 from cellclr_jax.trained_on import check_dataset, refuse_conversion
 from cellclr_jax.weights import weight_files
@@ -214,6 +220,46 @@ def test_what_is_no_tensor_is_named(tmp_path):
     assert "several state dicts" in refusal(BadData, weight_files.read_entries, several)
 
 
+def nested_in_itself():
+    wrapper = {}
+    wrapper["model"] = {"state_dict": wrapper}
+    return wrapper
+
+
+def test_what_wraps_itself_is_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(nested_in_itself(), tmp_path / "round.pth")
+    told = refusal(BadData, weight_files.read_entries, tmp_path / "round.pth")
+    assert "wrapped too deep" in told
+
+
+ODD_TENSORS = {
+    "vast": (lambda torch: torch.zeros(1).expand(2**20, 2**20), "4,398,046,511,104 bytes, of "),
+    "meta": (lambda torch: torch.empty(2**50, device="meta"), "without numbers"),
+    "negative": (
+        lambda torch: torch.zeros(3, dtype=torch.complex64).conj().imag,
+        "a view of the negative",
+    ),
+    "nested": (lambda torch: torch.nested.nested_tensor([torch.zeros(2), torch.ones(3)]), "nested"),
+    "sparse": (lambda torch: torch.eye(3).to_sparse(), "sparse_coo"),
+    "complex": (lambda torch: torch.zeros(3, dtype=torch.complex64), "complex64"),
+    "bits": (lambda torch: torch.zeros(3, dtype=torch.uint8).view(torch.bits8), "bits8"),
+    "axes": (lambda torch: torch.zeros([1] * 70), "of 70 axes"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_that_are_not_plain_are_named(kind, tmp_path):
+    make, told = ODD_TENSORS[kind]
+    odd = make(pytest.importorskip("torch"))
+    source = write(tmp_path / "odd.pth", {**entries_of(SMALL), "l1.bias": odd})
+    assert f"no plain tensors: l1.bias ({told}" in refusal(
+        BadData, convert, source, tmp_path / "run"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = marker
@@ -248,6 +294,13 @@ def lying(header):
 HOSTILE = {
     "empty.pth": (b"", "is empty"),
     "page.pth": (b"\n<!DOCTYPE html><html>", "a web page"),
+    "marked.pth": (b"\xef\xbb\xbf\n<html>", "a web page"),
+    "wide.pth": ("\ufeff<html>".encode("utf-16-le"), "a web page"),
+    "page.safetensors": (b"\xef\xbb\xbf<!DOCTYPE html><html>", "a web page"),
+    "axes.safetensors": (
+        lying({"a": {"dtype": "F32", "shape": [1] * 80 + [4], "data_offsets": [0, 16]}}),
+        "has a shape that no array has",
+    ),
     "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
     "text.pth": (b"these are no weights", "neither a zip archive nor a pickle"),
     "empty.safetensors": (b"", "is empty"),
@@ -275,6 +328,16 @@ def test_what_is_no_file_of_weights_is_told(name, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert told in refusal(BadData, convert, tmp_path / name, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_header_as_long_as_a_web_page_begins_is_read(tmp_path):
+    source = write(tmp_path / "given.safetensors", entries_of(SMALL))
+    content = source.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    (wanted,) = struct.unpack("<Q", b" <" + bytes(6))
+    header = content[8 : 8 + length].ljust(wanted)
+    source.write_bytes(b" <" + bytes(6) + header + content[8 + length :])
+    assert same(weight_files.read_entries(source), entries_of(SMALL))
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
@@ -349,17 +412,131 @@ def test_a_config_that_names_another_encoder_is_refused(small, tmp_path):
     assert read_config(epath.Path(tmp_path / "run")).image_size == 48
 
 
-def test_nothing_half_written_stays(small, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def small_files_only():
+    """No file may grow over 4 KB: what is larger fails on its way to the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        convert(small[0], tmp_path / "run")
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        export_weights(small[1], "last", tmp_path / "out.safetensors", layout=None)
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's
+def test_nothing_half_written_stays(small, tmp_path, small_files_only):
+    assert "once that is mended, run the same command again" in refusal(
+        BadData, convert, small[0], tmp_path / "run"
+    )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_half_of_a_file_stays(ending, small, tmp_path, small_files_only):
+    if ending == ".pth":
+        pytest.importorskip("torch")
+    output = tmp_path / f"out{ending}"
+    told = refusal(BadData, export_weights, small[1], "last", output, layout=None)
+    assert told.startswith(f"{output} could not be written: File too large;")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_nothing_stays(small, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / ".hidden"))
+
+    def tells(told, place):
+        assert told.startswith(f"{place} could not be written: no space left on the disk (")
+        assert told.endswith("free some space and run the same command again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        tells(refusal(BadData, convert, small[0], tmp_path / "run"), tmp_path / "run")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    output = tmp_path / "out.safetensors"
+    tells(refusal(BadData, export_weights, small[1], "last", output, layout=None), output)
+    assert not list(tmp_path.iterdir())
+    words = ValueError("RESOURCE_EXHAUSTED: failed to write: No space left on device [28]")
+    tells(str(weight_files.not_written(output, words)), output)
+
+
+def test_threads_that_go_on_writing_leave_nothing(small, tmp_path, monkeypatch):
+    def write_on(folder):
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            Path(folder, "0", "state").mkdir(parents=True, exist_ok=True)
+            time.sleep(0.02)
+
+    def fail(checkpoints, *_, **__):
+        threading.Thread(target=write_on, args=(checkpoints.directory,)).start()
+        raise BadData("not saved")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    assert "not saved" in refusal(BadData, convert, small[0], tmp_path / "run")
+    time.sleep(0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_conversion_left_is_cleared(small, tmp_path):
+    source, _ = small
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from cellclr_jax import default_config\n"
+        "from cellclr_jax.checkpoint import Checkpoints\n"
+        "from cellclr_jax.weights.converted_run import import_weights\n"
+        "Checkpoints.close = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "source, workdir = map(pathlib.Path, sys.argv[1:])\n"
+        "import_weights(source, workdir, default_config.get_config(), named=False)\n"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {".converting", ".unfinished"}
+    workdir = convert(source, tmp_path / "run")
+    assert {p.name for p in workdir.iterdir()} == {".converting", "checkpoints", "config.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_one_conversion_at_a_time(small, tmp_path, capsys, monkeypatch):
+    source, workdir = small
+    with alone(tmp_path / "run", ".converting", "converting weights into it"):
+        told = refusal(BadUse, convert, source, tmp_path / "run")
+    assert told == f"{tmp_path / 'run'}: another process is converting weights into it"
+
+    def made_meanwhile(folder, *_):
+        shutil.copytree(workdir, folder, dirs_exist_ok=True)
+        return alone(folder, *_)
+
+    monkeypatch.setattr("cellclr_jax.weights.converted_run.alone", made_meanwhile)
+    convert(source, tmp_path / "run")
+    assert f"{tmp_path / 'run'} holds these weights already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_an_empty_folder_is_a_work_directory(is_there, small, tmp_path):
+    if is_there:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    convert(small[0], tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "elsewhere" / "config.json").is_file()
+
+
+def test_a_conversion_without_its_config_is_made_again(small, tmp_path, capsys):
+    shutil.copytree(small[1], tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    workdir = convert(small[0], tmp_path / "run")
+    assert "already" not in capsys.readouterr().err
+    assert read_config(epath.Path(workdir)).model.encoder == "cnn"
+    export_weights(workdir, "last", tmp_path / "out.safetensors", layout="published")
+    assert same(load_file(tmp_path / "out.safetensors"), entries_of(SMALL))
+
+
+def test_a_conversion_starts_from_no_other_weights(small, tmp_path):
+    config = default_config.get_config()
+    config.model.encoder, config.model.cnn.widths, config.model.cnn.norm = "cnn", (8, 8), "batch"
+    config.init.workdir, config.init.head = "/elsewhere", True
+    init = read_config(epath.Path(convert(small[0], tmp_path / "run", config))).init
+    assert (init.workdir, init.head) == ("", False)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,14 @@ def test_a_prefix_that_not_every_entry_has_stays(resnet):
     assert "backbone.conv1.weight" in refusal(bare(wrapped))
 
 
+def test_a_counter_goes_beside_its_variance_alone(resnet):
+    count = np.zeros((), np.int64)
+    counted = changed(resnet, module__bn1__num_batches_tracked=count)
+    assert bare(counted).keys() == resnet.keys()
+    stray = changed(resnet, conv1__num_batches_tracked=count, num_batches_tracked=count)
+    assert "superfluous: conv1.num_batches_tracked, num_batches_tracked" in refusal(bare(stray))
+
+
 def test_two_entries_of_one_name_are_refused(resnet):
     with pytest.raises(BadData, match=r"with and without 'module\.' there are conv1\.weight$"):
         bare(changed(resnet, module__conv1__weight=np.zeros(3)))
@@ -105,6 +113,13 @@ def test_a_classifier_is_known(resnet):
     rest, left_out = split_classifier(changed(resnet, fc__weight=np.zeros((9, 512))))
     assert rest.keys() == resnet.keys()
     assert left_out == ["fc.weight"]
+
+
+def test_what_only_begins_as_a_classifier_is_superfluous(resnet):
+    odd = changed(resnet, fc__0__weight=np.zeros((9, 512)), fc__scale=np.zeros(3))
+    rest, left_out = split_classifier(odd | {"fc.bias": np.zeros(9)})
+    assert left_out == ["fc.bias"]
+    assert "superfluous: fc.0.weight, fc.scale" in refusal(rest)
 
 
 def test_what_is_missing_superfluous_or_misshapen_is_named(resnet):
@@ -133,6 +148,41 @@ def test_numbers_that_are_none_are_named(resnet):
     told = refusal(changed(resnet, bn1__bias=bad, bn1__running_var=np.ones(64, np.int64)))
     assert "no floating-point numbers: bn1.running_var (int64)" in told
     assert told.endswith("not finite: bn1.bias")
+
+
+def test_numbers_of_another_shape_are_not_looked_at(resnet):
+    vast = np.broadcast_to(np.float32(np.nan), (2**40, 64))
+    told = refusal(changed(resnet, bn1__bias=vast))
+    assert told.endswith("of another shape: bn1.bias (1099511627776, 64), (64,) expected")
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "shape"),
+    [
+        (RESNET, "conv1.weight", (64, 0, 7, 7)),
+        (NETWORKS[4], "features.0.weight", (16, 0, 3, 3)),
+        (NETWORKS[4], "features.3.weight", (0, 16, 3, 3)),
+        (NETWORKS[4], "l1.weight", (0, 64)),
+    ],
+)
+def test_kernels_of_no_channels_are_refused(network, name, shape):
+    told = refusal(resized(network, name, shape))
+    assert told == f"without a single number: {name} {shape}"
+
+
+@pytest.mark.parametrize(
+    "name", ["features.{}.weight", "features.4.{}.conv1.weight", "layer1.{}.conv1.weight"]
+)
+def test_numbers_of_thousands_of_digits_are_no_layers(name):
+    long = name.format("7" * 5000)
+    for entries in ({}, entries_of(NETWORKS[4]), entries_of(RESNET)):
+        told = refusal(entries | {long: np.zeros((8, 3, 3, 3), np.float32)})
+        assert len(told) < 600
+        assert entries or long[:20] in told
+
+
+def test_names_that_would_break_a_line_are_told_in_one(resnet):
+    assert "superfluous: 'a\\nb'" in refusal(resnet | {"a\nb": np.zeros(2)})
 
 
 def resized(network, name, shape):

@@ -1,8 +1,10 @@
 """A work directory of weights that came from elsewhere, and the weights of one for elsewhere."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from etils import epath
 from cellclr_jax import sharding
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.lock import alone
 from cellclr_jax.logs import is_local, say
-from cellclr_jax.run_config import check_config, read_config, write_config
+from cellclr_jax.run_config import CONFIG, check_config, read_config, write_config
 from cellclr_jax.trained_on import CONVERTED, channel_count
 from cellclr_jax.weights.recognition import bare, recognise, split_classifier
 from cellclr_jax.weights.torch_layout import (
@@ -26,11 +29,22 @@ from cellclr_jax.weights.torch_layout import (
     to_entries,
     to_variables,
 )
-from cellclr_jax.weights.weight_files import check_output, digest, read_entries, write_entries
+from cellclr_jax.weights.weight_files import (
+    check_output,
+    digest,
+    not_written,
+    read_entries,
+    write_entries,
+)
 
 _CNN = "cnn"
 # Of a run that does not tell.
 _USUAL_CHANNELS = 3
+# What a conversion has in a work directory beside what it makes.
+_LOCK, _UNFINISHED = ".converting", ".unfinished"
+# Seconds between looks at a folder that is to be gone, how many have to find it so, and how many
+# there are at most.
+_PAUSE, _QUIET, _LOOKS = 0.1, 5, 100
 
 
 def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named: bool) -> None:
@@ -43,8 +57,10 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
       named: whether the config was chosen: its encoder has to be the file's then.
 
     Raises:
-      BadUse: the config names another encoder; something else is in the work directory.
-      BadData: the file is not of a known encoder, or cannot be read.
+      BadUse: the config names another encoder; something else is in the work directory, or
+        another process converts into it.
+      BadData: the file is not of a known encoder, or cannot be read; the work directory cannot be
+        written, and nothing of it stays.
     """
     if not is_local(epath.Path(workdir)):
         raise BadUse(f"--workdir={workdir} is no folder of this machine")
@@ -57,10 +73,16 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
         "layout": network.layout,
         "channels": network.channels,
     }
-    if _is_there(folder, origin, config):
+    there = _is_there(folder, origin, config)
+    if not there:
+        with _converting(folder.resolve()):
+            # Again: another process may have made it until now.
+            there = _is_there(folder, origin, config)
+            if not there:
+                _write(folder.resolve(), config, variables, {CONVERTED: origin})
+    if there:
         say(f"{folder} holds these weights already")
         return
-    _write(folder, config, variables, {CONVERTED: origin})
     say(
         f"{network.encoder} for {network.channels} channels, {_described(network)}: "
         f"{len(entries)} entries of {source} written to {folder}"
@@ -83,7 +105,7 @@ def export_weights(
     Raises:
       BadUse: there is no such run or checkpoint; the layout has no place for its model; the file
         cannot be written.
-      BadData: the checkpoint cannot be read.
+      BadData: the checkpoint cannot be read, or the disk is full.
     """
     check_output(output)
     workdir = epath.Path(workdir)
@@ -119,7 +141,7 @@ def _described(network: Network) -> str:
 
 
 def _configure(config: Any, network: Network, named: bool) -> None:
-    """Has a config name the network.
+    """Has a config name the network, and no other weights to start from.
 
     Raises:
       BadUse: it was chosen, and names another encoder.
@@ -136,6 +158,7 @@ def _configure(config: Any, network: Network, named: bool) -> None:
                 f"config.model.{name} is {here[name]}, that of the file {value}: give "
                 f"--config.model.{name}={value!r}, or no --config"
             )
+    config.init.workdir, config.init.head = "", False
     model.encoder = network.encoder
     if network.encoder == _CNN:
         model.cnn.widths, model.cnn.norm = network.widths, network.norm
@@ -146,12 +169,14 @@ def _configure(config: Any, network: Network, named: bool) -> None:
 
 
 def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
-    """Whether a work directory holds the same conversion.
+    """Whether a work directory holds the same conversion, whole.
 
     Raises:
       BadUse: it holds something else.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
+        return False
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK, _UNFINISHED}:
         return False
     known: Mapping[str, Any] = {}
     if (folder / CHECKPOINTS).is_dir():
@@ -160,26 +185,73 @@ def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
     if known.get("sha256") != origin["sha256"]:
         what = f"weights converted from {known['file']}" if known else "something else"
         raise BadUse(f"--workdir={folder} holds {what}: take one that is new or empty")
+    if not (folder / CONFIG).exists():  # it comes last: a conversion was ended before
+        return False
     check_config(config, epath.Path(folder))
     return True
+
+
+@contextlib.contextmanager
+def _converting(folder: Path) -> Iterator[None]:
+    """Keeps other conversions out of a work directory, which goes again where this one fails."""
+    is_new = not folder.exists()
+    try:
+        with alone(folder, _LOCK, "converting weights into it"):
+            try:
+                yield
+            except BaseException:
+                (folder / _LOCK).unlink(missing_ok=True)
+                raise
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # what others have put there stays
+                folder.rmdir()
+        raise
 
 
 def _write(
     folder: Path, config: Any, variables: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
-    """Writes a work directory, whole or not at all."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}"
+    """Writes a work directory; the config comes last, since without one it is none.
+
+    Raises:
+      BadData: it cannot be written; nothing of it stays.
+    """
+    unfinished = folder / _UNFINISHED
+    # Of a conversion that was killed: the lock says that nobody writes there.
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         everywhere = sharding.replicated(sharding.make_mesh())
         state = {"step": jnp.zeros((), jnp.int32), **variables}
-        with Checkpoints((temporary / CHECKPOINTS).resolve()) as checkpoints:
+        with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
             checkpoints.save(0, jax.device_put(state, everywhere), progress)
-        write_config(config, epath.Path(temporary))
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_config(config, epath.Path(unfinished))
+    except BaseException as error:
+        _remove(unfinished)
+        if isinstance(error, BadData | OSError):
+            # That of a checkpoint promises to go on from the newest one; here there is none.
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            raise not_written(folder, cause) from error
+        raise
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    os.replace(unfinished / CHECKPOINTS, folder / CHECKPOINTS)
+    os.replace(unfinished / CONFIG, folder / CONFIG)
+    unfinished.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder for good.
+
+    After a save that failed TensorStore's threads, which nobody can wait for, go on for a moment
+    with what they had begun, and make folders anew.
+    """
+    quiet = 0
+    for _ in range(_LOOKS):
+        quiet = 0 if folder.exists() else quiet + 1
+        if quiet == _QUIET:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_PAUSE)
 
 
 def _check_layout(config: Any, layout: Layout) -> None:

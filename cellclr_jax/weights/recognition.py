@@ -26,7 +26,9 @@ _OTHERS: Mapping[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
     ("bottleneck", (3, 24, 36, 3)): "resnet200",
 }
-_CLASSIFIER = "fc."
+_CLASSIFIER = ("fc.weight", "fc.bias")
+# What only a batch normalisation has, beside which alone a counter is one of batches.
+_VARIANCE = "running_var"
 # Taken off wherever it is, and those that are taken off where every entry has them.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
 
@@ -36,24 +38,24 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
 
     Args:
       entries: arrays by name; `module.` is taken off any, `backbone.` and `encoder.` where all
-        have it.
+        have it; a counter that is no batch normalisation's stays.
 
     Raises:
       BadData: two of them would have one name.
     """
-    named = {name: array for name, array in entries.items() if not name.endswith(f".{COUNTER}")}
+    named = dict(entries)
     while prefix := _prefix_of(named):
         shorter = {name.removeprefix(prefix): array for name, array in named.items()}
         if len(shorter) < len(named):
             twice = [name for name in named if prefix + name in named]
             raise BadData(f"with and without {prefix!r} there are {listed(twice)}")
         named = shorter
-    return named
+    return {name: array for name, array in named.items() if not _is_counter(name, named)}
 
 
 def split_classifier(entries: Entries) -> tuple[dict[str, np.ndarray], list[str]]:
     """Entries without those of a classification layer, and the names of these."""
-    left_out = [name for name in entries if name.startswith(_CLASSIFIER)]
+    left_out = [name for name in _CLASSIFIER if name in entries]
     return {name: a for name, a in entries.items() if name not in left_out}, left_out
 
 
@@ -67,11 +69,13 @@ def recognise(entries: Entries) -> Network:
       BadData: they are of none that is known here; the message says what they seem to be.
     """
     shapes = {name: array.shape for name, array in entries.items()}
+    if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
+        raise BadData(f"without a single number: {listed(empty)}")
     inner = {_torchvision_name(name): shape for name, shape in shapes.items()}
     if any(re.match(r"layer\d\.\d", name) for name in inner):
         published = any(name.startswith("features.") for name in shapes)
         network = _recognise_resnet(inner, "published" if published else "torchvision")
-    elif any(re.fullmatch(r"features\.\d+\.weight", name) for name in shapes):
+    elif any(re.fullmatch(r"features\.\d{1,4}\.weight", name) for name in shapes):
         network = _recognise_cnn(shapes)
     else:
         raise BadData(
@@ -82,6 +86,11 @@ def recognise(entries: Entries) -> Network:
         hidden, width = (_length(shapes.get(f"l{i}.weight", ())) for i in (1, 2))
         network = replace(network, head=(hidden or network.features, width or 1))
     return network
+
+
+def _is_counter(name: str, entries: Mapping[str, object]) -> bool:
+    module, _, last = name.rpartition(".")
+    return last == COUNTER and f"{module}.{_VARIANCE}" in entries
 
 
 def _prefix_of(named: Mapping[str, object]) -> str | None:
@@ -102,7 +111,7 @@ def _torchvision_name(name: str) -> str:
 
 def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> Network:
     """The ResNet that shapes by torchvision's names are of, or that is nearest to them."""
-    found = [re.match(r"layer([1-4])\.(\d+)\.", name) for name in shapes]
+    found = [re.match(r"layer([1-4])\.(\d{1,4})\.", name) for name in shapes]
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     depths = tuple(len({i for s, i in blocks if s == stage}) for stage in (1, 2, 3, 4))
     bottleneck = any(name.endswith(".conv3.weight") for name in shapes)
@@ -138,7 +147,7 @@ def _foreign(
 
 def _recognise_cnn(shapes: Mapping[str, tuple[int, ...]]) -> Network:
     """The CNN whose convolutions are the entries of four axes, in their order."""
-    found = [(re.fullmatch(r"features\.(\d+)\.weight", name), s) for name, s in shapes.items()]
+    found = [(re.fullmatch(r"features\.(\d{1,4})\.weight", name), s) for name, s in shapes.items()]
     kernels = sorted((int(match[1]), shape) for match, shape in found if match and len(shape) == 4)
     if not kernels:
         raise BadData(f"no convolution among its entries: {listed(shapes)}")

@@ -35,8 +35,9 @@ PUBLISHED = {
 }
 # Modules of a layer of the CNN: convolution, ReLU and pooling, or normalisation after the first.
 _CNN_STRIDE = {"none": 3, "batch": 4}
-# A message that names every entry of another network would hide what it says.
-_NAMED = 3
+# A message that names every entry of another network, or all of a long name, would hide what it
+# says.
+_NAMED, _LONGEST = 3, 120
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
     """Raises BadData for entries that are not what a network has."""
     both = [name for name in wanted if name in entries]
     floating = [name for name in both if np.issubdtype(entries[name].dtype, np.floating)]
+    fitting = [name for name in floating if entries[name].shape == wanted[name].shape]
     kinds = {
         "missing": [name for name in wanted if name not in entries],
         "superfluous": [name for name in entries if name not in wanted],
@@ -245,14 +247,21 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
         "no floating-point numbers": [
             f"{name} ({entries[name].dtype})" for name in both if name not in floating
         ],
-        "not finite": [name for name in floating if not np.isfinite(entries[name]).all()],
+        "not finite": [name for name in fitting if not np.isfinite(entries[name]).all()],
     }
     if told := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):
         raise BadData(f"not the weights of a {network.encoder} as expected: {told}")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, long ones without their middle, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(_short(name) for name in names[:_NAMED]) + more
+
+
+def _short(name: str) -> str:
+    """A name that fits into a line, whatever a file calls its entries."""
+    name = name if name.isprintable() else ascii(name)
+    half = _LONGEST // 2
+    return name if len(name) <= _LONGEST else f"{name[:half]} … {name[-half:]}"
