@@ -4,6 +4,7 @@ One well of each treatment lies on a plate, always in the same place: plate and 
 and so are treatment and place on the plate. Nothing in these scores can tell them apart.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 
@@ -15,12 +16,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from cellclr_jax.cli import BadData
 from cellclr_jax.profiling.correction import tvn, whiten
 from cellclr_jax.profiling.measures.across_plates import Retrieval, retrieve
 from cellclr_jax.profiling.probing import probes
 from cellclr_jax.profiling.standardization import standardize
 
 Fold = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [N, D], known [N], asked [N]
+Scores = dict[str, dict[str, float]]  # of one kind of features: {what: {name: value}}
 
 CONTROL = "DMSO"
 PERMUTATIONS = 1000
@@ -29,7 +32,9 @@ CORRECTIONS = ("none", "controls", "plates", "whitening", "tvn")
 """`controls`: z-scores by all controls; `plates`: by those of the plate; `whitening` and `tvn` come
 after `controls` with λ = 1, and tvn takes each plate for a batch: with the week for a batch, there
 is one, and it is whitening."""
-_WIDEST = 1000  # iterations of a solver that stops long before
+TOLD = ("none", "plates", "whitening", "tvn")
+"""Corrections before plates are told: z-scores by all controls tell no more, nor less."""
+_MOST_ITERATIONS = 1000  # of a solver that stops long before
 
 
 def is_control(cells: pd.DataFrame) -> np.ndarray:
@@ -231,5 +236,35 @@ def control_auc(features: np.ndarray, cells: pd.DataFrame) -> float:
 
 def _logistic() -> LogisticRegression:
     return LogisticRegression(
-        C=probes.INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_WIDEST
+        C=probes.INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
     )
+
+
+def scores_of(features: np.ndarray, cells: pd.DataFrame) -> Scores:
+    """All scores of features [N, D] of cells [N], see `means`."""
+    found: Scores = {}
+    for level in LEVELS:
+        found[f"all, {level}"] = numbers(treatments_retrieved(features, cells, level))
+        for way in CORRECTIONS:
+            # Of six wells, corrections plate by plate cannot be fitted.
+            with contextlib.suppress(BadData):
+                retrieved = doses_retrieved(features, cells, level, way)
+                found[f"doses, {level}, {way}"] = numbers(retrieved)
+        found[f"doses, {level}"] = found[f"doses, {level}, controls"]
+    for way in TOLD:
+        found[f"plate, cells, {way}"] = plate_told(features, cells, way)
+        found[f"plate, sites, {way}"] = plate_told_of_sites(features, cells, way)
+    found["4 treatments"] = dose_told(features, cells, treated=False)
+    found["3 doses"] = dose_told(features, cells, treated=True)
+    found["DMSO or not"] = {"auc": control_auc(features, cells)}
+    return found
+
+
+def numbers(found: Retrieval) -> dict[str, float]:
+    """Counts, means over treatments, the same by chance, and p: `Retrieval.summary`, flat."""
+    told = found.summary()
+    flat = {"asked": told["asked"], "correct": told["correct"]}
+    for name, long in (("nearest", "nearest_share"), ("precision", "mean_average_precision")):
+        flat |= {name: told[long], f"{name} by chance": told["chance"][long]}
+        flat[f"{name}, p"] = told["p"][long]
+    return flat

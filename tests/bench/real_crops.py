@@ -5,19 +5,20 @@
 Builds the dataset, trains the demo's network once a seed, embeds every cell, and prints two tables
 in Markdown: features beside each other, and the same under each correction (see
 `tests/crop_scores.py`). `--source` is the folder with `crops/` and BBBC021's two tables, by default
-`data/bbbc021` of CELLCLR_SHARED (or `../shared`). Stopped, the same command goes on.
+`data/bbbc021` of CELLCLR_SHARED (or `../shared`). Stopped, the same command goes on; so it does
+with more seeds, and with other arguments it is refused.
 
 300 epochs were the first number tried and the only one: the validation loss (of a random 15 % of
-the cells, without labels) falls all the way, by less than 0.01 over the last twenty epochs. Scores,
-which decided nothing, are of the last checkpoint and of all cells.
+the cells, without labels) is level over the last thirty epochs. Scores, which decided nothing, are
+of the last checkpoint and of all cells.
 
-Writes scores.json and figures of points; no image leaves the dataset's folder.
+Writes settings.json, scores.json and figures of points; no image leaves the dataset's folder.
 """
 
 import argparse
-import contextlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -34,31 +35,17 @@ from sklearn.decomposition import PCA
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from crop_scores import (  # noqa: E402
-    CORRECTIONS,
-    LEVELS,
-    control_auc,
-    corrected,
-    dose_told,
-    doses_retrieved,
-    is_control,
-    means,
-    plate_told,
-    plate_told_of_sites,
-    treatments_retrieved,
-)
+from crop_scores import TOLD, Scores, corrected, is_control, means, scores_of  # noqa: E402
 
-from cellclr_jax.cli import BadData  # noqa: E402
-from cellclr_jax.profiling.measures.across_plates import Retrieval  # noqa: E402
+from cellclr_jax.cli import BadData, BadUse  # noqa: E402
+from cellclr_jax.data.index import find_dataset, read_manifest  # noqa: E402
+from cellclr_jax.run_config import CONFIG, check_same  # noqa: E402
 
 KINDS = ("trained", "untrained", "intensity", "pixels")
 VALIDATION = 0.15
 MINIBATCH = 128  # of 1,253 cells: nine steps an epoch
 # Columns of the first table: all treatments and doses alone, of wells and of sites.
 RETRIEVED = ("all, wells", "all, sites", "doses, wells", "doses, sites")
-TOLD = ("none", "plates", "whitening", "tvn")  # z-scores by all controls tell no more, nor less
-
-Scores = dict[str, dict[str, float]]
 
 
 def binary(name: str, *flags: str) -> None:
@@ -77,19 +64,56 @@ def build(source: Path, data_dir: Path) -> None:
         )  # fmt: skip
 
 
-def train(folder: Path, data_dir: Path, *, seed: int, epochs: int, config: str) -> None:
-    """A run, or what is missing of it, and its embedding."""
-    flags = {
+def settings_of(seed: int, epochs: int) -> dict[str, int | float]:
+    """What a run changes of its config."""
+    return {
         "seed": seed,
-        "data_dir": data_dir,
         "minibatch_size": MINIBATCH,
         "epochs": epochs,
         "validation_fraction": VALIDATION,
         "schedule.warmup_epochs": epochs / 60,
     }
-    settings = [f"--config.{name}={value}" for name, value in flags.items()]
+
+
+def train(folder: Path, data_dir: Path, config: str, changes: dict[str, int | float]) -> None:
+    """A run, or what is missing of it, and its embedding."""
+    settings = [f"--config.{name}={value}" for name, value in changes.items()]
+    settings.append(f"--config.data_dir={data_dir}")
     binary("main", f"--config={config}", f"--workdir={folder / 'run'}", *settings)
     binary("embed", f"--workdir={folder / 'run'}", f"--out={folder / 'embedding'}")
+
+
+def check_settings(out: Path, settings: dict[str, object], sources: list[str]) -> None:
+    """Writes OUT/settings.json, or BadUse says what differs; seeds may be added.
+
+    A folder of before there was such a file has the source its dataset was built from.
+    """
+    path, source = out / "settings.json", settings["source"]
+    held = {} if sources == [f"{source}/crops"] else {"source": ", ".join(sources)}
+    held = settings | (json.loads(path.read_text()) if path.exists() else held)
+    differences = [
+        f"{name}: {held[name]!r} there, {value!r} here"
+        for name, value in settings.items()
+        if held[name] != value and not (name == "seeds" and set(held[name]) <= set(value))
+    ]
+    if differences:
+        raise BadUse(f"{out} holds other results ({'; '.join(differences)}): choose another --out")
+    write(path, settings)
+
+
+def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> None:
+    """BadUse, which says what differs, where a run has another config than it would be given."""
+    if (path := folder / "run" / CONFIG).exists():
+        wanted = runpy.run_path(str(ROOT / config))["get_config"]()
+        wanted.update_from_flattened_dict(changes)
+        check_same(json.loads(path.read_text()), wanted, folder / "run")
+
+
+def write(path: Path, content: object) -> None:
+    """JSON, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1))
+    part.replace(path)
 
 
 def features_of(folder: Path) -> dict[str, np.ndarray]:
@@ -139,42 +163,6 @@ def cells_of(folder: Path) -> pd.DataFrame:
     return embedded(folder)[list(columns)].rename(columns=columns)
 
 
-def scores_of(features: np.ndarray, cells: pd.DataFrame) -> Scores:
-    """All scores of one kind of features, as JSON: {what: {name: value}}."""
-    found: Scores = {}
-    for level in LEVELS:
-        found[f"all, {level}"] = numbers(treatments_retrieved(features, cells, level))
-        for way in CORRECTIONS:
-            # Of six wells, corrections plate by plate cannot be fitted.
-            with contextlib.suppress(BadData):
-                retrieved = doses_retrieved(features, cells, level, way)
-                found[f"doses, {level}, {way}"] = numbers(retrieved)
-        found[f"doses, {level}"] = found[f"doses, {level}, controls"]
-    for way in TOLD:
-        found[f"plate, cells, {way}"] = plate_told(features, cells, way)
-        found[f"plate, sites, {way}"] = plate_told_of_sites(features, cells, way)
-    found["4 treatments"] = dose_told(features, cells, treated=False)
-    found["3 doses"] = dose_told(features, cells, treated=True)
-    found["DMSO or not"] = {"auc": control_auc(features, cells)}
-    return found
-
-
-def numbers(found: Retrieval) -> dict[str, float]:
-    """Counts, means over treatments, the same by chance, and p."""
-    named = dict(zip(("nearest", "precision"), found.means.tolist(), strict=True))
-    by_chance = dict(zip(named, found.by_chance.mean(axis=0).tolist(), strict=True))
-    better = (np.sum(found.by_chance >= found.means - 1e-12, axis=0) + 1) / (
-        len(found.by_chance) + 1
-    )
-    return {
-        "asked": int(found.asks.sum()),
-        "correct": int(found.nearest.sum()),
-        **named,
-        **{f"{name} by chance": value for name, value in by_chance.items()},
-        **{f"{name}, p": value for name, value in zip(named, better.tolist(), strict=True)},
-    }
-
-
 def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
     """By kind of features, of each seed; what no seed changes once."""
     found: dict[str, list[Scores]] = {kind: [] for kind in KINDS}
@@ -183,11 +171,11 @@ def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
         if not path.exists():
             features, cells = features_of(folder), cells_of(folder)
             scores = {kind: scores_of(features[kind], cells) for kind in KINDS}
-            path.write_text(json.dumps(scores, indent=1))
+            write(path, scores)
         for kind, scores in json.loads(path.read_text()).items():
             if folder == folders[0] or kind in ("trained", "untrained"):
                 found[kind].append(scores)
-    (out / "scores.json").write_text(json.dumps(found, indent=1))
+    write(out / "scores.json", found)
     return found
 
 
@@ -203,6 +191,15 @@ def retrieved(runs: list[Scores], what: str) -> str:
     right = np.mean([run[what]["correct"] for run in runs])
     counts = f"({right:.3g} of {runs[0][what]['asked']})"
     return f"{cell(runs, what, 'nearest')} {counts}, {cell(runs, what, 'precision')}"
+
+
+def print_losses(folder: Path) -> None:
+    """How training ended: its validation loss at the last epoch, and where that was least."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row for line in lines if "validation_loss" in (row := json.loads(line))]
+    least = min(rows, key=lambda row: row["validation_loss"])
+    told = [f"{row['validation_loss']:.4f} (epoch {row['epoch']})" for row in (rows[-1], least)]
+    print(f"{folder.name}: validation loss {told[0]} at the end, {told[1]} at its least")
 
 
 def print_features(found: dict[str, list[Scores]]) -> None:
@@ -268,18 +265,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--source", type=Path, default=beside / "data" / "bbbc021")
     parser.add_argument("--config", default="configs/simclr_demo.py")
-    given = parser.parse_args()
-    out = given.out.resolve()
+    try:
+        go(parser.parse_args())
+    except (BadData, BadUse) as error:
+        sys.exit(str(error))
+
+
+def go(given: argparse.Namespace) -> None:
+    """The whole way, by the arguments of the command line."""
+    out, source = given.out.resolve(), given.source.resolve()
+    seeds = [int(seed) for seed in given.seeds.split(",")]
     out.mkdir(parents=True, exist_ok=True)
-    build(given.source.resolve(), out / "data")
-    folders = [out / f"seed{int(seed)}" for seed in given.seeds.split(",")]
-    for folder in folders:
+    build(source, out / "data")
+    made = read_manifest(find_dataset(out / "data"))
+    settings = {"source": str(source), "epochs": given.epochs, "config": given.config}
+    settings |= {"seeds": seeds, "dataset": made["fingerprint"]}
+    runs = {out / f"seed{seed}": settings_of(seed, given.epochs) for seed in seeds}
+    for folder, changes in runs.items():
+        check_run(folder, given.config, changes)
+    check_settings(out, settings, made["origin"]["inputs"])
+    for folder, changes in runs.items():
         if not (folder / "features.npz").exists():
-            seed = int(folder.name.removeprefix("seed"))
-            train(folder, out / "data", seed=seed, epochs=given.epochs, config=given.config)
+            train(folder, out / "data", given.config, changes)
             features_of(folder)
-    found = all_scores(folders, out)
-    draw(folders[0], out)
+    found = all_scores(list(runs), out)
+    draw(next(iter(runs)), out)
+    for folder in runs:
+        print_losses(folder)
     print_features(found)
     print_corrections(found)
 
