@@ -165,8 +165,10 @@ def plate_told(features: np.ndarray, cells: pd.DataFrame, way: str = "none") -> 
 
     The correction is fitted on two sites of every plate, the classifier learns from a third and is
     asked about the fourth, in all twelve ways: a correction that is fitted on the very cells that
-    are learnt from makes all plates equal there, and nothing can be learnt by construction. A plate
-    has one control well: all sites of a plate share it.
+    are learnt from makes all plates equal there, and nothing can be learnt by construction. How far
+    the mean of those two sites is off by chance is shared by both sides: after a correction by
+    plates, plates of pure noise are told somewhat above chance. A plate has one control well: all
+    sites of a plate share it.
 
     Args:
       features: [N, D].

@@ -11,6 +11,7 @@ from corrected_wells import corrected, planted, table
 from cellclr_jax.profiling.measures import measure
 from cellclr_jax.profiling.measures.across_plates import (
     PERMUTATIONS,
+    Retrieval,
     _permuted,
     across_plates,
     retrieve,
@@ -82,6 +83,15 @@ def test_what_is_planted_perfectly_is_found_beyond_chance():
     assert told["correct"] == told["asked"] == len(plate)
     assert max(told["p"].values()) == 1 / (PERMUTATIONS + 1)
     assert told["chance"]["nearest_share"] < 0.4
+
+
+def test_a_permutation_does_not_lose_by_rounding():
+    """Equal but for the order in which treatments are summed up; a real loss is one."""
+    means, by_chance = np.array([0.1 + 0.2, 0.5]), np.array([[0.3, 0.5 - 1e-6]] * 9)
+    assert means[0] > by_chance[0, 0]
+    row = np.ones(1, bool)
+    found = Retrieval(row, row, np.ones(1), means, by_chance).summary()
+    assert found["p"] == {"nearest_share": 1.0, "mean_average_precision": 0.1}
 
 
 def test_noise_is_retrieved_by_chance():

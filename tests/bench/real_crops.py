@@ -42,6 +42,7 @@ from cellclr_jax.data.index import find_dataset, read_manifest  # noqa: E402
 from cellclr_jax.run_config import CONFIG, check_same  # noqa: E402
 
 KINDS = ("trained", "untrained", "intensity", "pixels")
+SETTINGS = "settings.json"
 VALIDATION = 0.15
 MINIBATCH = 128  # of 1,253 cells: nine steps an epoch
 # Columns of the first table: all treatments and doses alone, of wells and of sites.
@@ -50,8 +51,7 @@ RETRIEVED = ("all, wells", "all, sites", "doses, wells", "doses, sites")
 
 def binary(name: str, *flags: str) -> None:
     """Runs one of the package's programs."""
-    command = [sys.executable, "-m", f"cellclr_jax.{name}", *flags]
-    subprocess.run(command, check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", f"cellclr_jax.{name}", *flags], check=True, cwd=ROOT)
 
 
 def build(source: Path, data_dir: Path) -> None:
@@ -78,17 +78,17 @@ def settings_of(seed: int, epochs: int) -> dict[str, int | float]:
 def train(folder: Path, data_dir: Path, config: str, changes: dict[str, int | float]) -> None:
     """A run, or what is missing of it, and its embedding."""
     settings = [f"--config.{name}={value}" for name, value in changes.items()]
-    settings.append(f"--config.data_dir={data_dir}")
-    binary("main", f"--config={config}", f"--workdir={folder / 'run'}", *settings)
+    settings += [f"--config.data_dir={data_dir}", f"--workdir={folder / 'run'}"]
+    binary("main", f"--config={config}", *settings)
     binary("embed", f"--workdir={folder / 'run'}", f"--out={folder / 'embedding'}")
 
 
 def check_settings(out: Path, settings: dict[str, object], sources: list[str]) -> None:
-    """Writes OUT/settings.json, or BadUse says what differs; seeds may be added.
+    """BadUse, which says what differs, where OUT is of other settings; seeds may be added.
 
-    A folder of before there was such a file has the source its dataset was built from.
+    A folder of before there was settings.json has the source that its dataset was built from.
     """
-    path, source = out / "settings.json", settings["source"]
+    path, source = out / SETTINGS, settings["source"]
     held = {} if sources == [f"{source}/crops"] else {"source": ", ".join(sources)}
     held = settings | (json.loads(path.read_text()) if path.exists() else held)
     differences = [
@@ -98,7 +98,6 @@ def check_settings(out: Path, settings: dict[str, object], sources: list[str]) -
     ]
     if differences:
         raise BadUse(f"{out} holds other results ({'; '.join(differences)}): choose another --out")
-    write(path, settings)
 
 
 def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> None:
@@ -281,9 +280,10 @@ def go(given: argparse.Namespace) -> None:
     settings = {"source": str(source), "epochs": given.epochs, "config": given.config}
     settings |= {"seeds": seeds, "dataset": made["fingerprint"]}
     runs = {out / f"seed{seed}": settings_of(seed, given.epochs) for seed in seeds}
+    check_settings(out, settings, made["origin"]["inputs"])
     for folder, changes in runs.items():
         check_run(folder, given.config, changes)
-    check_settings(out, settings, made["origin"]["inputs"])
+    write(out / SETTINGS, settings)
     for folder, changes in runs.items():
         if not (folder / "features.npz").exists():
             train(folder, out / "data", given.config, changes)
