@@ -125,7 +125,10 @@ def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
         told = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
         _fail(told, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
-        _fail(f"{error} (--help lists the flags)", 2, debug="--debug" in argv)
+        told = str(error)
+        if "Traceback (most recent call last)" in told:  # of ml_collections, what the config raised
+            told = f"--config cannot be loaded: {told.strip().splitlines()[-1]}"
+        _fail(f"{told} (--help lists the flags)", 2, debug="--debug" in argv)
     if arguments is not None and FLAGS[arguments].present:
         FLAGS[arguments].value = [*(FLAGS[arguments].value or []), *rest[1:]]
     elif len(rest) > 1:

@@ -71,9 +71,10 @@ def _as_it_started(encoding: Encoding, random: Variables, progress: Mapping[str,
     """The variables that training started from, which may be those of another run."""
     if (start := progress.get(START)) is None:
         return random
-    settings = {**encoding.config.init, "step": start["step"]}
+    config = encoding.config
+    settings = {**config.init, "step": start["step"]}
     try:
-        found = read_initial_weights(settings, random, encoding.cells)
+        found = read_initial_weights(settings, config.model.encoder, random, encoding.cells)
         if found is None or found.told() != start:
             raise BadData(f"{settings['workdir']} holds other weights now")
     except (BadUse, BadData) as error:

@@ -170,7 +170,7 @@ def _check_operations(config: ml_collections.ConfigDict) -> None:
     if unknown := [name for name in names if name not in config.views or name not in OPERATIONS]:
         raise BadUse(
             f"config.operations: {unknown[0]!r} is not in config.views, which has settings of "
-            f"{', '.join(config.views)}"
+            f'{", ".join(config.views)}; in a shell: \'--config.operations=("one","other")\''
         )
     used = set(names or config.views)
     if "color_jitter" in used and config.normalization.method not in IN_UNIT_RANGE:

@@ -13,6 +13,7 @@ from etils import epath
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadUse
 from cellclr_jax.data.pipeline import Cells
+from cellclr_jax.run_config import read_config
 from cellclr_jax.train_step import Variables
 from cellclr_jax.trained_on import check_channels
 
@@ -46,12 +47,13 @@ class InitialWeights:
 
 
 def read_initial_weights(
-    settings: Mapping[str, Any], variables: Variables, cells: Cells
+    settings: Mapping[str, Any], encoder: str, variables: Variables, cells: Cells
 ) -> InitialWeights | None:
     """Reads what a run starts from.
 
     Args:
       settings: `config.init`.
+      encoder: the name of the run's.
       variables: of the run's model, arrays or shapes with dtypes and shardings.
       cells: the dataset that will be trained on.
 
@@ -66,6 +68,8 @@ def read_initial_weights(
         return None
     workdir = epath.Path(settings["workdir"])
     checkpoints = _open(workdir)
+    if (there := read_config(workdir).model.encoder) != encoder:
+        raise BadUse(f"config.init.workdir: {workdir} holds a {there}, the run's is a {encoder}")
     names = ("encoder", "head") if settings["head"] else ("encoder",)
     template = {
         kind: {name: tree[name] for name in names if name in tree}
@@ -78,8 +82,8 @@ def read_initial_weights(
             step,
             template,
             parts=[f"{kind}/{name}" for kind in variables for name in names],
-            advice="config.model has to be that of config.init.workdir; "
-            "--config.init.head=False takes its encoder alone",
+            advice="config.model has to be that of config.init.workdir"
+            + ("; --config.init.head=False takes its encoder alone" if settings["head"] else ""),
         )
     return InitialWeights(dict(found), step)
 

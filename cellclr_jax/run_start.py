@@ -57,5 +57,5 @@ def initial_weights(
     there = workdir / CHECKPOINTS
     if there.is_dir() and any(path.name.isdigit() for path in there.iterdir()):
         return None
-    variables = state_template(experiment, mesh).variables
-    return read_initial_weights(experiment.config.init, variables, experiment.cells)
+    config, variables = experiment.config, state_template(experiment, mesh).variables
+    return read_initial_weights(config.init, config.model.encoder, variables, experiment.cells)

@@ -15,8 +15,8 @@ the paper says, and what turns it off (`simclr_paper_corrected.py` turns off all
 - an elastic deformation that is a wild affine map, and whose field moves nothing:
   --config.views.elastic.affine=0.0 --config.views.elastic.displacement=0.8
   --config.views.elastic.smoothness=5.0;
-- hue and saturation of stains taken for red, green and blue: jitter_channels in the place of
-  color_jitter in --config.operations, a tuple of names;
+- hue and saturation of stains taken for red, green and blue:
+  --config.operations=("random_resized_crop","flip_horizontal","elastic","jitter_channels","gaussian_blur");
 - the cosine stepped once an epoch, its period the steps of an epoch:
   --config.schedule.legacy_per_epoch=False;
 - L2 on biases and on scales of norms: --config.optimizer.decayed=kernels;

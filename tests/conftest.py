@@ -35,7 +35,9 @@ LONGEST = (
     "test_train_step",
     "test_own_images_run",
     "test_models",
-    "test_resnet",
+    "test_torch_embeddings",
+    "test_convert",
+    "test_real_crops",
 )
 
 

@@ -91,6 +91,7 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
     [
         ({"init.workdir": "/nowhere"}, r"config\.init\.workdir: no checkpoint in /nowhere/check.*"
          r"cellclr_jax\.convert --input=FILE --workdir=/nowhere; .*starts from random"),
+        ({"model.encoder": "resnet18"}, "holds a cnn, the run's is a resnet18"),
         ({"init.step": "99"}, "no checkpoint of step '99'"),
         ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
         ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
@@ -111,7 +112,7 @@ def test_channels_of_another_order_are_refused(config, other):
     made = make_experiment(config)
     variables = program.state_template(made, sharding.make_mesh(1)).variables
     with pytest.raises(BadUse, match="was trained on the channels"):
-        read_initial_weights(config.init, variables, cells)
+        read_initial_weights(config.init, "cnn", variables, cells)
 
 
 def test_parts_take_the_place_of_what_was_there():

@@ -74,9 +74,9 @@ def test_each_run_is_a_row_with_its_scores_or_without(runs):
     assert first["tvn_nscb_accuracy"] == 1
     assert first["none_drop"] == 20
     assert (first["loss"], first["cells_per_second"], first["operations"]) == (3.5, 100, "one+two")
-    assert math.isnan(table.iloc[1]["step"])
+    assert pd.isna(table.iloc[1]["step"])
     assert table.iloc[1]["encoder"] == "cnn"
-    assert math.isnan(table.iloc[2]["step"])
+    assert pd.isna(table.iloc[2]["step"])
     assert list(table.iloc[3][["none_nsc_correct", "run"]]) == [7, "base"]
 
 

@@ -13,7 +13,7 @@ from faults import final_state
 from tiny_run import get_config
 from training_runs import checkpoints, crash_at, rows, same
 
-from cellclr_jax import run_evaluation, sharding, train
+from cellclr_jax import run_evaluation, run_start, sharding, train
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.lock import alone
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path):
 def config_unknown(monkeypatch):
     """Runs whose checkpoints say nothing of their config, as older ones do."""
     monkeypatch.setattr(train, "as_json", lambda config: {})
-    monkeypatch.setattr(train, "check_same", lambda *arguments: None)
+    monkeypatch.setattr(run_start, "check_same", lambda *arguments: None)
 
 
 def test_a_checkpoint_of_another_config_is_refused_wherever_it_lies(config, tmp_path):

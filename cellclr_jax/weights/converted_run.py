@@ -117,7 +117,10 @@ def export_weights(
     write_entries(output, entries, {"layout": layout, "encoder": network.encoder})
     if layout == "torchvision" and config.model.head.depth:
         say("note: the head is left out: --layout=published has it")
-    say(f"{network.encoder} of step {number}, {len(entries)} entries, written to {output}")
+    say(
+        f"{network.encoder} of step {number}, {len(entries)} entries with their counters, "
+        f"written to {output}"
+    )
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:

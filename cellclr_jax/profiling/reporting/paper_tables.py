@@ -19,6 +19,7 @@ DONE = "scored"
 """The file in a folder of scores that says that they are whole."""
 _COLUMNS = ("table", "row", "seed", "run", "scores")
 _KINDS = ("nsc", "nscb")
+_COUNTS = ("_correct", "_total", "step", "minibatch", "epochs")
 _PAIRS = "augmentations.png"
 
 
@@ -38,7 +39,7 @@ def write_tables(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     table = read_tables(folder)
     text = markdown(table, folder)
-    write_file(folder / "tables.csv", lambda place: table.to_csv(place, index=False))
+    write_file(folder / "tables.csv", lambda place: table.round(4).to_csv(place, index=False))
     write_file(folder / "tables.md", lambda place: place.write_text(text, encoding="utf-8"))
     written = [folder / "tables.csv", folder / "tables.md"]
     pairs = pair_scores(table)
@@ -76,7 +77,9 @@ def read_tables(folder: Path) -> pd.DataFrame:
     if short := [n for n, line in enumerate(lines, 1) if len(line) < len(_COLUMNS)]:
         raise BadData(f"{path}, line {short[0]}: {', '.join(_COLUMNS)} were expected, by tabs")
     rows = [dict(zip(_COLUMNS, line, strict=False)) for line in lines]
-    return pd.DataFrame([_described(folder, row) for row in rows])
+    table = pd.DataFrame([_described(folder, row) for row in rows])
+    counts = [name for name in map(str, table) if name.endswith(_COUNTS)]
+    return table.astype(dict.fromkeys(counts, "Int64"))
 
 
 def _described(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
@@ -250,14 +253,15 @@ def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
 
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     for axes, (kind, square) in zip(figure.subplots(1, len(pairs)), pairs.items(), strict=True):
-        image = axes.imshow(square, cmap="viridis", vmin=0, vmax=100)
+        image = axes.imshow(square, cmap="viridis")
+        middle = (image.norm.vmin + image.norm.vmax) / 2
         names = [str(name).replace("_", " ") for name in square]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(f"{kind.upper()} (%), no correction: alone (diagonal) and in pairs")
+        axes.set_title(f"{kind.upper()} (%), no correction:\nalone (diagonal) and in pairs")
         for (i, j), value in np.ndenumerate(square.to_numpy()):
             if np.isfinite(value):
-                colour = "black" if value > 60 else "white"
+                colour = "black" if value > middle else "white"
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
         figure.colorbar(image, ax=axes, shrink=0.8)
     FigureCanvasAgg(figure).print_png(str(path))
