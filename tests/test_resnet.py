@@ -11,13 +11,17 @@ from cellclr_jax.models.contrastive import make_model
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 SIDE = 32
+# What is computed once takes longest to compile.
+QUICKLY = {"xla_backend_optimization_level": 1}
 
 
 @pytest.mark.parametrize("name", DEPTHS)
 def test_kernels_start_as_published_and_blocks_as_the_identity(name):
     model = make_model(name)
     images = jnp.zeros((1, SIDE, SIDE, 3))
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    variables = jax.jit(lambda key: model.init(key, images, train=False), compiler_options=QUICKLY)(
+        jax.random.key(0)
+    )
     last = "bn2" if name == "resnet18" else "bn3"
     for path, leaf in flatten_dict(variables["params"]["encoder"]).items():
         if path[-1] == "scale":
