@@ -153,7 +153,8 @@ def of_elastic(draws: int) -> list[str]:
     )
     lines = [rate_row("elastic rate", there, here, ramps())]
     there = theirs(host.elastic(1.0), ramps(), draws)
-    here = ours("elastic", ramps(), draws, **settings, probability=1.0)
+    always = settings | {"probability": 1.0}
+    here = ours("elastic", ramps(), draws, **always)
     lines.append(measured("elastic: source area a pixel", there, here, magnification))
     rng = np.random.default_rng(2)
     moves = np.array([np.subtract(*host.moved_points(rng, SIDE, 50.0)[::-1]) for _ in range(draws)])
@@ -166,9 +167,9 @@ def of_elastic(draws: int) -> list[str]:
             name = f"point {i + 1} moves along {'xy'[j]}, pixels"
             lines.append(row(name, moves[:, i, j], (moved - points)[:, i, j]))
     inner = np.s_[8:-8, 8:-8, 0]
-    few, still = min(draws, 1000), {k: v for k, v in settings.items() if k != "affine"}
+    few, still = min(draws, 1000), always | {"affine": 0.0}
     there = np.array([host.field(rng, SIDE)[inner[:2]] for _ in range(few)])
-    here = ours("elastic", ramps() - 48, few, **still, probability=1.0) - ramps() + 48
+    here = ours("elastic", ramps() - 48, few, **still) - ramps() + 48
     here = here[(slice(None), *inner)]
     lines.append(row("field's mean, pixels", there.mean((1, 2)), here.mean((1, 2))))
     lines.append(
