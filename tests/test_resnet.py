@@ -11,8 +11,6 @@ from cellclr_jax.models.contrastive import make_model
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 SIDE = 32
-# What is computed once takes longest to compile.
-QUICKLY = {"xla_backend_optimization_level": 1}
 
 
 @pytest.mark.parametrize("name", DEPTHS)

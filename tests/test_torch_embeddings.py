@@ -14,8 +14,6 @@ from cellclr_jax.weights.torch_layout import Network, slots, to_variables
 
 RECORDED = Path(__file__).parent / "recorded" / "torch_embeddings.npz"
 TOLERANCE = 1e-4
-# What is computed once takes longest to compile.
-QUICKLY = {"xla_backend_optimization_level": 1}
 WIDTHS = (16, 32, 64, 64)
 NETWORKS = {
     "resnet18": Network("resnet18", 3, "torchvision"),
@@ -45,9 +43,7 @@ def embedded(name, mode):
         train = mode == "training"
         return model.apply(variables, pictures, train=train, mutable=["batch_stats"])[0][0]
 
-    return np.asarray(
-        jax.jit(apply, compiler_options=QUICKLY)(to_variables(entries, network), images())
-    )
+    return np.asarray(jax.jit(apply)(to_variables(entries, network), images()))
 
 
 def relative_errors(got, want):
