@@ -13,8 +13,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellclr_tests
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 # Of LLVM. Most programs of the tests run once or twice, and take longer to compile than to run.
-_QUICKLY = "--xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY}".strip()
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 # As a binary asks for itself, which would start it twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
