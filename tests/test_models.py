@@ -136,8 +136,12 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02)])
+# In bfloat16 one of each way: packed, not packed, strided, pointwise.
+DTYPES = [(shape, "float32", 2e-5) for shape in SHAPES]
+DTYPES += [(SHAPES[place], "bfloat16", 0.02) for place in (0, 4, 6, 8, 10, 12)]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "tolerance"), DTYPES, ids=str)
 def test_convolutions_and_their_gradients_are_xlas(shape, dtype, tolerance):
     height, width, channels, features, size, stride = shape
     images = drawn((3, height, width, channels), dtype)
