@@ -8,11 +8,11 @@ from collections import defaultdict
 
 import pytest
 from absl import flags
+from binaries import run as run_binary
 from launch_house import FAKE_PYTHON, ROOT, House
 from ml_collections import config_flags
 
 from cellclr_jax.config_ranges import check_ranges
-from cellclr_jax.profiling.protocol import Protocol
 
 ROWS = [
     line.split("\t")
@@ -315,18 +315,15 @@ def test_rows_have_the_values_that_they_are_called_by(house, mode):
         assert config == value(row), (table, row)
 
 
-def test_evaluation_flags_of_rows_are_admitted():
-    for row in ROWS:
-        if row[5] != "-":
-            flags_of_row = [flag.removeprefix("--") for flag in row[5].split(" ")]
-            given = dict(flag.partition("=")[::2] for flag in flags_of_row)
-            if "corrections" in given:
-                given["corrections"] = tuple(given["corrections"].split(","))
-            if "regularization" in given:
-                given["regularization"] = float(given["regularization"])
-            if "relative_regularization" in given:
-                given["relative_regularization"] = True
-            Protocol(**given)
+def test_evaluation_flags_of_rows_are_those_that_eval_takes():
+    given = sorted({row[5] for row in ROWS} - {"-"})
+    assert len(given) == 3
+    for flags_of_row in given:
+        done = run_binary("eval", "--workdir=/nowhere", *flags_of_row.split(" "))
+        assert done.returncode == 2
+        assert "no run in /nowhere" in done.stderr  # said after flags are read
+    refused = run_binary("eval", "--workdir=/nowhere", "--standardize=controlz")
+    assert "controlz" in refused.stderr
 
 
 def test_rows_hold_each_operation_alone_and_each_pair_of_the_published_five():

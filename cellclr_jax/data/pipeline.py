@@ -130,8 +130,7 @@ def training_minibatches(
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        drawn = epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)
-        return rows[drawn]
+        return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)]
 
     def read(number: int) -> dict[str, np.ndarray]:
         epoch, step = divmod(number, steps)
