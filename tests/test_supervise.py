@@ -13,14 +13,15 @@ START = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from cellclr_jax.startup.supervise import go_on_in_child
+{before}
 go_on_in_child()
 print(os.getpid(), flush=True)
 {rest}
 """
 
 
-def start(rest):
-    program = START.format(root=str(ROOT), rest=rest)
+def start(rest, before=""):
+    program = START.format(root=str(ROOT), before=before, rest=rest)
     return subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -58,6 +59,29 @@ def test_a_signal_is_passed_on():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
+
+
+def test_a_signal_that_comes_while_it_forks_is_passed_on():
+    """The child is there, what watches it is not ready: the signal waits, and none is lost."""
+    until_the_child_is_ready = (
+        "import os, signal\n"
+        "fork = os.fork\n"
+        "told, tell = os.pipe()\n"
+        "def slow_fork():\n"
+        "    child = fork()\n"
+        "    if child:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        os.read(told, 1)\n"
+        "    return child\n"
+        "os.fork = slow_fork\n"
+    )
+    process = start(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "os.write(tell, b'.')\n"
+        "while True: time.sleep(0.01)",
+        before=until_the_child_is_ready,
+    )
+    assert process.wait(60) == 7
 
 
 def test_the_child_goes_with_the_one_that_watches():

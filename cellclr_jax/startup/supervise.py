@@ -27,16 +27,26 @@ def go_on_in_child() -> None:
     process's own end ends the child.
     """
     parent = os.getpid()
+    # Until both are ready nothing may come through: it would end the one and orphan the other.
+    held_back = (*_PASSED_ON, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     child = os.fork()
     if child == 0:
         with contextlib.suppress(OSError, AttributeError):  # of Linux alone
             ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_END, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it could be told of
             os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
         return
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(child, number)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     for number in _PASSED_ON:
-        signal.signal(number, lambda which, _: os.kill(child, which))
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
     _, status = os.waitpid(child, 0)
     os._exit(_tell(os.waitstatus_to_exitcode(status)))
 
