@@ -10,10 +10,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests run the same program, some in processes of their own: it is compiled once a session.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellclr_tests_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-
-# Of LLVM. Most programs of the tests run once or twice, and take longer to compile than to run.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # As a binary asks for itself, which would start it twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
@@ -23,6 +20,12 @@ import pytest
 
 from cellclr_jax import default_config
 
+# Most programs of the tests run once or twice, and take longer to compile than to run: LLVM is to
+# optimise little, and XLA's older generator, which JAX 0.11 no longer has, takes half the time.
+QUICK_COMPILATION = ["--xla_backend_optimization_level=1"]
+if jax.__version_info__ < (0, 11):
+    QUICK_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILATION])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

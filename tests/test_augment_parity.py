@@ -105,6 +105,19 @@ def test_a_warp_equals_a_loop_over_pixels(shape):
         np.testing.assert_allclose(got, naive_warp(image, matrix.astype(np.float64)), atol=3e-4)
 
 
+def test_products_take_the_pixels_that_gathers_take():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=(9, 14, 3)).astype(np.float32)
+    rows, columns = rng.uniform(0, 8, size=(20, 30)), rng.uniform(0, 13, size=(20, 30))
+    rows[0], columns[:, 0], rows[1], columns[:, 1] = 0, 0, 8, 13
+    places = rows.astype(np.float32), columns.astype(np.float32)
+    want = resampling.pixels_by_gathers(jnp.asarray(image), *places)
+    got = resampling.pixels_by_products(image, *places)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    whole = [place.astype(np.float32) for place in np.mgrid[0:9, 0:14]]
+    np.testing.assert_array_equal(resampling.pixels_by_products(image, *whole), image)
+
+
 def test_a_warp_equals_opencvs():
     cv2 = pytest.importorskip("cv2")
     image = cv2.GaussianBlur(np.random.default_rng(0).uniform(size=(96, 96, 3)), (0, 0), 2)

@@ -1,6 +1,7 @@
-"""Resampling by matrix products and sums of shifted copies: what geometric augmentations share.
+"""Resampling: what geometric augmentations share.
 
-Gathering single pixels is many times slower on CPUs and on TPUs alike.
+By matrix products and sums of shifted copies wherever that can be: gathering single pixels is many
+times slower on CPUs and on TPUs alike.
 """
 
 import math
@@ -81,18 +82,43 @@ def warp_affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
     x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
     columns = _fold(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2], width)
     rows = _fold(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2], height)
+    # A branch for each platform is chosen when the program is compiled for one.
+    return jax.lax.platform_dependent(
+        jnp.asarray(image), rows, columns, tpu=pixels_by_products, default=pixels_by_gathers
+    )
+
+
+def pixels_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Bilinear interpolation of [H, W, C] at places [h, w] within it; [h, w, C]."""
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = (rows - top)[:, :, None], (columns - left)[:, :, None]
     rows, columns = top.astype(jnp.int32), left.astype(jnp.int32)
     # At the far border the weight of what would lie beyond is 0.
-    below, beside = jnp.minimum(rows + 1, height - 1), jnp.minimum(columns + 1, width - 1)
+    below = jnp.minimum(rows + 1, image.shape[0] - 1)
+    beside = jnp.minimum(columns + 1, image.shape[1] - 1)
 
     def pixels(rows: jax.Array, columns: jax.Array) -> jax.Array:
-        return jnp.asarray(image).at[rows, columns].get(mode="promise_in_bounds")
+        return image.at[rows, columns].get(mode="promise_in_bounds")
 
     upper = (1.0 - right) * pixels(rows, columns) + right * pixels(rows, beside)
     lower = (1.0 - right) * pixels(below, columns) + right * pixels(below, beside)
     return (1.0 - down) * upper + down * lower
+
+
+def pixels_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The same for TPUs: a whole column of the image for each place, of which one row is taken.
+
+    H times as many operations, all of them in the matrix unit, which single pixels keep waiting.
+    """
+    down = _triangles(rows, image.shape[0])
+    across = _triangles(columns, image.shape[1])
+    lines = jnp.einsum("yxw,hwc->cyxh", across, image, precision=_EXACT)
+    return jnp.moveaxis(jnp.sum(down[None] * lines, axis=-1), 0, -1)
+
+
+def _triangles(places: jax.Array, size: int) -> jax.Array:
+    """Weights [h, w, size] of linear interpolation at places [h, w] within [0, size - 1]."""
+    return jnp.maximum(0.0, 1.0 - jnp.abs(places[:, :, None] - jnp.arange(size)[None, None, :]))
 
 
 def _fold(place: jax.Array, side: int) -> jax.Array:
