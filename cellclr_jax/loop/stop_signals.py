@@ -28,34 +28,39 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Keeps SIGTERM, and in a run of one process Ctrl-C and SIGHUP, from ending it at once.
+    """Keeps SIGTERM, Ctrl-C and SIGHUP from ending a run at once.
 
     A second Ctrl-C does. SIGHUP comes where a terminal is closed.
 
     Yields:
-      A function that every process calls after each step, with its number: the signal that came to
-      one of them, since which the run is to end now, or None.
+      A function that every process calls after each step, with its number: the signal since which
+      the run is to end now, or None. Where another process has it, that is SIGTERM.
     """
-    if jax.process_count() > 1:  # JAX has a handler of its own, for SIGTERM alone
-        reached = multihost_utils.reached_preemption_sync_point
-        yield lambda step: signal.SIGTERM if reached(step) else None
-        return
     came: list[signal.Signals] = []
+    several = jax.process_count() > 1
 
     def note(number: int, frame: FrameType | None) -> None:
         if not came:
-            told = f"\n{_NAMES[signal.Signals(number)]}: saving after this step\n"
+            when = "at a step that all processes agree on" if several else "after this step"
             with contextlib.suppress(OSError):  # nobody reads it
-                os.write(2, told.encode())
+                os.write(2, f"\n{_NAMES[signal.Signals(number)]}: saving {when}\n".encode())
+            if several:  # JAX has a handler of its own, for SIGTERM alone, that tells the others
+                signal.raise_signal(signal.SIGTERM)
         came.append(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def asked(step: int) -> signal.Signals | None:
+        if several and not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        return came[0] if came else signal.SIGTERM if several else None
+
+    own = set(_NAMES) - {signal.SIGTERM} if several else set(_NAMES)
     # A job in the background ignores Ctrl-C, which is meant for another one.
-    heard = [number for number in _NAMES if signal.getsignal(number) != signal.SIG_IGN]
+    heard = [number for number in own if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heard}
     try:
-        yield lambda step: came[0] if came else None
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
