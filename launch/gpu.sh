@@ -146,10 +146,12 @@ train_on() {
 }
 
 dry_run() {
+  local environment
+  environment=$(active_environment)
   quoted env "CUDA_DEVICE_ORDER=$CUDA_DEVICE_ORDER" \
     ${CUDA_VISIBLE_DEVICES:+"CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"} "JAX_PLATFORMS=$JAX_PLATFORMS" \
     ${XLA_CLIENT_MEM_FRACTION:+"XLA_CLIENT_MEM_FRACTION=$XLA_CLIENT_MEM_FRACTION"} "XLA_FLAGS=$XLA_FLAGS" \
-    python -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
+    "${environment:-$CELLCLR_ROOT/.venv}/bin/python" -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
     ${FLAGS[@]+"${FLAGS[@]}"}
 }
 

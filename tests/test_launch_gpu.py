@@ -112,7 +112,8 @@ def test_gpu_dry_run_prints_what_would_run_and_runs_nothing(house: House) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "env CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 JAX_PLATFORMS=cuda,cpu "
-        f"XLA_CLIENT_MEM_FRACTION=0.9 {OVERLAP} python -m cellclr_jax.main "
+        f"XLA_CLIENT_MEM_FRACTION=0.9 {OVERLAP} "
+        f"'{house.root}/.venv/bin/python' -m cellclr_jax.main "
         f"--config=configs/simclr.py --workdir={house.elsewhere}/r "
         f"'--config.data_dir={house.root}/data' '--config.note=two words'\n"
     )
