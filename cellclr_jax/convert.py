@@ -4,6 +4,8 @@ A state dict of torchvision's or timm's ResNet-18, 50 or 101, or a checkpoint of
 (ResNet or CNN, with its head), becomes a work directory that `eval` and `embed` read, and that
 --config.init.workdir=DIR lets a training run begin with:
   python -m cellclr_jax.convert --input=FILE --workdir=DIR [--config=FILE --config.name=value …]
+The config is that of the work directory, images are normalised as it says: those of the published
+code need --config=configs/simclr_paper.py:resnet50 (or :cnn, :resnet18, :resnet101).
 
 A checkpoint of a work directory becomes a state dict, the encoder alone or with its head:
   python -m cellclr_jax.convert --workdir=DIR [--step=last|best|N]

@@ -122,6 +122,11 @@ def _check_normalization(settings: ml_collections.ConfigDict, channels: int) -> 
             f"normalization.mean and .deviation need {channels} numbers, one for each channel, or "
             "none"
         )
+    if settings.method == "zscore" and len(mean):
+        raise BadUse(
+            "normalization.mean and .deviation are of images in [0, 1]; after a zscore they are 0 "
+            "and 1: leave them empty, --config.normalization.mean='()' and .deviation='()'"
+        )
     if not all(math.isfinite(d) and d > 0 for d in deviation):
         raise BadUse(f"normalization.deviation {tuple(deviation)}: numbers above 0 were expected")
     if not all(map(math.isfinite, mean)):

@@ -72,7 +72,10 @@ def make_schedule(
     decay_steps = total_steps - warmup_steps - hold_steps
     if decay_steps < 1:
         held = f" and {hold_steps} at the peak leave" if hold_steps else " leaves"
-        raise ValueError(f"a warm-up of {warmup_steps} steps{held} none of {total_steps}")
+        raise ValueError(
+            f"a warm-up of {warmup_steps} steps{held} none of {total_steps}: fewer warmup_epochs "
+            "or hold_epochs were expected, or more epochs"
+        )
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=final),

@@ -31,14 +31,21 @@ def make_folder(workdir: Path) -> None:
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
-    """One line that says what is trained on what, and where."""
+    """A line that says what is trained on what, and where; another for what few would expect."""
     config = experiment.config
-    return (
+    told = (
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
         f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
         f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
         f"{mesh.devices.flat[0].device_kind}"
     )
+    falling, period = config.epochs - config.schedule.hold_epochs, experiment.steps_per_epoch
+    if config.schedule.legacy_per_epoch and falling > period:
+        told += (
+            f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
+            "here: --config.schedule.legacy_per_epoch=False ends it with the run"
+        )
+    return told
 
 
 def check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epath.Path) -> None:

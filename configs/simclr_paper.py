@@ -9,14 +9,14 @@ weights in weights/<name>), :cnn (from random weights). What the published code 
 the paper says, and what turns it off (`simclr_paper_corrected.py` turns off all of it):
 
 - pixels inverted by accident: --config.normalization.legacy_invert=False
-  --config.normalization.mean=(0.257,0.2636,0.2732), which are the means of what is not inverted;
+  --config.normalization.mean='(0.257,0.2636,0.2732)', which are the means of what is not inverted;
 - a joint minimum and maximum of z-scored channels: --config.normalization.method=percentile, of
   each plate (the corrected recipe z-scores, which the colour jitter cannot work on);
 - an elastic deformation that is a wild affine map, and whose field moves nothing:
   --config.views.elastic.affine=0.0 --config.views.elastic.displacement=0.8
   --config.views.elastic.smoothness=5.0;
 - hue and saturation of stains taken for red, green and blue:
-  --config.operations=("random_resized_crop","flip_horizontal","elastic","jitter_channels","gaussian_blur");
+  --config.operations='("random_resized_crop","flip_horizontal","elastic","jitter_channels","gaussian_blur")';
 - the cosine stepped once an epoch, its period the steps of an epoch:
   --config.schedule.legacy_per_epoch=False;
 - L2 on biases and on scales of norms: --config.optimizer.decayed=kernels;

@@ -115,10 +115,13 @@ print(len(gpus), gpus[0].device_kind)') || fail "JAX finds no GPU (its message i
 # signal to all processes does not take the pipe away from training that is saving.
 train() {
   local status=0 before=-1
+  CHILD=""
+  trap 'SIGNALS=$((SIGNALS + 1)) && kill -TERM $CHILD 2>/dev/null || true' TERM HUP INT
   "$CELLCLR_PYTHON" -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
     ${FLAGS[@]+"${FLAGS[@]}"} > >(trap '' INT TERM HUP && exec tee -a "$LOG") 2>&1 &
   CHILD=$!
-  trap 'SIGNALS=$((SIGNALS + 1)) && kill -TERM "$CHILD" 2>/dev/null || true' TERM HUP INT
+  # One that came before this script knew whom to hand it to.
+  [ "$SIGNALS" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
   # A signal ends the waiting, not the training.
   while [ "$before" -ne "$SIGNALS" ]; do
     before=$SIGNALS status=0

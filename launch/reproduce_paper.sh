@@ -9,7 +9,7 @@
 # Settings, as flags or as variables of the environment:
 #   --data=DIR       DATA     where the dataset lies or will be built     (data, with --small data/small, at the root)
 #   --out=DIR        OUT      runs and tables                             (runs/paper, with --small runs/paper_small)
-#   --tables=A,B     TABLES   some of the tables of paper_tables.tsv, by name    (all)
+#   --tables=A,B     TABLES   some of the tables of paper_tables.tsv: "DMSO share,encoders"  (all)
 #   --seeds=0,1,2    SEEDS    trains each run with each of these          (0)
 #   --dry-run                 prints every command and runs nothing
 #   --list                    prints the names of the tables with their rows
@@ -33,11 +33,13 @@ WEIGHTS_URL=https://download.pytorch.org/models
 WEIGHTS="resnet18-f37072fd resnet50-0676ba61 resnet101-63fe2227"
 SMALL=0
 DRY_RUN=0
+PRINTED="" # by a dry run, to print none twice
 TRAINING=() # flags of every training
 SCORING=()  # flags of every evaluation
 FAILED=()
 LIST=0
-CHILD=""   # what runs
+CHILD=""   # what runs; "starting" until its number is known
+RECIPE=""  # a sum of what the configs of rows are made of
 SIGNALLED=0 # 128 and the number of the signal that ended this script's work
 
 parse() {
@@ -72,22 +74,37 @@ check_settings() {
     awk -F '\t' -v name="$name" '$1 == name { found = 1 } END { exit !found }' "$ROWS" ||
       fail "no table '$name': there are $(awk -F '\t' '!/^#/ && NF && !seen[$1]++ { printf "%s%s", s, $1; s = ", " }' "$ROWS")" 2
   done
-  [[ ${SEEDS:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "SEEDS is '$SEEDS'; expected for example 0,1,2" 2
+  [[ ${SEEDS:-0} =~ ^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$ ]] || fail "SEEDS is '$SEEDS'; expected for example 0,1,2" 2
+}
+
+# check_rows: each row has all its columns; a run has one training, a folder of scores one evaluation.
+check_rows() {
+  local problem
+  problem=$({ TABLES="" rows | awk -F '\t' 'NF != 6 { print "has " NF " columns, 6 by tabs were expected: " $0 }'
+    places 0 "" | awk -F '\t' '
+      ($4 in training) && training[$4] != $6 { print "gives the run " $4 " another training: " $2 }
+      ($5 in scoring) && scoring[$5] != $7 { print "gives the scores " $5 " another evaluation: " $2 }
+      { training[$4] = $6; scoring[$5] = $7 }'; })
+  [ -z "$problem" ] || fail "$ROWS: a row ${problem%%$'\n'*}" 2
 }
 
 # run COMMAND…: runs a command, or prints it. A signal goes to the command, and ends this script when that has ended.
 run() {
-  local status=0 before=-1
+  local status
   if [ "$DRY_RUN" = 1 ]; then
     quoted "$@"
     return
   fi
+  CHILD=starting
   "$@" &
   CHILD=$!
-  # A signal ends the waiting, not the command.
-  while [ "$before" -ne "$SIGNALLED" ]; do
-    before=$SIGNALLED status=0
+  # One that came before this script knew whom to hand it to.
+  [ "$SIGNALLED" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
+  # A signal ends the waiting, not the command, however often it comes.
+  while true; do
+    status=0
     wait "$CHILD" || status=$?
+    kill -0 "$CHILD" 2>/dev/null || break
   done
   CHILD=""
   [ "$SIGNALLED" = 0 ] || fail "stopped; the same command goes on with what is done" "$SIGNALLED"
@@ -98,7 +115,11 @@ run() {
 # hand_on STATUS: what a signal does.
 hand_on() {
   SIGNALLED=$1
-  if [ -n "$CHILD" ]; then kill -TERM "$CHILD" 2>/dev/null || true; else exit "$1"; fi
+  case $CHILD in
+    "") exit "$1" ;;
+    starting) ;;
+    *) kill -TERM "$CHILD" 2>/dev/null || true ;;
+  esac
 }
 
 # small: settings of runs that take seconds, on any machine; their scores mean nothing. Minibatch and head are the base's.
@@ -147,13 +168,21 @@ imagenet() {
   done
 }
 
+# checkpoint RUN: one that is there.
+checkpoint() {
+  local found=("$1"/checkpoints/[0-9]*)
+  printf '%s\n' "${found[0]}"
+}
+
 # once MARK RESULT WHAT COMMAND…: runs a command, unless MARK says that WHAT was run to its end and RESULT is there.
 once() {
   local mark=$1 result=$2 what=$3
   shift 3
   if [ "$DRY_RUN" = 1 ]; then
+    case $PRINTED in *"|$mark|"*) return ;; esac
+    PRINTED="$PRINTED|$mark|"
     run "$@"
-  elif [ ! -f "$result" ] || [ "$(cat "$mark" 2>/dev/null)" != "$what" ]; then
+  elif [ ! -e "$result" ] || [ "$(cat "$mark" 2>/dev/null)" != "$what" ]; then
     rm -f "$mark"
     run "$@" || return
     mkdir -p "$(dirname "$mark")"
@@ -181,8 +210,21 @@ asked() {
 write_rows() {
   local seed seeds
   mkdir -p "$OUT" || return
-  seeds=$({ tr , '\n' <<<"${SEEDS:-0}"; cut -f 3 "$OUT/rows.tsv" 2>/dev/null || true; } | sort -nu)
+  seeds=$({ tr , '\n' <<<"${SEEDS:-0}"; cut -s -f 3 "$OUT/rows.tsv" 2>/dev/null || true; } |
+    grep -xE '0|[1-9][0-9]*' | sort -nu)
   for seed in $seeds; do places "$seed" ""; done >"$OUT/rows.tsv.part" && mv "$OUT/rows.tsv.part" "$OUT/rows.tsv"
+}
+
+# alone: takes OUT for this call; one that was killed does not keep it.
+alone() {
+  local mark="$OUT/.running" holder
+  holder=$(cat "$mark" 2>/dev/null || true)
+  if [ -n "$holder" ] && kill -0 "$holder" 2>/dev/null; then
+    fail "$OUT is being filled by process $holder, and takes one call at a time (if that is something else: rm $mark)" 2
+  fi
+  printf '%s\n' "$$" >"$mark"
+  # shellcheck disable=SC2064 # OUT as it is now
+  trap "rm -f $(printf '%q' "$mark")" EXIT
 }
 
 # train_and_score RUN SCORES SEED TRAINING EVALUATION: one row; a training that other rows share is done once.
@@ -196,12 +238,12 @@ train_and_score() {
     ${TRAINING[@]+"${TRAINING[@]}"} ${training[@]+"${training[@]}"})
   evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
     ${evaluation[@]+"${evaluation[@]}"})
-  what=$(quoted "${training[@]}")
+  what="$(quoted "${training[@]}") # recipe $RECIPE"
   # Scores of another training are none of this row's, whatever becomes of it.
   if [ "$DRY_RUN" = 0 ] && [ "$(cat "$scored" 2>/dev/null)" != "$what $(quoted "${evaluation[@]}")" ]; then
     rm -f "$scored"
   fi
-  once "$OUT/$1/trained" "$OUT/$1/config.json" "$what" "$CELLCLR_PYTHON" "${training[@]}" || return
+  once "$OUT/$1/trained" "$(checkpoint "$OUT/$1")" "$what" "$CELLCLR_PYTHON" "${training[@]}" || return
   once "$scored" "$OUT/$2/metrics.json" "$what $(quoted "${evaluation[@]}")" "$CELLCLR_PYTHON" "${evaluation[@]}"
 }
 
@@ -209,7 +251,10 @@ train_and_score() {
 all_rows() {
   local table row seed folder scores training evaluation number=0 total
   total=$(($(asked | wc -l)))
-  [ "$DRY_RUN" = 1 ] || write_rows || fail "$OUT cannot be written to"
+  if [ "$DRY_RUN" = 0 ]; then
+    write_rows || fail "$OUT cannot be written to"
+    alone
+  fi
   while IFS=$'\t' read -r table row seed folder scores training evaluation <&3; do
     number=$((number + 1))
     step "$number" "$total" "$table: $row, seed $seed"
@@ -226,10 +271,12 @@ main() {
     return
   fi
   [ "$SMALL" = 0 ] || small
+  check_rows
   trap 'hand_on 129' HUP
   trap 'hand_on 130' INT
   trap 'hand_on 143' TERM
   DATA=$(absolute "${DATA:-$CELLCLR_ROOT/data$([ "$SMALL" = 0 ] || echo /small)}")
+  case ${OUT:-} in *://*) fail "--out=$OUT: a folder of this machine was expected" 2 ;; esac
   OUT=$(absolute "${OUT:-$CELLCLR_ROOT/runs/paper$([ "$SMALL" = 0 ] || echo _small)}")
   step 1 4 "environment"
   if [ "$DRY_RUN" = 1 ]; then
@@ -239,7 +286,9 @@ main() {
   else
     environment_ready "convert${EXTRAS:+,$EXTRAS}"
   fi
+  [ "$DRY_RUN" = 0 ] || quoted cd "$CELLCLR_ROOT"
   cd "$CELLCLR_ROOT"
+  RECIPE=$(cat configs/simclr_paper*.py cellclr_jax/default_config.py | cksum | tr ' ' -)
   step 2 4 "dataset in $DATA"
   build
   step 3 4 "initial weights"

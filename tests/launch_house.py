@@ -31,7 +31,7 @@ case "$1 $2" in
     fi
     case "$1 $3" in
       "cellclr_jax.main --workdir="*)
-        mkdir -p "${3#--workdir=}" && touch "${3#--workdir=}/config.json" ;;
+        mkdir -p "${3#--workdir=}/checkpoints/7" && touch "${3#--workdir=}/config.json" ;;
     esac
     if [ "$1" = "${FAIL_MODULE:-}" ]; then exit "${FAIL_STATUS:-9}"; fi
     ;;
@@ -52,6 +52,8 @@ class House:
         for folder in ("launch", "configs"):
             shutil.copytree(ROOT / folder, self.root / folder)
         (self.root / "setup.py").write_text("one\n")
+        (self.root / "cellclr_jax").mkdir()
+        shutil.copy(ROOT / "cellclr_jax" / "default_config.py", self.root / "cellclr_jax")
         for tool in TOOLS:
             path = shutil.which(tool)
             assert path, tool

@@ -81,6 +81,7 @@ def test_there_and_back_is_equal_to_the_bit(name, ending, tmp_path):
 def test_a_file_says_what_it_is_and_a_head_that_is_left_out_is_told(tmp_path, capsys):
     source = write(tmp_path / "given.safetensors", entries_of(NETWORKS["resnet_head"]))
     workdir = convert(source, tmp_path / "run")
+    assert "--config=configs/simclr_paper.py:resnet18" in capsys.readouterr().err
     export_weights(workdir, "0", tmp_path / "back.safetensors", layout=None)
     assert "the head is left out" in capsys.readouterr().err
     with safe_open(tmp_path / "back.safetensors", "np") as file:

@@ -1,25 +1,14 @@
-"""reproduce_paper.sh with stand-ins for Python and curl; its rows, as training reads them."""
+"""reproduce_paper.sh with stand-ins for Python and curl."""
 
 import hashlib
-import shlex
+import os
 import signal
 import time
-from collections import defaultdict
 
 import pytest
-from absl import flags
-from binaries import run as run_binary
-from launch_house import FAKE_PYTHON, ROOT, House
-from ml_collections import config_flags
+from launch_house import FAKE_PYTHON, House
+from paper_rows import BASE, ROWS
 
-from cellclr_jax.config_ranges import check_ranges
-
-ROWS = [
-    line.split("\t")
-    for line in (ROOT / "launch" / "paper_tables.tsv").read_text().splitlines()
-    if not line.startswith("#")
-]
-BASE = "--config=configs/simclr_paper.py:resnet50"
 # Writes a file whose content is its own name.
 FAKE_CURL = """#!/usr/bin/env bash
 while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
@@ -78,16 +67,73 @@ def test_run_again_it_does_what_is_not_done(house, lost):
     assert (len(calls(house, "main")), len(calls(house, "eval"))) == (0, 1)
 
 
-def change_row(house, old, new):
-    path = house.root / "launch/paper_tables.tsv"
+def change(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
 
 
+def test_a_run_whose_checkpoints_are_gone_is_trained_again(house):
+    small(house, "--tables=temperature")
+    (place(house, "temperature_0.5/seed0/checkpoints") / "7").rmdir()
+    done = small(house, "--tables=temperature")
+    assert done.returncode == 0, done.stderr
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["configs/simclr_paper.py", "cellclr_jax/default_config.py"])
+def test_a_recipe_that_has_changed_is_asked_again(house, name):
+    """Training itself knows whether that makes a difference, and refuses the folder if so."""
+    small(house, "--tables=temperature")
+    change(house.root / name, "epochs = ", "epochs = 1 + ")
+    small(house, "--tables=temperature")
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (5, 5)
+
+
+def test_one_call_fills_a_folder_at_a_time(house):
+    small(house, "--tables=temperature")
+    mark = place(house, ".running")
+    assert not mark.exists()
+    mark.write_text(f"{os.getpid()}\n")
+    done = small(house, "--tables=minibatch")
+    assert done.returncode == 2
+    assert f"is being filled by process {os.getpid()}" in done.stderr
+    assert calls(house, "main") == []
+    mark.write_text("4194305\n")  # beyond all that there are: it was killed
+    assert small(house, "--tables=minibatch").returncode == 0
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("x\tno run\n", "a row has 2 columns, 6 by tabs were expected: x\tno run"),
+        (
+            "corrections\tmine\tbase\t-\t-\t--standardize=plates\n",
+            "gives the scores base/seed0/scores/as_published another evaluation: mine",
+        ),
+        (
+            "minibatch\tmine\ttemperature_0.5\t--config.temperature=0.6\t-\t-\n",
+            "gives the run temperature_0.5/seed0 another training: mine",
+        ),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(house, row, told):
+    path = house.root / "launch/paper_tables.tsv"
+    path.write_text(path.read_text() + row)
+    done = small(house, "--tables=temperature")
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert house.calls() == []
+
+
 def test_scores_of_another_training_are_none_of_a_row(house):
     small(house, "--tables=temperature")
-    change_row(house, "--config.temperature=0.5", "--config.temperature=0.7")
+    change(
+        house.root / "launch/paper_tables.tsv",
+        "--config.temperature=0.5",
+        "--config.temperature=0.7",
+    )
     done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS="2")
     assert done.returncode == 1
     assert "failed: temperature: 0.5, seed 0" in done.stderr
@@ -113,6 +159,8 @@ def test_rows_are_scored_with_their_flags_each_in_its_folder(house):
 
 def test_the_tables_hold_the_rows_of_all_calls(house):
     small(house, "--tables=temperature", "--seeds=1")
+    with place(house, "rows.tsv").open("a") as file:
+        file.write("a line of something else\n")
     small(house, "--tables=minibatch", "--seeds=0")
     rows = [line.split("\t") for line in place(house, "rows.tsv").read_text().splitlines()]
     assert len(rows) == 2 * len(ROWS)
@@ -172,7 +220,7 @@ def test_a_signal_to_the_script_reaches_the_training(house, number, status):
     waiting = FAKE_PYTHON.replace(
         'case "$1 $2" in',
         """if [ "$1 $2" = "-m cellclr_jax.main" ]; then
-  trap 'kill $!; echo saved >>"$CALLS"; exit 143' TERM
+  trap 'kill $!; sleep 0.3; echo saved >>"$CALLS"; exit 143' TERM
   echo waits >>"$CALLS"; sleep 60 & wait
 fi
 case "$1 $2" in""",
@@ -183,7 +231,9 @@ case "$1 $2" in""",
     until = time.monotonic() + 30
     while "waits" not in house.calls() and time.monotonic() < until:
         time.sleep(0.05)
-    process.send_signal(number)
+    for _ in range(3):  # as whoever is impatient does
+        process.send_signal(number)
+        time.sleep(0.05)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == status, errors
     assert house.calls()[-1] == "saved"
@@ -236,7 +286,11 @@ def test_a_dry_run_prints_every_command_and_runs_none(house):
     assert done.returncode == 0, done.stderr
     assert house.calls() == []
     lines = done.stdout.splitlines()
-    assert sum(" -m cellclr_jax.main " in line for line in lines) == len(ROWS)
+    trained = {"base" if row[3] == BASE else row[2] for row in ROWS}
+    scored = {("base" if row[3] == BASE else row[2], row[4]) for row in ROWS}
+    for binary, count in (("main", len(trained)), ("eval", len(scored))):
+        commands = [line for line in lines if f" -m cellclr_jax.{binary} " in line]
+        assert len(commands) == len(set(commands)) == count
     assert sum(line.startswith("curl ") for line in lines) == 3
 
 
@@ -245,6 +299,8 @@ def test_a_dry_run_prints_every_command_and_runs_none(house):
     [
         ("--tables=nothing", "no table 'nothing': there are encoders, augmentations"),
         ("--seeds=a", "SEEDS is 'a'"),
+        ("--seeds=0,00", "SEEDS is '0,00'"),
+        ("--out=gs://bucket/run", "--out=gs://bucket/run: a folder of this machine"),
         ("more", "unexpected argument 'more'"),
     ],
 )
@@ -252,86 +308,3 @@ def test_wrong_arguments_are_told(house, argument, message):
     done = house.run("reproduce_paper.sh", argument)
     assert done.returncode == 2
     assert message in done.stderr
-
-
-def read_as_training_does(arguments):
-    """The config that the training binary makes of these flags."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["main", *arguments])  # where it finds what is overridden
-        values(["main", *arguments])
-    config = values.config
-    config.lock()
-    return config
-
-
-def test_rows_are_settings_that_exist_and_runs_have_one_training_each():
-    trainings = defaultdict(set)
-    for _, row, run, training, _, _ in ROWS:
-        trainings[run].add(training)
-        given = [] if training == "-" else training.split(" ")
-        if not given or not given[0].startswith("--config="):
-            given = [BASE, *given]
-        given[0] = given[0].replace("configs/", f"{ROOT}/configs/")
-        config = read_as_training_does(given)
-        check_ranges(config)
-        assert set(config.operations) <= set(config.views), row
-    assert all(len(found) == 1 for found in trainings.values())
-    assert len({(row[0], row[1]) for row in ROWS}) == len(ROWS)
-
-
-# The setting that the rows of a table are called by, and how a row's name tells its value.
-NAMED = {
-    "temperature": ("temperature", float),
-    "minibatch": ("minibatch_size", lambda row: int(row.removesuffix(" cells"))),
-    "projection": ("model.head.width", lambda row: int(row.removesuffix(" numbers"))),
-    "DMSO share": (
-        "control_fraction",
-        lambda row: (
-            {"none": 0.0, "all": 1.0}.get(row.split(",")[0])
-            if row.startswith(("none", "all"))
-            else float(row.removesuffix(" %")) / 100
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("mode", [[], ["--small"]])
-def test_rows_have_the_values_that_they_are_called_by(house, mode):
-    done = house.run("reproduce_paper.sh", "--dry-run", *mode)
-    lines = done.stdout.splitlines()
-    for table, row, *_ in ROWS:
-        if table not in NAMED:
-            continue
-        place = next(i for i, line in enumerate(lines) if f"] {table}: {row}, seed 0" in line)
-        command = [word.strip("'") for word in shlex.split(lines[place + 1])][3:]
-        flags_of_row = [flag for flag in command if not flag.startswith("--workdir")]
-        flags_of_row[0] = flags_of_row[0].replace("configs/", f"{ROOT}/configs/")
-        config = read_as_training_does(flags_of_row)
-        name, value = NAMED[table]
-        for part in name.split("."):
-            config = config[part]
-        assert config == value(row), (table, row)
-
-
-def test_evaluation_flags_of_rows_are_those_that_eval_takes():
-    given = sorted({row[5] for row in ROWS} - {"-"})
-    assert len(given) == 3
-    for flags_of_row in given:
-        done = run_binary("eval", "--workdir=/nowhere", *flags_of_row.split(" "))
-        assert done.returncode == 2
-        assert "no run in /nowhere" in done.stderr  # said after flags are read
-    refused = run_binary("eval", "--workdir=/nowhere", "--standardize=controlz")
-    assert "controlz" in refused.stderr
-
-
-def test_rows_hold_each_operation_alone_and_each_pair_of_the_published_five():
-    used = {
-        frozenset(read_as_training_does([BASE.replace("configs/", f"{ROOT}/configs/"),
-                                         *row[3].split(" ")]).operations)
-        for row in ROWS if row[0] == "augmentations" and row[3] != "-"
-    }  # fmt: skip
-    five = read_as_training_does([BASE.replace("configs/", f"{ROOT}/configs/")]).operations
-    assert len(five) == 5
-    assert {frozenset((one, other)) for one in five for other in five} <= used

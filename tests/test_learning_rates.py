@@ -52,7 +52,7 @@ def test_the_published_cosine_is_pytorchs_stepped_once_an_epoch(steps_per_epoch,
 
 
 def test_the_published_cosine_hardly_falls_in_a_run_of_its_length():
-    """600 epochs of some 1,600 steps: a rate that should end at 0 ends at 69 % of its peak."""
+    """600 epochs of some 1,600 steps: a rate that should end at 0 ends at 70 % of its peak."""
     schedule = optim.legacy_cosine(1.0, steps_per_epoch=1600, constant_epochs=10)
     assert float(schedule(600 * 1600 - 1)) == pytest.approx(0.70, abs=0.01)
 

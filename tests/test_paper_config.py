@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from cellclr_jax import optim
+from cellclr_jax import optim, sharding
 from cellclr_jax.augment import two_views, view_keys
 from cellclr_jax.cli import BadUse
 from cellclr_jax.experiment import make_experiment
+from cellclr_jax.run_start import describe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -102,6 +103,15 @@ def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experim
         experiment(**{"schedule.warmup_epochs": 1.0})
 
 
+def test_a_cosine_that_rises_again_is_told(experiment):
+    mesh = sharding.make_mesh(1)
+    made = experiment(epochs=12)
+    assert made.steps_per_epoch > 2
+    assert "rises again" not in describe(made, mesh, Path("run"))
+    longer = experiment(epochs=10 + made.steps_per_epoch + 1)
+    assert f"rises again after {made.steps_per_epoch} epochs" in describe(longer, mesh, Path("run"))
+
+
 def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
     everything = experiment()
     weighted = experiment(sampling="weighted")
@@ -132,7 +142,7 @@ def turned_off():
     """What the config's docstring says turns each quirk off, one after the other."""
     text = (CONFIGS / "simclr_paper.py").read_text().split('"""')[1]
     items = text.split("\n- ")[1:]
-    found = [re.findall(r"--config\.([\w.]+)=(\([^)]*\)|[\w.]+)", item) for item in items]
+    found = [re.findall(r"--config\.([\w.]+)=('[^']*'|[\w.]+)", item) for item in items]
     return {
         item.split(":")[0]: {name: read_setting(value) for name, value in settings if value}
         for item, settings in zip(items, found, strict=True)
@@ -142,7 +152,7 @@ def turned_off():
 
 def read_setting(text):
     try:
-        return ast.literal_eval(text.rstrip(".,;"))
+        return ast.literal_eval(text.strip("'.,;"))
     except (ValueError, SyntaxError):
         return text.rstrip(".,;")
 
@@ -178,6 +188,11 @@ def test_each_quirk_of_the_docstring_is_there():
         ({"normalization.bits": 7}, "bits is 7: 0 or 8"),
         ({"normalization.bits": 0}, "legacy_invert is defined on 256 levels"),
         ({"normalization.mean": (0.5,)}, "need 3 numbers"),
+        (
+            {"normalization.method": "zscore", "normalization.bits": 0}
+            | {"normalization.legacy_invert": False, "operations": ("flip_horizontal",)},
+            "after a zscore they are 0 and 1: leave them empty",
+        ),
         ({"normalization.deviation": (0.1, 0.0, 0.1)}, "numbers above 0"),
         ({"control_fraction": -0.5}, "control_fraction is -0.5"),
         ({"optimizer.decayed": "some"}, "unknown decayed 'some'"),

@@ -12,6 +12,8 @@ from cellclr_jax.profiling.reporting import paper_tables
 
 
 def score(correct, total):
+    """As an evaluation writes it; without a question there is no number."""
+    correct = correct if total else None
     return {"correct": correct, "total": total, "accuracy": correct / total if total else None}
 
 
@@ -169,12 +171,48 @@ def test_a_row_that_cannot_be_read_is_told_and_the_others_stay(runs, name, conte
     put_run(runs, "hot", scores={"none": (2, 1)})
     data = content if isinstance(content, bytes) else content.encode()
     (runs / name).write_bytes(data)
-    if name.endswith("jsonl") and content != "{" and isinstance(content, str):
-        return  # a row without numbers is no error
     paper_tables.write_tables(runs)
     text = (runs / "tables.md").read_text()
-    assert "base/scores/as_published or its run holds cannot be read" in text
+    if name.endswith("jsonl") and content in ("[]", '{"a": 1}'):  # no numbers, which is no error
+        assert "| 0.1 | 0 | cnn | 16 | – | 7/10" in text
+    else:
+        assert "base/scores/as_published or its run holds cannot be read" in text
     assert "| 0.5 \\| high | 0 | cnn | 16 |" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("scores",), []),
+        (("scores", "tvn", "nsc", "correct"), 7.5),
+        (("scores", "tvn", "nsc", "total"), None),
+        (("scores", "tvn", "nsc", "total"), "x"),
+        (("scores", "tvn", "drop"), "x"),
+        (("scores", "tvn", "nscb", "accuracy"), "a"),
+        (("run", "step"), None),
+    ],
+)
+def test_scores_that_are_none_are_told_and_the_others_stay(runs, path, value):
+    put_run(runs, "hot", scores={"none": (2, 1)})
+    spoil(runs / "base/scores/as_published/metrics.json", path, value)
+    text = paper_tables.markdown(paper_tables.read_tables(runs), runs)
+    assert text.count("base/scores/as_published or its run holds cannot be read") == 2
+    assert "| 0.5 \\| high | 0 | cnn | 16 |" in text
+
+
+def test_settings_that_are_none_are_told(runs):
+    spoil(runs / "base/config.json", ("minibatch_size",), "64")
+    table = paper_tables.read_tables(runs)
+    assert "cannot be read" in table["problem"][0]
+
+
+def spoil(file, path, value):
+    content = json.loads(file.read_text())
+    inner = content
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(content))
 
 
 def test_a_table_of_compounds_that_cannot_be_read_leaves_open_whose_they_are(runs):

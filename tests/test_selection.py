@@ -54,12 +54,14 @@ def test_fewer_controls_are_some_of_more():
     assert few < more
 
 
-def test_cells_without_compounds_all_take_part():
+def test_cells_without_compounds_have_no_controls_to_leave_out():
     table = pd.DataFrame({"cell_id": IDS[:50]})
-    train, validation = training_rows(
-        table, validation_fraction=0.1, control_fraction=0.0, control="DMSO"
-    )
+    shares = {"validation_fraction": 0.1, "control": "DMSO"}
+    train, validation = training_rows(table, **shares, control_fraction=1.0)
     assert len(train) + len(validation) == 50
+    for fraction, told in ((0.5, "no cell is of the controls"), (-3, "control_fraction is -3")):
+        with pytest.raises(BadUse, match=told):
+            training_rows(table, **shares, control_fraction=fraction)
 
 
 def test_nothing_left_to_train_on_is_told():

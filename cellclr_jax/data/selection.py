@@ -34,11 +34,12 @@ def training_rows(
     """
     held_out = hashed_share(table["cell_id"], validation_fraction, "validation_fraction")
     taken = np.ones(len(table), bool)
-    if control_fraction != 1 and "compound" in table:
+    if control_fraction != 1:
         # A salt: what takes part is not to depend on what is held out.
         salted = ("control " + cell for cell in table["cell_id"])
         taken = hashed_share(salted, control_fraction, "control_fraction")
-        controls = is_control(table["compound"].fillna(""), control).to_numpy()
+        compounds = table.get("compound", pd.Series("", table.index))
+        controls = is_control(compounds.fillna(""), control).to_numpy()
         if not controls.any():
             raise BadUse(
                 f"config.control_fraction is {control_fraction}, and no cell is of the controls "

@@ -83,6 +83,11 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
     if there:
         say(f"{folder} holds these weights already")
         return
+    if network.layout == "published" and not named:
+        say(
+            "note: images are normalised as by default; weights of the published code expect "
+            f"--config=configs/simclr_paper.py:{network.encoder}"
+        )
     say(
         f"{network.encoder} for {network.channels} channels, {_described(network)}: "
         f"{len(entries)} entries of {source} written to {folder}"
@@ -262,8 +267,8 @@ def _check_layout(config: Any, layout: Layout) -> None:
     head = config.model.head
     if layout == "published" and head.depth and (head.depth != 2 or head.norm != "none"):
         raise BadUse(
-            "--layout=published has a head of two linear layers; this one has "
-            f"{head.depth}, its norm is {head.norm!r}: --layout=torchvision leaves it out"
+            "the layout published has a head of two linear layers and no norm; this one has a "
+            f"depth of {head.depth} and the norm {head.norm!r}: --layout=torchvision leaves it out"
         )
 
 

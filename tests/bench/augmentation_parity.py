@@ -112,12 +112,16 @@ def row(name: str, host_values: np.ndarray, our_values: np.ndarray) -> str:
     return f"| {' | '.join(cells)} | {distance:.3f} |"
 
 
-def rate_row(name: str, host_views: Any, our_views: Any, probe: np.ndarray) -> str:
+def changed_row(name: str, host_views: Any, our_views: Any, probe: np.ndarray) -> str:
     """A line of the share of views that differ from their probe."""
     shares = [np.mean([np.any(v != probe) for v in views]) for views in (host_views, our_views)]
-    return (
-        f"| {name} | | {shares[0]:.3f} | | | {shares[1]:.3f} | | {abs(shares[0] - shares[1]):.3f} |"
-    )
+    return rate_row(name, *shares)
+
+
+def rate_row(name: str, host_share: float, our_share: float) -> str:
+    """A line of shares, which have no quantiles, and their difference."""
+    difference = abs(host_share - our_share)
+    return f"| {name} | | {host_share:.3f} | | | {our_share:.3f} | | {difference:.3f} |"
 
 
 def measured(name: str, host_views: Any, our_views: Any, measure: Measure) -> str:
@@ -134,10 +138,10 @@ def of_places(draws: int) -> list[str]:
         measured("crop aspect", there, here, lambda v: slope(v, 0) / slope(v, 1)),
     ]
     there, here = theirs(host.flip(), ramps(), draws), ours("flip_horizontal", ramps(), draws)
-    lines.append(rate_row("flip rate", there, here, ramps()))
+    lines.append(changed_row("flip rate", there, here, ramps()))
     there = theirs(host.rotate_quarter(), ramps(), draws)
     here = ours("rotate_quarter", ramps(), draws, probability=0.375)
-    lines.append(rate_row("quarter-turn rate", there, here, ramps()))
+    lines.append(changed_row("quarter-turn rate", there, here, ramps()))
     there = theirs(host.center_crop, ramps(), draws)
     here = ours("center_crop", ramps(), draws, fraction=(0.08, 1.0))
     lines.append(measured("centre crop's side", there, here, lambda v: slope(v, 0)))
@@ -151,7 +155,7 @@ def of_elastic(draws: int) -> list[str]:
         theirs(host.elastic(), ramps(), draws),
         ours("elastic", ramps(), draws, **settings),
     )
-    lines = [rate_row("elastic rate", there, here, ramps())]
+    lines = [changed_row("elastic rate", there, here, ramps())]
     there = theirs(host.elastic(1.0), ramps(), draws)
     always = settings | {"probability": 1.0}
     here = ours("elastic", ramps(), draws, **always)
@@ -182,7 +186,7 @@ def of_values(draws: int) -> list[str]:
     """Lines of what changes values."""
     color = uniform(0.6, 0.5, 0.3)
     there, here = theirs(host.jitter(), color, draws), ours("color_jitter", color, draws)
-    lines = [rate_row("jitter rate", there, here, color)]
+    lines = [changed_row("jitter rate", there, here, color)]
     probes: dict[str, tuple[np.ndarray, Measure]] = {
         "brightness": (uniform(0.5, 0.5, 0.5), lambda v: float(v[0, 0, 0]) / 0.5),
         "contrast": (halves(), lambda v: float(v[7, 0, 0] - v[0, 0, 0]) / 0.2),
@@ -196,13 +200,12 @@ def of_values(draws: int) -> list[str]:
         lines.append(measured(name, there, here, measure))
     there, here = theirs(host.blur(), point(), draws), ours("gaussian_blur", point(), draws)
     blurred = [[v for v in views if v[15, 16, 0] > 0] for views in (there, here)]
-    shares = [len(views) / draws for views in blurred]
-    lines.append(f"| blur rate | | {shares[0]:.3f} | | | {shares[1]:.3f} | | |")
+    lines.append(rate_row("blur rate", *(len(views) / draws for views in blurred)))
     lines.append(measured("blur's sigma, pixels", *blurred, width))
     lines.append(measured("blur's peak", there, here, brightest))
     there = theirs(host.gray(), color, draws)
     here = ours("grayscale", color, draws, weights=(0.299, 0.587, 0.114))
-    lines.append(rate_row("grey rate", there, here, color))
+    lines.append(changed_row("grey rate", there, here, color))
     return lines
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,7 @@ def _described(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
     known |= {"problem": "", "step": np.nan}
     try:
         known |= {**_settings(folder, row), **_scored(folder, row)}
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         known["problem"] = f"what {row['scores']} or its run holds cannot be read ({error!r})"
     return known
 
@@ -100,9 +102,9 @@ def _settings(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))
     return {
-        "encoder": config["model"]["encoder"],
-        "minibatch": config["minibatch_size"],
-        "epochs": config["epochs"],
+        "encoder": str(config["model"]["encoder"]),
+        "minibatch": operator.index(config["minibatch_size"]),
+        "epochs": operator.index(config["epochs"]),
         "operations": "+".join(config["operations"] or config["views"]),
     }
 
@@ -116,12 +118,19 @@ def _scored(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
     found = {"step": int(metrics["run"]["step"]), **_training(folder / row["run"])}
     for correction, both in metrics["scores"].items():
         for kind in _KINDS:
+            score = both[kind]
             found |= {
-                f"{correction}_{kind}_{name}": both[kind][name]
-                for name in ("correct", "total", "accuracy")
+                f"{correction}_{kind}_correct": operator.index(score["correct"] or 0),
+                f"{correction}_{kind}_total": operator.index(score["total"]),
+                f"{correction}_{kind}_accuracy": _number(score["accuracy"]),
             }
-        found[f"{correction}_drop"] = both["drop"]
+        found[f"{correction}_drop"] = _number(both["drop"])
     return found
+
+
+def _number(value: float | None) -> float:
+    """NaN for what is undefined."""
+    return math.nan if value is None else float(value)
 
 
 def _training(run: Path) -> dict[str, float]:
@@ -262,6 +271,6 @@ def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
         for (i, j), value in np.ndenumerate(square.to_numpy()):
             if np.isfinite(value):
                 colour = "black" if value > middle else "white"
-                axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour)
         figure.colorbar(image, ax=axes, shrink=0.8)
     FigureCanvasAgg(figure).print_png(str(path))
