@@ -35,6 +35,9 @@ class Checkpoints:
       directory: where they lie; made where it is not.
       keep_every: keeps one every so many steps beside the last and the best; 0 keeps none.
       read_only: neither writes nor clears anything, so that a run may go on in the folder.
+
+    Attributes:
+      unranked: steps of checkpoints that were moved aside, since their loss cannot be read.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
-        self._unranked = [] if read_only else self._set_aside_unranked()
+        self.unranked = [] if read_only else self._set_aside_unranked()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -136,7 +139,7 @@ class Checkpoints:
                 failures[step] = first_line(error)
                 continue
             self._set_aside(failures)
-            return *restored, sorted([*failures, *self._unranked])
+            return *restored, sorted([*failures, *self.unranked])
         if failures:
             listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
             raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")

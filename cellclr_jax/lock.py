@@ -7,6 +7,10 @@ from pathlib import Path
 
 from cellclr_jax.cli import BadUse
 
+TRAINING = ".training"
+"""The lock of a work directory, of who fills it."""
+IN_USE = "training in it, or converting weights into it"
+
 
 @contextlib.contextmanager
 def alone(folder: Path, name: str, doing: str) -> Iterator[None]:

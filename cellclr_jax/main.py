@@ -3,8 +3,8 @@
 python -m cellclr_jax.main --config=configs/simclr.py [--workdir=DIR] [--config.a.b=value …]
                            [--compilation_cache=DIR|off] [--profile=STEPS] [--wandb=PROJECT]
 
-Run again with the same work directory, it goes on from the newest checkpoint. Ctrl-C and SIGTERM
-save first. The settings are those of cellclr_jax/default_config.py.
+Run again with the same work directory, it goes on from the newest checkpoint. Ctrl-C, SIGTERM
+and SIGHUP save first. The settings are those of cellclr_jax/default_config.py.
 """
 
 import sys

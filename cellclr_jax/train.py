@@ -17,7 +17,7 @@ from cellclr_jax.cli import BadData, BadUse
 from cellclr_jax.data import pipeline
 from cellclr_jax.experiment import Experiment, make_experiment
 from cellclr_jax.initial_weights import START, InitialWeights
-from cellclr_jax.lock import alone
+from cellclr_jax.lock import IN_USE, TRAINING, alone
 from cellclr_jax.logs import RunLog, is_local, say
 from cellclr_jax.loop.feed import Feed
 from cellclr_jax.loop.pending import NotFinite, Pending, check_finite, mean
@@ -57,7 +57,7 @@ def train(
     Raises:
       BadUse: for settings that do not fit the dataset, the devices or the run in `workdir`.
       BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
-      Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
+      Interrupted: after SIGTERM, SIGHUP or Ctrl-C, when the state is saved.
     """
     began = time.monotonic() if began is None else began
     workdir, mesh = epath.Path(workdir), mesh or sharding.make_mesh()
@@ -72,11 +72,13 @@ def train(
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
             make_folder(Path(workdir))
-            stack.enter_context(alone(Path(workdir), ".training", "training in it"))
+            stack.enter_context(alone(Path(workdir), TRAINING, IN_USE))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
         check_origin(checkpoints, experiment, workdir)
+        # Again: what was there may have been moved aside since.
+        initial = initial or initial_weights(workdir, experiment, mesh)
         if first:
             write_config(config, workdir)
             say(describe(experiment, mesh, workdir))
@@ -159,14 +161,15 @@ class _Run:
             )
         )
         restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
+        damaged = restored[2] if restored else self.checkpoints.unranked
+        for step in damaged if self.workdir is not None else ():
+            say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
         if restored is None:
             return self._first_state(), data
-        state, progress, damaged = restored
+        state, progress, _ = restored
         self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
-            for step in damaged:
-                say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
             say(f"going on from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 

@@ -7,6 +7,7 @@ from etils import epath
 
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadUse
+from cellclr_jax.data.counting import plural
 from cellclr_jax.data.pipeline import Cells
 
 CONVERTED = "converted"
@@ -67,10 +68,10 @@ def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> No
     Raises:
       BadUse: the dataset has others; the message says what to do.
     """
-    taken, given = channel_count(progress), cells.image_shape[-1]
+    taken, given = channel_count(progress) or 0, cells.image_shape[-1]
     if CONVERTED in progress and taken != given:
         raise BadUse(
-            f"{run} has {converted_from(progress)}, for images of {taken} channels; "
+            f"{run} has {converted_from(progress)}, for images of {plural(taken, 'channel')}; "
             f"{cells.directory} has {given}: build a dataset of {taken}, or take other weights"
         )
     trained, there = progress.get("channels"), cells.channels

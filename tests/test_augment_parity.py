@@ -118,6 +118,12 @@ def test_products_take_the_pixels_that_gathers_take():
     np.testing.assert_array_equal(resampling.pixels_by_products(image, *whole), image)
 
 
+@pytest.mark.parametrize(("platform", "gathers"), [("tpu", False), ("cuda", True), ("cpu", True)])
+def test_a_warp_gathers_pixels_but_on_tpus(platform, gathers):
+    traced = jax.jit(resampling.warp_affine).trace(jnp.zeros((8, 9, 3)), jnp.eye(2, 3))
+    assert ("gather" in traced.lower(lowering_platforms=(platform,)).as_text()) == gathers
+
+
 def test_a_warp_equals_opencvs():
     cv2 = pytest.importorskip("cv2")
     image = cv2.GaussianBlur(np.random.default_rng(0).uniform(size=(96, 96, 3)), (0, 0), 2)

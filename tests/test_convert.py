@@ -36,7 +36,7 @@ from weight_samples import (
 from cellclr_jax import default_config
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.lock import alone
+from cellclr_jax.lock import TRAINING, alone
 from cellclr_jax.run_config import read_config, write_config
 from cellclr_jax.trained_on import check_dataset, refuse_conversion
 from cellclr_jax.weights import weight_files
@@ -212,25 +212,43 @@ def test_what_a_killed_conversion_left_is_cleared(small, tmp_path):
         "from cellclr_jax import default_config\n"
         "from cellclr_jax.checkpoint import Checkpoints\n"
         "from cellclr_jax.weights.converted_run import import_weights\n"
-        "Checkpoints.close = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "{crash}\n"
         "source, workdir = map(pathlib.Path, sys.argv[1:])\n"
         "import_weights(source, workdir, default_config.get_config(), named=False)\n"
     )
-    command = [sys.executable, "-c", code, str(source), str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {".converting", ".unfinished"}
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    moved = (
+        "replace = os.replace\n"
+        "os.replace = lambda old, new: (\n"
+        f"    replace(old, new) or str(old).endswith('{{name}}') and {die}\n"
+        ")"
+    )
+    crashes = {
+        # While it saves,
+        f"Checkpoints.close = lambda self: {die}": {".unfinished"},
+        # when its checkpoints have their place, its config not yet,
+        moved.format(name=".unfinished/checkpoints"): {".unfinished", "checkpoints"},
+        # and when these have made place for the next.
+        moved.format(name="run/checkpoints"): {".unfinished"},
+    }
+    for crash, left in crashes.items():
+        command = [sys.executable, "-c", code.replace("{crash}", crash), str(source)]
+        command.append(str(tmp_path / "run"))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        found = {path.name for path in (tmp_path / "run").iterdir()}
+        assert found == {".training", *left}
     workdir = convert(source, tmp_path / "run")
-    assert {p.name for p in workdir.iterdir()} == {".converting", "checkpoints", "config.json"}
+    assert {p.name for p in workdir.iterdir()} == {".training", "checkpoints", "config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_one_conversion_at_a_time(small, tmp_path, capsys, monkeypatch):
     source, workdir = small
-    with alone(tmp_path / "run", ".converting", "converting weights into it"):
+    with alone(tmp_path / "run", TRAINING, "busy"):
         told = refusal(BadUse, convert, source, tmp_path / "run")
-    assert told == f"{tmp_path / 'run'}: another process is converting weights into it"
+    assert told.startswith(f"{tmp_path / 'run'}: another process is training in it, or converting")
 
     def made_meanwhile(folder, *_):
         shutil.copytree(workdir, folder, dirs_exist_ok=True)
@@ -251,9 +269,10 @@ def test_a_link_to_an_empty_folder_is_a_work_directory(is_there, small, tmp_path
     assert (tmp_path / "elsewhere" / "config.json").is_file()
 
 
-def test_a_conversion_without_its_config_is_made_again(small, tmp_path, capsys):
+@pytest.mark.parametrize("lost", ["config.json", "checkpoints/0/state"])
+def test_a_conversion_without_its_config_or_weights_is_made_again(small, tmp_path, capsys, lost):
     shutil.copytree(small[1], tmp_path / "run")
-    (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "run" / lost).rename(tmp_path / "lost")
     workdir = convert(small[0], tmp_path / "run")
     assert "already" not in capsys.readouterr().err
     assert read_config(epath.Path(workdir)).model.encoder == "cnn"

@@ -76,6 +76,19 @@ def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
     assert same(again.params, finished.params)
 
 
+def test_a_run_whose_only_checkpoint_is_damaged_starts_from_them_again(
+    config, other, tmp_path, capsys
+):
+    train.train(config, tmp_path, sharding.make_mesh(1))
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    (saved / "metrics" / "metrics").write_text("")
+    state = first_state(config, tmp_path)
+    assert same(state.params["encoder"], other[1].params["encoder"])
+    told = capsys.readouterr().err
+    assert f"the checkpoint of step {saved.name} cannot be read: moved to unreadable/" in told
+    assert "starting from the weights in" in told
+
+
 def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
     config, other, tmp_path
 ):

@@ -127,11 +127,11 @@ def test_any_number_of_processes_goes_on_and_none_goes_on_without_the_others(set
     pair = Pair(settings, run)
     # Two go on, and agree on the step to stop at.
     started = pair.after_some_steps()
-    os.kill(watched(started[1]), signal.SIGINT)
-    outputs = finish(started, (143, 130))
+    started[1].send_signal(signal.SIGHUP)
+    outputs = finish(started, (143, 129))
     assert "going on from step 3 " in outputs[0]
     step = re.search(r"SIGTERM: saved step (\d+)", outputs[0]).group(1)
-    assert f"Ctrl-C: saved step {step};" in outputs[1]
+    assert f"SIGHUP: saved step {step};" in outputs[1]
     assert checkpoints(run)[-1].name == step
     # Neither the first, which all others are connected to, nor the last can vanish unnoticed.
     for victim in (1, 0):

@@ -16,7 +16,7 @@ from training_runs import checkpoints, crash_at, rows, same
 from cellclr_jax import run_evaluation, run_start, sharding, train
 from cellclr_jax.checkpoint import Checkpoints
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.lock import alone
+from cellclr_jax.lock import TRAINING, alone
 from cellclr_jax.profiling.evaluation import Protocol
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
 
 def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
     with (
-        alone(tmp_path, ".training", "training in it"),
+        alone(tmp_path, TRAINING, "busy"),
         pytest.raises(BadUse, match="another process is training in it"),
     ):
         run(config, tmp_path)

@@ -2,7 +2,9 @@
 
 import signal
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from cellclr_jax.loop.stop_signals import stop_signals_noted
 
@@ -26,6 +28,25 @@ def test_a_signal_is_noted_until_the_step_is_done(number, capfd):
         signal.raise_signal(number)
         assert asked(2) == number
     assert capfd.readouterr().err.count("saving after this step") == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_one_of_several_processes_tells_the_others_as_jax_does(number, monkeypatch, capfd):
+    """JAX's own handler of SIGTERM knows them; it is in the place of Python's."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: bool(told) and step > 5
+    )
+    with stop_signals_noted() as asked:
+        assert asked(6) is None
+        signal.raise_signal(number)
+        assert asked(5) is None
+        assert asked(6) == number
+    assert told == [signal.SIGTERM]
+    expected = number != signal.SIGTERM
+    assert capfd.readouterr().err.count("that all processes agree on") == expected
 
 
 def test_a_second_ctrl_c_ends_at_once():

@@ -69,6 +69,32 @@ def test_a_number_too_large_for_float32_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_negative_variance_is_named(tmp_path):
+    entries = dict(entries_of(SMALL))
+    entries["features.1.running_var"] = -entries["features.1.running_var"]
+    told = refusal(BadData, convert, write(tmp_path / "a.safetensors", entries), tmp_path / "run")
+    assert told.endswith("negative: features.1.running_var")
+
+
+def test_few_bytes_that_are_many_entries_are_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    shared = torch.zeros(2**20, dtype=torch.float16)
+    torch.save({str(number): shared for number in range(100)}, tmp_path / "bomb.pth")
+    told = refusal(BadData, weight_files.read_entries, tmp_path / "bomb.pth")
+    assert "its 100 entries share 2,097,152 bytes, and would be 419,430,400" in told
+
+
+def test_a_name_of_countless_prefixes_is_told(tmp_path):
+    entries = {"module." * 10**5 + "a": np.zeros(1, np.float32)}
+    told = refusal(BadData, convert, write(tmp_path / "a.safetensors", entries), tmp_path / "run")
+    assert "wrapped in more than 8 modules: module.module." in told
+
+
+def test_a_folder_is_no_file(tmp_path):
+    assert refusal(BadUse, weight_files.read_entries, tmp_path).endswith("no file")
+    assert refusal(BadUse, weight_files.read_entries, tmp_path / "a").endswith("no such file")
+
+
 def test_what_is_no_tensor_is_named(tmp_path):
     source = write(tmp_path / "odd.pth", {**entries_of(SMALL), "epoch": 3, "name": "x"})
     assert "no plain tensors: epoch (int), name (str)" in refusal(

@@ -53,7 +53,9 @@ def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
     def asked(step: int) -> signal.Signals | None:
         if several and not multihost_utils.reached_preemption_sync_point(step):
             return None
-        return came[0] if came else signal.SIGTERM if several else None
+        if came:
+            return came[0]
+        return signal.SIGTERM if several else None
 
     own = set(_NAMES) - {signal.SIGTERM} if several else set(_NAMES)
     # A job in the background ignores Ctrl-C, which is meant for another one.

@@ -23,20 +23,19 @@ _MEANING = {
 def go_on_in_child() -> None:
     """Returns in a child; this process waits for its end and ends likewise.
 
-    Call it before any thread is started. A signal that asks for an end is passed on; this
-    process's own end ends the child.
+    Call it before any thread is started. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on; SIGINT
+    is left to the terminal, which sends it to both. This process's own end ends the child.
     """
     parent = os.getpid()
     # Until both are ready nothing may come through: it would end the one and orphan the other.
-    held_back = (*_PASSED_ON, signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGINT))
     child = os.fork()
     if child == 0:
         with contextlib.suppress(OSError, AttributeError):  # of Linux alone
             ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_END, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it could be told of
             os._exit(1)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
 
     def pass_on(number: int, _: object) -> None:
@@ -46,7 +45,7 @@ def go_on_in_child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child, 0)
     os._exit(_tell(os.waitstatus_to_exitcode(status)))
 

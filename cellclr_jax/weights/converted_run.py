@@ -17,7 +17,8 @@ from etils import epath
 from cellclr_jax import sharding
 from cellclr_jax.checkpoint import CHECKPOINTS, Checkpoints
 from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.lock import alone
+from cellclr_jax.data.counting import plural
+from cellclr_jax.lock import IN_USE, TRAINING, alone
 from cellclr_jax.logs import is_local, say
 from cellclr_jax.run_config import CONFIG, check_config, read_config, write_config
 from cellclr_jax.trained_on import CONVERTED, channel_count
@@ -40,8 +41,8 @@ from cellclr_jax.weights.weight_files import (
 _CNN = "cnn"
 # Of a run that does not tell.
 _USUAL_CHANNELS = 3
-# What a conversion has in a work directory beside what it makes.
-_LOCK, _UNFINISHED = ".converting", ".unfinished"
+# Where a conversion is made in a work directory, and what it replaces moves to.
+_UNFINISHED, _BEFORE = ".unfinished", "before"
 # Seconds between looks at a folder that is to be gone, how many have to find it so, and how many
 # there are at most.
 _PAUSE, _QUIET, _LOOKS = 0.1, 5, 100
@@ -60,7 +61,7 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
       BadUse: the config names another encoder; something else is in the work directory, or
         another process converts into it.
       BadData: the file is not of a known encoder, or cannot be read; the work directory cannot be
-        written, and nothing of it stays.
+        written, and nothing of it stays but folders above it that were made.
     """
     if not is_local(epath.Path(workdir)):
         raise BadUse(f"--workdir={workdir} is no folder of this machine")
@@ -89,7 +90,7 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
             f"--config=configs/simclr_paper.py:{network.encoder}"
         )
     say(
-        f"{network.encoder} for {network.channels} channels, {_described(network)}: "
+        f"{network.encoder} for {plural(network.channels, 'channel')}, {_described(network)}: "
         f"{len(entries)} entries of {source} written to {folder}"
     )
 
@@ -184,7 +185,7 @@ def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
     """
     if not folder.exists():
         return False
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK, _UNFINISHED}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {TRAINING, _UNFINISHED}:
         return False
     known: Mapping[str, Any] = {}
     if (folder / CHECKPOINTS).is_dir():
@@ -193,7 +194,8 @@ def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
     if known.get("sha256") != origin["sha256"]:
         what = f"weights converted from {known['file']}" if known else "something else"
         raise BadUse(f"--workdir={folder} holds {what}: take one that is new or empty")
-    if not (folder / CONFIG).exists():  # it comes last: a conversion was ended before
+    # The config comes last: without it a conversion was ended before.
+    if not (folder / CONFIG).exists() or not list((folder / CHECKPOINTS).glob("*/state/*")):
         return False
     check_config(config, epath.Path(folder))
     return True
@@ -204,11 +206,11 @@ def _converting(folder: Path) -> Iterator[None]:
     """Keeps other conversions out of a work directory, which goes again where this one fails."""
     is_new = not folder.exists()
     try:
-        with alone(folder, _LOCK, "converting weights into it"):
+        with alone(folder, TRAINING, IN_USE):
             try:
                 yield
             except BaseException:
-                (folder / _LOCK).unlink(missing_ok=True)
+                (folder / TRAINING).unlink(missing_ok=True)
                 raise
     except BaseException:
         if is_new:
@@ -241,10 +243,11 @@ def _write(
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise not_written(folder, cause) from error
         raise
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    if (folder / CHECKPOINTS).exists():  # of a conversion that was killed, or is damaged
+        os.replace(folder / CHECKPOINTS, unfinished / _BEFORE)
     os.replace(unfinished / CHECKPOINTS, folder / CHECKPOINTS)
     os.replace(unfinished / CONFIG, folder / CONFIG)
-    unfinished.rmdir()
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:

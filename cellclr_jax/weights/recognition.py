@@ -31,6 +31,7 @@ _CLASSIFIER = ("fc.weight", "fc.bias")
 _VARIANCE = "running_var"
 # Taken off wherever it is, and those that are taken off where every entry has them.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
+_MOST_PREFIXES = 8
 
 
 def bare(entries: Entries) -> dict[str, np.ndarray]:
@@ -41,10 +42,13 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
         have it; a counter that is no batch normalisation's stays.
 
     Raises:
-      BadData: two of them would have one name.
+      BadData: two of them would have one name; there are more prefixes than any program makes.
     """
     named = dict(entries)
+    turns = 0
     while prefix := _prefix_of(named):
+        if (turns := turns + 1) > _MOST_PREFIXES:
+            raise BadData(f"wrapped in more than {_MOST_PREFIXES} modules: {listed(named)}")
         shorter = {name.removeprefix(prefix): array for name, array in named.items()}
         if len(shorter) < len(named):
             twice = [name for name in named if prefix + name in named]

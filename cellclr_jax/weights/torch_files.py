@@ -21,6 +21,8 @@ _DTYPES = (
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
 )  # fmt: skip
+# From 8 bits to 32 numbers grow to four times their bytes, and some layers share theirs.
+_MOST_GROWTH, _ANY_SIZE = 16, 1 << 24
 # NumPy has had no more; the weights of a network have four.
 _MOST_AXES = 32
 # What PyTorch says of pickles that name functions or classes, and of programs.
@@ -53,6 +55,7 @@ def read_state_dict(path: Path, torch: Any) -> dict[str, np.ndarray]:
     told = {name: _oddity(torch, value) for name, value in entries.items()}
     if odd := [f"{name} ({why})" for name, why in told.items() if why]:
         raise BadData(f"{path}: no plain tensors: {listed(odd)}")
+    _check_size(path, entries)
     return {name: _of_tensor(torch, tensor) for name, tensor in entries.items()}
 
 
@@ -110,6 +113,18 @@ def _oddity(torch: Any, value: Any) -> str | None:
         return f"of {value.dim()} axes"
     held, claimed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
     return f"{claimed:,} bytes, of which the file has {held:,}" if held < claimed else None
+
+
+def _check_size(path: Path, entries: Mapping[str, Any]) -> None:
+    """Raises BadData where a small file would become large, by many entries of the same numbers."""
+    storages = [tensor.untyped_storage() for tensor in entries.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    wanted = sum(4 * tensor.numel() for tensor in entries.values())
+    if wanted > _MOST_GROWTH * held + _ANY_SIZE:
+        raise BadData(
+            f"{path}: its {len(entries):,} entries share {held:,} bytes, and would be {wanted:,} "
+            "as float32: save model.state_dict() alone"
+        )
 
 
 def _of_tensor(torch: Any, tensor: Any) -> np.ndarray:

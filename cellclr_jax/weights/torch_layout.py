@@ -247,6 +247,7 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
         "no floating-point numbers": [
             f"{name} ({entries[name].dtype})" for name in both if name not in floating
         ],
+        "negative": [n for n in fitting if wanted[n].path[-1] == "var" and (entries[n] < 0).any()],
         "not finite": [name for name in fitting if not np.isfinite(entries[name]).all()],
     }
     if told := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):

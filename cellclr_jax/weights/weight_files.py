@@ -48,15 +48,16 @@ def read_entries(path: Path) -> dict[str, np.ndarray]:
       path: a .safetensors file, or one that torch.save wrote, whatever its name.
 
     Returns:
-      Arrays by name as PyTorch orders axes; floating-point ones of 8 to 64 bits as float32
-      (infinite where a number is too large for it), integers and booleans as they are.
+      Arrays by name as PyTorch orders axes; floating-point ones of 16 to 64 bits (in files of
+      torch.save of 8, too) as float32, infinite where a number is too large for it; integers and
+      booleans as they are.
 
     Raises:
       BadUse: there is no such file, or no library that reads it.
       BadData: it is something else, damaged, or holds more than plain tensors.
     """
     if not path.is_file():
-        raise BadUse(f"--input={path}: no such file")
+        raise BadUse(f"--input={path}: {'no file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
         start = file.read(_MAGIC_BYTES)
     if not start:
@@ -185,7 +186,8 @@ def _array(path: Path, name: str, content: Mapping[str, Any]) -> np.ndarray:
         array = _float32(np.frombuffer(data, _DTYPES[kind]))
     else:
         raise BadData(
-            f"{path}: {listed([name])} is of the type {kind}: floating-point numbers were expected"
+            f"{path}: {listed([name])} is of the type {kind}: floating-point numbers of 16 "
+            "to 64 bits were expected"
         )
     try:
         return array.reshape(content["shape"])
