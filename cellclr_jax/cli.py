@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from absl import flags
 from cellclr_jax.startup.large_pages import go_on_with_large_pages
 from cellclr_jax.startup.streams import keep_streams
 from cellclr_jax.startup.supervise import go_on_in_child
+from cellclr_jax.startup.termination import Terminated, raise_at_sigterm, stop_raising
 
 FLAGS = flags.FLAGS
 _PACKAGE = f"{__package__}."
@@ -65,13 +65,13 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     go_on_with_large_pages()
     if "distributed" in FLAGS and FLAGS.distributed:
         go_on_in_child()
-    signal.signal(signal.SIGTERM, _terminate)
+    raise_at_sigterm()
     if not FLAGS.debug:  # libraries' threads go on for a moment after an error, and fail likewise
         sys.unraisablehook = lambda unraisable: None
         logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
         main()
-    except _Terminated:
+    except Terminated:
         _fail("", 143)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -89,20 +89,9 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     except Exception as error:
         told = f"{type(error).__name__}: {error} (--debug shows the traceback)"
         _fail(_explain(error) or told, 1)
+    finally:
+        stop_raising()
     sys.exit(0)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-    came = False
-
-
-def _terminate(*_: object) -> NoReturn:
-    # Once: what is being tidied up is not to be interrupted.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _Terminated.came = True
-    raise _Terminated
 
 
 def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
@@ -150,7 +139,7 @@ def _flags_help() -> str:
 def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoReturn:
     """Prints the error in one line (or its traceback with `--debug`) and exits with `status`."""
     # A library may have made something else of it on the way.
-    if _Terminated.came:
+    if Terminated.came:
         error, status = "stopped by SIGTERM; the same command goes on with what is done", 143
     if FLAGS.debug if debug is None else debug:
         traceback.print_exc()
