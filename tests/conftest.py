@@ -12,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellclr_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# UMAP's functions take longer to compile than a map of some dozen points does without that.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
+
 # As a binary asks for itself, which would start it twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
