@@ -15,7 +15,14 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cellclr_jax import state_tree
-from cellclr_jax.checkpoint_files import METRIC, first_line, loss_of, move_aside, not_written
+from cellclr_jax.checkpoint_files import (
+    METRIC,
+    first_line,
+    loss_of,
+    move_aside,
+    move_unranked_aside,
+    not_written,
+)
 from cellclr_jax.cli import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
@@ -274,15 +281,11 @@ class Checkpoints:
         return losses
 
     def _set_aside_unranked(self) -> list[int]:
-        """Moves checkpoints aside whose loss cannot be read; unranked they would be deleted."""
-        directory, moved = epath.Path(self.directory), []
+        """The first process moves them; all wait until it has."""
+        directory = epath.Path(self.directory)
+        moved: list[int] = []
         if jax.process_index() == 0 and directory.is_dir():
-            for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
-                try:
-                    loss_of(folder)
-                except ValueError:
-                    move_aside(folder, directory.parent / _ASIDE)
-                    moved.append(int(folder.name))
+            moved = move_unranked_aside(directory, directory.parent / _ASIDE)
         multihost_utils.sync_global_devices("the checkpoints tell their losses")
         return moved
 

@@ -41,6 +41,18 @@ def move_aside(path: epath.Path, aside: epath.Path) -> None:
     path.rename(next(aside / free for free in names if not (aside / free).exists()))
 
 
+def move_unranked_aside(directory: epath.Path, aside: epath.Path) -> list[int]:
+    """Moves checkpoints aside whose loss cannot be read, which would be deleted; their steps."""
+    moved = []
+    for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
+        try:
+            loss_of(folder)
+        except ValueError:
+            move_aside(folder, aside)
+            moved.append(int(folder.name))
+    return moved
+
+
 def first_line(error: Exception) -> str:
     """The first line of a message; of a long one both ends, since the reason often comes last."""
     lines = str(error).strip().splitlines()

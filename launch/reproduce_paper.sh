@@ -209,7 +209,6 @@ asked() {
 # write_rows: the places of all tables, with the seeds of this call and of those before, for cellclr_jax.paper_tables.
 write_rows() {
   local seed seeds
-  mkdir -p "$OUT" || return
   seeds=$({ tr , '\n' <<<"${SEEDS:-0}"; cut -s -f 3 "$OUT/rows.tsv" 2>/dev/null || true; } |
     grep -xE '0|[1-9][0-9]*' | sort -nu)
   for seed in $seeds; do places "$seed" ""; done >"$OUT/rows.tsv.part" && mv "$OUT/rows.tsv.part" "$OUT/rows.tsv"
@@ -222,7 +221,7 @@ alone() {
   if [ -n "$holder" ] && kill -0 "$holder" 2>/dev/null; then
     fail "$OUT is being filled by process $holder, and takes one call at a time (if that is something else: rm $mark)" 2
   fi
-  printf '%s\n' "$$" >"$mark"
+  printf '%s\n' "$$" >"$mark" || fail "$OUT cannot be written to"
   # shellcheck disable=SC2064 # OUT as it is now
   trap "rm -f $(printf '%q' "$mark")" EXIT
 }
@@ -252,8 +251,9 @@ all_rows() {
   local table row seed folder scores training evaluation number=0 total
   total=$(($(asked | wc -l)))
   if [ "$DRY_RUN" = 0 ]; then
-    write_rows || fail "$OUT cannot be written to"
+    mkdir -p "$OUT" || fail "$OUT cannot be written to"
     alone
+    write_rows || fail "$OUT cannot be written to"
   fi
   while IFS=$'\t' read -r table row seed folder scores training evaluation <&3; do
     number=$((number + 1))

@@ -95,8 +95,10 @@ def test_one_call_fills_a_folder_at_a_time(house):
     mark = place(house, ".running")
     assert not mark.exists()
     mark.write_text(f"{os.getpid()}\n")
-    done = small(house, "--tables=minibatch")
+    listed = place(house, "rows.tsv").read_text()
+    done = small(house, "--tables=minibatch", "--seeds=5")
     assert done.returncode == 2
+    assert place(house, "rows.tsv").read_text() == listed
     assert f"is being filled by process {os.getpid()}" in done.stderr
     assert calls(house, "main") == []
     mark.write_text("4194305\n")  # beyond all that there are: it was killed
