@@ -18,7 +18,7 @@ from cellclr_jax import state_tree
 from cellclr_jax.checkpoint_files import (
     METRIC,
     first_line,
-    loss_of,
+    known_losses,
     move_aside,
     move_unranked_aside,
     not_written,
@@ -188,7 +188,7 @@ class Checkpoints:
         if which == "last":
             return steps[-1]
         if which == "best":
-            losses = self._losses()
+            losses = known_losses(epath.Path(self.directory), steps)
             if not losses:
                 raise BadUse(
                     f"no checkpoint in {self.directory} has a validation loss: --step=last"
@@ -271,21 +271,11 @@ class Checkpoints:
             + (f"other steps are {others}" if others else "it is the only one")
         )
 
-    def _losses(self) -> dict[int, float]:
-        """The validation losses of the checkpoints that are ranked and tell theirs."""
-        losses = {}
-        for step in self.steps():
-            with contextlib.suppress(ValueError):
-                if (loss := loss_of(epath.Path(self.directory) / str(step))) is not None:
-                    losses[step] = loss
-        return losses
-
     def _set_aside_unranked(self) -> list[int]:
         """The first process moves them; all wait until it has."""
         directory = epath.Path(self.directory)
-        moved: list[int] = []
-        if jax.process_index() == 0 and directory.is_dir():
-            moved = move_unranked_aside(directory, directory.parent / _ASIDE)
+        mine = jax.process_index() == 0 and directory.is_dir()
+        moved = move_unranked_aside(directory, directory.parent / _ASIDE) if mine else []
         multihost_utils.sync_global_devices("the checkpoints tell their losses")
         return moved
 

@@ -1,9 +1,11 @@
 """Checkpoints as folders: what loss one was saved with, how one is put aside, what it said."""
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterable
 
 from etils import epath
 
@@ -31,6 +33,16 @@ def loss_of(checkpoint: epath.Path) -> float | None:
     if not isinstance(loss, int | float):
         raise ValueError(f"{file} holds no number")
     return float(loss)
+
+
+def known_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
+    """The validation losses, by step, of the checkpoints that are ranked and tell theirs."""
+    losses = {}
+    for step in steps:
+        with contextlib.suppress(ValueError):
+            if (loss := loss_of(directory / str(step))) is not None:
+                losses[step] = loss
+    return losses
 
 
 def move_aside(path: epath.Path, aside: epath.Path) -> None:
