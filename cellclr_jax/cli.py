@@ -5,36 +5,143 @@ Imports nothing heavy, so that `--help` answers at once.
 
 import ast
 import contextlib
+import ctypes
 import errno
 import logging
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO, cast
 
+import ml_collections
 from absl import flags
+from ml_collections import config_flags
 
-from cellclr_jax.startup.large_pages import go_on_with_large_pages
-from cellclr_jax.startup.streams import keep_streams
-from cellclr_jax.startup.supervise import go_on_in_child
-from cellclr_jax.startup.termination import Terminated, raise_at_sigterm, stop_raising
+from cellclr_jax.errors import BadData, BadUse
+
+
+def keep_streams() -> None:
+    """Opens standard streams that are closed, and lets errors of stderr's reader pass.
+
+    A file that took the number of a closed stream would get what is printed there; and a terminal
+    that was closed, or `… 2>&1 | head`, would end hours of work for the sake of a progress line.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
+
+
+class _Forgiving:
+    """A stream that loses what it cannot write, and says nothing of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As a text stream's; what does not get through is lost."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a text stream's."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep freed memory in the process instead of returning it to the system.
+
+    XLA's CPU backend allocates its buffers anew for each step. Returned pages would have to be
+    cleared and mapped again, which takes about a seventh of the time of a small network's step.
+    Only glibc has these settings; elsewhere nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for parameter, value in _MALLOC.values():
+            libc.mallopt(parameter, value)
+
+
+_IMPORT = "<frozen importlib._bootstrap>"
+_SECONDS_BETWEEN = 0.05
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+    came = False
+
+
+def raise_at_sigterm() -> None:
+    """Has SIGTERM raise `Terminated` in the main thread, for good.
+
+    An exception out of nowhere gets lost where Python drops it, as it does around imports, and an
+    extension that is being loaded may end by a fault. So it waits until nothing is being imported,
+    and comes again until somebody handles it; from then on it leaves in peace what is tidied up.
+    """
+    signal.signal(signal.SIGALRM, _raise)
+    signal.signal(signal.SIGTERM, _raise)
+
+
+def stop_raising() -> None:
+    """What came was handled, or there is no more to come."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    Terminated.came = True
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS_BETWEEN, _SECONDS_BETWEEN)
+    if not _is_importing(frame) and not _is_handled():
+        raise Terminated
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_handled() -> bool:
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, Terminated):
+            return True
+        error = error.__context__
+    return False
+
 
 FLAGS = flags.FLAGS
+STARTED = time.monotonic()
+"""When the program started, on `time.monotonic`."""
+# Parameters of glibc's mallopt(3) and their values: one heap that never shrinks.
+_MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0)}
+_MALLOC |= {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
 _PACKAGE = f"{__package__}."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a process of a job does differently (see `join_job`).
 _explain: Callable[[BaseException], str | None] = lambda error: None  # noqa: E731
 _leave: Callable[[int], NoReturn] = sys.exit
-
-
-class BadUse(Exception):
-    """A wrong flag, path or setting: the binary ends with exit status 2."""
-
-
-class BadData(Exception):
-    """Input that cannot be used (which file, which row, what was expected): exit status 1."""
 
 
 def join_job(
@@ -62,9 +169,7 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
     flags.DEFINE_bool("help", False, "Show this help.", module_name=sys.argv[0], short_name="h")
     _parse(sys.argv, doc, arguments)
-    go_on_with_large_pages()
-    if "distributed" in FLAGS and FLAGS.distributed:
-        go_on_in_child()
+    keep_freed_memory()
     raise_at_sigterm()
     if not FLAGS.debug:  # libraries' threads go on for a moment after an error, and fail likewise
         sys.unraisablehook = lambda unraisable: None
@@ -92,6 +197,33 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     finally:
         stop_raising()
     sys.exit(0)
+
+
+def define_config() -> None:
+    """Defines --config, a file in configs/ whose settings --config.name=value overrides."""
+    config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
+
+
+def read_config() -> ml_collections.ConfigDict:
+    """Returns the config that the flags describe.
+
+    Raises:
+      BadUse: there is none, or it cannot be loaded.
+    """
+    config: ml_collections.ConfigDict | None = FLAGS.config
+    if config is None:
+        raise BadUse("--config is missing, e.g. --config=configs/simclr_demo.py")
+    try:
+        config.lock()
+    except OSError as error:  # ml_collections keeps what loading raised until the first use
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise BadUse(f"--config cannot be loaded: {reason}") from error
+    return config
+
+
+def config_name() -> str:
+    """Returns the name of the config's file, without its ending."""
+    return Path(config_flags.get_config_filename(FLAGS["config"])).stem
 
 
 def _parse(argv: list[str], doc: str, arguments: str | None) -> None:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from absl import flags
 
-from cellclr_jax import cli, config_flag, default_config
+from cellclr_jax import cli, default_config
+from cellclr_jax.errors import BadUse
 
 FLAGS = flags.FLAGS
 
+cli.define_config()
 flags.DEFINE_string("input", None, "A state dict or checkpoint: .pth, .pt, .safetensors.")
 flags.DEFINE_string("workdir", None, "Made of --input, or of which --output is made.")
 flags.DEFINE_string("output", None, "The state dict to write: .pth, .pt, .safetensors.")
@@ -40,12 +42,12 @@ def main() -> None:
     """Converts what the flags name."""
     given = [name for name in _ONLY_WITH if FLAGS[name].value]
     if len(given) != 1:
-        raise cli.BadUse("one of --input and --output was expected (see --help)")
+        raise BadUse("one of --input and --output was expected (see --help)")
     if not FLAGS.workdir:
-        raise cli.BadUse("--workdir=DIR was expected (see --help)")
+        raise BadUse("--workdir=DIR was expected (see --help)")
     for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
         if FLAGS[name].present:
-            raise cli.BadUse(f"--{name} says nothing beside --{given[0]}")
+            raise BadUse(f"--{name} says nothing beside --{given[0]}")
     if FLAGS.output:
         _export()
     else:
@@ -54,14 +56,14 @@ def main() -> None:
 
 def _import() -> None:
     named = FLAGS["config"].present
-    config = config_flag.read_config() if named else default_config.get_config()
-    from cellclr_jax.weights.converted_run import import_weights
+    config = cli.read_config() if named else default_config.get_config()
+    from cellclr_jax.weights.import_export import import_weights
 
     import_weights(Path(FLAGS.input), FLAGS.workdir, config, named=bool(named))
 
 
 def _export() -> None:
-    from cellclr_jax.weights.converted_run import export_weights
+    from cellclr_jax.weights.import_export import export_weights
 
     export_weights(FLAGS.workdir, FLAGS.step, Path(FLAGS.output), layout=FLAGS.layout)
 

@@ -12,6 +12,7 @@ wells and compounds are known, and embedding.json. Stopped, the same command goe
 from absl import flags
 
 from cellclr_jax import cli
+from cellclr_jax.errors import BadUse
 
 FLAGS = flags.FLAGS
 
@@ -56,20 +57,19 @@ def main() -> None:
     """Embeds what the flags name."""
     for name in ("workdir", "out"):
         if not FLAGS[name].value:
-            raise cli.BadUse(f"--{name}=DIR was expected (see --help)")
+            raise BadUse(f"--{name}=DIR was expected (see --help)")
     from cellclr_jax.profiling.exports import check_formats
 
     check_formats(FLAGS.formats)
-    from cellclr_jax import sharding
-    from cellclr_jax.embedding import MINIBATCH
-    from cellclr_jax.run_embedding import embed_run
-    from cellclr_jax.startup import compiled_programs
+    from cellclr_jax import devices
+    from cellclr_jax.encoder.apply import MINIBATCH
+    from cellclr_jax.encoder.embed_dataset import embed_run
 
     if FLAGS.distributed:
-        sharding.join_processes()
+        devices.join_processes()
     else:
-        sharding.use_all_cores(MINIBATCH)
-    compiled_programs.keep_compiled_programs(None)
+        devices.use_all_cores(MINIBATCH)
+    devices.keep_compiled_programs(None)
     embed_run(
         FLAGS.workdir,
         out=FLAGS.out,

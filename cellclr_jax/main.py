@@ -9,28 +9,54 @@ and SIGHUP save first. The settings are those of cellclr_jax/default_config.py.
 
 import sys
 
-from cellclr_jax import cli, config_flag, train_flags
-from cellclr_jax.startup.large_pages import STARTED
+from absl import flags
+
+from cellclr_jax import cli
+from cellclr_jax.cli import STARTED
+
+cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Work directory; default: runs/<config's name>.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Joins the processes of a TPU pod slice, a Slurm job or several hosts."
+)
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Where compiled programs are kept for the next start: a folder, or off; by default "
+    "JAX_COMPILATION_CACHE_DIR, else ~/.cache/cellclr_jax/xla.",
+)
+PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Traces so many steps, after the first few, into <workdir>/profile: 5 are plenty.",
+    lower_bound=0,
+)
+WANDB = flags.DEFINE_string("wandb", None, "A project of Weights & Biases that is told as well.")
+
+
+def workdir_flag() -> str:
+    """The work directory, named after the config's file where no flag names it."""
+    return _WORKDIR.value or f"runs/{cli.config_name()}"
 
 
 def main() -> None:
     """Reads the flags and trains."""
-    config, workdir = config_flag.read_config(), train_flags.workdir()
-    from cellclr_jax import sharding, train
-    from cellclr_jax.loop.stop_signals import Interrupted
-    from cellclr_jax.startup import compiled_programs
+    config, workdir = cli.read_config(), workdir_flag()
+    from cellclr_jax import devices
+    from cellclr_jax.training import loop
+    from cellclr_jax.training.stop_signals import Interrupted
 
-    if train_flags.DISTRIBUTED.value:
-        sharding.join_processes()
+    if DISTRIBUTED.value:
+        devices.join_processes()
     else:
-        sharding.use_all_cores(config.micro_batch_size or config.minibatch_size)
-    compiled_programs.keep_compiled_programs(train_flags.COMPILATION_CACHE.value)
+        devices.use_all_cores(config.micro_batch_size or config.minibatch_size)
+    devices.keep_compiled_programs(COMPILATION_CACHE.value)
     try:
-        train.train(
+        loop.train(
             config,
             workdir,
-            profile_steps=train_flags.PROFILE.value,
-            wandb=train_flags.WANDB.value,
+            profile_steps=PROFILE.value,
+            wandb=WANDB.value,
             began=STARTED,
         )
     except Interrupted as stop:

@@ -10,6 +10,7 @@ augmentations.png. A row without scores is shown as such.
 from absl import flags
 
 from cellclr_jax import cli
+from cellclr_jax.errors import BadUse
 
 _RUNS = flags.DEFINE_string("runs", None, "The folder of the runs, with rows.tsv in it.")
 
@@ -17,8 +18,8 @@ _RUNS = flags.DEFINE_string("runs", None, "The folder of the runs, with rows.tsv
 def main() -> None:
     """Reads the flags and writes the tables."""
     if not _RUNS.value:
-        raise cli.BadUse("--runs=DIR is missing: the OUT of launch/reproduce_paper.sh")
-    from cellclr_jax.profiling.reporting import paper_tables
+        raise BadUse("--runs=DIR is missing: the OUT of launch/reproduce_paper.sh")
+    from cellclr_jax.profiling.report import paper_tables
 
     written = paper_tables.write_tables(_RUNS.value)
     print(f"written: {', '.join(map(str, written))}")

@@ -15,8 +15,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # UMAP's functions take longer to compile than a map of some dozen points does without that.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 
-# As a binary asks for itself, which would start it twice.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 import jax
 import pytest
@@ -35,25 +33,26 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Files that take longest, in this order: one of them at the end would keep a single core.
 LONGEST = (
-    "test_processes",
-    "test_torture",
-    "test_train",
-    "test_resume",
-    "test_run_evaluation",
-    "test_embed",
-    "test_train_step",
-    "test_own_images_run",
-    "test_models",
-    "test_torch_embeddings",
-    "test_convert",
-    "test_real_crops",
+    "training/test_processes",
+    "training/test_torture",
+    "training/test_loop",
+    "training/test_resume",
+    "encoder/test_run_evaluation",
+    "encoder/test_embed",
+    "training/test_step",
+    "encoder/test_own_images_run",
+    "models/test_models",
+    "weights/test_torch_embeddings",
+    "weights/test_convert",
+    "encoder/test_real_crops",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take longest come first."""
     place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    names = {item: "/".join(item.path.with_suffix("").parts[-2:]) for item in items}
+    items.sort(key=lambda item: place.get(names[item], len(place)))
 
 
 def pytest_sessionfinish() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.augment.colour import color_jitter
 from cellclr_jax.augment.framing import frame, framing
 from cellclr_jax.augment.geometry import (
     center_crop,
@@ -27,6 +26,7 @@ from cellclr_jax.augment.geometry import (
 )
 from cellclr_jax.augment.intensity import (
     add_noise,
+    color_jitter,
     drop_channel,
     gaussian_blur,
     grayscale,

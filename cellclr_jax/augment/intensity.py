@@ -1,4 +1,7 @@
-"""What pixels hold: jitter, blur, noise, channels; image and key in, image out."""
+"""Operations that change pixel values: jitter, colour, blur, noise; image and key in, image out."""
+
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -150,3 +153,125 @@ def _jitter(
     mean = jnp.mean(image, axis=axes, keepdims=True)
     shift = on * jax.random.uniform(o_key, shape, minval=-offset, maxval=offset)
     return ((image - mean) * factor(c_key, contrast) + mean) * factor(b_key, brightness) + shift
+
+
+Planes = tuple[jax.Array, jax.Array, jax.Array]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a pixel's luma (ITU-R BT.601)."""
+
+# What a factor draws a pixel towards: black, the image's mean luma, the pixel's own luma.
+_BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+_ORDERS = tuple(itertools.permutations((_BRIGHTNESS, _CONTRAST, _SATURATION)))
+
+
+def color_jitter(
+    image: jax.Array,
+    key: jax.Array,
+    *,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    saturation: float = 0.2,
+    hue: float = 0.2,
+    probability: float = 0.8,
+) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue in random order, as torchvision's.
+
+    Args:
+      image: [H, W, 3] float32 in [0, 1].
+      key: PRNG key.
+      brightness: its factor is uniform in [max(0, 1 - brightness), 1 + brightness].
+      contrast: the factor likewise; about the image's mean luma.
+      saturation: the factor likewise; about each pixel's luma.
+      hue: its shift is uniform in ±hue, as a share of the circle, at most 0.5.
+      probability: of changing an image at all.
+
+    Returns:
+      [H, W, 3], clipped to [0, 1] after each of the four where the image is changed.
+
+    Raises:
+      ValueError: for other than 3 channels, or a setting out of its range.
+    """
+    if image.shape[2] != 3:
+        raise ValueError(f"color_jitter needs 3 channels, got {image.shape[2]}")
+    if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
+        raise ValueError(
+            f"color_jitter's brightness {brightness}, contrast {contrast}, saturation {saturation} "
+            f"and hue {hue}: at least 0 and a hue of at most 0.5 were expected"
+        )
+    on_key, factor_key, hue_key, order_key, turn_key = jax.random.split(key, 5)
+    strengths = jnp.array([brightness, contrast, saturation])
+    low, high = jnp.maximum(0.0, 1.0 - strengths), 1.0 + strengths
+    factors = jax.random.uniform(factor_key, (3,), minval=low, maxval=high)
+    shift = jax.random.uniform(hue_key, minval=-hue, maxval=hue)
+    order = jnp.array(_ORDERS)[jax.random.randint(order_key, (), 0, len(_ORDERS))]
+    turn = jax.random.randint(turn_key, (), 0, 4)
+    jittered = _in_order(image, factors, shift, order, turn)
+    return jnp.where(jax.random.bernoulli(on_key, probability), jittered, image)
+
+
+def shift_hue(image: jax.Array, shift: jax.Array | float) -> jax.Array:
+    """Turns the hue of each pixel; value and saturation, of HSV, stay.
+
+    Args:
+      image: [H, W, 3] float32 in [0, 1].
+      shift: as a share of the circle.
+
+    Returns:
+      [H, W, 3] in [0, 1].
+    """
+    return jnp.stack(_turn((image[:, :, 0], image[:, :, 1], image[:, :, 2]), shift), axis=2)
+
+
+def _turn(planes: Planes, shift: jax.Array | float) -> Planes:
+    red, green, blue = planes
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+    # In sixths of the circle from the channel that is largest; grey, with no chroma, has any hue.
+    sector = jnp.where(value == red, 0.0, jnp.where(value == green, 2.0, 4.0))
+    of_others = jnp.where(value == green, blue - red, red - green)
+    ahead = jnp.where(value == red, green - blue, of_others) / jnp.where(chroma > 0, chroma, 1.0)
+    turned = sector + ahead + 6.0 * shift
+
+    def plane(place: int) -> jax.Array:
+        # HSV's inverse is a trapezium over the circle, the same for each channel but for its place.
+        around = place + turned
+        around = around - 6.0 * jnp.floor(around / 6.0)  # with `mod` all takes twice as long
+        return value - chroma * jnp.clip(jnp.minimum(around, 4.0 - around), 0.0, 1.0)
+
+    return plane(5), plane(3), plane(1)
+
+
+def _in_order(
+    image: jax.Array, factors: jax.Array, shift: jax.Array, order: jax.Array, turn: jax.Array
+) -> jax.Array:
+    """The three factors in their order, and the hue's shift before the one numbered `turn`.
+
+    Mapped over images, a choice among orders would compute all of them. The factors' slots before
+    and after the hue, of which those not taken have a factor of 1, need the costly hue but once.
+    """
+
+    def slot(number: jax.Array, planes: Planes, before: bool) -> Planes:
+        kind = order[number]
+        taken = (number < turn) == before
+        return _blend(planes, jnp.where(taken, factors[kind], 1.0), kind)
+
+    planes = (image[:, :, 0], image[:, :, 1], image[:, :, 2])
+    # Loops: unrolled, XLA computes each slot again for every channel of the next.
+    planes = jax.lax.fori_loop(0, 3, partial(slot, before=True), planes)
+    planes = _turn(planes, shift)
+    planes = jax.lax.fori_loop(0, 3, partial(slot, before=False), planes)
+    return jnp.stack(planes, axis=2)
+
+
+def _blend(planes: Planes, factor: jax.Array, kind: jax.Array) -> Planes:
+    """One of brightness, contrast and saturation by its number, clipped to [0, 1]."""
+    red, green, blue = planes
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    target = jnp.where(kind == _CONTRAST, jnp.mean(luma), luma)
+    target = (1.0 - factor) * jnp.where(kind == _BRIGHTNESS, 0.0, target)
+
+    def blended(plane: jax.Array) -> jax.Array:
+        return jnp.clip(factor * plane + target, 0.0, 1.0)
+
+    return blended(red), blended(green), blended(blue)

@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex, cast
 
 import numpy as np
 
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.errors import BadData, BadUse
 
 # Records that are read at the same time: they wait for the disk, or are unpacked outside the
 # interpreter's lock. All readers of a process share the threads, which start when they are needed.

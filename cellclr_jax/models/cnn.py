@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cellclr_jax.models.batch_norm import batch_norm
-from cellclr_jax.models.convolution import convolution
-from cellclr_jax.models.pooling import max_pool_2x2
+from cellclr_jax.models.cpu_kernels import convolution, max_pool_2x2
 
 
 class CNN(nn.Module):

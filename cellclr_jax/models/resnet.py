@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cellclr_jax.models.batch_norm import BatchNorm, batch_norm
-from cellclr_jax.models.convolution import convolution
-from cellclr_jax.models.pooling import max_pool_3x3
+from cellclr_jax.models.cpu_kernels import convolution, max_pool_3x3
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 

@@ -5,16 +5,14 @@ found = evaluate(wells, Protocol(standardize="controls"))
 print(found.summary())
 """
 
-from cellclr_jax.profiling.comparison import compare
-from cellclr_jax.profiling.correction import tvn, whiten
+from cellclr_jax.profiling.comparison import compare, mcnemar
+from cellclr_jax.profiling.correction import standardize, tvn, whiten
 from cellclr_jax.profiling.evaluation import Evaluation, evaluate
 from cellclr_jax.profiling.measures import MEASURES
-from cellclr_jax.profiling.measures.agreement import mcnemar
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score, not_same_compound, not_same_compound_or_batch
 from cellclr_jax.profiling.profiles import aggregate_wells, treatment_profiles
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.standardization import standardize
 from cellclr_jax.profiling.tables import read_profiles
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Several evaluated runs in one table: scores, McNemar's test, the spread over seeds."""
+"""Compares evaluations: McNemar's test, seeds."""
 
 import itertools
 import json
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.profiling.measures.agreement import mcnemar
-from cellclr_jax.profiling.measures.seeds import spread
-from cellclr_jax.profiling.reporting.evaluation_folder import METRICS
+from cellclr_jax.data.columns import round_concentrations
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.report.folder import METRICS
 
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")
@@ -279,3 +279,119 @@ def _notes(runs: list[EvaluatedRun]) -> list[str]:
         if data_of(run) != data_of(first):
             notes.append(f"{run.name} was scored on other data than {first.name}")
     return notes
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two runs' answers agree.
+
+    Attributes:
+      both: treatments that both have right.
+      first_only: that the first alone has right.
+      second_only: that the second alone has right.
+      neither: that both have wrong.
+      p: of McNemar's exact test, two-sided: how often a fair coin divides `first_only` and
+        `second_only` at least as unevenly; 1 where both are 0.
+      not_in_second: treatments that are queries of the first run alone, and count nowhere else.
+      not_in_first: of the second alone.
+    """
+
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+    p: float
+    not_in_second: int = 0
+    not_in_first: int = 0
+
+
+def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> Agreement:
+    """Compares the answers of two runs, treatment by treatment.
+
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
+    percentages", exact: only treatments on which the runs differ say which is better. Treatments
+    of one compound are taken for independent, which they are not quite: p is too
+    small, if anything.
+
+    Args:
+      first: one row a query: compound, concentration, correct (bool); `Score.neighbours`.
+      second: the same of the other run, in any order.
+
+    Returns:
+      See `Agreement`.
+
+    Raises:
+      BadData: a column is missing, or a treatment is listed twice.
+    """
+    from scipy.stats import binomtest
+
+    answers = [
+        _shared_answers(table, name) for table, name in ((first, "first"), (second, "second"))
+    ]
+    joined = answers[0].merge(answers[1], on=["compound", "concentration"], suffixes=("_1", "_2"))
+    one, other = joined["correct_1"].to_numpy(bool), joined["correct_2"].to_numpy(bool)
+    first_only, second_only = int((one & ~other).sum()), int((~one & other).sum())
+    differing = first_only + second_only
+    return Agreement(
+        both=int((one & other).sum()),
+        first_only=first_only,
+        second_only=second_only,
+        neither=int((~one & ~other).sum()),
+        p=float(binomtest(first_only, differing).pvalue) if differing else 1.0,
+        not_in_second=len(answers[0]) - len(joined),
+        not_in_first=len(answers[1]) - len(joined),
+    )
+
+
+def _shared_answers(neighbours: pd.DataFrame, which: str) -> pd.DataFrame:
+    """compound, concentration (rounded) and correct, one row a query."""
+    names = ["compound", "concentration", "correct"]
+    if missing := [name for name in names if name not in neighbours]:
+        raise BadData(f"the answers of the {which} run have no column {', '.join(missing)}")
+    table = neighbours[names].copy()
+    table["concentration"] = round_concentrations(np.asarray(table["concentration"], np.float64))
+    repeated = table.duplicated(names[:2])
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        raise BadData(
+            f"{row['compound']!r} at {row['concentration']:g} is listed twice in the answers of "
+            f"the {which} run: one row a query was expected"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Accuracies of several runs.
+
+    Attributes:
+      runs: how many.
+      mean: their mean.
+      deviation: their standard deviation (n - 1); None for one run.
+      least: the smallest.
+      greatest: the largest.
+    """
+
+    runs: int
+    mean: float
+    deviation: float | None
+    least: float
+    greatest: float
+
+
+def spread(accuracies: Sequence[float]) -> Spread:
+    """Mean, standard deviation, least and greatest.
+
+    Args:
+      accuracies: [R] of the runs, in [0, 1].
+
+    Raises:
+      ValueError: there are none.
+    """
+    values = np.asarray(accuracies, np.float64)
+    if not len(values):
+        raise ValueError("no accuracies were given")
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+    return Spread(
+        len(values), float(values.mean()), deviation, float(values.min()), float(values.max())
+    )

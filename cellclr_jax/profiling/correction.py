@@ -1,15 +1,93 @@
-"""Batch correction of well profiles, fitted on the control (DMSO) wells alone.
+"""Standardization and corrections of well profiles: whitening, TVN."""
 
-Whitening and CORAL as in Ando et al. 2017, "Improving Phenotypic Measurements in High-Content
-Imaging Screens" (typical variation normalisation, TVN). Pure functions of arrays: rows in, the
-same rows out, in the same order. Treated rows never change what is fitted.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import correction_libraries
+from cellclr_jax.profiling.protocol import CORRECTIONS, Protocol
+
+# A spread below this fraction of the feature's largest value is rounding, not signal.
+_CONSTANT = 1e-12
+# The median absolute deviation of a normal distribution, times this, is its standard deviation.
+_MAD_TO_DEVIATION = 1.482602218505602
+# Rows that are worked on at once: large tables leave no room for copies in between.
+_STANDARDIZED_ROWS = 4_096
+
+
+def standardize(
+    profiles: np.ndarray,
+    is_control: np.ndarray,
+    *,
+    plates: Sequence[str] | np.ndarray | None = None,
+    robust: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x - centre) / spread of every feature, both of the controls.
+
+    A feature that is constant over the controls, or over those of one of the plates, has no scale
+    to be measured in: it is left out.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      is_control: [N] bool.
+      plates: [N] names: each plate is measured by its own controls; None measures all wells by all
+        controls.
+      robust: median and median absolute deviation (scaled to be a normal distribution's standard
+        deviation) instead of mean and population standard deviation.
+
+    Returns:
+      ([N, K] float64, [D] bool: which K features were kept).
+
+    Raises:
+      BadData: fewer than two controls, altogether or on a plate; every feature is constant; a value
+        is not finite.
+    """
+    profiles, is_control = checked(profiles, is_control, "standardisation by controls")
+    groups = _plates(plates, is_control) if plates is not None else [np.arange(len(profiles))]
+    result, varies = np.empty_like(profiles), np.ones(profiles.shape[1], bool)
+    for rows in groups:
+        controls = profiles[rows[is_control[rows]]]
+        centre, spread = _robust(controls) if robust else (controls.mean(0), controls.std(0))
+        has_scale = spread > _CONSTANT * np.abs(controls).max(axis=0)
+        scale = np.where(has_scale, spread, 1.0)
+        for start in range(0, len(rows), _STANDARDIZED_ROWS):
+            some = rows[start : start + _STANDARDIZED_ROWS]
+            result[some] = (profiles[some] - centre) / scale
+        varies &= has_scale
+    if not varies.any():
+        raise BadData(
+            f"standardisation by controls: all {profiles.shape[1]} features are constant over the "
+            f"{is_control.sum()} control wells{' or those of a plate' if len(groups) > 1 else ''}"
+        )
+    return result if varies.all() else result[:, varies], varies
+
+
+def _robust(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    centre = np.median(controls, axis=0)
+    return centre, _MAD_TO_DEVIATION * np.median(np.abs(controls - centre), axis=0)
+
+
+def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each plate."""
+    names = np.asarray(plates, object)
+    if names.shape != is_control.shape:
+        raise ValueError(f"plates [N] were expected, not {names.shape}")
+    groups = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
+    few = [
+        f"{name!r} has {is_control[rows].sum()}"
+        for name, rows in groups.items()
+        if is_control[rows].sum() < FEWEST_CONTROLS
+    ]
+    if few:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        raise BadData(
+            f"standardisation plate by plate needs {FEWEST_CONTROLS} control wells on each: plate "
+            f"{', '.join(few[:5])}{more}"
+        )
+    return list(groups.values())
+
 
 FEWEST_CONTROLS = 2
 """Controls needed for a moment that is more than one well's own accident."""
@@ -235,3 +313,52 @@ def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) 
                 f"batch {batch!r} has {count} control wells: aligning batches by their controls "
                 f"needs at least {FEWEST_CONTROLS} in each"
             )
+
+
+def corrected_profiles(
+    values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    """The profiles under each correction of the protocol, or why it cannot be fitted.
+
+    Args:
+      values: [N, D] float64, one row a well.
+      is_control: [N] bool.
+      batches: [N] names; '' where none is known.
+      protocol: which corrections, and their λ.
+
+    Yields:
+      (name, [N, K] float64 or a reason), in the order of `CORRECTIONS`. The array of a correction
+      is overwritten when the next one is asked for: of large tables there is room for few copies.
+    """
+    ridge, relative = protocol.regularization, protocol.relative_regularization
+    whiten_once = partial(whiten, values, is_control, regularization=ridge, relative=relative)
+    whitened: np.ndarray | None = None
+
+    def whitened_profiles() -> np.ndarray:
+        nonlocal whitened
+        if whitened is None:
+            whitened = whiten_once()
+        return whitened
+
+    def tvn() -> np.ndarray:
+        nonlocal whitened
+        profiles, whitened = whitened_profiles(), None
+        correction_libraries.check_known(batches)
+        return coral(
+            profiles, is_control, batches, regularization=ridge, relative=relative, out=profiles
+        )
+
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "none": lambda: none(values),
+        "pca_whitening": partial(whiten_once, to_rank=True),
+        "whitening": whitened_profiles,
+        "tvn": tvn,
+        "harmony": lambda: correction_libraries.harmony(values, batches),
+        "combat": lambda: correction_libraries.combat(values, batches),
+    }
+    for name in (name for name in CORRECTIONS if name in protocol.corrections):
+        try:
+            profiles: np.ndarray | str = ways[name]()
+        except BadData as error:
+            profiles = str(error)
+        yield name, profiles

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.errors import BadData, BadUse
 
 FITTED_ON_ALL = ("harmony", "combat")
 """Their names."""

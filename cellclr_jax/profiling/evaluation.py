@@ -1,4 +1,4 @@
-"""The evaluation: well profiles in, NSC, NSCB and the drop of every correction out."""
+"""Evaluates well profiles: corrections, scores, measures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +9,56 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.counting import plural
+from cellclr_jax.console import plural
+from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import moa, profiles
-from cellclr_jax.profiling import notes as say
-from cellclr_jax.profiling.columns import with_features
-from cellclr_jax.profiling.corrected import corrected_profiles
+from cellclr_jax.profiling.correction import corrected_profiles, standardize
 from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
-from cellclr_jax.profiling.measures import measure
+from cellclr_jax.profiling.feature_columns import with_features
+from cellclr_jax.profiling.measures import MEASURES, measure
 from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured
+from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.standardization import standardize
+from cellclr_jax.profiling.single_cells import AUTO
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 # Matrices of so many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000
+
+
+MOST_MEASURED = 20_000
+"""Wells: of more, measures take longer than all else, and are taken where they are named."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of an evaluation.
+
+    Attributes:
+      measures: of `measures.MEASURES`; None for all, unless there are too many wells.
+      formats: of the tables that are written, of `exports.FORMATS`.
+      umap: whether the report's map of treatments can be laid out by UMAP, too.
+      label: the column of the cells that tells their classes; None: see `cells.draw_sample`.
+      hold_out: what is kept whole when classes are told, of `cells.HELD_OUT`.
+    """
+
+    measures: tuple[str, ...] | None = None
+    formats: tuple[str, ...] = ("parquet",)
+    umap: bool = False
+    label: str | None = None
+    hold_out: str = AUTO
+
+    def measures_of(self, wells: int) -> tuple[str, ...]:
+        """The names of what is measured of a table with so many wells."""
+        if self.measures is not None:
+            return self.measures
+        return tuple(MEASURES) if wells <= MOST_MEASURED else ()
+
+    def note(self, wells: int) -> str:
+        """What is to be said of measures that are not taken; '' for nothing."""
+        if self.measures is not None or wells <= MOST_MEASURED:
+            return ""
+        return f"of {wells:,} wells no measures are taken, unless --measures names them"
 
 
 class _Rule(TypedDict):
@@ -153,9 +188,9 @@ def _evaluate(
     notes += about
     scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
     if 0 < is_control.sum() <= len(features) and scaling:
-        notes.append(say.rank_note(int(is_control.sum()), len(features), scaling))
+        notes.append(rank_note(int(is_control.sum()), len(features), scaling))
     if scaling:
-        notes += say.strength_notes(values[is_control], protocol, scaling)
+        notes += strength_notes(values[is_control], protocol, scaling)
     scores = {}
     batches = base["Metadata_Batch"].to_numpy(object)
     for name, corrected in corrected_profiles(values, is_control, batches, protocol):
@@ -165,9 +200,9 @@ def _evaluate(
         else:
             names = features if corrected.shape[1] == len(features) else _components(corrected)
             scores[name] = _score(base, corrected, names, protocol, measures)
-            notes += [say.fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
-    notes += say.unanswerable_notes(scores["none"].nsc, scores["none"].nscb)
-    notes += say.unknown_batch_notes(scores["none"].nscb)
+            notes += [fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
+    notes += unanswerable_notes(scores["none"].nsc, scores["none"].nscb)
+    notes += unknown_batch_notes(scores["none"].nscb)
     data = _counts(base, is_control, len(features))
     return Evaluation(protocol, scores, wells=wells, data=data, notes=notes)
 
@@ -213,7 +248,7 @@ def _used_wells(house: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
     if house.left_out:
-        notes.append(say.left_out_note(house.left_out))
+        notes.append(left_out_note(house.left_out))
     values = house.values[used.to_numpy()] if unused else house.values
     return table[used].reset_index(drop=True), values, notes
 
@@ -277,3 +312,62 @@ def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[
     if "Metadata_CellCount" in table:
         counts["cells"] = int(pd.to_numeric(table["Metadata_CellCount"]).sum())
     return counts
+
+
+# Of λ: a mean variance below this share of it makes a correction nearly an identity.
+_WEAK = 0.1
+
+
+def unanswerable_notes(nsc: Score, nscb: Score) -> list[str]:
+    """Says where a perfect score is out of reach; the same under every correction."""
+    return [
+        f"{name}: {score.unanswerable} of {score.total} queries have no candidate of their MoA and "
+        "count as wrong"
+        for name, score in (("NSC", nsc), ("NSCB", nscb))
+        if score.unanswerable
+    ]
+
+
+def unknown_batch_notes(nscb: Score) -> list[str]:
+    """Says how many treatments NSCB cannot ask; the same under every correction."""
+    reasons = nscb.excluded.get("reason", pd.Series(dtype=object))
+    count = int((reasons == "its batch is not known").sum())
+    return [f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known"] * bool(count)
+
+
+def rank_note(controls: int, features: int, scaling: Sequence[str]) -> str:
+    """What whitening in more dimensions than there are controls means."""
+    return (
+        f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
+        f"in the others {' and '.join(scaling)} only scale{'s' * (len(scaling) == 1)}, by the "
+        "regularization"
+    )
+
+
+def strength_notes(controls: np.ndarray, protocol: Protocol, scaling: Sequence[str]) -> list[str]:
+    """Says where λ drowns the variance that it is added to."""
+    if protocol.relative_regularization or len(controls) < 2:
+        return []
+    variance = float(controls.var(axis=0).mean())
+    if variance >= _WEAK * protocol.regularization:
+        return []
+    return [
+        f"the controls' features have a mean variance of {variance:.2g}, far below λ = "
+        f"{protocol.regularization:g}: {' and '.join(scaling)} change little (--standardize="
+        "controls, or --relative_regularization)"
+    ]
+
+
+def fitted_on_all_note(name: str) -> str:
+    """What a correction that looks at treated wells may take away."""
+    return (
+        f"{name} is fitted on all wells, treated ones too: of treatments that lie in one batch "
+        "alone it takes the effect for the batch's"
+    )
+
+
+def left_out_note(left_out: dict[str, str]) -> str:
+    """Names the columns that are no features."""
+    shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
+    more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+    return f"columns not used as features: {', '.join(shown)}{more}"

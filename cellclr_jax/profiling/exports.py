@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.profiling.reporting.evaluation_folder import write_file
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.report.folder import write_file
 
 _METADATA = "Metadata_"
 # Names a cell, where there is one: the name of AnnData's observations.

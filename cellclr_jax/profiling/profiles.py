@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.tables.metadata import round_concentrations
-from cellclr_jax.profiling.candidates import BATCH_SEPARATOR, batch_order
-from cellclr_jax.profiling.columns import split_columns, with_features
-from cellclr_jax.profiling.groups import group_means, group_medians, group_sums
+from cellclr_jax.data.columns import NAMES, is_control, round_concentrations
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.feature_columns import (
+    split_columns,
+    with_features,
+)
+from cellclr_jax.profiling.group_statistics import (
+    group_means,
+    group_medians,
+    group_sums,
+)
+from cellclr_jax.profiling.moa import (
+    BATCH_SEPARATOR,
+    batch_order,
+)
 
 if TYPE_CHECKING:
     from pandas.core.groupby import DataFrameGroupBy
@@ -280,3 +290,53 @@ def _name(row: pd.Series, columns: Sequence[str] = _SITE) -> str:
     """'plate P, well W' (and site) for a message."""
     parts = [(c.removeprefix("Metadata_").lower(), row[c]) for c in columns if c in row]
     return ", ".join(f"{name} {value}" for name, value in parts) or "a row"
+
+
+# Without these there is no treatment profile; what else is known goes with it.
+_NEEDED = ("plate", "well", "compound", "moa")
+
+
+def has_treatments(cells: pd.DataFrame, control: str) -> bool:
+    """Whether there is a treatment to score: an annotated compound beside the controls.
+
+    Args:
+      cells: one row a cell, columns of `fields.COLUMNS`.
+      control: the controls' compound, in any case.
+    """
+    if not set(_NEEDED) <= set(cells):
+        return False
+    treated = ~is_control(cells["compound"], control)
+    return bool((_is_known(cells) & treated & (cells["moa"].fillna("") != "")).any())
+
+
+def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The sites (or wells, where no sites are told) of a dataset.
+
+    A batch that is not told is '', so that nothing is computed between batches, and a
+    concentration that is not told is 0.
+
+    Args:
+      cells: one row a cell: plate, well, compound, moa and other columns of `fields.COLUMNS`.
+
+    Returns:
+      (one row a site with `Metadata_*` columns, [N] int: the row of each cell's site; -1 for a
+      cell without plate, well or compound).
+    """
+    known = _is_known(cells)
+    # All columns make the groups: a site that holds two compounds becomes two, which
+    # `profiles.check_wells` then refuses instead of one of them being lost.
+    table = cells.loc[known, [name for name in NAMES if name in cells]]
+    table = table.fillna({"batch": "", "moa": "", "concentration": 0.0})
+    groups = table.groupby(list(table), sort=True, dropna=False)
+    sites = groups.size().index.to_frame(index=False).rename(columns=NAMES)
+    for column, value in (("Metadata_Batch", ""), ("Metadata_Concentration", 0.0)):
+        if column not in sites:
+            sites[column] = value
+    index = np.full(len(cells), -1)
+    index[known.to_numpy()] = groups.ngroup().to_numpy()
+    return sites, index
+
+
+def _is_known(cells: pd.DataFrame) -> pd.Series:
+    """[N] bool: whether a cell has a plate, a well and a compound."""
+    return (cells[["plate", "well", "compound"]].fillna("") != "").all(axis=1)

@@ -1,11 +1,14 @@
-"""What decides the scores of profiles beside the profiles."""
+"""Settings that decide a score, and options that do not."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from cellclr_jax.cli import BadUse
-from cellclr_jax.profiling import candidates, profiles
+from cellclr_jax.errors import BadUse
+from cellclr_jax.profiling import (
+    moa,
+    profiles,
+)
 
 STANDARDIZE = ("none", "controls", "plates")
 CORRECTIONS = ("none", "pca_whitening", "whitening", "tvn", "harmony", "combat")
@@ -49,7 +52,7 @@ class Protocol:
             "aggregate": (*profiles.AGGREGATES, AS_GIVEN),
             "standardize": STANDARDIZE,
             "statistic": profiles.STATISTICS,
-            "batches": candidates.BATCH_RULES,
+            "batches": moa.BATCH_RULES,
         }.items():
             if getattr(self, name) not in allowed:
                 raise BadUse(

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.tables import metadata
-from cellclr_jax.data.tables.controls import is_control
-from cellclr_jax.profiling.columns import (
+from cellclr_jax.data.columns import is_control
+from cellclr_jax.data.tables import bbbc021
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.feature_columns import (
     Columns,
     canonical_metadata,
     canonical_name,
@@ -113,10 +113,10 @@ def _in_house_form(
         # Features are copied once, at the end: of a large table there is room for few copies.
         table = _with_wells(canonical_metadata(raw[metadata_columns(raw)]))
         if image_csv is not None:
-            table = _join_images(table, metadata.read_image_csv(image_csv), image_csv)
+            table = _join_images(table, bbbc021.read_image_csv(image_csv), image_csv)
         table = _with_treatments(table, control)
         if moa_csv is not None:
-            table = _join_moa(table, metadata.read_moa_csv(moa_csv))
+            table = _join_moa(table, bbbc021.read_moa_csv(moa_csv))
         if "Metadata_MoA" not in table:
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
         table["Metadata_MoA"] = _text(table["Metadata_MoA"])
@@ -245,7 +245,7 @@ def _join_images(table: pd.DataFrame, images: pd.DataFrame, path: str | Path) ->
 def _join_moa(table: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
     """Takes the MoA from the MoA table."""
     keys = table[["Metadata_Compound", "Metadata_Concentration"]]
-    annotated = metadata.annotate(keys.set_axis(["compound", "concentration"], axis=1), moa)
+    annotated = bbbc021.annotate(keys.set_axis(["compound", "concentration"], axis=1), moa)
     _reject_contradiction(table, "Metadata_MoA", annotated["moa"])
     table["Metadata_MoA"] = annotated["moa"].to_numpy()
     return table
@@ -258,7 +258,7 @@ def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -
     if pd.api.types.is_numeric_dtype(joined):
         own = pd.to_numeric(table[column], errors="coerce")
         said = own.notna()
-        differs = metadata.round_concentrations(own) != metadata.round_concentrations(joined)
+        differs = bbbc021.round_concentrations(own) != bbbc021.round_concentrations(joined)
     else:
         own = _text(table[column])
         said = own != ""

@@ -16,7 +16,10 @@ import numpy as np
 import scipy.ndimage
 import skimage.transform
 
-from cellclr_jax import augment, sharding
+from cellclr_jax import (
+    augment,
+    devices,
+)
 
 # One view on the host of a generator and an image.
 View = Callable[[np.random.Generator, np.ndarray], np.ndarray]
@@ -58,8 +61,8 @@ def on_host(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 def device_rate(images: np.ndarray, chain: Mapping[str, Any]) -> tuple[float, float]:
     """(views a second at best, seconds to compile) of the jitted chain over all devices."""
-    mesh = sharding.make_mesh()
-    batch = sharding.to_global(mesh, {"image": images})["image"]
+    mesh = devices.make_mesh()
+    batch = devices.to_global(mesh, {"image": images})["image"]
     views = jax.jit(lambda key, x: augment.two_views(key, x, chain))
     key = jax.random.key(0)
     began = time.perf_counter()
@@ -91,7 +94,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--chain", choices=("default", "published"), default="default")
     settings = parser.parse_args()
-    sharding.use_all_cores(settings.images)
+    devices.use_all_cores(settings.images)
     shape = (settings.images, settings.side, settings.side, 3)
     images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
     if settings.chain == "published":

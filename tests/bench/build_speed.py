@@ -20,13 +20,19 @@ import numpy as np
 import psutil
 
 from cellclr_jax.data import crops, segmentation
-from cellclr_jax.data.extraction import CropSettings, extract_field
+from cellclr_jax.data.building.extraction import (
+    CropSettings,
+    extract_field,
+)
 from cellclr_jax.data.illumination import IlluminationFit
-from cellclr_jax.data.images.image_files import read_field
-from cellclr_jax.data.quality import measure_field
-from cellclr_jax.data.simulator import SimulatorSettings, simulate_release
+from cellclr_jax.data.quality.measures import measure_field
+from cellclr_jax.data.readers import read_field
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
-from cellclr_jax.data.tables.release_tables import RELEASE_COLUMNS
+from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.simulation import (
+    SimulatorSettings,
+    simulate_release,
+)
 
 BBBC021_FIELDS = 13_200
 STEPS_REPEATED = 10

@@ -26,8 +26,12 @@ from array_record.python import array_record_module
 from simulated_cells import build_simulated
 from tensorflow_datasets.proto import tf_example_pb2
 
-from cellclr_jax.data import index
-from cellclr_jax.data.simulation.camera import READ_NOISE, SHOT_NOISE, Optics
+from cellclr_jax.data import dataset
+from cellclr_jax.simulation.camera import (
+    READ_NOISE,
+    SHOT_NOISE,
+    Optics,
+)
 
 READER = "readahead_buffer_size:0,max_parallelism:0"
 SECONDS = 1.0  # that a rate is measured, at least
@@ -229,7 +233,7 @@ def main() -> None:
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data_dir = settings.data_dir or build_simulated(Path(folder))
-        source = index.open_images(index.find_dataset(data_dir, settings.dataset))
+        source = dataset.open_images(dataset.find_dataset(data_dir, settings.dataset))
         chosen = np.random.default_rng(0).permutation(len(source))[: settings.cells]
         images = source.read(chosen)
         # All threads that are started from here on share one core.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from turns import Elsewhere, Step
 
-from cellclr_jax.startup import large_pages
+from cellclr_jax import cli
 
 WORKERS = 2
 TURN_STEPS = 8
@@ -72,16 +72,17 @@ def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
     """(a step with its data, seconds to the first one's result) of CellCLR."""
     import jax
 
-    from cellclr_jax import program, sharding
-    from cellclr_jax.data import pipeline
-    from cellclr_jax.experiment import make_experiment
-    from cellclr_jax.loop.feed import Feed
+    from cellclr_jax import devices
+    from cellclr_jax.data import minibatches
+    from cellclr_jax.training import setup
+    from cellclr_jax.training.feed import Feed
+    from cellclr_jax.training.setup import make_experiment
 
     began = time.perf_counter()
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     experiment = make_experiment(experiment_config(case, data_dir))
-    config, compiled = experiment.config, program.compile_program(experiment, mesh)
-    data = pipeline.training_minibatches(
+    config, compiled = experiment.config, setup.compile_program(experiment, mesh)
+    data = minibatches.training_minibatches(
         experiment.cells,
         experiment.train_rows,
         minibatch_size=config.minibatch_size,
@@ -89,7 +90,7 @@ def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
         seed=config.seed,
     )
     feed = Feed(iter(data), mesh)
-    key = program.root_key(config.seed, mesh)
+    key = setup.root_key(config.seed, mesh)
     state, metrics = compiled.init(key), None
 
     def run() -> object:
@@ -106,9 +107,9 @@ def export(data_dir: Path, folder: Path, suffix: str) -> int:
     """Writes each crop into a file of its own; how many there are."""
     import cv2
 
-    from cellclr_jax.data import pipeline
+    from cellclr_jax.data import minibatches
 
-    cells = pipeline.open_cells(str(data_dir), "annotated", "shards")
+    cells = minibatches.open_cells(str(data_dir), "annotated", "shards")
     for row in range(len(cells.table)):
         pixels = cells.images[row]["image"]
         if suffix == "png":
@@ -245,10 +246,10 @@ def main() -> None:
     parser.add_argument("--files", choices=("png", "npy"), default="png")
     parser.add_argument("--turns", type=int, default=4)
     settings = parser.parse_args()
-    large_pages.go_on_with_large_pages()
-    from cellclr_jax import sharding
+    cli.keep_freed_memory()
+    from cellclr_jax import devices
 
-    sharding.use_all_cores(min(case.cells for case in CASES.values()))
+    devices.use_all_cores(min(case.cells for case in CASES.values()))
     with tempfile.TemporaryDirectory() as scratch:
         data_dir, folder = settings.data_dir or Path(scratch) / "data", Path(scratch) / "files"
         if settings.data_dir is None:

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from painted_cells import field_of
+from support.painted_cells import field_of
 
-from cellclr_jax.data.illumination import METHODS, IlluminationFit
-from cellclr_jax.data.light_field import block_means
-from cellclr_jax.data.simulation.camera import Optics, expose
+from cellclr_jax.data.illumination import METHODS, IlluminationFit, block_means
 from cellclr_jax.data.sources import RAW_CHANNELS
+from cellclr_jax.simulation.camera import (
+    Optics,
+    expose,
+)
 
 SIDE = 1024
 VIGNETTE, TILT = 0.4, (0.3, -0.2)

@@ -29,7 +29,8 @@ import psutil
 import torch
 import torch_peer
 
-from cellclr_jax import losses, sharding
+from cellclr_jax import devices as sharding
+from cellclr_jax.objectives import nt_xent
 
 TEMPERATURE = 0.1
 # Cells, width of a projection, and what is measured there: ways that hold [2B, 2B, D] only where
@@ -58,7 +59,7 @@ def ours(cells: int, width: int, devices: int | None) -> tuple[Run, int]:
     """(forward and backward pass, bytes it plans on a device) of CellCLR."""
     mesh = sharding.make_mesh(devices)
     z = jax.device_put(projections(cells, width), sharding.by_rows(mesh))
-    return compiled(lambda a, b: losses.nt_xent(a, b, TEMPERATURE, mesh=mesh), *z)
+    return compiled(lambda a, b: nt_xent.nt_xent(a, b, TEMPERATURE, mesh=mesh), *z)
 
 
 def optax_loss(cells: int, width: int) -> tuple[Run, int]:

@@ -33,16 +33,19 @@ from skimage.segmentation import watershed
 
 from cellclr_jax.data import segmentation
 from cellclr_jax.data.segmentation import segment_nuclei
-from cellclr_jax.data.simulation.camera import Optics, expose
-from cellclr_jax.data.simulation.painter import paint_field
-from cellclr_jax.data.simulation.phenotypes import UNTREATED
-from cellclr_jax.data.simulation.population import Population
-from cellclr_jax.data.simulation.textures import texture_bank
+from cellclr_jax.simulation.camera import (
+    Optics,
+    expose,
+)
+from cellclr_jax.simulation.painter import paint_field
+from cellclr_jax.simulation.phenotypes import UNTREATED
+from cellclr_jax.simulation.population import Population
+from cellclr_jax.simulation.textures import texture_bank
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from nuclei_scores import SMALLEST, Score, compare, hand_drawn_fields  # noqa: E402
+from support.nuclei_scores import SMALLEST, Score, compare, hand_drawn_fields  # noqa: E402
 
 Field = tuple[str, np.ndarray, np.ndarray]  # name, image [H, W], true labels [H, W]
 Method = Callable[[np.ndarray], np.ndarray]

@@ -26,7 +26,7 @@ import skimage.transform
 import tifffile
 from simulated_cells import build_simulated
 
-from cellclr_jax.data import index
+from cellclr_jax.data import dataset as datasets
 
 SIDE, FILE_SIDE = 96, 110
 SECONDS = 2.0  # that a rate is measured, at least
@@ -106,7 +106,7 @@ def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) ->
     # Before any thread is started: it would keep the cores that it was started with.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     sources = {
-        access: index.open_images(dataset, access, progress=False) for access in index.ACCESS
+        access: datasets.open_images(dataset, access, progress=False) for access in datasets.ACCESS
     }
     memory = sources["memory"].read(np.arange(cells))
     readers: dict[str, Read] = {name: source.read for name, source in sources.items()}
@@ -144,9 +144,11 @@ def main() -> None:
     cores = min(2, len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset = index.find_dataset(build_simulated(folder, SIDE))
-        exported = index.open_images(index.find_dataset(build_simulated(folder, FILE_SIDE)))
-        cells = min(settings.cells, len(exported), index.read_manifest(dataset)["counts"]["cells"])
+        dataset = datasets.find_dataset(build_simulated(folder, SIDE))
+        exported = datasets.open_images(datasets.find_dataset(build_simulated(folder, FILE_SIDE)))
+        cells = min(
+            settings.cells, len(exported), datasets.read_manifest(dataset)["counts"]["cells"]
+        )
         files = folder / "files"
         files.mkdir()
         write_files(exported.read(np.arange(cells)), files)

@@ -35,11 +35,11 @@ from sklearn.decomposition import PCA
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from crop_scores import TOLD, Scores, corrected, is_control, means, scores_of  # noqa: E402
+from support.crop_scores import TOLD, Scores, corrected, is_control, means, scores_of  # noqa: E402
 
-from cellclr_jax.cli import BadData, BadUse  # noqa: E402
-from cellclr_jax.data.index import find_dataset, read_manifest  # noqa: E402
-from cellclr_jax.run_config import CONFIG, check_same  # noqa: E402
+from cellclr_jax.data.dataset import find_dataset, read_manifest  # noqa: E402
+from cellclr_jax.errors import BadData, BadUse  # noqa: E402
+from cellclr_jax.run_folder import CONFIG, check_same  # noqa: E402
 
 KINDS = ("trained", "untrained", "intensity", "pixels")
 SETTINGS = "settings.json"
@@ -125,14 +125,14 @@ def features_of(folder: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         from etils import epath
 
-        from cellclr_jax import sharding
-        from cellclr_jax.embedding import restore, visit
-        from cellclr_jax.encoding import make_encoding
-        from cellclr_jax.pixels import fit_pixel_components
-        from cellclr_jax.profiling.probing.cells import KeptCells
-        from cellclr_jax.run_config import read_config
+        from cellclr_jax import devices
+        from cellclr_jax.encoder.apply import restore, visit
+        from cellclr_jax.encoder.baselines import fit_pixel_components
+        from cellclr_jax.encoder.load import make_encoding
+        from cellclr_jax.profiling.single_cells import KeptCells
+        from cellclr_jax.run_folder import read_config
 
-        run, mesh = epath.Path(folder / "run"), sharding.make_mesh()
+        run, mesh = epath.Path(folder / "run"), devices.make_mesh()
         encoding = make_encoding(read_config(run))
         _, variables, _ = restore(run, "last", encoding, mesh)
         kept = KeptCells(np.arange(len(encoding.cells.table)))

@@ -2,9 +2,10 @@
 
   python tests/bench/record_torch_embeddings.py      # with torch and torchvision, 10 seconds
 
-Weights and images are those of tests/drawn_weights.py, images 4 of 96×96 pixels. Of 2,048 features
-every fourth is kept. tests/recorded/torch_embeddings.npz has an array [4, D] float32 for each
-network and mode, such as `resnet50/evaluation` and `cnn_batch/training`, and one named `versions`.
+Weights and images are those of tests/support/drawn_weights.py, images 4 of 96×96 pixels. Of 2,048
+features every fourth is kept. tests/support/recorded/torch_embeddings.npz has an array [4, D]
+float32 for each network and mode, such as `resnet50/evaluation` and `cnn_batch/training`, and one
+named `versions`.
 """
 
 import sys
@@ -15,11 +16,11 @@ sys.path[:0] = [str(TESTS)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import torch_models  # noqa: E402
 import torchvision  # noqa: E402
-from drawn_weights import images  # noqa: E402
+from support import torch_models  # noqa: E402
+from support.drawn_weights import images  # noqa: E402
 
-RECORDED = TESTS / "recorded" / "torch_embeddings.npz"
+RECORDED = TESTS / "support" / "recorded" / "torch_embeddings.npz"
 WIDTHS = (16, 32, 64, 64)
 KEPT = 512
 

@@ -24,17 +24,20 @@ import numpy as np
 from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, regionprops
 
-from cellclr_jax.data.simulation.camera import expose
-from cellclr_jax.data.simulation.painter import PaintedField, paint_field
-from cellclr_jax.data.simulation.plate_layout import (
+from cellclr_jax.simulation import simulate_release
+from cellclr_jax.simulation.camera import expose
+from cellclr_jax.simulation.painter import (
+    PaintedField,
+    paint_field,
+)
+from cellclr_jax.simulation.plate_layout import (
     SimulatorSettings,
     Well,
     field_streams,
     plate_wells,
     treatments,
 )
-from cellclr_jax.data.simulation.textures import texture_bank
-from cellclr_jax.data.simulator import simulate_release
+from cellclr_jax.simulation.textures import texture_bank
 
 ROOT = Path(__file__).parents[2]
 SIZE = 68  # of the real crops

@@ -18,9 +18,8 @@ import jax
 import numpy as np
 from tpu_step import _experiment, _value
 
-from cellclr_jax import sharding
-from cellclr_jax.experiment import Experiment
-from cellclr_jax.program import compile_program
+from cellclr_jax import devices
+from cellclr_jax.training.setup import Experiment, compile_program
 
 STEPS = 3
 ROOT = Path(__file__).parents[2]
@@ -43,7 +42,7 @@ def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
 
 def measure(experiment: Experiment, run_below: float) -> tuple[float, float | None]:
     """(MB of temporaries a device, median seconds a step where it was run)."""
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     program = compile_program(experiment, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shape = (experiment.config.minibatch_size, *experiment.cells.image_shape)
@@ -54,8 +53,8 @@ def measure(experiment: Experiment, run_below: float) -> tuple[float, float | No
     if megabytes >= run_below:
         return megabytes, None
     noise = np.random.default_rng(0).integers(0, 1000, shape, np.uint16)
-    cells = sharding.to_global(mesh, {"image": noise})
-    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    cells = devices.to_global(mesh, {"image": noise})
+    key = jax.device_put(jax.random.key(0), devices.replicated(mesh))
     state, taken = program.init(key), []
     for _ in range(1 + STEPS):
         began = time.perf_counter()
@@ -75,7 +74,7 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     pairs = [text.removeprefix("--config.").split("=", 1) for text in rest]
     given = {name: _value(value) for name, value in pairs}
-    sharding.use_all_cores(arguments.micro)
+    devices.use_all_cores(arguments.micro)
     print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     print("| cells a step | temporaries, MB a device | seconds a step |\n|---|---|---|")
     for name, settings in ways(arguments.cells, arguments.micro).items():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from turns import Elsewhere, Step, Timer, seconds, take_turns
 
-from cellclr_jax.startup import large_pages
+from cellclr_jax import cli
 
 TEMPERATURE = 0.1
 
@@ -49,22 +49,27 @@ def ours(case: Case, dtype: str) -> tuple[Step, float]:
     """(the step, seconds from nothing to its first result) of CellCLR."""
     import jax
 
-    from cellclr_jax import optim, sharding
-    from cellclr_jax.models.contrastive import make_model
-    from cellclr_jax.train_step import Objective, init_state, make_train_step
+    from cellclr_jax import devices
+    from cellclr_jax.models import make_model
+    from cellclr_jax.training import optimizers
+    from cellclr_jax.training.step import (
+        Objective,
+        init_state,
+        make_train_step,
+    )
 
     norm = "batch" if case.norm else "none"
     settings = {"norm": norm} if case.encoder == "cnn" else None
     model = make_model(
         case.encoder, dtype=dtype, encoder_settings=settings, head_settings={"norm": norm}
     )
-    schedule = optim.make_schedule("constant", peak=1e-3, total_steps=100)
-    optimizer = optim.make_optimizer("sgd", schedule, weight_decay=1e-6)
-    mesh = sharding.make_mesh()
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    schedule = optimizers.make_schedule("constant", peak=1e-3, total_steps=100)
+    optimizer = optimizers.make_optimizer("sgd", schedule, weight_decay=1e-6)
+    mesh = devices.make_mesh()
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
     key = jax.device_put(jax.random.key(0), everywhere)
     images = case.images()
-    minibatch = sharding.to_global(mesh, {"image": images})
+    minibatch = devices.to_global(mesh, {"image": images})
     objective = Objective(model, lambda cells: cells["image"], {}, TEMPERATURE, mesh=mesh)
     began = time.perf_counter()
     state = jax.jit(
@@ -167,10 +172,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     settings = parser.parse_args()
-    large_pages.go_on_with_large_pages()
-    from cellclr_jax import sharding
+    cli.keep_freed_memory()
+    from cellclr_jax import devices
 
-    sharding.use_all_cores(min(case.cells for case in CASES.values()))
+    devices.use_all_cores(min(case.cells for case in CASES.values()))
     import jax
 
     print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")

@@ -21,8 +21,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from faults import FAULTS, Patient, final_state  # noqa: E402
-from training_runs import rows  # noqa: E402
+from support.faults import FAULTS, Patient, final_state  # noqa: E402
+from support.training_runs import rows  # noqa: E402
 
 SETTINGS = ("--config.epochs=200", "--config.checkpoint.save_every_steps=5")
 # Of one machine and one program; rates and waiting are another matter.

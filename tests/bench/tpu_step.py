@@ -110,8 +110,8 @@ def _experiment(config_file: str, settings: dict[str, Any]) -> Any:
     """The experiment on cells of which only the shapes are known."""
     import pandas as pd
 
-    from cellclr_jax.data import pipeline
-    from cellclr_jax.experiment import make_experiment
+    from cellclr_jax.data import minibatches
+    from cellclr_jax.training.setup import make_experiment
 
     spec = importlib.util.spec_from_file_location("config", config_file)
     assert spec is not None
@@ -122,27 +122,27 @@ def _experiment(config_file: str, settings: dict[str, Any]) -> Any:
     config.update_from_flattened_dict(settings)
     # Enough of them for an epoch of some steps, whatever is held out for validation.
     table = pd.DataFrame({"cell_id": [f"cell-{i}" for i in range(20 * config.minibatch_size)]})
-    cells = pipeline.Cells(Path("nowhere"), mock.Mock(), table, {"image": _CROP})
-    with mock.patch.object(pipeline, "open_cells", return_value=cells):
+    cells = minibatches.Cells(Path("nowhere"), mock.Mock(), table, {"image": _CROP})
+    with mock.patch.object(minibatches, "open_cells", return_value=cells):
         return make_experiment(config)
 
 
 def _mesh(topology: str) -> Any:
     from jax.experimental import topologies
 
-    from cellclr_jax import sharding
+    from cellclr_jax import devices
 
     # Both cores of a v4 chip as one device, as JAX has them where there is such a chip.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     described = topologies.get_topology_desc(topology, "tpu", **options)
-    return sharding.mesh_of(described.devices)
+    return devices.mesh_of(described.devices)
 
 
 def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     """The jitted step and shapes of its arguments."""
     import jax
 
-    from cellclr_jax.program import compile_program
+    from cellclr_jax.training.setup import compile_program
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(experiment.init, key)

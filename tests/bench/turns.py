@@ -8,7 +8,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
-from cellclr_jax.startup.large_pages import LARGE_PAGES, TUNABLES
+# Of glibc 2.35 and newer: its `malloc` asks the system for large pages.
+TUNABLES = "GLIBC_TUNABLES"
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
+
 
 # One run of the program, ended when it returns.
 Step = Callable[[], object]
@@ -49,7 +52,7 @@ class Elsewhere:
 
     Args:
       maker: of the programs, a function of a module.
-      large_pages: whether the process has them as CellCLR does (see `startup.large_pages`).
+      large_pages: whether the process has them as CellCLR does by a setting of glibc.
     """
 
     def __init__(self, maker: Maker, *, large_pages: bool = False) -> None:

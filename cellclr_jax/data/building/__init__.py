@@ -1,1 +1,0 @@
-"""From fields to a dataset: pieces, their assembly, the folder they become."""

@@ -8,11 +8,17 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cellclr_jax.cli import BadData
-from cellclr_jax.data.building.contents import digest, stamp_field
-from cellclr_jax.data.fields import Field, Source
+from cellclr_jax.console import Progress
+from cellclr_jax.data.building.manifest import (
+    digest,
+    stamp_field,
+)
 from cellclr_jax.data.illumination import FEWEST_FIELDS, FIT_VERSION, Illumination, fit_plate
-from cellclr_jax.data.progress import Progress
+from cellclr_jax.data.sources.source import (
+    Field,
+    Source,
+)
+from cellclr_jax.errors import BadData
 
 _FOLDER = "illumination"
 # Of the digest of a plate's files and of the plate's name, in the name of its light.

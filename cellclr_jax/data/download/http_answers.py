@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cellclr_jax.cli import BadData
 from cellclr_jax.data.download.part_file import Remote
+from cellclr_jax.errors import BadData
 
 if TYPE_CHECKING:
     import requests

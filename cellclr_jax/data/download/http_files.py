@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cellclr_jax.cli import BadData
 from cellclr_jax.data.download.http_answers import Failure, Http, Stopped, Tries, check_status, told
 from cellclr_jax.data.download.part_file import PartFile, Remote
+from cellclr_jax.errors import BadData
 
 if TYPE_CHECKING:
     import requests

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.cli import BadData
+from cellclr_jax.errors import BadData
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from cellclr_jax.cli import BadData, BadUse
+from cellclr_jax.console import (
+    FilesProgress,
+    Progress,
+    say,
+)
 from cellclr_jax.data.download.http_answers import Http, Patience, Stopped
 from cellclr_jax.data.download.part_file import Remote
 from cellclr_jax.data.download.release_folder import Found, ReleaseFile, ReleaseFolder
 from cellclr_jax.data.download.threads import map_in_threads
-from cellclr_jax.data.images.plate_files import check_zip
-from cellclr_jax.data.progress import FilesProgress, Progress, say
-from cellclr_jax.data.tables import metadata
-from cellclr_jax.data.tables.release_names import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
-from cellclr_jax.data.tables.release_tables import some_of
-from cellclr_jax.lock import alone
+from cellclr_jax.data.readers.find_files import check_zip
+from cellclr_jax.data.sources.plates import some_of
+from cellclr_jax.data.tables import bbbc021
+from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import alone
 
 # A table is read into memory; BBBC021's has 3.7 MB. Its plates have 0.75 GB each.
 _TABLE_BYTES = 256 << 20
@@ -82,8 +86,8 @@ def download_release(
                 [
                     ReleaseFile(f"{base}/{name}", folder / name, _TABLE_BYTES, check)
                     for name, check in (
-                        (IMAGE_CSV, metadata.read_image_csv),
-                        (MOA_CSV, metadata.read_moa_csv),
+                        (IMAGE_CSV, bbbc021.read_image_csv),
+                        (MOA_CSV, bbbc021.read_moa_csv),
                     )
                 ]
             )
@@ -120,7 +124,7 @@ def _checked_url(url: str) -> str:
 
 def _wanted_plates(image_csv: Path, plates: Sequence[str]) -> tuple[str, ...]:
     """Those of the image table that are asked for."""
-    known = list(dict.fromkeys(metadata.read_image_csv(image_csv)["plate"]))
+    known = list(dict.fromkeys(bbbc021.read_image_csv(image_csv)["plate"]))
     if unknown := sorted(set(plates) - set(known)):
         raise BadUse(
             f"--plates={','.join(unknown)}: not in {image_csv}, which has {len(known)} plates: "

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.cli import BadData
 from cellclr_jax.data.download.http_answers import Http, Unreachable
 from cellclr_jax.data.download.http_files import fetch
 from cellclr_jax.data.download.part_file import PartFile, Remote, read_object, write_object
+from cellclr_jax.errors import BadData
 
 # What was found sound in a folder, so that it need not be read in full again.
 RECORD = "download.json"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cellclr_jax.cli import BadData
+from cellclr_jax.errors import BadData
 
 # Seconds that threads have to end in after Ctrl-C; then they are left to the end of the process.
 _GRACE = 1.0

@@ -1,24 +1,122 @@
-"""Draws all plates at a glance: a square a well, or a square a field within its well."""
+"""Heatmaps of plates, of illumination, and histograms."""
 
+import base64
+import io
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.quality.look import (
+from cellclr_jax.console import plural
+from cellclr_jax.data.quality.measures import columns_of
+from cellclr_jax.pages import (
     BACKGROUND,
+    BARS,
     MARK,
     PALE_INK,
     SCALE,
     SKIPPED,
+    UNKNOWN,
+    WIDTH,
     base_layout,
     figure_json,
+    number,
     safe,
     short,
 )
-from cellclr_jax.data.quality.plate_grid import PlateGrid, row_name
+
+# Rows and columns of plates of 96, 384 and 1536 wells; fewer wells lie in a corner of the first.
+_FORMATS = ((8, 12), (16, 24), (32, 48))
+_WELL = re.compile(r"([A-Z]|A[A-F])(\d{1,2})", re.IGNORECASE)
+# The side of a well in pixels: no larger on one plate; small enough that all plates are seen at a
+# glance, within this height of the page; but never smaller than can be pointed at.
+_LARGEST, _SMALLEST = 60.0, 6.0
+_HEIGHT = 760.0
+# Between plates: columns, and pixels for the name above each.
+_GAP, _NAME_HEIGHT = 2, 20.0
+
+
+@dataclass(frozen=True)
+class PlateGrid:
+    """The tiles of all plates, from left to right and from top to bottom; the unit is a well.
+
+    Attributes:
+      plates: names in their order.
+      rows, columns: of a plate.
+      across: plates side by side.
+      gap_rows: above each plate, for its name.
+      side: of a well in pixels.
+    """
+
+    plates: tuple[str, ...]
+    rows: int
+    columns: int
+    across: int
+    gap_rows: int
+    side: float
+
+    @property
+    def down(self) -> int:
+        """Rows of plates."""
+        return math.ceil(len(self.plates) / self.across)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in wells."""
+        return self.down * (self.rows + self.gap_rows), self.across * (self.columns + _GAP) - _GAP
+
+    def corner(self, plate: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of a plate's first well."""
+        down, right = np.divmod(plate, self.across)
+        return down * (self.rows + self.gap_rows) + self.gap_rows, right * (self.columns + _GAP)
+
+
+def parse_wells(names: Sequence[str]) -> np.ndarray:
+    """Rows and columns of wells such as 'B02', 'b2' or 'AF48'.
+
+    Returns:
+      [N, 2] int, from 0; -1 for what is no well's name.
+    """
+    places = np.full((len(names), 2), -1)
+    for place, name in zip(places, names, strict=True):
+        match = _WELL.fullmatch(str(name).strip())
+        if match and 1 <= int(match[2]) <= _FORMATS[-1][1]:
+            letters = match[1].upper()
+            place[:] = ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1), int(match[2]) - 1
+    return places
+
+
+def row_name(row: int) -> str:
+    """'A' to 'Z', then 'AA'."""
+    return ("A" if row >= 26 else "") + chr(ord("A") + row % 26)
+
+
+def lay_out(plates: Sequence[str], places: np.ndarray, most: int) -> PlateGrid:
+    """Lays out plates of the smallest format that has all wells.
+
+    Args:
+      plates: names in the order of the picture, at least one.
+      places: [N, 2] int, rows and columns of the wells of all plates, from 0.
+      most: wells of the picture, about; plates beyond are left out.
+    """
+    last = places.max(axis=0)
+    rows, columns = next(size for size in _FORMATS if (np.array(size) > last).all())
+    shown = tuple(plates[: max(1, most // (rows * columns))])
+    grids: list[PlateGrid] = []
+    for across in range(1, len(shown) + 1):
+        side = min(_LARGEST, WIDTH / (across * (columns + _GAP)))
+        if side < _SMALLEST and grids:
+            break
+        gap_rows = math.ceil(_NAME_HEIGHT / side)
+        grids.append(PlateGrid(shown, rows, columns, across, gap_rows, side))
+    low_enough = [grid for grid in grids if grid.size[0] * grid.side <= _HEIGHT]
+    # The largest wells; of equal ones, the most plates side by side.
+    return max(low_enough or grids[-1:], key=lambda grid: (grid.side, grid.across))
+
 
 # Colours span these percentiles: one blank or burnt well does not make all others one colour.
 _SPAN = (1.0, 99.0)
@@ -258,3 +356,242 @@ def _lines(grid: PlateGrid) -> list[dict[str, Any]]:
     return [{**line, "x0": x, "x1": x, "y0": 0, "y1": height} for x in range(width + 1)] + [
         {**line, "x0": 0, "x1": width, "y0": y, "y1": y} for y in range(height + 1)
     ]
+
+
+# Squares of a picture, the blank ones between plates among them: the page grows by tens of bytes
+# for each. With more fields than that a square is a well, and then the last plates are left out.
+_MOST_SQUARES = 40_000
+# Letters of a compound's or a mechanism's name that are shown on hover.
+_LONGEST = 60
+_SQUARE = ["plate", "row", "column"]
+
+
+def place_fields(fields: pd.DataFrame) -> tuple[PlateGrid, pd.DataFrame] | None:
+    """Finds the wells of fields.
+
+    Args:
+      fields: the table of fields.
+
+    Returns:
+      The grid, which has the first plates where there are too many, and the fields that lie in a
+      well of it, with `plate` (its number in the grid), `row` and `column` in it, and `part`, the
+      field's number in its well; None where there is no well.
+    """
+    if "well" not in fields:
+        return None
+    places = parse_wells(fields["well"].tolist())
+    known = places[:, 0] >= 0
+    if not known.any():
+        return None
+    placed, places = fields[known].copy(), places[known]
+    names = placed["plate"].astype(str) if "plate" in placed else pd.Series("", placed.index)
+    placed["plate"], plates = pd.factorize(names)
+    placed["row"], placed["column"] = places.T
+    grid = lay_out(plates.tolist(), places, _MOST_SQUARES)
+    placed = placed[placed["plate"] < len(grid.plates)]
+    sites = placed.sort_values("site", kind="stable") if "site" in placed else placed
+    return grid, placed.assign(part=sites.groupby(_SQUARE).cumcount())
+
+
+def well_squares(
+    grid: PlateGrid, placed: pd.DataFrame, channels: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Wells, as `plate_maps.draw_wells` takes them.
+
+    Args:
+      grid, placed: of `place_fields`.
+      channels: names.
+
+    Returns:
+      The wells: cells of all their fields, means of the measures, words; and the fields with one
+      more column, `well`, the row of theirs.
+    """
+    measures = [name for name in columns_of(channels) if name in placed]
+    # A well without a usable field has no count: it is not one without cells.
+    counted = placed.assign(cells=placed["cells"].where(placed["problem"] == ""))
+    grouped = counted.groupby(_SQUARE, sort=False)
+    wells = grouped[measures].mean()
+    wells["cells"] = grouped["cells"].sum(min_count=1)
+    wells = wells.reset_index()
+    first = grouped.head(1).to_dict("records")
+    wells["label"] = [
+        _label(grid.plates[plate], row, cells, fields)
+        for plate, row, cells, fields in zip(
+            wells["plate"], first, wells["cells"], grouped.size(), strict=True
+        )
+    ]
+    return wells, placed.assign(well=grouped.ngroup())
+
+
+def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame) -> pd.DataFrame:
+    """Fields, as `plate_maps.draw_fields` takes them; of too many fields, the worst of each well.
+
+    Args:
+      grid: of `place_fields`.
+      placed: of `well_squares`.
+      outliers: of `outliers.find_outliers`, with the index of the fields' table.
+    """
+    sites = placed["site"] if "site" in placed else placed["part"] + 1
+    fields = placed.assign(
+        outlier=outliers["reason"].reindex(placed.index).fillna(""),
+        skipped=placed["problem"],
+        note=[
+            f"field {site}: {'not usable' if problem else plural(cells, 'cell')}"
+            for site, cells, problem in zip(sites, placed["cells"], placed["problem"], strict=True)
+        ],
+    )
+    squares = grid.size[0] * grid.size[1] * (int(fields["part"].max()) + 1)
+    return fields if squares <= _MOST_SQUARES else _worst_of_wells(fields)
+
+
+def _worst_of_wells(fields: pd.DataFrame) -> pd.DataFrame:
+    """One row a well: the least focus, the most saturation, a reason if any field has one."""
+    rules: dict[Hashable, str] = dict.fromkeys(("plate", "row", "column", "field"), "first")
+    rules |= dict.fromkeys(("outlier", "skipped"), "max")  # text comes after no text
+    rules |= {name: "min" for name in fields if str(name).startswith("focus_")}
+    rules |= {name: "max" for name in fields if str(name).startswith("saturated_")}
+    worst = fields.groupby("well", sort=False).agg(rules).reset_index()
+    return worst.assign(part=0, note="the worst of its fields")
+
+
+def _label(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -> str:
+    """What is known of a well, for a figure: lines of safe text."""
+    dose = row.get("concentration")
+    treatment = [
+        str(row.get("compound") or ""),
+        f"{number(dose)} µM" if dose and dose == dose else "",
+    ]
+    known = [" ".join(filter(None, treatment)), row.get("moa"), row.get("label")]
+    count = "no usable field" if np.isnan(cells) else plural(int(cells), "cell")
+    lines = [
+        f"<b>{safe(' '.join(filter(None, (plate, str(row['well'])))))}</b>",
+        *(safe(short(str(text), _LONGEST)) for text in known if text),
+        f"{count} in {plural(fields, 'field')}",
+    ]
+    return "<br>".join(lines)
+
+
+# The longer side of a channel's picture in pixels, and the space between channels.
+_SIDE, _LIGHT_GAP = 96, 4
+# The scale spans these percentiles of all plates.
+_LIGHT_SPAN = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Pictures [h, C * w] by plate as PNG data URIs, and the light at the ends of the colours."""
+
+    pictures: dict[str, str]
+    low: float
+    high: float
+
+
+def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
+    """Draws illumination functions, all in the same colours.
+
+    Args:
+      illumination: [h, w, C] by plate, the light relative to its mean; at least one.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    drawn = {plate: _resize(np.asarray(gain)) for plate, gain in illumination.items()}
+    values = np.concatenate([gain.ravel() for gain in drawn.values()])
+    low, high = np.percentile(values, _LIGHT_SPAN)
+    pictures = {}
+    for plate, gain in drawn.items():
+        share = np.clip((gain - low) / max(high - low, 1e-6), 0, 1)
+        space = np.full((len(gain), _LIGHT_GAP, 4), 255, np.uint8)
+        parts = [colormaps[SCALE.lower()](plane, bytes=True) for plane in np.moveaxis(share, -1, 0)]
+        spaced = [piece for part in parts for piece in (part, space)][:-1]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(spaced, axis=1)[..., :3]).save(buffer, "PNG", optimize=True)
+        pictures[plate] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Light(pictures, float(low), float(high))
+
+
+def _resize(gain: np.ndarray) -> np.ndarray:
+    """[h, w, C] float32 whose longer side is that of a picture."""
+    from PIL import Image
+
+    scale = _SIDE / max(gain.shape[:2])
+    size = (max(1, round(scale * gain.shape[1])), max(1, round(scale * gain.shape[0])))
+    planes = [
+        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
+        for plane in np.moveaxis(gain.astype(np.float32), -1, 0)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+_MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
+_BINS = 40
+# Pixels: of a row of histograms, around all of them, and of the titles' letters.
+_ROW, _MARGIN, _TITLE_LETTERS = 180, 40, 12
+
+
+def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> str:
+    """Draws the cells of a field, and below a row a measure and a column a channel.
+
+    Args:
+      fields: the usable rows of the table of fields.
+      channels: names, at least one.
+
+    Returns:
+      JSON for the page's script: 'data' and 'layout' of Plotly.
+    """
+    from plotly.subplots import make_subplots
+
+    rows = [
+        [(f"{title}, {channel}", _values(fields, f"{measure}_{channel}")) for channel in channels]
+        for measure, title in _MEASURES.items()
+    ]
+    blank: list[tuple[str, np.ndarray]] = [("", np.empty(0))] * (len(channels) - 1)
+    rows.insert(0, [("cells of a field", _values(fields, "cells")), *blank])
+    figure = make_subplots(
+        rows=len(rows),
+        cols=len(channels),
+        specs=[[{} if title else None for title, _ in row] for row in rows],
+        subplot_titles=[safe(title) for row in rows for title, _ in row if title],
+        vertical_spacing=0.4 / len(rows),
+        horizontal_spacing=0.15 / len(channels),
+    )
+    unknown = []
+    for y, row in enumerate(rows, start=1):
+        for x, (title, values) in enumerate(row, start=1):
+            if title and len(values):
+                figure.add_trace(_bars(values), row=y, col=x)
+            elif title:
+                place = {"row": y, "col": x, "xref": "x domain", "yref": "y domain"}
+                figure.add_annotation(text=UNKNOWN, x=0.5, y=0.5, showarrow=False, **place)
+                unknown.append((y, x))
+    figure.update_layout(
+        base_layout(_ROW * len(rows) + _MARGIN, bargap=0.04),
+        margin={"l": _MARGIN, "r": 0, "t": _MARGIN, "b": _MARGIN},
+    )
+    figure.update_annotations(font_size=_TITLE_LETTERS, xanchor="center")
+    axis = {"fixedrange": True, "tickfont_color": PALE_INK, "ticklabelstandoff": 5}
+    figure.update_xaxes(**axis, showgrid=False, zeroline=False)
+    figure.update_yaxes(**axis, nticks=4, gridcolor="#e6e8eb")
+    for y, x in unknown:
+        figure.update_xaxes(visible=False, row=y, col=x)
+        figure.update_yaxes(visible=False, row=y, col=x)
+    return figure_json(figure)
+
+
+def _values(fields: pd.DataFrame, name: str) -> np.ndarray:
+    """A measure where it is known."""
+    values = fields[name].to_numpy(float) if name in fields else np.empty(0)
+    return values[np.isfinite(values)]
+
+
+def _bars(values: np.ndarray) -> dict[str, Any]:
+    """Numbers of fields by value: the page holds them, not every field."""
+    counts, edges = np.histogram(values, _BINS)
+    return {
+        "type": "bar",
+        "x": (edges[:-1] + edges[1:]) / 2,
+        "y": counts,
+        "marker": {"color": BARS},
+        "hovertext": [plural(count, "field") for count in counts.tolist()],
+        "hovertemplate": "%{hovertext} at about %{x:,.4~g}<extra></extra>",
+    }

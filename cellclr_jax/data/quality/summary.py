@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.counting import count_kinds, plural
-from cellclr_jax.data.quality.look import number
+from cellclr_jax.console import plural
+from cellclr_jax.data.building.manifest import count_kinds
 from cellclr_jax.data.quality.outliers import BOUND, FEWEST_FIELDS
+from cellclr_jax.pages import number
 
 # Rows of a table; who has more of them needs another look at the data, not a longer table.
 _MOST_ROWS = 200

@@ -6,12 +6,15 @@ here, once; reading is done elsewhere, by many processes.
 
 from collections.abc import Callable
 
-from cellclr_jax.cli import BadUse
-from cellclr_jax.data.fields import Request, Source
 from cellclr_jax.data.sources.crop_folders import crop_fields
 from cellclr_jax.data.sources.deepprofiler import deepprofiler_fields
 from cellclr_jax.data.sources.image_folders import folder_fields
 from cellclr_jax.data.sources.plates import RAW_CHANNELS, raw_fields, simulated_fields
+from cellclr_jax.data.sources.source import (
+    Request,
+    Source,
+)
+from cellclr_jax.errors import BadUse
 
 __all__ = ["RAW_CHANNELS", "SOURCES", "Request", "Source", "open_source"]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from cellclr_jax.cli import BadData, BadUse
-from cellclr_jax.data.counting import plural
-from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.images.image_files import crop_shape, read_some
-from cellclr_jax.data.images.plate_files import ImageFile
-from cellclr_jax.data.tables.release_tables import (
+from cellclr_jax.console import plural
+from cellclr_jax.data.readers import (
+    crop_shape,
+    read_some,
+)
+from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
+from cellclr_jax.data.sources.plates import (
     RELEASE_COLUMNS,
     annotated_table,
-    check_inputs,
     check_plates,
     named,
     new_field,
@@ -24,6 +24,11 @@ from cellclr_jax.data.tables.release_tables import (
     some_of,
     wanted_rows,
 )
+from cellclr_jax.data.sources.source import (
+    Request,
+    Source,
+)
+from cellclr_jax.errors import BadData, BadUse
 
 # The order that published crop folders state; crops in another order need --channels.
 CROP_CHANNELS = ("dna", "actin", "tubulin")

@@ -2,13 +2,27 @@
 
 from pathlib import Path
 
-from cellclr_jax.cli import BadUse
-from cellclr_jax.data.fields import Request, Source
-from cellclr_jax.data.images.cell_files import cell_ids, list_cells
-from cellclr_jax.data.images.image_formats import FORMATS
-from cellclr_jax.data.sources.cell_groups import Cell, check_plates, make_source, tabled_cells
-from cellclr_jax.data.tables.cell_tables import CellTable, read_cell_table
-from cellclr_jax.data.tables.csv_rows import stream_rows
+from cellclr_jax.data.readers.find_files import (
+    cell_ids,
+    list_cells,
+)
+from cellclr_jax.data.readers.formats import FORMATS
+from cellclr_jax.data.sources.single_cells import (
+    Cell,
+    check_plates,
+    make_source,
+    tabled_cells,
+)
+from cellclr_jax.data.sources.source import (
+    Request,
+    Source,
+)
+from cellclr_jax.data.tables.cells import (
+    CellTable,
+    read_cell_table,
+)
+from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.errors import BadUse
 
 # Of a header, in a note: one of CellProfiler's has hundreds.
 _NAMES_SHOWN = 15

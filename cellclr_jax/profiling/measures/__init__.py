@@ -5,16 +5,14 @@ from dataclasses import replace
 
 import pandas as pd
 
-from cellclr_jax.cli import BadUse
+from cellclr_jax.errors import BadUse
 from cellclr_jax.profiling.measures.across_plates import across_plates
-from cellclr_jax.profiling.measures.activity import activity
+from cellclr_jax.profiling.measures.activity import activity, consistency
 from cellclr_jax.profiling.measures.batch_effect import batch_effect
-from cellclr_jax.profiling.measures.consistency import consistency
-from cellclr_jax.profiling.measures.k_nearest import k_nearest
 from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured
-from cellclr_jax.profiling.measures.mechanisms import mechanisms
+from cellclr_jax.profiling.measures.mechanisms import k_nearest, mechanisms
 from cellclr_jax.profiling.measures.reproducibility import reproducibility
-from cellclr_jax.profiling.measures.well_intervals import well_intervals
+from cellclr_jax.profiling.measures.uncertainty import well_intervals
 
 MEASURES: dict[str, Callable[[CorrectedProfiles], Measured]] = {
     "activity": activity,

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.candidates import batch_order, codes
 from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.moa import (
+    batch_order,
+    codes,
+)
 from cellclr_jax.profiling.nearest import unit_vectors
-from cellclr_jax.profiling.probing.folds import FOLDS
-from cellclr_jax.profiling.probing.probes import INVERSE_REGULARIZATION
+from cellclr_jax.profiling.single_cells.folds import FOLDS
+from cellclr_jax.profiling.single_cells.probes import INVERSE_REGULARIZATION
 
 FEWEST_WELLS = 4
 """Control wells that a batch needs: of two folds, each keeps two."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.tables.controls import is_control
-from cellclr_jax.data.tables.metadata import round_concentrations
+from cellclr_jax.data.columns import is_control, round_concentrations
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Protocol
 

@@ -1,1 +1,0 @@
-"""Image files of any origin: finding them, reading them, bringing them to size."""

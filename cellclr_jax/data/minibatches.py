@@ -1,0 +1,185 @@
+"""From shards to minibatches in memory: order of an epoch, share of a process, prefetch by Grain.
+
+The order is a function of (seed, epoch) alone, so that an iterator's state is one number and a run
+with any number of processes sees the same global minibatches.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data import dataset
+from cellclr_jax.data.columns import CONTROL
+from cellclr_jax.data.splits import (
+    epoch_cells,
+    epoch_order,
+)
+from cellclr_jax.errors import BadUse
+
+# Minibatches that are read ahead of the one in use; each may hold hundreds of megabytes.
+_PREFETCHED = 4
+_READ_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A dataset opened for reading.
+
+    Attributes:
+      directory: of the dataset.
+      images: random access to crops by row.
+      table: one row a cell, in the same order (see `index.read_cells`).
+      manifest: settings and counts of the build.
+      per_cell: arrays [N, …] that go with each minibatch beside the image, e.g. the percentiles of
+        the cell's plate.
+    """
+
+    directory: Path
+    images: dataset.ImageSource
+    table: pd.DataFrame
+    manifest: Mapping[str, Any]
+    per_cell: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a crop."""
+        height, width, channels = self.manifest["image"]["shape"]
+        return height, width, channels
+
+    @property
+    def image_dtype(self) -> np.dtype:
+        """Of a crop: uint8 or uint16."""
+        return np.dtype(self.manifest["image"]["dtype"])
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of a crop's channels in their order."""
+        return list(self.manifest["image"]["channels"])
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads cells into one minibatch: `image` [b, H, W, C] and what goes with it."""
+        images = self.images.read(rows)
+        return {"image": images} | {name: values[rows] for name, values in self.per_cell.items()}
+
+
+def open_cells(
+    data_dir: str | Path, name: str, access: str = "shards", *, progress: bool = True
+) -> Cells:
+    """Opens a dataset.
+
+    Args:
+      data_dir: what `--data_dir` was in the build.
+      name: annotated, all or <builder>/<config> (see `index.find_dataset`).
+      access: how crops are read (see `index.open_images`).
+      progress: shows how far it is, where opening takes its time.
+
+    Raises:
+      BadUse: it was not built, the message says how to; or there is no such access.
+      BadData: a part of it cannot be read.
+    """
+    directory = dataset.find_dataset(data_dir, name)
+    return Cells(
+        directory=directory,
+        images=dataset.open_images(directory, access, progress=progress),
+        table=dataset.read_cells(directory),
+        manifest=dataset.read_manifest(directory),
+    )
+
+
+def training_minibatches(
+    cells: Cells,
+    rows: np.ndarray,
+    *,
+    minibatch_size: int,
+    epochs: int,
+    seed: int,
+    sampling: str = "uniform",
+    control: str = CONTROL,
+    process: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+    """The minibatches of a whole run, read ahead by threads.
+
+    Args:
+      cells: the dataset.
+      rows: [N] int, the cells to train on.
+      minibatch_size: cells of a global minibatch; the cells that are left over at an epoch's end
+        are left out of that epoch.
+      epochs: how many there are.
+      seed: of the order.
+      sampling: how an epoch chooses its cells (see `sampling.epoch_order`).
+      control: the controls' compound.
+      process: (index, count) of this process; it reads its contiguous share of each minibatch.
+
+    Returns:
+      A Grain dataset of epochs · steps minibatches (see `Cells.read`); its iterator's `get_state`
+      and `set_state` continue anywhere.
+
+    Raises:
+      BadUse: the minibatch is larger than the set, or not divisible among processes; or as
+        `balanced_groups`.
+    """
+    part, count = process
+    if minibatch_size % count:
+        raise BadUse(f"a minibatch of {minibatch_size} cells cannot be shared by {count} processes")
+    local = minibatch_size // count
+    groups, size = epoch_cells(cells.table.iloc[rows], sampling, control)
+    steps = steps_per_epoch(size, minibatch_size)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)]
+
+    def read(number: int) -> dict[str, np.ndarray]:
+        epoch, step = divmod(number, steps)
+        start = step * minibatch_size + part * local
+        return cells.read(order(epoch)[start : start + local])
+
+    options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_PREFETCHED)
+    return grain.MapDataset.range(steps * epochs).map(read).to_iter_dataset(options)
+
+
+def sequential_minibatches(
+    cells: Cells, rows: np.ndarray, *, minibatch_size: int, process: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Visits each row once, in order; the last minibatch is filled up with its first row.
+
+    Args:
+      cells: the dataset.
+      rows: [N] int.
+      minibatch_size: rows of a global minibatch, divisible by the number of processes.
+      process: (index, count) of this process.
+
+    Yields:
+      (rows of the global minibatch without the filling, this process's share of it with it).
+    """
+    part, count = process
+    local = minibatch_size // count
+    starts = range(0, len(rows), minibatch_size)
+
+    def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        real = rows[starts[number] : starts[number] + minibatch_size]
+        filled = np.concatenate([real, np.repeat(real[:1], minibatch_size - len(real))])
+        return real, cells.read(filled[part * local : (part + 1) * local])
+
+    options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_PREFETCHED)
+    return iter(grain.MapDataset.range(len(starts)).map(read).to_iter_dataset(options))
+
+
+def steps_per_epoch(cells: int, minibatch_size: int) -> int:
+    """Whole minibatches of an epoch.
+
+    Raises:
+      BadUse: there is none.
+    """
+    if minibatch_size < 2 or cells < minibatch_size:
+        raise BadUse(
+            f"a minibatch of {minibatch_size} cells does not fit an epoch of {cells}: "
+            "set --config.minibatch_size to between 2 and that"
+        )
+    return cells // minibatch_size

@@ -1,0 +1,524 @@
+"""Finds image files in folders and zips."""
+
+import contextlib
+import functools
+import io
+import lzma
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, NoReturn
+
+from cellclr_jax.data.tables.bbbc021 import ZIP_PREFIX
+from cellclr_jax.errors import BadData, BadUse
+
+_TIFF = (".tif", ".tiff")
+# Fields come sorted by plate, so a process has few zips in use at a time.
+_OPEN_ZIPS = 4
+# All that `zipfile` raises on a zip that is damaged or of a newer kind, and, of an entry, what its
+# decompressors do.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
+_ENTRY_ERRORS = (*_ZIP_ERRORS, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
+# What an archive of images stays below. The largest one to be expected holds all cells of BBBC021
+# as files of their own: 450,000. Its directory takes some 160 bytes for each, and is read at once.
+_MOST_ENTRIES = 500_000
+_MOST_DIRECTORY = 80 << 20
+# All of BBBC021 unpacks to 104 GB.
+_MOST_UNPACKED = 512 << 30
+# Noise keeps the images of a camera from being packed to less than a third; with a background that
+# is blank it is a twentieth. An archive of packed zeros, a bomb, comes to a thousandth. So does one
+# blank image, but what unpacks to no more than an image may take (see `image_files`) does no harm.
+_MOST_PACKED = 200
+_HARMLESS = 256 << 20
+# Of an entry: its header before its name, the flag of encryption.
+_HEADER_BYTES = 30
+_ENCRYPTED = 0x1
+_BLOCK = 1 << 20
+
+
+class _CutShort(BadData):
+    """A zip that begins as one and has no readable end."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file: `path` in the file system ('' where it is absent), `member` where it is a zip.
+
+    `member_bytes` is the member's unpacked size, `member_crc` its checksum (CRC-32).
+    """
+
+    name: str
+    path: str = ""
+    member: str = ""
+    member_bytes: int = 0
+    member_crc: int = 0
+
+    @property
+    def where(self) -> str:
+        """How an error names it."""
+        return f"{self.path or self.name}{f'[{self.member}]' if self.member else ''}"
+
+
+def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
+    """Lists every TIFF under a folder, or in a zip, with the name of the folder it lies in.
+
+    Args:
+      root: a folder (of plates, of zips, or a plate) or one zip. Links are followed, once.
+
+    Yields:
+      (plate folder, file), loose files before those in zips.
+
+    Raises:
+      BadData: a folder or zip cannot be read, or a zip is none of images: an entry leads out of
+        it, is a link, encrypted or there twice, or it would unpack without bounds.
+    """
+    if root.is_file():
+        yield from _zip_tiffs(root)
+        return
+    zips = []
+    # Plates are found by their folder's name, and a link may give a folder a second one.
+    for folder, names in walk_folders(root, set(), by_name=True):
+        for name in names:
+            if name.lower().endswith(_TIFF):
+                yield folder.absolute().name, ImageFile(name, str(folder / name))
+            elif name.lower().endswith(".zip"):
+                zips.append(folder / name)
+    for path in zips:
+        yield from _zip_tiffs(path)
+
+
+def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:
+    """(plate folder, file) of every TIFF in a zip."""
+    try:
+        with _open_zip(path) as archive:
+            members = archive.infolist()
+    except _CutShort as error:
+        raise BadData(f"{error}; repeat its download (--download continues it)") from error
+    for member in members:
+        if not _is_tiff(member):
+            continue
+        entry = _entry(member)
+        plate = entry.parent.name or path.stem.removeprefix(ZIP_PREFIX)
+        file = ImageFile(entry.name, str(path), member.filename, member.file_size, member.CRC)
+        yield plate, file
+
+
+def check_zip(path: Path, between: Callable[[], None] = lambda: None) -> None:
+    """Reads all of a zip, with little memory, and compares each entry with its checksum.
+
+    Args:
+      path: of the zip.
+      between: called after each block; what it raises ends the reading.
+
+    Raises:
+      BadData: an entry is damaged, no entry is a TIFF, or `find_tiffs` would refuse the zip.
+    """
+    with _open_zip(path) as archive:
+        if not any(_is_tiff(member) for member in archive.infolist()):
+            raise BadData(f"{path}: no TIFF in it: not a plate of images")
+        for member in archive.infolist():
+            try:
+                with archive.open(member) as opened:
+                    while opened.read(_BLOCK):
+                        between()
+            except _ENTRY_ERRORS as error:
+                raise BadData(f"{path}: entry {member.filename!r} is damaged ({error})") from error
+
+
+def read_member(file: ImageFile) -> bytes:
+    """The unpacked bytes of a file in a zip; raises whatever `zipfile` does."""
+    archive = _zip(file.path)
+    member = archive.getinfo(file.member)
+    # What was checked when it was listed holds for that file alone.
+    if (member.file_size, member.CRC) != (file.member_bytes, file.member_crc):
+        raise zipfile.BadZipFile("the zip has changed since it was listed")
+    return archive.read(member)
+
+
+@functools.lru_cache(maxsize=_OPEN_ZIPS)
+def _zip(path: str) -> zipfile.ZipFile:
+    """An open zip, kept for the next field."""
+    return zipfile.ZipFile(path)
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file of which no more is read at once than the directory of a zip may take."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes; ValueError where more are asked for than may be."""
+        if size is not None and size > _MOST_DIRECTORY:
+            raise ValueError(f"its directory takes {size:,} bytes")
+        return super().read(size)
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An open zip of images; BadData where it cannot be read or is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            check_regular(path)
+            file = stack.enter_context(_BoundedFile(io.FileIO(path)))
+            archive = stack.enter_context(zipfile.ZipFile(file))
+        except _ZIP_ERRORS as error:
+            reason = f"{path}: not a readable zip ({error})"
+            if _begins_as_zip(path, error):
+                raise _CutShort(f"{reason}: it was cut short or damaged") from error
+            raise BadData(reason) from error
+        members = archive.infolist()
+        for member in members:
+            if reason := _refusal(member):
+                raise BadData(f"{path}: entry {member.filename!r} {reason}")
+        _check_names(path, members)
+        _check_sizes(path, members)
+        _check_places(path, members, archive.start_dir)
+        yield archive
+
+
+def _begins_as_zip(path: Path, error: Exception) -> bool:
+    """Whether what cannot be read as a zip begins as one: it has no readable end."""
+    if not isinstance(error, zipfile.BadZipFile):
+        return False
+    with path.open("rb") as opened:
+        return opened.read(4) == b"PK\x03\x04"
+
+
+def _entry(member: zipfile.ZipInfo) -> PurePosixPath:
+    """An entry's path; Windows writes the separators of some zips as its own."""
+    return PurePosixPath(member.filename.replace("\\", "/"))
+
+
+def _is_tiff(member: zipfile.ZipInfo) -> bool:
+    """Whether an entry is an image of a plate; hidden ones are none."""
+    name = _entry(member).name
+    return not _is_folder(member) and name.lower().endswith(_TIFF) and not name.startswith(".")
+
+
+def _is_folder(member: zipfile.ZipInfo) -> bool:
+    """Whether an entry is none of a file (`is_dir` fails on an empty name)."""
+    return member.filename.endswith(("/", "\\"))
+
+
+def _refusal(member: zipfile.ZipInfo) -> str:
+    """Why a zip with this entry is refused; '' where it is not."""
+    entry = _entry(member)
+    if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
+        return "leads out of the zip: not a plate of images"
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind == stat.S_IFLNK:
+        return "is a link: zip the images themselves"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a special file: not a plate of images"
+    if member.flag_bits & _ENCRYPTED:
+        return "is encrypted: zip the images without a password"
+    return ""
+
+
+def _check_names(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raises BadData where a file is there twice: which of the two is the image?"""
+    seen = set()
+    for member in members:
+        entry = _entry(member)
+        if entry in seen:
+            raise BadData(f"{path}: entry {member.filename!r} is there twice")
+        if not _is_folder(member):
+            seen.add(entry)
+
+
+def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raises BadData where there is more in a zip than images take."""
+    if len(members) > _MOST_ENTRIES:
+        raise BadData(
+            f"{path}: {len(members):,} entries, more than the {_MOST_ENTRIES:,} allowed (entry "
+            f"{members[_MOST_ENTRIES].filename!r} is the first beyond)"
+        )
+    unpacked = sum(member.file_size for member in members)
+    there = path.stat().st_size
+    if unpacked <= max(_HARMLESS, min(_MOST_PACKED * there, _MOST_UNPACKED)):
+        return
+    most = max(members, key=lambda member: member.file_size / max(member.compress_size, 1))
+    raise BadData(
+        f"{path}: its {there:,} bytes unpack to {unpacked:,}, which no images do (entry "
+        f"{most.filename!r}: {most.compress_size:,} to {most.file_size:,})"
+    )
+
+
+def _check_places(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
+    """Raises BadData where entries share bytes: a small zip would unpack to any size.
+
+    Args:
+      path: of the zip.
+      members: its entries.
+      end: where its directory begins.
+    """
+    ordered = sorted(members, key=lambda member: member.header_offset)
+    following = [*(member.header_offset for member in ordered), end][1:]
+    for member, after in zip(ordered, following, strict=True):
+        # At least so many: the name may take several bytes a letter, and more may follow it.
+        takes = _HEADER_BYTES + len(member.orig_filename) + member.compress_size
+        if member.header_offset < 0 or member.header_offset + takes > after:
+            raise BadData(
+                f"{path}: entry {member.filename!r} overlaps what comes after it: not a plate of "
+                "images"
+            )
+
+
+def walk_folders(
+    root: Path, seen: set[tuple[object, ...]], *, by_name: bool = False
+) -> Iterator[tuple[Path, list[str]]]:
+    """Visits a folder and all below it.
+
+    Args:
+      root: where to begin.
+      seen: what was visited, which is not visited again; added to.
+      by_name: whether a folder that a link gives another name is another folder.
+
+    Yields:
+      (folder, names of its files), both in sorted order.
+
+    Raises:
+      BadData: a folder cannot be read.
+    """
+    for place, below, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        status = os.stat(place)
+        # A link may lead back to a folder above it.
+        key = (status.st_dev, status.st_ino, *([Path(place).absolute().name] if by_name else []))
+        if key in seen:
+            below.clear()
+            continue
+        seen.add(key)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(place), sorted(name for name in names if not name.startswith("."))
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises ValueError for what is no regular file, and OSError where there is nothing.
+
+    A pipe that is called as an image would be waited for without an end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """A folder that is left out silently would be cells that are missing silently."""
+    raise BadData(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+
+# Kinds of files that an error lists where no image is found.
+_KINDS_NAMED = 3
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+@dataclass(frozen=True, slots=True)
+class CellFile:
+    """The image of one cell.
+
+    Attributes:
+      file: its name is its path below the inputs; with several inputs it begins with which.
+      below: its path below its own input, with '/'.
+      root: the number of its input.
+    """
+
+    file: ImageFile
+    below: str
+    root: int
+
+    @property
+    def folder(self) -> str:
+        """The folder that it lies in, below its input; '' where that is the input itself."""
+        return self.below.rpartition("/")[0]
+
+
+def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile]:
+    """Lists the images under some folders; hidden files and folders are passed over.
+
+    Links are followed. A folder that is reached twice counts once, where it is met first: a cell
+    that appears twice, under two labels maybe, would be two cells.
+
+    Args:
+      inputs: folders, none of them in another.
+      suffixes: ends of the images' names, in lower case.
+
+    Returns:
+      In the inputs' order, each sorted by path.
+
+    Raises:
+      BadUse: an input is no folder, lies in another one, or none holds an image.
+      BadData: a folder cannot be read, or a name is not UTF-8.
+    """
+    _check_folders(inputs)
+    prefixes = _prefixes(inputs)
+    seen: set[tuple[object, ...]] = set()
+    cells: list[CellFile] = []
+    others: Counter[str] = Counter()
+    for number, (root, prefix) in enumerate(zip(inputs, prefixes, strict=True)):
+        for folder, names in walk_folders(root, seen):
+            place = "" if folder == root else folder.relative_to(root).as_posix() + "/"
+            for name in names:
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix not in suffixes:
+                    others[suffix or name] += 1
+                    continue
+                path = os.path.join(folder, name)
+                _check_name(path)
+                file = ImageFile(f"{prefix}{place}{name}", path)
+                cells.append(CellFile(file, f"{place}{name}", number))
+    if not cells:
+        raise BadUse(
+            f"{', '.join(map(str, inputs))}: no image ({', '.join(suffixes)}) in it"
+            + "".join(f", {count} {kind}" for kind, count in others.most_common(_KINDS_NAMED))
+        )
+    return cells
+
+
+def cell_ids(cells: Sequence[CellFile]) -> list[str]:
+    """An id for each cell: its file's name, without its suffix unless two would be called alike."""
+    names = [cell.file.name for cell in cells]
+    short = [os.path.splitext(name)[0] for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+class CellFinder:
+    """Finds the image that a row names, by any path that a table may give it."""
+
+    def __init__(
+        self, cells: Sequence[CellFile], table: str | Path, inputs: Sequence[Path]
+    ) -> None:
+        """Prepares to find some of `cells`, found below `inputs` and named in `table`."""
+        beside = os.path.join(os.path.abspath(Path(table).parent), "")
+        places = [os.path.abspath(cell.file.path) for cell in cells]
+        self._cells = cells
+        # An input may be a link, and the table speak of what it leads to.
+        self._roots = [(os.path.abspath(i), os.path.realpath(i)) for i in inputs]
+        # In the order in which they are asked: below the input, below the table's own folder.
+        self._paths = (
+            _numbered(cell.below for cell in cells),
+            _numbered(
+                Path(place[len(beside) :]).as_posix() if place.startswith(beside) else ""
+                for place in places
+            ),
+        )
+        self._names = _numbered(PurePosixPath(cell.below).name for cell in cells)
+
+    def find(self, text: str) -> int | None:
+        """The number of the image that a row names.
+
+        Args:
+          text: a path below the input or below the table's folder, an absolute one that lies
+            within an input, or a file name that one image alone has.
+
+        Returns:
+          Its place in the list; None where there is no such image.
+
+        Raises:
+          ValueError: nothing is named, more than one image is, or the path leads elsewhere.
+        """
+        path = PurePosixPath(text.replace("\\", "/"))
+        if not path.parts:
+            raise ValueError("the name of the image is empty")
+        if ".." in path.parts:
+            raise ValueError(
+                f"{text!r} leads out of the images' folder; a path below it was expected"
+            )
+        if path.is_absolute() or _DRIVE.match(text):
+            return self._places.get(self._place(text, path))
+        for index in (*self._paths, self._names) if len(path.parts) == 1 else self._paths:
+            number = index.first.get(str(path))
+            if number is None:
+                continue
+            if str(path) in index.second:
+                first, second = (
+                    self._cells[n].file.path for n in (number, index.second[str(path)])
+                )
+                raise ValueError(f"{text!r} may be {first} or {second}; a path was expected")
+            return number
+        return None
+
+    def _place(self, text: str, path: PurePosixPath) -> str:
+        """Where an absolute path leads, by the input's own name; no link below it is followed."""
+        for named, real in self._roots:
+            for root in (named, real):
+                if path.is_relative_to(root):
+                    return os.path.join(named, path.relative_to(root))
+        raise ValueError(
+            f"{text!r} is an absolute path outside the input; a path below it was expected"
+        )
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        """The number of each image by its absolute path; few tables need it."""
+        return {os.path.abspath(cell.file.path): n for n, cell in enumerate(self._cells)}
+
+
+class _Places(NamedTuple):
+    """The first place of each key, and the second of those that have one."""
+
+    first: dict[str, int]
+    second: dict[str, int]
+
+
+def _numbered(keys: Iterable[str]) -> _Places:
+    """Where each key is."""
+    places = _Places({}, {})
+    for number, key in enumerate(keys):
+        if places.first.setdefault(key, number) != number:
+            places.second.setdefault(key, number)
+    return places
+
+
+def _check_folders(inputs: Sequence[Path]) -> None:
+    """Raises BadUse where an input is no folder, or holds another."""
+    check_inputs(inputs)
+    for path in inputs:
+        if not path.is_dir():
+            raise BadUse(f"{path}: a folder of images was expected (--input)")
+    real = [path.resolve() for path in inputs]
+    for number, path in enumerate(real):
+        for other in real[:number]:
+            if path == other or path in other.parents or other in path.parents:
+                raise BadUse(f"--input names {path} twice: {other} is it, in it or around it")
+
+
+def _prefixes(inputs: Sequence[Path]) -> list[str]:
+    """What the paths below each input begin with: as much of its path as tells it from others."""
+    if len(inputs) == 1:
+        return [""]
+    paths = [path.absolute().parts for path in inputs]
+    length = 1
+    while len({parts[-length:] for parts in paths}) < len(paths):
+        length += 1
+    return ["/".join((*parts[-length:], "")) for parts in paths]
+
+
+def _check_name(path: str) -> None:
+    """Raises BadData for a name that no table could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise BadData(f"{path!a}: a name that is not UTF-8; rename it") from error
+
+
+def check_inputs(inputs: Sequence[Path]) -> None:
+    """Raises BadUse where an input is named that does not exist, or none is."""
+    if not inputs:
+        raise BadUse(
+            "--input=DIR is needed: the folder (or zip) that holds the images; "
+            "--source=raw --download fetches those of BBBC021"
+        )
+    for path in inputs:
+        if not path.exists():
+            raise BadUse(f"{path}: no such folder or zip (--input)")

@@ -1,0 +1,327 @@
+"""Image formats: PNG, TIFF, NPY; and fitting a cell's image to the size of crops."""
+
+import logging
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from cellclr_jax.errors import BadData
+
+if TYPE_CHECKING:
+    import tifffile
+
+# What claims to be larger is damaged or made to fill the memory: eight channels of 2,048 by 2,048
+# pixels of 16 bits are more than any image of one cell.
+MOST_CELL_BYTES = 64 << 20
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The signature and the first chunk: 4 bytes of length, 4 of its name, 13 of content, 4 of checksum.
+_PNG_HEADER = 33
+# What may come before the pixels; each chunk has a length and a name before, a checksum behind.
+_PNG_MOST_CHUNKS = 1000
+_PNG_PIXELS, _PNG_TRANSPARENT = b"IDAT", b"tRNS"
+# Channels by PNG's number of a colour type: grey, RGB, grey and alpha, RGBA.
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+_PNG_ALPHA = (4, 6)
+_PNG_PALETTE = 3
+_TIFF_INVERTED, _TIFF_RGB, _TIFF_PALETTE = 0, 2, 3
+_PALETTE = "its numbers are those of a palette; save it as grey or RGB"
+
+
+class Stored(NamedTuple):
+    """An array as a file holds it.
+
+    Attributes:
+      shape: without leading axes of length 1, where it has more than three.
+      dtype: of a pixel.
+      axes: those that may be the channels' where it has three, the likelier first.
+      alpha: the last channel is opacity, unless somebody keeps a channel there.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axes: tuple[int, ...] = (2, 0)
+    alpha: bool = False
+
+
+class ImageFormat(NamedTuple):
+    """How messages call it, its header's reader and its pixels' reader, which gives that shape."""
+
+    name: str
+    read_header: Callable[[Path], Stored]
+    read_pixels: Callable[[Path], np.ndarray]
+
+
+def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type that an .npy file claims; the file is left at its first pixel."""
+    version = np.lib.format.read_magic(opened)
+    # Version 3 exists for the names of structured types alone: an image never needs it.
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version[0]}.{version[1]} of the format")
+    shape, _, dtype = readers[version](opened)
+    return shape, dtype
+
+
+def check_tiff(opened: "tifffile.TiffFile", most: int) -> None:
+    """Raises ValueError for a TIFF that has no image, or unpacks to more than `most` bytes.
+
+    Also for one whose highest number is black (WhiteIsZero): as fluorescence it would be dark where
+    the cells are, and whether its writer turned the numbers or their meaning alone nobody knows.
+    """
+    if not opened.series:
+        raise ValueError("no image in it")
+    check_bytes(sum(series.nbytes for series in opened.series), most)
+    for series in opened.series:
+        if series.keyframe.photometric == _TIFF_INVERTED:
+            raise ValueError("its highest number is black (WhiteIsZero); save it as BlackIsZero")
+        # A tile may be larger than its image, and is unpacked whole.
+        check_bytes(math.prod(series.keyframe.chunks) * series.dtype.itemsize, most)
+
+
+def check_bytes(count: int, most: int) -> None:
+    """Raises ValueError for more bytes than allowed."""
+    if count > most:
+        raise ValueError(f"it unpacks to {count:,} bytes, more than the {most:,} allowed")
+
+
+def _npy_header(path: Path) -> Stored:
+    with path.open("rb") as opened:
+        shape, dtype = read_npy_header(opened)
+        there = os.fstat(opened.fileno()).st_size - opened.tell()
+    claimed = math.prod(shape) * dtype.itemsize
+    check_bytes(claimed, MOST_CELL_BYTES)
+    if there != claimed:
+        raise ValueError(f"{there} bytes of pixels, its header claims {claimed}")
+    return Stored(_without_ones(shape), dtype)
+
+
+def _npy_pixels(path: Path) -> np.ndarray:
+    image = np.asarray(np.load(path, allow_pickle=False))
+    return image.reshape(_without_ones(image.shape))
+
+
+def _png_header(path: Path) -> Stored:
+    with path.open("rb") as opened:
+        head = opened.read(_PNG_HEADER)
+        check_bytes(os.fstat(opened.fileno()).st_size, MOST_CELL_BYTES)
+        transparent = _has_transparent_colour(opened)
+    if len(head) < _PNG_HEADER or not head.startswith(_PNG_SIGNATURE + b"\0\0\0\x0dIHDR"):
+        raise ValueError("it does not begin as a PNG")
+    width, height, depth, color = struct.unpack(">IIBB", head[16:26])
+    # Unlike pixels, a header is read of some files alone to tell what all are.
+    if zlib.crc32(head[12:29]) != int.from_bytes(head[29:], "big"):
+        raise ValueError("the checksum of its header is wrong")
+    if color == _PNG_PALETTE:
+        raise ValueError(_PALETTE)
+    if color not in _PNG_CHANNELS or depth not in (8, 16):
+        raise ValueError(f"{depth} bits a channel, 8 or 16 were expected")
+    if transparent:
+        raise ValueError("one of its colours means transparent (tRNS); save it without")
+    channels = _PNG_CHANNELS[color]
+    check_bytes(height * width * channels * depth // 8, MOST_CELL_BYTES)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return Stored(shape, np.dtype(f"u{depth // 8}"), (2,), color in _PNG_ALPHA)
+
+
+def _has_transparent_colour(opened: BinaryIO) -> bool:
+    """Whether a PNG, open behind its first chunk, has a tRNS chunk before its pixels.
+
+    Decoders make an opacity of it, which the header does not count among the channels.
+    """
+    for _ in range(_PNG_MOST_CHUNKS):
+        head = opened.read(8)
+        if len(head) < 8 or head[4:] == _PNG_PIXELS:
+            return False
+        if head[4:] == _PNG_TRANSPARENT:
+            return True
+        opened.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    raise ValueError(f"more than {_PNG_MOST_CHUNKS:,} chunks before its pixels")
+
+
+def _png_pixels(path: Path) -> np.ndarray:
+    import imagecodecs
+
+    # Unlike Pillow and those that build on it, it keeps 16 bits of every colour type.
+    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+
+
+def _tiff_header(path: Path) -> Stored:
+    with _open_tiff(path) as opened:
+        series = opened.series[0]
+        if _are_planes(opened):
+            return Stored((len(opened.series), *series.shape), series.dtype, (0,))
+        photometric = opened.pages.first.photometric
+        # ImageJ writes brightness, and the colours in which it was last seen.
+        if photometric == _TIFF_PALETTE and not opened.is_imagej:
+            raise ValueError(_PALETTE)
+        # What its writer said of the axes; 'Q' and 'I' are any, and pages are written first.
+        last, first = series.axes.endswith("S"), series.axes.startswith(("S", "C"))
+        axes = (2,) if last else (0,) if first else (0, 2)
+        shape = _without_ones(series.shape)
+        alpha = last and photometric == _TIFF_RGB and shape[2:] == (4,)
+        return Stored(shape, series.dtype, axes, alpha)
+
+
+def _tiff_pixels(path: Path) -> np.ndarray:
+    with _open_tiff(path) as opened:
+        # Many processes read at once: a decoder of its own for each strip would not help.
+        if _are_planes(opened):
+            return np.stack([series.asarray(maxworkers=1) for series in opened.series])
+        image = np.asarray(opened.series[0].asarray(maxworkers=1))
+        return image.reshape(_without_ones(image.shape))
+
+
+def _open_tiff(path: Path) -> "tifffile.TiffFile":
+    import tifffile
+
+    # tifffile reports a broken file on the console as well; one error names it.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    opened = tifffile.TiffFile(path)
+    try:
+        check_tiff(opened, MOST_CELL_BYTES)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _are_planes(opened: "tifffile.TiffFile") -> bool:
+    """Whether each channel was written as an image of its own; others are an image and its icon."""
+    series = opened.series
+    alike = {(one.shape, one.dtype) for one in series}
+    return len(series) > 1 and len(alike) == 1 and len(series[0].shape) == 2
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without leading axes of length 1, as long as three are left."""
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    return tuple(shape)
+
+
+_PNG = ImageFormat("PNG", _png_header, _png_pixels)
+_TIFF = ImageFormat("TIFF", _tiff_header, _tiff_pixels)
+_NPY = ImageFormat(".npy array", _npy_header, _npy_pixels)
+FORMATS = {".png": _PNG, ".tif": _TIFF, ".tiff": _TIFF, ".npy": _NPY}
+
+
+FITS = ("resize", "pad", "exact")
+
+
+def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
+    """Gives an image of any size S x S pixels, each channel alone.
+
+    'resize' scales the image until its longer side has S pixels. Both sides are scaled alike, as
+    a cell's shape is a measurement, and what then lacks on the shorter one is padded. Shrinking
+    gives each pixel the mean of the area that it covers, which leaves the image's mean as it was
+    and needs no blur before it; growing is bilinear between the pixels' centres.
+
+    'pad' leaves the scale as it is, as a cell's size is a measurement as well: a smaller image
+    comes into the middle, of a larger one the middle is kept.
+
+    Padding repeats the border: an image of one cell ends in its background, which is not zero in
+    a microscope's image, and a black frame would be the sharpest edge of all.
+
+    Args:
+      image: [H, W, C] unsigned integers of at most 16 bits.
+      size: side S in pixels, at least 1.
+      how: one of `FITS`; 'exact' takes S x S pixels alone.
+
+    Returns:
+      [S, S, C] of the image's type, rounded to the nearest (a half up); the same array where it
+      has that size already.
+
+    Raises:
+      BadData: with 'exact', an image of another size.
+      ValueError: an unknown way.
+
+    >>> fit(np.array([[[1], [2]], [[3], [4]]], np.uint8), 1, "resize").item()
+    3
+    """
+    if how not in FITS:
+        raise ValueError(f"unknown way {how!r} to fit an image: one of {', '.join(FITS)}")
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    if how == "exact":
+        raise BadData(f"{height}x{width} pixels, {size}x{size} were expected")
+    return _centered(_scaled(image, size) if how == "resize" else image, size)
+
+
+def _scaled(image: np.ndarray, size: int) -> np.ndarray:
+    """The image with a longer side of `size` pixels.
+
+    Whole numbers from end to end: every machine rounds a half alike.
+    """
+    sums: np.ndarray = image.astype(np.int64)
+    parts = 1
+    for axis, target in enumerate(_scaled_sides(image.shape[0], image.shape[1], size)):
+        source = image.shape[axis]
+        if target != source:
+            along = _area_sums if target < source else _line_sums
+            sums, whole = along(np.moveaxis(sums, axis, 0), target)
+            sums = np.moveaxis(sums, 0, axis)
+            parts *= whole
+    return ((sums + parts // 2) // parts).astype(image.dtype)
+
+
+def _scaled_sides(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width, at least 1, of which the longer is `size`, rounded to the nearest."""
+    longer = max(height, width)
+    return (
+        max(1, (2 * height * size + longer) // (2 * longer)),
+        max(1, (2 * width * size + longer) // (2 * longer)),
+    )
+
+
+def _area_sums(values: np.ndarray, target: int) -> tuple[np.ndarray, int]:
+    """Shrinks the first axis; [target, ...] of sums in which a whole value counts `parts`.
+
+    Each of N old pixels is cut into `target` parts, and a new pixel is N parts in a row: from
+    within an old pixel to within a later one.
+    """
+    source = len(values)
+    pixel, part = np.divmod(np.arange(target + 1) * source, target)
+    # What a new pixel leaves of the old one in which it begins, and takes of that where it ends.
+    ends = values[np.minimum(pixel, source - 1)] * _column(part, values)
+    whole = np.add.reduceat(values, pixel[:-1], axis=0) * target
+    return whole - ends[:-1] + ends[1:], source
+
+
+def _line_sums(values: np.ndarray, target: int) -> tuple[np.ndarray, int]:
+    """Stretches the first axis; [target, ...] of sums in which a whole value counts `parts`.
+
+    Pixel i of the result lies at (i + 1/2) N / target - 1/2 of the N old ones, here in parts of
+    2 target; beyond the first and the last centre nothing changes.
+    """
+    source, parts = len(values), 2 * target
+    place = (2 * np.arange(target) + 1) * source - target
+    pixel, part = np.divmod(np.clip(place, 0, parts * (source - 1)), parts)
+    after = values[np.minimum(pixel + 1, source - 1)]
+    part = _column(part, values)
+    return values[pixel] * (parts - part) + after * part, parts
+
+
+def _column(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Weights [N] as [N, 1, ...], for values [N, ...]."""
+    return weights.reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def _centered(image: np.ndarray, size: int) -> np.ndarray:
+    """[S, S, C]: the image's middle, its border repeated where it is smaller.
+
+    The middle is pixel [H // 2, W // 2], as in the crops of a field.
+    """
+    rows, columns = (
+        np.clip(np.arange(size) - size // 2 + side // 2, 0, side - 1) for side in image.shape[:2]
+    )
+    return image[rows[:, None], columns]

@@ -1,0 +1,267 @@
+"""Makes a source of single-cell images: what kind they are, and which belong together."""
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cellclr_jax.console import plural
+from cellclr_jax.data.readers import (
+    MOST_CHANNELS,
+    cell_shape,
+    read_some,
+)
+from cellclr_jax.data.readers.find_files import (
+    CellFile,
+    CellFinder,
+    ImageFile,
+)
+from cellclr_jax.data.sources.plates import (
+    named,
+    some_of,
+)
+from cellclr_jax.data.sources.source import (
+    Field,
+    Request,
+    Source,
+)
+from cellclr_jax.data.tables.cells import CellTable
+from cellclr_jax.errors import BadData, BadUse
+
+# Cells that are read together. Whoever waits for one waits for all of them, and one that is broken
+# costs the others; many small groups would cost more time than their cells.
+_GROUP = 64
+
+
+class Cell(NamedTuple):
+    """One cell: its metadata in its source's order, its id, image and nucleus (row, column)."""
+
+    metadata: tuple[str | int | float, ...]
+    name: str
+    file: ImageFile
+    center: tuple[float, float] | None = None
+
+
+class TabledCells(NamedTuple):
+    """Cells that a table tells of: themselves, (what, reason) of files and rows that have no
+    counterpart, how many those are, and the plates that have no image at all.
+    """
+
+    cells: list[Cell]
+    problems: list[tuple[str, str]]
+    lost: int
+    absent_plates: list[str]
+
+
+def make_source(
+    request: Request,
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    *,
+    layout: str,
+    lost: int = 0,
+    **about: Any,
+) -> Source:
+    """Groups cells of equal metadata; channels and type of a pixel are those of most images.
+
+    Args:
+      request: its channels are checked, and that each of its plates has a cell.
+      cells: at least one where no plates are asked for.
+      columns: of their metadata; the plate is the first where plates are asked for.
+      layout: of their images.
+      lost: how many files and rows have no counterpart; each weighs as much as a cell.
+      **about: what else the source holds.
+
+    Raises:
+      BadUse: another number of channels is declared than there is, or more than an image may
+        have; or a plate has no image.
+      BadData: images of 8 and of 16 bits, or none that can be read.
+    """
+    _check_plates_and_channels(request, cells)
+    depth, dtype = _usual_kind([cell.file for cell in cells], layout, len(request.channels))
+    channels = request.channels or tuple(f"channel_{number + 1}" for number in range(depth))
+    if depth != len(channels):
+        hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
+        raise BadUse(
+            f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
+            f"--channels={','.join(channels)} names {len(channels)}"
+        )
+    fields = _group(cells, columns)
+    return Source(
+        fields,
+        tuple(columns),
+        channels,
+        dtype=dtype,
+        layout=layout,
+        lost=lost * len(fields) / max(1, len(cells)),
+        **about,
+    )
+
+
+def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
+    """Raises BadUse where a plate has no cell, or more channels are named than there may be."""
+    plates = {str(cell.metadata[0]) for cell in cells} if request.plates else set()
+    for plate in request.plates:
+        if plate not in plates:
+            raise BadUse(
+                f"--plates={','.join(request.plates)}: no image of {plate} in "
+                f"{named(request.inputs)}"
+            )
+    if len(request.channels) > MOST_CHANNELS:
+        raise BadUse(
+            f"--channels={','.join(request.channels)} names {len(request.channels)}: images of "
+            f"cells have 1 to {MOST_CHANNELS} channels"
+        )
+
+
+def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple[int, str]:
+    """How many channels, of which type, most images have; others are named when they are read."""
+    read = functools.partial(cell_shape, layout=layout, channels=channels)
+    shapes = read_some(files, read, "images")
+    first = {shape.dtype: file for file, shape in reversed(shapes)}
+    if len(first) > 1:
+        kinds = " and ".join(f"{dtype} ({file.where})" for dtype, file in sorted(first.items()))
+        raise BadData(f"images of {kinds}: all were expected to be of one type")
+    depths = Counter(shape.channels for _, shape in shapes)
+    return depths.most_common(1)[0][0], next(iter(first))
+
+
+def _group(cells: Sequence[Cell], columns: Sequence[str]) -> list[Field]:
+    """Fields of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
+    groups: dict[tuple[str | int | float, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.metadata].append(cell)
+    fields = []
+    numbers: Counter[str] = Counter()
+    for values in sorted(groups):
+        metadata = dict(zip(columns, values, strict=True))
+        name = _group_name(metadata)
+        group = sorted(groups[values], key=lambda cell: cell.name)
+        for start in range(0, len(group), _GROUP):
+            part = group[start : start + _GROUP]
+            numbers[name] += 1
+            centers = tuple(cell.center for cell in part if cell.center is not None)
+            fields.append(
+                Field(
+                    f"{name}/{numbers[name]}",
+                    metadata,
+                    tuple(cell.file for cell in part),
+                    tuple(cell.name for cell in part),
+                    # Of one export alone, where several come together.
+                    centers if len(centers) == len(part) else None,
+                )
+            )
+    return fields
+
+
+def _group_name(metadata: Mapping[str, str | int | float]) -> str:
+    """Such as 'plate/well/s1/label'; groups of one name are told apart by a number."""
+    site = f"s{metadata['site']}" if "site" in metadata else ""
+    parts = (metadata.get("plate"), metadata.get("well"), site, metadata.get("label"))
+    return "/".join(str(part) for part in parts if part) or "cells"
+
+
+def check_plates(request: Request, tables: Sequence[CellTable]) -> None:
+    """Raises BadUse where a plate is asked for that no table names."""
+    known = {plate for table in tables for plate in table.metadata.get("plate", ())}
+    for plate in request.plates:
+        if plate not in known:
+            raise BadUse(
+                f"--plates={','.join(request.plates)}: "
+                f"{named([Path(table.path) for table in tables])} "
+                + (f"has no plate {plate}" if known else "does not tell the images' plates")
+            )
+
+
+def tabled_cells(
+    request: Request,
+    table: CellTable,
+    files: Sequence[tuple[CellFile, str]],
+    *,
+    repeats: bool = False,
+) -> TabledCells:
+    """Joins images and the rows of their table.
+
+    Args:
+      request: its plates are kept alone.
+      table: with a row a cell.
+      files: the cells' images, each with its id.
+      repeats: whether a row may come again unchanged; it counts once.
+
+    Raises:
+      BadData: two rows name one image, a row names one outside the folder, or no row names any.
+    """
+    row_of, lost = _rows_of_files(table, [file for file, _ in files], request.inputs, repeats)
+    if all(row is None for row in row_of):
+        raise BadData(
+            f"{table.path}: none of its {len(table.files)} rows names an image in "
+            f"{named(request.inputs)}: the first is {table.files[0]!r}, the images are called "
+            f"{some_of([file.below for file, _ in files])}"
+        )
+    plates = table.metadata.get("plate", [""] * len(table.files))
+    wanted = set(request.plates or plates)
+    present = {plates[row] for row in row_of if row is not None}
+    rows = list(zip(*table.metadata.values(), strict=True)) or [()] * len(table.files)
+    centers = table.centers
+    cells = [
+        Cell(rows[row], name, file.file, centers[row] if centers else None)
+        for (file, name), row in zip(files, row_of, strict=True)
+        if row is not None and plates[row] in wanted
+    ]
+    unlisted = [file.below for (file, _), row in zip(files, row_of, strict=True) if row is None]
+    # A plate without a single image was not fetched; one with a gap has lost something.
+    absent = sorted({plates[row] for row in lost} & wanted - present)
+    there = wanted & present
+    gaps = [row for row in lost if plates[row] in there]
+    problems = _unlisted_problems(table, unlisted) + _gap_problems(table, gaps)
+    return TabledCells(cells, problems, len(unlisted) + len(gaps), absent)
+
+
+def _rows_of_files(
+    table: CellTable, files: Sequence[CellFile], inputs: Sequence[Path], repeats: bool
+) -> tuple[list[int | None], list[int]]:
+    """The row of each file, None where it has none; the rows without a file."""
+    finder = CellFinder(files, table.path, inputs)
+    row_of: list[int | None] = [None] * len(files)
+    lost = []
+    for row, (text, line) in enumerate(zip(table.files, table.lines, strict=True)):
+        try:
+            number = finder.find(text)
+        except ValueError as error:
+            raise BadData(f"{table.path}, line {line}: {error}") from error
+        if number is None:
+            lost.append(row)
+            continue
+        other = row_of[number]
+        if other is None:
+            row_of[number] = row
+        elif not (repeats and all(v[other] == v[row] for v in table.columns.values())):
+            raise BadData(
+                f"{table.path}, line {line}: image {text!r} is also on line {table.lines[other]}"
+            )
+    return row_of, lost
+
+
+def _unlisted_problems(table: CellTable, below: Sequence[str]) -> list[tuple[str, str]]:
+    """What is told of images without a row, a lot of them at a time: there may be a million."""
+    lots = [below[start : start + _GROUP] for start in range(0, len(below), _GROUP)]
+    return [(some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in lots]
+
+
+def _gap_problems(table: CellTable, rows: Sequence[int]) -> list[tuple[str, str]]:
+    """The same of rows without an image."""
+    lots = [rows[start : start + _GROUP] for start in range(0, len(rows), _GROUP)]
+    return [
+        (
+            some_of([table.files[row] for row in lot]),
+            f"{table.path}, line {some_of([str(table.lines[row]) for row in lot])}: no such image"
+            + _count(lot, "rows"),
+        )
+        for lot in lots
+    ]
+
+
+def _count(lot: Sequence[Any], what: str) -> str:
+    """Such as ' (12 rows)'."""
+    return f" ({len(lot)} {what})" if len(lot) > 1 else ""

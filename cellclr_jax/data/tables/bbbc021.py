@@ -1,0 +1,264 @@
+"""BBBC021's image and MoA tables."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from cellclr_jax.data.columns import round_concentrations
+from cellclr_jax.data.tables.csv import (
+    amount,
+    parse,
+    read_columns,
+    reject_duplicates,
+    require_text,
+    whole,
+)
+from cellclr_jax.errors import BadData
+
+IMAGE_CSV = "BBBC021_v1_image.csv"
+
+
+MOA_CSV = "BBBC021_v1_moa.csv"
+
+
+# A plate's zip is called so, then comes the plate.
+ZIP_PREFIX = "BBBC021_v1_images_"
+
+
+RELEASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021"
+
+
+# The names a column goes by, in lower case; the first one is BBBC021's own.
+_IMAGE_COLUMNS = {
+    "dna_name": ("image_filename_dapi", "image_filename_dna"),
+    "dna_path": ("image_pathname_dapi", "image_pathname_dna"),
+    "tubulin_name": ("image_filename_tubulin",),
+    "tubulin_path": ("image_pathname_tubulin",),
+    "actin_name": ("image_filename_actin",),
+    "actin_path": ("image_pathname_actin",),
+    "plate": ("image_metadata_plate_dapi", "image_metadata_plate", "metadata_plate", "plate"),
+    "well": ("image_metadata_well_dapi", "image_metadata_well", "metadata_well", "well"),
+    "compound": ("image_metadata_compound", "metadata_compound", "compound"),
+    "concentration": (
+        "image_metadata_concentration",
+        "metadata_concentration",
+        "concentration",
+    ),
+}
+_OPTIONAL_IMAGE_COLUMNS = {
+    "replicate": ("replicate", "metadata_replicate"),
+    "site": ("image_metadata_site", "metadata_site", "site"),
+    "batch": ("image_metadata_batch", "metadata_batch", "batch"),
+}
+_MOA_COLUMNS = {
+    "compound": ("compound", "metadata_compound", "image_metadata_compound"),
+    "concentration": ("concentration", "metadata_concentration", "image_metadata_concentration"),
+    "moa": ("moa", "metadata_moa", "image_metadata_moa"),
+}
+_SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
+_CHANNELS = ("dna", "tubulin", "actin")
+
+
+def read_image_csv(path: str | Path) -> pd.DataFrame:
+    """Reads the image table: one row a field of view.
+
+    Args:
+      path: BBBC021_v1_image.csv or a file with its columns (names match whatever their case;
+        `Replicate`, `Metadata_Site` and `Metadata_Batch` may be missing).
+
+    Returns:
+      Columns plate, well, batch, compound (str), site, replicate (int), concentration (float, µM,
+      >= 0), dna_file, tubulin_file, actin_file ('<PathName>/<FileName>') and row (the line of the
+      file, from 1). The batch is the plate's name up to its first underscore; the site is the
+      number in `_s<n>_` of the DNA file's name; a column of their own comes before either.
+
+    Raises:
+      BadUse: there is no such file.
+      BadData: a column or value is missing or unparsable, a field or a DNA file is listed twice,
+        or two fields of a well differ in their treatment.
+    """
+    table = read_columns(path, _IMAGE_COLUMNS, _OPTIONAL_IMAGE_COLUMNS)
+    for column in ("plate", "well", "compound", "dna_name"):
+        require_text(table, column, path)
+    rows = table["row"].tolist()
+    images = pd.DataFrame(
+        {
+            "plate": table["plate"],
+            "well": table["well"],
+            "site": _sites(table, path),
+            "batch": _batches(table, path),
+            "compound": table["compound"],
+            "concentration": parse(table["concentration"], rows, _concentration, path),
+            "replicate": parse(table["replicate"], rows, _replicate, path),
+            **{f"{channel}_file": _files(table, channel) for channel in _CHANNELS},
+            "row": rows,
+        }
+    )
+    reject_duplicates(images, ["plate", "well", "site"], path)
+    # Two fields of one image would give each of its cells twice, under two names.
+    reject_duplicates(images, ["dna_file"], path)
+    _reject_mixed_wells(images, path)
+    return images
+
+
+def read_moa_csv(path: str | Path) -> pd.DataFrame:
+    """Reads the MoA table: one row a treatment (compound and concentration).
+
+    Args:
+      path: BBBC021_v1_moa.csv or a file with columns compound, concentration, moa.
+
+    Returns:
+      Columns compound, moa (str), concentration (float, µM, >= 0) and row (the file's line).
+
+    Raises:
+      BadUse: there is no such file.
+      BadData: a column or value is missing or unparsable, or a treatment is listed twice.
+    """
+    table = read_columns(path, _MOA_COLUMNS, {})
+    require_text(table, "compound", path)
+    require_text(table, "moa", path)
+    rows = table["row"].tolist()
+    moa = pd.DataFrame(
+        {
+            "compound": table["compound"],
+            "concentration": parse(table["concentration"], rows, _concentration, path),
+            "moa": table["moa"],
+            "row": rows,
+        }
+    )
+    keys = moa.assign(concentration=round_concentrations(moa["concentration"]))
+    reject_duplicates(keys, ["compound", "concentration"], path)
+    return moa
+
+
+def annotate(images: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
+    """Adds the mechanism of action to each row by compound and concentration.
+
+    Args:
+      images: any table with columns compound (str) and concentration (float).
+      moa: `read_moa_csv`'s table.
+
+    Returns:
+      A copy of `images`, rows in the same order, with column moa ('' where not annotated).
+
+    Raises:
+      BadData: not one row's treatment is in the MoA table (two files that do not belong together).
+    """
+    names = dict(zip(_treatments(moa), moa["moa"], strict=True))
+    found = [names.get(treatment, "") for treatment in _treatments(images)]
+    if len(images) and not any(found):
+        first = images.iloc[0]
+        raise BadData(
+            f"none of the {len(images)} rows has a treatment of the MoA table: the first is "
+            f"{first['compound']!r} at {first['concentration']:g}, the MoA table begins with "
+            f"{moa['compound'].iloc[0]!r} at {moa['concentration'].iloc[0]:g}"
+            if len(moa)
+            else "the MoA table is empty"
+        )
+    return images.assign(moa=found)
+
+
+def require_imaged(
+    moa: pd.DataFrame, images: pd.DataFrame, moa_csv: str | Path, image_csv: str | Path
+) -> None:
+    """Checks that each treatment of the MoA table was imaged: a misspelt one would lose its wells.
+
+    Args:
+      moa: `read_moa_csv`'s table, of the file `moa_csv`.
+      images: `read_image_csv`'s table, of the file `image_csv`.
+
+    Raises:
+      BadData: a treatment is on no row of the image table; with file, line and what is there.
+    """
+    imaged = set(_treatments(images))
+    for row, (compound, dose) in zip(moa["row"], _treatments(moa), strict=True):
+        if (compound, dose) in imaged:
+            continue
+        doses = sorted(value for name, value in imaged if name == compound)
+        there = (
+            f" (there it has {', '.join(f'{value:g}' for value in doses)})"
+            if doses
+            else " at any concentration"
+        )
+        raise BadData(
+            f"{moa_csv}, line {row}: compound {compound!r} at {dose:g} is on no row of "
+            f"{image_csv}{there}"
+        )
+
+
+def _concentration(text: str) -> float:
+    return amount("concentration", text)
+
+
+def _replicate(text: str) -> int:
+    """A whole number; 1 where the table has none."""
+    return whole("replicate", text) if text else 1
+
+
+def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
+    """The site column, or the `_s<n>_` of the DNA file's name."""
+
+    def from_name(name: str) -> int:
+        match = _SITE.search(name)
+        if match is None:
+            raise ValueError(
+                f"no site in the file name {name!r}: '_s<number>_' or a column Metadata_Site "
+                "was expected"
+            )
+        return int(match.group(1))
+
+    if (table["site"] == "").all():
+        return parse(table["dna_name"], table["row"].tolist(), from_name, path)
+    return parse(table["site"], table["row"].tolist(), lambda text: whole("site", text), path)
+
+
+def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
+    """The batch column, or the plate's name up to its first underscore."""
+
+    def from_plate(plate: str) -> str:
+        batch, underscore, _ = plate.partition("_")
+        if not (batch and underscore):
+            raise ValueError(
+                f"plate {plate!r} names no batch: '<batch>_<plate>' or a column Metadata_Batch "
+                "was expected"
+            )
+        return batch
+
+    if (table["batch"] == "").all():
+        return parse(table["plate"], table["row"].tolist(), from_plate, path)
+    require_text(table, "batch", path)
+    return table["batch"].tolist()
+
+
+def _files(table: pd.DataFrame, channel: str) -> list[str]:
+    """'<PathName>/<FileName>' with forward slashes."""
+    paths = (path.replace("\\", "/").rstrip("/") for path in table[f"{channel}_path"])
+    names = table[f"{channel}_name"]
+    return [f"{path}/{name}" if path else name for path, name in zip(paths, names, strict=True)]
+
+
+def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float]]:
+    """(compound, rounded concentration) of each row."""
+    return zip(table["compound"], round_concentrations(table["concentration"]), strict=True)
+
+
+def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:
+    """Raises BadData where two fields of one well disagree on what was put on it."""
+    treatment = pd.DataFrame(
+        {
+            "plate": images["plate"],
+            "well": images["well"],
+            "compound": images["compound"],
+            "concentration": round_concentrations(images["concentration"]),
+            "row": images["row"],
+        }
+    ).drop_duplicates(["plate", "well", "compound", "concentration"])
+    mixed = treatment[treatment.duplicated(["plate", "well"])]
+    if len(mixed):
+        row = mixed.iloc[0]
+        raise BadData(
+            f"{path}, line {row['row']}: well {row['well']} of plate {row['plate']} has "
+            f"{row['compound']!r} at {row['concentration']:g}, an earlier line something else"
+        )

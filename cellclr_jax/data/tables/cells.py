@@ -1,0 +1,154 @@
+"""Tables with a row a cell: its image, and what is known of it."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellclr_jax.data.columns import COLUMNS, round_concentrations
+from cellclr_jax.data.tables.csv import (
+    amount,
+    find_column,
+    number_or_none,
+    parse,
+    stream_rows,
+    whole,
+)
+from cellclr_jax.errors import BadData, BadUse
+
+# The names that a column goes by, in lower case, the likelier first.
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "file": (
+        "file",
+        "filename",
+        "file_name",
+        "path",
+        "file_path",
+        "filepath",
+        "image",
+        "image_name",
+        "image_path",
+    ),
+    **{name: (name, f"metadata_{name}", f"image_metadata_{name}") for name in COLUMNS},
+    "label": ("label", "class", "class_name", "metadata_label", "metadata_class"),
+}
+# A header of CellProfiler's has hundreds of names; an error shows as many.
+_NAMES_SHOWN = 15
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """What a table says of cells, row by row.
+
+    Attributes:
+      path: of the table.
+      lines: of the rows in the file, from 1.
+      files: what they call their images.
+      columns: values by name: some of `fields.COLUMNS`, and x and y of a nucleus in its field.
+    """
+
+    path: str
+    lines: Sequence[int]
+    files: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+
+    @property
+    def metadata(self) -> dict[str, Sequence[Any]]:
+        """The columns of `fields.COLUMNS`, in their order."""
+        return {name: self.columns[name] for name in COLUMNS if name in self.columns}
+
+    @property
+    def centers(self) -> list[tuple[float, float]]:
+        """(row, column) of nuclei in pixels of their fields, NaN: unknown; empty: none is told."""
+        if not {"x", "y"} <= self.columns.keys():
+            return []
+        return list(zip(self.columns["y"], self.columns["x"], strict=True))
+
+
+def read_cell_table(
+    path: str | Path,
+    names: Mapping[str, Sequence[str]] = USUAL_NAMES,
+    chosen: Mapping[str, str] | None = None,
+) -> CellTable:
+    """Reads a table of cells.
+
+    A column without a single value counts as missing. Where there are compounds and no
+    concentrations, those are 0, and so is a single one that is empty. A site or replicate that is
+    empty is 0 as well: not told.
+
+    Args:
+      path: a CSV file with a header.
+      names: the names that each column goes by, in lower case.
+      chosen: the name of some columns in this file; they go by no other. Case never matters.
+
+    Raises:
+      BadUse: there is no such file, or it has not a chosen column.
+      BadData: it cannot be read, names no images, two of its columns have one name, or a value is
+        not of its column's type.
+    """
+    rows = stream_rows(path)
+    _, header = next(rows)
+    places = _columns_of(path, [name.strip() for name in header], names, chosen or {})
+    lines: list[int] = []
+    texts: dict[str, list[str]] = {what: [] for what in places}
+    for line, values in rows:
+        lines.append(line)
+        for what, place in places.items():
+            # Millions of rows repeat a few plates and labels: one string of each is kept.
+            texts[what].append(sys.intern(values[place].strip()))
+    if not lines:
+        raise BadData(f"{path}: a header and no rows")
+    files = texts.pop("file")
+    columns: dict[str, Sequence[Any]] = {
+        what: _values(what, column, lines, path) for what, column in texts.items() if any(column)
+    }
+    if "compound" in columns and "concentration" not in columns:
+        columns["concentration"] = [0.0] * len(lines)
+    return CellTable(str(path), lines, files, columns)
+
+
+def _columns_of(
+    path: str | Path,
+    header: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, str],
+) -> dict[str, int]:
+    """Where each column is that the file has."""
+    there = {name.lower() for name in header}
+    shown = ", ".join(header[:_NAMES_SHOWN])
+    for what, name in chosen.items():
+        if what not in names:
+            raise BadUse(f"--label_columns={what}={name}: {what} is none of {', '.join(names)}")
+        if name.lower() not in there:
+            raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")
+    wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
+    places = {what: find_column(header, known, path) for what, known in wanted.items()}
+    if places["file"] is None:
+        raise BadData(
+            f"{path}, line 1: no column {names['file'][0]!r} (any case) that names the images; "
+            f"the header has {shown}"
+        )
+    return {what: place for what, place in places.items() if place is not None}
+
+
+def _values(
+    what: str, texts: Sequence[str], lines: Sequence[int], path: str | Path
+) -> Sequence[Any]:
+    """A column's values, of their type."""
+    if COLUMNS.get(what) is str:
+        return texts
+    parsers: dict[str, Callable[[str, str], Any]] = {
+        "concentration": _or_zero(amount),
+        "x": number_or_none,
+        "y": number_or_none,
+    }
+    parse_text = parsers.get(what, _or_zero(whole))
+    values = parse(texts, lines, lambda text: parse_text(what, text), path)
+    # Rounded as those of a release are: cells of one concentration belong together.
+    return round_concentrations(values).tolist() if what == "concentration" else values
+
+
+def _or_zero(parse_text: Callable[[str, str], float]) -> Callable[[str, str], float]:
+    """The same parser, with 0 for an empty text."""
+    return lambda what, text: parse_text(what, text) if text else 0

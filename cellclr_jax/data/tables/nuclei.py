@@ -1,0 +1,393 @@
+"""Tables of nuclei found by CellProfiler or DeepProfiler."""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from cellclr_jax.data.sources.source import Field
+from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.errors import BadData, BadUse
+
+_CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
+# An image table may hold such columns for the mean of an image's objects: no nucleus lies there.
+_AGGREGATES = ("mean", "median", "stdev")
+# A header of CellProfiler's has hundreds of names; an error shows as many.
+_NAMES_SHOWN = 15
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """A CSV file of which the header is read.
+
+    Attributes:
+      path: of the file.
+      names: of the columns in lower case; `<object>_<measurement>` where the header has two rows.
+      rows: (line, values) of what follows the header, read as they are asked for.
+      combined: whether the header has two rows.
+    """
+
+    path: Path
+    names: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+    combined: bool = False
+
+    def column(self, names: Sequence[str]) -> int | None:
+        """Where the first of some names is that the header has."""
+        return next((self.names.index(name) for name in names if name in self.names), None)
+
+    def bad_header(self, reason: str) -> BadData:
+        """The error that says what is wrong with the header, and what it has."""
+        header = ", ".join(self.names[:_NAMES_SHOWN])
+        return BadData(f"{self.path}, line 1: {reason}; the header has {header}")
+
+    def require_centers(self) -> None:
+        """Raises BadData where the header names no centre, or those of several objects."""
+        _ = self._axes
+
+    def center(self, values: Sequence[str]) -> tuple[float, float] | None:
+        """The centre of a row's nucleus.
+
+        Returns:
+          (row, column) in pixels from 0; None where a row of several objects has no nucleus.
+
+        Raises:
+          BadData: as `require_centers`.
+          ValueError: a coordinate is no number of at least 0.
+        """
+        x, y = (values[column] for column in self._axes)
+        # Where another object has more members than the nuclei, their columns are filled up.
+        if self.combined and not _is_number(x) and not _is_number(y):
+            return None
+        return _coordinate("y", y), _coordinate("x", x)
+
+    @functools.cached_property
+    def _axes(self) -> tuple[int, int]:
+        """The columns of x and y."""
+        found: dict[str, dict[str, int]] = {}
+        kinds = dict.fromkeys(("location", "areashape"))
+        for kind, (column, name) in itertools.product(kinds, enumerate(self.names)):
+            match = _CENTER.fullmatch(name)
+            if match and match[2] == kind:
+                # Either kind will do: the first is taken.
+                found.setdefault(match[1] or "", {}).setdefault(match[3], column)
+        whole = {
+            name: axes
+            for name, axes in found.items()
+            if len(axes) == 2 and name.split("_")[0] not in _AGGREGATES
+        }
+        nuclei = [name for name in whole if "nucle" in name] or list(whole)
+        if not nuclei:
+            raise self.bad_header(
+                "no columns Location_Center_X and Location_Center_Y (in any case, an object's name "
+                "may come before them)"
+            )
+        if len(nuclei) > 1:
+            raise self.bad_header(
+                f"centres of several objects ({', '.join(sorted(nuclei))}), those of nuclei were "
+                "expected"
+            )
+        return whole[nuclei[0]]["x"], whole[nuclei[0]]["y"]
+
+
+def open_table(path: Path) -> ObjectTable:
+    """Reads the header of a table.
+
+    Raises:
+      BadUse, BadData: see `csv_rows.stream_rows`; the rows raise BadData as they are read.
+    """
+    rows = stream_rows(path)
+    names = [name.strip().lower() for name in next(rows)[1]]
+    if names[0] != "image":
+        return ObjectTable(path, names, rows)
+    second = next(rows, None)
+    if second is None:
+        return ObjectTable(path, names, rows)
+    below = [name.strip().lower() for name in second[1]]
+    if not any(map(_CENTER.fullmatch, below)):
+        return ObjectTable(path, names, itertools.chain([second], rows))
+    joined = [f"{above}_{name}" for above, name in zip(names, below, strict=True)]
+    return ObjectTable(path, joined, rows, combined=True)
+
+
+def _coordinate(axis: str, text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text) if _is_number(text) else math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{axis} {text.strip()!r}: a number of at least 0 was expected")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
+
+
+# The names a column goes by, in lower case.
+_PLATE = ("metadata_plate", "image_metadata_plate", "image_metadata_plate_dapi", "plate")
+_WELL = ("metadata_well", "image_metadata_well", "image_metadata_well_dapi", "well")
+_SITE = ("metadata_site", "image_metadata_site", "metadata_field", "image_metadata_field", "site")
+_NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
+_FILE = re.compile(r"(?:image_)?filename_.+")
+_LOCATIONS = re.compile(r"(.+)-([^-]+)-nuclei\.csv", re.IGNORECASE)
+# `B2` is `B02`; `f01`, `s1`, `1` and `1.0` are the same site.
+_WELL_NAME = re.compile(r"([a-z]+)0*(\d+)", re.IGNORECASE)
+_SITE_NAME = re.compile(r"[a-z]*0*(\d+)(?:\.0*)?", re.IGNORECASE)
+_EXPECTED = (
+    "columns Metadata_Plate, Metadata_Well and Metadata_Site, or FileName_<channel>, or "
+    "ImageNumber and a table *Image.csv beside it were expected"
+)
+
+# A field's centres (row, column), in the order of the table, each with its line there.
+_Centers = dict[tuple[float, float], int]
+# (plate, well, site) as they are compared.
+_Place = tuple[str, str, str]
+# Finds the index of a row's field; None where it belongs to none. ValueError where it cannot.
+_Locate = Callable[[list[str]], int | None]
+
+
+def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list[tuple[str, str]]]:
+    """Fills the centres of fields from what another program has found.
+
+    Rows of fields that are not asked for are passed over: a build may take a few wells of a plate.
+    Whether a centre lies inside its image shows when that is read.
+
+    Args:
+      path: DeepProfiler's `locations` folder, or the folder that holds it: a table
+        `<plate>/<well>-<site>-Nuclei.csv` for each field. Or one table of CellProfiler's, a row a
+        nucleus: `[<Object>_]Location_Center_X` and `..._Y` (or `AreaShape_Center_`), and what tells
+        its field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
+        image files in a column `FileName_<channel>`, or `ImageNumber`, with a table `*Image.csv`
+        beside it that has these columns. Names match whatever their case.
+      fields: fields of view, whose files are their channels.
+
+    Returns:
+      The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
+      () where a table is empty, or the image table lists a field that has no nucleus.
+      (name, reason) of each field of which nothing is known.
+
+    Raises:
+      BadUse: there is no such file or folder, or fields without plate, well and site are looked for
+        by them.
+      BadData: a table cannot be read, says not which field a row belongs to, has a coordinate that
+        is no number of at least 0, or a centre twice; or not one of the fields is in it.
+    """
+    if path.is_dir():
+        found, where = _from_locations(path, fields)
+    else:
+        found, where = _from_table(path, fields), {}
+    filled = [
+        replace(field, centers=tuple(found[index]))
+        for index, field in enumerate(fields)
+        if index in found
+    ]
+    problems = [
+        (field.name, where.get(index, f"no row of it in {path}"))
+        for index, field in enumerate(fields)
+        if index not in found
+    ]
+    if fields and not filled:
+        name, reason = problems[0]
+        raise BadData(f"{path}: holds not one of the {len(fields)} fields; {name}: {reason}")
+    return filled, problems
+
+
+def _from_locations(
+    path: Path, fields: Sequence[Field]
+) -> tuple[dict[int, _Centers], dict[int, str]]:
+    """Centres by a field's index, and what is missing of the others."""
+    inside = (path / "inputs" / "locations", path / "locations")
+    root = next((folder for folder in inside if folder.is_dir()), path)
+    folders = {folder.name: folder for folder in root.iterdir() if folder.is_dir()}
+    places = _by_place(fields)
+    if len(places) < len(fields):
+        raise BadUse(
+            f"{path}: locations are found by plate, well and site, which this source does not tell"
+        )
+    files = _location_files(
+        [folders[plate] for plate in sorted({p for p, _, _ in places}) if plate in folders]
+    )
+    found: dict[int, _Centers] = {}
+    missing = {}
+    for place, index in places.items():
+        if place in files:
+            found[index] = {}
+            _collect(open_table(files[place]), _always(index), found)
+        elif place[0] in folders:
+            missing[index] = f"no file {'-'.join(place[1:])}-Nuclei.csv in {folders[place[0]]}"
+        else:
+            missing[index] = f"no folder {place[0]} in {root}"
+    return found, missing
+
+
+def _always(index: int) -> _Locate:
+    return lambda _: index
+
+
+def _location_files(plates: Sequence[Path]) -> dict[_Place, Path]:
+    """The tables in the folders of plates."""
+    files: dict[_Place, Path] = {}
+    for plate in plates:
+        for file in sorted(plate.iterdir()):
+            match = _LOCATIONS.fullmatch(file.name)
+            if match:
+                place = _place(plate.name, *match.groups())
+                if place in files:
+                    raise BadData(f"{file}: the same field as {files[place].name}")
+                files[place] = file
+    return files
+
+
+def _from_table(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
+    """Centres by a field's index."""
+    table, finder = open_table(path), _Finder(fields)
+    found: dict[int, _Centers] = {}
+    locate = finder.rows_of(table)
+    if locate is None:
+        listed, locate = _by_image_number(table, finder)
+        found = {index: {} for index in listed}
+    _collect(table, locate, found)
+    return found
+
+
+def _collect(table: ObjectTable, locate: _Locate, found: dict[int, _Centers]) -> None:
+    """Adds the centres of a table to those that are found, by the index of their field."""
+    table.require_centers()
+    for line, values in table.rows:
+        try:
+            index = locate(values)
+            if index is None:
+                continue
+            there = found.setdefault(index, {})
+            center = table.center(values)
+        except ValueError as error:
+            raise BadData(f"{table.path}, line {line}: {error}") from error
+        if center in there:
+            raise BadData(
+                f"{table.path}, line {line}: the centre of line {there[center]} again; each "
+                "nucleus was expected once"
+            )
+        if center is not None:
+            there[center] = line
+
+
+class _Finder:
+    """Finds fields by plate, well and site, or else by the name of one of their files."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._places = _by_place(fields)
+        # With its plate, and without ('') for tables that tell none: several fields may have it.
+        self._files: dict[tuple[str, str], set[int]] = {}
+        for index, field in enumerate(fields):
+            for file in field.files:
+                for plate in ("", field.plate):
+                    self._files.setdefault((plate, _file_name(file.name)), set()).add(index)
+
+    def rows_of(self, table: ObjectTable) -> _Locate | None:
+        """What finds the index of a row's field (None: of no field), if the table tells."""
+        place = [table.column(names) for names in (_PLATE, _WELL, _SITE)]
+        files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
+        if None in place and not files:
+            return None
+        known: dict[tuple[str, ...], int | None] = {}
+
+        def locate(values: list[str]) -> int | None:
+            texts = [values[i].strip() if i is not None else "" for i in (*place, *files)]
+            key = tuple(texts)
+            if key not in known:
+                known[key] = self._find(texts[:3], texts[3:])
+            return known[key]
+
+        return locate
+
+    def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
+        """The index of a field; ValueError where it could be one of several."""
+        index = self._places.get(_place(*place))
+        if index is not None:
+            return index
+        for name in files:
+            fields = self._files.get((place[0], _file_name(name)), set())
+            if len(fields) > 1:
+                raise ValueError(
+                    f"{len(fields)} fields have a file {name!r}: a column Metadata_Plate that "
+                    "tells them apart was expected"
+                )
+            if fields:
+                return next(iter(fields))
+        return None
+
+
+def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
+    """The indices of the fields that the image table beside a table lists; what finds a row's."""
+    images = open_table(_image_table(table))
+    locate = finder.rows_of(images)
+    pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
+    shared = [(own, its) for own, its in pairs if own is not None and its is not None]
+    if locate is None or None in pairs[-1]:
+        raise BadData(f"{table.path} and {images.path}: nothing tells a row's field; {_EXPECTED}")
+    known: dict[tuple[str, ...], int | None] = {}
+    lines: dict[int, int] = {}
+    for line, values in images.rows:
+        key = tuple(_site(values[its]) for _, its in shared)
+        try:
+            index = locate(values)
+        except ValueError as error:
+            raise BadData(f"{images.path}, line {line}: {error}") from error
+        if key in known:
+            raise BadData(f"{images.path}, line {line}: ImageNumber {key[-1]} again")
+        known[key] = index
+        if index is not None and lines.setdefault(index, line) != line:
+            raise BadData(f"{images.path}, line {line}: the field of line {lines[index]} again")
+
+    def numbered(values: list[str]) -> int | None:
+        key = tuple(_site(values[own]) for own, _ in shared)
+        if key not in known:
+            raise ValueError(f"ImageNumber {key[-1]!r} is not in {images.path}")
+        return known[key]
+
+    return list(lines), numbered
+
+
+def _image_table(table: ObjectTable) -> Path:
+    """The image table of the same export: `MyExpt_Image.csv` beside `MyExpt_Nuclei.csv`."""
+    if table.column(_NUMBERS[-1]) is None:
+        raise table.bad_header(f"nothing tells a row's field: {_EXPECTED}")
+    folder, name = table.path.parent, table.path.name.lower()
+    beside = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
+    # The longest beginning that both names have is the export's.
+    same = [path for path in beside if name.startswith(path.name.lower().removesuffix("image.csv"))]
+    if not same and len(beside) != 1:
+        raise BadData(f"{table.path}: no table *Image.csv of its export beside it; {_EXPECTED}")
+    return max(same or beside, key=lambda path: len(path.name))
+
+
+def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
+    """The indices of the fields that have a plate, a well and a site."""
+    places: dict[_Place, int] = {}
+    for index, field in enumerate(fields):
+        if {"plate", "well", "site"} <= set(field.metadata):
+            place = _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"]))
+            if place in places:
+                raise BadData(f"fields {fields[places[place]].name} and {field.name} are the same")
+            places[place] = index
+    return places
+
+
+def _place(plate: str, well: str, site: str) -> _Place:
+    match = _WELL_NAME.fullmatch(well)
+    return plate, f"{match[1].upper()}{int(match[2]):02d}" if match else well, _site(site)
+
+
+def _site(text: str) -> str:
+    """A site's or an image's number."""
+    match = _SITE_NAME.fullmatch(text.strip())
+    return match[1] if match else text.strip()
+
+
+def _file_name(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name

@@ -1,0 +1,263 @@
+"""Devices: the mesh, shardings, several processes, and the cache of compiled programs."""
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import re
+import tempfile
+import threading
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cellclr_jax import cli
+from cellclr_jax.console import say
+from cellclr_jax.errors import BadUse
+
+AXIS = "data"
+# A process that is silent for so long counts as dead, and the others end: within a minute.
+_HEARTBEAT_SECONDS = 45
+# A process that fails waits so long for others that fail likewise, e.g. for a wrong setting: JAX
+# would end them for its sake.
+_SECONDS_TO_PART = 5.0
+# What collectives, the coordination service and its barriers say where a process is gone.
+_PEER_GONE = re.compile(
+    r"gloo|nccl|coordination|heartbeat|barrier|socket closed|connection (reset|closed|refused)"
+    r"|DEADLINE_EXCEEDED|UNAVAILABLE",
+    re.IGNORECASE,
+)
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A one-dimensional mesh over the devices of all processes.
+
+    Args:
+      devices: takes only the first ones (for tests on one process); None takes all.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    chosen = jax.devices()[:devices]
+    if devices is not None and len(chosen) < devices:
+        raise ValueError(f"{devices} devices were asked for, there are {len(chosen)}")
+    return mesh_of(chosen)
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over these devices, those of a process beside each other.
+
+    `jax.make_mesh` would follow the torus of a TPU pod slice, to and fro between its hosts. The
+    rows of a host are to be one piece of the whole (see `to_global`).
+    """
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(in_order), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def to_global(mesh: Mesh, minibatch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes global arrays, divided by rows, from this process's rows.
+
+    Args:
+      mesh: over all devices.
+      minibatch: arrays [b, ...] of this process; all processes hold equally many rows, in the
+        order of their process index.
+
+    Returns:
+      The same names, arrays [B, ...] over the mesh.
+    """
+    rows = by_rows(mesh)
+    # The one place where data go to the devices on purpose; JAX calls it implicit on several hosts.
+    with jax.transfer_guard("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(rows, local)
+            for name, local in minibatch.items()
+        }
+
+
+def to_host(tree: Any) -> Any:
+    """Fetches a tree of global arrays to this process as NumPy arrays, whole."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def round_up(rows: int, mesh: Mesh) -> int:
+    """The smallest multiple of the mesh's size that holds so many rows."""
+    return math.ceil(rows / mesh.size) * mesh.size
+
+
+def use_all_cores(cells: int) -> None:
+    """Gives the CPU backend one device per core, before JAX starts it.
+
+    XLA divides a program among devices better than a convolution among threads. The count is the
+    largest that divides so many cells: those of a minibatch or micro-batch. Where JAX finds an
+    accelerator, or the environment sets the number of CPU devices, this changes nothing.
+    """
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if forced or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = next(n for n in range(cores or 1, 0, -1) if cells % n == 0)
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
+    """Joins this process with the others of its job.
+
+    TPU pod slices, Slurm and Open MPI tell each process its place; elsewhere the environment does:
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    From now on an error ends this process at once, whatever the others are waiting for, and one
+    that comes of another's end says so.
+
+    Args:
+      heartbeat_seconds: a process that is silent for so long ends the job.
+
+    Raises:
+      BadUse: nothing tells this process its place, or what does is no number.
+    """
+    count, rank = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    place: dict[str, Any] = {}
+    cli.join_job(lost_peer, _leave)
+    try:
+        if count is not None and rank is not None:
+            place = {"num_processes": int(count), "process_id": int(rank)}
+        jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
+    except ValueError as error:
+        raise BadUse(
+            f"--distributed: {str(error).rstrip('.')}. Outside of TPU slices, Slurm and Open MPI, "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell a "
+            "process its place"
+        ) from error
+
+
+def lost_peer(error: BaseException | None) -> str | None:
+    """One line that says that another process is gone, where an error comes of that."""
+    while error is not None:
+        message = " ".join(str(error).split())
+        if not isinstance(error, BadUse) and _PEER_GONE.search(message):
+            return (
+                f"another process of the job is gone or does not answer ({message[:120]}); when "
+                "none is left, the same command on all of them goes on with what is done"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends this process without JAX's own way out, which waits minutes for the others."""
+    goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    goodbye.start()
+    goodbye.join(_SECONDS_TO_PART)
+    os._exit(status)
+
+
+OFF = "off"
+# Programs of a second's parts add up: a run has a dozen of them.
+_LEAST_SECONDS = 0.2
+# A step of a large network takes some ten megabytes; older programs go first.
+_MOST_BYTES = 4 << 30
+_ENTRIES = "*-cache"
+_CHECKED = ".checked"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+def keep_compiled_programs(choice: str | None) -> None:
+    """Has JAX keep the programs that it compiles, and take up those that it kept.
+
+    Whatever goes wrong here costs time and nothing else.
+
+    Args:
+      choice: a folder, or `off`; None takes JAX_COMPILATION_CACHE_DIR where that is set, else a
+        folder of this user.
+    """
+    if choice == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    if choice is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # One that cannot be read or written is compiled again: no more than that is to be told.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    try:
+        folder = Path(choice) if choice else _folder()
+        # They are code: nobody else may put some there.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        _tidy(folder)
+    except (OSError, RuntimeError) as error:  # of them the second: there is no home
+        say(f"note: compiled programs are not kept: {error} (--compilation_cache=DIR|off)")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
+
+
+def _folder() -> Path:
+    """The user's own, for this kind of processor: a program of another one may end this one."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kind = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        kind += f"-{hashlib.blake2b(told.encode(), digest_size=4).hexdigest()}"
+    return Path(cache, "cellclr_jax", "xla", kind)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes programs that were cut off while they were written, and old ones beyond a size.
+
+    JAX writes them in place. One that another process is writing may go as well: it is compiled
+    again.
+    """
+    files = []
+    for path in folder.glob(_ENTRIES):
+        with contextlib.suppress(FileNotFoundError):  # another process tidies up likewise
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = 0
+    for _, size, path in sorted(files, reverse=True):
+        total += size
+        with contextlib.suppress(FileNotFoundError):
+            if total > _MOST_BYTES or not _whole(path):
+                path.with_suffix(_CHECKED).unlink(missing_ok=True)
+                path.unlink()
+
+
+def _whole(path: Path) -> bool:
+    """Whether a program can be unpacked; one of the size that it had is not looked at again."""
+    checked = path.with_suffix(_CHECKED)
+    size = str(path.stat().st_size)
+    if checked.exists() and checked.read_text() == size:
+        return True
+    try:
+        content = path.read_bytes()
+        if content.startswith(_ZSTD):
+            import zstandard
+
+            zstandard.ZstdDecompressor().decompress(content)
+        else:
+            zlib.decompress(content)
+    except ImportError:  # whoever wrote it can tell
+        return True
+    except Exception:  # of one of two libraries
+        return False
+    checked.write_text(size)
+    return True

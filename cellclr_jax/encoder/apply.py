@@ -1,0 +1,233 @@
+"""Cells to embeddings: a run's encoder, restored, visits every cell of a dataset once."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from etils import epath
+from jax.sharding import Mesh
+
+from cellclr_jax import devices
+from cellclr_jax.console import Progress, plural, say
+from cellclr_jax.data import minibatches
+from cellclr_jax.encoder.baselines import (
+    STATISTICS,
+    PixelComponents,
+    intensity_statistics,
+    pixel_features,
+)
+from cellclr_jax.encoder.load import Encoding
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import profiles
+from cellclr_jax.profiling.profiles import sites_of
+from cellclr_jax.run_folder import check_channels
+from cellclr_jax.training.checkpoints import (
+    CHECKPOINTS,
+    Checkpoints,
+)
+from cellclr_jax.training.initial_weights import (
+    START,
+    read_initial_weights,
+)
+from cellclr_jax.training.setup import root_key
+from cellclr_jax.training.step import Variables
+
+# Cells of a minibatch; forward passes alone, so that it fits wherever training does.
+MINIBATCH = 512
+
+Features = dict[str, jax.Array]
+# Takes the rows [b] of a minibatch and their features [b, D] by name.
+Receiver = Callable[[np.ndarray, Mapping[str, np.ndarray]], None]
+
+
+def restore(
+    workdir: epath.Path, step: str, encoding: Encoding, mesh: Mesh
+) -> tuple[int, dict[str, Variables], dict[str, Any]]:
+    """Reads the encoder of a checkpoint.
+
+    Args:
+      workdir: of the run.
+      step: `last`, `best` (by validation loss) or a number.
+      encoding: of the run's config, on the dataset that will be embedded.
+      mesh: the devices.
+
+    Returns:
+      (the step's number, variables by name: `trained`, `untrained`; the run's progress).
+
+    Raises:
+      BadUse: there is no such checkpoint, or its channels are not the dataset's.
+      BadData: it cannot be read.
+    """
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
+    checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
+    with contextlib.closing(checkpoints):
+        number = checkpoints.find(step)
+        # Asked first: arrays of another number of channels cannot even be restored.
+        check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
+        init = jax.jit(encoding.init_variables, out_shardings=devices.replicated(mesh))
+        untrained = init(root_key(encoding.config.seed, mesh))
+        trained, progress = checkpoints.restore_part(number, untrained)
+    started = _as_it_started(encoding, untrained, progress)
+    return number, {"trained": trained, "untrained": started}, progress
+
+
+def _as_it_started(encoding: Encoding, random: Variables, progress: Mapping[str, Any]) -> Variables:
+    """The variables that training started from, which may be those of another run."""
+    if (start := progress.get(START)) is None:
+        return random
+    config = encoding.config
+    settings = {**config.init, "step": start["step"]}
+    try:
+        found = read_initial_weights(settings, config.model.encoder, random, encoding.cells)
+        if found is None or found.told() != start:
+            raise BadData(f"{settings['workdir']} holds other weights now")
+    except (BadUse, BadData) as error:
+        say(f"note: untrained is a random encoder, since its start is gone: {error}")
+        return random
+    return found.in_place_of(random)
+
+
+def site_profiles(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    *receivers: Receiver,
+    pixels: PixelComponents | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Mean features of each site, every cell visited once.
+
+    Args:
+      encoding: dataset, model and normalisation; the dataset has plates, wells and compounds.
+      mesh: the devices.
+      variables: of encoders by name, on every device.
+      receivers: see `visit`.
+      pixels: see `visit`.
+
+    Returns:
+      A profile table for each encoder, one named `intensity`, and `pixels` where they are asked
+      for; one row a site, with Metadata_CellCount.
+
+    Raises:
+      BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
+    """
+    cells = encoding.cells
+    sites, index = sites_of(cells.table)
+    profiles.check_wells(sites)
+    if left_out := int((index < 0).sum()):
+        say(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
+    accumulators: dict[str, profiles.WellAccumulator] = {}
+
+    def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        for name, values in features.items():
+            if name not in accumulators:
+                columns = _columns(name, values.shape[1], cells.channels)
+                accumulators[name] = profiles.WellAccumulator(sites, columns)
+            accumulators[name].add(values, index[rows])
+
+    rows = np.arange(len(cells.table))
+    visit(encoding, mesh, variables, rows, add, *receivers, pixels=pixels)
+    return {name: accumulator.table() for name, accumulator in accumulators.items()}
+
+
+def visit(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    rows: np.ndarray,
+    *receivers: Receiver,
+    pixels: PixelComponents | None = None,
+) -> None:
+    """Embeds cells, each once, and hands their features on minibatch by minibatch.
+
+    Args:
+      encoding: dataset, model and normalisation.
+      mesh: the devices.
+      variables: of encoders by name, on every device.
+      rows: [N] of the dataset.
+      receivers: are called with each minibatch: its rows, features of each encoder and those
+        named `intensity`.
+      pixels: components of the dataset; with them there are features named `pixels`.
+    """
+    visit_chunks(encoding, mesh, variables, [rows], *receivers, pixels=pixels)
+
+
+def visit_chunks(
+    encoding: Encoding,
+    mesh: Mesh,
+    variables: Mapping[str, Variables],
+    chunks: Sequence[np.ndarray],
+    *receivers: Receiver,
+    intensities: bool = True,
+    pixels: PixelComponents | None = None,
+) -> None:
+    """Visits chunks of cells one after the other as `visit` does.
+
+    No minibatch has cells of two chunks: what is computed of one does not depend on the others.
+
+    Args:
+      encoding, mesh, variables, receivers, pixels: see `visit`.
+      chunks: [n] rows of the dataset each.
+      intensities: whether there are features named `intensity`.
+    """
+    embed = compile_embedding(encoding, mesh, intensities=intensities, pixels=pixels)
+    size = devices.round_up(MINIBATCH, mesh)
+    process = (jax.process_index(), jax.process_count())
+    cells = sum(len(rows) for rows in chunks)
+    with Progress(cells, process[0] == 0, unit="cell", task="embedded") as progress:
+        for rows in chunks:
+            read = minibatches.sequential_minibatches(
+                encoding.cells, rows, minibatch_size=size, process=process
+            )
+            for real, local in read:
+                found = devices.to_host(embed(variables, devices.to_global(mesh, local)))
+                features = {name: values[: len(real)] for name, values in found.items()}
+                for receive in receivers:
+                    receive(real, features)
+                progress.step(units=len(real))
+
+
+def compile_embedding(
+    encoding: Encoding,
+    mesh: Mesh,
+    *,
+    intensities: bool = True,
+    pixels: PixelComponents | None = None,
+) -> Callable[..., Features]:
+    """A jitted function (variables by name, minibatch) → features [B, D] by name.
+
+    Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
+    statistics of the raw ones, where `intensities` are asked for, and `pixels` the components of
+    the normalised ones, where there are some.
+    """
+
+    def embed(
+        variables: Mapping[str, Any],
+        pixels: PixelComponents | None,
+        minibatch: Mapping[str, jax.Array],
+    ) -> Features:
+        crops = encoding.images(minibatch)
+        images = encoding.standardized(encoding.resized(crops))
+        features: Features = {}
+        for name, weights in variables.items():
+            features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])
+        if intensities:
+            features["intensity"] = intensity_statistics(minibatch["image"])
+        if pixels is not None:
+            features["pixels"] = pixel_features(crops, pixels)
+        return features
+
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
+    jitted = jax.jit(embed, in_shardings=(everywhere, everywhere, rows), out_shardings=rows)
+    return lambda variables, minibatch: jitted(variables, pixels, minibatch)
+
+
+def _columns(name: str, width: int, channels: list[str]) -> list[str]:
+    if name == "pixels":
+        return profiles.feature_names(width, "PixelComponent")
+    if name != "intensity":
+        return profiles.feature_names(width)
+    return [f"Intensity_{statistic}_{channel}" for statistic in STATISTICS for channel in channels]

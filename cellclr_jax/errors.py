@@ -1,0 +1,9 @@
+"""Exceptions that a binary reports in one line. Imports nothing."""
+
+
+class BadUse(Exception):
+    """A wrong flag, path or setting: the binary ends with exit status 2."""
+
+
+class BadData(Exception):
+    """Input that cannot be used (which file, which row, what was expected): exit status 1."""

@@ -1,1 +1,0 @@
-"""What the training loop of `train` is made of: what feeds, watches, scores and stops it."""

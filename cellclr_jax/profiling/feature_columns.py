@@ -1,0 +1,211 @@
+"""Which columns of a profile table are metadata, which are features, and which are neither.
+
+A compound's number among the features gives the answer away, so a numeric column has to look like
+a measurement to count as one; what is left out is named, never dropped in silence.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data.columns import METADATA
+from cellclr_jax.errors import BadData
+
+_PREFIX = re.compile(r"^(image_)?metadata_", re.IGNORECASE)
+# BBBC021's image table ends its plate and well with the channel they were read from.
+_SUFFIX = re.compile(r"_(dapi|dna)$", re.IGNORECASE)
+_OWN_FEATURE = re.compile(r"^cellclr_\d+$")
+# CellProfiler measures a compartment: such a column is a measurement, whatever else its name says.
+_COMPARTMENT = re.compile(r"^(cells?|cytoplasm|nuclei|nucleus)_", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# A column with one of these words in its name says which row it is, not how its cells look.
+_IDENTIFYING = re.compile(
+    r"id|ids|uid|index|idx|number|num|count|counts|code|label|class|cluster|unnamed|metadata"
+    r"|compound|drug|treatment|concentration|dose|moa|mechanism|target|barcode|smiles|inchi|broad"
+    r"|plate|well|site|batch|week|replicate|row|rows|column|columns|col|cols|table|image|object"
+    r"|field|center|centre|location|timestamp|date|run"
+)
+
+# Rows that are looked at before all others.
+_FIRST = 100
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a profile table.
+
+    Attributes:
+      features: the numeric columns that are measurements, in the table's order.
+      left_out: the columns that are neither features nor metadata, and why.
+    """
+
+    features: list[str]
+    left_out: dict[str, str]
+
+
+def canonical_metadata(table: pd.DataFrame) -> pd.DataFrame:
+    """Renames metadata columns to `Metadata_*` (CellProfiler's, plain, in any case).
+
+    Raises:
+      BadData: two columns mean the same and differ.
+    """
+    names = [canonical_name(str(column)) or str(column) for column in table.columns]
+    renamed = table.set_axis(names, axis=1)
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        values = renamed.loc[:, [n == name for n in names]].astype(str).to_numpy()
+        if (values != values[:, :1]).any():
+            sources = [str(c) for c, n in zip(table.columns, names, strict=True) if n == name]
+            raise BadData(f"columns {', '.join(sources)} mean the same and differ: keep one")
+    return renamed.loc[:, ~renamed.columns.duplicated()]
+
+
+def canonical_name(column: str) -> str | None:
+    """The `Metadata_*` name of a column that is known metadata, else None."""
+    stripped = _PREFIX.sub("", column)
+    if stripped != column:
+        stripped = _SUFFIX.sub("", stripped)
+    return METADATA.get(stripped.lower().replace("_", "").replace(" ", ""))
+
+
+def own_features(table: pd.DataFrame) -> list[str]:
+    """The features of a table of this package's own making: every column but `Metadata_*`.
+
+    Their names hold those of channels, which may be any word: `split_columns` would take a channel
+    `target` for a compound's.
+    """
+    return [str(column) for column in table if not str(column).startswith("Metadata_")]
+
+
+def metadata_columns(table: pd.DataFrame) -> list[str]:
+    """The columns that are metadata, by their names, in the table's order."""
+    return [str(c) for c in table if canonical_name(str(c)) or _PREFIX.match(str(c))]
+
+
+def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Columns:
+    """Tells features from everything else.
+
+    1. `Metadata_*`, `Image_Metadata_*` and the names of `METADATA` are metadata.
+    2. Where there are `cellclr_<n>` columns, they alone are the features.
+    3. A column of a CellProfiler compartment (Cells_, Cytoplasm_, Nuclei_) is a feature.
+    4. A column whose name holds an identifying word (id, number, count, dose …), that is text, or
+       whose whole numbers stand one to one for a compound, MoA, plate, batch or concentration, is
+       left out.
+    5. Every other numeric column is a feature.
+
+    Args:
+      table: any profile table.
+      known: what is known of its rows, `Metadata_*`; None takes the table's own metadata.
+
+    Returns:
+      The features, and what was left out with the reason.
+
+    Raises:
+      BadData: a feature column is text, or most but not all of a column are numbers.
+    """
+    metadata = set(metadata_columns(table))
+    names = [str(column) for column in table if str(column) not in metadata]
+    own = [name for name in names if _OWN_FEATURE.match(name)]
+    if own:
+        left = {name: "not a cellclr_ column" for name in names if name not in set(own)}
+        for name in own:
+            _require_numeric(table, name)
+        return Columns(own, left)
+    keys = _keys(canonical_metadata(table[list(metadata)]) if known is None else known)
+    features, left_out = [], {}
+    for name in names:
+        reason = _why_not_a_feature(name, table[name], keys)
+        if reason:
+            left_out[name] = reason
+        else:
+            features.append(name)
+    return Columns(features, left_out)
+
+
+def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[str]) -> pd.DataFrame:
+    """Metadata and features side by side; the table shares the memory of the features.
+
+    Args:
+      table: [N] rows of metadata.
+      values: [N, D] float64.
+      features: the D names.
+    """
+    joined = pd.DataFrame(values, columns=list(features), copy=False)
+    for place, column in enumerate(table):
+        joined.insert(place, str(column), table[column].to_numpy())
+    return joined
+
+
+def _why_not_a_feature(name: str, values: pd.Series, keys: dict[str, np.ndarray]) -> str:
+    """'' for a feature, else the reason."""
+    if _COMPARTMENT.match(name):
+        _require_numeric(values.to_frame(name), name)
+        return ""
+    words = [word for word in _WORDS.findall(name) if _IDENTIFYING.fullmatch(word.lower())]
+    if words:
+        return f"its name says {' and '.join(words)}"
+    if name.lower().startswith("image_"):
+        return "describes an image, not cells"
+    if pd.api.types.is_bool_dtype(values):
+        return "true or false"
+    if not pd.api.types.is_numeric_dtype(values):
+        if pd.to_numeric(values, errors="coerce").notna().mean() > 0.5:
+            _require_numeric(values.to_frame(name), name)
+        return "text"
+    return _stands_for(values.to_numpy(), keys)
+
+
+def _require_numeric(table: pd.DataFrame, name: str) -> None:
+    """Raises BadData where a feature column holds text."""
+    values = table[name]
+    if pd.api.types.is_numeric_dtype(values):
+        return
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = np.flatnonzero((numbers.isna() & values.notna()).to_numpy())
+    row = int(wrong[0]) if len(wrong) else 0
+    raise BadData(f"feature {name!r}: row {row + 1} holds {values.iloc[row]!r}, not a number")
+
+
+def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Integer codes of what a column of whole numbers could stand for, and the concentrations."""
+    keys = {}
+    for name in ("Compound", "MoA", "Plate", "Batch"):
+        if f"Metadata_{name}" in known:
+            keys[name.lower()] = pd.factorize(known[f"Metadata_{name}"])[0]
+    if "Metadata_Concentration" in known:
+        numbers = pd.to_numeric(known["Metadata_Concentration"], errors="coerce")
+        keys["concentration"] = numbers.to_numpy(np.float64)
+    return keys
+
+
+def _equals(values: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether a column that is not constant holds these numbers; most differ in the first rows."""
+    for rows in (slice(_FIRST), slice(None)):
+        same = np.isclose(values[rows], wanted[rows], rtol=1e-6, atol=0, equal_nan=True)
+        if not same.all():
+            return False
+    return len(np.unique(values)) > 1
+
+
+def _stands_for(values: np.ndarray, keys: dict[str, np.ndarray]) -> str:
+    """What a numeric column gives away, or ''.
+
+    Measurements averaged over cells are hardly ever whole numbers, and never one and the same for
+    all wells of a compound.
+    """
+    if "concentration" in keys and _equals(values, keys["concentration"]):
+        return "equals the concentration"
+    if not np.array_equal(values[:_FIRST], np.rint(values[:_FIRST])):
+        return ""
+    if not np.array_equal(values, np.rint(values)):
+        return ""
+    codes = pd.factorize(values)[0]
+    for name, key in keys.items():
+        groups = len(np.unique(key))
+        pairs = len(np.unique(np.stack([codes, pd.factorize(key)[0]]), axis=1).T)
+        # One row a group proves nothing: any column of distinct numbers would match.
+        if 2 < groups < len(key) and pairs == groups == len(np.unique(codes)):
+            return f"stands one to one for the {name}"
+    return ""

@@ -1,0 +1,276 @@
+"""Writes an evaluation down: metrics.json, profile tables, figures, the HTML page, the console."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from cellclr_jax.profiling.evaluation import Evaluation, Options
+from cellclr_jax.profiling.exports import check_formats, write_table
+from cellclr_jax.profiling.moa import Score
+from cellclr_jax.profiling.report import figures
+from cellclr_jax.profiling.report.crop_pictures import Pictures
+from cellclr_jax.profiling.report.folder import (
+    METRICS,
+    REPORT,
+    close_room,
+    make_room,
+    write_file,
+)
+from cellclr_jax.profiling.report.metrics_json import (
+    describe,
+    describe_protocol,
+)
+from cellclr_jax.profiling.report.page import render_report
+from cellclr_jax.profiling.single_cells import (
+    CellEvaluation,
+    cell_table,
+    describe_cells,
+)
+from cellclr_jax.profiling.single_cells.probes import TITLES
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the report shows beside the evaluation; each of it may be missing.
+
+    Attributes:
+      pictures: crops of the treatments.
+      history: of the training, one row an entry of metrics.jsonl.
+      provenance: config, commit, versions, data manifest: JSON values.
+    """
+
+    pictures: Pictures | None = field(default=None, repr=False)
+    history: pd.DataFrame | None = field(default=None, repr=False)
+    provenance: Mapping[str, object] | None = field(default=None, repr=False)
+
+
+def write_evaluation(
+    out_dir: str | Path,
+    evaluation: Evaluation | None,
+    *,
+    name: str = "trained",
+    baselines: Mapping[str, Evaluation] | None = None,
+    details: Mapping[str, object] | None = None,
+    cells: CellEvaluation | None = None,
+    options: Options | None = None,
+    background: Background | None = None,
+) -> dict[str, object]:
+    """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
+
+    Each file is written under another name and then moved into place: whoever reads the folder
+    finds a whole file or none. An evaluation with other settings that is there is kept (see
+    `evaluation_folder.make_room`), which is said.
+
+    Args:
+      out_dir: the folder; made where it is missing.
+      evaluation: the profiles this is about; None where no treatment can be scored.
+      name: what they are called in the report.
+      baselines: other profiles of the same cells ('untrained', 'intensity'), by name.
+      details: what else belongs to the record (step, checkpoint, cells), JSON values; it goes to
+        metrics["run"] and into the report.
+      cells: the evaluation cell by cell, where there is one; its features of this name are written.
+      options: formats of the tables, and the layouts of the report's map.
+      background: what the report shows beside.
+
+    Returns:
+      What was written to metrics.json.
+
+    Raises:
+      BadUse: a format whose library is not installed, or files of something else are in the way;
+        nothing is written then.
+    """
+    out, options, background = Path(out_dir), options or Options(), background or Background()
+    check_formats(options.formats)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = describe(evaluation, name=name, baselines=baselines, details=details, cells=cells)
+    drawn, skipped = _draw(evaluation)
+    if evaluation is not None:
+        metrics["figures_skipped"] = skipped
+    page = _page(metrics, drawn, evaluation, options, background)
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    profiles, files = _profile_tables(evaluation, cells, name), _listings(evaluation)
+    files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
+    names = {f"{stem}.{kind}" for stem in profiles for kind in options.formats} | set(files)
+    if note := make_room(out, metrics, names):
+        print(f"note: {note}")
+    for stem, table in profiles.items():
+        write_table(table, out / stem, options.formats)
+    for file, write in files.items():
+        write_file(out / file, write)
+    write_file(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    # The last: where it is, all that it speaks of is there.
+    write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
+    close_room(out)
+    return metrics
+
+
+def _page(
+    metrics: Mapping[str, object],
+    drawn: Mapping[str, bytes],
+    evaluation: Evaluation | None,
+    options: Options,
+    background: Background,
+) -> str:
+    """The HTML page."""
+    few = evaluation is not None and len(evaluation.treatments) <= figures.MOST_TREATMENTS
+    return render_report(
+        metrics,
+        drawn,
+        evaluation=evaluation if few else None,  # of more the page has scores and measures alone
+        pictures=background.pictures,
+        history=background.history,
+        provenance=background.provenance,
+        with_umap=options.umap,
+    )
+
+
+def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row a query: correction, score ('nsc', 'nscb'), treatment, neighbour, right or not."""
+    tables = [
+        _labelled(score, correction, kind)
+        for correction, scores in evaluation.scores.items()
+        for kind, score in (("nsc", scores.nsc), ("nscb", scores.nscb))
+        if not score.undefined
+    ]
+    nobody = pd.DataFrame(columns=["correction", "score", "compound", "concentration", "correct"])
+    return pd.concat(tables, ignore_index=True) if tables else nobody
+
+
+def print_scores(
+    evaluation: Evaluation,
+    *,
+    name: str = "trained",
+    baselines: Mapping[str, Evaluation] | None = None,
+    file: TextIO | None = None,
+) -> None:
+    """Prints the scores as a table, with the settings that they depend on.
+
+    Counts, percentages, and the reason where there is no score.
+    """
+    out = file or sys.stdout
+    sets = {name: evaluation, **(baselines or {})}
+    width = max(len("profiles"), *(len(key) for key in sets))
+    wide = max(len(name) for entry in sets.values() for name in ("correction", *entry.scores))
+    print(f"{'profiles':{width}}  {'correction':{wide}}  {'NSC':>17}  {'NSCB':>17}  drop", file=out)
+    reasons: dict[str, list[str]] = {}
+    rows = sum(len(entry.scores) for entry in sets.values())
+    for key, entry in sets.items():
+        for correction, scores in entry.scores.items():
+            cells = [_cell(score) for score in (scores.nsc, scores.nscb)]
+            drop = "undefined" if scores.drop is None else f"{scores.drop:.1f}"
+            row = f"{key:{width}}  {correction:{wide}}  {cells[0]:>17}  {cells[1]:>17}  {drop}"
+            print(row, file=out)
+            for kind, score in (("NSC", scores.nsc), ("NSCB", scores.nscb)):
+                if score.undefined:
+                    reason = f"{kind} is undefined: {score.undefined}"
+                    reasons.setdefault(reason, []).append(f"{key}, {correction}")
+    for reason, where in reasons.items():
+        print(reason if len(where) == rows else f"{'; '.join(where)}: {reason}", file=out)
+    settings = describe_protocol(evaluation)
+    del settings["left_out_computed"]
+    settings["left_out_of_NSCB"] = settings.pop("left_out")
+    told = (f"{name.replace('_', ' ')} {_words(value)}" for name, value in settings.items())
+    print(f"protocol: {', '.join(told)}", file=out)
+    for note in evaluation.notes:
+        # What makes a correction undefined has been said with its scores.
+        if " is undefined: " not in note:
+            print(f"note: {note}", file=out)
+
+
+def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
+    """Prints the balanced accuracies of the probes as a table, or why there are none."""
+    out, described = file or sys.stdout, describe_cells(cells)
+    if cells.undefined:
+        print(f"cells are not scored: {cells.undefined}", file=out)
+    else:
+        kept = f" by {cells.grouped_by}" if cells.grouped_by else ""
+        print(
+            f"{len(described['classes'])} classes by {described['label_column']}, "
+            f"{described['cells']:,} cells, {described['folds']} folds{kept}; balanced accuracy, "
+            f"guessing gives {100 * described['chance']:.1f} %",
+            file=out,
+        )
+        width = max(len("features"), *(len(name) for name in cells.probes))
+        kinds = list(next(iter(cells.probes.values())).scores)
+        print(f"{'features':{width}}", *(f"{TITLES[kind]:>19}" for kind in kinds), file=out)
+        for name, probe in cells.probes.items():
+            shares = [f"{100 * probe.scores[kind].balanced_accuracy:.1f} %" for kind in kinds]
+            print(f"{name:{width}}", *(f"{share:>19}" for share in shares), file=out)
+    for note in described["notes"]:
+        print(f"note: {note}", file=out)
+
+
+def _draw(evaluation: Evaluation | None) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Figures by file name, and why others were not drawn; none without treatments."""
+    if evaluation is None:
+        return {}, {}
+    with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
+        return figures.draw(evaluation)
+
+
+def _profile_tables(
+    evaluation: Evaluation | None, cells: CellEvaluation | None, name: str
+) -> dict[str, pd.DataFrame]:
+    """Tables of profiles by the names of their files."""
+    tables = {} if cells is None else {"cells": cell_table(cells, name)}
+    if evaluation is not None:
+        tables |= {"wells": evaluation.wells, "treatments": evaluation.treatments}
+    return tables
+
+
+def _listings(evaluation: Evaluation | None) -> dict[str, Callable[[Path], object]]:
+    """What writes neighbours.csv, and a file for each measure that has a table."""
+    if evaluation is None:
+        return {}
+    tables = {"neighbours": neighbours_table(evaluation), **measures_tables(evaluation)}
+    return {
+        f"{stem}.csv": functools.partial(table.to_csv, index=False)
+        for stem, table in tables.items()
+    }
+
+
+def measures_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """What each measure found, row by row, under every correction (column `correction`)."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for correction, scores in evaluation.scores.items():
+        for name, measured in scores.measures.items():
+            if measured.table is not None:
+                found.setdefault(name, []).append(measured.table.assign(correction=correction))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+    return {
+        name: table[["correction", *(c for c in table if c != "correction")]]
+        for name, table in tables.items()
+    }
+
+
+def _labelled(score: Score, correction: str, kind: str) -> pd.DataFrame:
+    """A score's neighbours with the correction and the score's name in front."""
+    table = score.neighbours.copy()
+    table.insert(0, "score", kind)
+    table.insert(0, "correction", correction)
+    return table
+
+
+def _words(value: object) -> str:
+    """A setting in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " + ".join(f"{name}: {of}" for name, of in value.items()) or "nothing"
+    if isinstance(value, list):
+        return " + ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(score: Score) -> str:
+    """'88/103 (85.4 %)' or 'undefined'."""
+    if score.accuracy is None:
+        return "undefined"
+    return f"{score.correct}/{score.total} ({100 * score.accuracy:.1f} %)"

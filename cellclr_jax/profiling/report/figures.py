@@ -1,0 +1,218 @@
+"""Figures of an evaluation as PNG bytes: confusion matrices and t-SNE maps of the treatments."""
+
+import io
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from cellclr_jax.console import plural
+from cellclr_jax.profiling.evaluation import Evaluation
+from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.moa import (
+    BATCH_SEPARATOR,
+    Score,
+    batch_order,
+)
+
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#B8A900",
+    "#000000",
+)
+"""Okabe and Ito's palette, told apart under every common colour blindness; black comes last."""
+# Twelve shapes for BBBC021's twelve MoAs: no two share one, whatever the colour.
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
+_PIXELS_PER_INCH = 110
+# Below this many treatments a map of neighbourhoods shows nothing.
+_FEWEST_TREATMENTS = 8
+MOST_TREATMENTS = 5_000
+"""Above this many, maps take minutes, and a page of them is slow to open."""
+# More rows of a matrix are not read by anybody.
+_MOST_MECHANISMS = 60
+_PERPLEXITY = 10.0
+# Up to this many points the exact gradient is the faster one: the tree's threads cost more.
+_EXACT = 500
+_SEED = 0
+_UMAP_NEIGHBOURS = 10
+
+
+def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
+    """All figures of an evaluation.
+
+    Returns:
+      PNG files by name ('confusion_none.png', 'tsne_tvn.png' …), and why each of the others was
+      not drawn.
+    """
+    drawn, skipped = {}, {}
+    for name, scores in evaluation.scores.items():
+        if reason := _why_no_confusion(scores.nsc, scores.nscb):
+            skipped[f"confusion_{name}.png"] = reason
+        else:
+            drawn[f"confusion_{name}.png"] = confusion(scores.nsc, scores.nscb, name)
+        reason = why_no_map(scores.treatments, scores.nsc)
+        if reason:
+            skipped[f"tsne_{name}.png"] = reason
+        else:
+            drawn[f"tsne_{name}.png"] = tsne(scores.treatments, name)
+    return drawn, skipped
+
+
+def confusion(nsc: Score, nscb: Score, title: str) -> bytes:
+    """Confusion matrices of NSC and NSCB side by side: counts, true MoA down, neighbour's across.
+
+    Args:
+      nsc: the not-same-compound score.
+      nscb: the not-same-compound-or-batch score; an undefined one is said to be so.
+      title: the correction.
+
+    Returns:
+      A PNG file.
+    """
+    scores = [score for score in (nsc, nscb) if not score.undefined]
+    names = [score.neighbours[c] for score in scores for c in ("moa", "neighbour_moa")]
+    moas = sorted(set(pd.concat(names)) - {""}, key=str.lower)
+    side = 2.4 + 0.38 * len(moas)
+    figure = Figure(figsize=(2 * side + 1.0, side + 1.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name, score in zip(axes, ("NSC", "NSCB"), (nsc, nscb), strict=True):
+        _draw_confusion(axis, name, score, moas)
+    axes[0].set_ylabel("MoA of the treatment")
+    figure.suptitle(f"Nearest neighbour's mechanism of action, correction: {title}")
+    return _png(figure)
+
+
+def tsne(treatments: pd.DataFrame, title: str) -> bytes:
+    """t-SNE of the treatments by cosine distance, coloured by MoA and by batch.
+
+    Args:
+      treatments: treatment profiles; at least eight rows.
+      title: the correction.
+
+    Returns:
+      A PNG file.
+    """
+    points = place_treatments(treatments)["t-SNE"]
+    figure = Figure(figsize=(15, 6.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_points(left, points, treatments["Metadata_MoA"].tolist(), "mechanism of action")
+    batches = ["several" if BATCH_SEPARATOR in b else b for b in treatments["Metadata_Batch"]]
+    _draw_points(right, points, batches, "batch")
+    figure.suptitle(f"t-SNE of {len(points)} treatments (cosine distance), correction: {title}")
+    return _png(figure)
+
+
+def place_treatments(treatments: pd.DataFrame, *, with_umap: bool = False) -> dict[str, np.ndarray]:
+    """Maps of the treatments by cosine distance.
+
+    Args:
+      treatments: treatment profiles; at least eight rows, none of them zeros.
+      with_umap: whether UMAP is asked for; it is left out where its library is not installed.
+
+    Returns:
+      [N, 2] float32 by the method's name, the same ones every time: 't-SNE', 'UMAP'.
+    """
+    values = treatments[own_features(treatments)].to_numpy(np.float64)
+    points = TSNE(
+        metric="cosine",
+        method="exact" if len(values) <= _EXACT else "barnes_hut",
+        init="random",
+        perplexity=min(_PERPLEXITY, (len(values) - 1) / 3),
+        random_state=_SEED,
+    ).fit_transform(values)
+    found = {"t-SNE": points}
+    if with_umap and find_spec("umap"):
+        from umap import UMAP
+
+        near = min(_UMAP_NEIGHBOURS, len(values) - 1)
+        reducer = UMAP(metric="cosine", n_neighbors=near, random_state=_SEED, n_jobs=1)
+        found["UMAP"] = reducer.fit_transform(values)
+    return found
+
+
+def why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
+    """'' where a t-SNE map can be drawn, else the reason."""
+    if treatments.empty:
+        return nsc.undefined
+    if len(treatments) < _FEWEST_TREATMENTS:
+        return f"{plural(len(treatments), 'treatment')}: a map needs at least {_FEWEST_TREATMENTS}"
+    if len(treatments) > MOST_TREATMENTS:
+        return f"{len(treatments):,} treatments: a map has at most {MOST_TREATMENTS:,}"
+    features = own_features(treatments)
+    if not np.any(treatments[features].to_numpy(), axis=1).all():
+        return "a profile of zeros has no cosine distance"
+    return ""
+
+
+def _why_no_confusion(nsc: Score, nscb: Score) -> str:
+    """'' where the matrices can be drawn, else the reason."""
+    if nsc.undefined and nscb.undefined:
+        return nsc.undefined
+    moas = (nsc if nscb.undefined else nscb).neighbours["moa"].nunique()
+    too_many = f"{moas} mechanisms: a matrix has at most {_MOST_MECHANISMS}"
+    return too_many if moas > _MOST_MECHANISMS else ""
+
+
+def _draw_confusion(axis: Axes, name: str, score: Score, moas: Sequence[str]) -> None:
+    """One matrix, its counts written into it."""
+    axis.set_xticks(range(len(moas)), moas, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(moas)), moas)
+    axis.set_xlabel("MoA of its nearest neighbour")
+    if score.undefined:
+        axis.set_title(f"{name}: undefined")
+        axis.set_xlim(-0.5, len(moas) - 0.5)
+        return
+    position = {moa: index for index, moa in enumerate(moas)}
+    counts = np.zeros((len(moas), len(moas)), int)
+    pairs = score.neighbours[["moa", "neighbour_moa"]].itertuples(index=False)
+    for true, found in pairs:
+        if found in position:
+            counts[position[true], position[found]] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    for row, column in np.argwhere(counts):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+    axis.set_title(f"{name} {score.correct}/{score.total} ({100 * (score.accuracy or 0):.1f} %)")
+
+
+def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: str) -> None:
+    """A scatter plot with one colour and shape a label, and the legend beside it."""
+    for index, label in enumerate(sorted(set(labels), key=batch_order)):
+        chosen = np.array([other == label for other in labels])
+        # 8 colours and 12 shapes repeat together after 24 labels; shifting then makes 96.
+        shape = _SHAPES[(index + index // 24) % len(_SHAPES)]
+        axis.scatter(
+            points[chosen, 0],
+            points[chosen, 1],
+            s=60,
+            marker=shape,
+            color=COLOURS[index % len(COLOURS)],
+            edgecolor="white",
+            linewidth=0.5,
+            label=label or "unknown",
+        )
+    axis.set_title(f"by {what}")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel("t-SNE 1")
+    axis.set_ylabel("t-SNE 2")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, title=what)
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as a PNG file, the same under any personal matplotlib settings."""
+    buffer = io.BytesIO()
+    with matplotlib.style.context("default"):
+        figure.savefig(buffer, format="png", dpi=_PIXELS_PER_INCH, bbox_inches="tight")
+    return buffer.getvalue()

@@ -1,0 +1,364 @@
+"""The report's map of treatments, their neighbours, and the confusion matrix."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from cellclr_jax.console import plural
+from cellclr_jax.pages import (
+    SCALE,
+    label,
+    number,
+)
+from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
+from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.moa import (
+    BATCH_SEPARATOR,
+    Score,
+    batch_order,
+    other_batch,
+    other_compound,
+)
+from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
+from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.report.figures import (
+    COLOURS,
+    place_treatments,
+    why_no_map,
+)
+
+SHOWN = 3
+KINDS = ("nsc", "nscb")
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Who is nearest to each of N treatments.
+
+    Attributes:
+      rows: [N, 3] int, the nearest first; -1 where there is none.
+      cosines: [N, 3] float; NaN there.
+      correct: [N] whether the score counts the treatment as right; None: it is no query.
+      undefined: why there is no score, or ''.
+    """
+
+    rows: np.ndarray
+    cosines: np.ndarray
+    correct: list[bool | None]
+    undefined: str = ""
+
+
+def treatment_keys(treatments: pd.DataFrame) -> list[tuple[str, float]]:
+    """(compound, concentration) of each treatment."""
+    doses = treatments["Metadata_Concentration"].astype(float)
+    return list(zip(treatments["Metadata_Compound"].astype(str), doses, strict=True))
+
+
+def find_neighbourhoods(scores: CorrectionScores, protocol: Protocol) -> dict[str, Neighbourhood]:
+    """The three nearest treatments of each under NSC's and NSCB's rule.
+
+    Args:
+      scores: of a correction that could be fitted.
+      protocol: what another batch is, and which mechanisms NSCB leaves out.
+
+    Returns:
+      By score, 'nsc' and 'nscb'; rows are those of `scores.treatments`.
+    """
+    treatments = scores.treatments
+    table = pd.DataFrame(
+        {name.lower(): treatments[f"Metadata_{name}"] for name in ("Compound", "MoA", "Batch")}
+    )
+    vectors = unit_vectors(treatments[own_features(treatments)].to_numpy(np.float64))
+    rules = [other_compound(table), other_batch(table, protocol.batches, protocol.left_out)]
+    found = nearest(vectors, [rule.allowed for rule in rules], SHOWN)
+    row_of = {key: row for row, key in enumerate(treatment_keys(treatments))}
+    return {
+        kind: _as_scored(neighbours, score, row_of)
+        for kind, neighbours, score in zip(KINDS, found, (scores.nsc, scores.nscb), strict=True)
+    }
+
+
+def _as_scored(
+    found: Neighbours, score: Score, row_of: Mapping[tuple[str, float], int]
+) -> Neighbourhood:
+    """The neighbours of the score's queries, its own first: it may have seen fewer wells."""
+    rows = np.full_like(found.rows, -1)
+    cosines = np.full_like(found.cosines, np.nan)
+    correct: list[bool | None] = [None] * len(rows)
+    if score.undefined:
+        return Neighbourhood(rows, cosines, correct, score.undefined)
+    asked = score.neighbours
+    for compound, dose, other, other_dose, cosine, right in zip(
+        asked["compound"],
+        asked["concentration"],
+        asked["neighbour_compound"],
+        asked["neighbour_concentration"],
+        asked["similarity"],
+        asked["correct"],
+        strict=True,
+    ):
+        row = row_of[str(compound), float(dose)]
+        correct[row] = bool(right)
+        first = row_of.get((str(other), float(other_dose)), -1)
+        others = [(n, c) for n, c in zip(found.rows[row], found.cosines[row], strict=True)]
+        ranked = [(first, cosine), *(pair for pair in others if pair[0] not in (first, -1))]
+        for place, (neighbour, similarity) in enumerate(ranked[:SHOWN]):
+            rows[row, place], cosines[row, place] = neighbour, similarity
+    return Neighbourhood(rows, cosines, correct)
+
+
+# As matplotlib's in the PNG files, in the same order.
+SYMBOLS = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "triangle-down",
+    "cross",
+    "x",
+    "star",
+    "triangle-left",
+    "pentagon",
+    "triangle-right",
+    "hexagon",
+)
+# Colour, symbol and name of right, wrong, and no query.
+_STATES = (
+    ("#0072B2", "circle", "right"),
+    ("#D55E00", "x", "wrong"),
+    ("#7a8290", "circle-open", "no query"),
+)
+# A legend of more names than this tells nobody anything.
+_LONGEST_LEGEND = 30
+# Digits of a place on the map, and of a cosine.
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Treatments:
+    """What the page knows of N treatments, in the order of their profiles.
+
+    Attributes:
+      names: 'taxol 0.3 µM'.
+      compounds, moas, batches: as in the table.
+      doses: concentrations.
+      wells, cells: how many; cells are None where they were not counted.
+    """
+
+    names: list[str]
+    compounds: list[str]
+    doses: list[float]
+    moas: list[str]
+    batches: list[str]
+    wells: list[int]
+    cells: list[int] | None
+
+
+def describe_treatments(table: pd.DataFrame) -> Treatments:
+    """What is known of the treatments of a profile table.
+
+    Args:
+      table: one row a treatment, `profiles.treatment_profiles`.
+    """
+    compounds = table["Metadata_Compound"].astype(str).tolist()
+    doses = table["Metadata_Concentration"].astype(float).tolist()
+    counted = "Metadata_CellCount" in table
+    return Treatments(
+        names=[treatment_name(*one) for one in zip(compounds, doses, strict=True)],
+        compounds=compounds,
+        doses=doses,
+        moas=table["Metadata_MoA"].fillna("").astype(str).tolist(),
+        batches=table["Metadata_Batch"].fillna("").astype(str).tolist(),
+        wells=[int(count) for count in table["Metadata_WellCount"]],
+        cells=[int(count) for count in table["Metadata_CellCount"]] if counted else None,
+    )
+
+
+def treatment_name(compound: str, dose: float) -> str:
+    """Such as 'taxol 0.3 µM'; the compound alone where no concentration is told."""
+    return f"{compound} {number(dose)} µM" if dose == dose and dose != 0 else compound
+
+
+def map_data(
+    evaluation: Evaluation, treatments: Treatments, *, with_umap: bool = False
+) -> dict[str, object]:
+    """What the page's script draws maps, search and tables of wrong treatments from.
+
+    Args:
+      evaluation: its treatments are at least one.
+      treatments: of `evaluation.treatments`.
+      with_umap: see `figures.place_treatments`.
+
+    Returns:
+      JSON values: names as text, everything that Plotly shows escaped.
+    """
+    return {
+        "treatments": vars(treatments),
+        "colourings": _colourings(treatments),
+        "states": [dict(zip(("colour", "symbol", "title"), s, strict=True)) for s in _STATES],
+        "corrections": {
+            name: _correction(scores, evaluation, treatments, with_umap)
+            for name, scores in evaluation.scores.items()
+        },
+    }
+
+
+def _correction(
+    scores: CorrectionScores, evaluation: Evaluation, treatments: Treatments, with_umap: bool
+) -> dict[str, object]:
+    """Places, hover texts and neighbours under one correction; or why there are none."""
+    if scores.treatments.empty:
+        return {"undefined": scores.nsc.undefined}
+    # One thread: those of BLAS and OpenMP wait for each other on a busy machine.
+    with threadpool_limits(limits=1):
+        near = find_neighbourhoods(scores, evaluation.protocol)
+        reason = why_no_map(scores.treatments, scores.nsc)
+        maps = {} if reason else place_treatments(scores.treatments, with_umap=with_umap)
+    return {
+        "maps": {name: points.T.round(_DIGITS) for name, points in maps.items()},
+        "no_map": reason,
+        "hover": _hover(treatments, near),
+        **{kind: _near(near[kind]) for kind in KINDS},
+    }
+
+
+def _near(near: Neighbourhood) -> dict[str, object]:
+    """Neighbours of every treatment as JSON."""
+    return {
+        "rows": near.rows,
+        "cosines": near.cosines.round(_DIGITS),
+        "correct": near.correct,
+        "undefined": near.undefined,
+    }
+
+
+def _hover(treatments: Treatments, near: Mapping[str, Neighbourhood]) -> list[str]:
+    """What is told of each treatment when it is pointed at."""
+    shown = near["nsc"] if not near["nsc"].undefined else near["nscb"]
+    texts = []
+    for row, name in enumerate(treatments.names):
+        lines = [f"<b>{label(name)}</b>", label(treatments.moas[row]), _about(treatments, row)]
+        for other, cosine in zip(shown.rows[row], shown.cosines[row], strict=True):
+            if other >= 0:
+                same = treatments.moas[other] == treatments.moas[row]
+                what = f"{label(treatments.names[other])} · {label(treatments.moas[other])}"
+                lines.append(f"{'✓' if same else '✗'} {cosine:.2f} {what}")
+        texts.append("<br>".join(lines))
+    return texts
+
+
+def _about(treatments: Treatments, row: int) -> str:
+    """Batch, wells and cells of a treatment in a line."""
+    parts = [label(treatments.batches[row] or "no batch"), plural(treatments.wells[row], "well")]
+    if treatments.cells is not None:
+        parts.append(plural(treatments.cells[row], "cell"))
+    return ", ".join(parts)
+
+
+def _colourings(treatments: Treatments) -> list[dict[str, object]]:
+    """What points can be coloured by: groups with a colour and a symbol each, or numbers."""
+    batches = ["several" if BATCH_SEPARATOR in name else name for name in treatments.batches]
+    found: list[dict[str, object]] = [
+        {"title": "mechanism of action", "groups": _groups(treatments.moas)},
+        {"title": "batch", "groups": _groups(batches)},
+        {"title": "compound", "groups": _groups(treatments.compounds)},
+        {"title": "right or wrong"},
+    ]
+    if treatments.cells is not None:
+        found.append({"title": "cells", "values": treatments.cells, "scale": SCALE})
+    return found
+
+
+def _groups(labels: Sequence[str]) -> list[dict[str, object]]:
+    """Each label's rows with a look that no other of the first 24 has."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(labels):
+        rows.setdefault(name, []).append(row)
+    ordered = sorted(rows, key=batch_order)
+    return [
+        {
+            "label": label(name or "unknown"),
+            "colour": COLOURS[index % len(COLOURS)],
+            # 8 colours and 12 symbols repeat together after 24 labels; shifting then makes 96.
+            "symbol": SYMBOLS[(index + index // 24) % len(SYMBOLS)],
+            "rows": rows[name],
+            "legend": len(ordered) <= _LONGEST_LEGEND,
+        }
+        for index, name in enumerate(ordered)
+    ]
+
+
+"""The scores as metrics name them: not-same-compound, not-same-compound-or-batch."""
+
+
+_NOBODY = "no neighbour"
+
+
+def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, object]]:
+    """Counts of every correction and score as JSON values; names are escaped for Plotly.
+
+    Returns:
+      {correction: {'nsc': {'moas', 'answers', 'counts', 'table'}, 'nscb': …}}; {'undefined':
+      reason} in the place of an undefined score. A row of 'table': mechanism (as text), queries,
+      right, recall, precision.
+    """
+    return {
+        correction: {
+            kind: _describe(score)
+            for kind, score in zip(KINDS, (scores.nsc, scores.nscb), strict=True)
+        }
+        for correction, scores in evaluation.scores.items()
+    }
+
+
+def count_answers(neighbours: pd.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
+    """Counts true mechanisms (rows) and those that were answered (columns).
+
+    Args:
+      neighbours: of a score: moa, and `predicted` where several vote, else neighbour_moa.
+
+    Returns:
+      (mechanisms [M], answers [M or M + 1], counts int [M, M or M + 1]). '' comes last, where a
+      query has no neighbour.
+    """
+    answered = neighbours["predicted" if "predicted" in neighbours else "neighbour_moa"]
+    moas = sorted(set(neighbours["moa"]) | set(answered) - {""}, key=_order)
+    answers = [*moas, ""] if (answered == "").any() else moas
+    row, column = ({name: i for i, name in enumerate(names)} for names in (moas, answers))
+    counts = np.zeros((len(moas), len(answers)), int)
+    rows, columns = neighbours["moa"].map(row), answered.map(column)
+    np.add.at(counts, (rows.to_numpy(int), columns.to_numpy(int)), 1)
+    return moas, answers, counts
+
+
+def _describe(score: Score) -> Mapping[str, object]:
+    """One score's counts, or why there are none."""
+    if score.undefined:
+        return {"undefined": score.undefined}
+    moas, answers, counts = count_answers(score.neighbours)
+    right = np.diagonal(counts)
+    asked, answered = counts.sum(axis=1), counts.sum(axis=0)[: len(moas)]
+    table = [
+        [moa, int(a), int(r), _share(r, a), _share(r, told)]
+        for moa, a, r, told in zip(moas, asked, right, answered, strict=True)
+        if a
+    ]
+    return {
+        "moas": [label(moa) for moa in moas],
+        "answers": [label(moa or _NOBODY) for moa in answers],
+        "counts": counts,
+        "table": table,
+    }
+
+
+def _order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key: without regard to capitals, 'type 2' before 'type 10'."""
+    return batch_order(name.lower())
+
+
+def _share(part: int, whole: int) -> float | None:
+    """part / whole, None where there is no whole."""
+    return float(part / whole) if whole else None

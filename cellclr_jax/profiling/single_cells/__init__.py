@@ -1,0 +1,341 @@
+"""Scores of labelled single cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.console import plural
+from cellclr_jax.data.columns import NAMES
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.profiles import feature_names
+from cellclr_jax.profiling.single_cells import probes
+from cellclr_jax.profiling.single_cells.folds import (
+    choose_groups,
+    stratified_subset,
+    usable,
+)
+
+# Enough for two digits of a score; the nearest neighbours of more take minutes.
+MOST_CELLS = 20_000
+SEED = 0
+# What can be a cell's class; the last two where no treatment can be scored.
+_CLASSES = ("label", "moa", "compound")
+# What may keep cells of a fold apart from those that were fitted on, the best first, and the
+# columns that tell it. Wells have the same names on every plate, sites in every well.
+_GROUPS = {
+    "plate": ("plate",),
+    "batch": ("batch",),
+    "well": ("plate", "well"),
+    "site": ("plate", "well", "site"),
+    "compound": ("compound",),
+}
+AUTO, NOTHING = "auto", "nothing"
+HELD_OUT = (AUTO, *_GROUPS, NOTHING)
+"""What may be kept whole in a fold; 'auto': the first of them, but compounds, that leaves classes
+to tell apart."""
+_TABLE = {"cell_id": "Metadata_CellId", **NAMES, "label": "Metadata_Label"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The cells that are kept for the evaluation.
+
+    Attributes:
+      rows: [K] their rows in the dataset, ascending.
+      label_column: where their classes come from; '' where there are none.
+      labels: [K] str.
+      table: one row a cell: Metadata_CellId and the dataset's metadata as `Metadata_*`.
+      labelled: cells of the dataset that have a class.
+      unlabelled: cells that have none.
+      left_out: classes of the dataset of which no cell was drawn, and why.
+    """
+
+    rows: np.ndarray = field(repr=False)
+    label_column: str
+    labels: np.ndarray = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+    labelled: int
+    unlabelled: int
+    left_out: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CellEvaluation:
+    """What `evaluate_cells` found.
+
+    Attributes:
+      sample: the cells.
+      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': what was kept together in a fold;
+        '' for nothing.
+      probes: by the features' name.
+      features: [K, D] of each cell, by the features' name.
+    """
+
+    sample: Sample
+    grouped_by: str
+    probes: dict[str, probes.Probe]
+    features: Mapping[str, np.ndarray] = field(repr=False)
+
+    @property
+    def undefined(self) -> str:
+        """Why there is no score, or ''."""
+        if not self.sample.label_column:
+            return "the dataset has neither labels nor treatments: there is nothing to score"
+        return next(iter(self.probes.values())).undefined
+
+
+class KeptCells:
+    """The features of chosen cells, kept as they come.
+
+    Args:
+      rows: [K] of the dataset, ascending.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        self.features: dict[str, np.ndarray] = {}
+
+    def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        """Takes those of a minibatch that were chosen: rows [b], features [b, D] by name."""
+        place = np.searchsorted(self.rows, rows)
+        chosen = np.isin(rows, self.rows)
+        for name, values in features.items():
+            if name not in self.features:
+                self.features[name] = np.empty((len(self.rows), values.shape[1]), np.float32)
+            self.features[name][place[chosen]] = values[chosen]
+
+
+def draw_sample(
+    cells: pd.DataFrame,
+    *,
+    with_treatments: bool,
+    label: str | None = None,
+    size: int = MOST_CELLS,
+    seed: int = SEED,
+) -> Sample | None:
+    """Draws cells by class, the same ones each time.
+
+    Args:
+      cells: one row a cell: cell_id and columns of `fields.COLUMNS`.
+      with_treatments: whether treatments are scored; then labels alone are classes.
+      label: the column that tells the classes; None takes the first there is of label and, without
+        treatments, moa and compound.
+      size: how many to draw at most.
+      seed: of the draw.
+
+    Returns:
+      The sample; of all cells where there are no two classes to tell apart; None where treatments
+      are scored and there is no column of labels.
+
+    Raises:
+      BadUse: there is no such column.
+    """
+    if label is not None and label not in cells:
+        raise BadUse(
+            f"label {label!r}: no such column; the cells have {', '.join(map(str, cells))}"
+        )
+    columns = [name for name in _CLASSES[: 1 if with_treatments else None] if name in cells]
+    columns = columns if label is None else [label]
+    if with_treatments and not columns:
+        return None
+    # Where several columns could be classes, the first that has two.
+    column = next((name for name in columns if _distinct(cells[name]) > 1), None)
+    column = column or next(iter(columns), "")
+    labels = _text(cells[column]) if column else np.full(len(cells), "", object)
+    kept, left_out = usable(labels)
+    if len(np.unique(labels[kept].astype(str))) < 2:
+        kept = np.full(len(cells), True)
+    candidates = np.flatnonzero(kept)
+    rows = candidates[stratified_subset(labels[candidates], size, seed=seed)]
+    names = [name for name in _TABLE if name in cells]
+    table = cells.iloc[rows][names].rename(columns=_TABLE).reset_index(drop=True)
+    labelled = int((labels != "").sum())
+    return Sample(rows, column, labels[rows], table, labelled, len(labels) - labelled, left_out)
+
+
+def evaluate_cells(
+    sample: Sample,
+    features: Mapping[str, np.ndarray],
+    *,
+    hold_out: str = AUTO,
+    classifiers: Sequence[str] = probes.CLASSIFIERS,
+) -> CellEvaluation:
+    """Probes each kind of features on the same cells, classes and folds.
+
+    Args:
+      sample: of the dataset.
+      features: [K, D] by name, a row for each of the sample's.
+      hold_out: what is kept whole in a fold, of `HELD_OUT`.
+      classifiers: which, of `probes.CLASSIFIERS`.
+
+    Raises:
+      BadData: a feature is not finite.
+      BadUse: the cells do not tell what is to be held out.
+    """
+    for name, values in features.items():
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            cell = sample.table["Metadata_CellId"].iloc[int(np.argmin(finite))]
+            raise BadData(f"the {name} features of cell {cell!r} hold NaN or an infinite value")
+    if not sample.label_column:
+        return CellEvaluation(sample, "", {}, features)
+    grouped_by, groups = _groups(sample, hold_out)
+    found = {
+        name: probes.probe(values, sample.labels, groups, classifiers=classifiers, seed=SEED)
+        for name, values in features.items()
+    }
+    return CellEvaluation(sample, grouped_by, found, features)
+
+
+def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
+    """What is kept whole in a fold, and the group of each cell; ('', None) for nothing."""
+    candidates = _candidates(sample.table)
+    if hold_out == NOTHING:
+        return "", None
+    if hold_out == AUTO:
+        candidates.pop("compound", None)  # it may be the class itself
+        return choose_groups(candidates, sample.labels)
+    if hold_out not in candidates:
+        known = ", ".join(candidates) or "none of these"
+        raise BadUse(f"hold_out {hold_out!r}: the cells tell {known}")
+    return hold_out, candidates[hold_out]
+
+
+def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """[K] groups of the cells by what they are; of those whose column the table has."""
+    found = {}
+    for name, columns in _GROUPS.items():
+        told = [NAMES[column] for column in columns if NAMES[column] in table]
+        if NAMES[name] in told:
+            texts = pd.DataFrame({column: _text(table[column]) for column in told})
+            found[name] = texts.groupby(told).ngroup().to_numpy()
+    return found
+
+
+def _distinct(values: pd.Series) -> int:
+    """How many classes of a column have enough cells."""
+    labels = _text(values)
+    kept, _ = usable(labels)
+    return len(set(labels[kept]))
+
+
+def _text(values: pd.Series) -> np.ndarray:
+    """[N] str, '' for a missing value."""
+    return values.fillna("").astype(str).to_numpy(object)
+
+
+# Names of classes without a score that a record holds.
+_LISTED = 50
+# What cells on both sides of a fold may share, by what was kept whole.
+_SHARED = {
+    "": "plate, well or image",
+    "well": "plate",
+    "site": "plate or well",
+    "compound": "plate, well or image",
+}
+
+
+def cell_table(evaluation: CellEvaluation, name: str) -> pd.DataFrame:
+    """One row a cell of the sample: `Metadata_*`, then the features of this name as cellclr_0000 …
+
+    The features are float32.
+    """
+    values = np.asarray(evaluation.features[name], np.float32)
+    columns = pd.DataFrame(values, columns=feature_names(values.shape[1]))
+    return pd.concat([evaluation.sample.table, columns], axis=1)
+
+
+def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
+    """The evaluation as it goes into `metrics.json`.
+
+    Returns:
+      {"label_column", "classes": {name: cells}, "left_out": {name: reason}, "cells", "labelled",
+      "folds", "grouped_by" (null: nothing), "scores": {features: {"knn": {"balanced_accuracy",
+      "accuracy", "recall", "by_fold"}, "logistic": {…}, "forest": {…}}}, "chance", "settings",
+      "notes"}; and
+      "undefined", the reason, where there is no score.
+    """
+    sample = evaluation.sample
+    first = next(iter(evaluation.probes.values()), None)
+    left_out = sample.left_out | (first.left_out if first else {})
+    described: dict[str, Any] = {
+        "label_column": sample.label_column or None,
+        "classes": first.classes if first else {},
+        "left_out": dict(list(left_out.items())[:_LISTED]),
+        "cells": first.cells if first and not first.undefined else len(sample.rows),
+        "labelled": sample.labelled,
+        "folds": first.folds if first else 0,
+        "grouped_by": evaluation.grouped_by or None,
+        "scores": {
+            name: {kind: _describe(score) for kind, score in probe.scores.items()}
+            for name, probe in evaluation.probes.items()
+            if probe.scores
+        },
+        "chance": first.chance if first else None,
+        "settings": _settings(),
+        "notes": _notes(evaluation, left_out),
+    }
+    if evaluation.undefined:
+        described["undefined"] = evaluation.undefined
+    return described
+
+
+def _describe(score: probes.ProbeScore) -> dict[str, Any]:
+    """One classifier's score."""
+    return {
+        "balanced_accuracy": score.balanced_accuracy,
+        "accuracy": score.accuracy,
+        "recall": score.recall,
+        "by_fold": list(score.by_fold),
+    }
+
+
+def _settings() -> dict[str, Any]:
+    """Every setting that decides the scores."""
+    return {
+        "neighbours": probes.NEIGHBOURS,
+        "similarity": "cosine",
+        "inverse_regularization": probes.INVERSE_REGULARIZATION,
+        "trees": probes.TREES,
+        "cells_a_tree": probes.CELLS_A_TREE,
+        "standardized_by": "the cells of the other folds",
+        "cells_at_most": MOST_CELLS,
+        "seed": SEED,
+    }
+
+
+def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]:
+    """What a reader of the scores must know."""
+    notes, sample = [], evaluation.sample
+    if not evaluation.undefined:
+        probe = next(iter(evaluation.probes.values()))
+        if probe.cells < sample.labelled:
+            notes.append(f"{probe.cells:,} of {sample.labelled:,} cells with a class were used")
+        if sample.unlabelled:
+            notes.append(f"not used: {plural(sample.unlabelled, 'cell')} without a class")
+        if evaluation.grouped_by in _SHARED:
+            notes.append(_leak_note(evaluation.grouped_by))
+        if probe.unanswerable:
+            notes.append(
+                f"counted as wrong: {plural(probe.unanswerable, 'cell')} of a class that no other "
+                "fold has"
+            )
+    if left_out:
+        shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
+        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        notes.append(f"classes left out: {', '.join(shown)}{more}")
+    return notes
+
+
+def _leak_note(grouped_by: str) -> str:
+    """Says what makes the scores look better where plates and batches could not be kept whole."""
+    whole = (
+        f"{grouped_by}s alone could" if grouped_by else "no plates, batches, wells or sites could"
+    )
+    return (
+        f"{whole} be kept whole in the folds: cells of one {_SHARED[grouped_by]} may lie on both "
+        "sides, and what they share makes any score look better"
+    )

@@ -1,0 +1,249 @@
+"""Probes: how well a classifier tells the class of a cell from its features, cross-validated."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from cellclr_jax.errors import BadData
+from cellclr_jax.profiling.single_cells.folds import (
+    folds_of,
+    usable,
+)
+
+CLASSIFIERS = ("knn", "logistic", "forest")
+NEIGHBOURS = 20
+# The weight of the data against the ridge. Strong, since features often outnumber a class's cells.
+INVERSE_REGULARIZATION = 0.01
+TREES = 100
+# Of the cells that a forest is fitted on, each tree sees so many: enough for trees that differ.
+CELLS_A_TREE = 2_000
+# The solver stops long before, but for features that are no measurements.
+_MOST_ITERATIONS = 1000
+# A deviation below this fraction of the largest value is rounding of float32, not signal.
+_CONSTANT = 1e-6
+# In deviations. Cells that are fitted on lie within the square root of their number; one that lies
+# further away than this says no more by it, and its square may be past the range of float32.
+_FARTHEST = 1e6
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """How one classifier does, over the predictions of all folds.
+
+    Attributes:
+      balanced_accuracy: the mean of `recall`, in [0, 1].
+      accuracy: the share of cells that are told rightly.
+      recall: the share of each class's cells that are told rightly.
+      by_fold: the balanced accuracy of each fold, over the classes that it holds.
+    """
+
+    balanced_accuracy: float
+    accuracy: float
+    recall: dict[str, float]
+    by_fold: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What `probe` found.
+
+    Attributes:
+      scores: by classifier, of `CLASSIFIERS`; empty where there is no score.
+      classes: cells of each class that was told from the others.
+      left_out: why each other class was not.
+      cells: how many were used.
+      folds: how many there were.
+      grouped: whether groups were kept together.
+      chance: the balanced accuracy of guessing, 1 / classes.
+      unanswerable: cells whose class was in no other fold; they count as wrong.
+      undefined: why there is no score, or ''.
+    """
+
+    scores: dict[str, ProbeScore]
+    classes: dict[str, int]
+    left_out: dict[str, str]
+    cells: int
+    folds: int
+    grouped: bool
+    chance: float | None
+    unanswerable: int = 0
+    undefined: str = ""
+
+
+def probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    classifiers: Sequence[str] = CLASSIFIERS,
+    seed: int = 0,
+) -> Probe:
+    """Tells each cell's class by classifiers that were fitted on other folds.
+
+    Classifiers of scikit-learn: the vote of the 20 nearest neighbours by cosine, logistic
+    regression and a random forest, both with classes of equal weight. Features are standardised by
+    the cells that a classifier is fitted on.
+
+    Args:
+      features: [N, D] any float type.
+      labels: [N] str; '' is no class.
+      groups: [N] anything that sorts; the cells of a group lie in one fold. None: each class is
+        divided among the folds evenly.
+      classifiers: which of `CLASSIFIERS`.
+      seed: of the folds and the forest.
+
+    Returns:
+      The scores. Classes with fewer than ten cells, beyond the hundred most frequent or, with
+      groups, in one group alone are left out; where fewer than two are left, there is no score.
+
+    Raises:
+      BadData: there are no features, or one is not finite or too large to compute with.
+      ValueError: the lengths differ.
+    """
+    labels, features = np.asarray(labels, object), np.asarray(features)
+    lengths = {len(features), len(labels), len(labels if groups is None else groups)}
+    if features.ndim != 2 or len(lengths) > 1:
+        raise ValueError("features [N, D], labels [N] and groups [N] were expected")
+    if not features.shape[1]:
+        raise BadData("there are no features (0 columns): there is nothing to tell classes by")
+    if not np.isfinite(features).all():
+        raise BadData(f"row {_first_bad(features)} of the features holds NaN or an infinite value")
+    kept, left_out = usable(labels, groups)
+    names, codes = np.unique(labels[kept].astype(str), return_inverse=True)
+    classes = dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True))
+    if len(names) < 2:
+        reason = f"{len(names) or 'no'} class{'' if len(names) == 1 else 'es'} with enough cells"
+        undefined = f"{reason}: at least 2 are needed"
+        return Probe({}, classes, left_out, len(codes), 0, groups is not None, None, 0, undefined)
+    inner = None if groups is None else np.unique(np.asarray(groups)[kept], return_inverse=True)[1]
+    # Threads that wait for each other on a busy machine; and one rounds the same on any machine.
+    with threadpool_limits(limits=1):
+        found = _probe(features[kept], names, codes, inner, classifiers, seed)
+    return replace(found, left_out=left_out)
+
+
+def _probe(
+    features: np.ndarray,
+    names: np.ndarray,
+    codes: np.ndarray,
+    groups: np.ndarray | None,
+    classifiers: Sequence[str],
+    seed: int,
+) -> Probe:
+    """See `probe`; `codes` are positions in `names`."""
+    told = {name: np.empty_like(codes) for name in classifiers}
+    fold = np.empty_like(codes)
+    unanswerable, folds = 0, 0
+    for fitted, asked in folds_of(codes, groups, seed):
+        fold[asked], folds = folds, folds + 1
+        unanswerable += int((~np.isin(codes[asked], codes[fitted])).sum())
+        known, unknown = _standardized(features[fitted], features[asked])
+        for name in classifiers:
+            told[name][asked] = _CLASSIFIERS[name](known, codes[fitted], unknown, seed)
+    return Probe(
+        scores={name: _score(names, codes, answers, fold) for name, answers in told.items()},
+        classes=dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True)),
+        left_out={},
+        cells=len(codes),
+        folds=folds,
+        grouped=groups is not None,
+        chance=1 / len(names),
+        unanswerable=unanswerable,
+    )
+
+
+def _standardized(fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in deviations from the mean of the first, float32; a constant feature becomes 0.
+
+    Raises:
+      BadData: a feature's deviation is past the range of float64.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = fitted.mean(axis=0, dtype=np.float64)
+        deviation = fitted.std(axis=0, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(deviation))
+    if len(bad):
+        largest = np.abs(fitted[:, bad[0]]).max()
+        raise BadData(f"feature {bad[0] + 1} holds {largest:.3g}: too large to compute with")
+    varies = deviation > _CONSTANT * np.abs(fitted).max(axis=0)
+    scale = np.where(varies, deviation, np.inf)
+    with np.errstate(over="ignore"):
+        scaled = [(rows - mean) / scale for rows in (fitted, asked)]
+    first, second = (np.clip(x, -_FARTHEST, _FARTHEST).astype(np.float32) for x in scaled)
+    return first, second
+
+
+def _knn(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+    """The class that most of the nearest by cosine have; of equally many, the first."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = min(NEIGHBOURS, len(codes))
+    model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
+    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
+    return predicted
+
+
+def _logistic(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+    """The likeliest class by (multinomial) logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    if (codes == codes[0]).all():
+        return np.full(len(asked), codes[0])
+    model = LogisticRegression(
+        C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
+    )
+    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
+    return predicted
+
+
+def _forest(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
+    """The class that the trees of a random forest (Breiman 2001) find likeliest."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(
+        TREES,
+        max_samples=min(CELLS_A_TREE, len(codes)),
+        class_weight="balanced",
+        random_state=seed,
+        n_jobs=1,
+    )
+    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
+    return predicted
+
+
+_CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "knn": _knn,
+    "logistic": _logistic,
+    "forest": _forest,
+}
+# What they are called in tables.
+TITLES = {"knn": "k-NN", "logistic": "logistic regression", "forest": "random forest"}
+
+
+def _score(names: np.ndarray, codes: np.ndarray, told: np.ndarray, fold: np.ndarray) -> ProbeScore:
+    """Scores one classifier's answers."""
+    right = told == codes
+    recall = _recall(codes, right, len(names))
+    return ProbeScore(
+        balanced_accuracy=float(recall.mean()),
+        accuracy=float(right.mean()),
+        recall=dict(zip(names.tolist(), recall.tolist(), strict=True)),
+        by_fold=tuple(
+            float(np.nanmean(_recall(codes[fold == i], right[fold == i], len(names))))
+            for i in range(fold.max() + 1)
+        ),
+    )
+
+
+def _recall(codes: np.ndarray, right: np.ndarray, classes: int) -> np.ndarray:
+    """[classes] share of right answers; NaN for a class without cells."""
+    counts = np.bincount(codes, minlength=classes)
+    shares = np.bincount(codes, weights=right, minlength=classes) / np.maximum(counts, 1)
+    return np.where(counts > 0, shares, np.nan)
+
+
+def _first_bad(features: np.ndarray) -> int:
+    """The number, from 1, of the first row that is not finite."""
+    return int(np.argmin(np.isfinite(features).all(axis=1))) + 1

@@ -1,0 +1,250 @@
+"""Which treatment lies in which well of which simulated plate, and how each well was imaged.
+
+The layout follows BBBC021: ten by six inner wells, six DMSO wells a plate, a treatment on every
+replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each has a
+match in another batch, but for two mechanisms that lie in one week alone.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from cellclr_jax.data.columns import CONTROL
+from cellclr_jax.errors import BadUse
+from cellclr_jax.simulation.camera import (
+    LevelNuisance,
+    Optics,
+    compound_nuisance,
+    plate_nuisance,
+    week_nuisance,
+    well_conditions,
+)
+from cellclr_jax.simulation.mechanisms import (
+    MOA_PHENOTYPES,
+    ONE_WEEK_MOAS,
+    compound_name,
+    compound_phenotype,
+)
+from cellclr_jax.simulation.phenotypes import (
+    UNTREATED,
+    dose_effect,
+    towards,
+)
+from cellclr_jax.simulation.population import Population
+
+WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))
+DMSO_WELLS = ("B02", "C02", "D02", "E11", "F11", "G11")  # where BBBC021 has them
+CONCENTRATIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # uM, half-log steps
+FIRST_PLATE = 90001  # BBBC021's plates have numbers of five digits below this
+POSITIVE_CONTROL = "Microtubule stabilizers"  # as taxol is in BBBC021
+NO_NUISANCE = LevelNuisance()  # of DMSO
+# Side in pixels: a smaller field may hold no nucleus, a larger one takes gigabytes to paint.
+SMALLEST_FIELD, LARGEST_FIELD = 64, 4096
+# Raw is the largest and the fastest; LZW, which BBBC021's readers all know, takes half the size and
+# 0.06 s a field; zlib takes the same size in half the time, but is rarer in TIFF.
+COMPRESSIONS = ("none", "lzw", "zlib")
+# Least and greatest values of the settings. At a nuisance of 5 no structure is left to see; from an
+# effect of 1 / LOWEST_RESPONDING on, all cells respond to any dose; beyond a density of 5 cells lie
+# on top of each other, and pushing them apart takes memory as the square of their number.
+BOUNDS: dict[str, tuple[int | float, int | float]] = {
+    "seed": (0, 2**63 - 1),
+    "weeks": (2, 100),
+    "plates_per_week": (1, 100),
+    "sites": (1, 100),
+    "dmso_wells": (1, len(WELLS)),
+    "compounds_per_moa": (2, len(WELLS)),
+    "doses": (1, len(CONCENTRATIONS)),
+    "positive_control_wells": (0, len(WELLS)),
+    "height": (SMALLEST_FIELD, LARGEST_FIELD),
+    "width": (SMALLEST_FIELD, LARGEST_FIELD),
+    "nuisance": (0, 5),
+    "effect": (0, 3),
+    "density": (0.01, 5),
+}
+
+# Streams of random numbers: each kind of draw has its own, so that adding one moves no other.
+_COMPOUND, _WEEK, _PLATE, _WELL, _FIELD, _CAMERA, _GUID = range(7)
+
+
+@dataclass(frozen=True)
+class SimulatorSettings:
+    """What a simulated release holds; the defaults are the demonstration's, about 200 fields.
+
+    Attributes:
+      seed: decides everything that is drawn by chance, together with the other settings.
+      weeks: batches, at least 2, so that mechanisms have a match in another batch.
+      plates_per_week: replicate plates; each treatment has one well on every plate of its week.
+      sites: fields a well.
+      dmso_wells: untreated wells a plate.
+      compounds_per_moa, doses: treatments are mechanisms x compounds x doses.
+      positive_control_wells: wells a plate, on every plate, of the first stabilizer's highest dose.
+      height, width: of a field in pixels.
+      nuisance: strength of all differences in imaging and density between weeks, plates, wells and
+        compounds; 0 removes them.
+      effect: factor on the share of cells that respond to a compound.
+      density: factor on the number of cells everywhere.
+      compression: of the TIFF files, one of `COMPRESSIONS`; it changes no pixel.
+    """
+
+    seed: int = 0
+    weeks: int = 3
+    plates_per_week: int = 3
+    sites: int = 1
+    dmso_wells: int = 6
+    compounds_per_moa: int = 2
+    doses: int = 2
+    positive_control_wells: int = 0
+    height: int = 1024
+    width: int = 1280
+    nuisance: float = 1.0
+    effect: float = 1.0
+    density: float = 1.0
+    compression: str = "lzw"
+
+    def __post_init__(self) -> None:
+        """Raises BadUse where a setting makes no release."""
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # NaN lies nowhere
+                expected = f"{low} or more" if value < low else f"{low} to {high}"
+                raise BadUse(f"simulator: {name} is {value}, expected {expected}")
+        if self.compression not in COMPRESSIONS:
+            raise BadUse(
+                f"simulator: compression is {self.compression!r}, expected one of "
+                f"{', '.join(COMPRESSIONS)}"
+            )
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A compound at a concentration in uM, with what it does; the well's density comes on top."""
+
+    compound: str
+    concentration: float
+    moa: str
+    week: int
+    population: Population
+    nuisance: LevelNuisance = NO_NUISANCE
+
+
+@dataclass(frozen=True)
+class Well:
+    """One well of one plate; `plate` is e.g. `Week1_90001`, `replicate` counts from 1."""
+
+    week: int
+    plate: str
+    replicate: int
+    well: str
+    treatment: Treatment
+    population: Population
+    optics: Optics
+
+
+def random_stream(settings: SimulatorSettings, kind: int, *key: int) -> np.random.Generator:
+    """The generator of one kind of draw for one key, whoever asks and in whatever order."""
+    return np.random.default_rng([settings.seed, kind, *key])
+
+
+def field_streams(
+    settings: SimulatorSettings, well: Well, site: int
+) -> tuple[np.random.Generator, np.random.Generator, np.random.Generator]:
+    """The generators of one field's cells, of its camera noise and of its file names."""
+    key = (int(well.plate.split("_")[1]), WELLS.index(well.well), site)
+    cells, camera, names = (
+        random_stream(settings, kind, *key) for kind in (_FIELD, _CAMERA, _GUID)
+    )
+    return cells, camera, names
+
+
+def treatments(settings: SimulatorSettings) -> list[Treatment]:
+    """All treatments of a release, DMSO not among them, ordered by mechanism, compound and dose."""
+    found = []
+    for index, moa in enumerate(MOA_PHENOTYPES):
+        for number in range(1, settings.compounds_per_moa + 1):
+            if moa in ONE_WEEK_MOAS:
+                week = 1 + ONE_WEEK_MOAS.index(moa) % settings.weeks
+            else:
+                week = 1 + (index + number - 1) % settings.weeks
+            found.extend(_doses(settings, index, moa, number, week))
+    return found
+
+
+def _doses(
+    settings: SimulatorSettings, index: int, moa: str, number: int, week: int
+) -> list[Treatment]:
+    """The treatments of one compound, from the lowest dose."""
+    rng = random_stream(settings, _COMPOUND, index, number)
+    own = compound_phenotype(moa, rng)
+    lowest = int(rng.integers(0, len(CONCENTRATIONS) - settings.doses + 1))
+    nuisance = compound_nuisance(rng, settings.nuisance)
+    made = []
+    for dose in range(settings.doses):
+        shift, responding = dose_effect(dose, settings.doses)
+        population = Population(
+            UNTREATED, towards(own, shift), min(1.0, settings.effect * responding)
+        )
+        concentration = CONCENTRATIONS[lowest + dose]
+        made.append(
+            Treatment(compound_name(moa, number), concentration, moa, week, population, nuisance)
+        )
+    return made
+
+
+def plate_wells(settings: SimulatorSettings) -> list[Well]:
+    """All wells of a release in the order of its plates and wells.
+
+    Raises:
+      BadUse: a week's treatments do not fit on a plate.
+    """
+    every = treatments(settings)
+    control = next(t for t in reversed(every) if _is_positive_control(t))
+    wells = []
+    number = FIRST_PLATE
+    for week in range(1, settings.weeks + 1):
+        here = [t for t in every if t.week == week] + [control] * settings.positive_control_wells
+        if len(here) + settings.dmso_wells > len(WELLS):
+            raise BadUse(
+                f"simulator: week {week} has {len(here)} treated and {settings.dmso_wells} DMSO "
+                f"wells, a plate has {len(WELLS)}: take more weeks or fewer doses"
+            )
+        for replicate in range(1, settings.plates_per_week + 1):
+            wells += _plate(settings, week, number, replicate, here)
+            number += 1
+    return wells
+
+
+def _is_positive_control(treatment: Treatment) -> bool:
+    return treatment.compound == compound_name(POSITIVE_CONTROL, 1)
+
+
+def _plate(
+    settings: SimulatorSettings, week: int, number: int, replicate: int, here: list[Treatment]
+) -> list[Well]:
+    """The wells of one plate: DMSO in its places, the treatments shuffled over the others."""
+    rng = random_stream(settings, _PLATE, number)
+    others = [str(well) for well in rng.permutation([w for w in WELLS if w not in DMSO_WELLS])]
+    places = [*DMSO_WELLS, *others]
+    untreated = Treatment(CONTROL, 0.0, CONTROL, week, Population(UNTREATED, UNTREATED, 0.0))
+    held = [untreated] * settings.dmso_wells + here
+    if settings.dmso_wells < len(DMSO_WELLS):
+        places = [*DMSO_WELLS[: settings.dmso_wells], *others]
+    on_week = week_nuisance(random_stream(settings, _WEEK, week), settings.nuisance)
+    on_plate = plate_nuisance(rng, settings.nuisance)
+    wells = []
+    for well, treatment in sorted(zip(places, held, strict=False), key=lambda pair: pair[0]):
+        own = random_stream(settings, _WELL, number, WELLS.index(well))
+        there = well_conditions(own, settings.nuisance, on_week, on_plate, treatment.nuisance)
+        population = replace(
+            treatment.population,
+            density=settings.density * there.density,
+            flow=there.flow,
+            alignment=there.alignment,
+        )
+        name = f"Week{week}_{number}"
+        wells.append(Well(week, name, replicate, well, treatment, population, there.optics))
+    return wells
+
+
+def settings_dict(settings: SimulatorSettings) -> dict[str, int | float | str]:
+    """The settings by name, as `simulation.json` holds them."""
+    return {field.name: getattr(settings, field.name) for field in fields(settings)}

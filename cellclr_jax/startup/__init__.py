@@ -1,1 +1,0 @@
-"""What a program does about its own process before it does anything else."""

@@ -1,0 +1,434 @@
+"""Checkpoints of a run by Orbax: saved, restored, compared, moved aside where they are damaged."""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from cellclr_jax.errors import BadData, BadUse
+
+# A message that names every parameter of another network would hide what it says.
+_NAMED = 3
+# What a reader knows by name comes before what follows from it.
+_FIRST = ("params", "batch_stats")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
+    """Shapes of a tree's leaves by their path, such as `params/encoder/Dense_0/kernel`.
+
+    Args:
+      tree: of arrays or of what describes them.
+      parts: takes only leaves under these paths, such as `params/encoder`; None takes all.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
+    if parts is None:
+        return named
+    under = tuple(f"{part}/" for part in parts)
+    return {name: shape for name, shape in named.items() if name.startswith(under)}
+
+
+def differences(there: Shapes, here: Shapes) -> str:
+    """What differs in one line, the first few of each kind; '' where nothing does.
+
+    Args:
+      there: of a checkpoint.
+      here: of what it is to be read into.
+    """
+    common = there.keys() & here.keys()
+    kinds = {
+        "it lacks": [name for name in here if name not in common],
+        "it has beside": [name for name in there if name not in common],
+        "other shapes:": [
+            f"{name} {there[name]}, here {here[name]}"
+            for name in common
+            if there[name] != here[name]
+        ],
+    }
+    return "; ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: list[str]) -> str:
+    rank = {part: place for place, part in enumerate(_FIRST)}
+    names = sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+METRIC = "validation_loss"
+"""What ranks a checkpoint."""
+# Orbax writes a file of this name in a folder of this name.
+_METRICS = "metrics"
+# An error of TensorStore holds pages of its internals.
+_MESSAGE_LENGTH = 240
+
+
+def loss_of(checkpoint: epath.Path) -> float | None:
+    """The validation loss that a checkpoint was saved with; None where it is not ranked.
+
+    Raises:
+      ValueError: it cannot be read. That a file is out of reach is another error, and may pass.
+    """
+    file = checkpoint / _METRICS / _METRICS
+    if not file.parent.exists():
+        return None
+    try:
+        loss = json.loads(file.read_text())[METRIC]
+    except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{file} cannot be read") from error
+    if not isinstance(loss, int | float):
+        raise ValueError(f"{file} holds no number")
+    return float(loss)
+
+
+def known_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
+    """The validation losses, by step, of the checkpoints that are ranked and tell theirs."""
+    losses = {}
+    for step in steps:
+        with contextlib.suppress(ValueError):
+            if (loss := loss_of(directory / str(step))) is not None:
+                losses[step] = loss
+    return losses
+
+
+def move_aside(path: epath.Path, aside: epath.Path) -> None:
+    """Moves a folder into another one, under a name that is not yet taken there."""
+    aside.mkdir(parents=True, exist_ok=True)
+    name = path.name
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
+    path.rename(next(aside / free for free in names if not (aside / free).exists()))
+
+
+def move_unranked_aside(directory: epath.Path, aside: epath.Path) -> list[int]:
+    """Moves checkpoints aside whose loss cannot be read, which would be deleted; their steps."""
+    moved = []
+    for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
+        try:
+            loss_of(folder)
+        except ValueError:
+            move_aside(folder, aside)
+            moved.append(int(folder.name))
+    return moved
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message; of a long one both ends, since the reason often comes last."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    half = _MESSAGE_LENGTH // 2
+    return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"
+
+
+def not_written(folder: str, error: Exception) -> str:
+    """What is said of a checkpoint that could not be written."""
+    free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
+    return (
+        f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
+        "once that is mended, the same command goes on from the newest one"
+    )
+
+
+CHECKPOINTS = "checkpoints"
+_ASIDE = "unreadable"
+_STATE, _PROGRESS = "state", "progress"
+_OF_ANOTHER = "take the config that it was trained with, or another --workdir"
+# The newest may be damaged by what ended a run; the one before is then the last good state.
+_LATEST_KEPT = 2
+# That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
+_SECONDS_TO_SAVE = 24 * 3600
+
+
+class Checkpoints:
+    """The checkpoints in one folder, each named by its step.
+
+    Args:
+      directory: where they lie; made where it is not.
+      keep_every: keeps one every so many steps beside the last and the best; 0 keeps none.
+      read_only: neither writes nor clears anything, so that a run may go on in the folder.
+
+    Attributes:
+      unranked: steps of checkpoints that were moved aside, since their loss cannot be read.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, *, keep_every: int = 0, read_only: bool = False
+    ) -> None:
+        self.directory = str(directory)
+        kept: list[policies.PreservationPolicy] = [
+            policies.LatestN(_LATEST_KEPT),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[METRIC],
+                n=1,
+                reverse=True,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
+        self.unranked = [] if read_only else self._set_aside_unranked()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                # Who only reads may find one whose metrics are damaged, and wants another.
+                lightweight_initialize=read_only,
+                best_fn=None if read_only else lambda metrics: metrics[METRIC],
+                best_mode="min",
+                preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                async_options=ocp.options.AsyncOptions(timeout_secs=_SECONDS_TO_SAVE),
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps of all finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: Mapping[str, Any],
+        *,
+        validation_loss: float | None = None,
+    ) -> None:
+        """Saves in the background.
+
+        Args:
+          step: the state's step.
+          state: a tree of arrays over the mesh; it may be donated right after.
+          progress: a JSON object: what beside the state a run needs to go on.
+          validation_loss: ranks the checkpoint; None leaves it unranked.
+
+        Raises:
+          BadData: Orbax refused, since there is one of this step or a later one.
+        """
+        # Training forbids transfers that nobody asked for; these are asked for.
+        with jax.transfer_guard("allow"), self._named_failure():
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        _STATE: ocp.args.StandardSave(state),
+                        _PROGRESS: ocp.args.JsonSave(dict(progress)),
+                    }
+                ),
+                metrics=None if validation_loss is None else {METRIC: validation_loss},
+            )
+        if not saved:
+            there = ", ".join(map(str, self.steps()))
+            raise BadData(f"step {step} was not saved: {self.directory} holds {there}")
+
+    def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any], list[int]] | None:
+        """Restores the newest checkpoint that can be read, and moves later, unreadable ones aside.
+
+        Their steps will be taken and saved again; nothing is deleted, since what could not be read
+        today may only have been out of reach.
+
+        Args:
+          template: a tree like the state, of arrays or shapes with dtypes and shardings.
+
+        Returns:
+          (state, progress, steps of the checkpoints that were moved aside), or None where
+          there is no checkpoint at all.
+
+        Raises:
+          BadData: there are some and none can be read.
+          BadUse: it is of another tree; the message names what differs.
+        """
+        failures: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                self._check_tree(step, shapes(template))
+                restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
+            except (MemoryError, BadUse):
+                raise
+            except Exception as error:  # of many kinds, TensorStore's are bare
+                failures[step] = first_line(error)
+                continue
+            self._set_aside(failures)
+            return *restored, sorted([*failures, *self.unranked])
+        if failures:
+            listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
+            raise BadData(f"no checkpoint in {self.directory} can be read: {listed}")
+        return None
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What beside the state a checkpoint holds, as it was saved.
+
+        Raises:
+          BadData: it cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            raise self._unreadable(step, error) from error
+        progress: dict[str, Any] = restored[_PROGRESS]
+        return progress
+
+    def newest_progress(self) -> dict[str, Any] | None:
+        """The progress of the newest checkpoint that has a readable one; None where none has."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(BadData):
+                return self.progress(step)
+        return None
+
+    def find(self, which: str) -> int:
+        """The step that `last`, `best` (by validation loss) or a number names.
+
+        Raises:
+          BadUse: there is no such checkpoint; the message lists those that are there.
+        """
+        steps = self.steps()
+        if not steps:
+            raise BadUse(f"no checkpoint in {self.directory}: train first")
+        if which == "last":
+            return steps[-1]
+        if which == "best":
+            losses = known_losses(epath.Path(self.directory), steps)
+            if not losses:
+                raise BadUse(
+                    f"no checkpoint in {self.directory} has a validation loss: --step=last"
+                )
+            return min(losses, key=losses.__getitem__)
+        if not which.isdigit() or int(which) not in steps:
+            known = ", ".join(map(str, steps))
+            raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {known}")
+        return int(which)
+
+    def restore_part(
+        self,
+        step: int,
+        template: dict[str, Any],
+        *,
+        parts: Iterable[str] | None = None,
+        advice: str = _OF_ANOTHER,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Restores those parts of the state of a step that the template names, and the progress.
+
+        Args:
+          step: of the checkpoint.
+          template: attributes of the state by name, each a tree as in `restore_newest`.
+          parts: paths of the state, such as `params/encoder`, under which the template names all;
+            None: under each of its attributes.
+          advice: what to do about a checkpoint of another tree.
+
+        Raises:
+          BadData: it cannot be read.
+          BadUse: it is of another model; the message names what differs.
+        """
+        abstract = _abstract(template)
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
+        try:
+            self._check_tree(step, shapes(template), parts or template, advice)
+            return self._restore(step, part)
+        except (MemoryError, BadUse):
+            raise
+        except Exception as error:  # as above
+            raise self._unreadable(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when all saves have reached the disk.
+
+        Raises:
+          BadData: one of them did not.
+        """
+        with self._named_failure():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the saves and ends the background threads."""
+        with self._named_failure():
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error of several processes one of them may be gone: nobody waits for it.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
+    @contextlib.contextmanager
+    def _named_failure(self) -> Iterator[None]:
+        """Tells of a save that failed, often in the background, in one line."""
+        try:
+            yield
+        except (MemoryError, BadData):
+            raise
+        except Exception as error:
+            raise BadData(not_written(self.directory, error)) from error
+
+    def _unreadable(self, step: int, error: Exception) -> BadData:
+        """What is raised where a checkpoint that was asked for cannot be read."""
+        others = ", ".join(str(other) for other in self.steps() if other != step)
+        return BadData(
+            f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
+            + (f"other steps are {others}" if others else "it is the only one")
+        )
+
+    def _set_aside_unranked(self) -> list[int]:
+        """The first process moves them; all wait until it has."""
+        directory = epath.Path(self.directory)
+        mine = jax.process_index() == 0 and directory.is_dir()
+        moved = move_unranked_aside(directory, directory.parent / _ASIDE) if mine else []
+        multihost_utils.sync_global_devices("the checkpoints tell their losses")
+        return moved
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""
+        aside = epath.Path(self.directory).parent / _ASIDE
+        for step in steps:
+            if jax.process_index() == 0:
+                move_aside(epath.Path(self.directory) / str(step), aside)
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
+
+    def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{_STATE: state, _PROGRESS: ocp.args.JsonRestore()})
+        )
+        return restored[_STATE], restored[_PROGRESS]
+
+    def _check_tree(
+        self,
+        step: int,
+        here: Shapes,
+        parts: Iterable[str] | None = None,
+        advice: str = _OF_ANOTHER,
+    ) -> None:
+        """Raises BadUse where a checkpoint's state, or parts of it, are of another tree."""
+        path = epath.Path(self.directory) / str(step) / _STATE
+        there = ocp.StandardCheckpointHandler().metadata(path).tree
+        if told := differences(shapes(there, parts), here):
+            raise BadUse(
+                f"checkpoint {path.parent} is of another model or optimiser ({told}): {advice}"
+            )
+
+
+def _abstract(template: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

@@ -1,0 +1,104 @@
+"""Weights that training starts from: parts of a checkpoint of another work directory."""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from cellclr_jax.data.minibatches import Cells
+from cellclr_jax.errors import BadUse
+from cellclr_jax.run_folder import check_channels, read_config
+from cellclr_jax.training.checkpoints import (
+    CHECKPOINTS,
+    Checkpoints,
+)
+from cellclr_jax.training.step import Variables
+
+START = "start"
+"""In the progress of a run's checkpoints: what it started from (see `InitialWeights.told`)."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run starts from in the place of random weights.
+
+    Attributes:
+      parts: {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" where that is
+        asked for.
+      step: of the checkpoint.
+    """
+
+    parts: Variables
+    step: int
+
+    def in_place_of(self, variables: Variables) -> Variables:
+        """Variables in which these take the place of what was there."""
+        return {kind: {**tree, **self.parts.get(kind, {})} for kind, tree in variables.items()}
+
+    def told(self) -> dict[str, Any]:
+        """The step, and the SHA-256 of the weights: the same step may hold others one day."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.parts):
+            digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+        return {"step": self.step, "sha256": digest.hexdigest()}
+
+
+def read_initial_weights(
+    settings: Mapping[str, Any], encoder: str, variables: Variables, cells: Cells
+) -> InitialWeights | None:
+    """Reads what a run starts from.
+
+    Args:
+      settings: `config.init`.
+      encoder: the name of the run's.
+      variables: of the run's model, arrays or shapes with dtypes and shardings.
+      cells: the dataset that will be trained on.
+
+    Returns:
+      None where weights are random.
+
+    Raises:
+      BadUse: there is no such checkpoint, or it is of another architecture or other channels.
+      BadData: it cannot be read.
+    """
+    if not settings["workdir"]:
+        return None
+    workdir = epath.Path(settings["workdir"])
+    checkpoints = _open(workdir)
+    if (there := read_config(workdir).model.encoder) != encoder:
+        raise BadUse(f"config.init.workdir: {workdir} holds a {there}, the run's is a {encoder}")
+    names = ("encoder", "head") if settings["head"] else ("encoder",)
+    template = {
+        kind: {name: tree[name] for name in names if name in tree}
+        for kind, tree in variables.items()
+    }
+    with contextlib.closing(checkpoints):
+        step = checkpoints.find(str(settings["step"]))
+        check_channels(checkpoints.progress(step), cells, f"the run in {workdir}")
+        found, _ = checkpoints.restore_part(
+            step,
+            template,
+            parts=[f"{kind}/{name}" for kind in variables for name in names],
+            advice="config.model has to be that of config.init.workdir"
+            + ("; --config.init.head=False takes its encoder alone" if settings["head"] else ""),
+        )
+    return InitialWeights(dict(found), step)
+
+
+def _open(workdir: epath.Path) -> Checkpoints:
+    """The checkpoints of a work directory that has some."""
+    if (workdir / CHECKPOINTS).is_dir():
+        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, read_only=True)
+        if checkpoints.steps():
+            return checkpoints
+        checkpoints.close()
+    raise BadUse(
+        f"config.init.workdir: no checkpoint in {workdir / CHECKPOINTS}. Weights of PyTorch "
+        f"get there by python -m cellclr_jax.convert --input=FILE --workdir={workdir}; "
+        "--config.init.workdir= starts from random ones"
+    )

@@ -1,0 +1,120 @@
+"""Progress on the console: a bar on a terminal, plain lines where it is a file."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from cellclr_jax.console import say
+
+# Without a terminal a line at most every so many seconds tells that the run is alive.
+_SECONDS_BETWEEN_LINES = 10.0
+_TITLES = {"knn": "k-NN", "nsc": "NSC", "nscb": "NSCB", "tvn": "TVN", "moa": "MoA"}
+# All of it fits into 80 columns; what comes last is cut off where there are fewer.
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a run is; None for what was not measured yet.
+
+    Attributes:
+      cells_per_second: of the steps since the row before.
+      input_wait: share of that time in which the loop waited for the next minibatch, 0 to 1.
+      seconds_left: of the whole run, its validation and saving included.
+    """
+
+    cells_per_second: float | None
+    input_wait: float | None
+    seconds_left: float | None
+
+
+class Console:
+    """Shows how far a run is and how it does.
+
+    Args:
+      shown: whether anything is shown; only one process of a run speaks.
+      first_step: where the run starts or goes on.
+      total_steps: of the whole run.
+      steps_per_epoch: optimiser steps.
+    """
+
+    def __init__(
+        self, shown: bool, *, first_step: int, total_steps: int, steps_per_epoch: int
+    ) -> None:
+        self._shown, self._total = shown, total_steps
+        self._epochs = -(-total_steps // steps_per_epoch)
+        self._last_line = time.monotonic()
+        self._compiling = first_step < total_steps
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            desc="compiling the step …" if self._compiling else None,
+            bar_format=_BAR,
+            disable=not (shown and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )
+        if self._compiling and self._bar.disable:
+            self.tell("compiling the step, which takes a while the first time")
+
+    def tell(self, message: str) -> None:
+        """Prints a line where anything is shown."""
+        if self._shown:
+            say(message)
+
+    def compiled(self) -> None:
+        """Takes back that the step compiles."""
+        if self._compiling:
+            self._compiling = False
+            self._last_line = time.monotonic()
+            self._bar.set_description_str("")
+
+    def advance(self) -> None:
+        """Moves the bar by one step."""
+        self._bar.update()
+
+    def row(self, step: int, epoch: int, metrics: Mapping[str, float], pace: Pace) -> None:
+        """Shows a row of training metrics; as a line only where the last one is a while ago."""
+        parts = [
+            "" if pace.seconds_left is None else f"{tqdm.format_interval(pace.seconds_left)} left",
+            f"loss {metrics['loss']:.3f}",
+            _accuracy(metrics),
+            "" if pace.cells_per_second is None else f"{pace.cells_per_second:,.0f} cells/s",
+            "" if pace.input_wait is None else f"input {pace.input_wait:.0%}",
+        ]
+        told = "  ".join(filter(None, parts))
+        if not self._bar.disable:
+            self._bar.set_description_str(told)
+        elif (now := time.monotonic()) - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.tell(f"{self._place(step, epoch)}  {told}")
+
+    def validation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Prints a line of validation metrics."""
+        told = f"validation loss {metrics['loss']:.4f}  {_accuracy(metrics)}".rstrip()
+        self.tell(f"{self._place(step, epoch)}  {told}")
+
+    def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
+        """Prints a line of online scores."""
+        told = "  ".join(f"{_title(name)} {value:.1%}" for name, value in scores.items())
+        self.tell(f"{self._place(step, epoch)}  {told}")
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+    def _place(self, step: int, epoch: int) -> str:
+        return f"epoch {epoch}/{self._epochs}  step {step:,}/{self._total:,}"
+
+
+def _accuracy(metrics: Mapping[str, float]) -> str:
+    if "contrastive_accuracy" not in metrics:
+        return ""
+    return f"acc {metrics['contrastive_accuracy']:.1%}"
+
+
+def _title(name: str) -> str:
+    """'nscb_whitening' → 'NSCB whitening', 'knn_moa' → 'k-NN MoA'."""
+    return " ".join(_TITLES.get(word, word) for word in name.split("_"))

@@ -1,0 +1,91 @@
+"""TensorBoard's event files; the only file that imports a writer of them.
+
+Records are written here and now, not by a thread: an error (a full disk) is then raised where the
+run can stop in order, instead of ending a thread that everything later waits for.
+"""
+
+import re
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from cellclr_jax.training.log import metrics_file
+
+TENSORBOARD = "tensorboard"
+_SECONDS_BETWEEN_FLUSHES = 10.0
+_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+
+
+class TensorBoard:
+    """Appends scalars, texts and pictures to a new event file.
+
+    Args:
+      folder: of the run; files lie in its subfolder `tensorboard`.
+      first_step: what earlier files hold of later steps is hidden.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        directory = folder / TENSORBOARD
+        directory.mkdir(parents=True, exist_ok=True)
+        self._records = RecordWriter(str(directory / _file_name(directory)))
+        self._flushed = time.monotonic()
+        self._described: set[str] = set()
+        self._write(Event(file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(session_log=start, step=first_step + 1))
+        layout = {title: ["Multiline", list(tags)] for title, tags in metrics_file.OVERVIEW.items()}
+        self._write(Event(summary=summary.custom_scalars({"Overview": layout})))
+        self.flush()
+
+    def scalars(self, step: int, row: Mapping[str, float]) -> None:
+        """Adds a row's numbers, each in its section."""
+        for name, value in row.items():
+            # TensorBoard takes the description from the first value of each file.
+            told = "" if name in self._described else metrics_file.meaning(name)
+            self._described.add(name)
+            point = summary.scalar(metrics_file.tag(name), value, summary_description=told)
+            self._write(Event(summary=point, step=step))
+        if time.monotonic() - self._flushed >= _SECONDS_BETWEEN_FLUSHES:
+            self.flush()
+
+    def text(self, step: int, name: str, message: str) -> None:
+        """Adds a text in Markdown."""
+        self._write(Event(summary=summary.text(name, message), step=step))
+        self.flush()
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds a picture [H, W, 3] uint8."""
+        self._write(Event(summary=summary.image(name, image, dataformats="HWC"), step=step))
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        self._flushed = time.monotonic()
+        self._records.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        try:
+            self.flush()
+        finally:
+            self._records.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def _file_name(directory: Path) -> str:
+    """A name that sorts after those that are there, even where the clock was set back.
+
+    TensorBoard reads files in the order of their names, which begin with the time in seconds.
+    """
+    stamps = [int(found[1]) for path in directory.iterdir() if (found := _FILE.match(path.name))]
+    stamp = max([int(time.time()), *(known + 1 for known in stamps)])
+    return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"

@@ -1,0 +1,341 @@
+"""The training loop: data, state, restore, step, log, save."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from cellclr_jax import devices
+from cellclr_jax.console import say
+from cellclr_jax.data import minibatches
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import (
+    IN_USE,
+    TRAINING,
+    alone,
+)
+from cellclr_jax.run_folder import (
+    as_json,
+    check_config,
+    describe_dataset,
+    refuse_conversion,
+    write_config,
+)
+from cellclr_jax.training.checkpoints import (
+    CHECKPOINTS,
+    Checkpoints,
+)
+from cellclr_jax.training.feed import Feed
+from cellclr_jax.training.initial_weights import (
+    START,
+    InitialWeights,
+)
+from cellclr_jax.training.log import RunLog, is_local
+from cellclr_jax.training.pending_metrics import (
+    PROFILE,
+    NotFinite,
+    Pending,
+    Trace,
+    check_finite,
+    mean,
+)
+from cellclr_jax.training.setup import (
+    Experiment,
+    compile_program,
+    make_experiment,
+    root_key,
+    state_template,
+    validation_minibatches,
+)
+from cellclr_jax.training.start import (
+    check_origin,
+    describe,
+    initial_weights,
+    make_folder,
+)
+from cellclr_jax.training.step import (
+    Metrics,
+    TrainState,
+)
+from cellclr_jax.training.stop_signals import (
+    Interrupted,
+    stop_signals_noted,
+)
+from cellclr_jax.training.view_pictures import view_grid
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    mesh: Mesh | None = None,
+    *,
+    profile_steps: int = 0,
+    wandb: str | None = None,
+    began: float | None = None,
+) -> TrainState:
+    """Trains, or goes on from the newest checkpoint in `workdir`, until the last epoch's end.
+
+    Args:
+      config: of the experiment (see `default_config`).
+      workdir: where everything is written, a folder or a bucket (gs://…).
+      mesh: the devices; None takes all.
+      profile_steps: traces so many steps into <workdir>/profile.
+      wandb: a project of Weights & Biases that is told what the run tells; None for none.
+      began: from when the time to the first step counts, on `time.monotonic`; None: from now.
+
+    Returns:
+      The final state, on every device.
+
+    Raises:
+      BadUse: for settings that do not fit the dataset, the devices or the run in `workdir`.
+      BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
+      Interrupted: after SIGTERM, SIGHUP or Ctrl-C, when the state is saved.
+    """
+    began = time.monotonic() if began is None else began
+    workdir, mesh = epath.Path(workdir), mesh or devices.make_mesh()
+    if profile_steps and not is_local(workdir):
+        raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
+    refuse_conversion(workdir)
+    check_config(config, workdir)  # by each process, so that all end with the same message
+    experiment = make_experiment(config)
+    experiment.check_devices(mesh)
+    initial = initial_weights(workdir, experiment, mesh)
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if first and is_local(workdir):
+            make_folder(Path(workdir))
+            stack.enter_context(alone(Path(workdir), TRAINING, IN_USE))
+        keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
+        folder = workdir.resolve() / CHECKPOINTS
+        checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
+        check_origin(checkpoints, experiment, workdir)
+        # Again: what was there may have been moved aside since.
+        initial = initial or initial_weights(workdir, experiment, mesh)
+        if first:
+            write_config(config, workdir)
+            say(describe(experiment, mesh, workdir))
+        run = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
+        return run.go(profile_steps, wandb)
+
+
+class _Run:
+    """One call of `train`: what the loop holds between its steps."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        workdir: epath.Path | None,
+        began: float,
+        initial: InitialWeights | None,
+    ) -> None:
+        self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
+        self.initial = initial
+        # Goes into the progress of each checkpoint.
+        self.start = None if initial is None else initial.told()
+        self.workdir, self.began = workdir, began
+        self.config = experiment.config
+        self.program = compile_program(experiment, mesh)
+        self.key = root_key(self.config.seed, mesh)
+        self.validation = validation_minibatches(experiment, mesh, self.key)
+        self.online = None
+        if self.config.online.every_epochs:  # what scores takes a second to load
+            from cellclr_jax.training.online_scores import OnlineScore
+
+            self.online = OnlineScore(experiment, mesh)
+        self.pending = Pending()
+
+    def go(self, profile_steps: int, wandb: str | None) -> TrainState:
+        """Restores, loops over the remaining steps, and saves."""
+        state, data = self._start()
+        start = int(state.step)
+        with contextlib.ExitStack() as stack:
+            self.log = self._open_log(start, wandb)
+            stack.callback(self.log.close)
+            feed = Feed(data, self.mesh)
+            stack.callback(feed.close)
+            trace = self._trace(start, profile_steps)
+            stack.callback(trace.close)
+            self.should_stop = stack.enter_context(stop_signals_noted())
+            if start:  # it may have ended between saving and scoring
+                self._score(start, state)
+            # Everything that crosses to or from the host in the loop does so on purpose.
+            stack.enter_context(jax.transfer_guard("disallow"))
+            metrics: Metrics = {}
+            for step in range(start + 1, self.experiment.total_steps + 1):
+                trace.before(step)
+                minibatch, waited = feed.next(metrics)
+                self.log.waited(waited)
+                state, metrics = self.program.step(state, minibatch.arrays, self.key)
+                if step == start + 1:
+                    self._begin(step, metrics, minibatch.arrays)
+                self._after_step(step, state, metrics, minibatch.position)
+                trace.after(step, metrics)
+            self.checkpoints.wait()
+            if self.workdir is not None:
+                say(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
+        return state
+
+    def _start(self) -> tuple[TrainState, Any]:
+        """The state and the data iterator: from the newest checkpoint, or fresh ones."""
+        experiment, config = self.experiment, self.config
+        data = iter(
+            minibatches.training_minibatches(
+                experiment.cells,
+                experiment.train_rows,
+                minibatch_size=config.minibatch_size,
+                epochs=config.epochs,
+                seed=config.seed,
+                sampling=config.sampling,
+                control=config.control,
+                process=(jax.process_index(), jax.process_count()),
+            )
+        )
+        restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
+        damaged = restored[2] if restored else self.checkpoints.unranked
+        for step in damaged if self.workdir is not None else ():
+            say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
+        if restored is None:
+            return self._first_state(), data
+        state, progress, _ = restored
+        self.start = progress.get(START)
+        data.set_state(progress["data"])
+        if self.workdir is not None:
+            say(f"going on from step {int(state.step)} of {experiment.total_steps}")
+        return state, data
+
+    def _first_state(self) -> TrainState:
+        """The state at step 0, of random weights or of those that the config names."""
+        state = self.program.init(self.key)
+        if self.initial is None:
+            return state
+        if self.workdir is not None:
+            init = self.config.init
+            say(f"starting from the weights in {init.workdir}, step {self.initial.step}")
+        return state.replace(**self.initial.in_place_of(state.variables))
+
+    def _open_log(self, start: int, wandb: str | None) -> RunLog:
+        if self.workdir is not None and not self.validation:
+            say("no validation set: validation loss and the best checkpoint are left out")
+        return RunLog(
+            self.workdir,
+            first_step=start,
+            total_steps=self.experiment.total_steps,
+            minibatch_size=self.config.minibatch_size,
+            steps_per_epoch=self.experiment.steps_per_epoch,
+            wandb=wandb,
+        )
+
+    def _trace(self, start: int, steps: int) -> Trace:
+        """Of the first process alone: all do the same."""
+        folder = None if self.workdir is None else Path(self.workdir) / PROFILE
+        last = self.experiment.total_steps
+        return Trace(folder, first_step=start + 1, last_step=last, steps=steps)
+
+    def _begin(self, step: int, metrics: Metrics, minibatch: Mapping[str, jax.Array]) -> None:
+        """After the first step: shows its views; the rate is one without compilation."""
+        jax.block_until_ready(metrics)
+        if self.workdir is not None:
+            say(f"first step after {time.monotonic() - self.began:.1f} s")
+        if step == 1:
+            views = view_grid(self.experiment, self.mesh, minibatch, self.key)
+            self.log.pictures("views", views, step)
+        self.log.restart_clock(step)
+
+    def _after_step(
+        self, step: int, state: TrainState, metrics: Metrics, position: Mapping[str, Any]
+    ) -> None:
+        """Logs, validates and saves when it is time.
+
+        Args:
+          step: that was started.
+          state: after it.
+          metrics: of it.
+          position: of the data iterator, where the next step goes on.
+        """
+        self.pending.add(step, metrics)
+        self.log.advance()
+        epoch_ends = step % self.experiment.steps_per_epoch == 0
+        interval = self.config.checkpoint.save_every_steps
+        stop = self.should_stop(step)
+        save = epoch_ends or stop is not None or bool(interval and step % interval == 0)
+        if save or step % self.config.log_every == 0:
+            self._flush(step)
+        if save:
+            loss = self._end_epoch(step, state) if epoch_ends else None
+            self._save(step, state, position, loss)
+            if epoch_ends and stop is None:
+                self._score(step, state)
+            self.log.restart_clock(step)
+        if stop is not None:
+            self.checkpoints.wait()
+            raise Interrupted(stop, step)
+
+    def _score(self, step: int, state: TrainState) -> None:
+        """Scores the representation where it is time for that and was not done."""
+        ends_epoch = step % self.experiment.steps_per_epoch == 0
+        if self.online is None or not (ends_epoch and self.online.due(self._epoch(step))):
+            return
+        self.log.record_scores(step, self._epoch(step), self.online.score(state.variables))
+
+    def _save(
+        self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None
+    ) -> None:
+        """Saves what was found finite just now; never a state that nobody looked at."""
+        progress = {
+            "data": dict(position),
+            "config": as_json(self.config),
+            **describe_dataset(self.experiment.cells),
+        }
+        if self.start is not None:
+            progress[START] = self.start
+        self.checkpoints.save(step, state, progress, validation_loss=loss)
+
+    def _flush(self, step: int) -> None:
+        """Fetches the metrics of the steps since the last time and records their mean."""
+        with self._not_finite_named():
+            metrics = self.pending.fetch()
+        if metrics:
+            self.log.record(step, self._epoch(step), metrics)
+
+    def _end_epoch(self, step: int, state: TrainState) -> float | None:
+        """Records the mean validation loss and returns it; None without a validation set."""
+        if not self.validation:
+            return None
+        # One at a time: unlike steps they do not wait for one another, and the devices of a CPU may
+        # take up different ones, whose exchanges then never meet.
+        found = [
+            jax.device_get(self.program.validate(state, minibatch, key))
+            for minibatch, key in self.validation
+        ]
+        metrics = mean(found)
+        with self._not_finite_named():
+            check_finite(step, metrics, "validation ")
+        self.log.record_epoch(step, self._epoch(step), metrics)
+        return metrics["loss"]
+
+    @contextlib.contextmanager
+    def _not_finite_named(self) -> Iterator[None]:
+        """Ends the run where something is not finite, and says which checkpoint is still good."""
+        try:
+            yield
+        except NotFinite as error:
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            last = (
+                f"the last good checkpoint is of step {kept[-1]}" if kept else "none was saved yet"
+            )
+            where = f"epoch {self._epoch(error.step)}); {last} ({self.checkpoints.directory}"
+            raise BadData(
+                f"{error} ({where}). A lower learning rate or a longer warm-up may help"
+            ) from error
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self.experiment.steps_per_epoch)

@@ -1,0 +1,226 @@
+"""Scores of a running training: what a fixed subset of the cells tells about its representation.
+
+The same scores as the evaluation's, of fewer cells: they show where a run is going, not how good
+it is.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import jax
+import numpy as np
+import pandas as pd
+from jax.sharding import Mesh
+
+from cellclr_jax import devices
+from cellclr_jax.console import say
+from cellclr_jax.data import minibatches
+from cellclr_jax.data.columns import is_control
+from cellclr_jax.encoder.apply import (
+    MINIBATCH,
+    compile_embedding,
+)
+from cellclr_jax.encoder.load import Encoding
+from cellclr_jax.errors import BadData
+from cellclr_jax.profiling import evaluation, profiles
+from cellclr_jax.profiling.profiles import has_treatments, sites_of
+from cellclr_jax.profiling.single_cells import (
+    Sample,
+    draw_sample,
+    evaluate_cells,
+)
+from cellclr_jax.training.setup import Experiment
+from cellclr_jax.training.step import Variables
+
+# The subset's crops stay in the memory of the hosts: 19,000 of 96×96×3 in 16 bits.
+_MOST_BYTES = 2**30
+_SEED = 0
+# A forest takes longer than all else.
+_CLASSIFIERS = ("knn", "logistic")
+_ONLINE = "online"
+# What `evaluation` calls no correction has no ending.
+_ENDINGS = {"none": "", "whitening": "_whitening", "tvn": "_tvn"}
+
+
+class OnlineScore:
+    """Scores of up to `config.online.cells` cells, the same ones each time.
+
+    Where there are treatments, the cells are spread evenly over all wells of annotated compounds
+    and controls; their mean profiles, z-scored by the controls where there are two wells of them,
+    give NSC and NSCB. The k-NN tells the class of a cell (its label, else MoA, else compound) by
+    cells of other plates, or at least of other wells. Where there is neither, there is no score.
+
+    Args:
+      experiment: of the run.
+      mesh: the devices.
+    """
+
+    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        self._encoding: Encoding = experiment
+        self._mesh = mesh
+        self._every = experiment.config.online.every_epochs
+        self._last_epoch = experiment.config.epochs
+        self._said: set[str] = set()
+        if not self._every:
+            return
+        table, self._control = experiment.cells.table, experiment.config.control
+        treated = has_treatments(table, self._control)
+        size = self._size(experiment.config.online.cells)
+        if treated:
+            self._rows = spread_over_wells(table, size, control=self._control)
+        else:
+            self._rows = _draw_classes(table, size, self._control).rows
+        cells = table.iloc[self._rows].reset_index(drop=True)
+        self._sites = sites_of(cells) if treated else None
+        self._sample = _draw_classes(cells, size, self._control)
+        if not (treated or self._sample.label_column):
+            self._note("scores", "the dataset has neither labels nor treatments")
+            self._every = 0
+
+    def due(self, epoch: int) -> bool:
+        """Whether there is something to score after an epoch: every so many and the last one."""
+        return bool(self._every) and (epoch % self._every == 0 or epoch == self._last_epoch)
+
+    def score(self, variables: Variables) -> dict[str, float]:
+        """Embeds the subset and scores it; every process of the run calls it.
+
+        Args:
+          variables: of the encoder, on every device.
+
+        Returns:
+          Shares in [0, 1]: `nsc`, `nscb`, the same with `_whitening` and `_tvn`, and the balanced
+          accuracy `knn_label`, `knn_moa` or `knn_compound`. A score that is undefined is left out,
+          and why is said once.
+        """
+        features = self._features(variables)
+        found: dict[str, float] = {}
+        if self._sites is not None:
+            sites = self._sites
+            found |= self._attempt("nsc", lambda: self._score_treatments(sites, features))
+        if self._sample.label_column:
+            name = f"knn_{self._sample.label_column}"
+            found |= self._attempt(name, lambda: self._score_cells(name, features))
+        return found
+
+    def _features(self, variables: Variables) -> np.ndarray:
+        """[K, D] float32 embeddings of the subset."""
+        parts = [
+            devices.to_host(self._embed(variables, devices.to_global(self._mesh, local)))
+            for local in self._minibatches
+        ]
+        return np.concatenate(parts)[: len(self._rows)]
+
+    @cached_property
+    def _minibatches(self) -> list[dict[str, np.ndarray]]:
+        """This process's share of the subset, read once."""
+        read = minibatches.sequential_minibatches(
+            self._encoding.cells,
+            self._rows,
+            minibatch_size=devices.round_up(MINIBATCH, self._mesh),
+            process=(jax.process_index(), jax.process_count()),
+        )
+        return [local for _, local in read]
+
+    @cached_property
+    def _embed(self) -> Callable[..., jax.Array]:
+        """A function (variables, minibatch) → embeddings, compiled once; nothing else is kept."""
+        embed = compile_embedding(self._encoding, self._mesh)
+        return jax.jit(
+            lambda variables, minibatch: embed({_ONLINE: variables}, minibatch)[_ONLINE],
+            in_shardings=(devices.replicated(self._mesh), devices.by_rows(self._mesh)),
+            out_shardings=devices.by_rows(self._mesh),
+        )
+
+    def _score_treatments(
+        self, sites: tuple[pd.DataFrame, np.ndarray], features: np.ndarray
+    ) -> dict[str, float]:
+        names = profiles.feature_names(features.shape[1])
+        accumulator = profiles.WellAccumulator(sites[0], names)
+        accumulator.add(features, sites[1])
+        wells = profiles.aggregate_wells(accumulator.table(), features=names)
+        controls = is_control(wells["Metadata_Compound"], self._control).sum()
+        protocol = evaluation.Protocol(
+            standardize="controls" if controls > 1 else "none", control=self._control
+        )
+        scored = evaluation.evaluate(wells, protocol, features=names).scores
+        found = {}
+        for correction, ending in _ENDINGS.items():
+            for kind in ("nsc", "nscb"):
+                score = getattr(scored[correction], kind)
+                if score.accuracy is None:
+                    self._note(kind + ending, score.undefined)
+                else:
+                    found[kind + ending] = score.accuracy
+        return found
+
+    def _score_cells(self, name: str, features: np.ndarray) -> dict[str, float]:
+        evaluated = evaluate_cells(
+            self._sample, {_ONLINE: features[self._sample.rows]}, classifiers=_CLASSIFIERS
+        )
+        if evaluated.undefined:
+            self._note(name, evaluated.undefined)
+            return {}
+        return {name: evaluated.probes[_ONLINE].scores["knn"].balanced_accuracy}
+
+    def _attempt(self, name: str, score: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """A score that the data do not allow must not end the training."""
+        try:
+            return score()
+        except BadData as error:
+            self._note(name, str(error))
+            return {}
+
+    def _size(self, asked: int) -> int:
+        cells = self._encoding.cells
+        bytes_each = int(np.prod(cells.image_shape)) * cells.image_dtype.itemsize
+        size = min(asked, max(_MOST_BYTES // bytes_each, 1))
+        if size < min(asked, len(cells.table)):
+            self._note(f"scores of {asked:,} cells", f"{size:,} fill {_MOST_BYTES >> 20} MiB")
+        return size
+
+    def _note(self, what: str, reason: str) -> None:
+        """Says once, on one process, what there is not and why."""
+        if what not in self._said and jax.process_index() == 0:
+            say(f"no online {what}: {reason}")
+        self._said.add(what)
+
+
+def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.ndarray:
+    """Draws cells evenly from all wells whose profiles are scored, the same ones each time.
+
+    Every well gives one cell before any gives a second. Where there are more wells than cells to
+    draw, each treatment of each batch (the controls among them) gives one well before any gives a
+    second.
+
+    Args:
+      cells: one row a cell: plate, well, compound, moa and other columns of `fields.COLUMNS`.
+      size: how many to draw at most.
+      control: the controls' compound.
+
+    Returns:
+      [K] row numbers, ascending; cells of no well and of compounds without a MoA are left out.
+    """
+    sites, index = sites_of(cells)
+    scored = is_control(sites["Metadata_Compound"], control) | (sites["Metadata_MoA"] != "")
+    wells = sites.groupby(["Metadata_Plate", "Metadata_Well"]).ngroup().to_numpy()
+    by = ["Metadata_Batch", "Metadata_Compound", "Metadata_Concentration"]
+    treatments = sites.groupby(by, dropna=False).ngroup().to_numpy()
+    rows = np.random.default_rng(_SEED).permutation(len(cells))
+    rows = rows[(index[rows] >= 0) & scored.to_numpy()[index[rows]]]
+    drawn = pd.DataFrame({"well": wells[index[rows]], "treatment": treatments[index[rows]]})
+    first = drawn.drop_duplicates("well")
+    rank_of_well = first.groupby("treatment").cumcount().set_axis(first["well"])
+    turn = drawn.groupby("well").cumcount().to_numpy()
+    order = np.lexsort((drawn["well"].map(rank_of_well).to_numpy(), turn))
+    return np.sort(rows[order[:size]])
+
+
+def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
+    """The cells that the k-NN is asked about; a control has no MoA to tell."""
+    if {"moa", "compound"} <= set(cells):
+        controls = is_control(cells["compound"].fillna(""), control)
+        cells = cells.assign(moa=cells["moa"].mask(controls, ""))
+    sample = draw_sample(cells, with_treatments=False, size=size)
+    if sample is None:
+        raise ValueError("cells without treatments are always a sample")
+    return sample

@@ -1,0 +1,153 @@
+"""A picture of some cells beside their random views: what the augmentations do, at a glance."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cellclr_jax import devices
+from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.pages import CHANNEL_COLOURS
+from cellclr_jax.training.setup import Experiment
+from cellclr_jax.training.step import stream
+
+# Rows of the picture; a cell has one for every three channels.
+_ROWS = 8
+# Pairs of views of a cell: the first as the step sees them, the others drawn beside.
+_PAIRS = 3
+# Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
+_SMALLEST, _LARGEST = 96, 160
+# As on the quality page; further channels go into a row of their own.
+_COLOURS = np.array([list(bytes.fromhex(c[1:])) for c in CHANNEL_COLOURS], np.float32) / 255
+# Brightness spans these percentiles of a channel in all pictures of a cell; a power below one lifts
+# what is dim.
+_SPAN = (0.5, 99.8)
+_GAMMA = 0.75
+# Pixels between tiles, between a crop and its views, and of the line of titles.
+_GAP, _ROOM, _TITLE = 2, 10, 20
+_INK = (220, 220, 220)
+
+
+def view_grid(
+    experiment: Experiment, mesh: Mesh, minibatch: Mapping[str, jax.Array], key: jax.Array
+) -> np.ndarray:
+    """Draws some cells of the first minibatch: the crop, its two views at step 1, further views.
+
+    Every process of a run calls it.
+
+    Args:
+      experiment: of the run.
+      mesh: the devices.
+      minibatch: as the step takes it, divided among the devices.
+      key: the run's root key.
+
+    Returns:
+      [H, W, 3] uint8: a row a cell (one for every three channels), as bright as the cell's own
+      range allows; channels in colour, one alone in grey.
+    """
+    size = len(minibatch["image"])
+    count = min(max(_ROWS // _bands(experiment.cells.image_shape[-1]), 1), size)
+
+    def draw(minibatch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        some = {name: values[:count] for name, values in minibatch.items()}
+        at_step = view_keys(stream(key, "augment", 0), size)[:count]
+        beside = view_keys(stream(key, "pictures"), count * (_PAIRS - 1))
+        keys = jnp.concatenate([at_step, beside])
+        images = jnp.tile(experiment.to_augment(some), (_PAIRS, 1, 1, 1))
+        views = two_views(keys, images, experiment.views())
+        pairs = views.reshape(_PAIRS, count, 2, *views.shape[2:])
+        return experiment.images(some), jnp.moveaxis(pairs, 0, 1)
+
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
+    jitted = jax.jit(draw, in_shardings=(rows, everywhere), out_shardings=everywhere)
+    crops, pairs = jax.device_get(jitted(minibatch, key))
+    return _picture(crops, pairs.reshape(count, 2 * _PAIRS, *pairs.shape[3:]))
+
+
+def _picture(crops: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """[k, h, w, C] crops and their [k, n, H, W, C] views as one picture with titles."""
+    side, channels = _side(views.shape[2]), crops.shape[-1]
+    rows = []
+    for crop, own in zip(crops, views, strict=True):
+        tiles = _stretch([_resize(image, side) for image in (crop, *own)])
+        for start in range(0, channels, len(_COLOURS)):
+            rows.append(
+                _line([_colour(tile[..., start : start + len(_COLOURS)]) for tile in tiles])
+            )
+    tops = [_top(number, side, _bands(channels)) for number in range(len(rows) + 1)]
+    picture = np.zeros((tops[-1], rows[0].shape[1], 3), np.uint8)
+    for top, row in zip(tops, rows, strict=False):
+        picture[top : top + side] = row
+    places = [_left(i, side) for i in range(1 + views.shape[1])]
+    titles = {places[0]: "crop", places[1]: "views at step 1", places[3]: "further views"}
+    return _write(picture, titles)
+
+
+def _side(size: int) -> int:
+    """The side of a tile in pixels for views of this side."""
+    return min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
+
+
+def _bands(channels: int) -> int:
+    """How many rows of the picture a cell with so many channels has."""
+    return -(-channels // len(_COLOURS))
+
+
+def _top(row: int, side: int, together: int) -> int:
+    """The first pixel of a row; room parts cells that have several."""
+    return _TITLE + row * (side + _GAP) + (_ROOM * (row // together) if together > 1 else 0)
+
+
+def _left(position: int, side: int) -> int:
+    """The first pixel of the tile at a position; room parts crop, the step's views, the others."""
+    return position * (side + _GAP) + _ROOM * ((position > 0) + (position > 2))
+
+
+def _resize(image: np.ndarray, side: int) -> np.ndarray:
+    """[h, w, C] float32 → [side, side, C]: pixels stay pixels where they are enlarged."""
+    from PIL import Image
+
+    method = Image.Resampling.NEAREST if side % image.shape[0] == 0 else Image.Resampling.BICUBIC
+    planes = np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    resized = [Image.fromarray(plane).resize((side, side), method) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
+
+
+def _stretch(tiles: list[np.ndarray]) -> np.ndarray:
+    """[n, side, side, C] in [0, 1], all with the same range in a channel."""
+    stacked = np.nan_to_num(np.stack(tiles))  # a run that goes wrong is worth looking at
+    low, high = np.percentile(stacked, _SPAN, axis=(0, 1, 2)).astype(np.float32)
+    scale = np.where(high > low, high - low, 1)
+    return np.clip((stacked - low) / scale, 0, 1) ** _GAMMA
+
+
+def _colour(tile: np.ndarray) -> np.ndarray:
+    """[s, s, c] in [0, 1], c up to 3, to [s, s, 3] uint8: light on light, as on a screen."""
+    colours = _COLOURS if tile.shape[-1] > 1 else np.ones((1, 3), np.float32)
+    dark = np.ones((*tile.shape[:2], 3), np.float32)
+    for channel, colour in zip(np.moveaxis(tile, -1, 0), colours, strict=False):
+        dark *= 1 - channel[..., None] * colour
+    return np.rint(255 * (1 - dark)).astype(np.uint8)
+
+
+def _line(tiles: list[np.ndarray]) -> np.ndarray:
+    """Tiles [s, s, 3] beside each other."""
+    side = len(tiles[0])
+    row = np.zeros((side, _left(len(tiles) - 1, side) + side, 3), np.uint8)
+    for position, tile in enumerate(tiles):
+        left = _left(position, side)
+        row[:, left : left + side] = tile
+    return row
+
+
+def _write(picture: np.ndarray, titles: Mapping[int, str]) -> np.ndarray:
+    """Writes titles above the columns that begin at these pixels."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    for left, title in titles.items():
+        pen.text((left + 2, 3), title, fill=_INK, font=ImageFont.load_default(13))
+    return np.asarray(canvas)

@@ -1,0 +1,231 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from support import binaries
+from support.tiny_release import PLATES, file_name, write_release
+
+from cellclr_jax.data import dataset
+from cellclr_jax.data.building.manifest import digest
+from cellclr_jax.errors import BadUse
+
+SMALL = ("--crop_size=32", "--min_area=60")
+SMALL_SIMULATION = (
+    "--simulator=height=200,width=240,dmso_wells=1,compounds_per_moa=2,doses=1",
+    "--weeks=2",
+    "--plates_per_week=1",
+)
+
+
+def run(*flags):
+    return binaries.run("build", *flags)
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+@pytest.fixture
+def flags(release, tmp_path):
+    return ("--source=raw", f"--input={release}", f"--data_dir={tmp_path / 'out'}", *SMALL)
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['build', '--help']\n"
+        "try:\n"
+        "    runpy.run_module('cellclr_jax.build', run_name='__main__', alter_sys=True)\n"
+        "finally:\n"
+        "    heavy = {'jax', 'tensorflow_datasets', 'pandas', 'skimage', 'numpy'}\n"
+        "    print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=binaries.ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--max_skipped" in result.stdout
+    assert result.stdout.endswith("loaded: []\n")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            "--source=plates",
+            "flag --source=plates: value should be one of <raw|crops|deepprofiler|",
+        ),
+        ("--source=crops", "--min_area, --crop_size: --source=crops does not use it"),
+        ("--source=folder", "--min_area: --source=folder does not use it"),
+        ("--labels_csv=a.csv", "--labels_csv: --source=raw does not use it"),
+        ("--image_csv=gone.csv", "--image_csv=gone.csv: no such file"),
+        ("--masks=zero --centers=x", "--masks=zero needs the nuclei's outlines"),
+        ("--plates=", "--plates=: a name is empty"),
+        ("--channels=dna,,actin", "--channels=dna,,actin: a name is empty"),
+        ("--cell_radius=5", "--cell_radius says nothing without --masks"),
+        ("--download --input=a,b", "--download fetches into one --input folder"),
+        ("--beam_option=--x=1", "--beam_option says nothing without --beam_runner"),
+        ("--beam_runner=NoSuchRunner", "--beam_runner=NoSuchRunner: "),
+        ("--weeks=3", "--weeks: --source=raw does not use it"),
+        ("--simulator=height=200", "--simulator: --source=raw does not use it"),
+        ("--source=simulated --weeks=1", "--weeks"),
+        ("--source=simulated --image_csv=a.csv", "--image_csv: --source=simulated does not use it"),
+        ("--input=nowhere", "error: nowhere: no such folder or zip (--input)"),
+        ("--border=wrap", "--border"),
+        ("--channels=dna,dna", "a channel is named twice"),
+        ("--qc", "no dataset bbbc021/annotated in"),
+        ("--source=simulated --simulator=hight=3", "there are seed, weeks"),
+        ("--source=simulated --simulator=height=tall", "a value like 1024 was expected"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(flags, wrong, message):
+    result = run(*flags, *wrong.split())
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
+    (release / "Week1" / PLATES[0] / file_name("C03", 1, "w2", PLATES[0])).write_bytes(b"II*\0")
+    first = run(*flags, "--workers=2", "--max_skipped=0.5")
+    assert first.returncode == 0, first.stderr
+    assert "6 fields: 0 without cells, 1 skipped" in first.stdout
+    assert "taxol  0.3: 4  (Microtubule stabilizers)" in first.stdout
+    assert "skipped Week1_101/C03/s1: " in first.stdout
+    assert "20 cells" in first.stderr.splitlines()[-1]
+    path = dataset.find_dataset(tmp_path / "out")
+    assert len(dataset.read_cells(path)) == 20
+    again = run(*flags)
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"already built: {path} (20 cells)")
+    other = run(*flags, "--crop_size=24")
+    assert other.returncode == 2
+    assert "crop_size is 32, not 24" in other.stderr
+    rebuilt = run(*flags, "--crop_size=24", "--overwrite", "--workers=1")
+    assert rebuilt.returncode == 1
+    assert "--max_skipped=0.01" in rebuilt.stderr
+
+
+def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path):
+    hidden = release.parent / PLATES[1]
+    (release / "Week2" / PLATES[1]).rename(hidden)
+    first = run(*flags, "--workers=1")
+    assert first.returncode == 0, first.stderr
+    told = f"1 of the image table's plates have no file in the input and are left out: {PLATES[1]}"
+    # Before the work, and in the summary.
+    assert first.stdout.count(told) == 2
+    assert first.stdout.startswith(told)
+    hidden.rename(release / "Week2" / PLATES[1])
+    more = run(*flags, "--workers=1")
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.startswith("adding 1 to the 1 plate of ")
+    assert "24 cells: 2 plates, 6 wells" in more.stdout
+    fewer = run(*flags, f"--plates={PLATES[1]}")
+    assert fewer.returncode == 2
+    assert f"was built otherwise: 1 plate fewer: {PLATES[0]}. --overwrite" in fewer.stderr
+    moved = release.rename(tmp_path / "moved")
+    assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
+    gone = run(*flags)
+    assert gone.returncode == 2
+    assert f"{release}: no such folder or zip (--input)" in gone.stderr
+    table = moved / "BBBC021_v1_moa.csv"
+    table.write_text(table.read_text().replace("Epithelial", "Other"))
+    other = run(*flags, f"--input={moved}")
+    assert other.returncode == 2
+    assert (
+        "was built otherwise: plate Week1_101 has other files or metadata (9 files" in other.stderr
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_goes_on_where_it_was(flags, tmp_path, how):
+    command = [sys.executable, "-m", "cellclr_jax.build", *flags, "--workers=2"]
+    process = subprocess.Popen(command, cwd=binaries.ROOT, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "out" / "bbbc021" / "annotated"
+    workers = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (workers and list(folder.glob("pieces/*/*.json"))):
+        assert process.poll() is None, "the build ended before it could be killed"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.005)
+    os.kill(process.pid, how)
+    _, errors = process.communicate()
+    if how == signal.SIGTERM:
+        assert process.returncode == 143
+        assert errors.splitlines()[-1].startswith("error: stopped by SIGTERM; the same command")
+    with pytest.raises(BadUse):
+        dataset.find_dataset(tmp_path / "out")
+    # Workers end with their parent.
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    result = run(*flags, "--workers=1")
+    assert result.returncode == 0, result.stderr
+    assert "going on with an earlier build: " in result.stdout
+    assert len(dataset.read_cells(dataset.find_dataset(tmp_path / "out"))) == 24
+    assert not list(folder.glob("incomplete.*"))
+
+
+def test_what_a_kill_at_the_very_end_left_is_tidied(release, flags, tmp_path):
+    hidden = release.parent / PLATES[1]
+    (release / "Week2" / PLATES[1]).rename(hidden)
+    assert run(*flags, "--workers=1").returncode == 0
+    path = dataset.find_dataset(tmp_path / "out")
+    hidden.rename(release / "Week2" / PLATES[1])
+    # Killed between the two renames of a swap: the old one is aside, the new one not yet there.
+    path.rename(path.with_name(f"replaced.{path.name}"))
+    result = run(*flags, "--workers=1")
+    assert result.returncode == 0, result.stderr
+    assert "24 cells: 2 plates, 6 wells" in result.stdout
+    # Killed after it: pieces are left, and there is no page.
+    (path / "qc.html").unlink()
+    settings = dataset.read_manifest(path)["settings"]
+    (path.parent / "pieces" / digest(json.dumps(settings, sort_keys=True))).mkdir(parents=True)
+    again = run(*flags)
+    assert again.stdout.startswith("already built: ")
+    assert (path / "qc.html").exists()
+    assert not list((path.parent / "pieces").glob("*"))
+
+
+def test_a_dataset_of_another_version_is_not_added_to(release, flags, tmp_path):
+    assert run(*flags, f"--plates={PLATES[0]}", "--workers=1").returncode == 0
+    path = dataset.find_dataset(tmp_path / "out") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["made_by"]["cutting"] = 1
+    path.write_text(json.dumps(manifest))
+    result = run(*flags)
+    assert result.returncode == 2
+    assert "another version of this software cut its cells. --overwrite" in result.stderr
+
+
+def test_the_page_is_written_again(flags, tmp_path):
+    assert run(*flags, "--workers=1").returncode == 0
+    page = dataset.find_dataset(tmp_path / "out") / "qc.html"
+    first = page.read_text()
+    page.unlink()
+    result = run(*flags, "--qc")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"look at it: {page}\n"
+    assert page.read_text() == first
+
+
+def test_simulated_plates_become_a_dataset(tmp_path):
+    flags = ("--source=simulated", f"--data_dir={tmp_path}", *SMALL_SIMULATION, *SMALL)
+    result = run(*flags, "--workers=1", "--seed=3")
+    assert result.returncode == 0, result.stderr
+    assert "sim-" in result.stdout
+    path = dataset.find_dataset(tmp_path)
+    assert dataset.read_manifest(path)["settings"]["simulation"]["seed"] == 3
+    assert len(dataset.open_images(path)) > 0
+    shutil.rmtree(tmp_path / "simulated_release")
+    again = run(*flags, "--seed=3")
+    assert again.stdout.startswith("already built: "), again.stderr
+    assert not (tmp_path / "simulated_release").exists()
+    other = run(*flags, "--seed=4")
+    assert other.returncode == 2
+    assert "otherwise: simulation.seed is 3, not 4." in other.stderr

@@ -1,0 +1,156 @@
+"""Masks say whose pixel it is, in exactly the windows that the crops are."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cellclr_jax.data.cell_masks import (
+    crop_masks,
+    zero_elsewhere,
+)
+from cellclr_jax.data.crops import extract_crops, fits, nucleus_centers
+
+# The last one touches its neighbour, and two lie at the field's border.
+NUCLEI = [(20, 20, 6), (24, 40, 5), (2, 60, 5), (45, 75, 6), (48, 30, 4), (44, 38, 4)]
+SIZES = [(s, b) for s in (15, 24) for b in ("drop", "pad", "shift")]
+
+
+@pytest.fixture
+def labels():
+    rows, columns = np.mgrid[:60, :80]
+    field = np.zeros((60, 80), np.int32)
+    for number, (row, column, radius) in enumerate(NUCLEI, start=1):
+        field[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = number
+    return field
+
+
+@pytest.fixture
+def centers(labels):
+    return nucleus_centers(labels)
+
+
+def distances(labels):
+    """[N, H, W]: from each pixel to the nearest pixel of each nucleus, one by one."""
+    pixels = np.stack(np.mgrid[: labels.shape[0], : labels.shape[1]], axis=-1)
+    found = []
+    for number in range(1, labels.max() + 1):
+        nucleus = np.argwhere(labels == number)
+        apart = pixels[:, :, None, :] - nucleus[None, None]
+        found.append(np.sqrt((apart**2).sum(axis=-1)).min(axis=-1))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(("size", "border"), SIZES)
+@pytest.mark.parametrize("radius", [0, 3.5, 20])
+def test_masks_equal_distances_pixel_by_pixel(labels, centers, size, border, radius):
+    apart = distances(labels)
+    numbers = np.arange(1, len(centers) + 1)
+    masks = crop_masks(labels, numbers, centers, size=size, border=border, radius=radius)
+    kept = fits(centers, labels.shape, size) if border == "drop" else np.full(len(centers), True)
+    assert masks.dtype == np.uint8
+    assert masks.shape == (kept.sum(), size, size)
+    for mask, number, center in zip(masks, numbers[kept], centers[kept], strict=True):
+        corner = np.floor(center.astype(float) + 0.5).astype(int) - size // 2
+        if border == "shift":
+            corner = np.clip(corner, 0, np.array(labels.shape) - size)
+        for i, j in np.ndindex(size, size):
+            row, column = corner[0] + i, corner[1] + j
+            if not (0 <= row < labels.shape[0] and 0 <= column < labels.shape[1]):
+                assert mask[i, j] == 0
+                continue
+            own = apart[number - 1, row, column]
+            others = np.delete(apart[:, row, column], number - 1).min()
+            if labels[row, column] == number:
+                assert mask[i, j] == 2
+            elif own > radius or others < own:
+                assert mask[i, j] == 0
+            elif own < others:
+                assert mask[i, j] == 1
+            else:  # as far from two nuclei: either's, but not both's
+                assert mask[i, j] in (0, 1)
+
+
+@pytest.mark.parametrize(("size", "border"), SIZES)
+def test_windows_are_those_of_the_crops(labels, centers, size, border):
+    """An image that is its own labels shows the nucleus where the mask says so."""
+    image = np.repeat(labels[..., None], 3, axis=-1).astype(np.uint16)
+    crops = extract_crops(image, centers, size=size, border=border)
+    numbers = np.arange(1, len(centers) + 1)
+    masks = crop_masks(labels, numbers, centers, size=size, border=border, radius=5)
+    if border == "drop":
+        numbers = numbers[fits(centers, labels.shape, size)]
+    assert len(masks) == len(crops)
+    assert (crops[masks == 2] == np.repeat(numbers, (masks == 2).sum(axis=(1, 2)))[:, None]).all()
+    same = crops[..., 0] == numbers[:, None, None]
+    if border != "pad":  # mirrored nuclei are nobody's
+        np.testing.assert_array_equal(masks == 2, same)
+    assert (masks[same] != 1).all()
+
+
+def test_no_pixel_has_two_owners(labels, centers):
+    owned = np.zeros(labels.shape, int)
+    for number, center in enumerate(centers, start=1):
+        (mask,) = crop_masks(labels, [number], center, size=59, border="shift", radius=30)
+        corner = np.clip(np.floor(center + 0.5).astype(int) - 29, 0, np.array(labels.shape) - 59)
+        owned[corner[0] : corner[0] + 59, corner[1] : corner[1] + 59] += mask > 0
+    assert owned.max() == 1
+
+
+def test_cells_without_a_window_keep_their_pixels(labels, centers):
+    alone = crop_masks(labels, [1], centers[:1], size=40, border="shift", radius=30)
+    every = crop_masks(labels, range(1, 7), centers, size=40, border="shift", radius=30)
+    np.testing.assert_array_equal(alone[0], every[0])
+    # With the neighbour gone from the labels themselves, its pixels are the first one's.
+    without = np.where(labels == 2, 0, labels)
+    wider = crop_masks(without, [1], centers[:1], size=40, border="shift", radius=30)
+    assert (wider > 0).sum() > (alone > 0).sum()
+
+
+def test_windows_may_lie_around_other_points_than_the_centre(labels):
+    (mask,) = crop_masks(labels, [1], np.array([[20.0, 30.0]]), size=40, border="pad", radius=0)
+    moved = np.zeros((40, 40), bool)
+    moved[: 60 - 20, :] = (labels == 1)[:40, 10:50]
+    np.testing.assert_array_equal(mask == 2, moved)
+
+
+def test_nothing_in_nothing_out(labels):
+    for border in ("drop", "pad", "shift"):
+        masks = crop_masks(labels, [], np.empty((0, 2)), size=8, border=border, radius=3)
+        assert masks.shape == (0, 8, 8)
+    empty = np.zeros((30, 30), np.int32)
+    (mask,) = crop_masks(empty, [1], np.array([[15, 15]]), size=8, border="drop", radius=3)
+    assert not mask.any()
+
+
+def test_bad_use_is_refused(labels, centers):
+    with pytest.raises(ValueError, match="2 numbers of nuclei for 6 centres"):
+        crop_masks(labels, [1, 2], centers, size=8, border="drop", radius=3)
+    for radius in (-1, float("nan")):
+        with pytest.raises(ValueError, match="0 or more"):
+            crop_masks(labels, [1], centers[:1], size=8, border="drop", radius=radius)
+    with pytest.raises(ValueError, match="drop, pad, shift"):
+        crop_masks(labels, [1], centers[:1], size=8, border="wrap", radius=3)
+    with pytest.raises(ValueError, match="60x80 pixels holds no window of 64"):
+        crop_masks(labels, [1], centers[:1], size=64, border="shift", radius=3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_what_is_not_the_cells_becomes_black(labels, centers, dtype):
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 200, (*labels.shape, 3)).astype(dtype)
+    crops = extract_crops(image, centers, size=24, border="pad")
+    masks = crop_masks(labels, range(1, 7), centers, size=24, border="pad", radius=4)
+    black = zero_elsewhere(crops, masks)
+    assert black.dtype == dtype
+    np.testing.assert_array_equal(black, crops * (masks > 0)[..., None].astype(dtype))
+    assert (black[masks > 0] == crops[masks > 0]).all()
+
+
+def test_territories_grow_with_the_radius_and_hold_their_nucleus(centers, labels):
+    before = np.zeros((len(centers), 31, 31), bool)
+    for radius in (0, 2, 5, 9, 14):
+        masks = crop_masks(labels, range(1, 7), centers, size=31, border="pad", radius=radius)
+        assert (before <= (masks > 0)).all()
+        before = masks > 0
+        area = ndimage.sum_labels(np.ones_like(labels), labels, range(1, 7))
+        assert ((masks == 2).sum(axis=(1, 2)) == area)[[0, 1, 3]].all()

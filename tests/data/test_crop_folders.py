@@ -1,0 +1,129 @@
+"""Folders of crops: each crop finds its row, and a damaged one costs its own field alone."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.tiny_release import (
+    PLATES,
+    write_crops,
+    write_release,
+)
+
+from cellclr_jax.data.building.extraction import (
+    CropSettings,
+    extract_field,
+)
+from cellclr_jax.data.readers import read_cell
+from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.errors import BadData, BadUse
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def pixels(file):
+    return read_cell(file, channels=3, layout="stacked", dtype="uint16")
+
+
+def test_a_crop_gets_its_plate_from_the_table(release):
+    crops = write_crops(release, release / "crops")
+    source = open_source("crops", Request((crops,)))
+    assert source.crop_size == 24
+    assert source.channels == ("dna", "actin", "tubulin")
+    assert [field.name for field in source.fields] == ["Week1_101/B02/s1", "Week1_101/C03/s1"]
+    assert source.fields[1].cells == tuple(f"Week1_101/C03/s1/{n}" for n in (0, 5, 10))
+    assert [pixels(file)[0, 0, 0] for file in source.fields[1].files] == [0, 1, 2]
+    taxol = open_source("crops", Request((crops,), plates=(PLATES[0],))).fields[1]
+    assert (taxol.metadata["compound"], taxol.metadata["moa"]) == (
+        "taxol",
+        "Microtubule stabilizers",
+    )
+
+
+def test_crops_without_a_row_are_a_named_problem(release):
+    crops = write_crops(release, release / "crops")
+    np.save(crops / "stray_s1_w1XYZ_3.npy", np.zeros((24, 24, 3), np.uint16))
+    source = open_source("crops", Request((crops,)))
+    ((what, reason),) = source.problems
+    assert what == "stray_s1_w1XYZ_*.npy"
+    assert "stray_s1_w1XYZ.tif" in reason
+
+
+def test_a_dna_file_on_two_lines_is_refused(release):
+    crops = write_crops(release, release / "crops")
+    path = release / "BBBC021_v1_image.csv"
+    table = pd.read_csv(path, dtype=str)
+    table.loc[6, "Image_FileName_DAPI"] = table.loc[0, "Image_FileName_DAPI"]
+    table.to_csv(path, index=False)
+    with pytest.raises(BadData, match=r"line 8: the DNA file .* also on line 2"):
+        open_source("crops", Request((crops,)))
+
+
+@pytest.mark.parametrize("damage", ["shape", "broken"])
+def test_the_first_crop_does_not_decide_the_shape(release, damage):
+    crops = write_crops(release, release / "crops")
+    first = min(crops.iterdir())
+    if damage == "shape":
+        np.save(first, np.zeros((20, 20, 3), np.uint16))
+        message = "20x20 pixels, 24x24 were expected"
+    else:
+        first.write_bytes(b"")
+        message = "not a readable .npy array"
+    source = open_source("crops", Request((crops,)))
+    assert source.crop_size == 24
+    settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
+    cells = [extract_field(field, settings) for field in source.fields]
+    assert re.fullmatch(rf"{first}: {message}.*", cells[0].problem)
+    # The others of its field are kept.
+    assert [len(one.records) for one in cells] == [2, 3]
+    assert cells[0].lost == pytest.approx(1 / 3)
+
+
+def test_crops_that_are_all_broken_are_named(release):
+    crops = write_crops(release, release / "crops")
+    for file in crops.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(BadData, match=r"none of 6 crops can be used: .*_0\.npy: not a readable"):
+        open_source("crops", Request((crops,)))
+
+
+def test_damaged_crops_are_skipped_whatever_the_damage(release):
+    crops = write_crops(release, release / "crops", count=60)
+    source = open_source("crops", Request((crops,)))
+    rng = np.random.default_rng(0)
+    damaged = source.fields[0]
+    for file in damaged.files:
+        content = bytearray(Path(file.path).read_bytes())
+        for place in rng.integers(0, 128, 4):
+            content[place] = rng.integers(256)
+        Path(file.path).write_bytes(content[: rng.choice([len(content), 90, 8])])
+    # Each crop alone: the first damage of a field would hide the others.
+    fields = [
+        dataclasses.replace(damaged, files=(file,), cells=(cell,))
+        for file, cell in zip(damaged.files, damaged.cells, strict=True)
+    ]
+    settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
+    cells = [extract_field(field, settings) for field in [*fields, source.fields[1]]]
+    assert len(cells[-1].records) == 60
+    assert sum(bool(one.problem) for one in cells) > 50
+    for field, one in zip(fields, cells, strict=False):
+        assert len(one.records) == 1 or one.problem.startswith(field.files[0].path)
+
+
+def test_wrong_crops_are_named(release, tmp_path):
+    crops = write_crops(release, release / "crops")
+    with pytest.raises(BadUse, match="have 3 channels, --channels=dna,actin names 2"):
+        open_source("crops", Request((crops,), channels=("dna", "actin")))
+    (crops / "nonumber.npy").write_bytes(b"")
+    with pytest.raises(BadData, match=r"nonumber\.npy: a name <stem>_<number>"):
+        open_source("crops", Request((crops,)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadUse, match="no crop"):
+        open_source("crops", Request((tmp_path / "empty",)))

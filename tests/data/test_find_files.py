@@ -1,0 +1,343 @@
+"""Images are found wherever they lie; a zip that is damaged, or none of images, is named."""
+
+import errno
+import os
+import random
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_release import PLATES, PREFIX, write_release, zip_plates
+
+from cellclr_jax.data.readers import find_files, read_field
+from cellclr_jax.data.readers.find_files import (
+    ImageFile,
+    check_zip,
+    find_tiffs,
+    read_member,
+)
+from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.sources.source import Request
+from cellclr_jax.errors import BadData
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def zip_of(path, *entries, **settings):
+    """Writes a zip of (name or ZipInfo, content) pairs."""
+    with zipfile.ZipFile(path, "w", **settings) as archive:
+        for name, content in entries:
+            entry = name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name)
+            archive.writestr(entry, content, settings.get("compression"))
+    return path
+
+
+def refused(path):
+    """Why a zip is refused, when it is listed and when it is read in full."""
+    with pytest.raises(BadData) as listed:
+        list(find_tiffs(path))
+    with pytest.raises(BadData) as checked:
+        check_zip(path)
+    assert str(listed.value) == str(checked.value)
+    return str(listed.value)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("prefix", ["", PREFIX])
+def test_a_zip_is_read_as_the_folder_it_holds(tmp_path, folder, prefix):
+    release = write_release(tmp_path / "release", prefix=prefix)
+    zips = zip_plates(release, tmp_path / "zips", folder=folder)
+    loose = open_source("raw", Request((release,))).fields
+    zipped = open_source("raw", Request((zips,))).fields
+    one = open_source("raw", Request((zips / f"BBBC021_v1_images_{PLATES[1]}.zip",)))
+    assert [field.name for field in zipped] == [field.name for field in loose]
+    assert one.absent_plates == [PLATES[0]]
+    assert len(loose) == 6
+    assert loose[0].files[0].name.startswith(f"{prefix}B02_s1_w1")
+    for first, second in zip(loose, zipped, strict=True):
+        np.testing.assert_array_equal(read_field(first.files), read_field(second.files))
+
+
+def test_a_member_has_the_size_and_checksum_of_its_bytes(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ("P1/a.tif", b"pixels"), compression=zipfile.ZIP_DEFLATED)
+    assert list(find_tiffs(path)) == [
+        ("P1", ImageFile("a.tif", str(path), "P1/a.tif", 6, zlib.crc32(b"pixels")))
+    ]
+    ((_, file),) = find_tiffs(path)
+    assert read_member(file) == b"pixels"
+    check_zip(path)
+
+
+def test_a_member_that_has_changed_is_not_read(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ("P1/a.tif", b"pixels"))
+    ((_, file),) = find_tiffs(path)
+    zip_of(path, ("P1/a.tif", b"others"))
+    with pytest.raises(zipfile.BadZipFile, match="changed since it was listed"):
+        read_member(file)
+
+
+def test_a_zip_written_on_windows_is_read(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ("P1\\a.tif", b"pixels"))
+    ((plate, file),) = find_tiffs(path)
+    assert (plate, file.name) == ("P1", "a.tif")
+    assert read_member(file) == b"pixels"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.tif",
+        "/etc/out.tif",
+        "a/../../out.tif",
+        "C:\\out.tif",
+        "c:out.tif",
+        "..\\out.tif",
+        "\\\\host\\out.tif",
+        "..",
+        "../notes.txt",
+    ],
+)
+def test_an_entry_that_leads_out_is_refused(tmp_path, name):
+    path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b""), (name, b""))
+    assert refused(path) == f"{path}: entry {name!r} leads out of the zip: not a plate of images"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (stat.S_IFLNK, "is a link"),
+        (stat.S_IFIFO, "is a special file"),
+        (stat.S_IFCHR, "is a special file"),
+        (stat.S_IFSOCK, "is a special file"),
+    ],
+)
+def test_what_is_no_file_is_refused(tmp_path, kind, reason):
+    entry = zipfile.ZipInfo("P1/a.tif")
+    entry.external_attr = (kind | 0o644) << 16
+    path = zip_of(tmp_path / "bad.zip", (entry, b"/etc/passwd"))
+    assert refused(path).startswith(f"{path}: entry 'P1/a.tif' {reason}")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("second", ["P1/a.tif", "P1\\a.tif", "./P1//a.tif"])
+def test_a_file_that_is_there_twice_is_refused(tmp_path, second):
+    path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b"1"), (second, b"2"))
+    assert refused(path) == f"{path}: entry {second!r} is there twice"
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b"pixels"))
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: entry 'P1/a.tif' is encrypted")
+
+
+@pytest.mark.parametrize(
+    "name", ["./", "P1/", "notes.tif/", "./._a.tif", "", "__MACOSX/P1/._a.tif"]
+)
+def test_entries_without_an_image_are_passed_over(tmp_path, name):
+    path = zip_of(tmp_path / "a.zip", ("P1/a.tif", b"pixels"), (name, b""))
+    assert [file.name for _, file in find_tiffs(path)] == ["a.tif"]
+    check_zip(path)
+
+
+def test_a_plate_without_an_image_is_none(tmp_path):
+    path = zip_of(
+        tmp_path / "a.zip", ("P1/notes.txt", b"notes"), ("P1/.a.tif", b""), ("a.tif/", b"")
+    )
+    with pytest.raises(BadData, match=r"a\.zip: no TIFF in it: not a plate of images"):
+        check_zip(path)
+    # Beside plates, a folder may hold other zips.
+    assert list(find_tiffs(path)) == []
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    ((_, file),) = find_tiffs(tmp_path)
+    with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is no regular file\)"):
+        read_field((file,))
+    os.mkfifo(tmp_path / "a.zip")
+    for look in (check_zip, lambda path: list(find_tiffs(path.parent))):
+        with pytest.raises(BadData, match=r"a\.zip: not a readable zip \(it is no regular file\)"):
+            look(tmp_path / "a.zip")
+
+
+def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
+    path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
+    path.write_bytes(path.read_bytes()[:-30])
+    cause = f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged"
+    with pytest.raises(BadData) as listed:
+        list(find_tiffs(path))
+    assert str(listed.value) == f"{cause}; repeat its download (--download continues it)"
+    # Who downloads checks it as well, and knows better what to do.
+    with pytest.raises(BadData) as checked:
+        check_zip(path)
+    assert str(checked.value) == cause
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK"])
+def test_what_is_no_zip_is_named(tmp_path, content):
+    path = tmp_path / "page.zip"
+    path.write_bytes(content)
+    assert refused(path) == f"{path}: not a readable zip (File is not a zip file)"
+
+
+# Offsets in an entry of a zip's directory: the version needed to unpack it, and its flags, of which
+# bit 11 says that the name is UTF-8.
+@pytest.mark.parametrize(
+    ("offset", "value"), [(6, 255), (8, 1 << 11)], ids=["newer version", "name not UTF-8"]
+)
+def test_a_zip_of_an_unknown_kind_is_named(tmp_path, offset, value):
+    path = zip_of(tmp_path / "odd.zip", ("a__b.tif", b""))
+    content = bytearray(path.read_bytes().replace(b"__", b"\xff\xfe"))
+    entry = content.index(b"PK\x01\x02") + offset
+    content[entry : entry + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: not a readable zip (")
+
+
+@pytest.mark.parametrize(
+    ("compression", "reason"),
+    [(zipfile.ZIP_STORED, "Bad CRC-32"), (zipfile.ZIP_DEFLATED, "")],
+)
+def test_damage_of_an_entry_is_found_by_reading_it(tmp_path, compression, reason):
+    content = np.random.default_rng(0).integers(0, 99, 5_000_000, np.uint8).tobytes()
+    path = zip_of(tmp_path / "a.zip", ("P1/a.tif", content), compression=compression)
+    calls = []
+    check_zip(path, lambda: calls.append(0))
+    assert len(calls) == 5
+    wrong = bytearray(path.read_bytes())
+    wrong[1_000_000:1_000_100] = bytes(100)
+    path.write_bytes(wrong)
+    assert len(list(find_tiffs(path))) == 1
+    with pytest.raises(BadData, match=rf"a\.zip: entry 'P1/a\.tif' is damaged \(.*{reason}"):
+        check_zip(path)
+
+
+def test_what_unpacks_without_bounds_is_refused(tmp_path, monkeypatch):
+    zeros = ("P1/zeros.tif", bytes(1_000_000))
+    noise = ("P1/noise.tif", np.random.default_rng(0).bytes(3_000))
+    path = zip_of(tmp_path / "bomb.zip", noise, zeros, compression=zipfile.ZIP_DEFLATED)
+    # One blank image is none.
+    assert len(list(find_tiffs(path))) == 2
+    monkeypatch.setattr(find_files, "_HARMLESS", 500_000)
+    size = path.stat().st_size
+    assert size * 200 < 1_003_000
+    assert refused(path).startswith(
+        f"{path}: its {size:,} bytes unpack to 1,003,000, which no images do (entry 'P1/zeros.tif'"
+    )
+    path = zip_of(tmp_path / "stored.zip", zeros)
+    check_zip(path)
+    monkeypatch.setattr(find_files, "_MOST_UNPACKED", 900_000)
+    assert "unpack to 1,000,000" in refused(path)
+
+
+def test_too_many_entries_are_refused(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "many.zip", *((f"P1/{number}.tif", b"") for number in range(9)))
+    monkeypatch.setattr(find_files, "_MOST_ENTRIES", 8)
+    assert refused(path) == (
+        f"{path}: 9 entries, more than the 8 allowed (entry 'P1/8.tif' is the first beyond)"
+    )
+
+
+def test_a_directory_without_bounds_is_not_even_read(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "many.zip", *((f"P1/{number}.tif", b"") for number in range(9)))
+    monkeypatch.setattr(find_files, "_MOST_DIRECTORY", 400)
+    monkeypatch.setattr(zipfile, "ZipInfo", lambda *_: pytest.fail("it was read"))
+    assert "not a readable zip (its directory takes 486 bytes)" in refused(path)
+
+
+def directory(name, like, *, offset, size):
+    """An entry of a zip's directory: of `size` packed bytes whose header lies at `offset`."""
+    return (
+        struct.pack(
+            "<4s6H3L5H2L",
+            *(b"PK\x01\x02", 20, 20, 0, 8, 0, 0),
+            *(zlib.crc32(like), size, len(like), len(name), 0, 0, 0, 0, 0, offset),
+        )
+        + name.encode()
+    )
+
+
+@pytest.mark.parametrize("shift", [0, 40])
+def test_entries_that_share_bytes_are_refused(tmp_path, shift):
+    """Many entries of one content, and one whose content holds the next with its header."""
+    path = zip_of(tmp_path / "a.zip", ("a.tif", bytes(9_000)), compression=zipfile.ZIP_DEFLATED)
+    content = path.read_bytes()
+    end = content.index(b"PK\x01\x02")
+    size = end - 30 - len("a.tif")
+    entries = b"".join(
+        directory(name, bytes(9_000), offset=shift * number // 10, size=size - shift * number // 10)
+        for number, name in enumerate(("a.tif", "b.tif", "c.tif"))
+    )
+    closing = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 3, 3, len(entries), end, 0)
+    path.write_bytes(content[:end] + entries + closing)
+    assert "overlaps what comes after it" in refused(path)
+
+
+def test_an_entry_that_reaches_into_the_directory_is_refused(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ("a.tif", b"pixels"))
+    content = bytearray(path.read_bytes())
+    packed = content.index(b"PK\x01\x02") + 20
+    content[packed] += 1
+    path.write_bytes(content)
+    assert "entry 'a.tif' overlaps what comes after it" in refused(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_whatever_is_damaged_ends_in_one_line_or_not_at_all(tmp_path, compression):
+    rng = random.Random(0)
+    entries = [(f"P1/{number}.tif", rng.randbytes(50) * 5) for number in range(4)]
+    path = zip_of(tmp_path / "a.zip", *entries, compression=compression)
+    good = path.read_bytes()
+    refusals = 0
+    for _ in range(300):
+        wrong = bytearray(good)
+        for _ in range(rng.randint(1, 3)):
+            wrong[rng.randrange(len(wrong))] = rng.choice((0, 1, 127, 255, rng.randrange(256)))
+        path.write_bytes(wrong[: rng.choice((len(wrong), rng.randrange(len(wrong))))])
+        try:
+            check_zip(path)
+        except BadData:
+            refusals += 1
+    assert refusals > 150
+
+
+def test_a_folder_that_cannot_be_read_is_named(release, monkeypatch):
+    closed = release / "Week2" / PLATES[1]
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadData, match=rf"{PLATES[1]}: the folder cannot be read \(Permission"):
+        list(find_tiffs(release))
+
+
+def test_a_link_back_ends_and_a_link_to_a_plate_counts(release):
+    plate = release / "Week2" / PLATES[1]
+    plate.rename(release / "a_store")
+    plate.symlink_to(release / "a_store")
+    (release / "Week1" / "back").symlink_to(release)
+    listed = [file.path for _, file in find_tiffs(release)]
+    # Each folder once by each of its names: the store has two.
+    assert len(listed) == 3 * 12
+    assert open_source("raw", Request((release,))).absent_plates == []
+
+
+def test_what_is_on_its_way_is_not_found(tmp_path):
+    zip_of(tmp_path / "a.zip.part", ("P1/a.tif", b"pixels"))
+    (tmp_path / "a.zip.part.json").write_text("{}")
+    assert list(find_tiffs(tmp_path)) == []

@@ -1,0 +1,182 @@
+"""Images of any size become one size: against plain loops and SciPy, and what must not change."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.transform import resize_local_mean
+
+from cellclr_jax.data.crops import extract_crops
+from cellclr_jax.data.readers.formats import fit
+from cellclr_jax.errors import BadData
+
+SHAPES = [(16, 16), (40, 40), (41, 29), (29, 64), (1, 40), (40, 1), (1, 1), (96, 95), (7, 200)]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def noise(rng, shape, channels=3, dtype=np.uint16):
+    return rng.integers(0, np.iinfo(dtype).max + 1, (*shape, channels)).astype(dtype)
+
+
+def area_weights(source, target):
+    """[target, source]: the share of each new pixel that an old one covers."""
+    weights = np.zeros((target, source))
+    for new in range(target):
+        for old in range(source):
+            end = min((new + 1) * source, (old + 1) * target)
+            weights[new, old] = max(0, end - max(new * source, old * target)) / source
+    return weights
+
+
+def line_weights(source, target):
+    """[target, source]: how much of each old pixel there is halfway between two of them."""
+    weights = np.zeros((target, source))
+    for new in range(target):
+        place = min(max((new + 0.5) * source / target - 0.5, 0), source - 1)
+        low = int(place)
+        weights[new, low] += 1 - (place - low)
+        weights[new, min(low + 1, source - 1)] += place - low
+    return weights
+
+
+def naive_resize(image, size):
+    """In float64, before the rounding, with np.pad and slices."""
+    longer = max(image.shape[:2])
+    result = image.astype(np.float64)
+    for axis in (0, 1):
+        source = image.shape[axis]
+        target = max(1, int(np.floor(source * size / longer + 0.5)))
+        weights = area_weights if target < source else line_weights
+        result = np.moveaxis(np.tensordot(weights(source, target), result, (1, axis)), 0, axis)
+    return naive_pad(result, size)
+
+
+def naive_pad(image, size):
+    for axis in (0, 1):
+        side = image.shape[axis]
+        before, lacking = size // 2 - side // 2, size - side
+        if lacking > 0:
+            width = [(0, 0)] * 3
+            width[axis] = (before, lacking - before)
+            image = np.pad(image, width, mode="edge")
+        else:
+            image = np.take(image, np.arange(-before, -before + size), axis)
+    return image
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [1, 8, 33, 96])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_resizing_equals_a_plain_loop(rng, shape, size, dtype):
+    image = noise(rng, shape, dtype=dtype)
+    fitted = fit(image, size, "resize")
+    assert fitted.dtype == dtype
+    assert fitted.shape == (size, size, 3)
+    # Half up; in float64 a half may be a hair less.
+    np.testing.assert_allclose(fitted, np.floor(naive_resize(image, size) + 0.5 + 1e-6), atol=0)
+
+
+def test_a_half_is_rounded_up_and_nothing_overflows():
+    image = np.array([[0, 1], [1, 0]], np.uint16)[..., None]
+    assert fit(image, 1, "resize").item() == 1
+    white = np.full((201, 301, 2), 65535, np.uint16)
+    assert (fit(white, 96, "resize") == 65535).all()
+    assert (fit(white, 400, "resize") == 65535).all()
+
+
+def test_shrinking_agrees_with_scikit_images_local_mean(rng):
+    image = noise(rng, (160, 160))
+    expected = resize_local_mean(image, (96, 96), channel_axis=-1, preserve_range=True)
+    np.testing.assert_allclose(fit(image, 96, "resize"), expected, atol=0.51)
+
+
+def test_growing_agrees_with_scipys_interpolation(rng):
+    image = noise(rng, (20, 20), 1)
+    place = (np.arange(96) + 0.5) * 20 / 96 - 0.5
+    grid = np.meshgrid(place, place, indexing="ij")
+    expected = ndimage.map_coordinates(
+        image[..., 0].astype(np.float64), grid, order=1, mode="nearest"
+    )
+    np.testing.assert_allclose(fit(image, 96, "resize")[..., 0], expected, atol=0.51)
+
+
+@pytest.mark.parametrize("size", [12, 40, 96])
+def test_shrinking_keeps_the_mean(rng, size):
+    # A bright spot on a dark background, which sampling without averaging would hit or miss.
+    image = rng.integers(200, 220, (160, 160, 2)).astype(np.uint16)
+    image[70:73, 90:92] = 60000
+    fitted = fit(image, size, "resize")
+    np.testing.assert_allclose(fitted.mean((0, 1)), image.mean((0, 1)), atol=0.1)
+
+
+def test_growing_stays_between_the_extremes(rng):
+    image = rng.integers(300, 9000, (31, 31, 2)).astype(np.uint16)
+    fitted = fit(image, 96, "resize")
+    assert image.min() <= fitted.min()
+    assert fitted.max() <= image.max()
+
+
+@pytest.mark.parametrize("how", ["resize", "pad"])
+def test_each_channel_alone_and_a_turned_image_alike(rng, how):
+    image = noise(rng, (64, 64), 4)
+    fitted = fit(image, 20, how)
+    for channel in range(4):
+        alone = fit(image[..., channel : channel + 1], 20, how)
+        np.testing.assert_array_equal(alone, fitted[..., channel : channel + 1])
+    np.testing.assert_array_equal(fit(np.rot90(image), 20, how), np.rot90(fitted))
+
+
+def test_resizing_keeps_the_shape_of_a_cell():
+    # A disc in a wide image; were both sides stretched to the same length, an ellipse.
+    rows, columns = np.mgrid[:100, :200]
+    disc = ((rows - 50) ** 2 + (columns - 100) ** 2 <= 40**2) * 200
+    fitted = fit(disc.astype(np.uint8)[..., None], 96, "resize")[..., 0] > 100
+    height, width = fitted.any(1).sum(), fitted.any(0).sum()
+    assert abs(int(height) - int(width)) <= 1
+
+
+@pytest.mark.parametrize("how", ["resize", "pad"])
+def test_padding_repeats_the_border(how):
+    image = np.full((10, 20, 1), 50, np.uint8)
+    image[0], image[-1] = 7, 9
+    fitted = fit(image, 20, how)
+    assert (fitted[:5] == 7).all()
+    assert (fitted[-5:] == 9).all()
+    np.testing.assert_array_equal(fitted[5:15], image)
+
+
+@pytest.mark.parametrize("size", [1, 30, 41, 97])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_padding_equals_numpys(rng, shape, size):
+    image = noise(rng, shape)
+    fitted = fit(image, size, "pad")
+    assert fitted.dtype == np.uint16
+    np.testing.assert_array_equal(fitted, naive_pad(image, size))
+
+
+@pytest.mark.parametrize("size", [40, 41, 60, 61])
+def test_the_middle_is_that_of_a_fields_crops(rng, size):
+    field = noise(rng, (200, 200))
+    wide, narrow = (
+        extract_crops(field, np.array([[90.0, 110.0]]), size=side)[0] for side in (81, size)
+    )
+    np.testing.assert_array_equal(fit(wide, size, "pad"), narrow)
+
+
+@pytest.mark.parametrize("how", ["resize", "pad", "exact"])
+def test_an_image_of_the_size_stays_as_it_is(rng, how):
+    image = noise(rng, (24, 24), 8)
+    np.testing.assert_array_equal(fit(image, 24, how), image)
+
+
+def test_another_size_is_refused_where_it_has_to_be_exact(rng):
+    with pytest.raises(BadData, match="24x23 pixels, 24x24 were expected"):
+        fit(noise(rng, (24, 23)), 24, "exact")
+
+
+def test_an_unknown_way_is_an_error(rng):
+    with pytest.raises(ValueError, match="unknown way 'stretch'"):
+        fit(noise(rng, (24, 24)), 24, "stretch")

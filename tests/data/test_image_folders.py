@@ -1,0 +1,554 @@
+"""Folders of anybody's single-cell images: labels, tables, ids, and everything that may not fit."""
+
+import os
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from cellclr_jax.data.readers import read_cell
+from cellclr_jax.data.sources import single_cells
+from cellclr_jax.data.sources.image_folders import folder_fields
+from cellclr_jax.data.sources.source import Request
+from cellclr_jax.errors import BadData, BadUse
+
+TABLE = """path,cell_type,plate_id,Metadata_Well,Site,compound,dose
+control/a.png,round,P2,A01,1,DMSO,0
+control/b.png,round,P2,A01,1,DMSO,0
+drug/c.png,flat,P1,B02,2.0,taxol,0.3
+drug/d.png,flat,P1,B02,2,taxol,0.300000012
+"""
+COLUMNS = {
+    "file": "path",
+    "label": "cell_type",
+    "plate": "Plate_ID",
+    "concentration": "dose",
+}
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.ascontiguousarray(image)
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(image))
+    elif path.suffix == ".npy":
+        np.save(path, image)
+    else:
+        tifffile.imwrite(path, image, photometric="minisblack")
+
+
+def picture(value=0, shape=(12, 10, 3), dtype=np.uint8):
+    return np.full(shape, value, dtype)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of two images, whose pixels tell which they are."""
+    root = tmp_path / "cells"
+    for value, name in enumerate(("control/a", "control/b", "drug/c", "drug/d")):
+        save(root / f"{name}.png", picture(value))
+    return root
+
+
+@pytest.fixture
+def table(folder):
+    path = folder.parent / "labels.csv"
+    path.write_text(TABLE)
+    return path
+
+
+def tabled(folder, table, columns=COLUMNS, **request):
+    return folder_fields(Request((folder,), labels_csv=table, label_columns=columns, **request))
+
+
+def cells(source):
+    """Metadata and first pixel by cell."""
+    return {
+        cell: (
+            dict(field.metadata),
+            int(
+                read_cell(
+                    file,
+                    channels=len(source.channels),
+                    layout=source.layout,
+                    dtype=source.dtype,
+                )[0, 0, 0]
+            ),
+        )
+        for field in source.fields
+        for cell, file in zip(field.cells, field.files, strict=True)
+    }
+
+
+def test_a_subfolder_is_a_label(folder):
+    source = folder_fields(Request((folder,)))
+    assert source.columns == ("label",)
+    assert source.channels == ("channel_1", "channel_2", "channel_3")
+    assert (source.crop_size, source.dtype, source.layout) == (None, "uint8", "stacked")
+    assert (source.tables, source.problems, source.absent_plates) == ({}, [], [])
+    assert [field.name for field in source.fields] == ["control/1", "drug/1"]
+    assert cells(source) == {
+        "control/a": ({"label": "control"}, 0),
+        "control/b": ({"label": "control"}, 1),
+        "drug/c": ({"label": "drug"}, 2),
+        "drug/d": ({"label": "drug"}, 3),
+    }
+
+
+def test_images_without_a_subfolder_have_no_label(folder):
+    save(folder / "stray.png", picture(9))
+    save(folder / "drug" / "strong" / "e.png", picture(7))
+    source = folder_fields(Request((folder,)))
+    labels = {cell: metadata["label"] for cell, (metadata, _) in cells(source).items()}
+    assert labels["stray"] == ""
+    assert labels["drug/strong/e"] == "drug/strong"
+    assert source.fields[0].name == "cells/1"
+    alone = folder_fields(Request((folder / "control",)))
+    assert alone.columns == ()
+    assert [(field.name, field.cells) for field in alone.fields] == [("cells/1", ("a", "b"))]
+
+
+def test_every_format_is_found_and_other_files_are_not(folder):
+    save(folder / "x" / "one.TIF", np.moveaxis(picture(4), 2, 0))
+    save(folder / "x" / "two.npy", picture(5))
+    save(folder / "x" / "three.tiff", np.moveaxis(picture(6), 2, 0))
+    save(folder / "x" / ".hidden.png", picture(7))
+    save(folder / ".cache" / "four.png", picture(8))
+    (folder / "x" / "notes.txt").write_text("no image")
+    found = cells(folder_fields(Request((folder / "x",))))
+    assert {cell: value for cell, (_, value) in found.items()} == {"one": 4, "three": 6, "two": 5}
+
+
+def test_two_files_of_one_name_keep_their_suffix(folder):
+    save(folder / "drug" / "c.npy", picture(8))
+    found = cells(folder_fields(Request((folder,))))
+    assert found["drug/c.png"][1] == 2
+    assert found["drug/c.npy"][1] == 8
+    assert "control/a.png" in found
+
+
+def test_several_inputs_are_told_apart_by_as_much_as_needed(tmp_path):
+    for value, name in enumerate(("one/images", "two/images", "three")):
+        save(tmp_path / name / "x" / "a.png", picture(value))
+    pair = (tmp_path / "one" / "images", tmp_path / "two" / "images")
+    found = cells(folder_fields(Request(pair)))
+    assert found == {
+        "one/images/x/a": ({"label": "x"}, 0),
+        "two/images/x/a": ({"label": "x"}, 1),
+    }
+    found = cells(folder_fields(Request((tmp_path / "two" / "images", tmp_path / "three"))))
+    assert found == {"images/x/a": ({"label": "x"}, 1), "three/x/a": ({"label": "x"}, 2)}
+    for twice in ((tmp_path, tmp_path / "three"), (tmp_path, tmp_path)):
+        with pytest.raises(BadUse, match=r"--input names .* twice"):
+            folder_fields(Request(twice))
+
+
+def test_a_link_is_followed_and_no_cell_appears_twice(folder):
+    (folder / "control").rename(folder.parent / "store")
+    (folder / "control").symlink_to(folder.parent / "store")
+    (folder / "back").symlink_to(folder)
+    (folder / "drug" / "also").symlink_to(folder.parent / "store")
+    found = cells(folder_fields(Request((folder,))))
+    assert sorted(found) == ["control/a", "control/b", "drug/c", "drug/d"]
+
+
+def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
+    monkeypatch.setattr(single_cells, "_GROUP", 3)
+    for number in range(7):
+        save(folder / "many" / f"{number}.png", picture(number))
+    fields = folder_fields(Request((folder / "many", folder / "control"))).fields
+    assert [len(field.cells) for field in fields] == [3, 3, 3]
+    fields = folder_fields(Request((folder,))).fields
+    assert [field.name for field in fields] == ["control/1", "drug/1", "many/1", "many/2", "many/3"]
+    assert len({cell for field in fields for cell in field.cells}) == 11
+
+
+def test_a_table_tells_what_is_known(folder, table):
+    source = tabled(folder, table)
+    assert source.columns == ("plate", "well", "site", "compound", "concentration", "label")
+    assert source.tables == {"label table": str(table)}
+    assert source.problems == []
+    # The plates' order, not the table's; 0.3 and its float32 are one concentration.
+    assert [(field.name, field.cells) for field in source.fields] == [
+        ("P1/B02/s2/flat/1", ("drug/c", "drug/d")),
+        ("P2/A01/s1/round/1", ("control/a", "control/b")),
+    ]
+    assert source.fields[0].metadata == {
+        "plate": "P1",
+        "well": "B02",
+        "site": 2,
+        "compound": "taxol",
+        "concentration": 0.3,
+        "label": "flat",
+    }
+    assert cells(source)["drug/d"][1] == 3
+
+
+@pytest.mark.parametrize(
+    "header", ["FileName,Class", "image,Metadata_Label", "PATH,label", "Image_Name,class_name"]
+)
+def test_usual_names_need_no_mapping(folder, table, header):
+    table.write_text(header + "\ncontrol/a.png,x\ncontrol/b.png,y\ndrug/c.png,x\ndrug/d.png,z\n")
+    found = cells(tabled(folder, table, {}))
+    assert {cell: metadata["label"] for cell, (metadata, _) in found.items()} == {
+        "control/a": "x",
+        "control/b": "y",
+        "drug/c": "x",
+        "drug/d": "z",
+    }
+
+
+@pytest.mark.parametrize("where", ["beside", "within", "elsewhere"])
+@pytest.mark.parametrize("style", ["input", "table", "bare", "windows", "dotted"])
+def test_a_file_is_named_by_any_of_its_paths(folder, tmp_path, where, style):
+    place = {"beside": tmp_path, "within": folder / "drug", "elsewhere": tmp_path / "far"}[where]
+    place.mkdir(exist_ok=True)
+    names = {
+        "input": "drug/c.png",
+        "table": {"beside": "cells/drug/c.png", "within": "c.png", "elsewhere": "c.png"}[where],
+        "bare": "c.png",
+        "windows": "drug\\c.png",
+        "dotted": "./drug//c.png",
+    }
+    table = place / "labels.csv"
+    table.write_text(f"file,label\n{names[style]},x\n")
+    source = tabled(folder, table, {})
+    assert cells(source) == {"drug/c": ({"label": "x"}, 2)}
+    assert source.problems == [
+        ("control/a.png, control/b.png, drug/d.png", f"no row of {table} (3 images)")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../cells/drug/c.png", "leads out of the images' folder"),
+        ("drug/../../c.png", "leads out of the images' folder"),
+        ("..\\c.png", "leads out of the images' folder"),
+        ("/etc/../c.png", "leads out of the images' folder"),
+        ("/etc/c.png", "is an absolute path outside the input"),
+        ("C:\\c.png", "is an absolute path outside the input"),
+        ("\\\\host\\c.png", "is an absolute path outside the input"),
+    ],
+)
+def test_a_path_that_leads_out_is_refused(folder, table, name, message):
+    table.write_text(f"file,label\ncontrol/a.png,x\n{name},x\n")
+    with pytest.raises(BadData, match=rf"labels\.csv, line 3: .* {message}"):
+        tabled(folder, table, {})
+
+
+def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, monkeypatch):
+    table.write_text(f"file,label\n{folder}/drug/c.png,x\n{folder}/drug/gone.png,x\n")
+    source = tabled(folder, table, {})
+    assert cells(source) == {"drug/c": ({"label": "x"}, 2)}
+    assert source.problems[1] == (f"{folder}/drug/gone.png", f"{table}, line 3: no such image")
+    # The input by another name than the table's.
+    (tmp_path / "link").symlink_to(folder)
+    assert list(cells(tabled(tmp_path / "link", table, {}))) == ["drug/c"]
+    monkeypatch.chdir(tmp_path)
+    assert list(cells(tabled(Path("cells"), table, {}))) == ["drug/c"]
+    # A folder whose name begins as the input's is another one.
+    table.write_text(f"file,label\n{folder}_2/drug/c.png,x\n")
+    with pytest.raises(BadData, match="absolute path outside the input"):
+        tabled(folder, table, {})
+
+
+def test_a_link_below_the_input_is_not_followed_by_a_tables_path(folder, table, tmp_path):
+    (folder / "control").rename(tmp_path / "store")
+    (folder / "control").symlink_to(tmp_path / "store")
+    table.write_text(f"file,label\n{folder}/control/a.png,x\n")
+    assert list(cells(tabled(folder, table, {}))) == ["control/a"]
+    table.write_text(f"file,label\n{tmp_path}/store/a.png,x\n")
+    with pytest.raises(BadData, match="absolute path outside the input"):
+        tabled(folder, table, {})
+
+
+def test_a_bare_name_that_two_images_have_is_refused(folder, table):
+    save(folder / "drug" / "a.png", picture())
+    table.write_text("file,label\na.png,x\n")
+    with pytest.raises(BadData, match=r"line 2: 'a\.png' may be .*control/a\.png or .*drug/a\.png"):
+        tabled(folder, table, {})
+
+
+def test_a_file_on_two_rows_is_refused(folder, table):
+    table.write_text("file,label\ndrug/c.png,x\ncontrol/a.png,x\nc.png,x\n")
+    with pytest.raises(BadData, match=r"line 4: image 'c\.png' is also on line 2"):
+        tabled(folder, table, {})
+
+
+def test_rows_and_files_without_each_other_are_problems(folder, table):
+    rows = [f"drug/{number}.png,x" for number in range(130)]
+    table.write_text("\n".join(["file,label", "drug/c.png,x", *rows]))
+    for number in range(200, 270):
+        save(folder / "drug" / f"{number}.png", picture())
+    source = tabled(folder, table, {})
+    assert list(cells(source)) == ["drug/c"]
+    # In lots, so that a million of them can be told; each image and row weighs as much as another.
+    assert source.lost == 73 + 130
+    assert source.problems == [
+        (
+            "control/a.png, control/b.png, drug/200.png, …",
+            f"no row of {table} (64 images)",
+        ),
+        ("drug/262.png, drug/263.png, drug/264.png, …", f"no row of {table} (9 images)"),
+        (
+            "drug/0.png, drug/1.png, drug/2.png, …",
+            f"{table}, line 3, 4, 5, …: no such image (64 rows)",
+        ),
+        (
+            "drug/64.png, drug/65.png, drug/66.png, …",
+            f"{table}, line 67, 68, 69, …: no such image (64 rows)",
+        ),
+        ("drug/128.png, drug/129.png", f"{table}, line 131, 132: no such image (2 rows)"),
+    ]
+    table.write_text("file,label\ncell_1.png,x\ncell_2.png,x\n")
+    with pytest.raises(
+        BadData, match=r"none of its 2 rows names an image in .*'cell_1\.png', the images are"
+    ):
+        tabled(folder, table, {})
+
+
+def test_a_plate_without_an_image_is_absent(folder, table):
+    table.write_text(TABLE + "more/e.png,flat,P3,A01,1,taxol,1\ndrug/x.png,flat,P1,A01,1,taxol,1\n")
+    source = tabled(folder, table)
+    assert source.absent_plates == ["P3"]
+    assert [what for what, _ in source.problems] == ["drug/x.png"]
+    with pytest.raises(BadUse, match="--plates=P1,P3: no image of P3 in"):
+        tabled(folder, table, plates=("P1", "P3"))
+
+
+def test_plates_that_are_asked_for_come_alone(folder, table):
+    source = tabled(folder, table, plates=("P1",))
+    assert sorted(cells(source)) == ["drug/c", "drug/d"]
+    assert (source.problems, source.absent_plates) == ([], [])
+    with pytest.raises(BadUse, match=r"--plates=P9: .*labels\.csv has no plate P9"):
+        tabled(folder, table, plates=("P9",))
+    with pytest.raises(BadUse, match="--plates=P1: folders tell no plates"):
+        folder_fields(Request((folder,), plates=("P1",)))
+    table.write_text("file,label\ndrug/c.png,x\n")
+    with pytest.raises(BadUse, match="does not tell the images' plates"):
+        tabled(folder, table, {}, plates=("P1",))
+
+
+def test_compounds_without_concentrations_have_none(folder, table):
+    table.write_text("file,compound,moa,replicate\ndrug/c.png,taxol,,2\ndrug/d.png,DMSO,,1\n")
+    source = tabled(folder, table, {})
+    # A column without a single value is no column.
+    assert source.columns == ("compound", "concentration", "replicate")
+    assert cells(source)["drug/c"][0] == {"compound": "taxol", "concentration": 0.0, "replicate": 2}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("site", "1.5", "site '1.5': a whole number"),
+        ("site", "3000000000", "site '3000000000': a whole number"),
+        ("site", "nan", "site 'nan'"),
+        ("replicate", "one", "replicate 'one'"),
+        ("concentration", "-1", "concentration '-1': a number of at least 0"),
+        ("concentration", "inf", "concentration 'inf'"),
+        ("concentration", "1e300", "concentration '1e300'"),
+        ("concentration", "high", "concentration 'high'"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(folder, table, column, value, message):
+    table.write_text(f"file,{column}\ndrug/c.png,1\ndrug/d.png,{value}\n")
+    with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
+        tabled(folder, table, {})
+
+
+def test_an_image_without_a_row_weighs_as_one(folder, table):
+    for number in range(200):
+        save(folder / "many" / f"{number}.png", picture())
+    rows = [f"{number}.png,x" for number in range(199)]
+    table.write_text("\n".join(["file,label", *rows]))
+    source = folder_fields(Request((folder / "many",), labels_csv=table))
+    assert (len(source.fields), len(source.problems)) == (4, 1)
+    assert source.lost_fields == pytest.approx(4 / 199)
+    assert folder_fields(Request((folder,))).lost_fields == 0
+
+
+def test_what_is_empty_is_not_told(folder, table):
+    table.write_text(
+        "file,compound,concentration,site,replicate\ndrug/c.png,taxol,0.3,2,1\ndrug/d.png,DMSO,,,\n"
+    )
+    found = cells(tabled(folder, table, {}))
+    assert found["drug/c"][0] == {
+        "site": 2,
+        "compound": "taxol",
+        "concentration": 0.3,
+        "replicate": 1,
+    }
+    assert found["drug/d"][0] == {
+        "site": 0,
+        "compound": "DMSO",
+        "concentration": 0.0,
+        "replicate": 0,
+    }
+
+
+@pytest.mark.parametrize("header", ["file,label,label", "file,label,LABEL"])
+def test_two_columns_of_one_name_are_refused(folder, table, header):
+    table.write_text(f"{header}\ndrug/c.png,x,y\n")
+    second = header.rpartition(",")[2]
+    with pytest.raises(
+        BadData, match=rf"line 1: columns 2 and 3 are called 'label' and '{second}': which of them"
+    ):
+        tabled(folder, table, {})
+    # What is not read may be called as it likes: spreadsheets leave empty names behind.
+    table.write_text("file,label,,,a,a\ndrug/c.png,x,,,1,2\n")
+    assert cells(tabled(folder, table, {}))["drug/c"][0] == {"label": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("drug/c.png,a\0b", "a NUL character"),
+        ("drug/c\0.png,a", "a NUL character"),
+        ('drug/c.png,"a\nb"', "a line break inside quotes"),
+        ('"drug/\r\nc.png",a', "a line break inside quotes"),
+    ],
+)
+def test_a_text_that_no_name_holds_is_named_with_its_line(folder, table, row, message):
+    table.write_bytes(f"file,label\ndrug/d.png,x\n{row}\n".encode())
+    with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
+        tabled(folder, table, {})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"label": "kind"},
+            "--label_columns=label=kind: .*labels.csv has no such column, but path",
+        ),
+        ({"colour": "path"}, "--label_columns=colour=path: colour is none of file, plate"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(folder, table, columns, message):
+    with pytest.raises(BadUse, match=message):
+        tabled(folder, table, columns)
+
+
+def test_tables_that_are_none_are_named(folder, table):
+    table.write_text("name,label\ndrug/c.png,x\n")
+    with pytest.raises(BadData, match=r"line 1: no column 'file' .* the header has name, label"):
+        tabled(folder, table, {})
+    table.write_text("file,label\n")
+    with pytest.raises(BadData, match="a header and no rows"):
+        tabled(folder, table, {})
+    with pytest.raises(BadUse, match="no such file"):
+        tabled(folder, folder / "gone.csv", {})
+    with pytest.raises(BadUse, match="--label_columns says nothing without --labels_csv"):
+        folder_fields(Request((folder,), label_columns={"label": "x"}))
+
+
+def test_the_number_of_channels_has_to_be_the_declared_one(folder):
+    source = folder_fields(Request((folder,), channels=("dna", "actin", "tubulin")))
+    assert source.channels == ("dna", "actin", "tubulin")
+    with pytest.raises(BadUse, match="have 3 channels, --channels=dna,actin names 2"):
+        folder_fields(Request((folder,), channels=("dna", "actin")))
+
+
+def test_more_channels_than_a_network_takes_are_refused(tmp_path):
+    save(tmp_path / "cells" / "a.npy", picture(shape=(24, 24, 9)))
+    with pytest.raises(BadUse, match=r"names 9: images of cells have 1 to 8 channels"):
+        folder_fields(Request((tmp_path / "cells",), channels=tuple("abcdefghi")))
+    with pytest.raises(BadData, match="at most 8 channels"):
+        folder_fields(Request((tmp_path / "cells",)))
+
+
+def test_what_is_no_file_is_a_broken_image(folder):
+    os.mkfifo(folder / "drug" / "pipe.png")
+    source = folder_fields(Request((folder,)))
+    (pipe,) = [f for field in source.fields for f in field.files if f.name == "drug/pipe.png"]
+    with pytest.raises(BadData, match=r"pipe\.png: not a readable PNG \(it is no regular file"):
+        read_cell(pipe, channels=3, layout="stacked", dtype="uint8")
+
+
+def test_most_images_decide_and_the_others_are_named_when_they_are_read(folder):
+    save(folder / "control" / "a.png", picture(shape=(12, 10)))
+    (folder / "drug" / "d.png").write_bytes(b"no PNG")
+    source = folder_fields(Request((folder,)))
+    assert len(source.channels) == 3
+    files = {file.name: file for field in source.fields for file in field.files}
+    with pytest.raises(BadData, match=r"a\.png: uint8 \(12, 10\), uint8 of 3 channels"):
+        read_cell(files["control/a.png"], channels=3, layout="stacked", dtype="uint8")
+    with pytest.raises(BadData, match=r"d\.png: not a readable PNG"):
+        read_cell(files["drug/d.png"], channels=3, layout="stacked", dtype="uint8")
+
+
+def test_images_of_two_types_are_refused_and_one_of_each_is_named(folder):
+    save(folder / "drug" / "d.png", picture(dtype=np.uint16))
+    with pytest.raises(
+        BadData, match=r"images of uint16 \(.*drug/d\.png\) and uint8 \(.*control/a\.png\)"
+    ):
+        folder_fields(Request((folder,)))
+
+
+def test_opaque_alpha_is_no_channel_and_a_fourth_image_is(folder):
+    for path in folder.rglob("*.png"):
+        image = np.full((12, 10, 4), 255, np.uint8)
+        image[..., :3] = 7
+        save(path, image)
+    assert len(folder_fields(Request((folder,))).channels) == 3
+    assert len(folder_fields(Request((folder,), channels=tuple("abcd"))).channels) == 4
+    for path in folder.rglob("*.png"):
+        save(path, picture(7, (12, 10, 4)))
+    assert len(folder_fields(Request((folder,))).channels) == 4
+
+
+def test_a_folder_without_an_image_says_what_it_holds(tmp_path, folder):
+    (tmp_path / "other").mkdir()
+    for name in ("a.jpg", "b.JPG", "c.txt"):
+        (tmp_path / "other" / name).write_text("")
+    with pytest.raises(BadUse, match=r"other: no image \(\.png.*\) in it, 2 \.jpg, 1 \.txt"):
+        folder_fields(Request((tmp_path / "other",)))
+    with pytest.raises(BadUse, match=r"a\.jpg: a folder of images was expected"):
+        folder_fields(Request((tmp_path / "other" / "a.jpg",)))
+    with pytest.raises(BadUse, match="gone: no such folder"):
+        folder_fields(Request((tmp_path / "gone",)))
+    with pytest.raises(BadUse, match="--input"):
+        folder_fields(Request(()))
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(BadData, match=r"none of 4 images can be used: .*a\.png: not a readable"):
+        folder_fields(Request((folder,)))
+
+
+def test_a_name_that_no_table_could_hold_is_refused(folder):
+    try:
+        save(Path(os.fsdecode(os.fsencode(folder) + b"/drug/\xff.png")), picture())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    with pytest.raises(BadData, match="a name that is not UTF-8"):
+        folder_fields(Request((folder,)))
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "drug":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadData, match=r"drug: the folder cannot be read \(Permission"):
+        folder_fields(Request((folder,)))
+
+
+def test_any_damage_of_a_table_is_named(folder, table):
+    rng = np.random.default_rng(0)
+    whole = TABLE.encode()
+    for _ in range(200):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 4):
+            content[place] = rng.integers(256)
+        table.write_bytes(content[: rng.choice([len(content), 120, 30])])
+        try:
+            assert tabled(folder, table).fields
+        except (BadData, BadUse) as error:
+            assert "labels.csv" in str(error)  # noqa: PT017 - either is right

@@ -1,0 +1,341 @@
+"""Images are the same from shards, memory and a mapped file, and damage of any of them is told."""
+
+import errno
+import fcntl
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+from support.tiny_dataset import CELLS, SHARDS, random_images, write_dataset
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cellclr_jax.data import (
+    dataset as datasets,
+)
+from cellclr_jax.data import (
+    unpacked_images,
+)
+from cellclr_jax.errors import BadData, BadUse
+
+ROOT = Path(__file__).parents[2]
+each_access = pytest.mark.parametrize("access", datasets.ACCESS)
+
+
+@pytest.fixture
+def images():
+    return random_images()
+
+
+@pytest.fixture
+def dataset(tmp_path, images):
+    return write_dataset(tmp_path, images)
+
+
+def open_images(dataset, access="shards"):
+    return datasets.open_images(dataset, access, progress=False)
+
+
+def copies(dataset):
+    return sorted(path.name for path in dataset.glob("*.npy*"))
+
+
+@each_access
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint16, 3), (np.uint8, 1), (np.uint16, 5)])
+def test_rows_are_read_in_any_order_from_any_shard(tmp_path, access, dtype, channels):
+    images = random_images(dtype, channels)
+    source = open_images(write_dataset(tmp_path, images), access)
+    assert len(source) == CELLS
+    rng = np.random.default_rng(1)
+    for rows in (np.arange(CELLS), rng.integers(0, CELLS, 200), [56, 0, 30, 0], np.uint8([9])):
+        found = source.read(rows)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, images[rows])
+
+
+def test_all_accesses_read_a_built_dataset_alike(data_dir, tmp_path):
+    dataset = shutil.copytree(datasets.find_dataset(data_dir), tmp_path / "1.0.0")
+    sources = [open_images(dataset, access) for access in datasets.ACCESS]
+    rows = np.random.default_rng(0).permutation(len(sources[0]))[:100]
+    for source in sources[1:]:
+        np.testing.assert_array_equal(source.read(rows), sources[0].read(rows))
+
+
+@each_access
+def test_images_are_read_into_part_of_an_array(dataset, images, access):
+    out = np.zeros((6, *images.shape[1:]), np.uint16)
+    source = open_images(dataset, access)
+    source.read_into([5, 50, 1], out[1::2])
+    np.testing.assert_array_equal(out[1::2], images[[5, 50, 1]])
+    assert not out[::2].any()
+    for wrong in (out[:2], out[:3].astype(np.int32), out[:3, :-1]):
+        with pytest.raises(ValueError, match="an array uint16"):
+            source.read_into([1, 2, 3], wrong)
+
+
+@each_access
+def test_a_source_is_a_sequence_of_records(dataset, images, access):
+    source = open_images(dataset, access)
+    np.testing.assert_array_equal(source[np.int64(31)]["image"], images[31])
+    batch = source.__getitems__([2, 40])
+    assert [set(record) for record in batch] == [{"image"}, {"image"}]
+    np.testing.assert_array_equal(batch[1]["image"], images[40])
+    np.testing.assert_array_equal([record["image"] for record in source], images)
+    assert source.read([]).shape == (0, *images.shape[1:])
+
+
+@each_access
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([0, CELLS], IndexError),
+        ([-1], IndexError),
+        ([0.0], TypeError),
+        (np.ones(CELLS, bool), TypeError),
+        ([[1]], TypeError),
+    ],
+)
+def test_rows_that_are_none_are_refused(dataset, access, rows, error):
+    with pytest.raises(error):
+        open_images(dataset, access).read(rows)
+
+
+def test_every_access_survives_pickling_under_one_name(dataset, images):
+    sources = [open_images(dataset, access) for access in datasets.ACCESS]
+    names = set()
+    for source in sources:
+        copy = pickle.loads(pickle.dumps(source))
+        np.testing.assert_array_equal(copy.read([3, 44]), images[[3, 44]])
+        names |= {repr(source), repr(copy)}
+    assert names == {"ImageSource(cells=57, shape=(12, 12, 3), dtype=uint16)"}
+    assert len(pickle.dumps(sources[2])) < 10_000  # the path of the file, not its pixels
+
+
+@each_access
+def test_threads_read_at_the_same_time(dataset, images, access):
+    source = open_images(dataset, access)
+    orders = [np.random.default_rng(seed).permutation(CELLS) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        for order, found in zip(orders, pool.map(source.read, orders), strict=True):
+            np.testing.assert_array_equal(found, images[order])
+
+
+def test_a_spawned_process_reads_what_it_gets_pickled(dataset, images):
+    sources = [open_images(dataset, access) for access in datasets.ACCESS]
+    script = """
+        import pickle, sys
+        sources = pickle.load(sys.stdin.buffer)
+        pickle.dump([source.read([50, 2]) for source in sources], sys.stdout.buffer)
+    """
+    for source in sources:
+        source.read(range(CELLS))
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(
+        command, input=pickle.dumps(sources), stdout=subprocess.PIPE, check=True, cwd=ROOT
+    )
+    for found in pickle.loads(done.stdout):
+        np.testing.assert_array_equal(found, images[[50, 2]])
+
+
+@each_access
+def test_masks_are_read_where_there_are_any(tmp_path, images, access):
+    with pytest.raises(BadUse, match="no masks"):
+        open_images(write_dataset(tmp_path / "without", images), access).masks([0])
+    masks = np.random.default_rng(0).integers(0, 3, images.shape[:3], np.uint8)
+    source = open_images(write_dataset(tmp_path / "with", images, masks=masks), access)
+    rows = np.random.default_rng(1).permutation(CELLS)
+    np.testing.assert_array_equal(source.masks(rows), masks[rows])
+    np.testing.assert_array_equal(source.read(rows), images[rows])
+    with pytest.raises(IndexError):
+        source.masks([CELLS])
+
+
+def shard(dataset, number=1):
+    return dataset / f"single_cells-train.array_record-{number:05d}-of-00003"
+
+
+@each_access
+@pytest.mark.parametrize("damage", ["changed", "truncated", "empty", "other"])
+def test_a_damaged_shard_is_told(dataset, access, damage):
+    path = shard(dataset)
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes(
+        {"truncated": content[:-5000], "empty": b"", "other": b"text " * 5000}.get(damage, content)
+    )
+    with pytest.raises(BadData, match=rf"{dataset}: .*shard.*--overwrite"):
+        open_images(dataset, access).read(range(CELLS))
+    assert not copies(dataset)
+
+
+def wrong_records(images):
+    """Records that are no cell of the dataset, by what is wrong."""
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(images[0].tobytes()[:-1])
+    yield "a byte short", example.SerializeToString()
+    feature["image"].bytes_list.value[:] = []
+    yield "no value", example.SerializeToString()
+    feature["image"].int64_list.value.extend(images[0].reshape(-1).tolist())
+    yield "numbers", example.SerializeToString()
+    feature.clear()
+    feature["other"].bytes_list.value.append(images[0].tobytes())
+    yield "no image", example.SerializeToString()
+    yield "no example", b"\xff" * 100
+
+
+@each_access
+def test_a_record_that_is_no_cell_is_told(dataset, images, access):
+    for _, record in wrong_records(images):
+        writer = array_record_module.ArrayRecordWriter(str(shard(dataset)), "group_size:1,zstd:1")
+        for _ in range(SHARDS[1]):
+            writer.write(record)
+        writer.close()
+        with pytest.raises(BadData, match=r"record \d+ cannot be read"):
+            open_images(dataset, access).read([35])
+
+
+def test_images_that_do_not_fit_the_memory_are_refused(dataset, images, monkeypatch):
+    monkeypatch.setattr(unpacked_images, "available_bytes", lambda: images.nbytes)
+    with pytest.raises(BadUse, match=r"need 0\.0 GB of memory, .*data_access=mapped or shards"):
+        open_images(dataset, "memory")
+    monkeypatch.setattr(unpacked_images, "available_bytes", lambda: 2 * images.nbytes)
+    assert len(open_images(dataset, "memory")) == CELLS
+
+
+def test_images_in_memory_need_their_shards_no_more(dataset, images):
+    source = open_images(dataset, "memory")
+    for number in range(len(SHARDS)):
+        shard(dataset, number).unlink()
+    np.testing.assert_array_equal(source.read(range(CELLS)), images)
+
+
+def test_the_mapped_file_is_written_once(dataset, images, monkeypatch):
+    monkeypatch.setattr(unpacked_images, "_BLOCK_BYTES", 10 * images[0].nbytes)
+    open_images(dataset, "mapped")
+    (name,) = copies(dataset)
+    np.testing.assert_array_equal(np.load(dataset / name, allow_pickle=False), images)
+    before = (dataset / name).stat()
+    shard(dataset).write_bytes(b"")
+    np.testing.assert_array_equal(open_images(dataset, "mapped").read([33]), images[[33]])
+    assert (dataset / name).stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("damage", ["stale", "truncated", "shape", "dtype", "order", "garbage"])
+def test_a_mapped_file_that_is_not_of_these_images_is_written_again(dataset, images, damage):
+    open_images(dataset, "mapped")
+    (name,) = copies(dataset)
+    path = dataset / name
+    (dataset / "images-mine.npy").touch()
+    if damage == "stale":
+        path.rename(dataset / f"images-{'0' * 32}.npy")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "garbage":
+        path.write_bytes(b"\x93NUMPY\x01\x00 no header")
+    else:
+        other = {
+            "shape": images[1:],
+            "dtype": images.astype(np.int16),
+            "order": np.asfortranarray(images),
+        }
+        np.save(path, other[damage])
+    np.testing.assert_array_equal(open_images(dataset, "mapped").read(range(CELLS)), images)
+    assert copies(dataset) == [name, "images-mine.npy"]
+
+
+def test_a_pickle_in_the_place_of_the_mapped_file_is_not_loaded(dataset, images):
+    open_images(dataset, "mapped")
+    (name,) = copies(dataset)
+    np.save(dataset / name, np.array([{"an": "object"}], object), allow_pickle=True)
+    np.testing.assert_array_equal(open_images(dataset, "mapped").read([1]), images[[1]])
+
+
+def test_what_a_killed_process_left_is_swept(dataset, images):
+    script = (
+        "import sys, time\n"
+        "from cellclr_jax.data import image_copies, index\n"
+        "image_copies.os.fsync = lambda _: (print('written', flush=True), time.sleep(60))\n"
+        "index.open_images(sys.argv[1], 'mapped', progress=False)\n"
+    )
+    command = [sys.executable, "-c", script, str(dataset)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    (left,) = copies(dataset)
+    assert left.endswith(".npy.unfinished")
+    np.testing.assert_array_equal(open_images(dataset, "mapped").read(range(CELLS)), images)
+    assert copies(dataset) == [left.removesuffix(".unfinished")]
+
+
+@contextmanager
+def locked(dataset):
+    with (dataset / ".unpacking").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_process_waits_for_another_that_writes_the_file(dataset, images, monkeypatch, capfd):
+    monkeypatch.setattr(unpacked_images, "_WAIT_SECONDS", 0.01)
+    opened = []
+    waiting = threading.Thread(target=lambda: opened.append(open_images(dataset, "mapped")))
+    with locked(dataset):
+        waiting.start()
+        while "which another process writes" not in (said := capfd.readouterr().err):
+            assert waiting.is_alive(), said
+            time.sleep(0.01)
+        assert not copies(dataset)
+    waiting.join(30)
+    np.testing.assert_array_equal(opened[0].read(range(CELLS)), images)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(dataset, monkeypatch):
+    monkeypatch.setattr(unpacked_images.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(BadUse, match=r"images-\w+\.npy needs 0\.0 GB, of which 0\.0 GB are free"):
+        open_images(dataset, "mapped")
+    assert not copies(dataset)
+
+
+def test_a_disk_that_becomes_full_leaves_nothing(dataset, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unpacked_images.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_images(dataset, "mapped")
+    assert not copies(dataset)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(dataset, images, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as context:
+        context.setattr(unpacked_images.lock, "alone", refuse)
+        with pytest.raises(BadUse, match=r"npy cannot be written \(Read-only file system\)"):
+            open_images(dataset, "mapped")
+        open_images(dataset, "memory")
+    open_images(dataset, "mapped")
+    monkeypatch.setattr(unpacked_images.lock, "alone", refuse)
+    np.testing.assert_array_equal(open_images(dataset, "mapped").read([8]), images[[8]])
+
+
+def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(dataset, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    fingerprint = datasets.read_manifest(dataset)["fingerprint"]
+    (dataset / f"images-{fingerprint}.npy.unfinished").symlink_to(victim)
+    open_images(dataset, "mapped")
+    assert victim.read_text() == "keep"

@@ -1,0 +1,319 @@
+"""Quality measures of fields, and the fields that they say are unlike the others."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+from support.painted_cells import field_of
+
+from cellclr_jax.data.quality.measures import (
+    MEASURES,
+    columns_of,
+    focus_score,
+    measure_crops,
+    measure_field,
+    saturated_share,
+)
+from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
+from cellclr_jax.data.readers import read_field
+from cellclr_jax.data.readers.find_files import ImageFile
+from cellclr_jax.simulation.camera import (
+    Optics,
+    expose,
+)
+from cellclr_jax.simulation.phenotypes import UNTREATED
+from cellclr_jax.simulation.population import Population
+
+CHANNELS = ("dna", "tubulin", "actin")
+
+
+@pytest.fixture(scope="module")
+def painted():
+    """The light of a field of cells [3, H, W], before any camera."""
+    return field_of(None, size=512).image
+
+
+def photograph(light, seed=0, **optics):
+    """[H, W, C] uint16."""
+    digits = expose(np.random.default_rng(seed), light, Optics(**optics))
+    return np.moveaxis(digits, 0, -1)
+
+
+def focus_of(image):
+    return np.array([measure_field(image, CHANNELS)[f"focus_{c}"] for c in CHANNELS])
+
+
+def test_a_measure_has_a_column_for_each_channel(painted):
+    found = measure_field(photograph(painted), CHANNELS)
+    assert list(found) == columns_of(CHANNELS)
+    assert list(found)[:3] == ["mean_dna", "mean_tubulin", "mean_actin"]
+    assert all(type(value) is float for value in found.values())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 5), (40, 33), (200, 129)])
+def test_intensities_are_numpys(dtype, shape):
+    rng = np.random.default_rng(0)
+    image = np.minimum(rng.gamma(2, 40, (*shape, 2)), np.iinfo(dtype).max).astype(dtype)
+    found = measure_field(image, ("a", "b"))
+    for channel, name in enumerate("ab"):
+        values = image[..., channel].astype(float)
+        assert found[f"mean_{name}"] == pytest.approx(values.mean(), rel=1e-12)
+        assert found[f"p50_{name}"] == pytest.approx(np.percentile(values, 50), rel=1e-12)
+        assert found[f"p99_{name}"] == pytest.approx(np.percentile(values, 99), rel=1e-12)
+
+
+def test_crops_are_measured_as_one_field():
+    crops = np.random.default_rng(0).integers(0, 4000, (9, 32, 32, 3), np.uint16)
+    found = measure_crops(crops, CHANNELS)
+    as_field = measure_field(crops.reshape(-1, 32, 3), CHANNELS)
+    for measure in ("mean", "p50", "p99", "saturated"):
+        for channel in CHANNELS:
+            assert found[f"{measure}_{channel}"] == as_field[f"{measure}_{channel}"]
+    assert measure_crops(crops[::-1], CHANNELS) == pytest.approx(found, nan_ok=True)
+
+
+def test_a_folder_of_many_crops_is_gone_through_in_portions(monkeypatch):
+    crops = np.random.default_rng(0).gamma(2, 400, (20, 48, 48, 1)).astype(np.uint16)
+    crops = ndimage.uniform_filter(crops, (0, 3, 3, 0))
+    whole = measure_crops(crops, ("dna",))
+    monkeypatch.setattr("cellclr_jax.data.quality.measures._PORTION", 3 * 48 * 48)
+    assert measure_crops(crops, ("dna",)) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels"),
+    [
+        (np.zeros((4, 4), np.uint16), ("a",)),
+        (np.zeros((4, 4, 2), np.uint16), ("a",)),
+        (np.zeros((0, 4, 1), np.uint16), ("a",)),
+        (np.zeros((4, 4, 1), np.float32), ("a",)),
+    ],
+)
+def test_what_is_no_image_of_a_camera_is_refused(image, channels):
+    with pytest.raises(ValueError, match="expected"):
+        measure_field(image, channels)
+
+
+@pytest.mark.parametrize("ceiling", [255, 1023, 4095, 4095 * 16, 16383, 16383 * 4, 65535, 50_000])
+def test_pixels_at_the_ceiling_of_any_camera_are_counted(ceiling):
+    rng = np.random.default_rng(0)
+    step = 16 if ceiling == 4095 * 16 else 4 if ceiling == 16383 * 4 else 1
+    light = rng.gamma(3, ceiling / 8, (300, 300)) // step * step
+    image = np.minimum(light, ceiling).astype(np.uint8 if ceiling == 255 else np.uint16)
+    assert saturated_share(image) == np.mean(light >= ceiling) > 0.005
+
+
+def test_an_image_below_the_ceiling_is_not_saturated(painted):
+    rng = np.random.default_rng(0)
+    assert saturated_share(np.full((50, 50), 700, np.uint16)) == 0
+    assert saturated_share(np.zeros((50, 50), np.uint16)) == 0
+    assert saturated_share(rng.poisson(3, (500, 500)).astype(np.uint16)) == 0
+    assert saturated_share(rng.integers(0, 2, (50, 50), np.uint8)) == 0
+    hot = rng.normal(1000, 30, (500, 500)).astype(np.uint16)
+    hot[3, 3] = 60_000
+    assert saturated_share(hot) == 0
+    dim = photograph(painted, gain=(0.5,) * 3)
+    assert [saturated_share(dim[..., channel]) for channel in range(3)] == [0, 0, 0]
+
+
+def test_white_is_saturated_whatever_the_number_of_pixels():
+    image = np.zeros((10, 10), np.uint8)
+    image[0, 0] = 255
+    assert saturated_share(image) == 0.01
+    assert saturated_share(np.full((10, 10), 65535, np.uint16)) == 1
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
+def test_focus_falls_with_blur_whatever_the_noise(painted, noise):
+    blurs = (0.5, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
+    scores = [focus_of(photograph(painted, focus=(b,) * 3, noise=noise)) for b in blurs]
+    assert (np.diff(scores, axis=0) < 0).all()
+    assert (scores[-1] < 0.35 * scores[1]).all()
+
+
+def test_the_laplacians_variance_is_fooled_by_noise_and_the_score_is_not(painted):
+    sharp = photograph(painted)
+    blurred = photograph(painted, focus=(4.0,) * 3, noise=3.0)
+    assert ndimage.laplace(blurred[..., 0].astype(float)).var() > (
+        ndimage.laplace(sharp[..., 0].astype(float)).var()
+    )
+    assert (focus_of(blurred) < 0.35 * focus_of(sharp)).all()
+
+
+@pytest.mark.parametrize(
+    "optics",
+    [
+        {"gain": (0.4,) * 3},
+        {"gain": (2.0,) * 3},
+        {"offset": (100.0,) * 3},
+        {"offset": (5000.0,) * 3},
+        {"noise": 3.0},
+        {"vignette": 0.4, "tilt": (0.3, -0.3)},
+    ],
+)
+def test_focus_knows_neither_gain_nor_offset_noise_or_uneven_light(painted, optics):
+    usual = focus_of(photograph(painted))
+    np.testing.assert_allclose(focus_of(photograph(painted, seed=1, **optics)), usual, rtol=0.06)
+
+
+@pytest.mark.parametrize("density", [0.3, 2.0])
+def test_focus_changes_little_with_the_number_of_cells(painted, density):
+    other = field_of(Population(UNTREATED, UNTREATED, 0.0, density=density), size=1024).image
+    ratio = focus_of(photograph(other)) / focus_of(photograph(painted))
+    assert ratio.max() < 1.2
+    assert ratio.min() > 0.8
+
+
+def test_a_bright_fibre_does_not_bring_a_field_into_focus(painted):
+    with_fibre = photograph(painted, focus=(3.0,) * 3)
+    with_fibre[200:204, 150:300] = 60_000
+    assert (focus_of(with_fibre) < 0.6 * focus_of(photograph(painted))).all()
+
+
+def test_where_there_is_nothing_to_focus_on_there_is_no_score():
+    rng = np.random.default_rng(0)
+    assert np.isnan(focus_score(rng.normal(700, 36, (1, 512, 512)).astype(np.uint16)))
+    assert np.isnan(focus_score(np.full((1, 512, 512), 700, np.uint16)))
+    assert np.isnan(focus_score(rng.integers(0, 4000, (5, 23, 23), np.uint16)))
+
+
+@pytest.mark.parametrize("side", [24, 25, 68, 127, 300])
+def test_images_of_any_size_have_a_score(side):
+    blobs = ndimage.gaussian_filter(np.random.default_rng(0).random((6, side, side)), (0, 2, 2))
+    image = (60_000 * blobs).astype(np.uint16)
+    assert focus_score(image) > 0
+
+
+def test_real_nuclei_fall_out_of_focus_with_blur(shared):
+    files = sorted((shared / "data" / "nuclei").glob("*.tif"))[:4]
+    for file in files:
+        image = read_field((ImageFile(file.name, str(file)),)).astype(np.float32)
+        rng = np.random.default_rng(0)
+        scores = [measure_field(image.astype(np.uint16), ("dna",))["focus_dna"]]
+        for sigma in (0.8, 1.2, 2.0, 3.0):
+            blurred = ndimage.gaussian_filter(image, (sigma, sigma, 0))
+            blurred += rng.normal(0, 12, blurred.shape)
+            score = measure_field(blurred.clip(0).astype(np.uint16), ("dna",))["focus_dna"]
+            scores.append(score)
+        assert (np.diff(scores) < 0).all()
+
+
+def plate_of(count=60, seed=0, plate="P1"):
+    """Fields that differ by chance alone, as the table of fields has them."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"field": [f"{plate}/{i}" for i in range(count)], "plate": plate})
+    table["cells"] = rng.poisson(85, count)
+    table["problem"] = ""
+    for name in columns_of(CHANNELS):
+        table[name] = np.exp(rng.normal(0, 0.1, count)) * (
+            1e-4 if name.startswith("saturated") else 2 if name.startswith("focus") else 1000
+        )
+    return table
+
+
+def test_fields_that_differ_by_chance_do_not_stand_out():
+    table = pd.concat([plate_of(seed=i, plate=f"P{i}") for i in range(20)], ignore_index=True)
+    assert len(find_outliers(table, CHANNELS)) == 0
+    assert len(find_outlying_plates(table, CHANNELS)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"focus_dna": 0.3}, "out of focus in dna"),
+        ({"focus_dna": 0.0, "focus_actin": 0.4}, "out of focus in dna, actin"),
+        ({"focus_tubulin": np.nan}, "nothing to focus on in tubulin"),
+        ({"saturated_actin": 0.041}, "4.1 % saturated in actin"),
+        ({"cells": 0}, "no cells"),
+        ({"cells": 12}, "cell count 12, its plate's median 85"),
+        ({"cells": 400}, "cell count 400, its plate's median 85"),
+        ({"mean_dna": 9000.0}, "dna bright: mean 9,000, its plate's median 1,002"),
+        ({"p99_actin": 50.0}, "actin dark: 99th percentile 50, its plate's median 1,000"),
+        ({"p50_actin": 0.0}, "actin dark: median pixel 0, its plate's median 1,000"),
+    ],
+)
+def test_planted_faults_stand_out_with_their_reason(changes, reason):
+    table = plate_of()
+    table.loc[7, list(changes)] = list(changes.values())
+    found = find_outliers(table, CHANNELS)
+    assert found["field"].tolist() == ["P1/7"]
+    words = found["reason"].iloc[0]
+    # The plate's median depends on chance.
+    assert (
+        words.rsplit(" ", 1)[0] == reason.rsplit(" ", 1)[0]
+        if "median" in reason
+        else words == reason
+    )
+    assert found["score"].iloc[0] >= 5
+
+
+def test_what_is_good_news_does_not_stand_out():
+    table = plate_of()
+    table.loc[7, ["focus_dna", "saturated_dna"]] = 9.0, 0.0
+    assert len(find_outliers(table, CHANNELS)) == 0
+
+
+def test_scores_are_robust_z_scores_of_logarithms():
+    table = plate_of()
+    table.loc[7, "mean_dna"] = 9000.0
+    logs = np.log(table["mean_dna"].to_numpy())
+    deviation = np.median(np.abs(logs - np.median(logs))) * 1.4826
+    expected = (logs[7] - np.median(logs)) / max(deviation, 0.1)
+    assert find_outliers(table, CHANNELS)["score"].iloc[0] == pytest.approx(expected)
+
+
+def test_a_field_is_judged_by_its_own_plate():
+    bright = plate_of(seed=1, plate="P2")
+    bright[[f"mean_{c}" for c in CHANNELS]] *= 10
+    dim = plate_of()
+    assert len(find_outliers(pd.concat([dim, bright], ignore_index=True), CHANNELS)) == 0
+    dim.loc[3, "mean_dna"] = 10_000
+    found = find_outliers(pd.concat([dim, bright], ignore_index=True), CHANNELS)
+    assert found.index.tolist() == [3]
+
+
+def test_a_small_plate_is_judged_by_all_fields():
+    small = plate_of(3, seed=1, plate="P2")
+    small.loc[1, "focus_dna"] = 0.2
+    found = find_outliers(pd.concat([plate_of(), small], ignore_index=True), CHANNELS)
+    assert found["field"].tolist() == ["P2/1"]
+    assert len(find_outliers(small, CHANNELS)) == 0
+    small.loc[2, "cells"] = 0
+    assert find_outliers(small, CHANNELS)["reason"].tolist() == ["no cells"]
+
+
+def test_the_order_of_fields_changes_nothing_and_the_worst_comes_first():
+    table = plate_of()
+    table.loc[3, "focus_dna"] = 0.5
+    table.loc[5, "focus_dna"] = 0.2
+    table.loc[9, "cells"] = 0
+    found = find_outliers(table, CHANNELS)
+    assert found["field"].tolist() == ["P1/9", "P1/5", "P1/3"]
+    shuffled = table.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(find_outliers(shuffled, CHANNELS), found)
+
+
+def test_unusable_fields_and_unknown_measures_are_not_judged():
+    table = plate_of()
+    table.loc[3, ["problem", "cells", "focus_dna"]] = "no file", 0, np.nan
+    assert len(find_outliers(table, CHANNELS)) == 0
+    bare = table[["field", "cells", "problem"]]
+    assert len(find_outliers(bare, CHANNELS)) == 0
+    assert len(find_outliers(bare.head(0), CHANNELS)) == 0
+    assert list(find_outliers(bare.head(0), CHANNELS)) == [*bare, "reason", "score"]
+
+
+def test_a_plate_that_differs_as_a_whole_stands_out_among_plates():
+    plates = [plate_of(seed=i, plate=f"P{i}") for i in range(10)]
+    plates[4]["focus_tubulin"] /= 4
+    table = pd.concat(plates, ignore_index=True)
+    assert len(find_outliers(table, CHANNELS)) == 0
+    found = find_outlying_plates(table, CHANNELS)
+    assert found["plate"].tolist() == ["P4"]
+    assert found["reason"].tolist() == ["out of focus in tubulin"]
+    assert len(find_outlying_plates(table.drop(columns="plate"), CHANNELS)) == 0
+
+
+def test_the_measures_are_these():
+    assert MEASURES == ("mean", "p50", "p99", "saturated", "focus")

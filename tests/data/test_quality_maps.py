@@ -1,0 +1,226 @@
+"""Plates drawn at a glance: every well in its place, with its own value and words."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.quality_content import (
+    CHANNELS,
+    fields_table,
+    figures_of,
+    make_content,
+    squares_of,
+    unpack,
+    words_of,
+)
+
+from cellclr_jax.data.quality import plate_maps
+from cellclr_jax.data.quality.measures import columns_of
+from cellclr_jax.data.quality.page import render_page
+from cellclr_jax.data.quality.plate_maps import (
+    lay_out,
+    parse_wells,
+    row_name,
+)
+from cellclr_jax.pages import UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "written"),
+    [
+        ("A01", (0, 0), "A1"),
+        ("h12", (7, 11), "H12"),
+        ("P24", (15, 23), "P24"),
+        ("B2", (1, 1), "B2"),
+        (" C03 ", (2, 2), "C3"),
+        ("AF48", (31, 47), "AF48"),
+    ],
+)
+def test_wells_by_their_names(name, place, written):
+    ((row, column),) = parse_wells([name])
+    assert (row, column) == place
+    assert f"{row_name(row)}{column + 1}" == written
+
+
+@pytest.mark.parametrize("name", ["A00", "A49", "BA01", "AG01", "well 3", "12", "", "A1\n2"])
+def test_what_is_no_well(name):
+    np.testing.assert_array_equal(parse_wells(["B02", name]), [[1, 1], [-1, -1]])
+
+
+@pytest.mark.parametrize("plates", [1, 2, 12, 55, 300])
+@pytest.mark.parametrize("last", [(0, 0), (7, 11), (15, 23), (31, 47)])
+def test_no_plate_lies_on_another(plates, last):
+    grid = lay_out([f"p{i}" for i in range(plates)], np.array([(0, 0), last]), 1_000_000)
+    taken = np.zeros(grid.size, int)
+    for plate in range(plates):
+        top, left = grid.corner(plate)
+        taken[top - grid.gap_rows : top + grid.rows, left : left + grid.columns] += 1
+    assert taken.max() == 1
+    assert taken.sum() == plates * (grid.rows + grid.gap_rows) * grid.columns
+    assert grid.rows > last[0]
+    assert grid.columns > last[1]
+
+
+def test_fifty_five_plates_are_seen_at_a_glance():
+    grid = lay_out([f"p{i}" for i in range(55)], np.array([(7, 11)]), 40_000)
+    assert grid.size[0] * grid.side < 800
+    assert grid.size[1] * grid.side < 1100
+    assert grid.side > 8
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A table of fields, and its two maps."""
+    fields = fields_table(plates=5, wells=("A01", "B02", "H12"))
+    return fields, *figures_of(render_page(make_content(fields)))
+
+
+def wells_of(figure):
+    """Plate and well of each square, its value, its row and column."""
+    labels = [re.match(r"<b>(\S+) (\S+)</b>", label).groups() for label in figure["labels"]]
+    return [(labels[well], value, at) for value, well, at in squares_of(figure, 0)]
+
+
+def test_every_well_has_its_own_place_and_value(drawn):
+    fields, wells, _ = drawn
+    cells = fields.groupby(["plate", "well"])["cells"].sum()
+    places = {}
+    for well, value, at in wells_of(wells):
+        assert value == cells[well]
+        places[well] = np.array(at)
+    assert len(places) == len(cells) == 15
+    for plate in fields["plate"].unique():
+        np.testing.assert_array_equal(places[plate, "B02"] - places[plate, "A01"], (1, 1))
+        np.testing.assert_array_equal(places[plate, "H12"] - places[plate, "A01"], (7, 11))
+
+
+def test_the_fields_of_a_well_lie_in_its_square_in_their_order(drawn):
+    fields, wells, sites = drawn
+    focus = fields.set_index(["plate", "well", "site"])["focus_dna"]
+    places = {well: at for well, _, at in wells_of(wells)}
+    found = wells_of({**sites, "labels": wells["labels"]})
+    assert len(found) == len(fields)
+    for well, value, (y, x) in found:
+        assert (y // 2, x // 2) == places[well]
+        assert value == pytest.approx(focus[*well, 1 + 2 * (y % 2) + x % 2], rel=1e-6)
+        assert sites["notes"][y][x].startswith(f"field {1 + 2 * (y % 2) + x % 2}: ")
+
+
+def test_sites_are_in_order_whatever_the_order_of_the_table(drawn):
+    fields, _, sites = drawn
+    shuffled = fields.sort_values(["plate", "site"], ascending=[True, False], kind="stable")
+    _, again = figures_of(render_page(make_content(shuffled.reset_index(drop=True))))
+    np.testing.assert_array_equal(unpack(again["data"][0]["z"]), unpack(sites["data"][0]["z"]))
+
+
+def test_a_well_without_a_usable_field_is_not_one_without_cells():
+    fields = fields_table(sites=1)
+    fields.loc[0, ["problem", "cells"]] = "no file", 0
+    fields.loc[0, columns_of(CHANNELS)] = np.nan
+    fields.loc[1, "cells"] = 0
+    wells, sites = figures_of(render_page(make_content(fields)))
+    values = [value for _, value, _ in wells_of(wells)]
+    assert np.isnan(values[0])
+    assert values[1] == 0
+    assert "no usable field in 1 field" in wells["labels"][0]
+    crosses = next(t for t in sites["data"] if t.get("marker", {}).get("symbol") == "x-thin-open")
+    assert crosses["hovertext"] == ["<b>Week1_100/B02/s1</b><br>no file"]
+
+
+def test_of_too_many_fields_the_worst_of_a_well_is_drawn(monkeypatch):
+    monkeypatch.setattr(plate_maps, "_MOST_SQUARES", 700)
+    fields = fields_table()
+    fields.loc[2, "saturated_dna"] = 0.3
+    page = render_page(make_content(fields))
+    assert "a well with the worst of its fields" in words_of(page)
+    _, worst = figures_of(page)
+    least = fields.groupby(["plate", "well"])["focus_dna"].min()
+    found = [value for value, _, _ in squares_of(worst, 0)]
+    np.testing.assert_allclose(sorted(found), sorted(least), rtol=1e-6)
+    saturated = [value for value, _, _ in squares_of(worst, 3)]
+    assert max(saturated) == pytest.approx(30)
+
+
+def test_a_page_of_thousands_of_plates_shows_the_first_and_says_so():
+    fields = fields_table(plates=900, wells=("B02",), sites=1)
+    page = render_page(make_content(fields))
+    wells, _ = figures_of(page)
+    assert len(wells["labels"]) == 40_000 // 96
+    assert "The first 416 of 900 plates are shown." in words_of(page)
+    assert len(page) < 12_000_000
+
+
+def test_a_well_of_thousands_of_fields_does_not_blow_up_the_others():
+    fields = fields_table(plates=20, sites=1)
+    crowded = pd.concat([fields, *[fields.head(1)] * 3000], ignore_index=True)
+    crowded["site"] = np.arange(len(crowded))
+    page = render_page(make_content(crowded))
+    assert "a well with the worst of its fields" in words_of(page)
+    assert len(page) < 8_000_000
+
+
+def test_wells_without_a_plate_are_one_plate():
+    fields = fields_table(plates=1).drop(columns="plate")
+    wells, _ = figures_of(render_page(make_content(fields)))
+    assert [label.split("<br>")[0] for label in wells["labels"]] == [
+        "<b>B02</b>",
+        "<b>B03</b>",
+        "<b>C04</b>",
+    ]
+
+
+def test_a_dataset_without_wells_has_histograms_of_all_its_fields():
+    fields = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
+    page = render_page(make_content(fields))
+    (figure,) = figures_of(page)
+    # Cells, and three measures of three channels.
+    assert [unpack(bars["y"]).sum() for bars in figure["data"]] == [len(fields)] * 10
+    assert "How the fields differ" in words_of(page)
+
+
+def test_a_measure_that_no_field_has_is_said_to_be_unknown():
+    bare = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
+    (figure,) = figures_of(render_page(make_content(bare.assign(focus_dna=np.nan))))
+    assert len(figure["data"]) == 9
+    (said,) = [a for a in figure["layout"]["annotations"] if a["text"] == UNKNOWN]
+    # In the middle of axes that are not drawn.
+    number = said["xref"].removeprefix("x").removesuffix(" domain")
+    assert said["yref"] == f"y{number} domain"
+    for axis in "xy":
+        hidden = [
+            k for k, v in figure["layout"].items() if k[1:] == f"axis{number}" and k[0] == axis
+        ]
+        assert [figure["layout"][name]["visible"] for name in hidden] == [False]
+
+
+def test_a_map_of_what_no_field_has_is_said_to_be_unknown():
+    page = render_page(make_content(fields_table().assign(focus_dna=np.nan)))
+    _, focus = figures_of(page)
+    assert f"<option>focus, dna ({UNKNOWN})</option>" in page
+    assert "<option>focus, tubulin</option>" in page
+    assert [heatmap["showscale"] for heatmap in focus["data"][:2]] == [False, True]
+
+
+def test_one_of_a_kind_is_one():
+    one = fields_table(plates=1, wells=("B02",), sites=1).assign(cells=1)
+    page = render_page(make_content(one))
+    wells, focus = figures_of(page)
+    assert wells["labels"][0].endswith("1 cell in 1 field")
+    assert "field 1: 1 cell" in [note for row in focus["notes"] for note in row]
+    bare = one[["field", "cells", "problem", *columns_of(CHANNELS)]].assign(label="round")
+    bars = render_page(make_content(bare, columns=("label",)))
+    assert "1 field" in figures_of(bars)[0]["data"][0]["hovertext"]
+    for words in (words_of(page), words_of(bars)):
+        assert not re.search(r"\b1 (cells|fields|labels|plates|wells|rows|treatments)\b", words)
+
+
+def test_wells_of_other_names_have_histograms():
+    page = render_page(make_content(fields_table().assign(well="somewhere")))
+    assert "How the fields differ" in words_of(page)
+
+
+def test_fields_without_measures_have_a_map_of_their_cells():
+    bare = fields_table(plates=1, sites=1)[["field", "cells", "problem", "well"]]
+    (figure,) = figures_of(render_page(make_content(bare)))
+    assert [value for value, _, _ in squares_of({**figure}, 0)] == bare["cells"].tolist()

@@ -1,0 +1,97 @@
+"""Images are read wherever they lie, and what cannot be read is named."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from support.tiny_release import file_name, write_crops, write_release
+
+from cellclr_jax.data import readers
+from cellclr_jax.data.readers import (
+    ImageFile,
+    crop_shape,
+    read_cell,
+    read_field,
+)
+from cellclr_jax.data.readers.find_files import find_tiffs
+from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.errors import BadData
+
+MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypatch):
+    monkeypatch.setattr(readers, "_MOST_BYTES", 160 * 200 * 2)
+    loose = open_source("raw", Request((release,))).fields[1]
+    assert read_field(loose.files).shape == (160, 200, 3)
+    tifffile.imwrite(release / MISSING, np.zeros((1000, 1000), np.uint16), compression="zlib")
+    with pytest.raises(BadData, match=rf"{MISSING.name}: .* unpacks to 2,000,000 bytes"):
+        read_field(loose.files)
+    with zipfile.ZipFile(release / "odd.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.tif", bytes(100_000))
+    ((_, file),) = find_tiffs(release / "odd.zip")
+    monkeypatch.setattr(readers, "read_member", lambda _: pytest.fail("it was unpacked"))
+    with pytest.raises(BadData, match=r"odd\.zip\[a\.tif\]: .* unpacks to 100,000 bytes"):
+        read_field((file,))
+
+
+def test_want_of_memory_is_no_broken_image(release, monkeypatch):
+    crops = write_crops(release, release / "crops")
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    field = open_source("raw", Request((release,))).fields[0]
+    monkeypatch.setattr(tifffile.TiffFile, "asarray", fail)
+    with pytest.raises(MemoryError):
+        read_field(field.files)
+    crop = open_source("crops", Request((crops,))).fields[0].files[0]
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(MemoryError):
+        read_cell(crop, channels=3, layout="stacked", dtype="uint16")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((24, 24, 3), np.float32), r"float32 \(24, 24, 3\), uint8 or uint16"),
+        (np.zeros((24, 24, 3), np.uint8), r"uint8 \(24, 24, 3\), uint16 \(S, S, C\)"),
+        (np.zeros((24, 20, 3), np.uint16), r"uint16 \(24, 20, 3\), uint16 \(S, S, C\)"),
+        (np.array([{"a": 1}], object), "not a readable .npy array"),
+    ],
+)
+def test_a_crop_of_another_kind_is_refused(tmp_path, array, message):
+    np.save(tmp_path / "a_1.npy", array)
+    with pytest.raises(BadData, match=message):
+        crop_shape(ImageFile("a_1.npy", str(tmp_path / "a_1.npy")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable TIFF"),
+        (b"II*\x00 broken", "not a readable TIFF"),
+        ("truncated", "not a readable TIFF"),
+        (np.zeros((160, 200), np.uint8), r"uint8 \(160, 200\), uint16 \(H, W\)"),
+        (np.zeros((2, 160, 200), np.uint16), r"uint16 \(2, 160, 200\)"),
+        (np.zeros((160, 100), np.uint16), r"\(160, 100\) pixels, .* has \(160, 200\)"),
+    ],
+)
+def test_a_broken_image_is_named(release, content, message):
+    path = release / MISSING
+    if isinstance(content, str):
+        content = path.read_bytes()[:20000]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        tifffile.imwrite(path, content)
+    field = open_source("raw", Request((release,))).fields[1]
+    with pytest.raises(BadData, match=rf"{MISSING.name}: {message}"):
+        read_field(field.files)

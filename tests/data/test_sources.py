@@ -1,0 +1,194 @@
+import dataclasses
+import pickle
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.tiny_release import (
+    PLATES,
+    file_name,
+    write_crops,
+    write_csv,
+    write_release,
+)
+
+from cellclr_jax.data.building import extraction
+from cellclr_jax.data.building.extraction import CropSettings
+from cellclr_jax.data.readers import read_field
+from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.errors import BadData, BadUse
+
+MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def test_fields_come_in_order_with_their_metadata(release):
+    source = open_source("raw", Request((release,)))
+    assert [field.name for field in source.fields] == [
+        f"{plate}/{well}/s1" for plate in PLATES for well in ("B02", "C03", "D04")
+    ]
+    field = source.fields[1]
+    assert field.metadata == {
+        "plate": PLATES[0], "well": "C03", "site": 1, "batch": "Week1", "compound": "taxol",
+        "concentration": 0.3, "moa": "Microtubule stabilizers", "replicate": 1,
+    }  # fmt: skip
+    assert tuple(field.metadata) == source.columns
+    assert source.channels == ("dna", "tubulin", "actin")
+    assert pickle.loads(pickle.dumps(field)) == field
+
+
+def test_all_wells_are_there_when_asked_for(release):
+    source = open_source("raw", Request((release,), annotated=False))
+    assert len(source.fields) == 8
+    assert {f.metadata["moa"] for f in source.fields if f.metadata["compound"] == "unknown"} == {""}
+
+
+def test_several_roots_are_joined(release):
+    roots = (release / "Week1", release / "Week2" / PLATES[1])
+    tables = {name: release / f"BBBC021_v1_{name}.csv" for name in ("image", "moa")}
+    request = Request(roots, image_csv=tables["image"], moa_csv=tables["moa"])
+    assert len(open_source("raw", request).fields) == 6
+
+
+def test_a_plate_without_files_is_absent_and_a_gap_is_not(release):
+    for file in (release / "Week2" / PLATES[1]).iterdir():
+        file.unlink()
+    (release / MISSING).unlink()
+    source = open_source("raw", Request((release,)))
+    assert source.absent_plates == [PLATES[1]]
+    assert [field.absent for field in source.fields] == [
+        "",
+        f"no file Week1/Week1_101/{MISSING.name}",
+        "",
+    ]
+    with pytest.raises(BadData, match=MISSING.name):
+        read_field(source.fields[1].files)
+
+
+def test_of_two_copies_the_one_the_table_names_is_taken(release):
+    copy = release / "AAA" / PLATES[0] / MISSING.name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"II*\0")
+    field = open_source("raw", Request((release,))).fields[1]
+    assert str(release / MISSING) in [file.path for file in field.files]
+    other = release / "BBB" / PLATES[0] / MISSING.name
+    other.parent.mkdir(parents=True)
+    (release / MISSING).rename(other)
+    with pytest.raises(BadData, match=r"two files of one channel: .*AAA.* and .*BBB.*; keep one"):
+        open_source("raw", Request((release,)))
+
+
+def test_files_that_no_row_names_are_told(release):
+    (release / MISSING).with_name("B02_s1_w9.tif").write_bytes(b"")
+    (note,) = open_source("raw", Request((release,))).notes
+    assert re.match(r"1 TIFFs are on no row of .*image\.csv, such as .*B02_s1_w9\.tif", note)
+
+
+def test_plates_can_be_chosen(release):
+    source = open_source("raw", Request((release,), plates=(PLATES[1],)))
+    assert {field.plate for field in source.fields} == {PLATES[1]}
+    with pytest.raises(BadUse, match="Week9_1"):
+        open_source("raw", Request((release,), plates=("Week9_1",)))
+
+
+@pytest.mark.parametrize("plates", [PLATES, PLATES[1:]])
+def test_a_chosen_plate_without_files_is_refused(release, plates):
+    crops = write_crops(release, release / "crops")
+    for file in (release / "Week2" / PLATES[1]).iterdir():
+        file.unlink()
+    for source, folder in (("raw", release), ("crops", crops)):
+        with pytest.raises(BadUse, match=rf"--plates={PLATES[1]}: no file of it in {folder}"):
+            open_source(source, Request((folder,), plates=plates))
+
+
+def test_a_chosen_plate_without_a_wanted_well_is_refused(tmp_path):
+    release = write_release(tmp_path / "release")
+    path = release / "BBBC021_v1_image.csv"
+    table = pd.read_csv(path, dtype=str)
+    second = table["Image_Metadata_Plate_DAPI"] == PLATES[1]
+    table.loc[second, "Image_Metadata_Compound"] = "unknown"
+    table.to_csv(path, index=False)
+    request = Request((release,), plates=(PLATES[1],))
+    with pytest.raises(BadUse, match=r"--plates=Week2_102: no well .* --config=all"):
+        open_source("raw", request)
+    assert open_source("raw", dataclasses.replace(request, annotated=False)).fields
+
+
+def test_a_misspelt_treatment_is_named_with_file_and_line(release):
+    path = release / "BBBC021_v1_moa.csv"
+    path.write_text(path.read_text().replace("taxol,0.3", "taxolx,0.3"))
+    with pytest.raises(BadData, match=r"moa\.csv, line 3: compound 'taxolx' at 0\.3 is on no row"):
+        open_source("raw", Request((release,)))
+
+
+def test_concentrations_can_be_grouped(release):
+    path = release / "BBBC021_v1_image.csv"
+    head, _, tail = path.read_text().partition("taxol,0.3")
+    path.write_text(f"{head}taxol,0.300000012{tail}")
+    fields = open_source("raw", Request((release,))).fields
+    assert {f.metadata["concentration"] for f in fields if f.metadata["compound"] == "taxol"} == {
+        0.3
+    }
+
+
+def test_channels_come_as_declared(release):
+    source = open_source("raw", Request((release,), channels=("actin", "dna")))
+    names = [file.name.split("_")[2][:2] for file in source.fields[0].files]
+    assert names == ["w4", "w1"]
+    for wrong in (("tubulin", "actin"), ("dna", "er")):
+        with pytest.raises(BadUse, match="dna among them"):
+            open_source("raw", Request((release,), channels=wrong))
+
+
+def test_tables_that_do_not_belong_together_are_refused(release):
+    moa = release / "BBBC021_v1_moa.csv"
+    write_csv(moa, ["compound", "concentration", "moa"], [("aspirin", 1, "pain")])
+    with pytest.raises(BadData, match=r"image\.csv and .*moa\.csv: none of the 8 rows"):
+        open_source("raw", Request((release,)))
+    moa.unlink()
+    with pytest.raises(BadUse, match="--config=all"):
+        open_source("raw", Request((release,)))
+    assert len(open_source("raw", Request((release,), annotated=False)).fields) == 8
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(()), "--input=DIR"),
+        (Request((Path("nowhere"),)), "nowhere: no such folder"),
+        (Request((Path(__file__).parents[1] / "bench",)), r"no BBBC021_v1_image\.csv"),
+    ],
+)
+def test_a_wrong_input_is_named(request_, message):
+    with pytest.raises(BadUse, match=message):
+        open_source("raw", request_)
+
+
+def test_an_unknown_source_lists_those_that_exist():
+    with pytest.raises(
+        BadUse, match="'plates': one of raw, crops, deepprofiler, folder, simulated"
+    ):
+        open_source("plates", Request(()))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (KeyError("x"), RuntimeError, r"field Week1_101/B02/s1: KeyError: 'x'"),
+        (MemoryError(), BadData, r"field Week1_101/B02/s1 does not fit .* --workers"),
+    ],
+)
+def test_what_nobody_foresaw_names_the_field(release, monkeypatch, error, kind, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(extraction, "read_field", fail)
+    field = open_source("raw", Request((release,))).fields[0]
+    with pytest.raises(kind, match=message):
+        extraction.extract_field(field, CropSettings(24, RAW_CHANNELS, RELEASE_COLUMNS))

@@ -1,0 +1,81 @@
+"""Cells are chosen one by one, by a hash of their id: validation, and a share of the controls."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellclr_jax.data.splits import (
+    hashed_share,
+    training_rows,
+)
+from cellclr_jax.errors import BadUse
+
+IDS = np.array([f"Week1_101/B02/s1/{n}" for n in range(20_000)])
+
+
+def test_cells_are_chosen_one_by_one():
+    mask = hashed_share(IDS, 0.1, "validation_fraction")
+    assert mask.dtype == bool
+    assert abs(mask.mean() - 0.1) < 0.01
+    shuffled = np.random.default_rng(0).permutation(len(IDS))[:500]
+    again = hashed_share(IDS[shuffled], 0.1, "validation_fraction")
+    np.testing.assert_array_equal(again, mask[shuffled])
+    assert (hashed_share(IDS, 0.2, "validation_fraction") >= mask).all()
+    assert not hashed_share(IDS, 0, "validation_fraction").any()
+    assert hashed_share(IDS, 1, "validation_fraction").all()
+    assert hashed_share([], 0.5, "validation_fraction").shape == (0,)
+    with pytest.raises(BadUse, match=r"config\.validation_fraction is 1\.5: .* from 0 to 1"):
+        hashed_share(IDS, 1.5, "validation_fraction")
+
+
+def rows(control_fraction, validation_fraction=0.2):
+    compound = np.where(np.arange(len(IDS)) % 2, "DMSO", "taxol")
+    table = pd.DataFrame({"cell_id": IDS, "compound": compound})
+    found = training_rows(
+        table,
+        validation_fraction=validation_fraction,
+        control_fraction=control_fraction,
+        control="DMSO",
+    )
+    return compound, *found
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.5, 1])
+def test_a_share_of_the_controls_takes_part_and_every_treated_cell(share):
+    compound, train, validation = rows(share)
+    both = np.concatenate([train, validation])
+    assert len(set(both)) == len(both)
+    assert (compound[both] == "taxol").sum() == (compound == "taxol").sum()
+    assert (compound[both] == "DMSO").mean() == pytest.approx(share / (1 + share), abs=0.01)
+    # What takes part does not depend on what is held out.
+    held_out = (compound[validation] == "DMSO").sum()
+    assert held_out == pytest.approx(0.2 * share * len(IDS) / 2, abs=100)
+
+
+def test_fewer_controls_are_some_of_more():
+    few, more = set(rows(0.1)[1]), set(rows(0.3)[1])
+    assert few < more
+
+
+def test_cells_without_compounds_have_no_controls_to_leave_out():
+    table = pd.DataFrame({"cell_id": IDS[:50]})
+    shares = {"validation_fraction": 0.1, "control": "DMSO"}
+    train, validation = training_rows(table, **shares, control_fraction=1.0)
+    assert len(train) + len(validation) == 50
+    for fraction, told in ((0.5, "no cell is of the controls"), (-3, "control_fraction is -3")):
+        with pytest.raises(BadUse, match=told):
+            training_rows(table, **shares, control_fraction=fraction)
+
+
+def test_nothing_left_to_train_on_is_told():
+    with pytest.raises(BadUse, match="leave no cell to train on"):
+        rows(1, validation_fraction=1.0)
+
+
+def test_controls_are_known_however_they_are_spelled_and_missed_where_there_are_none():
+    table = pd.DataFrame({"cell_id": IDS[:4], "compound": ["dmso", "Dmso ", None, "x"]})
+    shares = {"validation_fraction": 0.0, "control_fraction": 0.0}
+    train, _ = training_rows(table, **shares, control="DMSO")
+    assert train.tolist() == [2, 3]
+    with pytest.raises(BadUse, match=r"no cell is of the controls 'water': .*--config\.control"):
+        training_rows(table, **shares, control="water")

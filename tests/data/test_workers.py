@@ -1,0 +1,92 @@
+"""Work in many processes: in order, not far ahead, one thread each, clear when one is killed."""
+
+import os
+import time
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from cellclr_jax.data.building.workers import (
+    map_in_order,
+    usable_cores,
+)
+from cellclr_jax.errors import BadData
+
+
+def slow_when_early(number: int) -> tuple[int, int]:
+    """Ends later for a smaller number; its process beside it."""
+    time.sleep(0.02 * max(0, 5 - number))
+    return number, os.getpid()
+
+
+def threads(_: int) -> list[int]:
+    """The threads of each numerical library that the process has loaded."""
+    import numpy as np
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+def die_at_two(number: int) -> int:
+    """Ends its process as the system does when memory is short."""
+    if number == 2:
+        os.kill(os.getpid(), 9)
+    return number
+
+
+def refuse(number: int) -> int:
+    """Fails as reading a bad file does."""
+    raise BadData(f"{number} is bad")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers: int) -> None:
+    numbers, processes = zip(*map_in_order(slow_when_early, range(8), workers), strict=True)
+    assert numbers == tuple(range(8))
+    assert (os.getpid() in processes) == (workers == 1)
+    assert list(map_in_order(slow_when_early, [], workers)) == []
+
+
+def test_work_keeps_close_to_whoever_takes_the_results() -> None:
+    class Asked(list):
+        """A list that tells how far it was read."""
+
+        last = -1
+
+        def __iter__(self):
+            for self.last, item in enumerate(super().__iter__()):
+                yield item
+
+    items = Asked(range(100))
+    results = map_in_order(abs, items, 2)
+    assert next(results) == 0
+    assert items.last < 10
+    results.close()
+
+
+def test_worker_takes_one_thread() -> None:
+    counts = [count for found in map_in_order(threads, [0, 1], 2) for count in found]
+    assert counts
+    assert set(counts) == {1}
+
+
+def test_killed_worker_is_bad_data() -> None:
+    with pytest.raises(BadData, match="killed, most likely for want of memory"):
+        list(map_in_order(die_at_two, range(8), 2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_the_work_are_passed_on(workers: int) -> None:
+    with pytest.raises(BadData, match="0 is bad"):
+        list(map_in_order(refuse, [0, 1], workers))
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    if hasattr(os, "sched_setaffinity"):
+        allowed = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {min(allowed)})
+            assert usable_cores() == 1
+        finally:
+            os.sched_setaffinity(0, allowed)

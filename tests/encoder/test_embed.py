@@ -1,0 +1,412 @@
+"""Embedding a dataset: every cell once and in order, and tables of them, whatever stops it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from etils import epath
+from support.binaries import run
+from support.tiny_dataset import CELLS, metadata, name_channels, random_images, write_dataset
+from support.tiny_run import get_config
+from support.two_processes import finish, start_two
+
+from cellclr_jax import devices
+from cellclr_jax.encoder import embed_dataset
+from cellclr_jax.encoder.apply import restore
+from cellclr_jax.encoder.embed_dataset import (
+    Parts,
+    PartWriter,
+    cell_metadata,
+    choose_dataset,
+    embed_run,
+    wells_of,
+)
+from cellclr_jax.encoder.load import make_encoding
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import alone
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.tables import read_profiles
+from cellclr_jax.run_folder import describe_dataset, write_config
+from cellclr_jax.training.checkpoints import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+CHUNK = 20
+PARTS = [f"part-{number:05d}" for number in range(3)]
+# Ends itself where a part is written, but not yet in its place.
+KILLED = """
+import os, runpy, signal, sys
+move = os.replace
+def replace(source, target):
+    if "part-00001" in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    move(source, target)
+os.replace = replace
+sys.argv[0] = "embed"
+runpy.run_module("cellclr_jax.embed", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def plates(tmp_path_factory):
+    """A data folder whose one dataset has plates, wells and compounds."""
+    folder = tmp_path_factory.mktemp("plates")
+    name_channels(write_dataset(folder, random_images(), columns=metadata()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(plates, tmp_path_factory):
+    """What a run on it leaves; its weights are not those that its seed begins with."""
+    config = get_config()
+    config.update(data_dir=str(plates), dataset="single_cells/all", image_size=8)
+    folder = epath.Path(tmp_path_factory.mktemp("run"))
+    write_config(config, folder)
+    encoding = make_encoding(config)
+    weights = jax.jit(encoding.init_variables)(jax.random.key(config.seed + 1))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(7, dict(weights), describe_dataset(encoding.cells), validation_loss=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(workdir, plates, tmp_path_factory):
+    """An embedding that nothing has happened to, by the binary."""
+    out = tmp_path_factory.mktemp("embedding") / "out"
+    assert embed(workdir, plates, out).returncode == 0
+    return out
+
+
+def embed(workdir, data_dir, out, *flags):
+    return run("embed", *flags_of(workdir, data_dir, out), *flags)
+
+
+def flags_of(workdir, data_dir, out):
+    return [
+        f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={out}", f"--chunk_cells={CHUNK}"
+    ]  # fmt: skip
+
+
+def cells_of(out):
+    """All parts, one after the other."""
+    parts = sorted((out / "cells").glob("*.parquet"))
+    return pd.concat([pd.read_parquet(path) for path in parts], ignore_index=True)
+
+
+def features_of(table):
+    return [name for name in table if name.startswith("cellclr_")]
+
+
+def contents(out):
+    """Every file's bytes; of the record what is no matter of the machine."""
+    files = {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+    record = json.loads(files.pop("embedding.json"))
+    return files | {"record": {k: v for k, v in record.items() if k != "environments"}}
+
+
+def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, plates):
+    assert sorted(path.stem for path in (embedded / "cells").iterdir()) == PARTS
+    lengths = [len(pd.read_parquet(embedded / "cells" / f"{part}.parquet")) for part in PARTS]
+    assert lengths == [20, 20, 17]
+    table = cells_of(embedded)
+    assert table["Metadata_CellId"].tolist() == [f"cell {i}" for i in range(CELLS)]
+    assert table["Metadata_Compound"].tolist() == metadata()["compound"].tolist()
+    assert table["Metadata_Label"].tolist() == ["bright" if i % 2 else "" for i in range(CELLS)]
+    assert "Metadata_X" not in table  # of cells whose place is not known
+    features = features_of(table)
+    assert set(table.dtypes[features]) == {np.dtype(np.float32)}
+    assert list(table)[-len(features) :] == features == [f"cellclr_{i:04d}" for i in range(8)]
+    config = get_config()
+    config.update(json.loads((workdir / "config.json").read_text()))
+    encoding = make_encoding(config)
+
+    _, variables, _ = restore(epath.Path(workdir), "last", encoding, devices.make_mesh())
+    trained = jax.device_get(variables["trained"])
+    for row in (0, 19, 20, 41, CELLS - 1):
+        image = encoding.images(encoding.cells.read(np.array([row])))
+        alone, _ = encoding.model.apply(
+            trained, encoding.resized(image), method="embed", mutable=[]
+        )
+        np.testing.assert_allclose(table[features].loc[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_wells_are_means_of_cells_and_treatments_medians_of_wells(embedded):
+    cells, wells = cells_of(embedded), pd.read_parquet(embedded / "wells.parquet")
+    treatments = pd.read_parquet(embedded / "treatments.parquet")
+    features = features_of(cells)
+    assert len(wells) == 8
+    assert wells["Metadata_CellCount"].sum() == CELLS - 1  # one is in no well
+    for _, well in wells.iterrows():
+        rows = cells[
+            (cells["Metadata_Plate"] == well["Metadata_Plate"])
+            & (cells["Metadata_Well"] == well["Metadata_Well"])
+        ]
+        assert well["Metadata_CellCount"] == len(rows)
+        assert {well["Metadata_Compound"]} == set(rows["Metadata_Compound"])
+        mean = np.zeros(len(features))
+        for _, row in rows.iterrows():
+            mean += row[features].to_numpy(np.float64) / len(rows)
+        np.testing.assert_allclose(well[features].to_numpy(np.float64), mean, rtol=1e-12)
+    assert treatments["Metadata_Compound"].tolist() == ["007", "DMSO", "NA", "a", "b", "c", "d"]
+    for _, treatment in treatments.iterrows():
+        rows = wells[wells["Metadata_Compound"] == treatment["Metadata_Compound"]]
+        median = [np.median(rows[name]) for name in features]
+        np.testing.assert_allclose(treatment[features].to_numpy(np.float64), median, rtol=1e-12)
+    assert evaluate(read_profiles(embedded / "wells.parquet").table, Protocol())
+
+
+def test_the_record_tells_what_of_and_whether_it_is_finished(embedded):
+    record = json.loads((embedded / "embedding.json").read_text())
+    assert record["finished"] is True
+    assert record["counts"] == {"cells": CELLS, "wells": 8, "treatments": 7}
+    settings = record["settings"]
+    assert settings["step"] == 7
+    assert settings["dataset"] == settings["trained_on"]
+    assert settings["dataset_name"] == "single_cells/all/1.0.0"
+    assert settings["channels"] == ["dna", "tubulin", "actin"]
+    assert settings["chunk_cells"] == CHUNK
+    (environment,) = record["environments"]
+    assert environment["versions"]["jax"] == jax.__version__
+    assert "cpu" in environment["devices"]
+
+
+def test_killed_and_gone_on_equals_uninterrupted_to_the_bit(embedded, workdir, plates, tmp_path):
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *flags_of(workdir, plates, out)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr
+    left = sorted(path.name for path in (out / "cells").iterdir())
+    assert left[1:] == ["part-00000.parquet"]
+    assert left[0].startswith(".part-00001.parquet.")
+    first = (out / "cells" / "part-00000.parquet").stat().st_mtime_ns
+    assert json.loads((out / "embedding.json").read_text())["finished"] is False
+    done = embed(workdir, plates, out)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 3 parts are there" in done.stderr
+    assert (out / "cells" / "part-00000.parquet").stat().st_mtime_ns == first
+    assert contents(out) == contents(embedded)
+    again = embed(workdir, plates, out)
+    assert again.returncode == 0
+    assert "all there" in again.stdout
+    assert contents(out) == contents(embedded)
+
+
+def test_what_is_missing_or_damaged_is_made_anew(embedded, workdir, plates, tmp_path):
+    out = shutil.copytree(embedded, tmp_path / "out")
+    (out / "wells.parquet").unlink()
+    cut = out / "cells" / "part-00001.parquet"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    done = embed(workdir, plates, out)
+    assert "2 of 3 parts are there" in done.stderr
+    assert contents(out) == contents(embedded)
+    # Whole as a file, but not as it was written.
+    pd.read_parquet(cut)[["Metadata_CellId", "cellclr_0000"]].to_parquet(cut)
+    (out / "wells.parquet").write_bytes(b"cut")
+    assert "2 of 3 parts are there" in embed(workdir, plates, out).stderr
+    assert contents(out) == contents(embedded)
+    # Of one that was never finished, it is found where it is read.
+    record = json.loads((out / "embedding.json").read_text())
+    record = {name: record[name] for name in record if name != "files"} | {"finished": False}
+    (out / "embedding.json").write_text(json.dumps(record))
+    pd.read_parquet(cut)[["Metadata_CellId", "cellclr_0000"]].to_parquet(cut)
+    told = embed(workdir, plates, out)
+    assert told.returncode == 1
+    assert "part-00001.parquet" in told.stderr
+    assert "remove it" in told.stderr
+
+
+def test_a_full_disk_leaves_what_is_done(embedded, workdir, plates, tmp_path, monkeypatch):
+    write = embed_dataset.write_table
+
+    def full(table, path, formats):
+        if str(path).endswith("part-00002"):
+            raise OSError(28, "No space left on device")
+        return write(table, path, formats)
+
+    monkeypatch.setattr(embed_dataset, "write_table", full)
+    settings = {"out": tmp_path / "out", "data_dir": plates, "chunk_cells": CHUNK}
+    with pytest.raises(OSError, match="No space left"):
+        embed_run(workdir, **settings)
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 2
+    monkeypatch.undo()
+    embed_run(workdir, **settings)
+    ours, theirs = cells_of(tmp_path / "out"), cells_of(embedded)
+    features = features_of(ours)
+    np.testing.assert_allclose(ours[features], theirs[features], rtol=1e-4, atol=1e-5)
+
+
+def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_path):
+    out = shutil.copytree(embedded, tmp_path / "out")
+    before = contents(out)
+    for flags, words in (
+        (["--chunk_cells=30"], "chunk_cells is 20, not 30"),
+        (["--formats=csv"], "formats is parquet, not csv,parquet"),
+    ):
+        refused = embed(workdir, plates, out, *flags)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+    other = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((other / "config.json").read_text())
+    config["normalization"] |= {"method": "fixed", "low": [0.0] * 3, "high": [9.0] * 3}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadUse, match=r"normalization\.method is zscore, not fixed"):
+        embed_run(other, out=out, data_dir=plates, chunk_cells=CHUNK)
+    relabelled = shutil.copytree(plates, tmp_path / "data")
+    table = next(relabelled.rglob("cells.parquet"))
+    pd.read_parquet(table).assign(label="x").to_parquet(table)
+    with pytest.raises(BadUse, match="metadata is "):
+        embed_run(workdir, out=out, data_dir=relabelled, chunk_cells=CHUNK)
+    assert contents(out) == before
+
+
+def test_a_folder_that_is_in_use_or_somebody_elses_is_left_alone(workdir, plates, tmp_path):
+    with alone(tmp_path / "out", ".embedding", "embedding into it"):
+        second = embed(workdir, plates, tmp_path / "out")
+    assert second.returncode == 2
+    assert "another process is embedding into it" in second.stderr
+    (tmp_path / "out" / "wells.csv").write_text("mine")
+    with pytest.raises(BadUse, match=r"wells\.csv is there, and no embedding\.json"):
+        embed_run(workdir, out=tmp_path / "out", data_dir=plates)
+    (tmp_path / "out" / "wells.csv").unlink()
+    (tmp_path / "out" / "embedding.json").write_text("{}")
+    with pytest.raises(BadData, match="not a readable record"):
+        embed_run(workdir, out=tmp_path / "out", data_dir=plates)
+
+
+def test_every_format_holds_the_same(embedded, workdir, plates, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    done = embed(workdir, plates, tmp_path, "--formats=csv,h5ad")
+    assert done.returncode == 0, done.stderr
+    for name in (*(f"cells/{part}" for part in PARTS), "wells", "treatments"):
+        table = pd.read_parquet(embedded / f"{name}.parquet")
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{name}.parquet"), table)
+        features = features_of(table)
+        found = anndata.read_h5ad(tmp_path / f"{name}.h5ad")
+        np.testing.assert_array_equal(found.X, table[features])
+        csv = pd.read_csv(tmp_path / f"{name}.csv")
+        np.testing.assert_allclose(csv[features], table[features], rtol=1e-6)
+
+
+def test_cells_of_another_dataset_have_no_wells_and_its_difference_is_told(
+    workdir, plates, tmp_path, capsys
+):
+    images = np.repeat(np.repeat(random_images(np.uint8, seed=1), 2, axis=1), 2, axis=2)
+    name_channels(write_dataset(tmp_path, images, name="own/few"))
+    embed_run(workdir, out=tmp_path / "out", data_dir=tmp_path)
+    told = capsys.readouterr().err
+    assert "not the dataset that the run was trained on" in told
+    assert "crops of 24 pixels are resized to the 8" in told
+    assert "dtype is uint16, not uint8; side is 12, not 24" in told
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".embedding", "cells", "embedding.json"
+    }  # fmt: skip
+    table = cells_of(tmp_path / "out")
+    assert [name for name in table if name.startswith("Metadata_")] == ["Metadata_CellId"]
+    assert len(table) == CELLS
+    record = json.loads((tmp_path / "out" / "embedding.json").read_text())
+    assert record["counts"] == {"cells": CELLS}
+    name_channels(next(tmp_path.rglob("own/few/1.0.0")), ("dna", "actin", "tubulin"))
+    with pytest.raises(BadUse, match="channels dna, tubulin, actin"):
+        embed_run(workdir, out=tmp_path / "other", data_dir=tmp_path)
+
+
+def test_the_dataset_is_the_named_the_runs_or_the_only_one(tmp_path):
+    with pytest.raises(BadUse, match="Build it from"):
+        choose_dataset(tmp_path, "all", None)
+    write_dataset(tmp_path, random_images(), name="b/one")
+    assert choose_dataset(tmp_path, "all", None) == "b/one"
+    write_dataset(tmp_path, random_images(), name="b/two")
+    with pytest.raises(BadUse, match=r"--dataset one of b/one, b/two"):
+        choose_dataset(tmp_path, "all", None)
+    assert choose_dataset(tmp_path, "b/two", None) == "b/two"
+    assert choose_dataset(tmp_path, "b/two", "b/one") == "b/one"
+
+
+def test_an_embedding_that_is_not_finite_names_its_cell(tmp_path):
+    table = cell_metadata(pd.DataFrame({"cell_id": list("abcde"), "x": np.nan, "y": np.nan}))
+    parts = Parts(tmp_path, table, 3, ("parquet",))
+    (tmp_path / "cells").mkdir()
+    writer = PartWriter(parts, [0, 1], "trained")
+    values = np.ones((5, 2), np.float32)
+    values[4, 1] = np.inf
+    writer.add(np.arange(3), {"trained": values[:3]})
+    with pytest.raises(BadData, match="cell 'e' holds NaN or an infinite value"):
+        writer.add(np.arange(3, 5), {"trained": values[3:]})
+    assert parts.missing() == [1]
+
+
+def test_contradictions_are_told_before_anything_is_embedded(
+    workdir, plates, tmp_path, monkeypatch
+):
+    data_dir = shutil.copytree(plates, tmp_path / "data")
+    path = next(data_dir.rglob("cells.parquet"))
+    table = pd.read_parquet(path)
+    table.loc[8, "compound"] = "other"
+    table.to_parquet(path)
+    monkeypatch.setattr("cellclr_jax.encoder.embed_dataset.visit_chunks", None)  # would be called
+    with pytest.raises(BadData, match=r"plate Week1_1, well B00 .*'DMSO' and 'other'"):
+        embed_run(workdir, out=tmp_path / "out", data_dir=data_dir)
+
+
+def test_wells_need_no_compound_and_treatments_no_batch():
+    cells = pd.DataFrame(metadata()).assign(cell_id=[f"c{i}" for i in range(CELLS)], x=1.0, y=2.0)
+    bare = cell_metadata(cells[["cell_id", "plate", "well", "x", "y"]])
+    assert list(bare)[-2:] == ["Metadata_X", "Metadata_Y"]
+    wells, index = wells_of(bare)
+    assert list(wells) == ["Metadata_Plate", "Metadata_Well", "Metadata_CellCount"]
+    assert (index == -1).tolist() == [i == 3 for i in range(CELLS)]
+    assert embed_dataset.treatments_of(wells, []) is None
+    wells, _ = wells_of(cell_metadata(cells.drop(columns=["batch", "moa", "concentration"])))
+    treatments = embed_dataset.treatments_of(wells, [])
+    assert treatments["Metadata_Concentration"].tolist() == [0.0] * 7
+    assert wells_of(cell_metadata(cells[["cell_id", "x", "y"]])) is None
+    assert wells_of(cell_metadata(cells.assign(well=None))) is None
+
+
+def test_two_processes_write_what_one_does(embedded, workdir, plates, tmp_path):
+    out = tmp_path / "out"
+    finish(start_two("-m", "cellclr_jax.embed", *flags_of(workdir, plates, out)))
+    for name in (*(f"cells/{part}" for part in PARTS), "wells", "treatments"):
+        two, one = (pd.read_parquet(folder / f"{name}.parquet") for folder in (out, embedded))
+        pd.testing.assert_frame_equal(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_binary_says_what_it_needs(workdir, tmp_path):
+    for flags, words in (
+        ([f"--workdir={workdir}"], "--out=DIR was expected"),
+        ([f"--out={tmp_path}"], "--workdir=DIR was expected"),
+        ([f"--workdir={workdir}", f"--out={tmp_path}", "--formats=xls"], "parquet, csv, h5ad"),
+        ([f"--workdir={workdir}", "--out=gs://bucket/x"], "no folder of this machine"),
+        ([f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"], "no run in"),
+        ([f"--workdir={workdir}", f"--out={tmp_path / 'o'}", "--step=7777"], "there are"),
+    ):
+        told = run("embed", *flags)
+        assert told.returncode == 2, told.stderr
+        assert words in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_help_is_there_without_jax():
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['embed', '--help']\n"
+        "try:\n    runpy.run_module('cellclr_jax.embed', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "print('heavy:', sorted({'jax', 'pandas', 'flax'} & set(sys.modules)))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--chunk_cells" in told.stdout
+    assert "heavy: []" in told.stdout

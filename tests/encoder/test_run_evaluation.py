@@ -1,0 +1,365 @@
+"""Evaluation of a run: every cell embedded once, alike in any minibatch, and the promised files."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from support.binaries import run
+from support.tiny_dataset import CELLS, random_images, write_dataset
+
+from cellclr_jax import devices
+from cellclr_jax import eval as eval_binary
+from cellclr_jax.data import (
+    dataset,
+    minibatches,
+    unpacked_images,
+)
+from cellclr_jax.encoder import (
+    apply,
+    evaluate_run,
+)
+from cellclr_jax.encoder.baselines import intensity_statistics
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import report
+from cellclr_jax.profiling.evaluation import Options
+from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.report import figures
+from cellclr_jax.training import loop
+from cellclr_jax.training.setup import make_experiment
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Trains by the name of the dataset, each once."""
+    trained = {}
+
+    def run(config):
+        if config.dataset not in trained:
+            folder = tmp_path_factory.mktemp("run")
+            state = loop.train(config, folder)
+            trained[config.dataset] = (folder, make_experiment(config), state)
+        return trained[config.dataset]
+
+    return run
+
+
+@pytest.fixture
+def trained(config, runs):
+    return runs(config)
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory):
+    """A data folder with cells of two channels that nothing is told of but their images."""
+    folder = tmp_path_factory.mktemp("own")
+    images = random_images(np.uint8, channels=2)
+    images[::3] //= 4  # every third cell is darker
+    name_channels(write_dataset(folder, images), ["dna", "actin"])
+    return folder
+
+
+def own(config, data_dir):
+    """A run of seconds on own images."""
+    config.update(data_dir=str(data_dir), dataset="single_cells/all", minibatch_size=16, epochs=2)
+    config.image_size = 12
+    config.views = {"flip_vertical": {"probability": 0.5}}  # a program of few parts compiles fast
+    config.model.cnn.widths = (8, 8)
+    config.validation_fraction = 0.0
+    return config
+
+
+def name_channels(folder, channels):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["image"]["channels"] = channels
+    path.write_text(json.dumps(manifest))
+
+
+def changed(data_dir, out, change):
+    """A copy of a data folder whose table of cells is changed."""
+    shutil.copytree(data_dir, out)
+    path = next(out.rglob("cells.parquet"))
+    change(pd.read_parquet(path)).to_parquet(path)
+    return out
+
+
+def changed_progress(workdir, state, out, change):
+    """A copy of a run whose newest checkpoint tells something else of its dataset."""
+    shutil.copytree(workdir, out)
+    newest = out / "checkpoints" / str(int(state.step)) / "progress" / "metadata"
+    newest.write_text(json.dumps(change(json.loads(newest.read_text()))))
+    return out
+
+
+def evaluated(workdir, data_dir, out, **settings):
+    """The metrics of an evaluation on another data folder, without what takes longer than that."""
+    few = {"protocol": Protocol(), "options": Options(measures=())}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda evaluation: ({}, {}))
+        patch.setattr(report, "render_report", lambda *args, **kwargs: "not drawn")
+        evaluate_run.evaluate_run(workdir, data_dir=data_dir, out=out, **few, **settings)
+    return json.loads((out / "metrics.json").read_text())
+
+
+def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch):
+    _, experiment, state = trained
+    mesh = devices.make_mesh()
+    tables = []
+    for size in (24, 56):
+        monkeypatch.setattr(apply, "MINIBATCH", size)
+        tables.append(
+            apply.site_profiles(experiment, mesh, {"trained": state.variables})["trained"]
+        )
+    cells = len(experiment.cells.table)
+    assert cells % 24
+    assert [table["Metadata_CellCount"].sum() for table in tables] == [cells, cells]
+    features = [c for c in tables[0] if c.startswith("cellclr_")]
+    assert len(features) == 8
+    np.testing.assert_allclose(tables[0][features], tables[1][features], rtol=1e-4, atol=1e-5)
+
+
+def test_site_profiles_are_means_of_single_embeddings(trained):
+    _, experiment, state = trained
+    table = apply.site_profiles(experiment, devices.make_mesh(), {"trained": state.variables})[
+        "trained"
+    ]
+    row = table.iloc[7]
+    cells = experiment.cells.table
+    here = (cells["plate"] == row["Metadata_Plate"]) & (cells["well"] == row["Metadata_Well"])
+    members = np.flatnonzero(here & (cells["site"] == row["Metadata_Site"]))
+    assert row["Metadata_CellCount"] == len(members)
+    assert row["Metadata_Compound"] == cells["compound"][members[0]]
+    mesh = devices.make_mesh(1)
+    function = apply.compile_embedding(experiment, mesh)
+    variables = {"trained": jax.device_put(state.variables, devices.replicated(mesh))}
+    single = [
+        function(variables, devices.to_global(mesh, experiment.cells.read(np.array([m]))))
+        for m in members
+    ]
+    mean = np.mean([np.asarray(s["trained"][0]) for s in single], axis=0)
+    features = [c for c in table if c.startswith("cellclr_")]
+    np.testing.assert_allclose(row[features].to_numpy(float), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_intensity_statistics_equal_numpy():
+    images = np.random.default_rng(0).integers(0, 65_536, (3, 9, 9, 2)).astype(np.uint16)
+    got = np.asarray(intensity_statistics(images))
+    assert got.shape == (3, 14)
+    for i in range(3):
+        for c in range(2):
+            x = images[i, :, :, c].astype(float)
+            percentiles = np.percentile(x, (1, 25, 50, 75, 99), method="inverted_cdf")
+            want = [x.mean(), x.std(), *percentiles]
+            np.testing.assert_allclose(got[i, c::2], want, rtol=1e-5)
+
+
+def test_intensity_statistics_of_8_bits_equal_those_of_16():
+    images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 2)).astype(np.uint8)
+    got = np.asarray(intensity_statistics(images))
+    np.testing.assert_array_equal(got, intensity_statistics(images.astype(np.uint16)))
+    assert got[0, 0] == pytest.approx(images[0, :, :, 0].mean())
+
+
+def test_cells_of_which_nothing_is_told_are_embedded_and_there_is_nothing_to_score(
+    config, own_images, runs, capsys, tmp_path
+):
+    workdir, experiment, state = runs(own(config, own_images))
+    metrics = evaluated(workdir, own_images, tmp_path)
+    assert "nothing to score" in metrics["cells"]["undefined"]
+    assert not {"scores", "protocol"} & set(metrics)
+    assert metrics["run"]["channels"] == ["dna", "actin"]
+    assert "nothing to score" in capsys.readouterr().out
+    table = pd.read_parquet(tmp_path / "cells.parquet")
+    assert table["Metadata_CellId"].tolist() == experiment.cells.table["cell_id"].tolist()
+    mesh = devices.make_mesh(1)
+    function = apply.compile_embedding(experiment, mesh)
+    variables = {"trained": jax.device_put(state.variables, devices.replicated(mesh))}
+    one = function(variables, devices.to_global(mesh, experiment.cells.read(np.array([11]))))
+    features = [column for column in table if column.startswith("cellclr_")]
+    np.testing.assert_allclose(table[features].loc[11], one["trained"][0], rtol=1e-3, atol=1e-4)
+
+
+def test_cells_with_labels_are_scored_class_by_class(config, own_images, runs, tmp_path):
+    workdir, _, _ = runs(own(config, own_images))
+    labels = np.where(np.arange(CELLS) % 3, "bright", "dark")
+    data_dir = changed(own_images, tmp_path / "data", lambda table: table.assign(label=labels))
+    metrics = evaluated(workdir, data_dir, tmp_path / "out")
+    cells = metrics["cells"]
+    assert (cells["label_column"], cells["grouped_by"], cells["folds"]) == ("label", None, 5)
+    assert cells["classes"] == {"bright": 38, "dark": 19}
+    assert set(cells["scores"]) == {"trained", "untrained", "intensity", "pixels"}
+    assert cells["scores"]["intensity"]["logistic"]["balanced_accuracy"] == 1.0
+    again = evaluated(workdir, data_dir, tmp_path / "again")
+    assert again["cells"] == cells
+
+
+def test_labels_are_scored_beside_treatments(trained, data_dir, tmp_path):
+    labelled = changed(data_dir, tmp_path / "data", lambda t: t.assign(label=t["moa"]))
+    metrics = evaluated(trained[0], labelled, tmp_path / "out")
+    assert metrics["scores"]["none"]["nsc"]["total"] > 20
+    assert metrics["cells"]["label_column"] == "label"
+    assert metrics["cells"]["grouped_by"] == "plate"
+    assert {"wells.parquet", "cells.parquet"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_treatments_without_batch_and_concentration_have_no_score_between_batches(
+    trained, data_dir, tmp_path
+):
+    bare = changed(
+        data_dir,
+        tmp_path / "data",
+        lambda table: table.drop(columns=["batch", "concentration", "replicate", "site"]),
+    )
+    metrics = evaluated(trained[0], bare, tmp_path / "out")
+    scores = metrics["scores"]
+    assert scores["none"]["nsc"]["total"] > 10
+    assert scores["none"]["nscb"]["undefined"] == "no batch is known"
+    assert scores["none"]["drop"] is None
+    assert scores["tvn"]["nsc"]["undefined"] == "no batch is known"
+    assert set(pd.read_parquet(tmp_path / "out" / "treatments.parquet").Metadata_Concentration) == {
+        0.0
+    }
+    assert "cells" not in metrics
+
+
+def test_channels_are_compared_before_anything_is_restored(config, own_images, runs, tmp_path):
+    workdir, _, _ = runs(own(config, own_images))
+    for number, channels in enumerate((["actin", "dna"], ["dna", "tubulin"])):
+        data_dir = shutil.copytree(own_images, tmp_path / str(number))
+        name_channels(data_dir / "single_cells" / "all" / "1.0.0", channels)
+        with pytest.raises(BadUse, match=r"channels dna, actin .* has " + ", ".join(channels)):
+            evaluated(workdir, data_dir, tmp_path / "out")
+    name_channels(write_dataset(tmp_path / "three", random_images()), ["dna", "actin", "er"])
+    with pytest.raises(BadUse, match=r"dna, actin, er: .*--channels=dna,actin"):
+        evaluated(workdir, tmp_path / "three", tmp_path / "out")
+    # Wider pixels of the same channels are welcome.
+    name_channels(write_dataset(tmp_path / "wide", random_images(channels=2)), ["dna", "actin"])
+    evaluated(workdir, tmp_path / "wide", tmp_path / "out")
+
+
+def test_a_checkpoint_that_tells_no_channels_is_evaluated(config, own_images, runs, tmp_path):
+    workdir, _, state = runs(own(config, own_images))
+    old = shutil.copytree(workdir, tmp_path / "run")
+    newest = old / "checkpoints" / str(int(state.step)) / "progress" / "metadata"
+    progress = json.loads(newest.read_text())
+    assert progress.pop("channels") == ["dna", "actin"]
+    newest.write_text(json.dumps(progress))
+    metrics = evaluated(old, own_images, tmp_path / "out")
+    assert metrics["run"]["channels"] == ["dna", "actin"]
+    newest.write_text("{")
+    with pytest.raises(BadData, match="cannot be read"):
+        evaluated(old, own_images, tmp_path / "out")
+
+
+def test_a_run_is_scored_beside_its_baselines(trained, capsys):
+    workdir, experiment, state = trained
+    evaluate_run.evaluate_run(workdir, protocol=Protocol())
+    out = workdir / "eval" / str(int(state.step))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
+    assert set(metrics["baselines"]) == {"untrained", "intensity", "pixels", "cell_count"}
+    assert metrics["scores"]["none"]["nsc"]["total"] > 20
+    assert metrics["protocol"]["regularization"] == 1.0
+    assert set(metrics["baseline_protocols"]) == {"intensity", "cell_count"}
+    wells = pd.read_parquet(out / "wells.parquet")
+    assert wells["Metadata_CellCount"].sum() == len(experiment.cells.table)
+    assert "cellclr_0000" in wells
+    assert {"treatments.parquet", "report.html"} <= {p.name for p in out.iterdir()}
+    assert len(list(out.glob("*.png"))) >= 2
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("trained", "untrained", "intensity"))
+
+
+def test_the_binary_names_what_is_missing(trained, tmp_path):
+    workdir, _, state = trained
+    missing = run("eval", f"--workdir={workdir}", "--step=7777")
+    assert missing.returncode == 2
+    assert "there are" in missing.stderr
+    assert str(int(state.step)) in missing.stderr
+    nothing = run("eval", f"--workdir={tmp_path / 'nowhere'}")
+    assert nothing.returncode == 2
+    assert "no run in" in nothing.stderr
+    assert "Traceback" not in missing.stderr + nothing.stderr
+
+
+def test_a_run_without_its_dataset_says_how_to_build_it(trained, tmp_path):
+    with pytest.raises(BadUse, match=r"cellclr_jax\.build"):
+        evaluate_run.evaluate_run(trained[0], data_dir=tmp_path, protocol=Protocol())
+
+
+def test_percentile_normalisation_follows_the_plate(config):
+    config.normalization.method = "percentile"
+    experiment = make_experiment(config)
+    minibatch = experiment.cells.read(np.arange(4))
+    assert {"image", "low", "high"} <= minibatch.keys()
+    images = experiment.images(minibatch)
+    assert float(images.min()) >= 0
+    assert float(images.max()) <= 1
+    assert isinstance(experiment.cells, minibatches.Cells)
+
+
+def test_names_of_channels_and_spelling_of_controls_change_no_score(trained, data_dir, tmp_path):
+    workdir, _, state = trained
+    told = evaluated(workdir, data_dir, tmp_path / "told")
+    assert told["baseline_protocols"]["intensity"]["standardize"] == "controls"
+
+    def lower(table):
+        return table.assign(compound=table["compound"].replace("DMSO", "dmso"))
+
+    other = changed(data_dir, tmp_path / "data", lower)
+    manifest = next(other.rglob("manifest.json"))
+    name_channels(manifest.parent, ["image", "site", "index"])
+    silent = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "channels": None})
+    found = evaluated(silent, other, tmp_path / "found")
+    assert found["baseline_protocols"] == told["baseline_protocols"]
+    assert found["baselines"] == told["baselines"]
+    assert found["scores"] == told["scores"]
+
+
+def test_a_well_with_two_compounds_is_told_before_anything_is_embedded(
+    trained, data_dir, tmp_path, monkeypatch
+):
+    named = {}
+
+    def mix(table):
+        row = table.index[table["compound"] != "DMSO"][0]
+        named.update(table.loc[row, ["plate", "well", "compound"]])
+        return table.assign(compound=table["compound"].where(table.index != row, "other"))
+
+    mixed = changed(data_dir, tmp_path / "data", mix)
+    monkeypatch.setattr(evaluate_run, "visit", None)  # would be called
+    with pytest.raises(BadData) as told:
+        evaluated(trained[0], mixed, tmp_path / "out")
+    words = (f"plate {named['plate']}, well {named['well']} ", repr(named["compound"]), "'other'")
+    assert all(word in str(told.value) for word in words)
+
+
+def test_another_dataset_in_the_place_of_the_runs_is_named(trained, data_dir, tmp_path):
+    workdir, experiment, state = trained
+    other = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "dataset": "00"})
+    with pytest.raises(BadUse, match=f"{experiment.cells.directory} is not what .*--out=DIR"):
+        evaluate_run.evaluate_run(other, protocol=Protocol())
+
+
+def test_images_are_read_as_the_evaluation_is_told(config, own_images, runs, tmp_path, monkeypatch):
+    workdir, _, _ = runs(own(config, own_images))
+    run = shutil.copytree(workdir, tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"data_access": "tape"}))
+    data_dir = shutil.copytree(own_images, tmp_path / "data")
+    wanted = evaluated(run, data_dir, tmp_path / "shards")
+    assert not list(data_dir.rglob("images-*.npy"))
+    assert evaluated(run, data_dir, tmp_path / "mapped", data_access="mapped") == wanted
+    assert len(list(data_dir.rglob("images-*.npy"))) == 1
+    monkeypatch.setattr(unpacked_images, "available_bytes", lambda: 0)
+    with pytest.raises(BadUse, match=r"--config\.data_access .* --data_access of eval"):
+        evaluated(run, data_dir, tmp_path / "memory", data_access="memory")
+
+
+def test_the_flag_offers_each_access():
+    assert tuple(eval_binary.FLAGS["data_access"].parser.enum_values) == dataset.ACCESS

@@ -1,0 +1,232 @@
+"""The launch scripts, and those that make an environment, with stand-ins that record calls."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.launch_house import FAKE_PYTHON, ROOT, House
+
+from cellclr_jax import default_config
+
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+@pytest.fixture
+def python(house: House) -> House:
+    house.put("python3.12", FAKE_PYTHON)
+    house.put("shellcheck", '#!/usr/bin/env bash\necho "shellcheck $*" >>"$CALLS"\n')
+    return house
+
+
+def test_shellcheck_finds_nothing() -> None:
+    beside = Path(sys.executable).parent / "shellcheck"
+    command = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if command is None:
+        pytest.skip("shellcheck is not installed: pip install -e '.[test]'")
+    names = [str(path.relative_to(ROOT)) for path in SCRIPTS]
+    done = subprocess.run([command, "-x", *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_parses_is_strict_and_says_how_it_is_used(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert "\nset -euo pipefail\n" in text
+    assert script.name in text.split("\nset -euo")[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_settings_shown_in_the_header_exist(script: Path) -> None:
+    known = set(dotted(default_config.get_config().to_dict()))
+    header = script.read_text().split("\nset -euo")[0]
+    for name in re.findall(r"--config\.([\w.]+)=", header):
+        assert name in known, f"{script.name}: {name}"
+
+
+def dotted(settings: dict, prefix: str = "") -> Iterator[str]:
+    """The names of the settings of a config, with dots where they are nested."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_old_python_is_named_as_the_reason(house: House) -> None:
+    house.put("python3", FAKE_PYTHON)
+    done = house.run("demo.sh", FAKE_VERSION="3.10.4")
+    assert done.returncode == 2
+    assert "3.11 or newer" in done.stderr
+    assert "python3 is 3.10.4" in done.stderr
+    assert house.calls() == []
+
+
+def test_no_python_and_python_without_venv_are_named(house: House) -> None:
+    assert "none that runs" in house.run("test.sh").stderr
+    house.put("python3", FAKE_PYTHON)
+    done = house.run("test.sh", FAKE_NO_VENV="1")
+    assert done.returncode == 2
+    assert "apt install python3.12-venv" in done.stderr
+
+
+def test_shim_that_does_not_run_is_passed_over(python: House) -> None:
+    python.put("python3.11", FAKE_PYTHON)
+    python.put("python3.12", "#!/usr/bin/env bash\necho 'not selected' >&2; exit 127\n")
+    done = python.run("demo.sh")
+    assert done.returncode == 0, done.stderr
+    assert "with python3.11" in done.stdout
+
+
+def test_chosen_python_is_taken_or_refused_but_not_replaced(python: House) -> None:
+    done = python.run("demo.sh", PYTHON="/nowhere/python3")
+    assert done.returncode == 2
+    assert "/nowhere/python3" in done.stderr
+
+
+def test_stamp_skips_the_second_installation_until_setup_changes(python: House) -> None:
+    install = "pip install --quiet --disable-pip-version-check -e .[test]"
+    assert python.run("test.sh").returncode == 0
+    assert python.calls()[:2] == ["venv", install]
+    assert python.run("test.sh").returncode == 0
+    assert python.calls()[0] == "ruff check ."
+    assert python.run("demo.sh").returncode == 0, "the package is installed along with an extra"
+    assert not any("pip" in call for call in python.calls())
+    (python.root / "setup.py").write_text("two\n")
+    assert python.run("test.sh").returncode == 0
+    assert python.calls()[0] == install
+
+
+def test_installation_without_extras_does_not_count_for_the_tests(python: House) -> None:
+    assert python.run("demo.sh").returncode == 0
+    assert python.run("test.sh").returncode == 0
+    assert any("pip install" in call and "-e .[test]" in call for call in python.calls())
+
+
+def test_failed_installation_is_named_and_tried_again(python: House) -> None:
+    done = python.run("demo.sh", FAIL_MODULE="pip")
+    assert done.returncode == 1
+    assert "the installation failed" in done.stderr
+    assert python.run("demo.sh").returncode == 0
+    assert "pip install" in python.calls()[0]
+
+
+@pytest.mark.parametrize("left", ["bin/python", "pyvenv.cfg"])
+def test_half_made_environment_is_made_again(python: House, left: str) -> None:
+    broken = python.root / ".venv" / left
+    broken.parent.mkdir(parents=True)
+    broken.write_text("")
+    done = python.run("demo.sh")
+    assert done.returncode == 0, done.stderr
+    assert "making it again" in done.stdout
+    assert python.calls()[0] == "venv"
+
+
+def test_environment_whose_pip_is_missing_is_made_again(python: House) -> None:
+    program = python.root / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    shutil.copy(python.bin / "python3.12", program)
+    assert "making it again" in python.run("demo.sh").stdout
+    assert python.calls()[0] == "venv"
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_active_environment_is_used(python: House, tmp_path: Path, variable: str) -> None:
+    own = tmp_path / "own"
+    (own / "bin").mkdir(parents=True)
+    shutil.copy(python.bin / "python3.12", own / "bin" / "python")
+    (own / "bin" / "pip").touch()
+    assert python.run("demo.sh", **{variable: str(own)}).returncode == 0
+    assert "venv" not in python.calls()
+    assert not (python.root / ".venv").exists()
+    done = python.run("demo.sh", FAKE_VERSION="3.9.1", **{variable: str(own)})
+    assert done.returncode == 2
+    assert f"{own} has 3.9.1" in done.stderr
+
+
+def test_base_environment_of_conda_is_left_alone(python: House) -> None:
+    done = python.run("demo.sh", CONDA_PREFIX="/opt/conda", CONDA_DEFAULT_ENV="base")
+    assert done.returncode == 0
+    assert python.calls()[0] == "venv"
+
+
+def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> None:
+    done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
+    run, data = python.elsewhere / "my run", python.root / "data"
+    assert done.returncode == 0, done.stderr
+    assert python.calls()[2:] == [
+        f"cellclr_jax.build --source=simulated --data_dir={data}",
+        f"cellclr_jax.main --config=configs/simclr_demo.py --workdir={run} "
+        f"--config.data_dir={data} --config.epochs=3",
+        f"cellclr_jax.eval --workdir={run} --standardize=controls",
+    ]
+    assert f"report: {run}/eval/7/report.html" in done.stdout
+    assert "[4/4] evaluate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "stage"), [("build", "dataset"), ("main", "training"), ("eval", "evaluation")]
+)
+def test_demo_stops_at_a_stage_that_fails_and_names_it(
+    python: House, module: str, stage: str
+) -> None:
+    done = python.run("demo.sh", FAIL_MODULE=f"cellclr_jax.{module}")
+    assert done.returncode == 1
+    assert f"({stage}) failed" in done.stderr
+    assert python.calls()[-1].startswith(f"cellclr_jax.{module}")
+
+
+@pytest.mark.parametrize("argument", ["--workdir=x", "--config.data_dir=x", "steps=3"])
+def test_demo_refuses_arguments_it_would_misunderstand(python: House, argument: str) -> None:
+    assert python.run("demo.sh", argument).returncode == 2
+    assert python.calls() == []
+
+
+def test_tests_run_all_stages_and_pass_arguments_on(python: House) -> None:
+    done = python.run("test.sh", "-k", "two words")
+    assert done.returncode == 0, done.stderr
+    stages = ["ruff check .", "ruff format --check .", "mypy"]
+    assert python.calls()[2:5] == stages
+    assert python.calls()[5].startswith("shellcheck -x launch/demo.sh launch/environment.sh")
+    assert python.calls()[6:] == ["pytest -k two words"]
+
+
+def test_tests_stop_at_a_stage_that_fails_and_name_it(python: House) -> None:
+    done = python.run("test.sh", FAIL_MODULE="mypy")
+    assert done.returncode == 1
+    assert "stage 4 (mypy) failed" in done.stderr
+    assert python.calls()[-1] == "mypy"
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "tpu_vm.sh", "gpu.sh"])
+def test_help_is_the_comment_at_the_head(house: House, script: str) -> None:
+    done = house.run(script, "--help")
+    assert done.returncode == 0
+    assert f"bash launch/{script}" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_flags_of_xla_are_known_to_it() -> None:
+    scripts = "".join(path.read_text() for path in SCRIPTS)
+    flags = set(re.findall(r"--xla_\w+", scripts))
+    assert len(flags) == 2
+    environment = os.environ | {"XLA_FLAGS": " ".join(f"{flag}=true" for flag in flags)}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # one that is not ends the process
+
+
+def test_no_real_cloud_or_cluster_is_within_reach(house: House) -> None:
+    for command in ("gcloud", "srun", "scontrol", "python3", "pip", "nvidia-smi"):
+        assert shutil.which(command, path=str(house.bin)) is None

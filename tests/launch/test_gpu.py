@@ -1,0 +1,191 @@
+"""gpu.sh, with stand-ins for Python, its training and the driver."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support.launch_house import FAKE_PYTHON, House
+
+# Beside the usual Python: JAX that sees GPUs, and training that tells its surroundings and then
+# does what $TRAINING says, by the number of its start.
+FAKE_GPU_PYTHON = FAKE_PYTHON.replace(
+    'case "$1 $2" in',
+    r"""if [ "$1" = -m ] && [ "$2" = cellclr_jax.main ]; then
+  shift
+  echo "$*" >>"$CALLS"
+  env | grep -E '^(CUDA|XLA|JAX)_' | sort >>"$CALLS"
+  read -r -a starts <<<"${TRAINING:-0}"
+  what=${starts[$(grep -c cellclr_jax.main "$CALLS") - 1]}
+  if [ "$what" = waits ]; then
+    sleep 600 &
+    trap 'kill $!; sleep 0.2; echo saved; exit 143' TERM
+  fi
+  echo "training has begun"
+  case $what in
+    waits) wait ;;
+    SIG*) kill -s "$what" $$ ;;
+    *) exit "$what" ;;
+  esac
+fi
+case "$1 $2" in
+  "-c import jax"*)
+    [ -n "${FAKE_GPUS-2}" ] || { echo "Unable to initialize backend 'cuda'" >&2; exit 1; }
+    echo "${FAKE_GPUS-2} NVIDIA H200" ;;""",
+)
+FAKE_NVIDIA_SMI = '#!/usr/bin/env bash\necho "${FAKE_DRIVER:-580.65.06}"\n'
+OVERLAP = "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+@pytest.fixture
+def python(house: House) -> House:
+    house.put("python3.12", FAKE_PYTHON)
+    return house
+
+
+@pytest.fixture
+def gpus(house: House) -> House:
+    house.put("python3.12", FAKE_GPU_PYTHON)
+    house.put("nvidia-smi", FAKE_NVIDIA_SMI)
+    return house
+
+
+def trained(house: House, *more: str) -> str:
+    """The call of the training binary with the usual settings."""
+    return " ".join(
+        [
+            "cellclr_jax.main --config=configs/simclr.py",
+            f"--workdir={house.root}/runs/simclr --config.data_dir={house.root}/data",
+            *more,
+        ]
+    )
+
+
+def test_gpus_train_in_one_process_and_the_log_is_kept(gpus: House) -> None:
+    done = gpus.run("gpu.sh", "--config.seed=1")
+    assert done.returncode == 0, done.stderr
+    assert gpus.calls()[1:] == [
+        "pip install --quiet --disable-pip-version-check -e .[cuda]",
+        trained(gpus, "--config.seed=1"),
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        "JAX_PLATFORMS=cuda,cpu",
+        "XLA_CLIENT_MEM_FRACTION=0.9",
+        OVERLAP,
+    ]
+    assert "2 NVIDIA H200" in done.stdout
+    assert "training has begun" in done.stdout
+    log = gpus.root / "runs" / "simclr" / "gpu.log"
+    assert log.read_text() == "training has begun\n"
+    assert gpus.run("gpu.sh").returncode == 0
+    assert log.read_text() == 2 * "training has begun\n", "a later start goes on with the log"
+
+
+def test_gpu_settings_and_paths_are_the_callers(gpus: House) -> None:
+    (gpus.elsewhere / "own.py").write_text("")
+    flags = ("--data=data", "--run=r", "--config=own.py", "--gpus=1,0", "--memory=.5")
+    given = {"XLA_FLAGS": "--xla_x=1", "LOG": "own.log", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".4"}
+    done = gpus.run("gpu.sh", *flags, "--deterministic", **given)
+    assert done.returncode == 0, done.stderr
+    here = gpus.elsewhere
+    assert gpus.calls()[2:] == [
+        f"cellclr_jax.main --config={here}/own.py --workdir={here}/r --config.data_dir={here}/data",
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES=1,0",
+        "JAX_PLATFORMS=cuda,cpu",
+        "XLA_CLIENT_MEM_FRACTION=.5",
+        OVERLAP.replace("=--", "=--xla_x=1 --xla_gpu_deterministic_ops=true --", 1),
+    ]
+    assert (here / "own.log").exists()
+    kept = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".4", "JAX_PLATFORMS": "cpu"}
+    kept["XLA_FLAGS"] = OVERLAP.split("=", 1)[1].replace("true", "false")
+    assert gpus.run("gpu.sh", **kept).returncode == 0
+    assert gpus.calls()[-3:] == sorted(f"{name}={value}" for name, value in kept.items())
+
+
+def test_gpu_dry_run_prints_what_would_run_and_runs_nothing(house: House) -> None:
+    done = house.run("gpu.sh", "--dry-run", "--gpus=0,1", "--config.note=two words", RUN="r")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "env CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 JAX_PLATFORMS=cuda,cpu "
+        f"XLA_CLIENT_MEM_FRACTION=0.9 {OVERLAP} "
+        f"'{house.root}/.venv/bin/python' -m cellclr_jax.main "
+        f"--config=configs/simclr.py --workdir={house.elsewhere}/r "
+        f"'--config.data_dir={house.root}/data' '--config.note=two words'\n"
+    )
+    assert not (house.elsewhere / "r").exists()
+
+
+def test_gpu_missing_or_old_driver_is_told_before_anything_is_installed(python: House) -> None:
+    done = python.run("gpu.sh")
+    assert done.returncode == 1
+    assert "nvidia-smi is not on the PATH" in done.stderr
+    python.put("nvidia-smi", FAKE_NVIDIA_SMI)
+    done = python.run("gpu.sh", FAKE_DRIVER="470.82.01")
+    assert done.returncode == 1
+    assert "driver is 470.82.01: JAX needs 525 or newer" in done.stderr
+    python.put("nvidia-smi", "#!/usr/bin/env bash\nexit 9\n")
+    assert "nvidia-smi fails" in python.run("gpu.sh").stderr
+    assert python.calls() == []
+
+
+def test_gpus_that_jax_does_not_see_are_told(gpus: House) -> None:
+    done = gpus.run("gpu.sh", FAKE_GPUS="")
+    assert done.returncode == 1
+    assert "JAX finds no GPU" in done.stderr
+    done = gpus.run("gpu.sh", "--gpus=0,1,7")
+    assert done.returncode == 2
+    assert "of the GPUs 0,1,7 JAX sees 2" in done.stderr
+    assert not any("cellclr_jax.main" in call for call in gpus.calls())
+
+
+@pytest.mark.parametrize(
+    ("training", "status", "starts"),
+    [
+        ("SIGKILL SIGSEGV 0", 0, 3),
+        ("SIGKILL 1", 1, 2),
+        ("SIGKILL SIGKILL SIGKILL", 137, 3),
+        ("2", 2, 1),
+        ("143", 143, 1),
+    ],
+)
+def test_gpu_training_that_a_signal_ends_is_started_again(
+    gpus: House, training: str, status: int, starts: int
+) -> None:
+    done = gpus.run("gpu.sh", "--restarts=2", TRAINING=training)
+    assert done.returncode == status, done.stderr
+    assert gpus.calls().count(trained(gpus)) == starts
+    if status not in (0, 143):
+        assert f"training failed with status {status}; the log is" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Signals) -> None:
+    log = gpus.root / "runs" / "simclr" / "gpu.log"
+    process = gpus.start("gpu.sh", TRAINING="waits")
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "error: stopped; the same command goes on with what is done\n"
+    assert log.read_text() == "training has begun\nsaved\n"
+    assert gpus.calls().count(trained(gpus)) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["epochs=3"], ["--config=nix.py"], ["--gpus=all"], ["--memory=90"], ["--restarts=-1"]],
+)
+def test_gpu_wrong_use_is_one_line_and_status_2(gpus: House, arguments: list[str]) -> None:
+    done = gpus.run("gpu.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert gpus.calls() == []

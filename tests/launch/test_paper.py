@@ -1,0 +1,312 @@
+"""reproduce_paper.sh with stand-ins for Python and curl."""
+
+import hashlib
+import os
+import signal
+import time
+
+import pytest
+from support.launch_house import FAKE_PYTHON, House
+from support.paper_rows import BASE, ROWS
+
+# Writes a file whose content is its own name.
+FAKE_CURL = """#!/usr/bin/env bash
+while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
+echo "curl $1" >>"$CALLS"
+printf '%s' "${FAKE_CONTENT-$1}" >"$out"
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    house = House(tmp_path)
+    house.put("python3.12", FAKE_PYTHON)
+    house.put("curl", FAKE_CURL)
+    return house
+
+
+def calls(house, module):
+    return [call for call in house.calls() if call.startswith(f"cellclr_jax.{module} ")]
+
+
+def test_small_trains_each_run_once_and_scores_each_row(house):
+    done = house.run("reproduce_paper.sh", "--small", "--tables=encoders,temperature,corrections")
+    assert done.returncode == 0, done.stderr
+    asked = [row for row in ROWS if row[0] in ("encoders", "temperature", "corrections")]
+    # The small base is the CNN, which is a row of the encoders.
+    trained = {"base" if "cnn" in row[3] else row[2] for row in asked}
+    assert len(calls(house, "main")) == len(trained)
+    assert len(calls(house, "eval")) == len(trained) + 3
+    assert len(calls(house, "paper_tables")) == len(asked)
+    assert "[4/4] train and score" in done.stdout
+    assert not any(call.startswith("curl") for call in house.calls())
+    written = (house.root / "runs/paper_small/rows.tsv").read_text().splitlines()
+    assert written[0].split("\t")[:5] == [
+        "encoders", "4-layer CNN", "0", "base/seed0", "base/seed0/scores/as_published",
+    ]  # fmt: skip
+
+
+def small(house, *arguments, **settings):
+    return house.run("reproduce_paper.sh", "--small", *arguments, **settings)
+
+
+def place(house, path):
+    return house.root / "runs/paper_small" / path
+
+
+SCORES = "temperature_0.5/seed0/scores/as_published"
+
+
+@pytest.mark.parametrize("lost", ["scored", "metrics.json"])
+def test_run_again_it_does_what_is_not_done(house, lost):
+    small(house, "--tables=temperature")
+    assert len(calls(house, "main")) == len(calls(house, "eval")) == 5
+    place(house, f"{SCORES}/{lost}").unlink()
+    done = small(house, "--tables=temperature")
+    assert done.returncode == 0, done.stderr
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (0, 1)
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_run_whose_checkpoints_are_gone_is_trained_again(house):
+    small(house, "--tables=temperature")
+    (place(house, "temperature_0.5/seed0/checkpoints") / "7").rmdir()
+    done = small(house, "--tables=temperature")
+    assert done.returncode == 0, done.stderr
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["configs/simclr_paper.py", "cellclr_jax/default_config.py"])
+def test_a_recipe_that_has_changed_is_asked_again(house, name):
+    """Training itself knows whether that makes a difference, and refuses the folder if so."""
+    small(house, "--tables=temperature")
+    change(house.root / name, "epochs = ", "epochs = 1 + ")
+    small(house, "--tables=temperature")
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (5, 5)
+
+
+def test_one_call_fills_a_folder_at_a_time(house):
+    small(house, "--tables=temperature")
+    mark = place(house, ".running")
+    assert not mark.exists()
+    mark.write_text(f"{os.getpid()}\n")
+    listed = place(house, "rows.tsv").read_text()
+    done = small(house, "--tables=minibatch", "--seeds=5")
+    assert done.returncode == 2
+    assert place(house, "rows.tsv").read_text() == listed
+    assert f"is being filled by process {os.getpid()}" in done.stderr
+    assert calls(house, "main") == []
+    mark.write_text("4194305\n")  # beyond all that there are: it was killed
+    assert small(house, "--tables=minibatch").returncode == 0
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("x\tno run\n", "a row has 2 columns, 6 by tabs were expected: x\tno run"),
+        (
+            "corrections\tmine\tbase\t-\t-\t--standardize=plates\n",
+            "gives the scores base/seed0/scores/as_published another evaluation: mine",
+        ),
+        (
+            "minibatch\tmine\ttemperature_0.5\t--config.temperature=0.6\t-\t-\n",
+            "gives the run temperature_0.5/seed0 another training: mine",
+        ),
+    ],
+)
+def test_rows_that_contradict_each_other_are_refused(house, row, told):
+    path = house.root / "launch/paper_tables.tsv"
+    path.write_text(path.read_text() + row)
+    done = small(house, "--tables=temperature")
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert house.calls() == []
+
+
+def test_scores_of_another_training_are_none_of_a_row(house):
+    small(house, "--tables=temperature")
+    change(
+        house.root / "launch/paper_tables.tsv",
+        "--config.temperature=0.5",
+        "--config.temperature=0.7",
+    )
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS="2")
+    assert done.returncode == 1
+    assert "failed: temperature: 0.5, seed 0" in done.stderr
+    assert not place(house, f"{SCORES}/scored").exists()
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 0)
+    again = small(house, "--tables=temperature")
+    assert again.returncode == 0
+    assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 1)
+
+
+def test_rows_are_scored_with_their_flags_each_in_its_folder(house):
+    small(house, "--tables=corrections")
+    asked = [row for row in ROWS if row[0] == "corrections"]
+    found = calls(house, "eval")
+    assert len(found) == len(asked) == 4
+    for call, row in zip(found, asked, strict=True):
+        folder = "as_published" if row[4] == "-" else row[4]
+        flags_of_row = "" if row[5] == "-" else f" {row[5]}"
+        assert call.endswith(f"/base/seed0/scores/{folder} --measures=none{flags_of_row}")
+    assert len(calls(house, "main")) == 1
+    assert " --config.init.workdir= " in calls(house, "main")[0]
+
+
+def test_the_tables_hold_the_rows_of_all_calls(house):
+    small(house, "--tables=temperature", "--seeds=1")
+    with place(house, "rows.tsv").open("a") as file:
+        file.write("a line of something else\n")
+    small(house, "--tables=minibatch", "--seeds=0")
+    rows = [line.split("\t") for line in place(house, "rows.tsv").read_text().splitlines()]
+    assert len(rows) == 2 * len(ROWS)
+    assert {row[2] for row in rows} == {"0", "1"}
+
+
+def test_each_seed_has_runs_of_its_own(house):
+    house.run("reproduce_paper.sh", "--small", "--tables=minibatch", "--seeds=0,3")
+    trained = calls(house, "main")
+    assert len(trained) == 8
+    assert sum("--config.seed=3 " in call and "/seed3 " in call for call in trained) == 4
+
+
+def test_the_rows_flags_come_after_those_of_small(house):
+    house.run("reproduce_paper.sh", "--small", "--tables=minibatch")
+    (large,) = [call for call in calls(house, "main") if "minibatch_512" in call]
+    assert large.index("minibatch_size=256") < large.index("minibatch_size=512")
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(house):
+    done = house.run(
+        "reproduce_paper.sh", "--small", "--tables=temperature", FAIL_MODULE="cellclr_jax.main"
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("failed: temperature: ") == 5
+    assert calls(house, "eval") == []
+    again = house.run("reproduce_paper.sh", "--small", "--tables=temperature")
+    assert again.returncode == 0
+
+
+@pytest.mark.parametrize("status", ["129", "130", "143"])
+def test_a_row_that_a_signal_stopped_stops_all(house, status):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS=status)
+    assert done.returncode == int(status)
+    assert "the same command goes on" in done.stderr
+    assert len(calls(house, "main")) == 1
+
+
+@pytest.mark.parametrize("status", ["137", "134", "3"])
+def test_a_row_that_crashed_does_not(house, status):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS=status)
+    assert done.returncode == 1
+    assert len(calls(house, "main")) == 5
+
+
+def test_tables_that_cannot_be_written_are_told_and_rows_go_on(house):
+    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.paper_tables")
+    assert done.returncode == 1
+    assert "failed: the tables after temperature: 0.5" in done.stderr
+    assert len(calls(house, "eval")) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_to_the_script_reaches_the_training(house, number, status):
+    waiting = FAKE_PYTHON.replace(
+        'case "$1 $2" in',
+        """if [ "$1 $2" = "-m cellclr_jax.main" ]; then
+  trap 'kill $!; sleep 0.3; echo saved >>"$CALLS"; exit 143' TERM
+  echo waits >>"$CALLS"; sleep 60 & wait
+fi
+case "$1 $2" in""",
+        1,
+    )
+    house.put("python3.12", waiting)
+    process = house.start("reproduce_paper.sh", "--small", "--tables=temperature")
+    until = time.monotonic() + 30
+    while "waits" not in house.calls() and time.monotonic() < until:
+        time.sleep(0.05)
+    for _ in range(3):  # as whoever is impatient does
+        process.send_signal(number)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status, errors
+    assert house.calls()[-1] == "saved"
+    assert "the same command goes on" in errors
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(house):
+    house.elsewhere.joinpath("taken").write_text("")
+    done = small(house, "--tables=temperature", "--out=taken")
+    assert done.returncode == 1
+    assert f"error: {house.elsewhere}/taken cannot be written to" in done.stderr
+    assert calls(house, "main") == []
+
+
+def test_weights_are_checked_by_their_sums(house):
+    done = house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
+    assert done.returncode == 1
+    assert "resnet18-f37072fd.pth.part is not what was published" in done.stderr
+    assert not (house.root / "weights/resnet18-f37072fd.pth").exists()
+    assert calls(house, "convert") == calls(house, "main") == []
+
+
+def test_weights_that_are_right_are_converted(house):
+    # A file whose sum begins as the name says, found by trying.
+    script = house.root / "launch/reproduce_paper.sh"
+    sum_ = hashlib.sha256(b"weights").hexdigest()[:8]
+    script.write_text(script.read_text().replace("f37072fd", sum_).replace("0676ba61", sum_)
+                      .replace("63fe2227", sum_))  # fmt: skip
+    done = house.run(
+        "reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o", FAKE_CONTENT="weights"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "convert --input=weights/resnet50-" in " ".join(calls(house, "convert"))
+    assert all(BASE in call for call in calls(house, "main"))
+    again = house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
+    assert again.returncode == 0  # files that are there are not fetched again
+    assert not any(call.startswith("curl") for call in house.calls())
+    for name in ("resnet18", "resnet50", "resnet101"):
+        (house.root / f"weights/{name}").mkdir()
+        (house.root / f"weights/{name}/config.json").write_text("{}")
+    house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
+    assert calls(house, "convert") == []  # nor converted
+    assert calls(house, "build") == [
+        f"cellclr_jax.build --source=raw --download --data_dir={house.elsewhere}/d"
+    ]
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(house):
+    done = house.run("reproduce_paper.sh", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert house.calls() == []
+    lines = done.stdout.splitlines()
+    trained = {"base" if row[3] == BASE else row[2] for row in ROWS}
+    scored = {("base" if row[3] == BASE else row[2], row[4]) for row in ROWS}
+    for binary, count in (("main", len(trained)), ("eval", len(scored))):
+        commands = [line for line in lines if f" -m cellclr_jax.{binary} " in line]
+        assert len(commands) == len(set(commands)) == count
+    assert sum(line.startswith("curl ") for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--tables=nothing", "no table 'nothing': there are encoders, augmentations"),
+        ("--seeds=a", "SEEDS is 'a'"),
+        ("--seeds=0,00", "SEEDS is '0,00'"),
+        ("--out=gs://bucket/run", "--out=gs://bucket/run: a folder of this machine"),
+        ("more", "unexpected argument 'more'"),
+    ],
+)
+def test_wrong_arguments_are_told(house, argument, message):
+    done = house.run("reproduce_paper.sh", argument)
+    assert done.returncode == 2
+    assert message in done.stderr

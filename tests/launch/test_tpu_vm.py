@@ -1,0 +1,332 @@
+"""tpu_vm.sh, with stand-ins for gcloud and for what a worker has."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.launch_house import ROOT, House
+
+FAKE_GCLOUD = r"""#!/usr/bin/env bash
+line="gcloud"
+for word in "$@"; do line="$line|$word"; done
+echo "$line" >>"$CALLS"
+case "$line" in
+  *queued-resources?describe*)
+    read -r -a states <<<"$STATES"
+    echo "${states[$(grep -c describe "$CALLS") - 1]}" ;;
+  *${FAIL_CALL:-nothing fails}*)
+    times=$(grep -c "$FAIL_CALL" "$CALLS")
+    if [ "$times" -lt "${FAIL_TIMES:-9}" ]; then exit "${FAIL_STATUS:-7}"; fi ;;
+esac
+"""
+
+# Makes an environment whose Python only tells its version.
+FAKE_UV = r"""#!/usr/bin/env bash
+echo "uv $*" >>"$CALLS"
+if [ "$1" = venv ]; then
+  mkdir -p .venv/bin
+  printf '#!/usr/bin/env bash\necho Python 3.12.1\n' >.venv/bin/python
+  chmod +x .venv/bin/python
+fi
+"""
+
+TPU = "gcloud|compute|tpus|tpu-vm|"
+ZONE = "us-west4-a"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+@pytest.fixture
+def cloud(house: House) -> House:
+    house.put("gcloud", FAKE_GCLOUD)
+    git = ["git", "-C", str(house.root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], check=True)
+    return house
+
+
+def worker(workers: str, command: str) -> str:
+    return f"{TPU}ssh|cellclr|--worker={workers}|--command=bash cellclr/launch/tpu_vm.sh {command}"
+
+
+def test_tpu_create(cloud: House) -> None:
+    done = cloud.run("tpu_vm.sh", "create", "--project=p", "--name=n1", "--spot", ZONE=ZONE)
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls() == [
+        f"{TPU}create|n1|--accelerator-type=v5litepod-8|--version=v2-alpha-tpuv5-lite|--spot"
+        f"|--zone={ZONE}|--project=p"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [
+        ("v6e-16", "v2-alpha-tpuv6e"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v4-32", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_tpu_runtime_follows_the_type(cloud: House, kind: str, runtime: str) -> None:
+    assert cloud.run("tpu_vm.sh", "create", ZONE=ZONE, TYPE=kind).returncode == 0
+    assert f"--accelerator-type={kind}|--version={runtime}|" in cloud.calls()[0]
+
+
+QUEUE = "gcloud|compute|tpus|queued-resources|"
+
+
+def test_tpu_from_the_queue_is_waited_for_and_deleted_by_force(cloud: House) -> None:
+    settings = {"ZONE": ZONE, "QUEUED": "1"}
+    states = "WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
+    done = cloud.run("tpu_vm.sh", "create", "--spot", **settings, STATES=states)
+    assert done.returncode == 0, done.stderr
+    described = f"{QUEUE}describe|cellclr|--format=value(state.state)|--zone={ZONE}"
+    assert cloud.calls() == [
+        f"{QUEUE}create|cellclr|--node-id=cellclr|--accelerator-type=v5litepod-8"
+        f"|--runtime-version=v2-alpha-tpuv5-lite|--spot|--zone={ZONE}",
+        *[described] * 4,
+    ]
+    assert done.stderr.count("cellclr: WAITING_FOR_RESOURCES\n") == 1
+    assert cloud.run("tpu_vm.sh", "delete", "--yes", **settings).returncode == 0
+    assert cloud.calls() == [f"{QUEUE}delete|cellclr|--force|--quiet|--zone={ZONE}"]
+
+
+def test_tpu_that_the_queue_will_not_give_is_told(cloud: House) -> None:
+    done = cloud.run("tpu_vm.sh", "all", "--queued", "--bucket=b", ZONE=ZONE, STATES="FAILED")
+    assert done.returncode == 1
+    assert "is FAILED: bash" in done.stderr
+    assert "delete --queued --name=cellclr" in done.stderr
+    assert len(cloud.calls()) == 2
+
+
+def test_tpu_experiment_that_is_not_there_or_not_committed_is_told_first(cloud: House) -> None:
+    (cloud.root / "configs" / "new.py").write_text("")
+    for config, told in {
+        "configs/nix.py": "there are configs/new.py configs/simclr.py",
+        "/tmp/config.py": "an experiment of the checkout was expected",
+        "configs/new.py": "is not committed",
+    }.items():
+        flags = ("--dry-run", "--bucket=b", f"--config={config}")
+        for command in ("run", "all"):
+            done = cloud.run("tpu_vm.sh", command, *flags, ZONE=ZONE)
+            assert done.returncode == 2
+            assert told in done.stderr
+            assert done.stderr.count("\n") == 1
+    flags = ("--dry-run", "--bucket=b", "--config=configs/simclr.py:small")
+    assert cloud.run("tpu_vm.sh", "run", *flags, ZONE=ZONE).returncode == 0
+
+
+def test_tpu_setup_copies_the_commit_to_all_workers(cloud: House) -> None:
+    done = cloud.run("tpu_vm.sh", "setup", f"--zone={ZONE}")
+    assert done.returncode == 0, done.stderr
+    archive = cloud.root / "dist" / "cellclr-cellclr.tar.gz"
+    assert not archive.exists(), "the archive is removed in the end"
+    assert cloud.calls() == [
+        f"{TPU}scp|{archive}|cellclr:cellclr.tar.gz|--worker=all|--zone={ZONE}",
+        f"{TPU}ssh|cellclr|--worker=all|--command=mkdir -p cellclr && cd cellclr && rm -rf "
+        f"cellclr_jax configs launch && tar -xzf ../cellclr.tar.gz|--zone={ZONE}",
+        worker("all", f"worker-setup|--zone={ZONE}"),
+    ]
+
+
+def test_tpu_run_starts_all_workers_and_follows_the_first(cloud: House) -> None:
+    flags = ("--zone=us-west4-a", "--bucket=gs://cells/", "--config.note=it's two words")
+    done = cloud.run("tpu_vm.sh", "run", *flags)
+    assert done.returncode == 0, done.stderr
+    start, follow = cloud.calls()
+    assert start == worker(
+        "all",
+        "worker-run gs://cells/data --distributed=true --config=configs/simclr.py "
+        rf"--workdir=gs://cells/runs/cellclr '--config.note=it'\''s two words'|--zone={ZONE}",
+    )
+    assert follow == worker("0", f"worker-follow|--zone={ZONE}")
+
+
+def test_tpu_run_needs_to_know_the_dataset(cloud: House) -> None:
+    done = cloud.run("tpu_vm.sh", "run", ZONE=ZONE)
+    assert done.returncode == 2
+    assert "--data=" in done.stderr
+    assert cloud.calls() == []
+
+
+def test_tpu_broken_connection_is_taken_up_again(cloud: House) -> None:
+    broken = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "FAIL_TIMES": "3"}
+    done = cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **broken)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.calls()) == 3
+
+
+def test_tpu_lost_connection_and_failed_training_end_with_their_own_status(cloud: House) -> None:
+    lost = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "RETRIES": "1"}
+    assert cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **lost).returncode == 4
+    assert len(cloud.calls()) == 2
+    failed = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "3"}
+    assert cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **failed).returncode == 3
+    assert len(cloud.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "call"),
+    [
+        ("gs://b/r1", "gcloud|storage|rsync|--recursive|gs://b/r1|out/r1"),
+        ("runs/r1", f"{TPU}scp|cellclr:cellclr/runs/r1|out|--recurse|--worker=0|--zone={ZONE}"),
+        ("/mnt/r1", f"{TPU}scp|cellclr:/mnt/r1|out|--recurse|--worker=0|--zone={ZONE}"),
+    ],
+)
+def test_tpu_fetch(cloud: House, run: str, call: str) -> None:
+    assert cloud.run("tpu_vm.sh", "fetch", f"--run={run}", "--out=out", ZONE=ZONE).returncode == 0
+    assert cloud.calls() == [call]
+
+
+def test_tpu_delete_asks_first(cloud: House) -> None:
+    call = f"{TPU}delete|cellclr|--quiet|--zone={ZONE}"
+    for typed in ("", "n\n"):
+        assert cloud.run("tpu_vm.sh", "delete", ZONE=ZONE, typed=typed).returncode == 1
+        assert cloud.calls() == []
+    assert cloud.run("tpu_vm.sh", "delete", ZONE=ZONE, typed="y\n").returncode == 0
+    assert cloud.calls() == [call]
+    assert cloud.run("tpu_vm.sh", "delete", "--yes", ZONE=ZONE).returncode == 0
+    assert cloud.calls() == [call]
+
+
+def verbs(calls: list[str]) -> list[str]:
+    """The commands of `all` that calls belong to, in short."""
+    return [
+        call.split("tpu_vm.sh ")[1].split()[0].split("|")[0]
+        if "tpu_vm.sh " in call
+        else call.split("|")[4 if "tpu-vm" in call else 2]
+        for call in calls
+    ]
+
+
+ALL = ["create", "scp", "ssh", "worker-setup", "worker-run", "worker-follow", "rsync"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "delete", "expected"),
+    [
+        ("", "0", False, ALL),
+        ("", "0", True, [*ALL, "delete"]),
+        ("worker-follow", "3", False, ALL),
+        ("worker-follow", "3", True, [*ALL, "delete"]),
+        ("worker-follow", "4", True, [*ALL[:6], "worker-follow"]),
+        ("worker-setup", "7", True, [*ALL[:4], "delete"]),
+        ("rsync", "7", True, ALL),
+        ("create", "7", True, ALL[:1]),
+    ],
+)
+def test_tpu_all_deletes_when_told_even_after_a_failure(
+    cloud: House, fails: str, status: str, delete: bool, expected: list[str]
+) -> None:
+    flags = ["--bucket=b", *(["--delete"] if delete else [])]
+    settings = {"ZONE": ZONE, "RETRIES": "1"}
+    if fails:
+        settings |= {"FAIL_CALL": fails, "FAIL_STATUS": status}
+    done = cloud.run("tpu_vm.sh", "all", *flags, **settings)
+    assert verbs(cloud.calls()) == expected
+    assert (done.returncode == 0) == (not fails)
+    if "delete" not in expected and fails != "create":
+        assert "costs money" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["create", "setup", "run", "follow", "fetch", "delete", "all"])
+def test_tpu_dry_run_prints_and_runs_nothing(cloud: House, command: str) -> None:
+    arguments = ["--dry-run", f"--zone={ZONE}", "--bucket=b", "--runtime=an odd one"]
+    done = cloud.run("tpu_vm.sh", command, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "gcloud " in done.stdout
+    assert cloud.calls() == []
+    assert not (cloud.root / "dist").exists()
+    if command == "create":
+        assert "'--version=an odd one'" in done.stdout
+        echo = ["bash", "-c", done.stdout.replace("gcloud", "printf '%s\\n'", 1)]
+        words = subprocess.run(echo, capture_output=True, text=True).stdout.splitlines()
+        assert "--version=an odd one" in words, "printed commands can be copied"
+
+
+def test_tpu_failing_command_is_named(cloud: House) -> None:
+    done = cloud.run("tpu_vm.sh", "create", ZONE=ZONE, FAIL_CALL="create")
+    assert done.returncode == 7
+    assert "exit status 7 from: gcloud compute tpus tpu-vm create cellclr" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["destroy"],
+        ["create"],
+        ["create", "--zone=us-west4-a", "--name=two words"],
+        ["create", "--zone=us-west4-a", "--name=x;reboot"],
+        ["create", "--zone=us-west4-a", "--name=-x"],
+        ["create", "--zone=here"],
+        ["create", "--zone=us-west4-a", "--type=v5"],
+        ["create", "--zone=us-west4-a", "--tyep=v5p-8"],
+        ["create", "--zone=us-west4-a", "name"],
+    ],
+)
+def test_tpu_wrong_use_is_one_line_and_status_2(cloud: House, arguments: list[str]) -> None:
+    done = cloud.run("tpu_vm.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert cloud.calls() == []
+
+
+def test_tpu_missing_gcloud_is_named(house: House) -> None:
+    done = house.run("tpu_vm.sh", "create", ZONE=ZONE)
+    assert done.returncode == 1
+    assert "gcloud is not on the PATH" in done.stderr
+
+
+def place_training(cloud: House, seconds: str, status: int) -> None:
+    """Puts a training that lasts and ends as told where a worker expects it."""
+    program = cloud.root / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    text = f'#!/usr/bin/env bash\necho "trained $*"; sleep {seconds}; exit {status}\n'
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 3)])
+def test_worker_trains_detached_and_its_status_can_be_followed(
+    cloud: House, status: int, expected: int
+) -> None:
+    place_training(cloud, "0.5", status)
+    assert cloud.run("tpu_vm.sh", "worker-follow").returncode == 3, "nothing has been started"
+    done = cloud.run("tpu_vm.sh", "worker-run", "gs://b/data", "--config=c.py", "--note=a b")
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls() == [
+        "gcloud|storage|rsync|--recursive|--delete-unmatched-destination-objects|gs://b/data|data"
+    ]
+    again = cloud.run("tpu_vm.sh", "worker-run", "gs://b/data")
+    assert again.returncode == 1
+    assert "runs already" in again.stderr
+    done = cloud.run("tpu_vm.sh", "worker-follow")
+    assert done.returncode == expected
+    trained = "trained -m cellclr_jax.main --config=c.py --note=a b --config.data_dir="
+    assert f"{trained}{cloud.root}/data" in done.stdout
+
+
+def test_worker_setup_installs_the_extra_for_tpus_and_nothing_beside_it(cloud: House) -> None:
+    cloud.put("python3", "#!/usr/bin/env bash\n")
+    uv = cloud.elsewhere / ".local" / "bin" / "uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text(FAKE_UV)
+    uv.chmod(0o755)
+    done = cloud.run("tpu_vm.sh", "worker-setup")
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls() == [
+        "uv venv --quiet --python=3.12 .venv",
+        "uv pip install --quiet --python=.venv/bin/python -e .[tpu]",
+    ]
+    extras = (ROOT / "setup.py").read_text().split('"tpu": [')[1].split("]")[0]
+    assert "gcsfs" in extras, "Orbax writes to gs:// through it"
+
+
+def test_worker_setup_stops_when_an_installation_fails(cloud: House) -> None:
+    cloud.put("python3", "#!/usr/bin/env bash\nexit 5\n")
+    done = cloud.run("tpu_vm.sh", "worker-setup")
+    assert done.returncode == 5

@@ -1,0 +1,274 @@
+"""Encoders have torchvision's layout and evaluate each image on its own, in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from cellclr_jax import devices
+from cellclr_jax.models import cpu_kernels, make_model
+from cellclr_jax.models import cpu_kernels as ways_to_convolve
+from cellclr_jax.models.cpu_kernels import (
+    convolution,
+    convolve,
+    max_pool_2x2,
+    max_pool_3x3,
+)
+
+# Parameters of torchvision's models without the classification layer (published totals less fc).
+TORCHVISION = {
+    "resnet18": (11_689_512 - 513_000, 512),
+    "resnet50": (25_557_032 - 2_049_000, 2048),
+    "resnet101": (44_549_160 - 2_049_000, 2048),
+}
+
+
+def init(model, size=32, channels=3):
+    images = jnp.zeros((1, size, size, channels))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_resnets_have_torchvisions_parameters(name):
+    count, width = TORCHVISION[name]
+    variables = init(make_model(name))
+    encoder = flatten_dict(variables["params"]["encoder"], sep="/")
+    assert sum(np.prod(leaf.shape) for leaf in encoder.values()) == count
+    assert encoder["conv1/kernel"].shape == (7, 7, 3, 64)
+    assert variables["params"]["head"]["l1"]["kernel"].shape == (width, width)
+
+
+def test_bottleneck_shapes_follow_resnet_v1_5():
+    encoder = init(make_model("resnet50"))["params"]["encoder"]
+    block = encoder["layer2_0"]
+    assert block["conv1"]["kernel"].shape == (1, 1, 256, 128)
+    assert block["conv2"]["kernel"].shape == (3, 3, 128, 128)
+    assert block["conv3"]["kernel"].shape == (1, 1, 128, 512)
+    assert block["downsample_conv"]["kernel"].shape == (1, 1, 256, 512)
+    assert "downsample_conv" not in encoder["layer2_1"]
+
+
+def test_published_cnn_has_its_widths_and_biases():
+    encoder = init(make_model("cnn"))["params"]["encoder"]
+    assert [encoder[f"conv{i}"]["kernel"].shape[-1] for i in (1, 2, 3, 4)] == [16, 32, 64, 64]
+    assert all("bias" in encoder[f"conv{i}"] for i in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("settings", [{}, {"norm": "batch"}])
+def test_an_image_is_embedded_alike_in_any_minibatch(channels, settings):
+    model = make_model("cnn", encoder_settings=settings)
+    images = jax.random.normal(jax.random.key(1), (6, 32, 32, channels))
+    variables = model.init(jax.random.key(0), images, train=True)
+    together = model.apply(variables, images, method="embed")
+    alone = model.apply(variables, images[2:3], method="embed")
+    np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_uses_the_minibatch_in_training_alone():
+    model = make_model("cnn", encoder_settings={"norm": "batch"})
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    (h, z), updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert h.shape == (4, 64)
+    assert z.shape == (4, 128)
+    before = flatten_dict(variables["batch_stats"])
+    after = flatten_dict(updated["batch_stats"])
+    assert any(not np.array_equal(before[k], after[k]) for k in before)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
+    model = make_model("cnn", dtype="bfloat16", encoder_settings={"norm": "batch"})
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images, train=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    h, z = model.apply(variables, images, train=False)
+    assert h.dtype == z.dtype == jnp.float32
+    exact = make_model("cnn", encoder_settings={"norm": "batch"})
+    np.testing.assert_allclose(h, exact.apply(variables, images, train=False)[0], atol=0.05)
+
+
+def test_head_depth_width_and_norm_are_settings():
+    settings = {"depth": 3, "hidden": 40, "width": 8, "norm": "batch"}
+    head = init(make_model("cnn", head_settings=settings))["params"]["head"]
+    assert head["l1"]["kernel"].shape == (64, 40)
+    assert head["l3"]["kernel"].shape == (40, 8)
+    assert "bias" not in head["l1"]
+    assert "bias" in head["l3"]
+    assert "bn2" in head
+    assert "head" not in init(make_model("cnn", head_settings={"depth": 0}))["params"]
+
+
+def by_xla(images, kernel, stride):
+    around = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def drawn(shape, dtype="float32", seed=0):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+
+
+def value_and_slopes(function, *arguments):
+    """The value and, for one random slope of it, what goes back to each argument."""
+    value, back = jax.vjp(function, *arguments)
+    return value, *back(drawn(value.shape, value.dtype, seed=9))
+
+
+# Images [H, W, C], features, size of the kernel, stride: each kind that is written otherwise.
+SHAPES = [
+    (9, 8, 3, 16, 3, 1),  # few channels, packed in pairs; an odd width is not
+    (8, 9, 3, 16, 3, 1),
+    (8, 8, 1, 4, 3, 1),
+    (8, 10, 5, 20, 3, 1),
+    (3, 3, 32, 24, 3, 1),
+    (1, 1, 8, 8, 3, 2),
+    (8, 8, 5, 20, 3, 2),
+    (9, 7, 5, 20, 3, 2),
+    (17, 16, 3, 8, 7, 2),
+    (16, 17, 3, 8, 7, 2),
+    (8, 8, 6, 7, 1, 1),
+    (9, 8, 7, 6, 1, 1),
+    (9, 8, 6, 7, 1, 2),
+]
+
+
+# In bfloat16 one of each way: packed, not packed, strided, pointwise.
+DTYPES = [(shape, "float32", 2e-5) for shape in SHAPES]
+DTYPES += [(SHAPES[place], "bfloat16", 0.02) for place in (0, 4, 6, 8, 10, 12)]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "tolerance"), DTYPES, ids=str)
+def test_convolutions_and_their_gradients_are_xlas(shape, dtype, tolerance):
+    height, width, channels, features, size, stride = shape
+    images = drawn((3, height, width, channels), dtype)
+    kernel = drawn((size, size, channels, features), dtype, seed=1)
+    # What XLA makes of the same numbers in float32: its own bfloat16 sums are not everywhere exact.
+    plainly = [x.astype(jnp.float32) for x in (images, kernel)]
+    got = jax.jit(lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k))
+    for have, want in zip(
+        got(images, kernel),
+        value_and_slopes(lambda *a: by_xla(*a, stride), *plainly),
+        strict=True,
+    ):
+        assert have.dtype == dtype
+        have = np.asarray(have, np.float32)
+        np.testing.assert_allclose(have, want, atol=tolerance * np.abs(want).max())
+
+
+def test_a_convolution_equals_a_loop():
+    images, kernel = drawn((2, 5, 6, 3)), drawn((3, 3, 3, 4), seed=1)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    got = convolution(4, 3, stride=2, dtype=jnp.float32, name="conv").apply(
+        {"params": {"kernel": kernel}}, images
+    )
+    assert got.shape == (2, 3, 3, 4)
+    for i, j in np.ndindex(3, 3):
+        seen = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        np.testing.assert_allclose(got[:, i, j], np.tensordot(seen, kernel, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
+def test_divided_among_devices_convolutions_have_the_same_gradients(shape):
+    height, width, channels, features, size, stride = shape
+    images = drawn((8, height, width, channels))
+    kernel = drawn((size, size, channels, features), seed=1)
+    mesh = devices.make_mesh(4)
+    rows, everywhere = devices.by_rows(mesh), devices.replicated(mesh)
+    function = jax.jit(
+        lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k),
+        in_shardings=(rows, everywhere),
+        out_shardings=(rows, rows, everywhere),
+    )
+    compiled = function.lower(images, kernel).compile()
+    assert "all-gather" not in compiled.as_text()
+    for have, want in zip(
+        compiled(jax.device_put(images, rows), jax.device_put(kernel, everywhere)),
+        value_and_slopes(lambda *a: by_xla(*a, stride), images, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(have, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 3, 16, 3, 1), (8, 8, 6, 7, 1, 1)], ids=str)
+def test_accelerators_get_the_plain_convolution(shape):
+    height, width, channels, features, size, stride = shape
+    images = jax.ShapeDtypeStruct((4, height, width, channels), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((size, size, channels, features), jnp.float32)
+
+    def operations(function):
+        both = jax.jit(lambda x, k: value_and_slopes(lambda *a: function(*a, stride), x, k))
+        text = both.trace(images, kernel).lower(lowering_platforms=("tpu",)).as_text()
+        names = ("convolution", "dot_general", "reshape", "optimization_barrier")
+        return {name: text.count(f"stablehlo.{name}") for name in names}
+
+    assert operations(convolve) == operations(by_xla)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
+def test_both_ways_of_a_convolution_have_the_same_gradients(shape):
+    height, width, channels, features, size, stride = shape
+    images, kernel = drawn((3, height, width, channels)), drawn((size, size, channels, features))
+    slope = drawn(by_xla(images, kernel, stride).shape, seed=1)
+    plainly = ways_to_convolve._backward_plainly(stride, images, kernel, slope)
+    on_cpu = ways_to_convolve._backward_on_cpu(stride, images, kernel, slope)
+    for want, got in zip(plainly, on_cpu, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (3, 2)])
+def test_both_ways_of_the_stem_pooling_are_the_same(height, width):
+    x = drawn((2, height, width, 5))
+    plain, back = jax.vjp(cpu_kernels._pool_3x3_plainly, x)
+    np.testing.assert_array_equal(cpu_kernels._pool_by_axes(x), plain)
+    slope = drawn(plain.shape, seed=1)
+    np.testing.assert_allclose(cpu_kernels._spread_by_axes(x, slope), back(slope)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 6), (6, 7), (5, 3)])
+def test_pooling_equals_a_loop(height, width):
+    # Whole numbers, so that maxima are often equal.
+    x = np.asarray(jnp.round(drawn((2, height, width, 3))))
+    got, back = jax.vjp(max_pool_2x2, jnp.asarray(x))
+    assert got.shape == (2, height // 2, width // 2, 3)
+    slope = np.asarray(drawn(got.shape, seed=1))
+    want = np.zeros_like(x)
+    for i, j in np.ndindex(got.shape[1:3]):
+        window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_array_equal(got[:, i, j], window.max(axis=(1, 2)))
+        first = window.reshape(2, 4, 3).argmax(axis=1)
+        for b, c in np.ndindex(2, 3):
+            want[b, 2 * i + first[b, c] // 2, 2 * j + first[b, c] % 2, c] = slope[b, i, j, c]
+    np.testing.assert_array_equal(back(jnp.asarray(slope))[0], want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (1, 1), (2, 3)])
+def test_stem_pooling_equals_xlas_window(height, width, dtype):
+    x = jnp.round(2 * drawn((2, height, width, 3))).astype(dtype)
+
+    def by_window(x):
+        window, steps = (1, 3, 3, 1), (1, 2, 2, 1)
+        around = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, around)
+
+    for have, want in zip(
+        value_and_slopes(max_pool_3x3, x), value_and_slopes(by_window, x), strict=True
+    ):
+        have, want = np.asarray(have, np.float32), np.asarray(want, np.float32)
+        np.testing.assert_allclose(have, want, atol=0.05 if dtype == "bfloat16" else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("resnet34", {}), ("cnn", {"dtype": "float64"}), ("cnn", {"head_settings": {"depht": 2}})],
+)
+def test_unknown_names_are_refused(name, settings):
+    with pytest.raises(ValueError, match=r"resnet34|dtype|depht"):
+        make_model(name, **settings)

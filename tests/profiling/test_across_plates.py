@@ -1,0 +1,230 @@
+"""Retrieval across plates: as loops find it, a plate never answers for itself, chance is chance."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.corrected_wells import corrected, planted, table
+
+from cellclr_jax.profiling.measures import measure
+from cellclr_jax.profiling.measures.across_plates import (
+    PERMUTATIONS,
+    Retrieval,
+    _permuted,
+    across_plates,
+    retrieve,
+)
+
+
+def layout(plates=4, treatments=5, wells=1):
+    """Treatment and plate of each row: every treatment on every plate."""
+    plate = np.repeat(np.arange(plates), treatments * wells)
+    return np.tile(np.repeat(np.arange(treatments), wells), plates), plate
+
+
+def naive(values, treatment, plate):
+    """{row: (nearest, precision)} of the rows that ask."""
+    found = {}
+    for row in range(len(values)):
+        others = [i for i in range(len(values)) if plate[i] != plate[row]]
+        own = [i for i in others if treatment[i] == treatment[row]]
+        if not own or len(own) == len(others):
+            continue
+        cosine = {
+            i: values[i] @ values[row] / np.linalg.norm(values[i]) / np.linalg.norm(values[row])
+            for i in others
+        }
+        ranked = [treatment[i] == treatment[row] for i in sorted(others, key=lambda i: -cosine[i])]
+        hits = [place for place, hit in enumerate(ranked, 1) if hit]
+        precision = np.mean([(count + 1) / place for count, place in enumerate(hits)])
+        found[row] = (ranked[0], precision)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranks_are_those_of_loops(seed):
+    rng = np.random.default_rng(seed)
+    treatment, plate = rng.integers(0, 7, 40), rng.integers(0, 4, 40)
+    treatment[plate == 3] = 8  # a treatment of one plate alone
+    values = rng.normal(size=(9, 6))[treatment] + rng.normal(size=(40, 6))
+    found, wanted = retrieve(values, treatment, plate), naive(values, treatment, plate)
+    assert np.flatnonzero(found.asks).tolist() == sorted(wanted)
+    assert 0 < len(wanted) < 40
+    for row, (near, precision) in wanted.items():
+        assert found.nearest[row] == near
+        np.testing.assert_allclose(found.precision[row], precision, rtol=1e-12)
+    of_treatments = [
+        np.mean([answer for row, answer in wanted.items() if treatment[row] == one], axis=0)
+        for one in {treatment[row] for row in wanted}
+    ]
+    np.testing.assert_allclose(found.means, np.mean(of_treatments, axis=0), rtol=1e-12)
+
+
+def test_precision_is_that_of_copairs():
+    copairs = pytest.importorskip("copairs.map")
+    rng = np.random.default_rng(0)
+    treatment, plate = layout(wells=2)
+    values = rng.normal(size=(5, 8))[treatment] + 2 * rng.normal(size=(len(plate), 8))
+    wanted = copairs.average_precision(
+        pd.DataFrame({"treatment": treatment, "plate": plate}), values.astype(np.float32),
+        ["treatment"], ["plate"], [], ["treatment", "plate"], progress_bar=False,
+    )  # fmt: skip
+    found = retrieve(values, treatment, plate)
+    np.testing.assert_allclose(found.precision, wanted["average_precision"], atol=1e-6)
+
+
+def test_what_is_planted_perfectly_is_found_beyond_chance():
+    treatment, plate = layout()
+    found = retrieve(np.eye(5)[treatment] + 0.01, treatment, plate)
+    np.testing.assert_array_equal(found.means, [1.0, 1.0])
+    told = found.summary()
+    assert told["correct"] == told["asked"] == len(plate)
+    assert max(told["p"].values()) == 1 / (PERMUTATIONS + 1)
+    assert told["chance"]["nearest_share"] < 0.4
+
+
+def test_a_permutation_does_not_lose_by_rounding():
+    """Equal but for the order in which treatments are summed up; a real loss is one."""
+    means, by_chance = np.array([0.1 + 0.2, 0.5]), np.array([[0.3, 0.5 - 1e-6]] * 9)
+    assert means[0] > by_chance[0, 0]
+    row = np.ones(1, bool)
+    found = Retrieval(row, row, np.ones(1), means, by_chance).summary()
+    assert found["p"] == {"nearest_share": 1.0, "mean_average_precision": 0.1}
+
+
+def test_noise_is_retrieved_by_chance():
+    treatment, plate = layout()
+    found = [
+        retrieve(np.random.default_rng(seed).normal(size=(len(plate), 8)), treatment, plate)
+        for seed in range(20)
+    ]
+    assert abs(np.mean([one.means[0] for one in found]) - 0.2) < 0.05
+    assert abs(np.mean([one.by_chance.mean(axis=0) for one in found], axis=0)[0] - 0.2) < 0.03
+    assert np.mean([one.summary()["p"]["mean_average_precision"] < 0.1 for one in found]) < 0.3
+
+
+def test_what_a_plate_shares_with_itself_does_not_count():
+    """Replicates that are equal within a plate, and have nothing in common between plates."""
+    treatment, plate = layout(plates=6, wells=3)
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(6 * 5, 30))[plate * 5 + treatment]
+    found = retrieve(own + 0.01 * rng.normal(size=own.shape), treatment, plate)
+    assert found.means[0] < 0.45
+    leaking = retrieve(own, treatment, np.arange(len(plate)))
+    assert leaking.means[0] == 1.0
+
+
+def test_plates_that_hold_the_same_treatments_are_told_by_chance_too():
+    """Pairs of plates that resemble each other and share treatments: retrieval without effect."""
+    rng = np.random.default_rng(0)
+    plate = np.repeat(np.arange(8), 2)
+    treatment = 2 * (plate // 2) + np.tile([0, 1], 8)
+    batch = rng.normal(size=(4, 30))[plate // 2]
+    found = retrieve(batch + 0.1 * rng.normal(size=batch.shape), treatment, plate)
+    assert found.means[0] > 0.25  # of eight treatments
+    assert abs(found.by_chance[:, 0].mean() - 0.5) < 0.1
+    assert found.summary()["p"]["nearest_share"] > 0.05
+
+
+def test_permutations_are_those_within_plates_and_keep_wells_whole():
+    well = np.repeat(np.arange(6), [2, 1, 3, 2, 2, 1])
+    plate, treatment = np.array([0, 0, 0, 1, 1, 2])[well], np.array([0, 1, 2, 0, 1, 3])[well]
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        drawn = _permuted(treatment, plate, well, rng)
+        by_well = [set(drawn[well == one]) for one in range(6)]
+        assert all(len(labels) == 1 for labels in by_well)
+        seen.add(tuple(labels.pop() for labels in by_well))
+    wanted = {
+        (*one, *two, 3)
+        for one in itertools.permutations([0, 1, 2])
+        for two in itertools.permutations([0, 1])
+    }
+    assert seen == wanted
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5])
+def test_profiles_that_are_all_equal_are_no_better_than_a_permutation(value):
+    rng = np.random.default_rng(0)
+    treatment = rng.permuted(np.tile(np.arange(5), (6, 1)), axis=1).ravel()
+    plate = np.repeat(np.arange(6), 5)
+    found = retrieve(np.full((30, 4), value), treatment, plate)
+    assert found.means[0] < 0.5
+    assert found.summary()["p"]["nearest_share"] > 0.05
+
+
+def test_every_treatment_weighs_the_same():
+    treatment = np.array([0] * 20 + [1] * 2)
+    plate = np.array([0, 1] * 11)
+    values = np.eye(2)[treatment] + 0.01
+    values[:20] = np.eye(2)[1]  # all twenty look like the other two, which lie between them
+    values[20:] = [0.1, 1.0]
+    found = retrieve(values, treatment, plate)
+    assert found.means[0] == np.mean([found.nearest[:20].mean(), found.nearest[20:].mean()])
+    assert found.nearest[:20].all()
+    assert found.nearest[20:].all()
+
+
+def test_rows_that_cannot_be_confused_or_found_do_not_ask():
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    one_plate = retrieve(values, np.array([0, 0, 1, 1, 1]), np.zeros(5, int))
+    one_treatment = retrieve(values, np.zeros(5, int), np.arange(5))
+    none = retrieve(values[:0], np.zeros(0, int), np.zeros(0, int))
+    for found in (one_plate, one_treatment, none):
+        assert not found.asks.any()
+        assert np.isnan(found.means).all()
+
+
+def test_the_measure_is_that_of_treated_wells():
+    wells = planted(0, noise=3.0)
+    found = across_plates(corrected(wells))
+    treated = wells[wells["Metadata_Compound"] != "DMSO"]
+    keys = treated[["Metadata_Compound", "Metadata_Concentration"]].apply(tuple, axis=1).tolist()
+    names = sorted(set(keys))
+    treatment = np.array([names.index(key) for key in keys])
+    plate = treated["Metadata_Plate"].astype("category").cat.codes.to_numpy()
+    wanted = naive(treated.filter(regex="^f").to_numpy(), treatment, plate)
+    assert found.summary["asked"] == len(wanted) == found.table["wells"].sum()
+    assert found.summary["correct"] == sum(near for near, _ in wanted.values())
+    assert found.summary["treatments"] == len(found.table)
+    assert found.summary["treatments"] + found.summary["of_one_plate"] == len(names)
+    for row in found.table.itertuples():
+        one = names.index((row.compound, row.concentration))
+        answers = [answer for at, answer in wanted.items() if treatment[at] == one]
+        np.testing.assert_allclose(
+            [row.nearest_share, row.mean_average_precision], np.mean(answers, axis=0)
+        )
+        assert row.plates > 1
+    assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
+
+
+def test_controls_neither_ask_nor_answer():
+    wells = planted(0, noise=3.0)
+    is_control = wells["Metadata_Compound"] == "DMSO"
+    features = list(wells.filter(regex="^f"))
+    moved = wells.copy()
+    moved.loc[is_control, features] = wells.loc[~is_control, features].to_numpy()[
+        : is_control.sum()
+    ]
+    assert across_plates(corrected(moved)).summary == across_plates(corrected(wells)).summary
+
+
+def test_what_has_no_retrieval_says_why():
+    values = np.random.default_rng(0).normal(size=(4, 3))
+    rows = [("P", "B", name, 1.0, "m") for name in "abab"]
+    assert "two plates" in across_plates(corrected(table(rows, values))).summary["undefined"]
+    rows = [(plate, "B", "a", dose, "m") for plate in "PQ" for dose in (1.0, 1.0)]
+    assert "tell it from" in across_plates(corrected(table(rows, values))).summary["undefined"]
+
+
+def test_more_pairs_than_memory_holds_are_refused():
+    rows = [(f"P{i % 2}", "B", f"c{i % 9}", 1.0, "m") for i in range(4500)]
+    profiles = corrected(table(rows, np.random.default_rng(0).normal(size=(4500, 2))))
+    assert across_plates(profiles).summary["undefined"].startswith(f"{4500 * 4499 // 2} pairs")
+
+
+def test_the_measure_is_chosen_by_its_name():
+    assert list(measure(corrected(planted(0)), ["across_plates"])) == ["across_plates"]

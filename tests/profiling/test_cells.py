@@ -1,0 +1,344 @@
+"""Single cells of any dataset: which are drawn, what their class is, what is written of them."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellclr_jax.data.columns import COLUMNS
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import report
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.profiles import has_treatments, sites_of
+from cellclr_jax.profiling.single_cells import (
+    KeptCells,
+    cell_table,
+    describe_cells,
+    draw_sample,
+    evaluate_cells,
+)
+
+KINDS = ("trained", "untrained", "intensity")
+
+
+def cells(count=120, **columns):
+    return pd.DataFrame({"cell_id": [f"c{i}" for i in range(count)]} | columns)
+
+
+def labelled(count=120, classes=("a", "<b>"), **columns):
+    return cells(count, **columns, label=np.resize(classes, count))
+
+
+def evaluated(table, **settings):
+    sample = draw_sample(table, with_treatments=False, **settings)
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(len(sample.rows), 5)) for name in KINDS}
+    classes = np.unique(sample.labels, return_inverse=True)[1]
+    features["trained"][:, 0] += 20 * classes
+    return evaluate_cells(sample, features)
+
+
+def plates(count=120):
+    """Two plates that hold the same of any two classes that alternate."""
+    return np.where(np.arange(count) < count // 2, "p1", "p2")
+
+
+def test_each_kind_of_features_is_scored_on_the_same_cells():
+    found = describe_cells(evaluated(labelled(plate=plates())))
+    assert list(found["scores"]) == list(KINDS)
+    assert found["label_column"] == "label"
+    assert found["classes"] == {"<b>": 60, "a": 60}
+    assert (found["cells"], found["folds"], found["grouped_by"]) == (120, 2, "plate")
+    assert found["chance"] == 0.5
+    assert "undefined" not in found
+    for kind in ("knn", "logistic"):
+        scores = {name: found["scores"][name][kind]["balanced_accuracy"] for name in KINDS}
+        assert scores["trained"] > 0.9
+        assert scores["untrained"] < 0.75
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_without_plates_it_is_said_that_images_may_lie_on_both_sides():
+    found = describe_cells(evaluated(labelled()))
+    assert found["grouped_by"] is None
+    assert found["folds"] == 5
+    assert any("both sides" in note for note in found["notes"])
+    by_batch = describe_cells(evaluated(labelled(plate=np.full(120, "p"), batch=plates())))
+    assert by_batch["grouped_by"] == "batch"
+    assert not by_batch["notes"]
+
+
+def test_large_datasets_are_drawn_from_and_it_is_told():
+    found = evaluated(labelled(900, ("a", "b", "")), size=200)
+    assert len(found.sample.rows) == 200
+    described = describe_cells(found)
+    assert (described["cells"], described["labelled"]) == (200, 600)
+    assert "200 of 600 cells with a class were used" in described["notes"]
+    assert "not used: 300 cells without a class" in described["notes"]
+    again = draw_sample(labelled(900, ("a", "b", "")), with_treatments=False, size=200)
+    np.testing.assert_array_equal(again.rows, found.sample.rows)
+
+
+def test_classes_without_enough_cells_are_named():
+    table = labelled(120)
+    table.loc[:8, "label"] = "few"
+    found = describe_cells(evaluated(table))
+    assert found["left_out"] == {"few": "9 cells: at least 10 are needed"}
+    assert found["cells"] == found["labelled"] - 9
+    assert any("few (9 cells" in note for note in found["notes"])
+
+
+def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
+    compounds = np.resize(["c0", "c1", "c2", "c3"], 240)
+    moas = np.where(np.isin(compounds, ["c0", "c1"]), "m", "n")
+    table = cells(240, plate=plates(240), compound=compounds, moa=moas)
+    sample = draw_sample(table, with_treatments=True, label="moa")
+    # What tells the compound tells its mechanism, unless the compound was never seen.
+    looks = {"trained": np.eye(4)[np.unique(compounds, return_inverse=True)[1]]}
+    told = [
+        evaluate_cells(sample, looks, hold_out=whole, classifiers=["logistic"])
+        for whole in ("plate", "compound", "nothing", "auto")
+    ]
+    scores = [found.probes["trained"].scores["logistic"].balanced_accuracy for found in told]
+    assert [found.grouped_by for found in told] == ["plate", "compound", "", "plate"]
+    assert scores[0] == scores[2] == scores[3] == 1.0
+    assert scores[1] < 0.6
+    with pytest.raises(BadUse, match="hold_out 'batch': the cells tell plate, compound"):
+        evaluate_cells(sample, looks, hold_out="batch")
+    with pytest.raises(BadUse, match="no such column; the cells have cell_id, plate"):
+        draw_sample(table, with_treatments=True, label="target")
+
+
+@pytest.mark.parametrize(
+    ("columns", "with_treatments", "expected"),
+    [
+        ({"label": "ab", "moa": "ab"}, False, "label"),
+        ({"label": "ab", "moa": "ab"}, True, "label"),
+        ({"label": "aa", "moa": "ab"}, False, "moa"),
+        ({"moa": ["", None], "compound": "ab"}, False, "compound"),
+        ({"label": "aa"}, False, "label"),
+        ({"plate": "ab"}, False, ""),
+        ({"moa": "ab"}, True, None),
+    ],
+)
+def test_the_class_is_the_label_and_without_treatments_what_else_tells_one(
+    columns, with_treatments, expected
+):
+    resized = {name: np.resize(np.array(list(v), object), 120) for name, v in columns.items()}
+    sample = draw_sample(cells(**resized), with_treatments=with_treatments)
+    assert (sample.label_column if sample else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (cells(), "neither labels nor treatments: there is nothing to score"),
+        (labelled(classes=("a",)), "1 class with enough cells"),
+        (labelled(classes=[f"image {i}" for i in range(120)]), "no classes with enough"),
+    ],
+)
+def test_without_classes_there_is_a_table_and_a_reason(tmp_path, table, reason):
+    found = evaluated(table)
+    metrics = report.write_evaluation(tmp_path, None, cells=found)
+    assert reason in metrics["cells"]["undefined"]
+    assert metrics["cells"]["scores"] == {}
+    assert metrics["cells"]["cells"] == 120
+    assert len(metrics["cells"]["left_out"]) <= 50
+    assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 120
+    assert reason in (tmp_path / "report.html").read_text(encoding="utf-8")
+    printed = io.StringIO()
+    report.print_cells(found, file=printed)
+    assert reason in printed.getvalue()
+
+
+@pytest.mark.parametrize("table", [cells(), labelled()])
+def test_features_that_are_not_finite_are_refused_and_their_cell_is_named(table):
+    sample = draw_sample(table, with_treatments=False)
+    features = {"trained": np.zeros((120, 2)), "untrained": np.zeros((120, 2))}
+    features["untrained"][7, 1] = np.inf
+    with pytest.raises(BadData, match="the untrained features of cell 'c7'"):
+        evaluate_cells(sample, features)
+
+
+def test_the_table_of_cells_has_all_metadata_and_features():
+    values = {name: np.resize(np.array([1, 2], kind), 120) for name, kind in COLUMNS.items()}
+    found = evaluated(cells(**values))
+    table = cell_table(found, "trained")
+    metadata = [column for column in table if column.startswith("Metadata_")]
+    assert metadata[:3] == ["Metadata_CellId", "Metadata_Plate", "Metadata_Well"]
+    assert {"Metadata_MoA", "Metadata_Label"} <= set(metadata)
+    assert len(metadata) == len(COLUMNS) + 1
+    features = table[[f"cellclr_{i:04d}" for i in range(5)]]
+    assert (features.dtypes == np.float32).all()
+    np.testing.assert_allclose(features, found.features["trained"], rtol=1e-6)
+    assert table["Metadata_CellId"].tolist() == [f"c{i}" for i in range(120)]
+
+
+def test_the_report_and_the_console_show_the_scores(tmp_path):
+    found = evaluated(labelled(plate=plates()))
+    metrics = report.write_evaluation(tmp_path, None, cells=found, details={"channels": ["x"]})
+    assert set(metrics) == {"profiles", "notes", "run", "cells"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.json",
+        "report.html",
+        "cells.parquet",
+    }
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    printed = io.StringIO()
+    report.print_cells(found, file=printed)
+    for name in KINDS:
+        share = 100 * found.probes[name].scores["knn"].balanced_accuracy
+        assert f"{share:.1f} %" in page
+        assert f"{share:.1f} %" in printed.getvalue()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "each plate kept whole" in page
+
+
+def treated(batch):
+    """Site profiles of two compounds a mechanism, on four plates."""
+    rows = [
+        (f"W_{p}", f"{c}{m}", f"{c}{m}" if m else "DMSO", float(bool(m)), f"m{m}" if m else "DMSO")
+        for p in range(4)
+        for m in range(3)
+        for c in "xy"
+    ]
+    names = ["Plate", "Well", "Compound", "Concentration", "MoA"]
+    table = pd.DataFrame(rows, columns=[f"Metadata_{name}" for name in names])
+    values = np.random.default_rng(0).normal(size=(len(rows), 3))
+    features = pd.DataFrame(values).add_prefix("cellclr_")
+    return pd.concat([table.assign(Metadata_Batch=batch), features], axis=1)
+
+
+def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
+    scored = evaluate(treated("W"))
+    alone = report.write_evaluation(tmp_path, scored)
+    both = report.write_evaluation(tmp_path, scored, cells=evaluated(labelled()))
+    assert {name: both[name] for name in alone} == alone
+    assert set(both) - set(alone) == {"cells"}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Map of treatments</h2>" in page
+    assert "Classes of cells" in page
+    report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"metrics.json", "report.html", "cells.parquet", "earlier"}
+    assert (tmp_path / "earlier" / "1" / "wells.parquet").exists()
+
+
+def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
+    (tmp_path / "wells.parquet").write_bytes(b"theirs")
+    report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
+    assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
+    with pytest.raises(BadUse, match=r"cells\.parquet is there, and no metrics\.json"):
+        report.write_evaluation(tmp_path / "other", None, cells=evaluated(labelled()))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
+
+
+def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
+    table = labelled(plate=plates(), batch=plates())
+    sample = draw_sample(table, with_treatments=False)
+    looks = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
+    for whole in ("plate", "nothing", "plate"):
+        found = evaluate_cells(sample, looks, hold_out=whole, classifiers=["knn"])
+        report.write_evaluation(tmp_path, None, cells=found)
+    paths = sorted(tmp_path.glob("earlier/*/metrics.json"))
+    kept = [json.loads(path.read_text()) for path in paths]
+    assert [metrics["cells"]["grouped_by"] for metrics in kept] == ["plate", None]
+
+
+def test_without_batches_neither_nscb_nor_tvn_are_made_up():
+    scores = evaluate(treated("")).scores
+    assert scores["none"].nsc.total == 4
+    assert scores["none"].nscb.undefined == "no batch is known"
+    assert scores["tvn"].nsc.undefined == "no batch is known"
+    assert scores["whitening"].nsc.total == 4
+    assert evaluate(treated("W")).scores["tvn"].nsc.total == 4
+
+
+def test_kept_cells_are_those_that_were_chosen_whatever_the_minibatches():
+    features = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    chosen = np.array([0, 7, 8, 31, 49])
+    for size in (1, 8, 50):
+        kept = KeptCells(chosen)
+        for start in range(0, 50, size):
+            rows = np.arange(start, min(start + size, 50))
+            kept.add(rows, {"trained": features[rows]})
+        np.testing.assert_array_equal(kept.features["trained"], features[chosen])
+
+
+WELLS = {"plate": "p", "well": "A1", "compound": "drug", "moa": "kinase"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"batch": "b", "site": 1, "concentration": 3.0}, True),
+        ({"compound": "dmso"}, False),
+        ({"compound": ""}, False),
+        ({"moa": ""}, False),
+        ({"moa": None}, False),
+        ({"well": None}, False),
+    ],
+)
+def test_treatments_are_annotated_compounds_in_wells(changed, expected):
+    table = cells(4, **(WELLS | changed))
+    assert has_treatments(table, "DMSO") == expected
+    for name in WELLS:
+        assert not has_treatments(table.drop(columns=name), "DMSO")
+
+
+def test_sites_hold_what_is_known_and_leave_out_what_belongs_to_no_well():
+    table = cells(6, **WELLS).assign(
+        well=["A2", "A1", "A2", "", "A1", "A2"], replicate=1, label=list("abcdef")
+    )
+    sites, index = sites_of(table)
+    assert index.tolist() == [1, 0, 1, -1, 0, 1]
+    assert sites["Metadata_Well"].tolist() == ["A1", "A2"]
+    assert sites["Metadata_Batch"].tolist() == ["", ""]
+    assert sites["Metadata_Concentration"].tolist() == [0.0, 0.0]
+    assert "Metadata_Label" not in sites
+    sites, index = sites_of(table.assign(site=[1, 1, 2, 1, 1, 2], concentration=np.nan))
+    assert index.tolist() == [1, 0, 2, -1, 0, 2]
+    assert sites["Metadata_Site"].tolist() == [1, 1, 2]
+    assert sites["Metadata_Concentration"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_site_with_two_compounds_is_not_taken_for_one():
+    table = cells(4, **WELLS).assign(compound=["x", "y", "x", "y"])
+    sites, index = sites_of(table)
+    assert sites["Metadata_Compound"].tolist() == ["x", "y"]
+    assert index.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("told", "grouped_by"), [(["plate", "well"], "well"), ([], None)])
+def test_what_a_well_alone_tells_does_not_answer_where_wells_stay_whole(told, grouped_by):
+    """24 wells on a plate, each with a look of its own that says nothing of its compound."""
+    rng = np.random.default_rng(0)
+    well = np.repeat(np.arange(24), 40)
+    names = {"plate": "p", "well": [f"w{w}" for w in well]}
+    table = cells(len(well), label=[f"drug {w % 6}" for w in well])
+    table = table.assign(**{name: names[name] for name in told})
+    sample = draw_sample(table, with_treatments=False)
+    looks = rng.normal(size=(24, 10))[well] + 0.05 * rng.normal(size=(len(well), 10))
+    found = describe_cells(evaluate_cells(sample, {"trained": looks}))
+    assert found["grouped_by"] == grouped_by
+    score = found["scores"]["trained"]["knn"]["balanced_accuracy"]
+    assert (score < 0.5) if told else (score > 0.95)
+    shared = "cells of one plate may" if told else "cells of one plate, well or image may"
+    assert any(shared in note for note in found["notes"])
+
+
+def test_sites_are_kept_whole_where_each_class_is_a_well():
+    site = np.resize([1, 1, 2, 2, 3, 3], 120)
+    by_site = labelled(plate="p", well=np.resize(["w1", "w2"], 120), site=site)
+    found = describe_cells(evaluated(by_site))
+    # Sites of both wells have the same numbers: six groups, not three.
+    assert (found["grouped_by"], found["folds"]) == ("site", 5)
+    assert any("plate or well may lie on both sides" in note for note in found["notes"])
+    empty = describe_cells(evaluated(labelled(plate="", well="", site=0)))
+    assert empty["grouped_by"] is None

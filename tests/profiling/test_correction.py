@@ -1,0 +1,212 @@
+"""Corrections against the equations written out, and what they are fitted on."""
+
+import numpy as np
+import pytest
+
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import correction
+from cellclr_jax.profiling.correction import standardize
+
+
+def wells(seed=0, count=60, dims=7, scale=1.0):
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(dims, dims))
+    values = scale * (rng.normal(size=(count, dims)) @ mixing + rng.normal(size=dims))
+    batches = np.array([f"W{i % 3}" for i in range(count)], object)
+    return values, np.arange(count) % 2 == 0, batches
+
+
+def power(matrix, exponent):
+    """A symmetric matrix' power by its eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors @ np.diag(values**exponent) @ vectors.T
+
+
+def cosines(rows):
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def naive_tvn(values, control, batches, ridge):
+    centred = values - values[control].mean(axis=0)
+    moment = centred[control].T @ centred[control] / control.sum()
+    variances, vectors = np.linalg.eigh(moment)
+    white = centred @ vectors @ np.diag(1 / np.sqrt(variances + ridge))
+    everywhere = white[control].T @ white[control] / control.sum()
+    identity, aligned = np.eye(values.shape[1]), np.empty_like(white)
+    for row, batch in enumerate(batches):
+        fitted = white[control & (batches == batch)]
+        own = fitted.T @ fitted / len(fitted)
+        aligned[row] = white[row] @ power(own + ridge * identity, -0.5)
+        aligned[row] = aligned[row] @ power(everywhere + ridge * identity, 0.5)
+    return white, aligned
+
+
+@pytest.mark.parametrize("ridge", [1.0, 0.01, 1e-6])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whitening_and_tvn_equal_the_equations(ridge, seed):
+    values, control, batches = wells(seed)
+    white, aligned = naive_tvn(values, control, batches, ridge)
+    found = correction.whiten(values, control, regularization=ridge)
+    # The eigenvectors' signs are free: compare what does not depend on them.
+    np.testing.assert_allclose(found @ found.T, white @ white.T, rtol=1e-8, atol=1e-8)
+    found = correction.tvn(values, control, batches, regularization=ridge)
+    np.testing.assert_allclose(found @ found.T, aligned @ aligned.T, rtol=1e-7, atol=1e-7)
+
+
+def test_tvn_with_fewer_controls_than_features_equals_the_equations():
+    values, control, batches = wells(3, count=24, dims=30)
+    _, aligned = naive_tvn(values, control, batches, 0.1)
+    found = correction.tvn(values, control, batches, regularization=0.1)
+    np.testing.assert_allclose(found @ found.T, aligned @ aligned.T, rtol=1e-7, atol=1e-7)
+
+
+def test_whitened_controls_are_white_and_without_regularization_exactly_so():
+    values, control, _ = wells()
+    white = correction.whiten(values, control, regularization=0.0)[control]
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-10)
+    np.testing.assert_allclose(white.T @ white / len(white), np.eye(7), atol=1e-9)
+
+
+def test_coral_gives_every_batch_the_second_moment_of_all_controls():
+    values, control, batches = wells()
+    white = correction.whiten(values, control, regularization=0.5)
+    found = correction.coral(white, control, batches, regularization=0.0)
+    everywhere = white[control].T @ white[control] / control.sum()
+    for batch in set(batches):
+        own = found[control & (batches == batch)]
+        np.testing.assert_allclose(own.T @ own / len(own), everywhere, atol=1e-8)
+
+
+@pytest.mark.parametrize("fit", ["whiten", "tvn", "standardize"])
+def test_changing_treated_rows_does_not_change_the_fit(fit):
+    values, control, batches = wells()
+    changed = np.where(control[:, None], values, 1000 * values + 7)
+    run = {
+        "whiten": lambda x: correction.whiten(x, control),
+        "tvn": lambda x: correction.tvn(x, control, batches),
+        "standardize": lambda x: standardize(x, control)[0],
+    }[fit]
+    np.testing.assert_array_equal(run(values)[control], run(changed)[control])
+
+
+@pytest.mark.parametrize("fit", ["whiten", "tvn"])
+def test_a_relative_regularization_does_not_depend_on_the_units(fit):
+    def directions(scale):
+        values, control, batches = wells(scale=scale)
+        settings = {"regularization": 0.1, "relative": True}
+        if fit == "whiten":
+            return cosines(correction.whiten(values, control, **settings))
+        return cosines(correction.tvn(values, control, batches, **settings))
+
+    np.testing.assert_allclose(directions(1.0), directions(1e-4), atol=1e-8)
+
+
+def test_an_absolute_regularization_nearly_does_nothing_where_variances_are_small():
+    values, control, _ = wells(scale=1e-4)
+    white = correction.whiten(values, control, regularization=1.0)
+    centred = values - values[control].mean(axis=0)
+    np.testing.assert_allclose(cosines(white), cosines(centred), atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", ["whiten", "tvn"])
+def test_rows_keep_their_place_under_permutation(fit):
+    values, control, batches = wells()
+    order = np.random.default_rng(0).permutation(len(values))
+    plain = correction.whiten(values, control)
+    moved = correction.whiten(values[order], control[order])
+    if fit == "tvn":
+        plain = correction.tvn(values, control, batches)
+        moved = correction.tvn(values[order], control[order], batches[order])
+    np.testing.assert_allclose(cosines(plain)[np.ix_(order, order)], cosines(moved), atol=1e-9)
+
+
+def test_standardize_uses_the_controls_mean_and_population_deviation():
+    values, control, _ = wells()
+    values[:, 2] = 0.1
+    found, kept = standardize(values, control)
+    assert kept.tolist() == [True, True, False, True, True, True, True]
+    for column, source in enumerate(np.flatnonzero(kept)):
+        mine = values[control, source]
+        mean = sum(mine) / len(mine)
+        deviation = (sum((v - mean) ** 2 for v in mine) / len(mine)) ** 0.5
+        np.testing.assert_allclose(found[:, column], (values[:, source] - mean) / deviation)
+
+
+@pytest.mark.parametrize("robust", [False, True])
+def test_each_plate_is_measured_by_its_own_controls(robust):
+    values, control, plates = wells()
+    values[plates == "W1"] = 5 * values[plates == "W1"] + 3
+    values[plates == "W2", 4] = 2.0  # without a scale there, though it varies on the others
+    found, kept = standardize(values, control, plates=plates, robust=robust)
+    assert kept.tolist() == [True, True, True, True, False, True, True]
+    for row, plate in enumerate(plates):
+        for column, source in enumerate(np.flatnonzero(kept)):
+            mine = sorted(values[control & (plates == plate), source])
+            if robust:
+                centre = np.median(mine)
+                spread = np.median([abs(v - centre) for v in mine]) / 0.6744897501960817
+            else:
+                centre = sum(mine) / len(mine)
+                spread = (sum((v - centre) ** 2 for v in mine) / len(mine)) ** 0.5
+            np.testing.assert_allclose(found[row, column], (values[row, source] - centre) / spread)
+
+
+def test_plates_without_controls_are_named():
+    values, control, plates = wells()
+    with pytest.raises(BadData, match=r"needs 2 control wells on each: plate 'W1' has 0$"):
+        standardize(values, control & (plates != "W1"), plates=plates)
+
+
+def test_whitening_to_the_controls_rank_keeps_what_they_span():
+    values, control, _ = wells(3, count=24, dims=30)
+    found = correction.whiten(values, control, regularization=0.0, to_rank=True)
+    assert found.shape == (24, 11)  # of twelve controls, centred on their mean
+    moment = found[control].T @ found[control] / control.sum()
+    np.testing.assert_allclose(moment, np.eye(11), atol=1e-8)
+    centred = values - values[control].mean(axis=0)
+    inverse = np.linalg.pinv(centred[control].T @ centred[control] / control.sum(), rcond=1e-9)
+    np.testing.assert_allclose(found @ found.T, centred @ inverse @ centred.T, rtol=1e-6, atol=1e-6)
+    with pytest.raises(BadData, match="are all the same"):
+        correction.whiten(np.ones_like(values), control, to_rank=True)
+
+
+def test_to_a_full_rank_whitening_is_the_same():
+    values, control, _ = wells()
+    whole = correction.whiten(values, control, regularization=0.1)
+    np.testing.assert_allclose(
+        correction.whiten(values, control, regularization=0.1, to_rank=True), whole
+    )
+
+
+def test_controls_that_are_missing_are_named():
+    values, control, batches = wells()
+    none = np.zeros_like(control)
+    for run in (correction.whiten, standardize):
+        with pytest.raises(BadData, match="at least 2 are needed, there are 0 among 60 wells"):
+            run(values, none)
+    for kept in (0, 1):
+        few = control & (batches != "W1")
+        few[np.flatnonzero(batches == "W1")[:kept]] = True
+        with pytest.raises(BadData, match=f"batch 'W1' has {kept} control wells"):
+            correction.tvn(values, few, batches)
+
+
+def test_settings_and_values_that_cannot_be_used():
+    values, control, batches = wells()
+    for ridge in (-1.0, np.nan, np.inf):
+        with pytest.raises(BadUse, match="regularization"):
+            correction.whiten(values, control, regularization=ridge)
+    with pytest.raises(BadData, match="a regularization above 0 is needed"):
+        correction.whiten(values[:6], control[:6], regularization=0.0)
+    with pytest.raises(BadData, match="do not span"):
+        correction.coral(values[:12], control[:12], batches[:12], regularization=0.0)
+    with pytest.raises(BadData, match="their variance is 0"):
+        correction.whiten(np.ones_like(values), control, relative=True)
+    with pytest.raises(BadData, match="all 7 features are constant"):
+        standardize(np.ones_like(values), control)
+    values[5, 2] = np.nan
+    with pytest.raises(BadData, match="NaN"):
+        correction.whiten(values, control)
+    with pytest.raises(ValueError, match="were expected"):
+        correction.whiten(values, control[:5])

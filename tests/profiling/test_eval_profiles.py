@@ -1,0 +1,185 @@
+"""`python -m cellclr_jax.eval --profiles`, as a person types it."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from support import binaries
+
+
+def evaluate(*flags):
+    return binaries.run("eval", *flags)
+
+
+def small(folder):
+    """Two weeks, two MoAs of two compounds, controls; few enough that no map is drawn."""
+    rng = np.random.default_rng(0)
+    rows = [("Week1_1", "A1", "DMSO", 0, "DMSO"), ("Week1_1", "A2", "DMSO", 0, "DMSO")]
+    rows += [("Week2_1", "A1", "DMSO", 0, "DMSO"), ("Week2_1", "A2", "DMSO", 0, "DMSO")]
+    rows += [(f"Week{w}_1", f"B{m}", f"c{m}{w}", 3, f"m{m}") for w in (1, 2) for m in (1, 2)]
+    table = pd.DataFrame(rows, columns=["plate", "well", "compound", "concentration", "moa"])
+    values = rng.normal(size=(8, 3)) * 0.1 + np.array(
+        [[len(r[4]) == 2 and r[4] == "m1"] * 3 for r in rows]
+    )
+    table[["f1", "f2", "f3"]] = values * [1, 2, -1]
+    table.to_csv(folder / "t.csv", index=False)
+    return folder / "t.csv"
+
+
+def assert_one_line(result, status, *words):
+    assert result.returncode == status, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_real_profiles_give_the_golden_numbers(shared, tmp_path):
+    folder = shared / "data" / "bbbc021"
+    result = evaluate(
+        f"--profiles={folder / 'ljosa_jbiomolscreen_2013_per_well_mean.csv.gz'}",
+        f"--image_csv={folder / 'BBBC021_v1_image.csv'}",
+        f"--moa_csv={folder / 'BBBC021_v1_moa.csv'}",
+        "--standardize=controls",
+        f"--out={tmp_path / 'out'}",
+    )
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]
+    counts = {
+        name: tuple(f"{s[k]['correct']}/{s[k]['total']}" for k in ("nsc", "nscb"))
+        for name, s in scores.items()
+    }
+    assert counts == {
+        "none": ("88/103", "63/92"),
+        "whitening": ("96/103", "68/92"),
+        "tvn": ("95/103", "67/92"),
+    }
+    assert "96/103 (93.2 %)" in result.stdout
+
+
+def test_sites_are_averaged_into_wells_and_flags_reach_the_protocol(tmp_path):
+    table = pd.read_csv(small(tmp_path))
+    both = pd.concat([table.assign(site=1), table.assign(site=2)]).assign(cellcount=9)
+    both.to_csv(tmp_path / "sites.csv", index=False)
+    result = evaluate(
+        f"--profiles={tmp_path / 'sites.csv'}",
+        f"--out={tmp_path / 'out'}",
+        "--aggregate=site",
+        "--statistic=mean",
+        "--batches=disjoint",
+        "--regularization=0.1",
+        "--relative_regularization",
+        "--left_out=m2",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "16 rows averaged into 8 wells" in result.stdout
+    wanted = {
+        "aggregate": "site",
+        "statistic": "mean",
+        "batches": "disjoint",
+        "regularization": 0.1,
+        "relative_regularization": True,
+        "left_out": ["m2"],
+        "standardize": "none",
+    }
+    protocol = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+    assert wanted.items() <= protocol.items()
+    wells = pd.read_parquet(tmp_path / "out" / "wells.parquet")
+    assert wells["Metadata_CellCount"].tolist() == [18] * 8
+
+
+def test_cells_of_a_table_of_wells_are_counted_not_strung_together(tmp_path):
+    table = pd.read_csv(small(tmp_path)).assign(cellcount=9)
+    table.to_csv(tmp_path / "wells.csv", index=False)
+    out = tmp_path / "out"
+    result = evaluate(f"--profiles={tmp_path / 'wells.csv'}", f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    treatments = pd.read_parquet(out / "treatments.parquet")
+    assert set(treatments["Metadata_CellCount"]) == {9}
+    protocol = json.loads((out / "metrics.json").read_text())["protocol"]
+    assert protocol["aggregate"] == "given"
+
+
+def test_wrong_use_is_one_line_and_status_2(tmp_path):
+    table = small(tmp_path)
+    out = f"--out={tmp_path / 'out'}"
+    assert_one_line(evaluate(out), 2, "--profiles", "--workdir")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--workdir=x"), 2, "--workdir")
+    assert_one_line(evaluate(f"--profiles={table}"), 2, "--out")
+    assert_one_line(evaluate(out, "--profiles=nowhere.csv"), 2, "nowhere.csv: no such file")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--moa_csv=none.csv"), 2, "none.csv")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--standardize=wells"), 2, "wells")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--regularization=-1"), 2, "-1")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--step=3"), 2, "--step")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--left_out=m7"), 2, "'m7'", "m1, m2")
+    assert_one_line(evaluate(out, f"--profiles={table}", "--aggregate=site"), 2, "--aggregate")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", ["truncated", "nan", "doubled"])
+def test_bad_data_is_one_line_and_status_1(tmp_path, case):
+    table, path = pd.read_csv(small(tmp_path)), tmp_path / "bad.csv"
+    if case == "truncated":
+        path = tmp_path / "bad.csv.gz"
+        whole = gzip.compress(small(tmp_path).read_bytes())
+        path.write_bytes(whole[: len(whole) // 2])
+    elif case == "nan":
+        table.loc[3, "f2"] = np.nan
+        table.to_csv(path, index=False)
+    else:
+        # Rows that count their cells and name no site are whole wells, twice by mistake.
+        pd.concat([table, table]).assign(Metadata_CellCount=9).to_csv(path, index=False)
+    words = {
+        "truncated": [str(path), "cannot be read"],
+        "nan": [str(path), "'f2'", "row 4", "line 5"],
+        "doubled": ["well A1 of plate Week1_1 is listed twice"],
+    }[case]
+    result = evaluate(f"--profiles={path}", f"--out={tmp_path / 'out'}")
+    assert_one_line(result, 1, *words)
+
+
+def test_help_loads_nothing_heavy_and_profiling_no_jax():
+    code = """
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_module("cellclr_jax.eval", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert end.code == 0
+heavy = {"jax", "pandas", "numpy", "sklearn", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+import cellclr_jax.profiling.report
+assert "jax" not in sys.modules
+"""
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, cwd=binaries.ROOT, check=True, capture_output=True, text=True)
+    assert "--profiles" in told.stdout
+
+
+def test_of_many_wells_no_measures_are_taken_and_it_is_said():
+    from cellclr_jax.profiling.evaluation import Options
+
+    options = Options()
+    assert options.measures_of(20_000)
+    assert not options.note(20_000)
+    assert options.measures_of(20_001) == ()
+    assert "of 20,001 wells no measures are taken" in options.note(20_001)
+    named = Options(measures=("activity",))
+    assert named.measures_of(20_001) == ("activity",)
+    assert not named.note(20_001)
+
+
+def test_the_flags_know_every_measure_classifier_group_and_format():
+    from cellclr_jax import eval
+    from cellclr_jax.profiling import MEASURES
+    from cellclr_jax.profiling.exports import FORMATS
+    from cellclr_jax.profiling.single_cells import HELD_OUT
+
+    assert tuple(MEASURES) == eval.MEASURES
+    assert set(eval.FLAGS["hold_out"].parser.enum_values) == set(HELD_OUT)
+    assert all(name in eval.FLAGS["formats"].help for name in FORMATS)

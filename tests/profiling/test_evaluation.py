@@ -1,0 +1,259 @@
+"""The whole evaluation: the golden numbers, and what happens where a score does not exist."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling import (
+    moa,
+    tables,
+)
+from cellclr_jax.profiling.evaluation import Protocol, evaluate
+from cellclr_jax.profiling.report import metrics_json
+
+GOLDEN = {
+    ("none", 1.0): ((88, 103), (63, 92)),
+    ("whitening", 1.0): ((96, 103), (68, 92)),
+    ("tvn", 1.0): ((95, 103), (67, 92)),
+    ("whitening", 0.01): ((94, 103), (67, 92)),
+    ("tvn", 0.01): ((85, 103), (64, 92)),
+}
+
+
+def planted(seed=0, moas=3, weeks=4, noise=0.1, dims=6):
+    """Wells whose profile is their MoA's direction plus noise: a perfect embedding."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(moas, dims))
+    rows, values = [], []
+    for week in range(weeks):
+        for well in range(6):
+            rows.append((week, f"A{well:02d}", "DMSO", 0.0, "DMSO"))
+            values.append(rng.normal(size=dims) * noise)
+        for kind in range(moas):
+            compound = f"c{kind}{week % 2}"
+            for well in range(2):
+                rows.append((week, f"B{kind}{well}", compound, 1.0 + week, f"m{kind}"))
+                values.append(directions[kind] + rng.normal(size=dims) * noise)
+    table = pd.DataFrame(rows, columns=["week", "well", "compound", "concentration", "moa"])
+    table.insert(0, "plate", [f"Week{week + 1}_1" for week in table.pop("week")])
+    names = [f"cellclr_{i:04d}" for i in range(dims)]
+    return pd.concat([table, pd.DataFrame(values, columns=names)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def real(shared):
+    folder = shared / "data" / "bbbc021"
+    return tables.read_profiles(
+        folder / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz",
+        image_csv=folder / "BBBC021_v1_image.csv",
+        moa_csv=folder / "BBBC021_v1_moa.csv",
+    )
+
+
+def test_a_control_that_no_well_has_is_refused():
+    with pytest.raises(BadUse, match="no well has this compound"):
+        evaluate(planted(), Protocol(control="Foo"))
+
+
+@pytest.mark.parametrize("ridge", [1.0, 0.01])
+def test_golden_numbers_of_real_profiles(real, ridge):
+    found = evaluate(real.table, Protocol(standardize="controls", regularization=ridge))
+    assert found.data["features"] == 516
+    assert (found.data["wells"], found.data["control_wells"]) == (632, 330)
+    for name, scores in found.scores.items():
+        wanted = GOLDEN[name, 1.0 if name == "none" else ridge]
+        counts = [(score.correct, score.total) for score in (scores.nsc, scores.nscb)]
+        assert tuple(counts) == wanted, name
+        assert scores.nsc.unanswerable == scores.nscb.unanswerable == 0
+    left_out = metrics_json.describe_protocol(found)["left_out"]
+    assert left_out == ["Cholesterol-lowering", "Kinase inhibitors"]
+
+
+def test_golden_numbers_do_not_depend_on_row_order_or_on_other_treated_wells(real):
+    shuffled = real.table.sample(frac=1, random_state=0)
+    protocol = Protocol(standardize="controls")
+    wanted = metrics_json.describe_scores(evaluate(real.table, protocol))
+    assert metrics_json.describe_scores(evaluate(shuffled, protocol)) == wanted
+
+
+def test_a_numeric_compound_id_beside_real_profiles_changes_nothing(real):
+    codes = pd.factorize(real.table["Metadata_Compound"])[0]
+    protocol = Protocol(standardize="controls")
+    names = ["compound_id", "mystery"]
+    leak = pd.DataFrame(dict.fromkeys(names, 1000.0 * codes))
+    found = evaluate(pd.concat([real.table, leak], axis=1), protocol)
+    assert found.scores["none"].nsc.correct == 88
+    assert all(any(name in note for note in found.notes) for name in names)
+
+
+def test_a_perfect_embedding_scores_perfectly():
+    found = evaluate(planted())
+    for scores in found.scores.values():
+        assert scores.nsc.accuracy == scores.nscb.accuracy == 1.0
+        assert scores.drop == 0.0
+    assert found.scores["none"].nsc.total == 12
+    assert set(found.treatments["Metadata_MoA"]) == {"m0", "m1", "m2"}
+
+
+def test_a_random_embedding_does_not():
+    wells = planted(moas=6, weeks=8)
+    features = [c for c in wells if c.startswith("cellclr")]
+    wells[features] = np.random.default_rng(0).normal(size=(len(wells), len(features)))
+    assert evaluate(wells).scores["none"].nsc.accuracy < 0.5
+
+
+def test_metrics_have_the_agreed_form():
+    found = metrics_json.describe_scores(evaluate(planted()))
+    assert list(found) == ["none", "whitening", "tvn"]
+    assert list(found["none"]) == ["nsc", "nscb", "drop"]
+    assert found["none"]["drop"] == 0.0
+    for kind in ("nsc", "nscb"):
+        score = found["none"][kind]
+        assert list(score) == ["correct", "total", "accuracy", "interval", "chance", "p"]
+        assert (score["correct"], score["total"], score["accuracy"]) == (12, 12, 1.0)
+        # Six compounds, all of them right: Clopper and Pearson.
+        assert score["interval"] == [pytest.approx(0.025 ** (1 / 6)), 1.0]
+        assert 0 < score["chance"] < 0.5
+        assert score["p"] < 0.1
+
+
+def test_without_controls_corrections_are_undefined_and_standardising_is_an_error():
+    wells = planted()
+    wells = wells[wells["compound"] != "DMSO"]
+    found = evaluate(wells)
+    assert found.scores["none"].nsc.correct == 12
+    described = metrics_json.describe_scores(found)["whitening"]
+    assert described["drop"] is None
+    assert described["nsc"]["accuracy"] is None
+    assert "at least 2 are needed" in described["nsc"]["undefined"]
+    assert found.scores["tvn"].nsc.undefined == found.scores["whitening"].nsc.undefined
+    with pytest.raises(BadData, match="standardisation by controls"):
+        evaluate(wells, Protocol(standardize="controls"))
+
+
+def test_a_batch_without_controls_makes_tvn_alone_undefined():
+    wells = planted()
+    lacking = (wells["compound"] == "DMSO") & (wells["plate"] == "Week2_1")
+    found = evaluate(wells[~lacking])
+    assert found.scores["whitening"].nsc.correct == 12
+    assert "batch 'Week2' has 0 control wells" in found.scores["tvn"].nscb.undefined
+
+
+def test_one_batch_has_nsc_but_neither_nscb_nor_drop():
+    wells = planted().assign(batch="Week1")
+    scores = evaluate(wells).scores["none"]
+    assert scores.nsc.correct == 12
+    assert scores.nscb.accuracy is None
+    assert scores.drop is None
+
+
+def test_moas_of_one_batch_are_computed_and_left_out():
+    wells = planted()
+    wells = wells[(wells["moa"] != "m2") | (wells["plate"] == "Week1_1")]
+    found = evaluate(wells)
+    assert metrics_json.describe_protocol(found)["left_out"] == ["m2"]
+    assert (found.scores["none"].nsc.total, found.scores["none"].nscb.total) == (9, 8)
+    assert any("NSC: 1 of 9 queries have no candidate" in note for note in found.notes)
+
+
+def test_the_rules_for_batches_differ_for_a_treatment_that_lies_in_several():
+    wells = planted()
+    # One positive control in every week, like taxol.
+    everywhere = wells["well"] == "B00"
+    wells.loc[everywhere, ["compound", "concentration"]] = ["taxol", 0.3]
+    totals = {}
+    for rule in moa.BATCH_RULES:
+        scores = evaluate(wells, Protocol(batches=rule)).scores["none"]
+        totals[rule] = scores.nscb.total
+        assert scores.nsc.total == 13
+    assert totals == {"joined": 13, "disjoint": 12, "week1": 13}
+
+
+def test_unannotated_wells_are_not_used_and_counted():
+    wells = planted()
+    extra = wells.iloc[-2:].assign(compound="unknown", moa="", well=["C1", "C2"])
+    found = evaluate(pd.concat([wells, extra]))
+    assert found.data["wells"] == len(wells)
+    assert "not used: 2 wells without a MoA" in found.notes
+
+
+def test_wells_of_a_written_evaluation_give_the_same_scores(tmp_path):
+    found = evaluate(planted(noise=1.5))
+    found.wells.to_parquet(tmp_path / "wells.parquet")
+    again = evaluate(tables.read_profiles(tmp_path / "wells.parquet").table)
+    assert metrics_json.describe_scores(again) == metrics_json.describe_scores(found)
+
+
+def test_what_cannot_be_evaluated_is_an_error():
+    wells = planted()
+    with pytest.raises(BadData, match="listed twice"):
+        evaluate(pd.concat([wells, wells.iloc[:1]]))
+    with pytest.raises(BadData, match="nothing to score"):
+        evaluate(wells[wells["compound"] == "DMSO"])
+    with pytest.raises(BadData, match="missing or not finite"):
+        evaluate(wells.assign(cellclr_0001=np.nan))
+    for setting in (
+        {"statistic": "mode"},
+        {"batches": "week2"},
+        {"standardize": "wells"},
+        {"aggregate": "plate"},
+        {"regularization": -1.0},
+        {"regularization": float("nan")},
+        {"control": ""},
+    ):
+        with pytest.raises(BadUse):
+            Protocol(**setting)
+
+
+def test_features_that_are_told_are_taken_whatever_their_names():
+    wells = planted(dims=3)
+    own = [name for name in wells if name.startswith("cellclr_")]
+    names = ["Intensity_Mean_target", "Intensity_Mean_index", "Intensity_Mean_dna"]
+    renamed = wells.rename(columns=dict(zip(own, names, strict=True)))
+    assert evaluate(renamed).data["features"] == 1
+    found = evaluate(renamed, features=names)
+    assert found.data["features"] == 3
+    assert metrics_json.describe_scores(found) == metrics_json.describe_scores(evaluate(wells))
+    assert not any("not used as features" in note for note in found.notes)
+
+
+def test_corrections_and_standardisations_are_choices():
+    wells = planted(dims=40)  # of more features than its 24 controls span
+    chosen = Protocol(standardize="plates", robust=True, corrections=("none", "pca_whitening"))
+    found = evaluate(wells, chosen)
+    assert list(found.scores) == ["none", "pca_whitening"]
+    assert found.scores["pca_whitening"].nsc.total == 12
+    described = metrics_json.describe_protocol(found)
+    assert described["standardize"] == "plates"
+    assert described["robust"] is True
+    alone = evaluate(wells, Protocol(corrections=("none", "tvn"))).scores["tvn"]
+    assert alone.nsc.correct == evaluate(wells).scores["tvn"].nsc.correct
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corrections": ("whitening",)}, "none and others of none, pca_whitening"),
+        ({"corrections": ("none", "coral")}, "corrections none, coral"),
+        ({"robust": True}, "robust says how to standardize"),
+        ({"standardize": "wells"}, "standardize 'wells'"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(settings, message):
+    with pytest.raises(BadUse, match=message):
+        Protocol(**settings)
+
+
+def test_a_regularization_that_drowns_the_variance_is_told():
+    wells = planted()  # features of a deviation of 0.1 over the controls
+    drowned = [note for note in evaluate(wells).notes if "far below λ = 1" in note]
+    assert len(drowned) == 1
+    assert "whitening and tvn change little" in drowned[0]
+    for protocol in (
+        Protocol(standardize="controls"),
+        Protocol(relative_regularization=True),
+        Protocol(regularization=0.001),
+        Protocol(corrections=("none",)),
+    ):
+        assert not any("far below λ" in note for note in evaluate(wells, protocol).notes)

@@ -1,0 +1,160 @@
+"""Mechanism by mechanism, run against run, seed by seed; and all measures by their names."""
+
+import json
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.corrected_wells import corrected, planted, table
+
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.profiling.comparison import (
+    Agreement,
+    Spread,
+    mcnemar,
+    spread,
+)
+from cellclr_jax.profiling.measures import MEASURES, measure
+from cellclr_jax.profiling.measures.mechanisms import confusion, mechanisms
+
+
+def test_precision_recall_and_f1_are_those_of_counting():
+    profiles = corrected(planted(0, noise=8.0))
+    found = mechanisms(profiles)
+    assert set(found.table["score"]) == {"nsc", "nscb"}
+    for row in found.table.itertuples():
+        pairs = getattr(profiles, row.score).neighbours[["moa", "neighbour_moa"]].to_numpy()
+        right = sum(asked == told == row.moa for asked, told in pairs)
+        queries = sum(asked == row.moa for asked, _ in pairs)
+        predicted = sum(told == row.moa for _, told in pairs)
+        assert (row.queries, row.predicted) == (queries, predicted)
+        np.testing.assert_allclose(row.precision, right / predicted if predicted else np.nan)
+        np.testing.assert_allclose(row.recall, right / queries if queries else np.nan)
+        if right:
+            harmonic = 2 / (predicted / right + queries / right)
+            np.testing.assert_allclose(row.f1, harmonic)
+        else:
+            assert row.f1 == 0
+
+
+def test_confusions_add_up_to_the_score():
+    profiles = corrected(planted(0, noise=8.0))
+    found = mechanisms(profiles).summary
+    for name, score in (("nsc", profiles.nsc), ("nscb", profiles.nscb)):
+        counts = np.array(found[name]["counts"])
+        assert counts.sum() == score.total
+        assert np.trace(counts) == score.correct
+        assert counts.shape == (len(found[name]["moas"]),) * 2
+    first = profiles.nsc.neighbours.iloc[0]
+    moas, counts = confusion(profiles.nsc)
+    same = profiles.nsc.neighbours[["moa", "neighbour_moa"]] == [first.moa, first.neighbour_moa]
+    assert counts[moas.index(first.moa), moas.index(first.neighbour_moa)] == same.all(axis=1).sum()
+
+
+def test_queries_without_a_neighbour_have_a_column_of_their_own():
+    rows = [("P", "B", f"c{index}", 1.0, "ab"[index % 2]) for index in range(6)]
+    values = np.random.default_rng(0).normal(size=(6, 4))
+    values[0] = 0.0
+    found = mechanisms(corrected(table(rows, values)))
+    assert found.summary["nsc"]["moas"] == ["a", "b"]
+    assert np.array(found.summary["nsc"]["counts"])[:, 2].tolist() == [1, 0]
+    assert found.table["queries"].tolist() == [3, 3]
+    assert "one batch" in found.summary["nscb"]["undefined"]
+    json.dumps(found.summary, allow_nan=False)
+
+
+def test_mechanisms_of_two_undefined_scores_are_undefined():
+    rows = [("P", "B", f"c{index}", 1.0, f"m{index}") for index in range(3)]
+    profiles = corrected(table(rows, np.eye(3)))
+    assert mechanisms(profiles).summary == {"undefined": profiles.nsc.undefined}
+
+
+def answers(correct, first=0):
+    return pd.DataFrame(
+        {
+            "compound": [f"c{first + index}" for index in range(len(correct))],
+            "concentration": 0.1 + 0.2,
+            "correct": correct,
+        }
+    )
+
+
+def test_p_is_that_of_a_fair_coin():
+    one = answers([True] * 12 + [False] * 5 + [True, False])
+    two = answers([False] * 12 + [True] * 5 + [True, False])
+    found = mcnemar(one, two)
+    assert (found.first_only, found.second_only, found.both, found.neither) == (12, 5, 1, 1)
+    heads = sum(comb(17, count) for count in range(18) if count <= 5 or count >= 12)
+    np.testing.assert_allclose(found.p, heads / 2**17)
+    turned = mcnemar(two, one)
+    assert (turned.first_only, turned.second_only, turned.p) == (5, 12, found.p)
+
+
+def test_runs_are_matched_by_treatment_and_others_are_counted():
+    one = answers([True, False, True])
+    two = answers([True, True, False, False], first=1).assign(concentration=0.3).iloc[::-1]
+    found = mcnemar(one, two)
+    assert found == Agreement(1, 0, 1, 0, 1.0, not_in_second=1, not_in_first=2)
+
+
+def test_runs_that_agree_differ_by_chance():
+    assert mcnemar(answers([True, False]), answers([True, False])).p == 1.0
+    assert mcnemar(answers([]), answers([])) == Agreement(0, 0, 0, 0, 1.0)
+
+
+def test_answers_that_cannot_be_compared_are_refused():
+    with pytest.raises(BadData, match="second run have no column correct"):
+        mcnemar(answers([True]), answers([True]).drop(columns="correct"))
+    with pytest.raises(BadData, match=r"'c0' at 0\.3 is listed twice in the answers of the first"):
+        mcnemar(pd.concat([answers([True])] * 2), answers([True]))
+
+
+def test_neighbours_of_a_score_can_be_compared():
+    profiles = corrected(planted(0, noise=8.0))
+    found = mcnemar(profiles.nsc.neighbours, profiles.nscb.neighbours)
+    assert (
+        found.both + found.first_only
+        == profiles.nsc.neighbours.merge(
+            profiles.nscb.neighbours, on=["compound", "concentration"]
+        )["correct_x"].sum()
+    )
+
+
+def test_spread_over_seeds():
+    found = spread([0.8, 0.9, 0.7])
+    np.testing.assert_allclose([found.mean, found.deviation], [0.8, 0.1])
+    assert (found.runs, found.least, found.greatest) == (3, 0.7, 0.9)
+    assert spread([0.5]) == Spread(1, 0.5, None, 0.5, 0.5)
+    with pytest.raises(ValueError, match="no accuracies"):
+        spread([])
+
+
+def test_every_measure_is_plain_json_and_plain_columns():
+    pytest.importorskip("copairs")
+    found = measure(corrected(planted(0, noise=3.0)))
+    assert list(found) == list(MEASURES)
+    for name, one in found.items():
+        assert "undefined" not in one.summary, name
+        assert json.loads(json.dumps(one.summary, allow_nan=False)) == one.summary
+        if one.table is not None:
+            assert not [column for column in one.table if column != column.lower()]
+            assert one.table.to_csv(index=False)
+
+
+def test_measures_are_chosen_by_name():
+    profiles = corrected(planted(0))
+    assert list(measure(profiles, ["mechanisms", "batch_effect"])) == ["mechanisms", "batch_effect"]
+    with pytest.raises(BadUse, match="measure 'activty': one of activity"):
+        measure(profiles, ["activty"])
+
+
+def test_the_order_of_wells_changes_no_measure():
+    pytest.importorskip("copairs")
+    wells = planted(0, noise=3.0)
+    wanted = measure(corrected(wells))
+    found = measure(corrected(wells.sample(frac=1, random_state=1)))
+    for name, one in found.items():
+        assert one.summary == wanted[name].summary, name
+        if one.table is not None:
+            pd.testing.assert_frame_equal(one.table, wanted[name].table)

@@ -1,0 +1,255 @@
+"""What an evaluation leaves behind: files, figures, page and console table."""
+
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from cellclr_jax.profiling import report
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.report import (
+    figures,
+)
+from cellclr_jax.profiling.report import (
+    folder as evaluation_folder,
+)
+
+
+def wells(seed=0, weeks=3, moas=4, shift=0.0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for week in range(weeks):
+        rows += [(f"Week{week}_1", f"A{i}", "DMSO", 0.0, "DMSO") for i in range(3)]
+        rows += [
+            (f"Week{week}_1", f"B{m}", f"<c{m}{week}>", 1.0, f"<b>m{m}</b> & co")
+            for m in range(moas)
+        ]
+    table = pd.DataFrame(rows, columns=["plate", "well", "compound", "concentration", "moa"])
+    values = rng.normal(size=(len(rows), 5)) + shift
+    return pd.concat([table, pd.DataFrame(values).add_prefix("cellclr_")], axis=1)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "eval" / "10"
+    baselines = {"untrained": evaluate(wells(1)), "intensity": evaluate(wells(2))}
+    metrics = report.write_evaluation(
+        out, evaluate(wells()), baselines=baselines, details={"step": 10, "note": "<script>"}
+    )
+    return out, metrics
+
+
+def test_every_file_is_there_and_none_besides(written):
+    out, _ = written
+    names = {
+        f"{kind}_{c}.png" for kind in ("confusion", "tsne") for c in ("none", "whitening", "tvn")
+    }
+    tables = {
+        "metrics.json",
+        "wells.parquet",
+        "treatments.parquet",
+        "neighbours.csv",
+        "report.html",
+    }
+    assert {path.name for path in out.iterdir()} == names | tables
+
+
+def test_metrics_hold_scores_baselines_and_protocol(written):
+    out, metrics = written
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert set(metrics["scores"]) == {"none", "whitening", "tvn"}
+    assert set(metrics["baselines"]) == {"untrained", "intensity"}
+    assert set(metrics["baselines"]["intensity"]["tvn"]) == {"nsc", "nscb", "drop"}
+    assert metrics["protocol"]["regularization"] == 1.0
+    assert metrics["run"]["step"] == 10
+
+
+def test_tables_are_pycytominers(written):
+    out, _ = written
+    treatments = pd.read_parquet(out / "treatments.parquet")
+    assert len(treatments) == 12
+    assert {"Metadata_Compound", "Metadata_MoA", "Metadata_Batch"} <= set(treatments)
+    assert len(pd.read_parquet(out / "wells.parquet")) == 21
+    neighbours = pd.read_csv(out / "neighbours.csv")
+    assert len(neighbours) == 3 * 2 * 12
+
+
+def test_the_page_is_self_contained_and_escaped(written):
+    page = (written[0] / "report.html").read_text(encoding="utf-8")
+    page = page.replace(get_plotlyjs(), "")
+    assert "data:image/png" not in page, "the page draws maps and matrices itself"
+    assert page.count("<script>") == 2, "Plotly's and its own"
+    assert not re.search(r"(src|href)=['\"](?!data:|#)", page)
+    for name in ("trained", "untrained", "intensity"):
+        assert page.count(f"<td>{name}</td>") == 3
+    assert "&lt;script&gt;" in page
+
+
+def test_figures_are_large_enough_to_read(written):
+    for path in written[0].glob("*.png"):
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", data[16:24])
+        assert width > 700, path.name
+        assert height > 300, path.name
+
+
+def test_few_treatments_have_no_map_and_the_reason_is_written(tmp_path):
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    assert (tmp_path / "tsne_none.png").exists()
+    metrics = report.write_evaluation(tmp_path, evaluate(wells(weeks=1)))
+    assert "4 treatments: a map needs at least 8" in metrics["figures_skipped"]["tsne_none.png"]
+    assert not (tmp_path / "tsne_none.png").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '"no_map":"4 treatments: a map needs at least 8"' in page
+    assert "undefined: no treatment has another compound of its MoA" in page
+
+
+def test_an_evaluation_without_controls_is_written_too(tmp_path):
+    table = wells()
+    metrics = report.write_evaluation(tmp_path, evaluate(table[table["compound"] != "DMSO"]))
+    assert metrics["scores"]["tvn"]["nsc"]["accuracy"] is None
+    assert "needed" in metrics["figures_skipped"]["confusion_tvn.png"]
+    assert (tmp_path / "confusion_none.png").exists()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_an_evaluation_with_other_settings_is_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda evaluation: ({"tsne_none.png": b"map"}, {}))
+    (tmp_path / "notes.txt").write_text("mine")
+    plain = evaluate(wells())
+    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "last"})
+    first = files_of(tmp_path)
+    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "best"})
+    assert not (tmp_path / "earlier").exists(), "the same settings give the same scores"
+    assert capsys.readouterr().out == ""
+    other = evaluate(wells(), Protocol(standardize="controls"))
+    report.write_evaluation(tmp_path, other, details={"step": 10})
+    kept = tmp_path / "earlier" / "1"
+    assert capsys.readouterr().out == (
+        "note: an earlier evaluation with other settings (standardize was none, is controls) is "
+        f"now in {kept}\n"
+    )
+    del first["notes.txt"], first["metrics.json"]
+    assert first.keys() == files_of(kept).keys() - {"metrics.json"}
+    assert json.loads((kept / "metrics.json").read_text())["protocol"]["standardize"] == "none"
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["standardize"] != "none"
+    report.write_evaluation(tmp_path, other, details={"step": 20})
+    assert "(step was 10, is 20) is now in" in capsys.readouterr().out
+    assert (tmp_path / "earlier" / "2" / "tsne_none.png").exists()
+    (tmp_path / "metrics.json").write_text("{")
+    report.write_evaluation(tmp_path, other, details={"step": 20})
+    assert "its metrics.json cannot be read" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == ["1", "2", "3"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text("old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(evaluation_folder.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        evaluation_folder.write_file(tmp_path / "metrics.json", lambda path: path.write_text("new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "old"
+
+
+def test_what_a_killed_evaluation_leaves_is_not_mixed_into_the_next(tmp_path):
+    report.write_evaluation(tmp_path, evaluate(wells(), measures=["mechanisms"]))
+    assert (tmp_path / "mechanisms.csv").exists()
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / evaluation_folder.UNFINISHED).touch()
+    report.write_evaluation(tmp_path, evaluate(wells(1)))
+    assert not (tmp_path / "mechanisms.csv").exists()
+    assert not (tmp_path / evaluation_folder.UNFINISHED).exists()
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_an_evaluation_that_was_being_kept_when_the_process_was_killed_is_kept(tmp_path):
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    orphan = tmp_path / "earlier" / ".99999999"  # no process has this number
+    orphan.mkdir(parents=True)
+    (tmp_path / "report.html").rename(orphan / "report.html")
+    report.write_evaluation(tmp_path, evaluate(wells()))
+    kept = tmp_path / "earlier" / "1"
+    assert {"report.html", "metrics.json", "wells.parquet"} <= {p.name for p in kept.iterdir()}
+    assert not orphan.exists()
+    assert (tmp_path / "report.html").exists()
+
+
+def test_console_table_has_counts_percentages_and_reasons():
+    out = io.StringIO()
+    report.print_scores(
+        evaluate(wells()), baselines={"untrained": evaluate(wells(weeks=1))}, file=out
+    )
+    text = out.getvalue()
+    assert re.search(r"trained +none +\d+/12 \(\d+\.\d %\) +\d+/12 \(\d+\.\d %\) +-?\d+\.\d", text)
+    assert re.search(r"untrained +none +undefined +undefined +undefined", text)
+    where = "untrained, none; untrained, whitening; untrained, tvn"
+    assert f"{where}: NSCB is undefined: all treatments lie in one batch" in text
+    assert "protocol: aggregate well, standardize none, robust no" in text
+    assert "regularization 1, relative regularization no, statistic median, batches joined" in text
+
+
+def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():
+    looks = {
+        (figures.COLOURS[i % len(figures.COLOURS)], figures._SHAPES[i % len(figures._SHAPES)])
+        for i in range(24)
+    }
+    assert len(looks) == 24
+    assert len(set(figures._SHAPES)) == 12
+
+
+def test_more_than_anybody_reads_is_not_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "MOST_TREATMENTS", 10)
+    monkeypatch.setattr(figures, "_MOST_MECHANISMS", 3)
+    metrics = report.write_evaluation(tmp_path, evaluate(wells()))
+    assert metrics["figures_skipped"]["tsne_none.png"] == "12 treatments: a map has at most 10"
+    confusion = "4 mechanisms: a matrix has at most 3"
+    assert metrics["figures_skipped"]["confusion_tvn.png"] == confusion
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<section id="scores">' in page
+    assert '<section id="map">' not in page
+    assert "12 treatments: a map has at most 10" in page
+
+
+def test_umap_is_a_second_map_where_it_is_asked_for():
+    """Uncompiled, in a process of its own: compiling UMAP takes longer than all other tests."""
+    pytest.importorskip("umap")
+    script = (
+        "from test_report import evaluate, figures, wells\n"
+        "treatments = evaluate(wells(moas=3)).treatments\n"
+        "for _ in range(2):\n"
+        "    found = figures.place_treatments(treatments, with_umap=True)\n"
+        "    print(list(found), found['UMAP'].shape, found['UMAP'].round(4).tolist())\n"
+    )
+    tests = Path(__file__).parents[1]
+    places = [str(tests.parent), str(tests), str(tests / "profiling")]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert first.startswith("['t-SNE', 'UMAP'] (9, 2) ")
+    assert "nan" not in first

@@ -1,0 +1,324 @@
+"""What the report says and draws is what plain loops over the evaluation give."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.report_samples import (
+    CLOSING,
+    HOSTILE,
+    make_history,
+    make_wells,
+)
+
+from cellclr_jax.pages import (
+    flatten,
+    label,
+    script_json,
+)
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.report import (
+    treatments,
+    verdict,
+)
+from cellclr_jax.profiling.report.dose_series import dose_series
+from cellclr_jax.profiling.report.score_charts import (
+    compare_corrections,
+    score_charts,
+    training_charts,
+)
+from cellclr_jax.profiling.report.treatments import find_neighbourhoods
+
+
+def test_three_neighbours_are_a_naive_loops():
+    for batches in ("joined", "disjoint"):
+        found = evaluate(make_wells(noise=3.0), Protocol(batches=batches))
+        for scores in found.scores.values():
+            table, near = scores.treatments, find_neighbourhoods(scores, found.protocol)
+            values = table[own_features(table)].to_numpy()
+            unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+            for kind in ("nsc", "nscb"):
+                for row in range(len(table)):
+                    expected = naive_neighbours(table, unit, row, kind)
+                    assert near[kind].rows[row].tolist() == expected
+                    cosines = [unit[row] @ unit[other] for other in expected]
+                    assert np.allclose(near[kind].cosines[row], cosines)
+
+
+def naive_neighbours(table, unit, row, kind):
+    asked = table.iloc[row]
+    candidates = [
+        other
+        for other in range(len(table))
+        if table["Metadata_Compound"].iloc[other] != asked["Metadata_Compound"]
+        and (kind == "nsc" or table["Metadata_Batch"].iloc[other] != asked["Metadata_Batch"])
+    ]
+    return sorted(candidates, key=lambda other: -(unit[row] @ unit[other]))[:3]
+
+
+@pytest.mark.parametrize("batches", ["joined", "week1"])
+def test_the_first_neighbour_is_the_scores_own(batches):
+    wells = make_wells(noise=3.0)
+    # One compound lies in several weeks: under week1, NSCB sees some of its wells alone.
+    c1 = wells["compound"] == "c1"
+    wells.loc[c1, "batch"] = np.resize(["Week0", "Week2"], c1.sum())
+    found = evaluate(wells, Protocol(batches=batches))
+    for scores in found.scores.values():
+        near = find_neighbourhoods(scores, found.protocol)
+        table = scores.treatments
+        for kind, score in (("nsc", scores.nsc), ("nscb", scores.nscb)):
+            assert sum(one is not None for one in near[kind].correct) == score.total
+            assert sum(one is True for one in near[kind].correct) == score.correct
+            for asked in score.neighbours.itertuples():
+                same = table["Metadata_Compound"] == asked.compound
+                row = np.flatnonzero(
+                    same & (table["Metadata_Concentration"] == asked.concentration)
+                )
+                first = table.iloc[near[kind].rows[row[0], 0]]
+                assert first["Metadata_Compound"] == asked.neighbour_compound
+                assert first["Metadata_Concentration"] == asked.neighbour_concentration
+                assert len(set(near[kind].rows[row[0]])) == 3
+
+
+def test_a_profile_of_zeros_and_few_candidates_have_no_neighbours():
+    wells = make_wells(weeks=1, moas=1, doses=(1.0,), noise=0.0)
+    found = evaluate(wells, Protocol(corrections=("none",)))
+    near = find_neighbourhoods(found.scores["none"], found.protocol)
+    assert near["nsc"].rows.tolist() == [[1, -1, -1], [0, -1, -1]]
+    assert near["nscb"].undefined
+    assert near["nscb"].rows.tolist() == [[-1] * 3] * 2
+
+
+def test_confusion_counts_are_a_naive_loops():
+    table = pd.DataFrame(
+        {"moa": ["b", "b", "a", "a", "C"], "neighbour_moa": ["b", "a", "a", "", "b"]}
+    )
+    moas, answers, counts = treatments.count_answers(table)
+    assert (moas, answers) == (["a", "b", "C"], ["a", "b", "C", ""])
+    for i, moa in enumerate(moas):
+        for j, answer in enumerate(answers):
+            pairs = zip(table["moa"], table["neighbour_moa"], strict=True)
+            assert counts[i, j] == sum(pair == (moa, answer) for pair in pairs)
+    voted = table.assign(predicted=table["moa"])
+    assert np.trace(treatments.count_answers(voted)[2]) == 5
+
+
+def test_precision_and_recall_of_each_mechanism():
+    found = evaluate(make_wells(noise=3.0), Protocol(corrections=("none",)))
+    neighbours = found.scores["none"].nsc.neighbours
+    rows = treatments.confusion_data(found)["none"]["nsc"]["table"]
+    assert [row[0] for row in rows] == sorted(set(neighbours["moa"]))
+    for moa, asked, right, recall, precision in rows:
+        own, told = neighbours["moa"] == moa, neighbours["neighbour_moa"] == moa
+        assert (asked, right) == (own.sum(), (own & told).sum())
+        assert recall == pytest.approx((own & told).sum() / own.sum())
+        assert precision is None or precision == pytest.approx((own & told).sum() / told.sum())
+
+
+def test_distances_from_controls_are_a_naive_loops():
+    wells = make_wells()
+    series, reason = dose_series(evaluate(wells))
+    assert reason == ""
+    assert [one.compound for one in series] == [f"c{i}" for i in range(8)]
+    features = [c for c in wells if c.startswith("cellclr_")]
+    controls = wells[wells["compound"] == "DMSO"][features].to_numpy()
+    for one in series:
+        own = wells[wells["compound"] == one.compound]
+        scaled = (own[features].to_numpy() - controls.mean(0)) / controls.std(0)
+        expected = sorted(round(float(np.sqrt((z**2).mean())), 2) for z in scaled)
+        assert sorted(float(dot.text.split(": ")[1]) for dot in one.wells) == expected
+        assert [dot.text.split(" ")[0] for dot in one.treatments] == ["0.1", "1", "10"]
+        # A logarithmic axis: 0.1, 1 and 10 lie at equal distances; further away is higher up.
+        places = [dot.x for dot in one.treatments]
+        assert places[2] - places[1] == pytest.approx(places[1] - places[0], abs=0.2)
+        assert all(0 <= dot.y <= 170 for dot in one.wells)
+
+
+def test_controls_that_lie_where_they_lie_have_a_distance_of_one():
+    found = evaluate(make_wells())
+    from cellclr_jax.profiling.report.dose_series import _distances
+
+    is_control = (found.wells["Metadata_Compound"] == "DMSO").to_numpy()
+    distances = _distances(found, is_control)[is_control]
+    assert np.sqrt(np.mean(distances**2)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("wells", "reason"),
+    [
+        (make_wells(doses=(1.0, 2.0)), "no compound has 3 concentrations"),
+        (make_wells().query("compound != 'DMSO'"), "control"),
+    ],
+)
+def test_without_doses_or_controls_there_is_a_reason(wells, reason):
+    series, why = dose_series(evaluate(wells))
+    assert series == []
+    assert reason in why
+
+
+# ---- what is said
+
+
+def scored(correct, total, interval, *, p=0.0001, chance=0.09):
+    entry = {"correct": correct, "total": total, "accuracy": correct / total}
+    return entry | {"interval": list(interval), "p": p, "chance": chance}
+
+
+def metrics_of(nsc, nscb, drop, **baselines):
+    metrics = {"profiles": "trained", "notes": [], "run": {}}
+    metrics["scores"] = {"none": {"nsc": nsc, "nscb": nscb, "drop": drop}}
+    others = {n: {"none": {"nsc": s, "nscb": s, "drop": 0}} for n, s in baselines.items()}
+    return metrics | {"baselines": others}
+
+
+GOOD = scored(43, 48, (0.78, 0.98))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "heading"),
+    [
+        (
+            metrics_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))),
+            "and than the best baseline (untrained)",
+        ),
+        (metrics_of(GOOD, GOOD, 0.0, untrained=scored(40, 48, (0.7, 0.9))), "not clearly better"),
+        (metrics_of(GOOD, GOOD, 12.0), "better than chance; less so across batches"),
+        (metrics_of(scored(4, 48, (0, 0.2), p=0.4), GOOD, 0.0), "no better than chance"),
+        (metrics_of({"correct": 3, "total": 4, "accuracy": 0.75}, GOOD, 0.0), "How well"),
+    ],
+)
+def test_the_heading_follows_from_the_numbers(metrics, heading):
+    assert heading in verdict.judge(metrics)[0]
+
+
+def test_the_verdict_names_counts_intervals_and_baselines():
+    other = scored(40, 48, (0.7, 0.9))
+    metrics = metrics_of(GOOD, other, 6.25, untrained=scored(27, 48, (0.4, 0.7)))
+    said = verdict.judge(metrics)[1]
+    assert said == [
+        "Trained profiles name the mechanism of 43 of 48 treatments (89.6 %, 95 % interval 78.0 to "
+        "98.0 %) from the nearest treatment of another compound (NSC, correction none).",
+        "For comparison: untrained 27 of 48; mechanisms shuffled among compounds 9.0 %.",
+        "Where the neighbour has to come from another batch, too, 40 of 48 (83.3 %, 95 % interval "
+        "70.0 to 90.0 %): 6.2 points less.",
+    ]
+
+
+def test_the_correction_of_the_verdict_is_not_the_one_that_scores_best():
+    metrics = metrics_of(GOOD, GOOD, 0.0)
+    metrics["scores"]["tvn"] = {"nsc": scored(9, 48, (0.1, 0.3)), "nscb": GOOD, "drop": 0.0}
+    said = verdict.judge(metrics)[1][0]
+    assert "9 of 48" in said
+    assert "9 to 43 over the corrections" in said
+    metrics["scores"]["combat"] = {"nsc": GOOD, "nscb": GOOD, "drop": 0.0}
+    assert "9 of 48" in verdict.judge(metrics)[1][0]
+
+
+def test_undefined_scores_are_told_with_the_reason():
+    why = {"correct": None, "total": 0, "accuracy": None, "undefined": "one batch alone"}
+    metrics = metrics_of(why, why, None)
+    heading, said = verdict.judge(metrics)
+    assert heading == "There is no score"
+    assert "NSC is undefined under none: one batch alone." in said
+    assert verdict.score_rows(metrics)[0]["nsc"] == {"undefined": "one batch alone"}
+    assert score_charts(metrics) == []
+    half = verdict.judge(metrics_of(GOOD, why, None))[1]
+    assert half[-1] == "Whether that holds in another batch is not known: one batch alone."
+    assert len(score_charts(metrics_of(GOOD, why, None))) == 1
+    by_batch = verdict.judge(metrics_of(why, GOOD, None))[1][0]
+    assert "another compound and batch (NSCB, correction none)" in by_batch
+
+
+def test_intervals_over_wells_stand_beside_those_over_compounds():
+    metrics = metrics_of(GOOD, GOOD, 0.0, untrained=GOOD)
+    metrics["measures"] = {"none": {"well_intervals": {"nsc": [0.8, 0.9], "nscb": None}}}
+    own, other = verdict.score_rows(metrics)
+    assert own["nsc"]["lines"][:2] == [
+        "95 %: 78.0 to 98.0 % over compounds",
+        "95 %: 80.0 to 90.0 % over wells",
+    ]
+    assert len(own["nscb"]["lines"]) == len(other["nsc"]["lines"]) == 2
+    metrics["measures"] = {"none": {"well_intervals": {"undefined": "too many"}}}
+    assert len(verdict.score_rows(metrics)[0]["nsc"]["lines"]) == 2
+
+
+def test_dots_and_intervals_are_those_of_the_table():
+    (chart, _) = score_charts(metrics_of(GOOD, GOOD, 0.0, untrained=scored(24, 48, (0.4, 0.7))))
+    chance, trained, untrained = chart["data"]
+    assert chance["x"] == [9.0, 9.0]
+    assert untrained["x"] == [50.0]
+    assert untrained["y"] == [1]
+    low, high = untrained["error_x"]["arrayminus"][0], untrained["error_x"]["array"][0]
+    assert (50 - low, 50 + high) == (pytest.approx(40), pytest.approx(70))
+    assert trained["hovertext"] == ["trained: 43 of 48 (89.6 %)"]
+
+
+def test_published_rows_are_shown_as_given():
+    assert verdict.published_rows({}) == []
+    rows = [{"method": "x", "kind": "y", "nsc": 96.0, "nscb": None, "source": "z 2020"}]
+    assert verdict.published_rows({"published": rows}) == [["x", "y", "96", "–", "–", "z 2020"]]
+
+
+def test_corrections_are_compared_and_gaps_have_reasons():
+    metrics = metrics_of(GOOD, GOOD, -0.5)
+    metrics["scores"]["tvn"] = metrics["scores"]["none"]
+    metrics["measures"] = {
+        "none": {
+            "activity": {"share": 0.5},
+            "batch_effect": {"balanced_accuracy": {"logistic": 0.9, "knn": 0.8}, "chance": 0.1}
+            | {"caution": "far below"},
+            "k_nearest": {"nsc": {"1": {"accuracy": 0.1}, "5": {"accuracy": 0.7}}},
+        },
+        "tvn": {"activity": {"undefined": "no controls"}},
+    }
+    found = compare_corrections(metrics)
+    assert found.heads == ["none", "tvn"]
+    rows = {title: values for title, *values in found.rows}
+    assert rows["Drop, points"] == ["−0.5", "−0.5"]
+    assert rows["Active treatments"] == ["50.0 %", "–"]
+    assert rows["Batch told, logistic"] == ["90.0 %", "–"]
+    assert rows["NSC, 5 neighbours vote"] == ["70.0 %", "–"]
+    assert "NSC, 1 neighbours vote" not in rows
+    assert found.reasons == [
+        "none: Batch effect: far below",
+        "tvn: Activity is undefined: no controls",
+    ]
+    assert found.chart["data"][0]["x"][0] == pytest.approx(100 * 43 / 48)
+    assert compare_corrections({"profiles": "x"}) is None
+
+
+def test_training_is_drawn_over_epochs():
+    loss, rate = training_charts(make_history())
+    training, validation = loss["data"]
+    assert training["x"].tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert training["y"].tolist() == [5, 4, 3, 2]
+    assert (validation["x"].tolist(), validation["y"].tolist()) == ([1.0, 2.0], [4.5, 2.5])
+    assert rate["data"][0]["y"].tolist() == [0.1, 0.2, 0.1, 0]
+    assert training_charts(None) == training_charts(pd.DataFrame()) == []
+    by_step = training_charts(make_history().drop(columns="epoch"))[0]
+    assert by_step["data"][0]["x"].tolist() == [5, 10, 15, 20]
+
+
+def test_long_histories_are_thinned():
+    history = pd.DataFrame({"step": range(1, 50_001), "loss": 1.0})
+    assert 500 <= len(training_charts(history)[0]["data"][0]["x"]) <= 1_000
+
+
+def test_settings_are_flat_and_in_words():
+    values = {"a_b": True, "c": {"d": [], "e": {"f": None}}, "g": {}, "h": [1, 2]}
+    expected = [("a b", "yes"), ("c, d", "none"), ("c, e, f", "not set")]
+    assert flatten(values) == [*expected, ("g", "none"), ("h", "1, 2")]
+
+
+def test_json_within_a_page_can_end_nothing():
+    text = script_json({HOSTILE: [CLOSING, "&\u2028", np.float32(0.5), np.nan, np.arange(2)]})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {HOSTILE: [CLOSING, "&\u2028", 0.5, None, [0, 1]]}
+    assert label(HOSTILE) == "&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert len(label("x" * 100)) == 42
+
+
+# ---- crops

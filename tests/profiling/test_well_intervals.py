@@ -1,0 +1,236 @@
+"""Intervals over wells: each well drawn once is the score itself, and the rule is that of `moa`."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.corrected_wells import corrected, planted, table
+
+from cellclr_jax.profiling import moa, tables
+from cellclr_jax.profiling.feature_columns import split_columns
+from cellclr_jax.profiling.measures import MEASURES
+from cellclr_jax.profiling.measures.uncertainty import (
+    MOST_TREATMENTS,
+    Replicates,
+    accuracies,
+    rule,
+)
+from cellclr_jax.profiling.moa import (
+    BATCH_RULES,
+    other_batch,
+    other_compound,
+)
+from cellclr_jax.profiling.profiles import treatment_profiles
+
+well_intervals = MEASURES["well_intervals"]
+
+
+def in_all_weeks(wells):
+    """The treatment of one well gets one in each week, like a positive control."""
+    alone = wells["Metadata_Compound"] == "alone"
+    values = np.random.default_rng(1).normal(size=(3, 8))
+    more = [("Week1_0", f"Week{week}", "alone", 1.0, "m0") for week in (1, 2, 3)]
+    return pd.concat([wells[~alone], table(more, values)], ignore_index=True)
+
+
+def once(profiles):
+    """Accuracies of NSC and NSCB where each well is drawn once."""
+    named = profiles.named_treatments()
+    treatment = profiles.treatment_of_wells()
+    kept = treatment >= 0
+    values = profiles.well_values()[kept]
+    replicates = Replicates(values, treatment[kept], profiles.protocol.statistic)
+    protocol = profiles.protocol
+    candidates = [
+        other_compound(named),
+        other_batch(named, protocol.batches, protocol.left_out),
+    ]
+    rules = [rule(one, named["moa"]) for one in candidates]
+    return accuracies(replicates.profiles(None), rules), rules
+
+
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+@pytest.mark.parametrize("batches", ["joined", "disjoint"])
+@pytest.mark.parametrize("left_out", [None, ("m1",)])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_each_well_once_gives_the_very_score(statistic, batches, left_out, seed):
+    wells = in_all_weeks(planted(seed, noise=7.0)).sample(frac=1, random_state=seed)
+    profiles = corrected(wells, statistic=statistic, batches=batches, left_out=left_out)
+    found, rules = once(profiles)
+    scores = (profiles.nsc, profiles.nscb)
+    assert found == [score.accuracy for score in scores]
+    assert [len(one.queries) for one in rules] == [score.total for score in scores]
+    assert 0 < scores[1].accuracy < 1
+
+
+@pytest.fixture
+def no_chance(monkeypatch):
+    """Every resample draws every well once."""
+    drawn = Replicates.profiles
+    monkeypatch.setattr(Replicates, "profiles", lambda self, rng: drawn(self, None))
+
+
+@pytest.mark.parametrize("batches", BATCH_RULES)
+@pytest.mark.usefixtures("no_chance")
+def test_without_chance_the_interval_is_the_score(batches):
+    profiles = corrected(in_all_weeks(planted(0, noise=7.0)), batches=batches)
+    found = well_intervals(profiles).summary
+    for name, score in (("nsc", profiles.nsc), ("nscb", profiles.nscb)):
+        assert found[name] == pytest.approx([score.accuracy] * 2)
+        np.testing.assert_allclose(found["mean"][name], score.accuracy)
+
+
+@pytest.mark.usefixtures("no_chance")
+def test_without_chance_the_interval_of_real_profiles_is_their_score(shared):
+    folder = shared / "data" / "bbbc021"
+    wells = tables.read_profiles(
+        folder / "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz",
+        image_csv=folder / "BBBC021_v1_image.csv",
+        moa_csv=folder / "BBBC021_v1_moa.csv",
+    ).table
+    is_control = (wells["Metadata_Compound"] == "DMSO").to_numpy()
+    features = split_columns(wells).features
+    values = wells[features].to_numpy(np.float64)
+    values = (values - values[is_control].mean(axis=0)) / values[is_control].std(axis=0)
+    metadata = wells[[name for name in wells if name.startswith("Metadata_")]]
+    whole = pd.concat([metadata, pd.DataFrame(values, columns=features)], axis=1)
+    kept = is_control | (wells["Metadata_MoA"].fillna("") != "")
+    found = well_intervals(corrected(whole[kept].reset_index(drop=True))).summary
+    assert found["nsc"] == pytest.approx([88 / 103] * 2)
+    assert found["nscb"] == pytest.approx([63 / 92] * 2)
+
+
+@pytest.mark.usefixtures("no_chance")
+def test_ties_but_for_rounding_and_treatments_in_any_order_change_nothing():
+    rng = np.random.default_rng(0)
+    rows = [
+        ("P", f"Week{index % 3}", f"c{index:02d}", 1.0, f"m{index % 4}")
+        for index in range(60)
+        for _ in range(2)
+    ]
+    directions = np.repeat(rng.normal(size=(5, 50))[rng.integers(5, size=60)], 2, axis=0)
+    profiles = corrected(table(rows, directions * rng.uniform(0.1, 9.0, size=(120, 1))))
+    shuffled = profiles.treatments.sample(frac=1, random_state=0).reset_index(drop=True)
+    found = well_intervals(replace(profiles, treatments=shuffled)).summary
+    assert found["nsc"] == pytest.approx([profiles.nsc.accuracy] * 2)
+    assert found["nscb"] == pytest.approx([profiles.nscb.accuracy] * 2)
+
+
+def test_ties_and_profiles_of_zeros_are_scored_as_by_moa():
+    rng = np.random.default_rng(0)
+    rows = [
+        ("P", f"Week{index % 3}", f"c{index // 2}", float(index % 2), f"m{index // 2 % 4}")
+        for index in range(48)
+        for _ in range(3)
+    ]
+    values = rng.integers(-1, 2, size=(len(rows), 3)).astype(float)
+    values[:9] = 0.0
+    profiles = corrected(table(rows, values))
+    assert (profiles.nsc.neighbours["neighbour_moa"] == "").any()
+    assert once(profiles)[0] == [profiles.nsc.accuracy, profiles.nscb.accuracy]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_profiles_are_those_of_numpy(count, statistic):
+    rng = np.random.default_rng(count)
+    values = rng.normal(size=(3 * count, 4))
+    treatment = rng.permutation(np.repeat(np.arange(3), count))
+    found = Replicates(values, treatment, statistic).profiles(None)
+    wanted = [getattr(np, statistic)(values[treatment == index], axis=0) for index in range(3)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_wells_are_drawn_with_replacement_within_their_treatment_alone():
+    counts = [1, 2, 3, 3, 6]
+    treatment = np.repeat(np.arange(5), counts)
+    values = np.eye(len(treatment))
+    replicates, rng = Replicates(values, treatment, "mean"), np.random.default_rng(0)
+    drawn = np.array([replicates.profiles(rng) for _ in range(2000)])
+    times = drawn * np.array(counts)[:, None]
+    np.testing.assert_allclose(times, times.round(), atol=1e-9)
+    np.testing.assert_allclose(times.sum(axis=2), np.broadcast_to(counts, (2000, 5)))
+    outside = treatment[None, :] != np.arange(5)[:, None]
+    assert not drawn[:, outside].any()
+    # A well is drawn as a binomial of n draws with chance 1 / n.
+    own = ~outside
+    shares = np.repeat(1 - 1 / np.array(counts), counts)
+    np.testing.assert_allclose(times.mean(axis=0)[own], 1.0, atol=0.1)
+    np.testing.assert_allclose(times.var(axis=0)[own], shares, atol=0.1)
+
+
+@pytest.mark.parametrize("batches", BATCH_RULES)
+def test_intervals_are_those_of_profiles_drawn_and_scored_one_by_one(batches):
+    wells = in_all_weeks(planted(0, noise=4.0))
+    profiles = corrected(wells, batches=batches)
+    found = well_intervals(profiles).summary
+    rng = np.random.default_rng(5)
+    drawn = []
+    keys = ["Metadata_Compound", "Metadata_Concentration"]
+    if batches == "week1":  # NSCB draws from the wells of the first week
+        alone = (wells["Metadata_Compound"] == "alone") & (wells["Metadata_Batch"] != "Week1")
+        wells_of = [wells, wells[~alone]]
+    else:
+        wells_of = [wells, wells]
+    for _ in range(60):
+        scores = []
+        for name, table_of in zip(("nsc", "nscb"), wells_of, strict=True):
+            treated = table_of[table_of["Metadata_Compound"] != "DMSO"]
+            again = treated.groupby(keys).sample(frac=1, replace=True, random_state=rng)
+            # A resample may miss the weeks of a treatment, which are those of all its wells.
+            profile = treatment_profiles(again, features=profiles.features)
+            profile["Metadata_Batch"] = profiles.treatments["Metadata_Batch"]
+            scores.append(_score(name, profile, profiles, batches))
+        drawn.append(scores)
+    mean = np.mean(drawn, axis=0)
+    np.testing.assert_allclose([found["mean"][name] for name in ("nsc", "nscb")], mean, atol=0.04)
+    scores = np.array([profiles.nsc.accuracy, profiles.nscb.accuracy])
+    ends = np.quantile(drawn, [0.025, 0.975], axis=0).T + (scores - np.mean(drawn, axis=0))[:, None]
+    ends = np.clip(ends, 0, 1)
+    np.testing.assert_allclose([found["nsc"], found["nscb"]], ends, atol=0.1)
+    json.dumps(found, allow_nan=False)
+
+
+def _score(name, treatments, profiles, batches):
+    if name == "nsc":
+        return moa.not_same_compound(treatments, features=profiles.features).accuracy
+    return moa.not_same_compound_or_batch(
+        treatments, batches=batches, features=profiles.features
+    ).accuracy
+
+
+def test_the_same_profiles_have_the_same_interval_in_any_order():
+    wells = planted(0, noise=4.0)
+    found = well_intervals(corrected(wells))
+    assert found == well_intervals(corrected(wells))
+    assert found.summary["resamples"] == 300
+    assert found.summary["single_wells"] == 1
+    low, high = found.summary["nsc"]
+    assert 0 <= low < high <= 1
+
+
+def test_wells_that_agree_leave_no_doubt():
+    found = well_intervals(corrected(planted(0, noise=0.0))).summary
+    assert found["nsc"][0] == found["nsc"][1]
+
+
+def test_a_score_that_is_undefined_has_no_interval_and_the_other_has():
+    wells = planted(0).assign(Metadata_Batch="Week1")
+    found = well_intervals(corrected(wells)).summary
+    assert found["nscb"] is None
+    assert found["mean"]["nscb"] is None
+    assert len(found["nsc"]) == 2
+
+
+def test_what_has_no_interval_says_why():
+    wells = planted()
+    keys = ["Metadata_Compound", "Metadata_Concentration"]
+    single = corrected(wells.drop_duplicates(keys))
+    assert well_intervals(single).summary == {"undefined": "no treatment has two wells"}
+    nothing = corrected(wells.assign(Metadata_MoA=wells["Metadata_Compound"]))
+    assert "of its MoA" in well_intervals(nothing).summary["undefined"]
+    rows = [("P", "B", f"c{index}", 1.0, f"m{index % 5}") for index in range(MOST_TREATMENTS + 1)]
+    many = corrected(table(rows, np.random.default_rng(0).normal(size=(len(rows), 2))))
+    assert "3001 treatments" in well_intervals(many).summary["undefined"]

@@ -1,0 +1,334 @@
+"""The simulated release: its files and truth, that it repeats exactly and survives a kill."""
+
+import csv
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tifffile
+
+from cellclr_jax import simulation
+from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.simulation import release as release_files
+from cellclr_jax.simulation import simulate_release
+from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
+from cellclr_jax.simulation.plate_layout import (
+    SimulatorSettings,
+    field_streams,
+    plate_wells,
+)
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("CELLCLR_SHARED", Path(__file__).parents[3] / "shared"))
+REAL = SHARED / "data" / "bbbc021"
+IMAGE_COLUMNS = (
+    "TableNumber,ImageNumber,Image_FileName_DAPI,Image_PathName_DAPI,Image_FileName_Tubulin,"
+    "Image_PathName_Tubulin,Image_FileName_Actin,Image_PathName_Actin,Image_Metadata_Plate_DAPI,"
+    "Image_Metadata_Well_DAPI,Replicate,Image_Metadata_Compound,Image_Metadata_Concentration"
+)
+SMALL = SimulatorSettings(weeks=2, plates_per_week=1, doses=1, dmso_wells=2, height=160, width=192)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated") / "release"
+    summary = simulate_release(folder, SMALL, workers=1, progress=False)
+    assert not summary.reused
+    assert summary.fields == summary.wells == 28
+    assert summary.treatments == 24
+    return folder
+
+
+def rows_of(release: Path) -> list[dict[str, str]]:
+    with (release / "BBBC021_v1_image.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_layout_and_columns_are_those_of_bbbc021(release: Path) -> None:
+    header = (release / "BBBC021_v1_image.csv").read_text().splitlines()[0]
+    assert header == IMAGE_COLUMNS
+    rows = rows_of(release)
+    assert len(rows) == 28
+    for row in rows:
+        for channel, code in (("DAPI", "w1"), ("Tubulin", "w2"), ("Actin", "w4")):
+            name, folder = row[f"Image_FileName_{channel}"], row[f"Image_PathName_{channel}"]
+            assert name.startswith(f"{row['Image_Metadata_Well_DAPI']}_s1_{code}")
+            assert folder == f"{folder.split('/')[0]}/{row['Image_Metadata_Plate_DAPI']}"
+            image = tifffile.imread(release / folder / name)
+            assert image.shape == (160, 192)
+            assert image.dtype == np.uint16
+    names = [row[f"Image_FileName_{c}"] for row in rows for c in ("DAPI", "Tubulin", "Actin")]
+    assert len(set(names)) == len(names)
+
+
+def test_header_is_the_real_files_header() -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"no real BBBC021 metadata in {REAL}: set CELLCLR_SHARED")
+    header = (REAL / "BBBC021_v1_image.csv").read_text().splitlines()[0].strip()
+    assert header == IMAGE_COLUMNS
+    with (REAL / "BBBC021_v1_moa.csv").open(newline="") as file:
+        assert {row["moa"] for row in csv.DictReader(file)} == {"DMSO", *MOA_PHENOTYPES}
+
+
+def test_every_row_has_a_mechanism_and_every_plate_dmso(release: Path) -> None:
+    with (release / "BBBC021_v1_moa.csv").open(newline="") as file:
+        moa = {(r["compound"], float(r["concentration"])): r["moa"] for r in csv.DictReader(file)}
+    assert set(moa.values()) == {"DMSO", *MOA_PHENOTYPES}
+    dmso = defaultdict(int)
+    for row in rows_of(release):
+        key = row["Image_Metadata_Compound"], float(row["Image_Metadata_Concentration"])
+        assert key in moa
+        dmso[row["Image_Metadata_Plate_DAPI"]] += key == ("DMSO", 0.0)
+    assert dict(dmso) == {"Week1_90001": 2, "Week2_90002": 2}
+
+
+def test_same_bytes_with_one_and_two_workers(release: Path, tmp_path: Path) -> None:
+    simulate_release(tmp_path / "two", SMALL, workers=2, progress=False)
+    assert digest(tmp_path / "two") == digest(release)
+
+
+def test_another_seed_gives_other_pictures_and_names() -> None:
+    pair = [SMALL, SimulatorSettings(seed=1, weeks=2, plates_per_week=1, height=160, width=192)]
+    wells = [plate_wells(settings)[0] for settings in pair]
+    names = [release_files.file_names(s, w, 1) for s, w in zip(pair, wells, strict=True)]
+    assert not set(names[0]) & set(names[1])
+    draws = [field_streams(s, w, 1)[0].random() for s, w in zip(pair, wells, strict=True)]
+    assert draws[0] != draws[1]
+
+
+def test_truth_lies_on_the_painted_nuclei(release: Path) -> None:
+    contrast = []
+    for row in rows_of(release)[::4]:
+        image = tifffile.imread(release / row["Image_PathName_DAPI"] / row["Image_FileName_DAPI"])
+        name = f"{row['Image_Metadata_Well_DAPI']}_s1.npz"
+        truth = np.load(release / "ground_truth" / row["Image_Metadata_Plate_DAPI"] / name)
+        labels, count = truth["labels"], len(truth["x"])
+        assert labels.shape == image.shape
+        assert set(np.unique(labels)) == set(range(count + 1))
+        at = labels[np.rint(truth["y"]).astype(int), np.rint(truth["x"]).astype(int)]
+        assert at.tolist() == list(range(1, count + 1))
+        assert len(truth["state"]) == len(truth["responds"]) == len(truth["in_focus"]) == count
+        if count:
+            contrast.append(image[labels > 0].mean() / image[labels == 0].mean())
+    assert min(contrast) > 1.3
+
+
+def test_finished_release_is_reused_and_other_settings_refused(release: Path) -> None:
+    assert simulate_release(release, SMALL, progress=False).reused
+    other = replace(SMALL, seed=7, weeks=3)
+    with pytest.raises(BadUse, match=r"seed is 0 there, 7 here; weeks is 2 there, 3 here\. Choose"):
+        simulate_release(release, other, progress=False)
+
+
+def test_interrupted_release_is_not_taken_for_finished_and_is_carried_on(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    painted = []
+
+    def fails_at_third(*job: Any) -> int:
+        if len(painted) == 2:
+            raise KeyboardInterrupt
+        painted.append(job)
+        return PAINT(*job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation, "_paint_job", fails_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False)
+    assert not (tmp_path / "cut" / "simulation.json").exists()
+    assert not (tmp_path / "cut" / "BBBC021_v1_image.csv").exists()
+    with pytest.raises(BadUse, match="other settings: seed is 0 there, 7 here"):
+        simulate_release(tmp_path / "cut", replace(SMALL, seed=7), progress=False)
+    assert not simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False).reused
+    assert digest(tmp_path / "cut") == digest(release)
+
+
+PAINT = simulation._paint_job
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BadUse, match="no simulated release"):
+        simulate_release(tmp_path, SMALL, progress=False)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_release_of_other_settings_is_overwritten_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    place = tmp_path / "release"
+    other = replace(SMALL, weeks=3, height=64, width=64, seed=5)
+    monkeypatch.setattr(simulation, "_paint_job", paint_little)
+    simulate_release(place, other, workers=1, progress=False)
+    if not finished:
+        (place / "simulation.json").replace(place / "simulation.started.json")
+    (place / "notes.txt").write_text("mine")
+    simulate_release(place, SMALL, workers=1, progress=False, overwrite=True)
+    assert (place / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in place.iterdir()) == [
+        *("BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "Week1", "Week2", "ground_truth"),
+        *("notes.txt", "simulation.json"),
+    ]
+    assert len(list(place.glob("ground_truth/*/*.npz"))) == 28
+
+
+def paint_little(out_dir: Path, settings: SimulatorSettings, job: tuple) -> int:
+    """Instead of painting, marks a field as written."""
+    release_files.truth_path(out_dir, *job).write_bytes(b"")
+    return 1
+
+
+def test_removal_that_is_cut_short_leaves_no_field_that_counts_as_written(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "release"
+    shutil.copytree(release, place)
+    removed = []
+
+    def remove_one(path: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        REMOVE(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_one)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(place, replace(SMALL, seed=7), progress=False, overwrite=True)
+    assert not simulate_release(place, SMALL, workers=1, progress=False).reused
+    assert digest(place) == digest(release)
+
+
+REMOVE = shutil.rmtree
+
+
+def test_overwriting_removes_nothing_but_a_release(release: Path, tmp_path: Path) -> None:
+    week = tmp_path / "Week1"
+    week.mkdir()
+    with pytest.raises(BadUse, match="no simulated release"):
+        simulate_release(tmp_path, SMALL, progress=False, overwrite=True)
+    assert list(tmp_path.iterdir()) == [week]
+    assert simulate_release(release, SMALL, progress=False, overwrite=True).reused
+
+
+def test_what_a_killed_start_leaves_is_no_strangers(release: Path, tmp_path: Path) -> None:
+    for name in ("simulation.started.77.partial", "simulation.started.partial", "simulation.lock"):
+        (tmp_path / name).write_text("{")
+    truth = tmp_path / "ground_truth" / "Week1_90001" / "B02_s1.77.partial.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "_paint_job", stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_release(tmp_path, SMALL, workers=1, progress=False)
+    truth.write_bytes(b"half")
+    simulate_release(tmp_path, SMALL, workers=1, progress=False)
+    assert digest(tmp_path) == digest(release)
+
+
+def stop(*_: Any) -> int:
+    """Ends a simulation at its first field."""
+    raise KeyboardInterrupt
+
+
+def test_second_run_at_once_says_so_and_leaves(tmp_path: Path) -> None:
+    with (tmp_path / "simulation.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BadUse, match="another process simulates into it"):
+            simulate_release(tmp_path, SMALL, progress=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["simulation.lock"]
+
+
+def test_killed_worker_is_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "_paint_job", end_at_once)
+    with pytest.raises(BadData, match="fewer --workers"):
+        simulate_release(tmp_path / "release", SMALL, workers=2, progress=False)
+
+
+def end_at_once(*_: Any) -> None:
+    """Ends its process as the system does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_simulation_leaves_no_worker_and_is_carried_on(tmp_path: Path) -> None:
+    flags = ("--weeks=2", "--plates_per_week=1", "--simulator=height=400,width=400,dmso_wells=2")
+    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated", *flags]
+    command += [f"--data_dir={tmp_path}", "--workers=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    release = tmp_path / "simulated_release"
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while not list(release.glob("ground_truth/*/*.npz")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not (release / "simulation.json").exists()
+    small = replace(SMALL, doses=2, height=400, width=400)
+    assert simulate_release(release, small, workers=1, progress=False).fields == 52
+
+
+@pytest.mark.parametrize(("compression", "tag"), [(None, 5), ("lzw", 5), ("none", 1), ("zlib", 8)])
+def test_fields_are_compressed_as_told_and_the_pixels_stay(
+    tmp_path: Path, compression: str | None, tag: int
+) -> None:
+    settings = (
+        SimulatorSettings() if compression is None else replace(SMALL, compression=compression)
+    )
+    well = plate_wells(settings)[0]
+    digits = np.random.default_rng(0).integers(0, 4096, (3, 64, 70)).astype(np.uint16) * 16
+    release_files.plate_dir(tmp_path, well).mkdir(parents=True)
+    release_files.write_field(tmp_path, settings, well, 1, digits)
+    for name, layer in zip(release_files.file_names(settings, well, 1), digits, strict=True):
+        with tifffile.TiffFile(release_files.plate_dir(tmp_path, well) / name) as file:
+            assert file.pages[0].tags["Compression"].value == tag
+            np.testing.assert_array_equal(file.asarray(), layer)
+
+
+def test_progress_in_a_log_is_lines_and_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulation, "_paint_job", paint_little)
+    simulate_release(tmp_path / "told", SMALL, workers=1)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert shown.splitlines()[-1].startswith("28/28 fields simulated, 28 cells, ")
+    simulate_release(tmp_path / "silent", SMALL, workers=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_source_is_simulated_again_when_a_build_overwrites(tmp_path: Path) -> None:
+    tiny = replace(SMALL, height=64, width=64)
+    first, second = (asdict(replace(tiny, seed=seed)) for seed in (0, 1))
+    place = (tmp_path / "release",)
+    before = open_source("simulated", Request(place, simulation=first))
+    with pytest.raises(BadUse, match="seed is 0 there, 1 here"):
+        open_source("simulated", Request(place, simulation=second))
+    after = open_source("simulated", Request(place, simulation=second, overwrite=True))
+    assert len(after.fields) == len(before.fields) == 28
+    assert not {file for field in before.fields for file in field.files} & {
+        file for field in after.fields for file in field.files
+    }

@@ -1,0 +1,274 @@
+"""Faults that a run must survive: each is done to the binary in a process of its own."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from support.training_runs import checkpoints
+
+ROOT = Path(__file__).parents[2]
+# On a machine that is busy with other things.
+SECONDS = 600
+MODULE = ("-m", "cellclr_jax.main")
+# Runs the binary on a clock that is set back and forth by an hour while it runs.
+JUMPING = (
+    "-c",
+    """
+import datetime, runpy, time
+import cellclr_jax.train  # what is compiled takes no other class for a date
+real = time.time
+def jumping():
+    return real() + (0, -3600, 3600)[int(time.monotonic() / 0.3) % 3]
+class Jumping(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(jumping(), tz)
+time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
+datetime.datetime = Jumping
+runpy.run_module("cellclr_jax.main", run_name="__main__", alter_sys=True)
+""",
+)
+# Runs a command on a disk of its own, as full as is asked for, and brings back what it left there.
+FULL_DISK = """
+mount -t tmpfs -o "size=$1" none "$2" && cp -a "$3/." "$2" || exit 99
+run=$3; disk=$2; shift 3
+"$@"; status=$?
+rm -rf "$run"/* && cp -a "$disk/." "$run"; exit $status
+"""
+
+
+class Patient:
+    """A run and what is done to it.
+
+    Args:
+      workdir: of the run.
+      data_dir: of the dataset.
+      settings: flags of the binary.
+      seed: of whatever is left to chance.
+    """
+
+    def __init__(self, workdir, data_dir, settings=(), seed=0):
+        self.workdir, self.data_dir = Path(workdir), Path(data_dir)
+        self.random = random.Random(seed)
+        self.settings = (
+            "--config=tests/support/tiny_run.py",
+            f"--config.data_dir={data_dir}",
+            *settings,
+        )
+
+    def start(self, *, program=MODULE, workdir=None, before=()):
+        """Starts the binary, on another work directory or behind another command."""
+        command = [*before, sys.executable, *program, *self.settings]
+        command.append(f"--workdir={workdir or self.workdir}")
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(self, **settings):
+        """Runs to the end."""
+        message = ends(self.start(**settings), 0)
+        assert "done: " in message
+        return message
+
+    def step(self):
+        """The last step that is told of."""
+        log = self.workdir / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return sum('"loss"' in line for line in lines)
+
+    def wait_for(self, process, condition):
+        """Waits until something holds, or the process has ended."""
+        deadline = time.monotonic() + SECONDS
+        while process.poll() is None and not condition():
+            assert time.monotonic() < deadline, process.kill() or process.communicate()[1]
+            time.sleep(0.005)
+
+    def some_steps(self, process, most=4):
+        """Waits for the first steps of a process that was just started."""
+        log = self.workdir / "metrics.jsonl"
+        before = _identity(log)  # a run that goes on writes it anew
+        self.wait_for(process, lambda: _identity(log) not in (None, before))
+        self.more_steps(process, most)
+
+    def more_steps(self, process, most=4):
+        """Waits for a few steps more than there are."""
+        wanted = self.step() + self.random.randint(1, most)
+        self.wait_for(process, lambda: self.step() >= wanted)
+
+
+def ends(process, status):
+    """Waits for the end of a process, which never shows a traceback; what it said."""
+    message = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == status, message
+    assert "Traceback" not in message, message
+    return message
+
+
+def final_state(workdir):
+    """The last checkpoint's step and arrays, as they lie on the disk."""
+    import orbax.checkpoint as ocp
+
+    last = checkpoints(workdir)[-1]
+    path = (last / "state").absolute()
+    reader = ocp.PyTreeCheckpointer()
+    to_host = jax.tree.map(  # whatever devices held it
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    return int(last.name), jax.tree.leaves(reader.restore(path, restore_args=to_host))
+
+
+def kill(patient):
+    """SIGKILL after some steps."""
+    process = patient.start()
+    patient.some_steps(process)
+    process.kill()
+    process.communicate()
+    return f"killed after a row of step {patient.step()}"
+
+
+def _identity(path):
+    """Of a file that may be gone by now."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def kill_while_saving(patient):
+    """SIGKILL while a checkpoint is half written."""
+    folder = patient.workdir / "checkpoints"
+    left = {_identity(path) for path in folder.glob("*tmp*")}
+    process = patient.start()
+    patient.wait_for(
+        process, lambda: {_identity(path) for path in folder.glob("*tmp*")} - {None} - left
+    )
+    time.sleep(patient.random.random() * 0.05)
+    process.kill()
+    process.communicate()
+    left = [path.name for path in folder.iterdir() if "tmp" in path.name]
+    return f"killed while saving, left {', '.join(left) or 'nothing half written'}"
+
+
+def sigterm(patient):
+    """SIGTERM after some steps: it saves first."""
+    process = patient.start()
+    patient.some_steps(process)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate(timeout=SECONDS)[1]
+    if process.returncode == 0:
+        return "ended before SIGTERM came"
+    assert process.returncode == 143, message
+    assert "Traceback" not in message
+    assert "SIGTERM: saved step" in message or "stopped by SIGTERM" in message, message
+    return message.splitlines()[-1]
+
+
+def full_disk(patient):
+    """A disk that is full after some checkpoints; files that may not grow where none is lent."""
+    patient.workdir.mkdir(exist_ok=True)
+    pages = sum(-(-f.stat().st_size // 4096) for f in patient.workdir.rglob("*") if f.is_file())
+    room = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
+    disk = patient.workdir.with_name("disk")
+    disk.mkdir(exist_ok=True)
+    script = ["sh", "-c", FULL_DISK, "sh", str(room), str(disk), str(patient.workdir)]
+    process = patient.start(before=["unshare", "-m", *script], workdir=disk)
+    message = process.communicate(timeout=SECONDS)[1]
+    if process.returncode not in (0, 1, 2):  # nobody lends a disk here
+        process = patient.start(before=["bash", "-c", 'ulimit -f 8; "$@"', "bash"])
+        message = process.communicate(timeout=SECONDS)[1]
+    if process.returncode == 0:
+        return "the disk was large enough"
+    assert process.returncode == 1, message
+    assert "Traceback" not in message, message
+    error = message.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "No space left" in error or "could not be written" in error or "too large" in error
+    return error
+
+
+def truncate_newest(patient):
+    """Leaves half of each file of the newest checkpoint's arrays."""
+    kept = checkpoints(patient.workdir)
+    if len(kept) < 2:
+        return "too few checkpoints to cut one"
+    for file in (kept[-1] / "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    process = patient.start()
+    patient.some_steps(process, 1)
+    process.kill()
+    message = process.communicate()[1]
+    assert f"step {kept[-1].name} cannot be read: moved to unreadable/" in message, message
+    assert f"going on from step {kept[-2].name} " in message
+    return f"cut the checkpoint of step {kept[-1].name}: went on from {kept[-2].name}"
+
+
+def delete_newest(patient):
+    """Removes the newest checkpoint."""
+    kept = checkpoints(patient.workdir)
+    if len(kept) < 2:
+        return "too few checkpoints to delete one"
+    shutil.rmtree(kept[-1])
+    return f"deleted the checkpoint of step {kept[-1].name}"
+
+
+def vanished_shard(patient):
+    """A shard of the dataset is gone at the start, and comes back."""
+    shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
+    hidden = shard.with_name(f"hidden-{shard.name}")
+    shard.rename(hidden)
+    try:
+        message = ends(patient.start(), 1)
+    finally:
+        hidden.rename(shard)
+    error = message.splitlines()[-1]
+    assert shard.name in error
+    return error
+
+
+def vanished_while_running(patient):
+    """A shard is gone while the run reads it: an open file stays, another one is missed by name."""
+    shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
+    hidden = shard.with_name(f"hidden-{shard.name}")
+    process = patient.start()
+    patient.some_steps(process, 2)
+    shard.rename(hidden)
+    try:
+        patient.more_steps(process)
+        process.kill()
+        message = process.communicate()[1]
+    finally:
+        hidden.rename(shard)
+    assert process.returncode in (-signal.SIGKILL, 0) or shard.name in message, message
+    return f"a shard was gone for some steps, status {process.returncode}"
+
+
+def jumping_clock(patient):
+    """The clock is set back and forth by an hour while the run goes on, until it is killed."""
+    process = patient.start(program=JUMPING)
+    patient.some_steps(process)
+    process.kill()
+    message = process.communicate()[1]
+    assert "Traceback" not in message, message
+    return f"the clock jumped until a row of step {patient.step()}"
+
+
+FAULTS = (
+    kill,
+    kill_while_saving,
+    sigterm,
+    full_disk,
+    truncate_newest,
+    delete_newest,
+    vanished_shard,
+    vanished_while_running,
+    jumping_clock,
+)

@@ -1,0 +1,107 @@
+"""Small evaluations, cells and pages for the tests of the report."""
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data.minibatches import Cells
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
+from cellclr_jax.profiling.report.metrics_json import describe
+from cellclr_jax.profiling.report.page import render_report
+
+HOSTILE = "<script>alert(1)</script>"
+QUOTED = '"onmouseover="alert(1)'
+CLOSING = "</script><b>'"
+
+
+def make_wells(seed=0, weeks=3, moas=4, doses=(0.1, 1.0, 10.0), dims=6, names=None, noise=0.6):
+    """Two compounds a mechanism, in different weeks, some concentrations, two wells each."""
+    rng = np.random.default_rng(seed)
+    rows, values = [], []
+    directions = rng.normal(size=(moas, dims))
+    for week in range(weeks):
+        for well in range(5):
+            rows.append((f"Week{week}_1", f"A{well}", f"Week{week}", "DMSO", 0.0, "DMSO"))
+            values.append(rng.normal(size=dims))
+    for compound in range(2 * moas):
+        week, moa = compound % weeks, compound % moas
+        name = (names or {}).get(compound, f"c{compound}")
+        for number, dose in enumerate(doses):
+            for well in range(2):
+                place = f"{compound}{number}{well}"
+                rows.append((f"Week{week}_1", place, f"Week{week}", name, dose, f"m{moa}"))
+                values.append(directions[moa] * (1 + number) + noise * rng.normal(size=dims))
+    columns = ["plate", "well", "batch", "compound", "concentration", "moa"]
+    table = pd.DataFrame(rows, columns=columns)
+    return pd.concat([table, pd.DataFrame(values).add_prefix("cellclr_")], axis=1)
+
+
+class Images:
+    """Crops that are kept in memory, in the place of a dataset's."""
+
+    def __init__(self, pixels):
+        self.pixels, self.asked = pixels, []
+
+    def read(self, rows):
+        self.asked += [int(row) for row in rows]
+        return self.pixels[rows]
+
+
+def make_cells(wells, each=4, side=24, channels=("dna", "tubulin", "actin"), seed=0):
+    """Some cells of every well, of random pixels."""
+    table = wells[["plate", "well", "batch", "compound", "concentration", "moa"]]
+    table = table.loc[table.index.repeat(each)].reset_index(drop=True)
+    shape = (side, side, len(channels))
+    pixels = np.random.default_rng(seed).integers(0, 4000, (len(table), *shape), np.uint16)
+    image = {"shape": list(shape), "dtype": "uint16", "channels": list(channels)}
+    return Cells(Path(), Images(pixels), table, {"image": image})
+
+
+def words_of(page):
+    """What a page says, without its data, style and script."""
+    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", bare)).split())
+
+
+def page_data(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def make_metrics(evaluation, **more):
+    return describe(evaluation, details={"step": 3, "note": HOSTILE}) | more
+
+
+def make_history():
+    return pd.DataFrame(
+        {
+            "step": [5, 10, 10, 15, 20, 20],
+            "epoch": [1, 1, 1, 2, 2, 2],
+            "loss": [5, 4, np.nan, 3, 2, np.nan],
+            "lr": [0.1, 0.2, np.nan, 0.1, 0, np.nan],
+            "validation_loss": [np.nan, np.nan, 4.5, np.nan, np.nan, 2.5],
+        }
+    )
+
+
+def hostile_page():
+    wells = make_wells(names={0: HOSTILE, 1: QUOTED, 2: CLOSING}, noise=2.0)
+    wells["moa"] = wells["moa"].replace({"m0": HOSTILE, "m1": QUOTED})
+    wells["plate"] = wells["plate"].replace({"Week0_1": CLOSING})
+    found = evaluate(wells)
+    measures = {name: {"activity": {"undefined": HOSTILE}} for name in found.scores}
+    published = [{"method": HOSTILE, "kind": "k", "nsc": 90.0, "source": QUOTED}]
+    metrics = make_metrics(found, measures=measures, published=published)
+    metrics["notes"] = [HOSTILE]
+    cells = make_cells(wells, channels=(HOSTILE, QUOTED, CLOSING))
+    return render_report(
+        metrics,
+        evaluation=found,
+        pictures=treatment_pictures(cells, "DMSO"),
+        history=make_history().assign(**{f"online_{HOSTILE}": 0.5}),
+        provenance={HOSTILE: {CLOSING: QUOTED}},
+    )

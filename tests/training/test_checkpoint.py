@@ -1,0 +1,164 @@
+"""A checkpoint is read into its own kind of state alone; another kind is no damage."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support.training_runs import checkpoints
+
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.training.checkpoints import Checkpoints, differences
+
+
+def state(width=4, layers=("first", "second"), moments=("mu",)):
+    params = {name: {"kernel": np.full((3, width), 2.0, np.float32)} for name in layers}
+    return {"params": params, "batch_stats": {}, "opt_state": dict.fromkeys(moments, params)}
+
+
+def on_device(tree):
+    return jax.tree.map(jax.device_put, tree)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with checkpoints of steps 1 and 2."""
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        for step in (1, 2):
+            kept.save(step, on_device(state()), {"data": step})
+        kept.wait()
+    return tmp_path
+
+
+def restore(folder, template):
+    with Checkpoints(folder / "checkpoints") as kept:
+        return kept.restore_newest(on_device(template))
+
+
+def test_what_was_saved_comes_back(saved):
+    found, progress, damaged = restore(saved, state())
+    assert progress == {"data": 2}
+    assert damaged == []
+    jax.tree.map(np.testing.assert_array_equal, found, state())
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (state(width=5), r"other shapes: params/first/kernel \(3, 4\), here \(3, 5\), params/sec"),
+        (state(layers=("first",)), "it has beside params/second/kernel, opt_state/mu/second"),
+        (state(layers=("first", "second", "third")), "it lacks params/third/kernel"),
+        (state(moments=("nu",)), "it lacks opt_state/nu/.*; it has beside opt_state/mu/"),
+    ],
+)
+def test_another_tree_is_refused_with_the_difference_named(saved, template, message):
+    with pytest.raises(BadUse, match=message):
+        restore(saved, template)
+    assert [path.name for path in checkpoints(saved)] == ["1", "2"]
+    assert not (saved / "unreadable").exists()
+    if "params" in message:
+        part = {"params": template["params"]}
+        told = pytest.raises(BadUse, match=message.split(", opt_state")[0])
+        with Checkpoints(saved / "checkpoints", read_only=True) as kept, told:
+            kept.restore_part(2, on_device(part))
+
+
+def test_a_part_is_read_whatever_the_optimiser(saved):
+    with Checkpoints(saved / "checkpoints", read_only=True) as kept:
+        part = on_device({"params": state()["params"], "batch_stats": {}})
+        found, progress = kept.restore_part(1, part)
+    jax.tree.map(np.testing.assert_array_equal, found, part)
+    assert progress == {"data": 1}
+
+
+@pytest.mark.parametrize("file", ["_METADATA", "manifest.ocdbt", "d", "array_metadatas"])
+def test_a_damaged_one_gives_way_to_the_one_before(saved, file):
+    victim = saved / "checkpoints" / "2" / "state" / file
+    shutil.rmtree(victim) if victim.is_dir() else victim.write_bytes(b"{")
+    found, progress, damaged = restore(saved, state())
+    if damaged:  # what a restore does without is no damage
+        assert progress == {"data": 1}
+        assert [path.name for path in (saved / "unreadable").iterdir()] == ["2"]
+    jax.tree.map(np.testing.assert_array_equal, found, state())
+
+
+DAMAGED = [None, "", "{", "[]", "{}", '{"validation_loss": null}', '["validation_loss"]']
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    """A folder with ranked checkpoints of steps 1 and 2, the first the better one."""
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        for step in (1, 2):
+            kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1 * step)
+        kept.wait()
+    return tmp_path
+
+
+def damage_metrics(folder, content):
+    file = folder / "checkpoints" / "1" / "metrics" / "metrics"
+    file.unlink() if content is None else file.write_text(content)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_checkpoint_whose_metrics_are_damaged_is_moved_aside_whole(ranked, content):
+    damage_metrics(ranked, content)
+    with Checkpoints(ranked / "checkpoints") as kept:
+        assert kept.steps() == [2]
+        assert kept.find("best") == 2
+        _, progress, damaged = kept.restore_newest(on_device(state()))
+        assert progress == {"data": 2}
+        assert damaged == [1]
+    assert [path.name for path in (ranked / "unreadable").iterdir()] == ["1"]
+    assert (ranked / "unreadable" / "1" / "state" / "_METADATA").exists()
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_whoever_only_reads_passes_over_damaged_metrics(ranked, content):
+    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
+        assert kept.find("best") == 1
+    damage_metrics(ranked, content)
+    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
+        assert kept.steps() == [1, 2]
+        assert kept.find("best") == kept.find("last") == 2
+        part = on_device({"params": state()["params"], "batch_stats": {}})
+        assert kept.restore_part(1, part)[1] == {"data": 1}
+
+
+def test_metrics_that_are_out_of_reach_end_the_start_and_move_nothing(ranked, monkeypatch):
+    def unreachable(self, *_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("etils.epath.gpath._GPath.read_text", unreachable)
+    with pytest.raises(OSError, match="Stale"):
+        Checkpoints(ranked / "checkpoints")
+    assert not (ranked / "unreadable").exists()
+
+
+def test_what_is_moved_aside_takes_no_name_that_is_taken(saved):
+    for name in ("2", "2.2"):
+        (saved / "unreadable" / name).mkdir(parents=True)
+    shutil.rmtree(saved / "checkpoints" / "2" / "state" / "d")
+    assert restore(saved, state())[2] == [2]
+    assert {path.name for path in (saved / "unreadable").iterdir()} == {"2", "2.1", "2.2"}
+
+
+def test_another_tree_is_told_behind_a_damaged_checkpoint(saved):
+    shutil.rmtree(saved / "checkpoints" / "2" / "state")
+    with pytest.raises(BadUse, match="other shapes"):
+        restore(saved, state(width=5))
+
+
+def test_no_readable_checkpoint_is_told(saved):
+    for step in checkpoints(saved):
+        (step / "state" / "_METADATA").write_text(json.dumps({}))
+    with pytest.raises(BadData, match=r"no checkpoint in .* can be read: step 2: .*step 1: "):
+        restore(saved, state())
+
+
+def test_many_differences_are_counted():
+    there = {f"params/{number}": (1,) for number in range(9)}
+    told = differences(there, {})
+    assert told == "it has beside params/0, params/1, params/2 and 6 more"
+    assert differences(there, dict(there)) == ""

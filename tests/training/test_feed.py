@@ -1,0 +1,107 @@
+"""Minibatches are on the devices ahead of the step, and a checkpoint knows nothing of it."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cellclr_jax import devices
+from cellclr_jax.errors import BadData
+from cellclr_jax.training.feed import Feed
+
+
+class Numbers:
+    """Minibatches that hold their number; reading one of them may fail, or wait."""
+
+    def __init__(self, count=20, broken=None, gate=None):
+        self.position, self.count, self.broken, self.gate = 0, count, broken, gate
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.gate is not None:
+            self.gate.wait()
+        if self.position == self.broken:
+            raise BadData("a shard is gone")
+        if self.position == self.count:
+            raise StopIteration
+        self.position += 1
+        return {"image": np.full((4, 2), self.position, np.uint16)}
+
+    def get_state(self):
+        return {"next_index": self.position}
+
+
+@pytest.fixture
+def feed_of():
+    """Feeds of some data, closed at the end."""
+    feeds = []
+
+    def make(data):
+        feeds.append(Feed(data, devices.make_mesh(2)))
+        return feeds[-1]
+
+    yield make
+    for feed in feeds:
+        feed.close()
+        assert not feed._thread.is_alive()
+
+
+def test_minibatches_come_in_order_with_the_position_right_after_each(feed_of):
+    feed = feed_of(Numbers())
+    for number in range(1, 21):
+        fed, waited = feed.next()
+        assert (np.asarray(fed.arrays["image"]) == number).all()
+        assert fed.arrays["image"].sharding.spec == jax.sharding.PartitionSpec("data")
+        assert fed.position == {"next_index": number}
+        assert waited >= 0
+
+
+def test_a_few_are_taken_ahead_and_no_more(feed_of):
+    data = Numbers()
+    feed = feed_of(data)
+    feed.next()
+    deadline = time.monotonic() + 30
+    while data.position < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)  # for one that must not come
+    assert data.position == 3  # one waits, one is in the thread's hands
+
+
+def test_what_breaks_breaks_when_it_is_its_turn(feed_of):
+    feed = feed_of(Numbers(broken=2))
+    assert [feed.next()[0].position["next_index"] for _ in range(2)] == [1, 2]
+    with pytest.raises(BadData, match="a shard is gone"):
+        feed.next()
+
+
+def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeypatch):
+    gate, now = threading.Event(), [0.0]
+    monkeypatch.setattr("cellclr_jax.training.feed.time.monotonic", lambda: now[0])
+
+    def step_ends(running):
+        now[0] += 5.0
+        threading.Timer(0.05, open_gate).start()
+
+    def open_gate():
+        now[0] += 2.0
+        gate.set()
+
+    monkeypatch.setattr(jax, "block_until_ready", step_ends)
+    assert feed_of(Numbers(gate=gate)).next(running="a step of five seconds")[1] == 2.0
+
+
+def test_a_feed_that_nobody_eats_from_can_be_closed(feed_of):
+    feed = feed_of(Numbers())
+    feed.close()
+    assert not feed._thread.is_alive()
+
+
+def test_data_that_end_too_early_are_told(feed_of):
+    feed = feed_of(Numbers(count=1))
+    feed.next()
+    with pytest.raises(BadData, match="the training data ended"):
+        feed.next()

@@ -1,0 +1,164 @@
+"""A run starts from the encoder of another one, or of nobody; what does not fit is named."""
+
+import shutil
+
+import jax
+import pytest
+from support import tiny_run
+from support.training_runs import same
+
+from cellclr_jax import devices
+from cellclr_jax.data import minibatches
+from cellclr_jax.encoder.apply import restore
+from cellclr_jax.errors import BadUse
+from cellclr_jax.training import (
+    loop,
+    setup,
+)
+from cellclr_jax.training.initial_weights import (
+    InitialWeights,
+    read_initial_weights,
+)
+from cellclr_jax.training.setup import make_experiment
+
+
+@pytest.fixture(scope="module")
+def other(data_dir, tmp_path_factory):
+    """A finished run of another seed, and its last state."""
+    config = tiny_run.get_config()
+    config.update(data_dir=str(data_dir), epochs=1, seed=7)
+    folder = tmp_path_factory.mktemp("other")
+    return folder, loop.train(config, folder, devices.make_mesh(1))
+
+
+@pytest.fixture
+def config(data_dir, other):
+    config = tiny_run.get_config()
+    config.update(data_dir=str(data_dir), epochs=1)
+    config.init.workdir = str(other[0])
+    return config
+
+
+def first_state(config, workdir):
+    """The state that a run of this config starts from."""
+    found = []
+
+    class Seen(Exception):
+        pass
+
+    def go(self, *_):
+        found.append(self._start()[0])
+        raise Seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "go", go)
+        with pytest.raises(Seen):
+            loop.train(config, workdir, devices.make_mesh(1))
+    return found[0]
+
+
+def test_a_run_starts_from_the_encoder_of_another(config, other, tmp_path):
+    source = other[1]
+    config.model.head.width = 24  # another head is of no matter
+    state = first_state(config, tmp_path)
+    assert same(state.params["encoder"], source.params["encoder"])
+    assert same(state.batch_stats["encoder"], source.batch_stats["encoder"])
+    assert state.params["head"]["l2"]["kernel"].shape == (8, 24)
+    assert int(state.step) == 0
+
+
+def test_the_head_comes_along_where_it_is_asked_for(config, other, tmp_path):
+    without = first_state(config, tmp_path / "without")
+    config.init.head = True
+    with_head = first_state(config, tmp_path / "with")
+    assert same(with_head.params, other[1].params)
+    assert not same(without.params["head"], other[1].params["head"])
+
+
+def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
+    loop.train(config, tmp_path, devices.make_mesh(1))
+    config.epochs = 1
+    finished = loop.train(config, tmp_path, devices.make_mesh(1))
+    again = first_state(config, tmp_path)
+    assert same(again.params, finished.params)
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_starts_from_them_again(
+    config, other, tmp_path, capsys
+):
+    loop.train(config, tmp_path, devices.make_mesh(1))
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    (saved / "metrics" / "metrics").write_text("")
+    state = first_state(config, tmp_path)
+    assert same(state.params["encoder"], other[1].params["encoder"])
+    told = capsys.readouterr().err
+    assert f"the checkpoint of step {saved.name} cannot be read: moved to unreadable/" in told
+    assert "starting from the weights in" in told
+
+
+def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
+    config, other, tmp_path
+):
+    loop.train(config, tmp_path, devices.make_mesh(1))
+    encoding, mesh = make_experiment(config), devices.make_mesh(1)
+    _, variables, _ = restore(tmp_path, "last", encoding, mesh)
+    assert same(variables["untrained"]["params"]["encoder"], other[1].params["encoder"])
+    assert not same(variables["trained"]["params"]["encoder"], other[1].params["encoder"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init.workdir": "/nowhere"}, r"config\.init\.workdir: no checkpoint in /nowhere/check.*"
+         r"cellclr_jax\.convert --input=FILE --workdir=/nowhere; .*starts from random"),
+        ({"model.encoder": "resnet18"}, "holds a cnn, the run's is a resnet18"),
+        ({"init.step": "99"}, "no checkpoint of step '99'"),
+        ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
+        ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
+         r"--config.init.head=False takes its encoder alone"),
+        ({"model.cnn.norm": "none"}, "another model .*it has beside batch_stats/encoder|it lacks"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused(config, tmp_path, change, message):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(BadUse, match=message):
+        loop.train(config, tmp_path / "run", devices.make_mesh(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_channels_of_another_order_are_refused(config, other):
+    cells = minibatches.open_cells(config.data_dir, config.dataset)
+    cells.manifest["image"]["channels"].reverse()
+    made = make_experiment(config)
+    variables = setup.state_template(made, devices.make_mesh(1)).variables
+    with pytest.raises(BadUse, match="was trained on the channels"):
+        read_initial_weights(config.init, "cnn", variables, cells)
+
+
+def test_parts_take_the_place_of_what_was_there():
+    variables = {"params": {"encoder": 1, "head": 2}, "batch_stats": {}}
+    initial = InitialWeights({"params": {"encoder": 3}}, 0)
+    assert initial.in_place_of(variables) == {
+        "params": {"encoder": 3, "head": 2},
+        "batch_stats": {},
+    }
+
+
+def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys):
+    """The run that a run started from may have gone on since, or been made again."""
+    source = tmp_path / "source"
+    shutil.copytree(other[0], source)
+    config.init.workdir = str(source)
+    loop.train(config, tmp_path / "run", devices.make_mesh(1))
+    more = tiny_run.get_config()
+    more.update(data_dir=config.data_dir, epochs=1, seed=9)
+    shutil.rmtree(source)
+    loop.train(more, source, devices.make_mesh(1))  # of the same steps, with other weights
+    encoding, mesh = make_experiment(config), devices.make_mesh(1)
+    random = jax.jit(encoding.init_variables)(setup.root_key(config.seed, mesh))
+    for told in ("holds other weights now", "no checkpoint in"):
+        capsys.readouterr()
+        _, variables, _ = restore(tmp_path / "run", "last", encoding, mesh)
+        assert told in capsys.readouterr().err
+        assert same(variables["untrained"]["params"], random["params"])
+        shutil.rmtree(source, ignore_errors=True)

@@ -1,0 +1,226 @@
+"""LARS and Adam over whole trajectories, against SimCLR's and PyTorch's formulas in plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cellclr_jax.training import optimizers
+
+STEPS = 60
+SHAPES = {
+    "conv1": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "bn1": {"scale": (4,), "bias": (4,)},
+    "head": {"kernel": (4, 5), "bias": (5,)},
+    "zero": {"kernel": (3, 2), "bias": (2,)},
+    "still": {"kernel": (3, 2), "scale": (3,)},
+}
+
+
+def start(seed):
+    """Parameters [float64 of float32 values]: one kernel is zero, another gets no gradient."""
+    rng = np.random.default_rng(seed)
+    params = over(lambda path, shape: rng.normal(size=shape).astype(np.float32), SHAPES)
+    params["zero"]["kernel"][:] = 0
+    return over(lambda _, leaf: leaf.astype(np.float64), params)
+
+
+def over(function, tree):
+    return {
+        layer: {name: function((layer, name), leaf) for name, leaf in leaves.items()}
+        for layer, leaves in tree.items()
+    }
+
+
+def noise(seed, step):
+    """Gradients by step: the zero kernel's stay away at first, so that both norms are 0."""
+    rng = np.random.default_rng((seed, step))
+
+    def draw(path, shape):
+        gradient = rng.normal(size=shape).astype(np.float32)
+        absent = path[0] == "still" or (path[0] == "zero" and step < 3)
+        return 0 * gradient if absent else gradient
+
+    return over(draw, SHAPES)
+
+
+def quadratic(seed):
+    """Gradients of Σ curvature · w² / 2 at given parameters: they depend on where one is."""
+    rng = np.random.default_rng(seed)
+    curvature = over(lambda _, shape: rng.uniform(0.1, 3, shape), SHAPES)
+    return lambda params: over(lambda p, leaf: curvature[p[0]][p[1]] * leaf, params)
+
+
+def rate(step):
+    """A cosine with a warm-up of 10 steps, from 0."""
+    if step < 10:
+        return 0.3 * step / 10
+    return 0.3 * 0.5 * (1 + np.cos(np.pi * (step - 10) / (STEPS - 10)))
+
+
+def ours(optimizer, params, gradients, steps=STEPS):
+    """The parameters after so many steps of the optimiser, float32, jitted as in training."""
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def advance(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for step in range(steps):
+        params, state = advance(params, state, gradients(step, params))
+    return params
+
+
+def simclr_lars(params, gradients, *, decay, trust, momentum=0.9, everywhere=False):
+    """The update of the LARSOptimizer that SimCLR's authors published, in float64."""
+    params = over(lambda _, leaf: leaf.copy(), params)
+    speed = over(lambda _, leaf: 0 * leaf, params)
+    for step in range(STEPS):
+        gradient = gradients(step, params)
+        for layer, leaves in gradient.items():
+            for name, g in leaves.items():
+                w, is_kernel = params[layer][name], name == "kernel"
+                if is_kernel or everywhere:
+                    g = g + decay * w
+                ratio = 1.0
+                if is_kernel and np.linalg.norm(w) > 0 and np.linalg.norm(g) > 0:
+                    ratio = trust * np.linalg.norm(w) / np.linalg.norm(g)
+                speed[layer][name] = momentum * speed[layer][name] + rate(step) * ratio * g
+                params[layer][name] = w - speed[layer][name]
+    return params
+
+
+def torch_adam(params, gradients, *, decay, everywhere=False):
+    """torch.optim.Adam: L2 in the gradient, both moments corrected, eps outside the root."""
+    params = over(lambda _, leaf: leaf.copy(), params)
+    first, second = (over(lambda _, leaf: 0 * leaf, params) for _ in range(2))
+    for step in range(STEPS):
+        gradient = gradients(step, params)
+        for layer, leaves in gradient.items():
+            for name, g in leaves.items():
+                w = params[layer][name]
+                if name == "kernel" or everywhere:
+                    g = g + decay * w
+                first[layer][name] = m = 0.9 * first[layer][name] + 0.1 * g
+                second[layer][name] = v = 0.999 * second[layer][name] + 0.001 * g**2
+                m, v = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+                params[layer][name] = w - rate(step) * m / (np.sqrt(v) + 1e-8)
+    return params
+
+
+def assert_close(got, want, rtol=1e-5):
+    """By the size of each array, or a tenth of where it started: what has vanished has no other."""
+    for layer, leaves in want.items():
+        for name, value in leaves.items():
+            error = np.abs(np.asarray(got[layer][name], np.float64) - value).max()
+            assert error <= rtol * max(np.abs(value).max(), 0.1), (layer, name, error)
+
+
+def schedule():
+    made = optimizers.make_schedule("cosine", peak=0.3, total_steps=STEPS, warmup_steps=10)
+    np.testing.assert_allclose(
+        [made(s) for s in range(STEPS)], [*map(rate, range(STEPS))], rtol=1e-5
+    )
+    return made
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("decayed", ["kernels", "all"])
+def test_lars_equals_simclrs_on_given_gradients(seed, decayed):
+    settings = {"weight_decay": 1e-2, "trust_coefficient": 0.02, "decayed": decayed}
+    optimizer = optimizers.make_optimizer("lars", schedule(), **settings)
+    got = ours(optimizer, start(seed), lambda step, _: noise(seed, step))
+    everywhere = decayed == "all"
+    want = simclr_lars(
+        start(seed),
+        lambda step, _: noise(seed, step),
+        decay=1e-2,
+        trust=0.02,
+        everywhere=everywhere,
+    )
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lars_equals_simclrs_where_gradients_depend_on_parameters(seed):
+    optimizer = optimizers.make_optimizer(
+        "lars", schedule(), weight_decay=1e-4, trust_coefficient=0.01, momentum=0.8
+    )
+    slope = quadratic(seed)
+    got = ours(optimizer, start(seed), lambda _, params: slope(params))
+    want = simclr_lars(
+        start(seed), lambda _, params: slope(params), decay=1e-4, trust=0.01, momentum=0.8
+    )
+    assert_close(got, want, rtol=3e-5)
+
+
+def test_a_zero_kernel_moves_by_the_plain_gradient_and_one_without_gradient_shrinks_by_its_decay():
+    optimizer = optimizers.make_optimizer("lars", lambda _: 0.5, weight_decay=0.1)
+    got = ours(optimizer, start(0), lambda step, _: noise(0, step + 3), steps=1)
+    gradient = noise(0, 3)["zero"]["kernel"]
+    np.testing.assert_allclose(got["zero"]["kernel"], -0.5 * gradient, rtol=1e-6)
+    want = start(0)["still"]["kernel"] * (1 - 0.5 * 0.001)
+    np.testing.assert_allclose(got["still"]["kernel"], want, rtol=1e-6)
+    np.testing.assert_array_equal(got["still"]["scale"], np.float32(start(0)["still"]["scale"]))
+    undecayed = optimizers.make_optimizer("lars", lambda _: 0.5)
+    got = ours(undecayed, start(0), lambda step, _: noise(0, step), steps=2)
+    np.testing.assert_array_equal(got["still"]["kernel"], np.float32(start(0)["still"]["kernel"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("decayed", ["kernels", "all"])
+def test_adam_equals_pytorchs_formula(seed, decayed):
+    optimizer = optimizers.make_optimizer("adam", schedule(), weight_decay=1e-2, decayed=decayed)
+    slope = quadratic(seed)
+
+    def gradients(step, params):
+        drawn = noise(seed, step)
+        return over(lambda p, leaf: leaf + drawn[p[0]][p[1]], slope(params))
+
+    got = ours(optimizer, start(seed), gradients)
+    want = torch_adam(start(seed), gradients, decay=1e-2, everywhere=decayed == "all")
+    assert_close(got, want, rtol=1e-4)
+
+
+def test_adam_equals_pytorch_itself():
+    torch = pytest.importorskip("torch")
+    params = {
+        layer: {name: torch.nn.Parameter(torch.tensor(leaf)) for name, leaf in leaves.items()}
+        for layer, leaves in start(0).items()
+    }
+    leaves = [leaf for layer in params.values() for leaf in layer.values()]
+    adam = torch.optim.Adam(leaves, lr=1.0, weight_decay=1e-2)
+    for step in range(STEPS):
+        gradient = noise(0, step)
+        adam.param_groups[0]["lr"] = rate(step)
+        for layer, named in params.items():
+            for name, leaf in named.items():
+                leaf.grad = torch.tensor(gradient[layer][name], dtype=leaf.dtype)
+        adam.step()
+    theirs = over(lambda _, leaf: leaf.detach().numpy(), params)
+    loop = torch_adam(start(0), lambda step, _: noise(0, step), decay=1e-2, everywhere=True)
+    assert_close(loop, theirs, rtol=1e-9)
+    optimizer = optimizers.make_optimizer("adam", schedule(), weight_decay=1e-2, decayed="all")
+    got = ours(optimizer, start(0), lambda step, _: noise(0, step))
+    assert_close(got, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lars", "adam", "adamw", "sgd"])
+def test_all_parameters_are_decayed_if_asked_for(name):
+    rate = 0.1
+    kernels, everything = (
+        ours(
+            optimizers.make_optimizer(name, lambda _: rate, weight_decay=0.5, decayed=decayed),
+            start(0),
+            lambda step, _: noise(0, step),
+            steps=3,
+        )
+        for decayed in ("kernels", "all")
+    )
+    np.testing.assert_array_equal(kernels["head"]["kernel"], everything["head"]["kernel"])
+    assert np.abs(kernels["bn1"]["scale"] - everything["bn1"]["scale"]).max() > 1e-3
+    with pytest.raises(ValueError, match="biases"):
+        optimizers.make_optimizer(name, lambda _: rate, decayed="biases")

@@ -1,0 +1,224 @@
+"""The published recipe: its numbers, what turns each quirk off, and what the step makes of them."""
+
+import ast
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cellclr_jax import devices
+from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.errors import BadUse
+from cellclr_jax.training import optimizers
+from cellclr_jax.training.setup import make_experiment
+from cellclr_jax.training.start import describe
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def recipe(name="simclr_paper", encoder="cnn"):
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](encoder)
+
+
+@pytest.fixture
+def experiment(data_dir):
+    """The recipe on the tests' dataset, small; its step is traced as in any run."""
+
+    def make(name="simclr_paper", **changes):
+        config = recipe(name)
+        config.update(data_dir=str(data_dir), image_size=32, minibatch_size=32, epochs=12)
+        config.update_from_flattened_dict(changes)
+        return make_experiment(config)
+
+    return make
+
+
+def minibatch(made, count=4):
+    return {name: v[:count] for name, v in made.cells.read(made.train_rows[:count]).items()}
+
+
+def test_the_recipe_is_the_published_one():
+    config = recipe(encoder="resnet50")
+    assert (config.minibatch_size, config.epochs, config.temperature) == (256, 600, 0.1)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("adam", 3e-4)
+    assert (config.optimizer.weight_decay, config.optimizer.decayed) == (1e-5, "all")
+    assert (config.model.head.depth, config.model.head.width, config.model.head.norm) == (
+        2, 256, "none",
+    )  # fmt: skip
+    assert config.init.workdir == "weights/resnet50"
+    small = recipe(encoder="cnn")
+    assert (small.model.head.width, small.init.workdir) == (64, "")
+    assert (small.model.cnn.widths, small.model.cnn.norm) == ((16, 32, 64, 64), "none")
+    assert config.evaluation.regularization == 1
+    assert not config.evaluation.relative_regularization
+    with pytest.raises(ValueError, match="unknown encoder 'vit'"):
+        recipe(encoder="vit")
+
+
+def test_the_step_sees_inverted_standardised_8_bit_levels(experiment):
+    made = experiment()
+    cells = minibatch(made)
+    images = np.asarray(made.images(cells))
+    levels = np.round(images * 255)
+    np.testing.assert_allclose(images * 255, levels, atol=1e-3)
+    plain = experiment(**{"normalization.legacy_invert": False})
+    np.testing.assert_allclose(levels, (256 - np.round(255 * plain.images(cells))) % 256, atol=1)
+    mean, deviation = (np.array(made.config.normalization[n]) for n in ("mean", "deviation"))
+    np.testing.assert_allclose(
+        made.standardized(images), (images - mean) / deviation, rtol=1e-4, atol=1e-5
+    )
+
+
+class Watching:
+    """In the place of a model: keeps the views that come in."""
+
+    def apply(self, variables, views, **_):
+        self.seen = views
+        return (views.mean((1, 2)), views.mean((1, 2))), {}
+
+
+def test_views_are_standardised_last(experiment):
+    made, watching = experiment(operations=("flip_horizontal",)), Watching()
+    objective = replace(made._objective(None), model=watching)
+    keys = view_keys(jax.random.key(3), 4)
+    objective._project({}, (minibatch(made), keys), train=False)
+    views = two_views(keys, made.to_augment(minibatch(made)), made.views())
+    want = made.standardized(views)
+    assert not np.allclose(want, views)
+    np.testing.assert_allclose(watching.seen, want.reshape(-1, *want.shape[2:]), atol=1e-5)
+
+
+def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experiment):
+    made = experiment()
+    legacy = optimizers.legacy_cosine(
+        3e-4, steps_per_epoch=made.steps_per_epoch, constant_epochs=10
+    )
+    for step in range(made.total_steps):
+        assert float(made.schedule(step)) == float(legacy(step))
+    corrected = experiment(**{"schedule.legacy_per_epoch": False})
+    assert float(corrected.schedule(10 * made.steps_per_epoch)) == pytest.approx(3e-4)
+    assert float(corrected.schedule(made.total_steps)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(BadUse, match="legacy_per_epoch is a cosine without warm-up"):
+        experiment(**{"schedule.warmup_epochs": 1.0})
+
+
+def test_a_cosine_that_rises_again_is_told(experiment):
+    mesh = devices.make_mesh(1)
+    made = experiment(epochs=12)
+    assert made.steps_per_epoch > 2
+    assert "rises again" not in describe(made, mesh, Path("run"))
+    longer = experiment(epochs=10 + made.steps_per_epoch + 1)
+    assert f"rises again after {made.steps_per_epoch} epochs" in describe(longer, mesh, Path("run"))
+
+
+def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
+    everything = experiment()
+    weighted = experiment(sampling="weighted")
+    assert weighted.steps_per_epoch < everything.steps_per_epoch
+    without = experiment(control_fraction=0.0)
+    compounds = without.cells.table["compound"].to_numpy()
+    assert "DMSO" in compounds
+    assert "DMSO" not in compounds[without.train_rows]
+    assert "DMSO" not in compounds[without.validation_rows]
+
+
+def test_operations_name_the_views_that_are_used(experiment):
+    made = experiment(operations=("flip_horizontal",))
+    assert list(made.views()) == ["flip_horizontal"]
+    images = made.to_augment(minibatch(made))
+    assert images.shape[1:3] == (32, 32)  # no crop makes them so
+    with pytest.raises(BadUse, match=r"config.operations: 'shear' is not in config.views"):
+        experiment(operations=("shear",))
+
+
+def test_colours_are_not_jittered_in_images_that_have_none(experiment):
+    with pytest.raises(BadUse, match=r"color_jitter works on images in \[0, 1\]"):
+        experiment(**{"normalization.method": "zscore", "normalization.bits": 0,
+                      "normalization.legacy_invert": False})  # fmt: skip
+
+
+def turned_off():
+    """What the config's docstring says turns each quirk off, one after the other."""
+    text = (CONFIGS / "simclr_paper.py").read_text().split('"""')[1]
+    items = text.split("\n- ")[1:]
+    found = [re.findall(r"--config\.([\w.]+)=('[^']*'|[\w.]+)", item) for item in items]
+    return {
+        item.split(":")[0]: {name: read_setting(value) for name, value in settings if value}
+        for item, settings in zip(items, found, strict=True)
+        if settings
+    }
+
+
+def read_setting(text):
+    try:
+        return ast.literal_eval(text.strip("'.,;"))
+    except (ValueError, SyntaxError):
+        return text.rstrip(".,;")
+
+
+@pytest.mark.parametrize("quirk", turned_off())
+def test_what_turns_a_quirk_off_does_as_it_is_written(experiment, quirk):
+    settings = turned_off()[quirk]
+    made = experiment(**settings)
+    flat = made.config
+    for name, value in settings.items():
+        got = flat
+        for part in name.split("."):
+            got = got[part]
+        assert got == value, name
+
+
+def test_each_quirk_of_the_docstring_is_there():
+    text = (CONFIGS / "simclr_paper.py").read_text()
+    assert len(turned_off()) == text.split('"""')[1].count("\n- ") == 8
+    instead = next(settings for name, settings in turned_off().items() if "stains" in name)
+    published = recipe().operations
+    swapped = tuple("jitter_channels" if n == "color_jitter" else n for n in published)
+    assert instead == {"operations": swapped}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation.standardize": "often"}, "standardize 'often'"),
+        ({"evaluation.corrections": ("tvn",)}, "corrections tvn"),
+        ({"schedule.hold_epochs": 10.6}, "holds whole epochs, not 10.6"),
+        ({"normalization.mean": (float("inf"), 0.0, 0.0)}, "mean .* finite numbers"),
+        ({"normalization.bits": 7}, "bits is 7: 0 or 8"),
+        ({"normalization.bits": 0}, "legacy_invert is defined on 256 levels"),
+        ({"normalization.mean": (0.5,)}, "need 3 numbers"),
+        (
+            {"normalization.method": "zscore", "normalization.bits": 0}
+            | {"normalization.legacy_invert": False, "operations": ("flip_horizontal",)},
+            "after a zscore they are 0 and 1: leave them empty",
+        ),
+        ({"normalization.deviation": (0.1, 0.0, 0.1)}, "numbers above 0"),
+        ({"control_fraction": -0.5}, "control_fraction is -0.5"),
+        ({"optimizer.decayed": "some"}, "unknown decayed 'some'"),
+    ],
+)
+def test_wrong_settings_are_named(experiment, change, message):
+    with pytest.raises(BadUse, match=message):
+        experiment(**change)
+
+
+def test_the_corrected_recipe_has_none_of_the_quirks(experiment):
+    made = experiment("simclr_paper_corrected")
+    config = made.config
+    assert not config.normalization.legacy_invert
+    assert not config.schedule.legacy_per_epoch
+    assert config.optimizer.decayed == "kernels"
+    assert config.views.elastic.get("affine", 0.0) == 0
+    assert config.evaluation.standardize == "controls"
+    images = np.asarray(made.standardized(made.images(minibatch(made))))
+    np.testing.assert_allclose(images.mean((1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(images.std((1, 2)), 1, atol=1e-3)
+    # All that is no quirk stays.
+    published, corrected = (recipe(name) for name in ("simclr_paper", "simclr_paper_corrected"))
+    for name in ("temperature", "minibatch_size", "epochs", "model", "sampling", "init"):
+        assert corrected[name] == published[name]
+    assert corrected.views.random_resized_crop == published.views.random_resized_crop

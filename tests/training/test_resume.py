@@ -1,0 +1,228 @@
+"""A run that was killed ends like one that was not: to the bit."""
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from support.faults import final_state
+from support.tiny_run import get_config
+from support.training_runs import checkpoints, crash_at, rows, same
+
+from cellclr_jax import devices as sharding
+from cellclr_jax.encoder import evaluate_run
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import (
+    TRAINING,
+    alone,
+)
+from cellclr_jax.profiling.evaluation import Protocol
+from cellclr_jax.training import (
+    loop,
+    start,
+)
+from cellclr_jax.training.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def config(data_dir):
+    """Of nine steps, with a checkpoint after each third."""
+    config = get_config()
+    config.data_dir = str(data_dir)
+    config.log_every = 2
+    return config
+
+
+def run(config, workdir, devices=1):
+    return loop.train(config, workdir, sharding.make_mesh(devices))
+
+
+def crashed(config, workdir, step, devices=1):
+    """Leaves a run as if the process had ended right after a step."""
+    with crash_at(step):
+        run(config, workdir, devices)
+
+
+def cut_in_half(checkpoint):
+    """Leaves the first half of each of a checkpoint's larger files."""
+    for file in (checkpoint / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 500:
+            os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Final states of uninterrupted runs by sampling, made once."""
+    states = {}
+
+    def state(config):
+        if config.sampling not in states:
+            states[config.sampling] = run(config, tmp_path_factory.mktemp("whole"))
+        return states[config.sampling]
+
+    return state
+
+
+@pytest.mark.parametrize(("sampling", "step"), [("uniform", 7), ("uniform", 4), ("balanced", 9)])
+def test_a_run_goes_on_to_the_bit(config, tmp_path, undisturbed, sampling, step):
+    config.sampling = sampling
+    whole = undisturbed(config)
+    crashed(config, tmp_path, step)
+    assert same(run(config, tmp_path), whole)
+    steps = [row["step"] for row in rows(tmp_path) if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_asked_to_end_saves_and_misses_nothing(
+    config, tmp_path, monkeypatch, capfd, number
+):
+    config.online.every_epochs, config.online.cells = 1, 100
+    whole = run(config, tmp_path / "whole")
+    original = loop._Run._after_step
+
+    def asked_at_an_epochs_end(self, step, *rest):
+        if step == 6:
+            signal.raise_signal(number)
+        original(self, step, *rest)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Run, "_after_step", asked_at_an_epochs_end)
+            with pytest.raises(loop.Interrupted, match="saved step 6") as stop:
+                run(config, tmp_path / "asked")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert stop.value.number == number
+    assert "saving after this step" in capfd.readouterr().err
+    assert same(run(config, tmp_path / "asked"), whole)
+    for name in ("whole", "asked"):
+        scored = [row["step"] for row in rows(tmp_path / name) if "online" in " ".join(row)]
+        assert scored == [3, 6, 9]
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, tmp_path, undisturbed):
+    whole = undisturbed(config)
+    crashed(config, tmp_path, 7)
+    cut_in_half(checkpoints(tmp_path)[-1])
+    assert same(run(config, tmp_path), whole)
+    # The arrays alone, which TensorStore tells of by a bare Exception. All their files: which of
+    # them a restore reads is the format's own affair.
+    for file in (tmp_path / "checkpoints" / "9" / "state").rglob("d/*"):
+        os.truncate(file, file.stat().st_size // 2)
+    assert same(run(config, tmp_path), whole)
+    assert sorted(path.name for path in (tmp_path / "unreadable").iterdir())[-1] == "9"
+    last, mended = final_state(tmp_path)
+    assert last == 9
+    want = jax.tree.leaves(jax.device_get(whole))
+    assert all(any(np.array_equal(a, b) for b in want) for a in mended)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path):
+    whole = run(config, tmp_path / "whole", 4)
+    crashed(config, tmp_path / "run", 7, devices=4)
+    state = run(config, tmp_path / "run", 1)
+    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, whole)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    template = jax.device_put(state.variables, sharding.replicated(sharding.make_mesh(2)))
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as kept:
+        part, progress = kept.restore_part(kept.find("last"), template)
+    assert progress["data"] == {"next_index": int(state.step)}
+    assert same(part, state.variables)
+
+
+@pytest.fixture
+def config_unknown(monkeypatch):
+    """Runs whose checkpoints say nothing of their config, as older ones do."""
+    monkeypatch.setattr(loop, "as_json", lambda config: {})
+    monkeypatch.setattr(start, "check_same", lambda *arguments: None)
+
+
+def test_a_checkpoint_of_another_config_is_refused_wherever_it_lies(config, tmp_path):
+    crashed(config, tmp_path / "run", 4)
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "other" / "checkpoints")
+    (tmp_path / "run" / "config.json").unlink()
+    config.temperature = 0.5
+    for workdir in (tmp_path / "run", tmp_path / "other"):
+        with pytest.raises(BadUse, match=r"another config \(temperature: 0\.1 there, 0\.5 here\)"):
+            run(config, workdir)
+        assert not (workdir / "config.json").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_left_where_it_is(
+    config, tmp_path, config_unknown
+):
+    crashed(config, tmp_path, 4)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["model"]["cnn"]["widths"] = [8, 16]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config.model.cnn.widths = (8, 16)
+    told = r"other shapes: params/encoder/\S+ \(8,\), here \(16,\).* more\): take the config"
+    with pytest.raises(BadUse, match=told):
+        run(config, tmp_path)
+    with pytest.raises(BadUse, match=told):
+        evaluate_run.evaluate_run(tmp_path, protocol=Protocol())
+    assert [path.name for path in checkpoints(tmp_path)] == ["3"]
+    assert not (tmp_path / "unreadable").exists()
+
+
+def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
+    def full(*arguments, **settings):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore lines")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(BadData, match=r"could not be written .*MB free\).*goes on") as caught:
+        run(config, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
+    with (
+        alone(tmp_path, TRAINING, "busy"),
+        pytest.raises(BadUse, match="another process is training in it"),
+    ):
+        run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_best_is_refused_where_no_checkpoint_is_ranked(config, tmp_path, capsys):
+    config.validation_fraction = 0.0
+    config.epochs = 1
+    run(config, tmp_path)
+    assert "no validation set" in capsys.readouterr().err
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
+        with pytest.raises(BadUse, match="has a validation loss"):
+            kept.find("best")
+        with pytest.raises(BadUse, match="there are"):
+            kept.find("12345")
+
+
+def test_another_dataset_is_refused(config, tmp_path, data_dir):
+    crashed(config, tmp_path / "run", 4)
+    shutil.copytree(data_dir / "bbbc021", tmp_path / "bbbc021")
+    manifest = next((tmp_path / "bbbc021").rglob("manifest.json"))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"fingerprint": "0" * 32}))
+    config.data_dir = str(tmp_path)
+    with pytest.raises(BadUse, match="another dataset"):
+        run(config, tmp_path / "run")
+
+
+def test_a_shard_that_vanished_is_named_and_nothing_else_is_lost(
+    config, tmp_path, data_dir, undisturbed
+):
+    whole = undisturbed(config)
+    crashed(config, tmp_path / "run", 5)
+    shutil.copytree(data_dir / "bbbc021", tmp_path / "bbbc021")
+    config.data_dir = str(tmp_path)
+    shard = next((tmp_path / "bbbc021").rglob("*.array_record-*"))
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadData, match=re.escape(shard.name)):
+        run(config, tmp_path / "run")
+    (tmp_path / "elsewhere").rename(shard)
+    assert same(run(config, tmp_path / "run"), whole)

@@ -1,0 +1,95 @@
+"""A work directory goes on with its own settings alone; those it never heard of have defaults."""
+
+import json
+
+import pytest
+from etils import epath
+
+from cellclr_jax import default_config
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.run_folder import (
+    check_config,
+    check_same,
+    read_config,
+    write_config,
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = epath.Path(tmp_path)
+    write_config(default_config.get_config(), folder)
+    return folder
+
+
+def change(workdir, edit):
+    content = json.loads((workdir / "config.json").read_text())
+    edit(content)
+    (workdir / "config.json").write_text(json.dumps(content))
+
+
+def test_what_is_written_is_read(workdir):
+    assert read_config(workdir).to_dict() == json.loads(default_config.get_config().to_json())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("temperature", 0.5, r"temperature: 0\.1 there, 0\.5 here"),
+        ("model.head.width", 64, "model.head.width: 128 there, 64 here"),
+        ("views.add_noise.probability", 0.25, r"views.add_noise.probability: 0\.5 there"),
+        ("micro_batch_size", 64, "micro_batch_size: 0 there, 64 here"),
+    ],
+)
+def test_differences_are_named(workdir, path, value, message):
+    config = default_config.get_config()
+    config.update_from_flattened_dict({path: value})
+    with pytest.raises(BadUse, match=message):
+        check_config(config, workdir)
+
+
+@pytest.mark.parametrize("path", ["data_dir", "data_access", "log_every", "online.every_epochs"])
+def test_what_decides_no_number_may_differ(workdir, path):
+    config = default_config.get_config()
+    config.update_from_flattened_dict({path: 7 if path[0] in "lo" else "elsewhere"})
+    assert config != default_config.get_config()
+    check_config(config, workdir)  # which raises where it is another run
+
+
+def forget(content):
+    """As of a run that was made before there were these settings."""
+    for name in ("loss_block_size", "micro_batch_size", "online", "data_access"):
+        del content[name]
+    del content["model"]["remat"]
+
+
+def test_a_setting_that_a_run_never_heard_of_has_its_default(workdir):
+    change(workdir, forget)
+    config = default_config.get_config()
+    check_config(config, workdir)
+    assert read_config(workdir).to_dict() == json.loads(config.to_json())
+    config.model.remat = True
+    with pytest.raises(BadUse, match=r"model\.remat: False there, True here"):
+        check_config(config, workdir)
+
+
+def test_an_augmentation_that_is_not_named_is_not_done(workdir):
+    change(workdir, lambda content: content["views"].pop("elastic"))
+    assert "elastic" not in read_config(workdir).views
+    with pytest.raises(BadUse, match=r"views\.elastic: None there"):
+        check_config(default_config.get_config(), workdir)
+
+
+def test_the_config_of_a_checkpoint_is_compared_likewise():
+    config = default_config.get_config()
+    check_same(json.loads(config.to_json()), config, "a checkpoint")
+    with pytest.raises(BadUse, match=r"a checkpoint holds .*seed: 3 there, 0 here"):
+        check_same({"seed": 3}, config, "a checkpoint")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", b"\xff\xfe"])
+def test_a_config_that_is_none_is_told(workdir, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    (workdir / "config.json").write_bytes(data)
+    with pytest.raises(BadData, match="not a readable config"):
+        check_config(default_config.get_config(), workdir)

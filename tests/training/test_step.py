@@ -1,0 +1,353 @@
+"""The training step: whole or in micro-batches, on any number of devices, it is one step."""
+
+import functools
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import tiny_run, traced
+
+from cellclr_jax import devices as sharding
+from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.errors import BadUse
+from cellclr_jax.models import make_model
+from cellclr_jax.objectives import nt_xent
+from cellclr_jax.training import (
+    loop,
+    optimizers,
+)
+from cellclr_jax.training.setup import compile_program, make_experiment
+from cellclr_jax.training.step import (
+    Objective,
+    init_state,
+    init_variables,
+    make_train_step,
+    make_validation_step,
+    stream,
+)
+
+CELLS, SIDE, WIDTH = 64, 16, 16
+VIEWS = {"flip_horizontal": {"probability": 0.5}, "flip_vertical": {"probability": 0.5}}
+# Of LLVM: compiling takes longer than these programs run.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def small_model(norm, *, dtype="float32", remat=False, widths=(8, 8)):
+    return make_model(
+        "cnn",
+        dtype=dtype,
+        remat=remat,
+        encoder_settings={"widths": widths, "norm": norm},
+        head_settings={"width": WIDTH, "norm": norm},
+    )
+
+
+def objective(norm="none", **settings):
+    settings = {"model": small_model(norm), "temperature": 0.2, "block_size": 64} | settings
+    return Objective(normalize=lambda cells: cells["image"], augmentations=VIEWS, **settings)
+
+
+def variables(goal):
+    return init_variables(goal.model, jax.random.key(0), (SIDE, SIDE, 3))
+
+
+@functools.cache
+def minibatch(cells=CELLS):
+    images = np.random.default_rng(0).normal(size=(cells, SIDE, SIDE, 3))
+    return {"image": images.astype(np.float32)}
+
+
+def over(mesh, function):
+    """`jit` of a function of (replicated, by rows, replicated) to replicated results."""
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    return jax.jit(
+        function,
+        in_shardings=(everywhere, rows, everywhere),
+        out_shardings=everywhere,
+        compiler_options=QUICK,
+    )
+
+
+@functools.cache
+def gradient(norm, devices, micro_batch_size):
+    """(metrics, gradient, running statistics) of the minibatch, on the host."""
+    mesh = sharding.make_mesh(devices)
+    goal = objective(norm, micro_batch_size=micro_batch_size, mesh=mesh)
+    start, key = jax.device_put((variables(goal), jax.random.key(1)), sharding.replicated(mesh))
+    cells = sharding.to_global(mesh, minibatch())
+    return jax.device_get(over(mesh, goal.value_and_grad)(start, cells, key))
+
+
+def relative_error(found, wanted):
+    """Norm of the difference of two trees to the norm of the second."""
+    difference = jax.tree.map(np.subtract, found, wanted)
+    return float(optax.tree.norm(difference) / optax.tree.norm(wanted))
+
+
+# Rounding: the plain step of eight devices is as far from that of one.
+ROUNDING = 4e-6
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro_batch_size"),
+    [(1, 32), (1, 16), (4, None), (4, 16), (8, None), (8, 32), (8, 16)],
+)
+def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_batch_size):
+    metrics, found, _ = gradient("none", devices, micro_batch_size)
+    wanted_metrics, wanted, _ = gradient("none", 1, None)
+    assert relative_error(found, wanted) < ROUNDING
+    for name, value in wanted_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices(devices):
+    found, wanted = gradient("batch", devices, 16), gradient("batch", 1, 16)
+    # Differences of features that hardly vary are divided by how little they vary.
+    assert relative_error(found[1], wanted[1]) < 1e-3
+    for statistics in zip(*(jax.tree.leaves(g[2]) for g in (found, wanted)), strict=True):
+        np.testing.assert_allclose(*statistics, atol=1e-6)
+
+
+def naive_with_batch_statistics(goal, pieces):
+    """Loss, gradient and statistics by one differentiation through all micro-batches."""
+    start = variables(goal)
+    views = two_views(jax.random.key(1), jnp.asarray(minibatch()["image"]), VIEWS)
+
+    def whole(params):
+        projections, statistics = [], []
+        for i in range(pieces):
+            images = views[i::pieces].reshape(-1, *views.shape[2:])
+            (_, z), updated = goal.model.apply(
+                {**start, "params": params}, images, train=True, mutable=["batch_stats"]
+            )
+            projections.append(z.reshape(-1, 2, WIDTH))
+            statistics.append(updated["batch_stats"])
+        z = jnp.concatenate(projections)
+        mean = jax.tree.map(lambda *s: sum(s) / pieces, *statistics)
+        return nt_xent.nt_xent(z[:, 0], z[:, 1], goal.temperature), mean
+
+    (value, statistics), wanted = jax.jit(jax.value_and_grad(whole, has_aux=True))(start["params"])
+    return value, wanted, statistics
+
+
+def test_a_micro_batch_has_its_own_statistics_and_the_running_ones_move_by_their_mean():
+    value, wanted, statistics = naive_with_batch_statistics(objective("batch"), 4)
+    metrics, found, found_statistics = gradient("batch", 1, 16)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert relative_error(found, wanted) < 1e-4
+    assert relative_error(found_statistics, statistics) < 1e-6
+    # That is not what the statistics of the whole minibatch give.
+    assert relative_error(gradient("batch", 1, None)[1], wanted) > 0.05
+
+
+def test_the_views_of_a_cell_do_not_depend_on_the_cells_beside_it():
+    key, images = jax.random.key(1), jnp.asarray(minibatch()["image"])
+    views = two_views(key, images, VIEWS)
+    part = two_views(view_keys(key, CELLS)[3::4], images[3::4], VIEWS)
+    np.testing.assert_array_equal(part, views[3::4])
+
+
+@pytest.mark.parametrize(("cells", "micro_batch_size"), [(CELLS, 16), (48, 40), (CELLS, 100)])
+def test_validation_is_the_same_in_micro_batches(cells, micro_batch_size):
+    state = init_state(small_model("batch"), optax.sgd(0.1), jax.random.key(0), (SIDE, SIDE, 3))
+    found = []
+    for devices, size in ((1, None), (8, micro_batch_size)):
+        mesh = sharding.make_mesh(devices)
+        goal = objective("batch", micro_batch_size=size, mesh=mesh)
+        validate = over(mesh, make_validation_step(goal))
+        placed = jax.device_put((state, jax.random.key(2)), sharding.replicated(mesh))
+        rows = sharding.to_global(mesh, minibatch(cells))
+        found.append(jax.device_get(validate(placed[0], rows, placed[1])))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-6, atol=1e-6)
+
+
+def compiled_step(goal, cells=CELLS):
+    """The step's executable."""
+    optimizer, mesh = optax.sgd(0.1), goal.mesh or sharding.make_mesh(1)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    start = functools.partial(init_state, goal.model, optimizer, image_shape=(SIDE, SIDE, 3))
+    rows = {"image": jax.ShapeDtypeStruct((cells, SIDE, SIDE, 3), jnp.float32)}
+    step = over(mesh, make_train_step(goal, optimizer, lambda step: 0.1))
+    return step.lower(jax.eval_shape(start, key), rows, key).compile()
+
+
+def test_no_image_leaves_its_device():
+    goal = objective("batch", micro_batch_size=16, mesh=sharding.make_mesh(8))
+    program = compiled_step(goal).as_text()
+    assert not re.search(r" (all-to-all|collective-permute)(-start)?\(", program)
+    gathered = re.findall(r"= (.*) all-gather(?:-start)?\(", program)
+    sizes = [
+        np.prod([int(n) for n in shape.split(",") if n])
+        for result in gathered
+        for shape in re.findall(r"\[([\d,]*)\]", result)
+    ]
+    assert sizes
+    assert max(sizes) <= CELLS * 2 * WIDTH < CELLS * SIDE * SIDE * 3
+
+
+def temporaries(goal, cells):
+    return compiled_step(goal, cells).memory_analysis().temp_size_in_bytes
+
+
+def test_4096_cells_train_in_the_memory_of_256():
+    small = temporaries(objective("batch"), 256)
+    large = temporaries(objective("batch", micro_batch_size=256), 4096)
+    projections = 4096 * 2 * WIDTH * 4
+    tiles = 4096 * 2 * 64 * 4  # of the loss: all rows against a block of columns
+    assert large < 1.3 * small + 8 * projections + 2 * tiles
+    assert temporaries(objective("batch"), 4096) > 8 * large
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "resnet18", "resnet50"])
+def test_rematerialisation_keeps_names_and_holds_less_for_the_backward_pass(encoder):
+    images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+    kept, trees = [], []
+    for remat in (False, True):
+        model = make_model(encoder, remat=remat)
+
+        def backward(start, images, model=model):
+            def project(params):
+                state = {**start, "params": params}
+                return model.apply(state, images, train=True, mutable=["batch_stats"])[0][1]
+
+            return jax.vjp(project, start["params"])[1]
+
+        make = functools.partial(init_variables, model, image_shape=images.shape[1:])
+        trees.append(jax.eval_shape(make, jax.random.key(0)))
+        residuals = jax.tree.leaves(jax.eval_shape(backward, trees[-1], images))
+        kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in residuals))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees[0]))
+    assert trees[0] == trees[1]
+    assert kept[1] - weights < 0.5 * (kept[0] - weights)
+
+
+@pytest.fixture
+def config(data_dir):
+    """A run of seconds in micro-batches."""
+    config = tiny_run.get_config()
+    config.data_dir = str(data_dir)
+    config.micro_batch_size = 16
+    return config
+
+
+def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
+    config.micro_batch_size = 0
+    config.image_size = 32
+    mesh = sharding.make_mesh(1)
+    memory, results = [], []
+    for remat in (False, True):
+        config.model.remat = remat
+        experiment = make_experiment(config)
+        cells = sharding.to_global(mesh, experiment.cells.read(experiment.train_rows[:64]))
+        key = jax.random.key(0)
+        state = experiment.init(key)
+        program = compile_program(experiment, mesh).step.lower(state, cells, key).compile()
+        memory.append(program.memory_analysis().temp_size_in_bytes)
+        results.append(jax.device_get(program(state, cells, key)))
+    assert memory[1] < 0.9 * memory[0]
+    (plain, metrics), (again, metrics_again) = results
+    assert relative_error(again.params, plain.params) < 1e-6
+    assert relative_error(again.batch_stats, plain.batch_stats) < 1e-6
+    np.testing.assert_allclose(metrics_again["loss"], metrics["loss"], rtol=1e-6)
+
+
+BFLOAT16 = {"model": small_model("batch", dtype="bfloat16"), "micro_batch_size": 16}
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_state_and_metrics_of_a_bfloat16_network_are_float32(name):
+    optimizer = optimizers.make_optimizer(name, lambda step: 0.1, weight_decay=1e-6)
+    goal, key = objective(**BFLOAT16), jax.random.key(0)
+    state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
+    step = make_train_step(goal, optimizer, lambda step: 0.1)
+    results = jax.tree.leaves(jax.eval_shape(step, state, minibatch(), key))
+    assert {leaf.dtype for leaf in results if leaf.dtype != jnp.int32} == {jnp.dtype("float32")}
+
+
+def test_a_step_too_small_for_bfloat16_is_not_lost():
+    goal, key, tiny = objective(**BFLOAT16), jax.random.key(0), optax.adam(1e-5)
+    step = over(sharding.make_mesh(1), make_train_step(goal, tiny, lambda step: 1e-5))
+    before = init_state(goal.model, tiny, key, (SIDE, SIDE, 3))
+    after, _ = step(before, minibatch(), key)
+    kernel, moved = (state.params["head"]["l1"]["kernel"] for state in (before, after))
+    assert 0 < np.max(np.abs(moved - kernel)) < 2.0**-9 * np.max(np.abs(kernel))
+    for leaf in jax.tree.leaves(after.batch_stats):
+        assert np.any(leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_loss_statistics_and_update_are_computed_in_float32():
+    goal, optimizer, key = objective(**BFLOAT16), optax.adamw(0.1), jax.random.key(0)
+    state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
+    step = make_train_step(goal, optimizer, lambda step: 0.1)
+    found = list(traced.operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
+    # Exponentials and logarithms are the loss's; roots those of statistics, norms and optimiser.
+    fine = {dtype for name, dtype in found if name in ("exp", "log", "rsqrt", "sqrt")}
+    assert fine == {jnp.dtype(jnp.float32)}
+    convolutions = {dtype for name, dtype in found if name == "conv_general_dilated"}
+    assert convolutions == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_metrics_tell_norms_and_the_spread_of_all_cells():
+    goal, key = objective(micro_batch_size=16), jax.random.key(1)
+    rate = optax.linear_schedule(0.1, 0.3, 2)
+    state = init_state(goal.model, optax.sgd(rate), jax.random.key(0), (SIDE, SIDE, 3))
+    step = over(sharding.make_mesh(1), make_train_step(goal, optax.sgd(rate), rate))
+    after, metrics = jax.device_get(step(state, minibatch(), key))
+    views = two_views(stream(key, "augment", 0), jnp.asarray(minibatch()["image"]), VIEWS)
+    embeddings = goal.model.apply(
+        state.variables, views.reshape(-1, SIDE, SIDE, 3), method=goal.model.embed
+    )
+    spread = np.mean(np.std(embeddings, axis=0))
+    np.testing.assert_allclose(metrics["embedding_spread"], spread, rtol=1e-4)
+    np.testing.assert_allclose(metrics["update_norm"], 0.1 * metrics["gradient_norm"], rtol=1e-5)
+    norm = np.sqrt(sum(np.sum(leaf.astype(float) ** 2) for leaf in jax.tree.leaves(after.params)))
+    np.testing.assert_allclose(metrics["parameter_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["lr"], 0.1, rtol=1e-6)
+    _, metrics = jax.device_get(step(after, minibatch(), key))
+    np.testing.assert_allclose(metrics["lr"], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["update_norm"], 0.2 * metrics["gradient_norm"], rtol=1e-5)
+
+
+def test_the_step_in_micro_batches_is_traced_once(config):
+    experiment, mesh = make_experiment(config), sharding.make_mesh(8)
+    program = compile_program(experiment, mesh)
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    state = program.init(key)
+    for start in (0, 64, 128):
+        cells = experiment.cells.read(experiment.train_rows[start : start + 64])
+        state, _ = program.step(state, sharding.to_global(mesh, cells), key)
+    assert program.step._cache_size() == 1
+
+
+def test_a_run_in_micro_batches_goes_on_to_the_bit(config, tmp_path):
+    config.checkpoint.save_every_steps = 3
+    whole = loop.train(config, tmp_path)
+    kept = sorted((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(kept[-1])
+    assert len(kept) > 1
+    again = loop.train(config, tmp_path)
+    for leaves in zip(*(jax.tree.leaves(state) for state in (again, whole)), strict=True):
+        np.testing.assert_array_equal(*jax.device_get(leaves))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batch_size": 24}, "micro_batch_size is 24: a divisor of config.minibatch_size 64"),
+        ({"micro_batch_size": 128}, "micro_batch_size is 128: a divisor"),
+        ({"micro_batch_size": -1}, "micro_batch_size is -1"),
+        ({"micro_batch_size": 4}, r"micro batch of 4 cells .* 8 devices: set --config.micro_batch"),
+        ({"loss_block_size": -1}, "loss_block_size is -1"),
+    ],
+)
+def test_wrong_sizes_are_named(config, tmp_path, change, message):
+    config.update(change)
+    with pytest.raises(BadUse, match=message):
+        loop.train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()

@@ -1,0 +1,417 @@
+"""Files of PyTorch become work directories and files again, whole or not at all."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from support.binaries import run
+from support.tiny_dataset import metadata, name_channels, random_images, write_dataset
+from support.tiny_run import get_config
+from support.weight_samples import (
+    ENDINGS,
+    NETWORKS,
+    ROOT,
+    SMALL,
+    convert,
+    entries_of,
+    read,
+    refusal,
+    same,
+    write,
+)
+
+from cellclr_jax import default_config
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import (
+    TRAINING,
+    alone,
+)
+from cellclr_jax.run_folder import (
+    check_dataset,
+    read_config,
+    refuse_conversion,
+    write_config,
+)
+from cellclr_jax.training.checkpoints import Checkpoints
+from cellclr_jax.weights import files
+from cellclr_jax.weights.import_export import export_weights
+from cellclr_jax.weights.torch_names import (
+    shapes_of,
+    to_variables,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A file and the work directory that it became."""
+    folder = tmp_path_factory.mktemp("small")
+    source = write(folder / "small.safetensors", entries_of(SMALL))
+    return source, convert(source, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder whose dataset has plates, wells and compounds."""
+    folder = tmp_path_factory.mktemp("data")
+    name_channels(write_dataset(folder, random_images(), columns=metadata()))
+    return folder
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_there_and_back_is_equal_to_the_bit(name, ending, tmp_path):
+    network, entries = NETWORKS[name], entries_of(NETWORKS[name])
+    workdir = convert(write(tmp_path / f"given{ending}", entries), tmp_path / "run")
+    output = tmp_path / f"back{ending}"
+    export_weights(workdir, "last", output, layout=network.layout)
+    assert same(read(output), entries)
+    assert {path.name for path in tmp_path.iterdir()} == {f"given{ending}", "run", output.name}
+    config = read_config(epath.Path(workdir)).model
+    assert config.encoder == network.encoder
+    assert config.head.depth == (2 if network.head else 0)
+    if network.head:
+        assert (config.head.hidden, config.head.width) == network.head
+    if network.encoder == "cnn":
+        assert (tuple(config.cnn.widths), config.cnn.norm) == (network.widths, network.norm)
+
+
+def test_a_file_says_what_it_is_and_a_head_that_is_left_out_is_told(tmp_path, capsys):
+    source = write(tmp_path / "given.safetensors", entries_of(NETWORKS["resnet_head"]))
+    workdir = convert(source, tmp_path / "run")
+    assert "--config=configs/simclr_paper.py:resnet18" in capsys.readouterr().err
+    export_weights(workdir, "0", tmp_path / "back.safetensors", layout=None)
+    assert "the head is left out" in capsys.readouterr().err
+    with safe_open(tmp_path / "back.safetensors", "np") as file:
+        told = file.metadata()
+    assert told == {"format": "pt", "layout": "torchvision", "encoder": "resnet18"}
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == entries_of(NETWORKS["resnet"]).keys()
+
+
+def test_the_state_is_what_a_run_saves(small):
+    with Checkpoints(small[1] / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [0]
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=place),
+            {"step": (), **shapes_of(SMALL)},
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        template["step"] = jax.ShapeDtypeStruct((), np.int32, sharding=place)
+        state, progress, _ = checkpoints.restore_newest(template)
+    assert state["step"] == 0
+    want = to_variables(
+        {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}, SMALL
+    )
+    got = {kind: jax.device_get(state[kind]) for kind in want}
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert progress["converted"]["channels"] == 3
+    assert progress["converted"]["sha256"] == files.digest(small[0])
+
+
+def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys):
+    source, workdir = small
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    convert(source, workdir)
+    assert "already" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+    config = default_config.get_config()
+    config.image_size = 48
+    config.model.encoder, config.model.cnn.widths, config.model.cnn.norm = "cnn", (8, 8), "batch"
+    assert "image_size" in refusal(BadUse, convert, source, workdir, config)
+    other = write(tmp_path / "other.safetensors", entries_of(NETWORKS["cnn_batch"]))
+    assert "converted from" in refusal(BadUse, convert, other, workdir)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert "something else" in refusal(BadUse, convert, other, tmp_path / "run")
+    write_config(get_config(), epath.Path(tmp_path / "trained"))
+    assert "something else" in refusal(BadUse, convert, other, tmp_path / "trained")
+
+
+def test_a_config_that_names_another_encoder_is_refused(small, tmp_path):
+    config = default_config.get_config()
+    told = refusal(BadUse, convert, small[0], tmp_path / "run", config)
+    assert "config.model.encoder is resnet50, that of the file cnn" in told
+    config.model.encoder = "cnn"
+    assert "(8, 8)" in refusal(BadUse, convert, small[0], tmp_path / "run", config)
+    config.model.cnn.widths, config.model.cnn.norm, config.image_size = (8, 8), "batch", 48
+    convert(small[0], tmp_path / "run", config)
+    assert read_config(epath.Path(tmp_path / "run")).image_size == 48
+
+
+@pytest.fixture
+def small_files_only():
+    """No file may grow over 4 KB: what is larger fails on its way to the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's
+def test_nothing_half_written_stays(small, tmp_path, small_files_only):
+    assert "once that is mended, run the same command again" in refusal(
+        BadData, convert, small[0], tmp_path / "run"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_half_of_a_file_stays(ending, small, tmp_path, small_files_only):
+    if ending == ".pth":
+        pytest.importorskip("torch")
+    output = tmp_path / f"out{ending}"
+    told = refusal(BadData, export_weights, small[1], "last", output, layout=None)
+    assert told.startswith(f"{output} could not be written: File too large;")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_nothing_stays(small, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / ".hidden"))
+
+    def tells(told, place):
+        assert told.startswith(f"{place} could not be written: no space left on the disk (")
+        assert told.endswith("free some space and run the same command again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        tells(refusal(BadData, convert, small[0], tmp_path / "run"), tmp_path / "run")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    output = tmp_path / "out.safetensors"
+    tells(refusal(BadData, export_weights, small[1], "last", output, layout=None), output)
+    assert not list(tmp_path.iterdir())
+    words = ValueError("RESOURCE_EXHAUSTED: failed to write: No space left on device [28]")
+    tells(str(files.not_written(output, words)), output)
+
+
+def test_threads_that_go_on_writing_leave_nothing(small, tmp_path, monkeypatch):
+    def write_on(folder):
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            Path(folder, "0", "state").mkdir(parents=True, exist_ok=True)
+            time.sleep(0.02)
+
+    def fail(checkpoints, *_, **__):
+        threading.Thread(target=write_on, args=(checkpoints.directory,)).start()
+        raise BadData("not saved")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    assert "not saved" in refusal(BadData, convert, small[0], tmp_path / "run")
+    time.sleep(0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_conversion_left_is_cleared(small, tmp_path):
+    source, _ = small
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from cellclr_jax import default_config\n"
+        "from cellclr_jax.training.checkpoints import Checkpoints\n"
+        "from cellclr_jax.weights.import_export import import_weights\n"
+        "{crash}\n"
+        "source, workdir = map(pathlib.Path, sys.argv[1:])\n"
+        "import_weights(source, workdir, default_config.get_config(), named=False)\n"
+    )
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    die = "os.kill(os.getpid(), signal.SIGKILL)"
+    moved = (
+        "replace = os.replace\n"
+        "os.replace = lambda old, new: (\n"
+        f"    replace(old, new) or str(old).endswith('{{name}}') and {die}\n"
+        ")"
+    )
+    crashes = {
+        # While it saves,
+        f"Checkpoints.close = lambda self: {die}": {".unfinished"},
+        # when its checkpoints have their place, its config not yet,
+        moved.format(name=".unfinished/checkpoints"): {".unfinished", "checkpoints"},
+        # and when these have made place for the next.
+        moved.format(name="run/checkpoints"): {".unfinished"},
+    }
+    for crash, left in crashes.items():
+        command = [sys.executable, "-c", code.replace("{crash}", crash), str(source)]
+        command.append(str(tmp_path / "run"))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        found = {path.name for path in (tmp_path / "run").iterdir()}
+        assert found == {".training", *left}
+    workdir = convert(source, tmp_path / "run")
+    assert {p.name for p in workdir.iterdir()} == {".training", "checkpoints", "config.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_one_conversion_at_a_time(small, tmp_path, capsys, monkeypatch):
+    source, workdir = small
+    with alone(tmp_path / "run", TRAINING, "busy"):
+        told = refusal(BadUse, convert, source, tmp_path / "run")
+    assert told.startswith(f"{tmp_path / 'run'}: another process is training in it, or converting")
+
+    def made_meanwhile(folder, *_):
+        shutil.copytree(workdir, folder, dirs_exist_ok=True)
+        return alone(folder, *_)
+
+    monkeypatch.setattr("cellclr_jax.weights.import_export.alone", made_meanwhile)
+    convert(source, tmp_path / "run")
+    assert f"{tmp_path / 'run'} holds these weights already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_an_empty_folder_is_a_work_directory(is_there, small, tmp_path):
+    if is_there:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    convert(small[0], tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert (tmp_path / "elsewhere" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("lost", ["config.json", "checkpoints/0/state"])
+def test_a_conversion_without_its_config_or_weights_is_made_again(small, tmp_path, capsys, lost):
+    shutil.copytree(small[1], tmp_path / "run")
+    (tmp_path / "run" / lost).rename(tmp_path / "lost")
+    workdir = convert(small[0], tmp_path / "run")
+    assert "already" not in capsys.readouterr().err
+    assert read_config(epath.Path(workdir)).model.encoder == "cnn"
+    export_weights(workdir, "last", tmp_path / "out.safetensors", layout="published")
+    assert same(load_file(tmp_path / "out.safetensors"), entries_of(SMALL))
+
+
+def test_a_conversion_starts_from_no_other_weights(small, tmp_path):
+    config = default_config.get_config()
+    config.model.encoder, config.model.cnn.widths, config.model.cnn.norm = "cnn", (8, 8), "batch"
+    config.init.workdir, config.init.head = "/elsewhere", True
+    init = read_config(epath.Path(convert(small[0], tmp_path / "run", config))).init
+    assert (init.workdir, init.head) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "told"),
+    [
+        ("out.bin", None, "a name in .pth"),
+        ("none/out.pth", None, "no such folder"),
+        ("there.safetensors", None, "is there"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(name, layout, told, small, tmp_path):
+    (tmp_path / "there.safetensors").write_text("mine")
+    assert told in refusal(BadUse, export_weights, small[1], "last", tmp_path / name, layout=layout)
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+def test_a_head_that_the_published_code_lacks_is_refused(tmp_path):
+    config = get_config()
+    config.model.head.norm = "batch"
+    write_config(config, epath.Path(tmp_path))
+    output = tmp_path / "out.safetensors"
+    assert "two linear layers" in refusal(
+        BadUse, export_weights, tmp_path, "last", output, layout="published"
+    )
+
+
+def test_a_cnn_is_written_without_its_head(small, tmp_path):
+    export_weights(small[1], "last", tmp_path / "out.safetensors", layout="torchvision")
+    want = {n: a for n, a in entries_of(SMALL).items() if n.startswith("features.")}
+    assert same(load_file(tmp_path / "out.safetensors"), want)
+
+
+def test_evaluation_and_embedding_say_where_weights_are_from(small, data, tmp_path):
+    source = small[0]
+    made = run(
+        "convert", f"--input={source}", f"--workdir={tmp_path / 'run'}",
+        "--config=cellclr_jax/default_config.py", "--config.model.encoder=cnn",
+        "--config.model.cnn.widths=(8,8)", "--config.model.cnn.norm=batch",
+        "--config.image_size=8", "--config.dataset=single_cells/all",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    flags = (f"--workdir={tmp_path / 'run'}", f"--data_dir={data}")
+    told = f"weights converted from {source}"
+    evaluated = run("eval", *flags)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"note: {told}" in evaluated.stderr
+    scores = json.loads((tmp_path / "run" / "eval" / "0" / "metrics.json").read_text())
+    assert scores["run"]["trained_on"] == told
+    embedded = run("embed", *flags, f"--out={tmp_path / 'out'}")
+    assert embedded.returncode == 0, embedded.stderr
+    assert f"note: {told}" in embedded.stderr
+    record = json.loads((tmp_path / "out" / "embedding.json").read_text())
+    assert record["settings"]["trained_on"] == told
+
+
+def test_channels_that_are_not_the_weights_are_refused(tmp_path, data):
+    source = write(tmp_path / "five.safetensors", entries_of(NETWORKS["cnn"]))
+    config = default_config.get_config()
+    config.model.encoder, config.dataset = "cnn", "single_cells/all"
+    workdir = convert(source, tmp_path / "run", config)
+    failed = run("eval", f"--workdir={workdir}", f"--data_dir={data}")
+    assert failed.returncode == 2
+    assert "for images of 5 channels" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_converted_work_directory_is_not_trained_in(small, data):
+    source, workdir = small
+    told = refusal(BadUse, refuse_conversion, epath.Path(workdir))
+    assert "--config.init.workdir" in told
+    assert str(source) in told
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        progress = checkpoints.newest_progress()
+    assert told == refusal(BadUse, check_dataset, progress, None, workdir)
+    refuse_conversion(epath.Path(data))  # which holds none
+
+
+def test_the_weights_of_a_run_are_written(tmp_path):
+    config = get_config()
+    config.model.head.norm = "none"
+    write_config(config, epath.Path(tmp_path))
+    entries = {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}
+    state = {"step": np.int32(7), **to_variables(entries, SMALL), "opt_state": np.zeros(3)}
+    progress = {"dataset": "d", "channels": ["dna", "tubulin", "actin"]}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), progress, validation_loss=1.0)
+    export_weights(tmp_path, "best", tmp_path / "out.safetensors", layout="published")
+    assert same(load_file(tmp_path / "out.safetensors"), entries_of(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "one of --input and --output"),
+        (("--input=a.pth",), "--workdir=DIR was expected"),
+        (("--input=a.pth", "--workdir=w"), "--input=a.pth: no such file"),
+        (("--input=a.pth", "--workdir=w", "--layout=published"), "--layout says nothing"),
+        (("--output=a.pth", "--workdir=w", "--config=configs/simclr.py"), "--config says nothing"),
+        (("--output=a.safetensors", "--workdir=nowhere"), "no run in nowhere"),
+    ],
+)
+def test_wrong_flags_are_told(flags, told):
+    failed = run("convert", *flags)
+    assert failed.returncode == 2
+    assert told in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_help_loads_no_library():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['convert', '--help']\n"
+        "try:\n    runpy.run_module('cellclr_jax.convert', run_name='__main__', alter_sys=True)\n"
+        "finally:\n    print(sorted({'jax', 'torch', 'safetensors', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--input" in done.stdout
+    assert "--distributed" not in done.stdout
+    assert done.stdout.rstrip().endswith("[]")

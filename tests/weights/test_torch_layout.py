@@ -1,0 +1,242 @@
+"""Entries of PyTorch are recognised by name and shape; each that is not as expected is named."""
+
+import functools
+
+import numpy as np
+import pytest
+from support.drawn_weights import drawn
+
+from cellclr_jax.errors import BadData
+from cellclr_jax.weights.torch_names import (
+    Network,
+    bare,
+    recognise,
+    shapes_of,
+    slots,
+    split_classifier,
+    to_entries,
+    to_variables,
+)
+
+RESNET = Network("resnet18", 3, "torchvision")
+NETWORKS = [
+    RESNET,
+    Network("resnet18", 5, "published", head=(96, 24)),
+    Network("resnet50", 1, "published"),
+    Network("resnet101", 3, "torchvision", head=(2048, 128)),
+    Network("cnn", 4, "published", (16, 32, 64, 64), "none", (64, 64)),
+    Network("cnn", 3, "published", (8, 24), "batch"),
+]
+
+
+@functools.cache
+def entries_of(network):
+    return drawn({name: slot.shape for name, slot in slots(network).items()})
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return entries_of(RESNET)
+
+
+def changed(entries, **arrays):
+    """Entries with some replaced, added, or (None) left out; a double underscore is a dot."""
+    both = {**entries, **{name.replace("__", "."): a for name, a in arrays.items()}}
+    return {name: array for name, array in both.items() if array is not None}
+
+
+def refusal(entries):
+    """What is said of entries, in one line."""
+    with pytest.raises(BadData) as caught:
+        to_variables(entries, recognise(entries))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_a_network_is_recognised_whatever_the_order_of_its_entries(network):
+    entries = entries_of(network)
+    assert recognise(entries) == network
+    assert recognise(dict(reversed(entries.items()))) == network
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_there_and_back_is_equal_to_the_bit(network):
+    entries = entries_of(network)
+    back = to_entries(to_variables(entries, network), network)
+    counters = {name for name in back if name.endswith(".num_batches_tracked")}
+    assert back.keys() - counters == entries.keys()
+    assert len(counters) == sum(name.endswith("running_var") for name in entries)
+    assert all(back[name].tobytes() == array.tobytes() for name, array in entries.items())
+    assert all(back[name] == 0 and back[name].dtype == np.int64 for name in counters)
+
+
+def test_axes_are_moved_as_a_loop_would():
+    network = NETWORKS[4]
+    entries, variables = entries_of(network), to_variables(entries_of(network), network)
+    kernel, matrix = entries["features.3.weight"], entries["l2.weight"]
+    ours = variables["params"]
+    for o, i, y, x in [(0, 0, 0, 0), (31, 2, 1, 0), (5, 15, 0, 2)]:
+        assert ours["encoder"]["conv2"]["kernel"][y, x, i, o] == kernel[o, i, y, x]
+    for o, i in [(0, 0), (63, 5), (7, 60)]:
+        assert ours["head"]["l2"]["kernel"][i, o] == matrix[o, i]
+
+
+def test_shapes_are_those_of_the_variables():
+    def shaped(tree):
+        return {k: shaped(v) if isinstance(v, dict) else v.shape for k, v in tree.items()}
+
+    for network in (RESNET, *NETWORKS[4:]):
+        assert shapes_of(network) == shaped(to_variables(entries_of(network), network))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.encoder.module."])
+def test_prefixes_are_taken_off(resnet, prefix):
+    wrapped = {prefix + name: array for name, array in resnet.items()}
+    wrapped[f"{prefix}bn1.num_batches_tracked"] = np.zeros((), np.int64)
+    assert bare(wrapped).keys() == resnet.keys()
+
+
+def test_a_prefix_that_not_every_entry_has_stays(resnet):
+    wrapped = {f"backbone.{name}": array for name, array in resnet.items()}
+    wrapped["l1.weight"] = np.zeros((2, 2), np.float32)
+    assert bare(wrapped).keys() == wrapped.keys()
+    assert "backbone.conv1.weight" in refusal(bare(wrapped))
+
+
+def test_a_counter_goes_beside_its_variance_alone(resnet):
+    count = np.zeros((), np.int64)
+    counted = changed(resnet, module__bn1__num_batches_tracked=count)
+    assert bare(counted).keys() == resnet.keys()
+    stray = changed(resnet, conv1__num_batches_tracked=count, num_batches_tracked=count)
+    assert "superfluous: conv1.num_batches_tracked, num_batches_tracked" in refusal(bare(stray))
+
+
+def test_two_entries_of_one_name_are_refused(resnet):
+    with pytest.raises(BadData, match=r"with and without 'module\.' there are conv1\.weight$"):
+        bare(changed(resnet, module__conv1__weight=np.zeros(3)))
+
+
+def test_a_classifier_is_known(resnet):
+    rest, left_out = split_classifier(changed(resnet, fc__weight=np.zeros((9, 512))))
+    assert rest.keys() == resnet.keys()
+    assert left_out == ["fc.weight"]
+
+
+def test_what_only_begins_as_a_classifier_is_superfluous(resnet):
+    odd = changed(resnet, fc__0__weight=np.zeros((9, 512)), fc__scale=np.zeros(3))
+    rest, left_out = split_classifier(odd | {"fc.bias": np.zeros(9)})
+    assert left_out == ["fc.bias"]
+    assert "superfluous: fc.0.weight, fc.scale" in refusal(rest)
+
+
+def test_what_is_missing_superfluous_or_misshapen_is_named(resnet):
+    odd = changed(
+        resnet,
+        layer2__0__bn1__bias=None,
+        extra__weight=np.zeros(3, np.float32),
+        conv1__weight=np.zeros((64, 3, 3, 3), np.float32),
+    )
+    told = refusal(odd)
+    assert "missing: layer2.0.bn1.bias;" in told
+    assert "superfluous: extra.weight;" in told
+    assert "of another shape: conv1.weight (64, 3, 3, 3), (64, 3, 7, 7) expected" in told
+
+
+def test_of_many_the_first_few_are_named(resnet):
+    told = refusal({n: a for n, a in resnet.items() if not n.startswith("layer4.1.")})
+    assert "resnet18" in told
+    assert "missing: layer4.1.conv1.weight" in told
+    assert told.endswith("and 7 more")
+
+
+def test_numbers_that_are_none_are_named(resnet):
+    bad = resnet["bn1.bias"].copy()
+    bad[3] = np.nan
+    told = refusal(changed(resnet, bn1__bias=bad, bn1__running_var=np.ones(64, np.int64)))
+    assert "no floating-point numbers: bn1.running_var (int64)" in told
+    assert told.endswith("not finite: bn1.bias")
+
+
+def test_numbers_of_another_shape_are_not_looked_at(resnet):
+    vast = np.broadcast_to(np.float32(np.nan), (2**40, 64))
+    told = refusal(changed(resnet, bn1__bias=vast))
+    assert told.endswith("of another shape: bn1.bias (1099511627776, 64), (64,) expected")
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "shape"),
+    [
+        (RESNET, "conv1.weight", (64, 0, 7, 7)),
+        (NETWORKS[4], "features.0.weight", (16, 0, 3, 3)),
+        (NETWORKS[4], "features.3.weight", (0, 16, 3, 3)),
+        (NETWORKS[4], "l1.weight", (0, 64)),
+    ],
+)
+def test_kernels_of_no_channels_are_refused(network, name, shape):
+    told = refusal(resized(network, name, shape))
+    assert told == f"without a single number: {name} {shape}"
+
+
+@pytest.mark.parametrize(
+    "name", ["features.{}.weight", "features.4.{}.conv1.weight", "layer1.{}.conv1.weight"]
+)
+def test_numbers_of_thousands_of_digits_are_no_layers(name):
+    long = name.format("7" * 5000)
+    for entries in ({}, entries_of(NETWORKS[4]), entries_of(RESNET)):
+        told = refusal(entries | {long: np.zeros((8, 3, 3, 3), np.float32)})
+        assert len(told) < 600
+        assert entries or long[:20] in told
+
+
+def test_names_that_would_break_a_line_are_told_in_one(resnet):
+    assert "superfluous: 'a\\nb'" in refusal(resnet | {"a\nb": np.zeros(2)})
+
+
+def resized(network, name, shape):
+    return entries_of(network) | {name: np.zeros(shape, np.float32)}
+
+
+def blocks(kind, depths):
+    """Names of a ResNet that is none of ours; its shapes are never looked at."""
+    last = 2 if kind == "basic" else 3
+    names = ["conv1.weight"]
+    for stage, depth in enumerate(depths, 1):
+        names += [f"layer{stage}.{i}.conv{last}.weight" for i in range(depth)]
+    return {name: np.zeros((64, 64, 1, 1), np.float32) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        (blocks("basic", (3, 4, 6, 3)), "resnet34"),
+        (blocks("bottleneck", (3, 8, 36, 3)), "resnet152"),
+        (resized(NETWORKS[3], "layer1.0.conv2.weight", (128, 128, 3, 3)), "wide_resnet101"),
+        (resized(NETWORKS[3], "layer1.0.conv2.weight", (128, 4, 3, 3)), "resnext101"),
+        (resized(RESNET, "conv1.0.weight", (32, 3, 3, 3)), "resnet18d"),
+        (resized(RESNET, "layer1.0.se.fc1.weight", (4, 64, 1, 1)), "seresnet18"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_another_architecture_is_told_as_what_it_seems_to_be(entries, named):
+    assert f"seems to be {named}" in refusal(entries) or f"a {named}" in refusal(entries)
+
+
+def test_what_is_no_network_is_told_by_its_entries():
+    told = refusal({f"blocks.{i}.attn.qkv.weight": np.zeros((3, 3)) for i in range(12)})
+    assert "blocks.0.attn.qkv.weight, blocks.1" in told
+    assert "and 9 more" in told
+    assert "none at all" in refusal({})
+
+
+def test_a_cnn_in_another_order_of_layers_is_refused():
+    entries = entries_of(NETWORKS[4])
+    moved = {name.replace("features.3.", "features.4."): a for name, a in entries.items()}
+    told = refusal(moved)
+    assert "missing: features.3.weight, features.3.bias" in told
+    assert "superfluous: features.4.weight, features.4.bias" in told
+
+
+def test_half_a_head_is_refused(resnet):
+    told = refusal(changed(resnet, l1__weight=np.zeros((9, 512), np.float32)))
+    assert "missing: l1.bias, l2.weight, l2.bias" in told
