@@ -287,10 +287,9 @@ def main() -> None:
     source = None if enough else _open_source(request)
 
     from cellclr_jax.data.building.builder import dataset_folder_of
-    from cellclr_jax.data.building.versions import alone
 
     # Decided by whoever is alone: another build may have come to its end a moment ago.
-    with alone(dataset_folder_of(_builder_class(), data_dir, _config_name())):
+    with locked(dataset_folder_of(_builder_class(), data_dir, _config_name())):
         built = None if FLAGS.overwrite else _find_built(data_dir)
         if built and not _is_to_be_extended(built, source):
             _tidy(built)

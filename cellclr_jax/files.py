@@ -1,27 +1,92 @@
-"""Folder locks."""
+"""Robust files and folders: atomic writes, locks, digests, JSON records, what differs in two.
+
+Everything that writes a result uses these, so that a killed process or a full disk never leaves a
+file that looks finished.
+"""
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from cellclr_jax.errors import BadUse
+from cellclr_jax.errors import BadData, BadUse
 
 TRAINING = ".training"
-"""The lock of a work directory, of who fills it."""
+"""The lock of a work directory."""
 IN_USE = "training in it, or converting weights into it"
+
+_DIGEST_BYTES = 16
+# `Path`, or epath's for buckets, which has the same methods.
+AnyPath = TypeVar("AnyPath", bound=Any)
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: str, doing: str) -> Iterator[None]:
-    """Keeps other processes that ask for the same lock out of a folder.
+def atomic_write(path: AnyPath) -> Iterator[AnyPath]:
+    """Yields a temporary path beside `path`, and moves the file written there to `path`.
 
-    The system lets go of it when the process ends, however it ends.
+    If the body raises, or writes no file, `path` stays as it was and no other file remains.
 
     Args:
-      folder: made where it is missing.
-      name: of the lock's file in it.
-      doing: what the holder does there, for the message to the others.
+      path: a `pathlib` or `epath` path; its folder exists.
+
+    Example:
+      >>> with atomic_write(folder / "table.csv") as part:
+      ...     table.to_csv(part)
+    """
+    # With the process's number, so that two processes do not write into one file.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        if part.exists():
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Any, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Any, value: object) -> None:
+    """Writes a JSON value atomically, indented; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Any, what: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      path: of the file.
+      what: it is expected to be, for the message, e.g. "config".
+
+    Raises:
+      BadData: the file cannot be read, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadData(f"{path}: not a readable {what} ({error})") from error
+    if not isinstance(content, dict):
+        raise BadData(f"{path}: not a readable {what} (no JSON object)")
+    return content
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str, doing: str) -> Iterator[None]:
+    """Holds a lock in a folder, which one process at a time can have.
+
+    The operating system releases it when the process ends, however it ends.
+
+    Args:
+      folder: created if missing.
+      name: of the lock file in it.
+      doing: what the holder does there, for the message to others.
 
     Raises:
       BadUse: another process holds it.
@@ -33,3 +98,59 @@ def alone(folder: Path, name: str, doing: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise BadUse(f"{folder}: another process is {doing}") from error
         yield
+
+
+def digest(*parts: str | bytes) -> str:
+    """BLAKE2b digest of texts and bytes in order, 32 hexadecimal digits.
+
+    Parts are delimited: ("ab", "c") and ("a", "bc") differ.
+    """
+    found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(content)
+    return found.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(
+    old: object, new: object, *, ignored: Collection[str] = (), path: str = ""
+) -> list[str]:
+    """Lists the settings that differ between two JSON-like values.
+
+    Args:
+      old: nested mappings of settings, as they were recorded.
+      new: as they are asked for now; tuples equal lists, as in JSON.
+      ignored: dotted names of settings, or groups of settings, that may differ.
+      path: dotted name of the values themselves.
+
+    Returns:
+      One phrase for each difference, sorted by name: "a.b: 1 there, 2 here".
+    """
+    if path in ignored:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for name in sorted(old.keys() | new.keys())
+            for line in differences(
+                old.get(name),
+                new.get(name),
+                ignored=ignored,
+                path=f"{path}.{name}" if path else name,
+            )
+        ]
+    if _plain(old) == _plain(new):
+        return []
+    return [f"{path}: {_plain(old)!r} there, {_plain(new)!r} here"]
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, which JSON makes of them."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -98,7 +98,7 @@ def _write_alone(shards: ShardImages, path: Path, show: bool) -> bool:
     try:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(files.alone(path.parent, _LOCK, "unpacking its images"))
+                stack.enter_context(files.locked(path.parent, _LOCK, "unpacking its images"))
             except BadUse:
                 return False
             if _opened(shards, path) is None:  # the last holder may have written it

@@ -31,7 +31,7 @@ from cellclr_jax.encoder.load import (
     make_encoding,
 )
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import alone
+from cellclr_jax.files import locked
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.exports import CELL_ID, check_formats, write_table
 from cellclr_jax.profiling.feature_columns import own_features
@@ -331,7 +331,7 @@ def embed_run(
     config.data_access = data_access
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
-            stack.enter_context(alone(out, _LOCK, "embedding into it"))
+            stack.enter_context(locked(out, _LOCK, "embedding into it"))
         encoding, mesh = make_encoding(config), devices.make_mesh()
         number, variables, progress = restore(workdir, step, encoding, mesh)
         if jax.process_index() == 0:

@@ -18,7 +18,7 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     IN_USE,
     TRAINING,
-    alone,
+    locked,
 )
 from cellclr_jax.run_folder import (
     as_json,
@@ -110,7 +110,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if first and is_local(workdir):
             make_folder(Path(workdir))
-            stack.enter_context(alone(Path(workdir), TRAINING, IN_USE))
+            stack.enter_context(locked(Path(workdir), TRAINING, IN_USE))
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))

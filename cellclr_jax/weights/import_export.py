@@ -20,7 +20,7 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     IN_USE,
     TRAINING,
-    alone,
+    locked,
 )
 from cellclr_jax.run_folder import (
     CONFIG,
@@ -221,7 +221,7 @@ def _converting(folder: Path) -> Iterator[None]:
     """Keeps other conversions out of a work directory, which goes again where this one fails."""
     is_new = not folder.exists()
     try:
-        with alone(folder, TRAINING, IN_USE):
+        with locked(folder, TRAINING, IN_USE):
             try:
                 yield
             except BaseException:

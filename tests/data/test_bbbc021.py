@@ -18,7 +18,7 @@ from cellclr_jax.data.building import pieces
 from cellclr_jax.data.building.builder import Bbbc021, CellConfig, Plan
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.versions import (
-    alone,
+    locked,
     swap_in,
 )
 from cellclr_jax.data.readers import read_field
@@ -42,7 +42,7 @@ def build(release, data_dir, crops=CROPS, *, source=None, overwrite=False, **set
     source = source or open_source("raw", Request((release,)))
     plan = Plan(source, **PROVENANCE, show=False, **settings)
     config = CellConfig(name="annotated", crops=crops)
-    with alone(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+    with locked(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
         return building.build(Bbbc021, data_dir, config, plan, replace=overwrite)
 
 
@@ -299,7 +299,7 @@ def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
         shutil.copytree(path, aside)
     else:
         path.rename(aside)
-    with alone(path.parent):
+    with locked(path.parent):
         assert contents(path) == before
     assert not aside.exists()
 

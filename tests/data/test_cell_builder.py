@@ -17,7 +17,7 @@ from cellclr_jax.data.building import pieces, plate_light
 from cellclr_jax.data.building.builder import Bbbc021, CellConfig, Plan
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_contents
-from cellclr_jax.data.building.versions import alone
+from cellclr_jax.data.building.versions import locked
 from cellclr_jax.data.illumination import Illumination
 from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
@@ -45,7 +45,7 @@ def build(release, data_dir, *, crops=CROPS, plates=(), overwrite=False, extend=
     origin = {"contents": describe_contents(source)}
     plan = Plan(source, dataclasses.asdict(crops), origin, show=False, **plan)
     config = CellConfig(name="annotated", crops=crops)
-    with alone(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+    with locked(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
         return building.build(Bbbc021, data_dir, config, plan, replace=overwrite, extend=extend)
 
 

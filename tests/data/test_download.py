@@ -24,7 +24,7 @@ from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import alone
+from cellclr_jax.files import locked
 
 ZIPS = tuple(f"BBBC021_v1_images_{plate}.zip" for plate in PLATES)
 FILES = (IMAGE_CSV, MOA_CSV, *ZIPS)
@@ -158,7 +158,7 @@ def test_as_many_files_come_at_once_as_asked_for(server, tmp_path):
 def test_a_second_download_into_a_folder_is_refused(server, tmp_path):
     message = "another process is downloading into it"
     with (
-        alone(tmp_path, ".downloading", "downloading into it"),
+        locked(tmp_path, ".downloading", "downloading into it"),
         pytest.raises(BadUse, match=message),
     ):
         download(server, tmp_path)

@@ -29,7 +29,7 @@ from cellclr_jax.encoder.embed_dataset import (
 )
 from cellclr_jax.encoder.load import make_encoding
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import alone
+from cellclr_jax.files import locked
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.tables import read_profiles
@@ -270,7 +270,7 @@ def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_pat
 
 
 def test_a_folder_that_is_in_use_or_somebody_elses_is_left_alone(workdir, plates, tmp_path):
-    with alone(tmp_path / "out", ".embedding", "embedding into it"):
+    with locked(tmp_path / "out", ".embedding", "embedding into it"):
         second = embed(workdir, plates, tmp_path / "out")
     assert second.returncode == 2
     assert "another process is embedding into it" in second.stderr

@@ -18,7 +18,7 @@ from cellclr_jax.encoder import evaluate_run
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     TRAINING,
-    alone,
+    locked,
 )
 from cellclr_jax.profiling.evaluation import Protocol
 from cellclr_jax.training import (
@@ -183,7 +183,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
 
 def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
     with (
-        alone(tmp_path, TRAINING, "busy"),
+        locked(tmp_path, TRAINING, "busy"),
         pytest.raises(BadUse, match="another process is training in it"),
     ):
         run(config, tmp_path)

@@ -36,7 +36,7 @@ from cellclr_jax import default_config
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     TRAINING,
-    alone,
+    locked,
 )
 from cellclr_jax.run_folder import (
     check_dataset,
@@ -255,15 +255,15 @@ def test_what_a_killed_conversion_left_is_cleared(small, tmp_path):
 
 def test_one_conversion_at_a_time(small, tmp_path, capsys, monkeypatch):
     source, workdir = small
-    with alone(tmp_path / "run", TRAINING, "busy"):
+    with locked(tmp_path / "run", TRAINING, "busy"):
         told = refusal(BadUse, convert, source, tmp_path / "run")
     assert told.startswith(f"{tmp_path / 'run'}: another process is training in it, or converting")
 
     def made_meanwhile(folder, *_):
         shutil.copytree(workdir, folder, dirs_exist_ok=True)
-        return alone(folder, *_)
+        return locked(folder, *_)
 
-    monkeypatch.setattr("cellclr_jax.weights.import_export.alone", made_meanwhile)
+    monkeypatch.setattr("cellclr_jax.weights.import_export.locked", made_meanwhile)
     convert(source, tmp_path / "run")
     assert f"{tmp_path / 'run'} holds these weights already" in capsys.readouterr().err
 

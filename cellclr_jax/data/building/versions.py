@@ -23,7 +23,7 @@ _PIECES = "pieces"
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keeps other builds out of a folder and sweeps away what a killed one left there.
 
     Where nothing can be written nobody builds: there is no lock.
@@ -33,7 +33,7 @@ def alone(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.alone(folder, ".building", "building it"))
+            stack.enter_context(files.locked(folder, ".building", "building it"))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise

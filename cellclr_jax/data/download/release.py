@@ -24,7 +24,7 @@ from cellclr_jax.data.sources.plates import some_of
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import alone
+from cellclr_jax.files import locked
 
 # A table is read into memory; BBBC021's has 3.7 MB. Its plates have 0.75 GB each.
 _TABLE_BYTES = 256 << 20
@@ -79,7 +79,7 @@ def download_release(
     base = _checked_url(url)
     if parallel < 1:
         raise BadUse(f"{parallel} files at once: at least one was expected")
-    with alone(folder, ".downloading", "downloading into it"):
+    with locked(folder, ".downloading", "downloading into it"):
         run = _Run(folder, parallel, show, patience)
         try:
             run.settle(
