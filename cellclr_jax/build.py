@@ -287,6 +287,7 @@ def main() -> None:
     source = None if enough else _open_source(request)
 
     from cellclr_jax.data.building.builder import dataset_folder_of
+    from cellclr_jax.data.building.versions import locked
 
     # Decided by whoever is alone: another build may have come to its end a moment ago.
     with locked(dataset_folder_of(_builder_class(), data_dir, _config_name())):
