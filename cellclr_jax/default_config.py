@@ -1,5 +1,7 @@
 """Every setting of an experiment with its default; the files in `configs/` change some of them."""
 
+import dataclasses
+
 import ml_collections
 from ml_collections import ConfigDict, config_dict
 
@@ -32,6 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     # A work directory (of a run, or of `convert`) whose encoder training starts from; '': random
     # weights. `head` takes its projection head, too.
     config.init = ConfigDict({"workdir": "", "step": "last", "head": False})
+    # What training minimises, a key of `objectives.OBJECTIVES`; its own settings have its name.
+    config.objective = "nt_xent"
     config.temperature = 0.1
     # The loss compares rows with so many columns at a time; 0 takes what suits the hardware.
     config.loss_block_size = 0
@@ -49,7 +53,18 @@ def get_config() -> ml_collections.ConfigDict:
     # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
     config.checkpoint = ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
     config.evaluation = _evaluation()
+    _add_objectives(config)
     return config
+
+
+def _add_objectives(config: ConfigDict) -> None:
+    """Adds the settings of each objective that are not settings of the config itself."""
+    from cellclr_jax.objectives import OBJECTIVES
+
+    for name, objective in OBJECTIVES.items():
+        own = {f.name: f.default for f in dataclasses.fields(objective) if f.name not in config}
+        if own:
+            config[name] = ConfigDict(own)
 
 
 def _normalization() -> ConfigDict:

@@ -105,6 +105,20 @@ def round_up(rows: int, mesh: Mesh) -> int:
     return math.ceil(rows / mesh.size) * mesh.size
 
 
+def root_key(seed: int, mesh: Mesh) -> jax.Array:
+    """The key that all random streams of a run are derived from, on every device."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
+
+
+def stream(key: jax.Array, name: str, step: jax.Array | int | None = None) -> jax.Array:
+    """Derives a named stream of random keys: folds in the name, then the step.
+
+    A checkpoint thus needs only a seed and a step, and adding a stream changes no other.
+    """
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return key if step is None else jax.random.fold_in(key, step)
+
+
 def use_all_cores(cells: int) -> None:
     """Gives the CPU backend one device per core, before JAX starts it.
 

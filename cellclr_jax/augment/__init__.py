@@ -1,10 +1,15 @@
-"""Random views of a cell, on the device: one function an operation, image and key in, image out.
+"""Random views of a cell, on the device: one function per operation, image and key in, image out.
 
 Every operation is pure and takes one image [H, W, C] float32 of any range and number of channels;
-`two_views` maps them over a minibatch. Operations that move pixels lie in `geometry`, those that
-change their values in `intensity` and `colour`.
+`make_views` maps them over a minibatch. Operations that move pixels are in `geometry`, those that
+change their values in `intensity`.
+
+To add an operation, write a function `(image, key, *, settings) -> image` with a default for every
+setting and add it to `OPERATIONS` at its place in the order; one that crops to a `size` also has an
+entry in `geometry.CROPS`.
 """
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.augment.framing import frame, framing
 from cellclr_jax.augment.geometry import (
+    CROPS,
+    TURNS,
     center_crop,
+    crop_and_turn,
     elastic,
     flip_horizontal,
     flip_vertical,
@@ -34,7 +41,10 @@ from cellclr_jax.augment.intensity import (
     jitter_joint,
 )
 
-__all__ = ["OPERATIONS", "augment", "resize", "two_views", "view_keys"]
+__all__ = ["OPERATIONS", "augment", "make_views", "resize", "two_views", "view_keys"]
+
+# Settings of each operation by its name.
+Settings = Mapping[str, Mapping[str, Any]]
 
 OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
     operation.__name__: operation
@@ -55,29 +65,24 @@ OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
         drop_channel,
     )
 }
-"""Every operation by its name, in the order in which `two_views` applies them."""
+"""Every operation by its name, in the order in which they are applied."""
 
 
-def view_keys(key: jax.Array, cells: int) -> jax.Array:
-    """The keys [cells, 2] of the views that `two_views` makes from one key.
+def view_keys(key: jax.Array, cells: int, views: int = 2) -> jax.Array:
+    """Splits one key into the keys [cells, views] of the views of a minibatch.
 
-    Cells may then be viewed in parts: each meets its own two keys, whichever others are beside it.
+    Cells may then be augmented in parts: the views of a cell depend on its own keys only.
     """
-    return jax.random.split(key, (cells, 2))
+    return jax.random.split(key, (cells, views))
 
 
-def two_views(
-    key: jax.Array, images: jax.Array, config: Mapping[str, Mapping[str, Any]]
-) -> jax.Array:
-    """Two independently augmented views of each image.
+def two_views(key: jax.Array, images: jax.Array, config: Settings) -> jax.Array:
+    """Two independently augmented views of each image; see `make_views`.
 
     Args:
-      key: a PRNG key; the same key gives the same views, however the images are sharded. Or the
-        keys [B, 2] of these very views, from `view_keys`.
+      key: a PRNG key; the same key gives the same views, however the images are sharded.
       images: [B, H, W, C] float32.
-      config: settings of each operation by its name in `OPERATIONS`; one that is not named, or
-        whose probability is 0, is left out. Whatever the order in config, operations run in the
-        order of `OPERATIONS`, and each draws from its own stream: adding one changes no other.
+      config: settings of each operation by its name in `OPERATIONS`.
 
     Returns:
       [B, 2, H, W, C] float32; H and W are a crop's `size` where that is set.
@@ -85,19 +90,56 @@ def two_views(
     Raises:
       ValueError: for an unknown operation or setting, or an image that does not fit.
     """
+    return make_views(view_keys(key, len(images)), images, config)
+
+
+def make_views(
+    keys: jax.Array, images: jax.Array, config: Settings, *, size: int | None = None
+) -> jax.Array:
+    """Independently augmented views of each image.
+
+    Args:
+      keys: [B, V] keys of the views, from `view_keys`.
+      images: [B, H, W, C] float32.
+      config: settings of each operation by its name in `OPERATIONS`. Operations that it does not
+        name, or whose probability is 0, are left out. Whatever the order in config, operations
+        run in the order of `OPERATIONS`, and each draws from its own stream of random numbers:
+        adding one changes no other.
+      size: side of the views in pixels: crops without a `size` of their own take it, and where no
+        operation crops, images are resized first. None keeps the images' size.
+
+    Returns:
+      [B, V, H, W, C] float32, with H and W as `size` or a crop's own `size` says.
+
+    Raises:
+      ValueError: for an unknown operation or setting, or an image that does not fit.
+    """
     if images.ndim != 4:
         raise ValueError(f"expected images [B, H, W, C], got shape {images.shape}")
-    view = partial(augment, settings=_complete(config))
-    keys = (key if key.ndim else view_keys(key, images.shape[0])).reshape(-1)
+    settings = _complete(config)
+    if size is not None:
+        crops = [name for name in settings if name in CROPS]
+        settings |= {
+            name: {**settings[name], "size": settings[name]["size"] or size} for name in crops
+        }
+        if not crops:
+            images = resize_all(images, size)
     # One map over all views: a nested one leaves the matrix products with an awkward inner batch.
-    views = jax.vmap(view)(jnp.repeat(images, 2, axis=0), keys)
-    return views.reshape(images.shape[0], 2, *views.shape[1:])
+    views = jax.vmap(partial(augment, settings=settings))(
+        jnp.repeat(images, keys.shape[1], axis=0), keys.reshape(-1)
+    )
+    return views.reshape(*keys.shape, *views.shape[1:])
 
 
-def augment(
-    image: jax.Array, key: jax.Array, settings: Mapping[str, Mapping[str, Any]]
-) -> jax.Array:
+def resize_all(images: jax.Array, size: int) -> jax.Array:
+    """Resizes images [B, H, W, C] to [B, size, size, C]."""
+    return jax.vmap(partial(resize, size=size))(images)
+
+
+def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
     """Applies operations in the order of `OPERATIONS`, each with a key folded in by its name.
+
+    A crop and the flips and quarter turns that directly follow it are one resampling.
 
     Args:
       image: [H, W, C] float32.
@@ -105,26 +147,39 @@ def augment(
       settings: all settings of each operation by its name.
     """
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in settings}
-    at_once = framing(settings)
-    if at_once:
-        image = frame(image, keys, {name: settings[name] for name in at_once})
-    for name, operation in OPERATIONS.items():
-        if name in settings and name not in at_once:
-            image = operation(image, keys[name], **settings[name])
+    waiting = [name for name in OPERATIONS if name in settings]
+    while waiting:
+        name = waiting.pop(0)
+        turns = []
+        while name in CROPS and waiting and waiting[0] in TURNS:
+            turns.append(waiting.pop(0))
+        if turns:
+            image = crop_and_turn(image, keys, {n: settings[n] for n in (name, *turns)})
+        else:
+            image = OPERATIONS[name](image, keys[name], **settings[name])
     return image
 
 
-def _complete(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _complete(config: Settings) -> dict[str, dict[str, Any]]:
     """The operations that do something, by their name, with all of their settings."""
     if unknown := set(config) - set(OPERATIONS):
         known = ", ".join(OPERATIONS)
         raise ValueError(f"unknown augmentation {sorted(unknown)}: choose among {known}")
     complete: dict[str, dict[str, Any]] = {}
     for name, given in config.items():
-        settings, defaults = dict(given or {}), OPERATIONS[name].__kwdefaults__ or {}
+        settings, defaults = dict(given or {}), _defaults(OPERATIONS[name])
         if superfluous := set(settings) - set(defaults):
             known = ", ".join(defaults)
             raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")
-        if settings.get("probability") != 0:
-            complete[name] = {**defaults, **settings}
-    return complete
+        complete[name] = {**defaults, **settings}
+        if missing := [
+            key for key, value in complete[name].items() if value is inspect.Parameter.empty
+        ]:
+            raise ValueError(f"{name} needs a value for {missing}")
+    return {name: kept for name, kept in complete.items() if kept.get("probability") != 0}
+
+
+def _defaults(operation: Callable[..., jax.Array]) -> dict[str, Any]:
+    """The settings of an operation with their defaults, `Parameter.empty` where there is none."""
+    parameters = inspect.signature(operation).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

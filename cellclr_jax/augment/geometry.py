@@ -1,4 +1,7 @@
-"""What moves pixels: crops, flips, rotations, elastic deformation; image and key in, image out."""
+"""Operations that move pixels: crops, flips, rotations, elastic deformation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +253,64 @@ def require_square(shape: tuple[int, ...]) -> None:
 def _require_share(name: str, share: Range) -> None:
     if not 0 < share[0] <= share[1] <= 1:
         raise ValueError(f"{name} {share}: a rising range above 0, up to 1, was expected")
+
+
+CROPS: Mapping[str, Callable[..., tuple[Span, Span]]] = {
+    "random_resized_crop": random_box,
+    "center_crop": center_box,
+}
+"""Operations that resize a box of the image to their setting `size`, and what draws the box."""
+TURNS = ("flip_horizontal", "flip_vertical", "rotate_quarter")
+"""Operations that mirror and transpose, which `crop_and_turn` merges with a crop."""
+
+
+def crop_and_turn(
+    image: jax.Array, keys: Mapping[str, jax.Array], settings: Mapping[str, Mapping[str, Any]]
+) -> jax.Array:
+    """A crop, then flips and quarter turns in the given order, as one resampling.
+
+    Args:
+      image: [H, W, C].
+      keys: of each operation by its name.
+      settings: all settings of each operation by its name: one of `CROPS` first, then some of
+        `TURNS` in the order in which they are applied.
+
+    Returns:
+      [size, size, C], or [H, W, C].
+
+    Raises:
+      ValueError: for a quarter turn of an image that is not square.
+    """
+    crop, *turns = settings
+    box = dict(settings[crop])
+    size = box.pop("size")
+    height, width = size or image.shape[0], size or image.shape[1]
+    rows, columns = CROPS[crop](image.shape, keys[crop], **box)
+    transposed: jax.Array | None = None
+
+    def mirror(vertical: jax.Array, horizontal: jax.Array) -> tuple[Span, Span]:
+        """Mirrors the axes of the result, which are the box's other ones where transposed."""
+        if transposed is None:
+            return rows.mirror(vertical), columns.mirror(horizontal)
+        return (
+            rows.mirror(jnp.where(transposed, horizontal, vertical)),
+            columns.mirror(jnp.where(transposed, vertical, horizontal)),
+        )
+
+    never = jnp.zeros((), bool)
+    for name in turns:
+        if name == "flip_horizontal":
+            rows, columns = mirror(never, is_flipped(keys[name], **settings[name]))
+        elif name == "flip_vertical":
+            rows, columns = mirror(is_flipped(keys[name], **settings[name]), never)
+        else:
+            require_square((height, width))
+            count = quarter_turns(keys[name], **settings[name])
+            odd = count % 2 == 1
+            transposed = odd if transposed is None else jnp.logical_xor(transposed, odd)
+            # A turn by 90 degrees transposes, then mirrors the rows of the result.
+            rows, columns = mirror(jnp.logical_xor(odd, count >= 2), count >= 2)
+    upright = resample_box(image, rows, columns, height, width)
+    if transposed is None:
+        return upright
+    return jnp.where(transposed, jnp.swapaxes(upright, 0, 1), upright)

@@ -19,7 +19,8 @@ from cellclr_jax.encoder.baselines import (
     intensity_statistics,
     pixel_features,
 )
-from cellclr_jax.encoder.load import Encoding
+from cellclr_jax.encoder.load import CellEncoder, Variables
+from cellclr_jax.encoder.preprocessing import normalized, preprocess
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.profiles import sites_of
@@ -32,8 +33,6 @@ from cellclr_jax.training.initial_weights import (
     START,
     read_initial_weights,
 )
-from cellclr_jax.training.setup import root_key
-from cellclr_jax.training.step import Variables
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
 MINIBATCH = 512
@@ -44,7 +43,7 @@ Receiver = Callable[[np.ndarray, Mapping[str, np.ndarray]], None]
 
 
 def restore(
-    workdir: epath.Path, step: str, encoding: Encoding, mesh: Mesh
+    workdir: epath.Path, step: str, encoding: CellEncoder, mesh: Mesh
 ) -> tuple[int, dict[str, Variables], dict[str, Any]]:
     """Reads the encoder of a checkpoint.
 
@@ -69,13 +68,15 @@ def restore(
         # Asked first: arrays of another number of channels cannot even be restored.
         check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
         init = jax.jit(encoding.init_variables, out_shardings=devices.replicated(mesh))
-        untrained = init(root_key(encoding.config.seed, mesh))
+        untrained = init(devices.root_key(encoding.config.seed, mesh))
         trained, progress = checkpoints.restore_part(number, untrained)
     started = _as_it_started(encoding, untrained, progress)
     return number, {"trained": trained, "untrained": started}, progress
 
 
-def _as_it_started(encoding: Encoding, random: Variables, progress: Mapping[str, Any]) -> Variables:
+def _as_it_started(
+    encoding: CellEncoder, random: Variables, progress: Mapping[str, Any]
+) -> Variables:
     """The variables that training started from, which may be those of another run."""
     if (start := progress.get(START)) is None:
         return random
@@ -92,7 +93,7 @@ def _as_it_started(encoding: Encoding, random: Variables, progress: Mapping[str,
 
 
 def site_profiles(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     variables: Mapping[str, Variables],
     *receivers: Receiver,
@@ -134,7 +135,7 @@ def site_profiles(
 
 
 def visit(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     variables: Mapping[str, Variables],
     rows: np.ndarray,
@@ -156,7 +157,7 @@ def visit(
 
 
 def visit_chunks(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     variables: Mapping[str, Variables],
     chunks: Sequence[np.ndarray],
@@ -191,7 +192,7 @@ def visit_chunks(
 
 
 def compile_embedding(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     *,
     intensities: bool = True,
@@ -209,14 +210,14 @@ def compile_embedding(
         pixels: PixelComponents | None,
         minibatch: Mapping[str, jax.Array],
     ) -> Features:
-        crops = encoding.images(minibatch)
-        images = encoding.standardized(encoding.resized(crops))
+        images = preprocess(minibatch, encoding.preprocessing)
         features: Features = {}
         for name, weights in variables.items():
             features[name], _ = encoding.model.apply(weights, images, method="embed", mutable=[])
         if intensities:
             features["intensity"] = intensity_statistics(minibatch["image"])
         if pixels is not None:
+            crops = normalized(minibatch, encoding.preprocessing)
             features["pixels"] = pixel_features(crops, pixels)
         return features
 

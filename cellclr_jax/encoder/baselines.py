@@ -1,5 +1,6 @@
 """Profiles without training: intensity statistics, principal components of pixels, cell counts."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,8 @@ import pandas as pd
 
 from cellclr_jax.augment import resize
 from cellclr_jax.data.columns import is_control
-from cellclr_jax.encoder.load import Encoding
+from cellclr_jax.encoder.load import CellEncoder
+from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.profiling.feature_columns import own_features
 
 _PERCENTILES = (1, 25, 50, 75, 99)
@@ -71,7 +73,7 @@ class PixelComponents(NamedTuple):
     directions: jax.Array
 
 
-def fit_pixel_components(encoding: Encoding) -> PixelComponents:
+def fit_pixel_components(encoding: CellEncoder) -> PixelComponents:
     """Fits principal components on a fixed draw of a dataset's cells.
 
     Every process that calls it gets the same.
@@ -83,7 +85,9 @@ def fit_pixel_components(encoding: Encoding) -> PixelComponents:
 
     count = len(encoding.cells.table)
     drawn = np.random.default_rng(_SEED).choice(count, min(_CELLS, count), replace=False)
-    crops = jax.jit(encoding.images)(encoding.cells.read(np.sort(drawn)))
+    crops = jax.jit(partial(normalized, settings=encoding.preprocessing))(
+        encoding.cells.read(np.sort(drawn))
+    )
     pixels = np.asarray(jax.jit(_flat)(crops))
     components = min(COMPONENTS, *pixels.shape)
     model = PCA(components, svd_solver="randomized", random_state=_SEED).fit(pixels)

@@ -27,8 +27,9 @@ from cellclr_jax.encoder.apply import (
     visit_chunks,
 )
 from cellclr_jax.encoder.load import (
-    Encoding,
-    make_encoding,
+    CellEncoder,
+    Variables,
+    make_cell_encoder,
 )
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import locked
@@ -45,7 +46,6 @@ from cellclr_jax.run_folder import (
     read_config,
 )
 from cellclr_jax.training.log import is_local
-from cellclr_jax.training.step import Variables
 
 PARTS = "cells"
 WELLS, TREATMENTS = "wells", "treatments"
@@ -332,7 +332,7 @@ def embed_run(
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(locked(out, _LOCK, "embedding into it"))
-        encoding, mesh = make_encoding(config), devices.make_mesh()
+        encoding, mesh = make_cell_encoder(config), devices.make_mesh()
         number, variables, progress = restore(workdir, step, encoding, mesh)
         if jax.process_index() == 0:
             for note in _notes(encoding, progress, trained_in):
@@ -377,7 +377,7 @@ def choose_dataset(data_dir: str | Path, of_run: str, named: str | None) -> str:
 
 
 def _embed(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     encoder: Mapping[str, Variables],
     parts: Parts,
@@ -426,7 +426,7 @@ def _parquet_last(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def _settings(
-    encoding: Encoding, encoder: Mapping[str, Variables], parts: Parts, told: Mapping[str, Any]
+    encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts, told: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the features, and the files that they are in."""
     config = as_json(encoding.config)
@@ -451,7 +451,7 @@ def _environment(mesh: Mesh) -> dict[str, Any]:
 
 
 def _notes(
-    encoding: Encoding, progress: Mapping[str, Any], trained_in: tuple[str, str]
+    encoding: CellEncoder, progress: Mapping[str, Any], trained_in: tuple[str, str]
 ) -> list[str]:
     """What differs between the crops that are embedded and those that were trained on."""
     cells = encoding.cells

@@ -30,8 +30,9 @@ from cellclr_jax.encoder.apply import (
 )
 from cellclr_jax.encoder.baselines import count_profiles, fit_pixel_components
 from cellclr_jax.encoder.load import (
-    Encoding,
-    make_encoding,
+    CellEncoder,
+    Variables,
+    make_cell_encoder,
 )
 from cellclr_jax.errors import BadUse
 from cellclr_jax.profiling import (
@@ -60,7 +61,6 @@ from cellclr_jax.run_folder import (
 )
 from cellclr_jax.training.log import is_local
 from cellclr_jax.training.log.metrics_file import METRICS
-from cellclr_jax.training.step import Variables
 
 # What is scored, the run's own first; single cells have no number of cells.
 _FEATURES = ("trained", "untrained", "intensity", "pixels")
@@ -100,7 +100,7 @@ def evaluate_run(
     if data_dir is not None:
         config.data_dir = str(data_dir)
     config.data_access = data_access
-    encoding, mesh = make_encoding(config), devices.make_mesh()
+    encoding, mesh = make_cell_encoder(config), devices.make_mesh()
     number, variables, progress = restore(workdir, step, encoding, mesh)
     details = {
         "step": number,
@@ -120,7 +120,7 @@ def evaluate_run(
         _tell(scored, probed, folder, details, options, _background(workdir, encoding, protocol))
 
 
-def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
+def _warn_of_another(encoding: CellEncoder, out: str | Path | None) -> None:
     """Says that a dataset is not the run's; BadUse where the scores would lie among the run's."""
     if out is None:
         raise BadUse(
@@ -131,7 +131,7 @@ def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
 
 
 def _score(
-    encoding: Encoding,
+    encoding: CellEncoder,
     mesh: Mesh,
     variables: Mapping[str, Variables],
     protocol: evaluation.Protocol,
@@ -167,7 +167,7 @@ def _score(
 
 
 def _background(
-    workdir: epath.Path, encoding: Encoding, protocol: evaluation.Protocol
+    workdir: epath.Path, encoding: CellEncoder, protocol: evaluation.Protocol
 ) -> report.Background:
     """What the report shows of the run and its data beside the scores."""
     history = None

@@ -1,96 +1,72 @@
-"""What embeds cells, made from a config: the dataset, the model, and how crops become images.
+"""Builds dataset, model and preprocessing from a config; shared by training and inference."""
 
-Training and evaluation build the same things from the same config here.
-"""
-
-import math
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from cellclr_jax.augment import resize
 from cellclr_jax.data import minibatches
-from cellclr_jax.encoder.normalization import (
-    check_method,
-    normalize,
-    plate_percentiles,
-    standardize,
-)
+from cellclr_jax.devices import stream
+from cellclr_jax.encoder.preprocessing import Preprocessing, plate_percentiles
 from cellclr_jax.errors import BadUse
-from cellclr_jax.models import (
-    ContrastiveModel,
-    make_model,
-)
-from cellclr_jax.training.step import (
-    Variables,
-    init_variables,
-)
+from cellclr_jax.models import ContrastiveModel, make_model
+from cellclr_jax.objectives import OBJECTIVES, Objective
+
+# {"params": ..., "batch_stats": ...}, what Flax applies a model with.
+Variables = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """What embeds cells.
+class CellEncoder:
+    """What embeds the cells of a dataset, without its weights.
 
     Attributes:
-      config: the settings.
-      cells: the dataset, with what its normalisation needs per cell.
+      config: the settings of the run.
+      cells: the dataset, with what its preprocessing needs of each cell.
       model: encoder and head.
+      preprocessing: of raw crops.
     """
 
     config: ml_collections.ConfigDict
     cells: minibatches.Cells
     model: ContrastiveModel
-
-    def images(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
-        """Normalised images [B, H, W, C] of a minibatch, of the crops' own size."""
-        settings = self.config.normalization
-        low, high = minibatch.get("low"), minibatch.get("high")
-        if settings.method == "fixed":
-            low, high = (jnp.asarray(v, jnp.float32) for v in (settings.low, settings.high))
-        return normalize(
-            minibatch["image"],
-            settings.method,
-            low=low,
-            high=high,
-            bits=settings.bits,
-            legacy_invert=settings.legacy_invert,
-        )
-
-    def resized(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] at the side that the encoder sees."""
-        return jax.vmap(partial(resize, size=self.config.image_size))(images)
-
-    def standardized(self, images: jax.Array) -> jax.Array:
-        """Images or views [..., C] as the encoder takes them."""
-        return standardize(
-            images, self.config.normalization.mean, self.config.normalization.deviation
-        )
-
-    @property
-    def view_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what the encoder sees."""
-        return self.config.image_size, self.config.image_size, self.cells.image_shape[-1]
+    preprocessing: Preprocessing
 
     def init_variables(self, key: jax.Array) -> Variables:
-        """Parameters and statistics as a run with this root key starts from."""
-        return init_variables(self.model, key, self.view_shape)
+        """Parameters and statistics at the start of a run with this root key."""
+        side = self.preprocessing.size
+        return init_variables(self.model, key, (side, side, self.cells.image_shape[-1]))
 
 
-def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
+def init_variables(
+    model: ContrastiveModel, key: jax.Array, image_shape: tuple[int, int, int]
+) -> Variables:
+    """Draws the initial parameters and statistics from a stream of the root key.
+
+    Args:
+      model: encoder and head.
+      key: the run's root key.
+      image_shape: (H, W, C) of the encoder's input.
+    """
+    variables = model.init(stream(key, "init"), jnp.zeros((2, *image_shape)), train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def make_cell_encoder(config: ml_collections.ConfigDict) -> CellEncoder:
     """Opens the dataset and builds the model that the config names.
 
     Raises:
       BadUse: for a setting that does not exist or does not fit the dataset.
-      BadData: where the dataset cannot be read.
+      BadData: the dataset cannot be read.
     """
-    # A run that was made before there was a choice has none written down; so `remat` below.
+    # The config of an older run lacks the settings that are read with `get`.
     access, first = config.get("data_access", "shards"), jax.process_index() == 0
     cells = minibatches.open_cells(config.data_dir, config.dataset, access, progress=first)
+    preprocessing = _preprocessing(config, cells.image_shape[-1])
     settings = config.model
     try:
         model = make_model(
@@ -99,50 +75,55 @@ def make_encoding(config: ml_collections.ConfigDict) -> Encoding:
             remat=settings.get("remat", False),
             encoder_settings=plain(settings.get(settings.encoder) or {}),
             head_settings=plain(settings.head),
+            make_head=make_objective(config).head,
         )
     except ValueError as error:
         raise BadUse(f"config.model: {error}") from error
-    return Encoding(config, _with_scale(cells, config.normalization), model)
+    if preprocessing.method == "percentile":
+        cells = _with_percentiles(cells, config.normalization.percentiles)
+    return CellEncoder(config, cells, model, preprocessing)
 
 
-def _with_scale(cells: minibatches.Cells, settings: ml_collections.ConfigDict) -> minibatches.Cells:
-    """Adds the percentiles of its plate to each cell where the normalisation asks for them."""
-    _check_normalization(settings, cells.image_shape[-1])
-    if settings.method != "percentile":
-        return cells
-    low, high = settings.percentiles
-    lows, highs = plate_percentiles(cells, low=low, high=high)
-    return replace(cells, per_cell={"low": lows, "high": highs})
+def make_objective(config: ml_collections.ConfigDict) -> Objective:
+    """Builds the objective that the config names.
 
+    Its settings are those of `config.<name>`, and those of the config itself that have the name of
+    one of its fields, such as `temperature`.
 
-def _check_normalization(settings: ml_collections.ConfigDict, channels: int) -> None:
-    """Raises BadUse for settings that do not exist or do not fit the channels."""
+    Raises:
+      BadUse: for an objective or setting that does not exist or cannot be.
+    """
+    name = config.get("objective", "nt_xent")
+    if name not in OBJECTIVES:
+        raise BadUse(f"config.objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
+    shared = {field: config[field] for field in known if field in config}
     try:
-        check_method(settings.method, settings.bits, settings.legacy_invert)
-    except ValueError as error:
-        raise BadUse(f"config.normalization: {error}") from error
-    if settings.method == "fixed" and not len(settings.low) == len(settings.high) == channels:
-        raise BadUse(f"normalization.low and .high need {channels} numbers, one for each channel")
-    low, high = settings.percentiles
-    if settings.method == "percentile" and not 0 <= low < high <= 100:
-        raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
-    mean, deviation = settings.mean, settings.deviation
-    if (mean or deviation) and not len(mean) == len(deviation) == channels:
-        raise BadUse(
-            f"normalization.mean and .deviation need {channels} numbers, one for each channel, or "
-            "none"
-        )
-    if settings.method == "zscore" and len(mean):
-        raise BadUse(
-            "normalization.mean and .deviation are of images in [0, 1]; after a zscore they are 0 "
-            "and 1: leave them empty, --config.normalization.mean='()' and .deviation='()'"
-        )
-    if not all(math.isfinite(d) and d > 0 for d in deviation):
-        raise BadUse(f"normalization.deviation {tuple(deviation)}: numbers above 0 were expected")
-    if not all(map(math.isfinite, mean)):
-        raise BadUse(f"normalization.mean {tuple(mean)}: finite numbers were expected")
+        return OBJECTIVES[name](**shared, **plain(config.get(name) or {}))
+    except (TypeError, ValueError) as error:
+        raise BadUse(f"config.objective {name}: {error}") from error
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as keyword arguments: lists, which JSON makes of tuples, are tuples again."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+
+
+def _preprocessing(config: ml_collections.ConfigDict, channels: int) -> Preprocessing:
+    """The settings of preprocessing that a config has; BadUse where they do not fit."""
+    settings = plain(config.normalization)
+    low, high = settings.pop("percentiles")
+    if settings["method"] == "percentile" and not 0 <= low < high <= 100:
+        raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
+    preprocessing = Preprocessing(size=config.image_size, **settings)
+    try:
+        preprocessing.check(channels)
+    except ValueError as error:
+        raise BadUse(f"config.normalization: {error}") from error
+    return preprocessing
+
+
+def _with_percentiles(cells: minibatches.Cells, percentiles: tuple[float, float]) -> Any:
+    """Adds the percentiles of its plate to each cell."""
+    lows, highs = plate_percentiles(cells, low=percentiles[0], high=percentiles[1])
+    return dataclasses.replace(cells, per_cell={**cells.per_cell, "low": lows, "high": highs})

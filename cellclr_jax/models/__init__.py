@@ -21,6 +21,7 @@ class ProjectionHead(nn.Module):
       hidden: width of the inner layers; None takes the embedding's width, as the paper does.
       width: of the projections.
       norm: `none` (as the paper) or `batch`, after each inner layer.
+      bias: whether the last layer has one.
       dtype: of the computation; parameters and the result stay float32.
     """
 
@@ -28,6 +29,7 @@ class ProjectionHead(nn.Module):
     hidden: int | None = None
     width: int = 128
     norm: str = "none"
+    bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -41,7 +43,7 @@ class ProjectionHead(nn.Module):
         for i in range(1, self.depth + 1):
             last = i == self.depth
             width = self.width if last else self.hidden or embeddings.shape[-1]
-            bias = last or self.norm == "none"
+            bias = self.bias if last else self.norm == "none"
             x = nn.Dense(width, use_bias=bias, dtype=self.dtype, name=f"l{i}")(x)
             if not last:
                 if self.norm == "batch":
@@ -64,8 +66,8 @@ class ContrastiveModel(nn.Module):
     encoder: nn.Module
     head: nn.Module
 
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] float to embeddings h [B, D] and projections z [B, P], float32."""
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
+        """Images [B, H, W, C] float to embeddings h [B, D] and the head's output, float32."""
         embeddings = self.encoder(images, train=train)
         return embeddings, self.head(embeddings, train=train)
 
@@ -81,6 +83,7 @@ def make_model(
     remat: bool = False,
     encoder_settings: Mapping[str, Any] | None = None,
     head_settings: Mapping[str, Any] | None = None,
+    make_head: Callable[..., nn.Module] | None = None,
 ) -> ContrastiveModel:
     """Builds the model that a config names.
 
@@ -90,7 +93,8 @@ def make_model(
       remat: computes the encoder's blocks again in the backward pass instead of keeping what is
         inside them; parameters have the same names either way.
       encoder_settings: attributes of the encoder beside these (e.g. the CNN's widths).
-      head_settings: attributes of `ProjectionHead` beside dtype.
+      head_settings: of the head, such as attributes of `ProjectionHead` besides dtype.
+      make_head: (head_settings, dtype) -> head; None for a `ProjectionHead`.
 
     Raises:
       ValueError: for an unknown encoder, dtype or setting.
@@ -103,7 +107,11 @@ def make_model(
     try:
         return ContrastiveModel(
             encoder=ENCODERS[encoder](dtype=compute, remat=remat, **(encoder_settings or {})),
-            head=ProjectionHead(dtype=compute, **(head_settings or {})),
+            head=(make_head or _projection_head)(head_settings or {}, compute),
         )
     except TypeError as error:
         raise ValueError(f"settings of {encoder} or its head: {error}") from None
+
+
+def _projection_head(settings: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
+    return ProjectionHead(dtype=dtype, **settings)

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss of SimCLR, and what tells how a representation fares under it.
+"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020), and metrics of a representation.
 
 The matrix of similarities never exists: every row meets the others a block of columns at a time,
 and the backward pass computes a block's similarities again. All functions are pure and global, in
@@ -6,12 +6,15 @@ float32 whatever the input's dtype; with a mesh each device computes the tiles o
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+
+from cellclr_jax.objectives.objective import Metric, Metrics, Objective, Outputs
 
 # On TPU the default matrix product rounds its inputs to bfloat16, which costs three digits of a
 # logit at a low temperature.
@@ -23,6 +26,76 @@ _BLOCK = 1024
 _BELOW = -2.0
 # Similarities closer than this are a tie: the rounding error of a product of unit rows.
 _TIE = 16 * float(jnp.finfo(jnp.float32).eps)
+# Collapse: a projection without direction guesses, and twice chance is still luck; and uniformity
+# of projections about 13 degrees from each other is log exp(-2 d²) where d² is 0.05.
+_CHANCES, _ONE_POINT = 2.0, -0.1
+
+
+@dataclass(frozen=True)
+class NTXent(Objective):
+    """SimCLR: the two views of a cell attract each other, all other cells repel.
+
+    Attributes:
+      temperature: divides the cosine similarities.
+      loss_block_size: columns that a row is compared with at a time; 0 for a size that suits the
+        hardware.
+    """
+
+    temperature: float = 0.1
+    loss_block_size: int = 0
+
+    title: ClassVar[str] = "NT-Xent"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "contrastive_accuracy",
+            "share of views whose nearest other view is of the same cell",
+            better="higher",
+            share=True,
+        ),
+        Metric(
+            "alignment",
+            "mean squared distance of a cell's two projections, 0 to 4",
+            better="lower",
+        ),
+        Metric(
+            "uniformity",
+            "log of the mean Gaussian of distances between cells; 0: all in one point",
+            better="lower",
+        ),
+    )
+    advice: ClassVar[str] = (
+        "try a lower --config.optimizer.learning_rate, a longer --config.schedule.warmup_epochs, "
+        "a higher --config.temperature or --config.model.head.norm=batch"
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the settings."""
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def loss(self, outputs: Outputs, mesh: Mesh | None) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        """Computes NT-Xent of two views; see `contrast`."""
+        first, second = outputs.student
+        value, metrics = contrast(
+            first, second, self.temperature, block_size=self.loss_block_size or None, mesh=mesh
+        )
+        return value, (None, metrics)
+
+    def sign_of_collapse(self, metrics: Mapping[str, float], minibatch_size: int) -> str:
+        """Detects projections in one point: guessing accuracy and a uniformity near 0.
+
+        Both are needed: a healthy encoder without batch normalisation begins with a uniformity of
+        -0.04, and one with it with the accuracy of a guess.
+        """
+        if not {"contrastive_accuracy", "uniformity"} <= metrics.keys():
+            return ""
+        accuracy, uniformity = metrics["contrastive_accuracy"], metrics["uniformity"]
+        if accuracy > _CHANCES / (2 * minibatch_size - 1) or uniformity <= _ONE_POINT:
+            return ""
+        return (
+            f"contrastive accuracy {accuracy:.2%} is no better than guessing and uniformity is "
+            f"{uniformity:.3f}: all cells are projected to one point"
+        )
 
 
 def normalize_rows(x: jax.Array) -> jax.Array:

@@ -11,13 +11,13 @@ import numpy as np
 from etils import epath
 
 from cellclr_jax.data.minibatches import Cells
+from cellclr_jax.encoder.load import Variables
 from cellclr_jax.errors import BadUse
 from cellclr_jax.run_folder import check_channels, read_config
 from cellclr_jax.training.checkpoints import (
     CHECKPOINTS,
     Checkpoints,
 )
-from cellclr_jax.training.step import Variables
 
 START = "start"
 """In the progress of a run's checkpoints: what it started from (see `InitialWeights.told`)."""

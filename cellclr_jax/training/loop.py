@@ -49,7 +49,6 @@ from cellclr_jax.training.setup import (
     Experiment,
     compile_program,
     make_experiment,
-    root_key,
     state_template,
     validation_minibatches,
 )
@@ -143,7 +142,7 @@ class _Run:
         self.workdir, self.began = workdir, began
         self.config = experiment.config
         self.program = compile_program(experiment, mesh)
-        self.key = root_key(self.config.seed, mesh)
+        self.key = devices.root_key(self.config.seed, mesh)
         self.validation = validation_minibatches(experiment, mesh, self.key)
         self.online = None
         if self.config.online.every_epochs:  # what scores takes a second to load
@@ -188,7 +187,7 @@ class _Run:
         experiment, config = self.experiment, self.config
         data = iter(
             minibatches.training_minibatches(
-                experiment.cells,
+                experiment.encoder.cells,
                 experiment.train_rows,
                 minibatch_size=config.minibatch_size,
                 epochs=config.epochs,
@@ -292,7 +291,7 @@ class _Run:
         progress = {
             "data": dict(position),
             "config": as_json(self.config),
-            **describe_dataset(self.experiment.cells),
+            **describe_dataset(self.experiment.encoder.cells),
         }
         if self.start is not None:
             progress[START] = self.start

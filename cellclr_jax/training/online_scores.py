@@ -20,7 +20,7 @@ from cellclr_jax.encoder.apply import (
     MINIBATCH,
     compile_embedding,
 )
-from cellclr_jax.encoder.load import Encoding
+from cellclr_jax.encoder.load import CellEncoder, Variables
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling import evaluation, profiles
 from cellclr_jax.profiling.profiles import has_treatments, sites_of
@@ -30,7 +30,6 @@ from cellclr_jax.profiling.single_cells import (
     evaluate_cells,
 )
 from cellclr_jax.training.setup import Experiment
-from cellclr_jax.training.step import Variables
 
 # The subset's crops stay in the memory of the hosts: 19,000 of 96×96×3 in 16 bits.
 _MOST_BYTES = 2**30
@@ -56,14 +55,14 @@ class OnlineScore:
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
-        self._encoding: Encoding = experiment
+        self._encoding: CellEncoder = experiment.encoder
         self._mesh = mesh
         self._every = experiment.config.online.every_epochs
         self._last_epoch = experiment.config.epochs
         self._said: set[str] = set()
         if not self._every:
             return
-        table, self._control = experiment.cells.table, experiment.config.control
+        table, self._control = experiment.encoder.cells.table, experiment.config.control
         treated = has_treatments(table, self._control)
         size = self._size(experiment.config.online.cells)
         if treated:

@@ -1,7 +1,8 @@
 """From a config to what the training loop needs: dataset, model, optimiser, compiled step."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,32 +10,30 @@ import jax
 import ml_collections
 import numpy as np
 import optax
+import pandas as pd
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.augment import OPERATIONS, two_views
+from cellclr_jax.augment import OPERATIONS, view_keys
 from cellclr_jax.data import (
     minibatches,
     splits,
 )
-from cellclr_jax.encoder.load import (
-    Encoding,
-    make_encoding,
-    plain,
-)
-from cellclr_jax.encoder.normalization import IN_UNIT_RANGE
+from cellclr_jax.encoder.load import CellEncoder, make_cell_encoder, make_objective, plain
+from cellclr_jax.encoder.preprocessing import IN_UNIT_RANGE
 from cellclr_jax.errors import BadUse
-from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.objectives import Objective
 from cellclr_jax.training import optimizers
 from cellclr_jax.training.step import (
+    LABEL,
+    Learner,
     Metrics,
-    Objective,
     TrainState,
     init_state,
-    stream,
+    make_train_step,
+    make_validation_step,
+    views_of,
 )
-from cellclr_jax.training.step import make_train_step as _make_train_step
-from cellclr_jax.training.step import make_validation_step as _make_validation_step
 
 # The least and the largest value of each setting that a loop or a formula would trip over much
 # later, or that would train on nonsense without a word.
@@ -93,36 +92,62 @@ _REFUSED = (ValueError, TypeError, IndexError, ArithmeticError)
 # equals the first and keeps the first: unless it leaves out the pass that drops them.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-# Operations that cut a crop to the encoder's side.
-_CROPS = {"random_resized_crop", "center_crop"}
-
 
 @dataclass(frozen=True)
-class Experiment(Encoding):
-    """What a training run needs beside.
+class Experiment:
+    """Everything that a training run computes with.
 
     Attributes:
+      config: the settings.
+      encoder: dataset, model and preprocessing.
+      objective: what is minimised.
       train_rows: [N] rows of the training set.
       validation_rows: [M] rows of the validation set.
       schedule: learning rate by step.
       optimizer: of the parameters.
-      steps_per_epoch: optimiser steps an epoch.
+      steps_per_epoch: optimiser steps per epoch.
+      labels: number of distinct values by column, of the columns that the objective needs.
     """
 
+    config: ml_collections.ConfigDict
+    encoder: CellEncoder
+    objective: Objective
     train_rows: np.ndarray
     validation_rows: np.ndarray
     schedule: optimizers.Schedule
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
+    labels: Mapping[str, int]
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def augmentations(self) -> dict[str, dict[str, Any]]:
+        """Settings of the augmentations that are used, by operation."""
+        used = self.config.operations or tuple(self.config.views)
+        return {name: dict(self.config.views[name] or {}) for name in used}
+
+    def learner(self, mesh: Mesh | None = None) -> Learner:
+        """What the step computes with on these devices; None for one device."""
+        if mesh is not None:
+            self.check_devices(mesh)
+        return Learner(
+            model=self.encoder.model,
+            objective=self.objective,
+            preprocessing=self.encoder.preprocessing,
+            augmentations=self.augmentations,
+            total_steps=self.total_steps,
+            micro_batch_size=self.config.micro_batch_size or None,
+            mesh=mesh,
+        )
+
     def init(self, key: jax.Array) -> TrainState:
         """The state at step 0."""
-        return init_state(self.model, self.optimizer, key, self.view_shape)
+        variables = self.encoder.init_variables(key)
+        return init_state(self.learner(), variables, self.optimizer, key, self.labels)
 
     def check_devices(self, mesh: Mesh) -> None:
         """Refuses devices that the minibatch cannot be divided among.
@@ -138,46 +163,6 @@ class Experiment(Encoding):
                     f"set --config.{name} to a multiple of {mesh.size}"
                 )
 
-    def make_train_step(self, mesh: Mesh | None = None) -> Any:
-        """See `train_step.make_train_step`; a mesh is one that `check_devices` admits."""
-        return _make_train_step(self._objective(mesh), self.optimizer, self.schedule)
-
-    def make_validation_step(self, mesh: Mesh | None = None) -> Any:
-        """See `train_step.make_validation_step`; a mesh is one that `check_devices` admits."""
-        return _make_validation_step(self._objective(mesh))
-
-    def compiler_options(self, mesh: Mesh) -> dict[str, str]:
-        """Options of `jax.jit` for the steps on these devices."""
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        return _KEEP_BARRIERS if self.config.model.remat and on_cpu else {}
-
-    def views(self) -> dict[str, dict[str, Any]]:
-        """The augmentations that are used, their crops cut to the image size."""
-        used = self.config.operations or tuple(self.config.views)
-        views = {name: dict(self.config.views[name] or {}) for name in used}
-        for name in _CROPS & set(views):
-            views[name].setdefault("size", self.config.image_size)
-        return views
-
-    def _objective(self, mesh: Mesh | None) -> Objective:
-        if mesh is not None:
-            self.check_devices(mesh)
-        return Objective(
-            model=self.model,
-            normalize=self.to_augment,
-            augmentations=self.views(),
-            standardize=self.standardized,
-            temperature=self.config.temperature,
-            block_size=self.config.loss_block_size or None,
-            micro_batch_size=self.config.micro_batch_size or None,
-            mesh=mesh,
-        )
-
-    def to_augment(self, minibatch: Mapping[str, jax.Array]) -> jax.Array:
-        """Images for `two_views`: of the encoder's side already where no crop makes them so."""
-        images = self.images(minibatch)
-        return images if _CROPS & set(self.views()) else self.resized(images)
-
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Opens the dataset, builds all that the config names and traces it once.
@@ -189,15 +174,17 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """
     check_ranges(config)
     _check_operations(config)
-    Protocol(**plain(config.evaluation), control=config.control)  # `eval` would refuse it too late
-    encoding = make_encoding(config)
+    _check_evaluation(config)
+    encoder, objective = make_cell_encoder(config), make_objective(config)
+    encoder, labels = _with_labels(encoder, objective.labels)
+    table = encoder.cells.table
     train_rows, validation_rows = splits.training_rows(
-        encoding.cells.table,
+        table,
         validation_fraction=config.validation_fraction,
         control_fraction=config.control_fraction,
         control=config.control,
     )
-    trained = encoding.cells.table.iloc[train_rows]
+    trained = table.iloc[train_rows]
     _, size = splits.epoch_cells(trained, config.sampling, config.control)
     steps = minibatches.steps_per_epoch(size, config.minibatch_size)
     try:
@@ -214,16 +201,39 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         raise BadUse(f"config.optimizer or config.schedule: {error}") from error
     experiment = Experiment(
         config=config,
-        cells=encoding.cells,
+        encoder=encoder,
+        objective=objective,
         train_rows=train_rows,
         validation_rows=validation_rows,
-        model=encoding.model,
         schedule=schedule,
         optimizer=optimizer,
         steps_per_epoch=steps,
+        labels=labels,
     )
     _trace(experiment)
     return experiment
+
+
+def _check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings of the evaluation now instead of after the training."""
+    from cellclr_jax.profiling.protocol import Protocol
+
+    Protocol(**plain(config.evaluation), control=config.control)
+
+
+def _with_labels(
+    encoder: CellEncoder, columns: Sequence[str]
+) -> tuple[CellEncoder, dict[str, int]]:
+    """Adds the labels that an objective needs to the cells; numbers of distinct labels."""
+    cells, counts = encoder.cells, {}
+    labels = dict(cells.per_cell)
+    for column in columns:
+        if column not in cells.table:
+            known = ", ".join(map(str, cells.table))
+            raise BadUse(f"config.objective needs labels {column!r}: the dataset has {known}")
+        codes, values = pd.factorize(cells.table[column])
+        labels[LABEL + column], counts[column] = codes.astype(np.int32), len(values)
+    return dataclasses.replace(encoder, cells=dataclasses.replace(cells, per_cell=labels)), counts
 
 
 def _check_operations(config: ml_collections.ConfigDict) -> None:
@@ -266,25 +276,29 @@ def _schedule(config: ml_collections.ConfigDict, steps: int) -> optimizers.Sched
 
 
 def _trace(experiment: Experiment) -> None:
-    """Traces the step: a setting that it refuses is told before anything is run."""
-    cells, rows = experiment.cells, experiment.config.minibatch_size
+    """Traces the step, so that a setting that it refuses is reported before anything is run."""
+    cells, rows = experiment.encoder.cells, experiment.config.minibatch_size
     minibatch = {"image": jax.ShapeDtypeStruct((rows, *cells.image_shape), cells.image_dtype)}
     minibatch |= {
         name: jax.ShapeDtypeStruct((rows, *values.shape[1:]), values.dtype)
         for name, values in cells.per_cell.items()
     }
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key, learner = jax.eval_shape(lambda: jax.random.key(0)), experiment.learner()
+
+    def view(key: jax.Array, minibatch: Mapping[str, jax.Array]) -> list[jax.Array]:
+        return [
+            views_of(learner, minibatch, view_keys(key, rows, group.count), group)
+            for group in learner.objective.views
+        ]
+
     try:
-        jax.eval_shape(
-            lambda k, crops: two_views(k, experiment.to_augment(crops), experiment.views()),
-            key,
-            minibatch,
-        )
+        jax.eval_shape(view, key, minibatch)
     except _REFUSED as error:
         raise BadUse(f"config.views: {error}") from error
     try:
         state = jax.eval_shape(experiment.init, key)
-        jax.eval_shape(experiment.make_train_step(), state, minibatch, key)
+        step = make_train_step(learner, experiment.optimizer, experiment.schedule)
+        jax.eval_shape(step, state, minibatch, key)
     except _REFUSED as error:
         raise BadUse(f"config: {error}") from error
 
@@ -311,7 +325,8 @@ class Program:
 def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
     """Wraps the pure functions of an experiment in `jit`, with their shardings over the mesh."""
     everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
-    step, validate = experiment.make_train_step(mesh), experiment.make_validation_step(mesh)
+    learner = experiment.learner(mesh)
+    step = make_train_step(learner, experiment.optimizer, experiment.schedule)
     inputs = (everywhere, rows, everywhere)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
@@ -325,9 +340,11 @@ def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
             in_shardings=inputs,
             out_shardings=everywhere,
             donate_argnums=0,
-            compiler_options=experiment.compiler_options(mesh),
+            compiler_options=_KEEP_BARRIERS if experiment.config.model.remat and on_cpu else None,
         ),
-        validate=jax.jit(validate, in_shardings=inputs, out_shardings=everywhere),
+        validate=jax.jit(
+            make_validation_step(learner), in_shardings=inputs, out_shardings=everywhere
+        ),
     )
 
 
@@ -340,11 +357,6 @@ def state_template(experiment: Experiment, mesh: Mesh) -> TrainState:
         jax.eval_shape(experiment.init, key),
     )
     return template
-
-
-def root_key(seed: int, mesh: Mesh) -> jax.Array:
-    """The key that all streams of a run are folded from, on every device of every process."""
-    return jax.jit(lambda: jax.random.key(seed), out_shardings=devices.replicated(mesh))()
 
 
 def validation_minibatches(
@@ -360,14 +372,14 @@ def validation_minibatches(
     if size < 2:
         return []
     read = minibatches.sequential_minibatches(
-        experiment.cells,
+        experiment.encoder.cells,
         rows[: len(rows) // size * size],
         minibatch_size=size,
         process=(jax.process_index(), jax.process_count()),
     )
     on_device = [devices.to_global(mesh, local) for _, local in read]
     keys = jax.jit(
-        lambda root: [stream(root, "validation", i) for i in range(len(on_device))],
+        lambda root: [devices.stream(root, "validation", i) for i in range(len(on_device))],
         out_shardings=devices.replicated(mesh),
     )
     return list(zip(on_device, keys(key), strict=True))

@@ -56,7 +56,7 @@ def check_origin(checkpoints: Checkpoints, experiment: Experiment, workdir: epat
     """Raises BadUse where checkpoints are of another dataset or config, whose arrays may fit."""
     if (newest := checkpoints.newest_progress()) is None:
         return
-    check_dataset(newest, experiment.cells, f"the run in {workdir}")
+    check_dataset(newest, experiment.encoder.cells, f"the run in {workdir}")
     if "config" in newest:  # an older one does not tell
         check_same(newest["config"], experiment.config, checkpoints.directory)
 
@@ -69,4 +69,6 @@ def initial_weights(
     if there.is_dir() and any(path.name.isdigit() for path in there.iterdir()):
         return None
     config, variables = experiment.config, state_template(experiment, mesh).variables
-    return read_initial_weights(config.init, config.model.encoder, variables, experiment.cells)
+    return read_initial_weights(
+        config.init, config.model.encoder, variables, experiment.encoder.cells
+    )

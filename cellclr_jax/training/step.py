@@ -1,6 +1,10 @@
-"""The state of a training run and the step that advances it: one global, pure program."""
+"""The state of a training run and the step that advances it: one global, pure program.
 
-import zlib
+The step turns raw crops into updated parameters: preprocessing and views, encoder and head, the
+objective's loss and its gradient, the optimiser. It is a function of (state, minibatch, key); jit
+it over a mesh with the minibatch sharded by rows.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +16,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.augment import make_views, view_keys
+from cellclr_jax.devices import stream
+from cellclr_jax.encoder.load import Variables
+from cellclr_jax.encoder.preprocessing import Preprocessing, preprocess
 from cellclr_jax.models import ContrastiveModel
-from cellclr_jax.objectives import nt_xent
+from cellclr_jax.objectives import Objective, Outputs, Views
 from cellclr_jax.training import gradient_cache
 from cellclr_jax.training.optimizers import Schedule
 
 Metrics = dict[str, jax.Array]
-# {"params": …, "batch_stats": …}, what Flax applies a model with.
-Variables = dict[str, Any]
+# "image" [B, H, W, C], and per-cell numbers: "low", "high", "label_<column>".
 Minibatch = Mapping[str, jax.Array]
-Normalize = Callable[[Minibatch], jax.Array]
+
+LABEL = "label_"
+"""Prefix of the labels in a minibatch, before the name of their column."""
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -33,12 +41,16 @@ class TrainState(flax.struct.PyTreeNode):
       params: the model's parameters, float32.
       batch_stats: running statistics of batch normalisation, float32; empty without it.
       opt_state: the optimiser's state.
+      teacher: variables of the objective's teacher; None without one.
+      objective: the objective's own state; None without one.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    teacher: Any = None
+    objective: Any = None
 
     @property
     def variables(self) -> Variables:
@@ -46,180 +58,267 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_variables(
-    model: ContrastiveModel, key: jax.Array, image_shape: tuple[int, int, int]
-) -> Variables:
-    """Draws the initial parameters and statistics from a stream of the root key.
+@dataclass(frozen=True)
+class Learner:
+    """What the step computes with.
 
-    Args:
+    Attributes:
       model: encoder and head.
-      key: the run's root key.
-      image_shape: (H, W, C) of a normalised view.
+      objective: what is minimised.
+      preprocessing: of raw crops.
+      augmentations: settings of the views by operation.
+      total_steps: of the run, for schedules of the objective.
+      micro_batch_size: cells whose views and activations are held at a time; None for all.
+      mesh: whose devices share the rows of a minibatch; None for one device.
     """
-    variables = model.init(stream(key, "init"), jnp.zeros((2, *image_shape)), train=False)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    model: ContrastiveModel
+    objective: Objective
+    preprocessing: Preprocessing
+    augmentations: Mapping[str, Mapping[str, Any]]
+    total_steps: int = 1
+    micro_batch_size: int | None = None
+    mesh: Mesh | None = None
 
 
 def init_state(
-    model: ContrastiveModel,
+    learner: Learner,
+    variables: Variables,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
-    image_shape: tuple[int, int, int],
+    labels: Mapping[str, int] | None = None,
 ) -> TrainState:
-    """The state at step 0: see `init_variables`, and the optimiser's own state."""
-    variables = init_variables(model, key, image_shape)
+    """Returns the state at step 0.
+
+    Args:
+      learner: of the run.
+      variables: initial parameters and statistics.
+      optimizer: of the parameters.
+      key: the run's root key.
+      labels: number of distinct values by column, of the columns that the objective asks for.
+    """
+    teacher = None
+    if learner.objective.teacher is not None:
+        # A copy: the student's buffers are donated to the first step.
+        teacher = jax.tree.map(jnp.array, variables)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        teacher=teacher,
+        objective=learner.objective.init_state(stream(key, "objective"), labels or {}),
     )
 
 
-def stream(key: jax.Array, name: str, step: jax.Array | int | None = None) -> jax.Array:
-    """A named stream of random keys: folds in the name, then the step.
+def make_train_step(
+    learner: Learner, optimizer: optax.GradientTransformation, schedule: Schedule
+) -> Callable[[TrainState, Minibatch, jax.Array], tuple[TrainState, Metrics]]:
+    """Builds the training step.
 
-    A checkpoint thus needs a seed and a step alone, and adding a stream moves no other.
-    """
-    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return key if step is None else jax.random.fold_in(key, step)
+    Batch normalisation uses the statistics of each micro-batch, those of all devices together; the
+    running ones move once, by the mean over micro-batches.
 
+    Args:
+      learner: what it computes with.
+      optimizer: of the parameters.
+      schedule: the learning rate by step, reported.
 
-@dataclass(frozen=True)
-class Objective:
-    """What training minimises and validation reports: NT-Xent of two views of each cell.
-
-    Attributes:
-      model: encoder and head.
-      normalize: minibatch to images [B, H, W, C] float32, each cell for itself.
-      augmentations: config of `two_views`.
-      temperature: of NT-Xent.
-      standardize: views to what the encoder takes.
-      block_size: columns that the loss compares at a time; None takes what suits the hardware.
-      micro_batch_size: cells whose views and activations are held at a time; None takes all.
-      mesh: whose devices share the rows of a minibatch; None for one device.
+    Returns:
+      A function (state, minibatch, key) -> (new state, metrics): float32 scalars `loss`, the
+      objective's own metrics, `embedding_spread` (mean standard deviation of an embedding's
+      features over cells; 0 is collapse), `gradient_norm`, `parameter_norm`, `update_norm` (of the
+      optimiser's update), `lr`.
     """
 
-    model: ContrastiveModel
-    normalize: Normalize
-    augmentations: Mapping[str, Mapping[str, Any]]
-    temperature: float
-    standardize: Callable[[jax.Array], jax.Array] = lambda views: views
-    block_size: int | None = None
-    micro_batch_size: int | None = None
-    mesh: Mesh | None = None
-
-    def value_and_grad(
-        self, variables: Variables, minibatch: Minibatch, key: jax.Array
-    ) -> tuple[Metrics, Any, Any]:
-        """Metrics with the loss, its gradient by the parameters, and new running statistics.
-
-        Batch normalisation uses the statistics of each micro-batch, those of all devices together;
-        the running ones move once, by the mean over micro-batches.
-        """
-
-        def encode(params: Any, cells: Any) -> tuple[jax.Array, Any]:
-            return self._project({**variables, "params": params}, cells, train=True)
-
-        cells, pieces = self._cells(minibatch, key)
-        (value, metrics), gradient, (moments, batch_stats) = gradient_cache.value_and_grad(
-            encode, self._contrast, variables["params"], cells, pieces=pieces
+    def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        metrics, gradient, batch_stats, objective = value_and_grad(
+            learner, state, minibatch, stream(key, "augment", state.step)
         )
-        metrics |= {"loss": value, "embedding_spread": _spread(*moments)}
-        return metrics, gradient, jax.tree.map(partial(jnp.mean, axis=0), batch_stats)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            objective=objective,
+        )
+        metrics |= {
+            "gradient_norm": optax.tree.norm(gradient),
+            "parameter_norm": optax.tree.norm(new.params),
+            "update_norm": optax.tree.norm(updates),
+            "lr": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return new.replace(teacher=_moved_teacher(learner, state, new)), metrics
 
-    def evaluate(self, variables: Variables, minibatch: Minibatch, key: jax.Array) -> Metrics:
-        """Metrics with the loss under running statistics, the same for any micro-batch size."""
-        cells, pieces = self._cells(minibatch, key)
-        project = partial(self._project, variables, train=False)
-        pairs, (moments, _) = gradient_cache.encode_in_pieces(project, cells, pieces=pieces)
-        value, metrics = self._contrast(pairs)
+    return step
+
+
+def value_and_grad(
+    learner: Learner, state: TrainState, minibatch: Minibatch, key: jax.Array
+) -> tuple[Metrics, Any, Any, Any]:
+    """Computes the loss of a minibatch and its gradient.
+
+    Args:
+      learner: what it is computed with.
+      state: parameters, statistics, teacher and state of the objective.
+      minibatch: raw crops, all devices' together.
+      key: of the views and of what the objective draws.
+
+    Returns:
+      (metrics with `loss` and `embedding_spread`, gradient by the parameters, new running
+      statistics, new state of the objective).
+    """
+    cells, pieces = _cells(learner, minibatch, key)
+
+    def encode(params: Any, cells: Any) -> tuple[Any, Any]:
+        return _project(learner, {**state.variables, "params": params}, cells, train=True)
+
+    loss = _loss_of(learner, state, cells, pieces, key)
+    (value, (objective, metrics)), gradient, (moments, batch_stats) = gradient_cache.value_and_grad(
+        encode, loss, state.params, cells, pieces=pieces
+    )
+    metrics |= {"loss": value, "embedding_spread": _spread(*moments)}
+    return metrics, gradient, jax.tree.map(partial(jnp.mean, axis=0), batch_stats), objective
+
+
+def make_validation_step(
+    learner: Learner,
+) -> Callable[[TrainState, Minibatch, jax.Array], Metrics]:
+    """Builds the validation step: the loss with running statistics and no update.
+
+    The result does not depend on the micro-batch size. The same key gives the same views at every
+    epoch, so that losses of epochs can be compared.
+
+    Returns:
+      A function (state, minibatch, key) -> metrics, as those of the training step without those
+      of the optimiser.
+    """
+
+    def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> Metrics:
+        cells, pieces = _cells(learner, minibatch, key)
+        project = partial(_project, learner, state.variables, train=False)
+        codes, (moments, _) = gradient_cache.encode_in_pieces(project, cells, pieces=pieces)
+        loss = _loss_of(learner, state, cells, pieces, key, train=False)
+        value, (_, metrics) = loss(codes)
         return metrics | {"loss": value, "embedding_spread": _spread(*moments)}
 
-    def _cells(self, minibatch: Minibatch, key: jax.Array) -> tuple[Any, int]:
-        """Each cell with the keys of its views, and into how many micro-batches they are divided.
+    return step
 
-        As few as keep to the micro-batch's size and give each device as many cells.
-        """
-        rows = len(next(iter(minibatch.values())))
-        cells = minibatch, view_keys(key, rows)
-        if self.micro_batch_size is None:
-            return cells, 1
-        devices = self.mesh.size if self.mesh else 1
-        least = -(-rows // self.micro_batch_size)
-        return cells, next(n for n in range(least, rows + 1) if rows % (n * devices) == 0)
 
-    def _project(self, variables: Variables, cells: Any, *, train: bool) -> tuple[jax.Array, Any]:
-        """Projections [b, 2, P]; moments of the embeddings and running statistics."""
-        minibatch, keys = cells
-        views = two_views(keys, self.normalize(minibatch), self.augmentations)
-        views = self.standardize(views)
-        (h, z), updated = self.model.apply(
+def _cells(learner: Learner, minibatch: Minibatch, key: jax.Array) -> tuple[Any, int]:
+    """Splits the minibatch into the fewest equal micro-batches that fit and divide evenly.
+
+    Returns:
+      ((minibatch, keys [B, views] of each group of views), number of micro-batches).
+    """
+    rows = len(minibatch["image"])
+    # The first group has the key itself, so that other groups do not change its views.
+    keys = [
+        view_keys(jax.random.fold_in(key, number) if number else key, rows, group.count)
+        for number, group in enumerate(learner.objective.views)
+    ]
+    cells = minibatch, keys
+    if learner.micro_batch_size is None:
+        return cells, 1
+    devices = learner.mesh.size if learner.mesh else 1
+    least = -(-rows // learner.micro_batch_size)
+    return cells, next(n for n in range(least, rows + 1) if rows % (n * devices) == 0)
+
+
+def views_of(learner: Learner, minibatch: Minibatch, keys: jax.Array, group: Views) -> jax.Array:
+    """Views [B, V, H, W, C] of a minibatch's cells, as the encoder takes them.
+
+    Args:
+      learner: whose preprocessing and augmentations are used.
+      minibatch: raw crops.
+      keys: [B, V] of the views.
+      group: their size and their settings.
+    """
+    settings = dict(learner.augmentations)
+    for name, changed in (group.operations or {}).items():
+        settings[name] = {**settings.get(name, {}), **changed}
+    size = max(1, round(learner.preprocessing.size * group.scale))
+    augmented = partial(make_views, keys, config=settings, size=size)
+    return preprocess(minibatch, learner.preprocessing, augmented)
+
+
+def _project(
+    learner: Learner,
+    variables: Variables,
+    cells: Any,
+    *,
+    train: bool,
+    groups: int | None = None,
+) -> tuple[Any, Any]:
+    """The head's outputs [b, V, ...]; moments of the embeddings and running statistics.
+
+    Groups of views differ in size: each passes the network by itself. Moments and running
+    statistics are those of the first group.
+    """
+    minibatch, keys = cells
+    outputs, seen = [], None
+    for group, group_keys in list(zip(learner.objective.views, keys, strict=True))[:groups]:
+        views = views_of(learner, minibatch, group_keys, group)
+        (h, z), updated = learner.model.apply(
             variables,
             views.reshape(-1, *views.shape[2:]),
             train=train,
             mutable=["batch_stats"] if train else [],
         )
-        moments = jnp.mean(h, axis=0), jnp.var(h, axis=0)
-        return z.reshape(-1, 2, z.shape[-1]), (moments, updated.get("batch_stats", {}))
-
-    def _contrast(self, pairs: jax.Array) -> tuple[jax.Array, Metrics]:
-        return nt_xent.contrast(
-            pairs[:, 0],
-            pairs[:, 1],
-            self.temperature,
-            block_size=self.block_size,
-            mesh=self.mesh,
-        )
+        outputs.append(jax.tree.map(partial(_by_cell, views=group.count), z))
+        if seen is None:
+            moments = jnp.mean(h, axis=0), jnp.var(h, axis=0)
+            seen = moments, updated.get("batch_stats", {})
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outputs), seen
 
 
-def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, schedule: Schedule
-) -> Callable[[TrainState, Minibatch, jax.Array], tuple[TrainState, Metrics]]:
-    """Builds the training step; jit it over a mesh with the minibatch sharded by rows.
+def _loss_of(
+    learner: Learner,
+    state: TrainState,
+    cells: Any,
+    pieces: int,
+    key: jax.Array,
+    *,
+    train: bool = True,
+) -> Callable[[Any], tuple[jax.Array, Any]]:
+    """The objective's loss as a function of the outputs [B, V, ...] of the student.
 
-    Args:
-      objective: what is minimised.
-      optimizer: of the parameters.
-      schedule: the learning rate by step, reported.
-
-    Returns:
-      A function (state, minibatch, key) → (new state, metrics): float32 scalars `loss`,
-      `contrastive_accuracy`, `alignment`, `uniformity`, `embedding_spread` (mean deviation of an
-      embedding's features over cells; 0 is collapse), `gradient_norm`, `parameter_norm`,
-      `update_norm` (of the step that the optimiser took), `lr`.
+    The teacher's outputs, without gradient, are computed here.
     """
-
-    def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        views_key = stream(key, "augment", state.step)
-        metrics, gradient, batch_stats = objective.value_and_grad(
-            state.variables, minibatch, views_key
+    objective, teacher = learner.objective, None
+    if objective.teacher is not None:
+        project = partial(
+            _project, learner, state.teacher, train=train, groups=objective.teacher.groups
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradient),
-            "parameter_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
-            "lr": jnp.asarray(schedule(state.step), jnp.float32),
-        }
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        codes, _ = gradient_cache.encode_in_pieces(project, cells, pieces=pieces)
+        teacher = _by_view(jax.lax.stop_gradient(codes))
+    minibatch, _ = cells
+    labels = {name: minibatch[LABEL + name] for name in objective.labels}
 
-    return step
+    def loss(codes: Any) -> tuple[jax.Array, Any]:
+        outputs = Outputs(_by_view(codes), teacher, labels, state.objective, stream(key, "loss"))
+        return objective.loss(outputs, learner.mesh)
+
+    return loss
 
 
-def make_validation_step(
-    objective: Objective,
-) -> Callable[[TrainState, Minibatch, jax.Array], Metrics]:
-    """Builds the validation step: the training loss with running statistics and no update.
+def _by_cell(outputs: jax.Array, *, views: int) -> jax.Array:
+    """Outputs [b * V, ...] as [b, V, ...]."""
+    return outputs.reshape(-1, views, *outputs.shape[1:])
 
-    The same key gives the same views at every epoch, so that losses of epochs can be compared.
-    """
 
-    def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> Metrics:
-        return objective.evaluate(state.variables, minibatch, key)
+def _by_view(codes: Any) -> Any:
+    """Outputs [B, V, ...] as [V, B, ...]."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), codes)
 
-    return step
+
+def _moved_teacher(learner: Learner, old: TrainState, new: TrainState) -> Any:
+    """The teacher after the student's update: moved towards it by 1 - momentum."""
+    if learner.objective.teacher is None:
+        return None
+    momentum = learner.objective.teacher.momentum_at(old.step, learner.total_steps)
+    return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, old.teacher, new.variables)
 
 
 def _spread(means: jax.Array, variances: jax.Array) -> jax.Array:

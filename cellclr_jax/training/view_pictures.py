@@ -1,5 +1,6 @@
 """A picture of some cells beside their random views: what the augmentations do, at a glance."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -8,15 +9,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.augment import view_keys
+from cellclr_jax.devices import stream
+from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.pages import CHANNEL_COLOURS
 from cellclr_jax.training.setup import Experiment
-from cellclr_jax.training.step import stream
+from cellclr_jax.training.step import views_of
 
 # Rows of the picture; a cell has one for every three channels.
 _ROWS = 8
-# Pairs of views of a cell: the first as the step sees them, the others drawn beside.
-_PAIRS = 3
+# Views of a cell besides those of the first step.
+_FURTHER = 4
 # Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
 _SMALLEST, _LARGEST = 96, 160
 # As on the quality page; further channels go into a row of their own.
@@ -48,25 +51,27 @@ def view_grid(
       range allows; channels in colour, one alone in grey.
     """
     size = len(minibatch["image"])
-    count = min(max(_ROWS // _bands(experiment.cells.image_shape[-1]), 1), size)
+    count = min(max(_ROWS // _bands(minibatch["image"].shape[-1]), 1), size)
+    learner = experiment.learner()
+    group = learner.objective.views[0]
+    # Pictures show images before their channels are standardised.
+    plain = dataclasses.replace(learner.preprocessing, mean=(), deviation=())
+    learner = dataclasses.replace(learner, preprocessing=plain)
 
     def draw(minibatch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
         some = {name: values[:count] for name, values in minibatch.items()}
-        at_step = view_keys(stream(key, "augment", 0), size)[:count]
-        beside = view_keys(stream(key, "pictures"), count * (_PAIRS - 1))
-        keys = jnp.concatenate([at_step, beside])
-        images = jnp.tile(experiment.to_augment(some), (_PAIRS, 1, 1, 1))
-        views = two_views(keys, images, experiment.views())
-        pairs = views.reshape(_PAIRS, count, 2, *views.shape[2:])
-        return experiment.images(some), jnp.moveaxis(pairs, 0, 1)
+        at_step = view_keys(stream(key, "augment", 0), size, group.count)[:count]
+        further = view_keys(stream(key, "pictures"), count, _FURTHER)
+        keys = jnp.concatenate([at_step, further], axis=1)
+        return normalized(some, plain), views_of(learner, some, keys, group)
 
     everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
     jitted = jax.jit(draw, in_shardings=(rows, everywhere), out_shardings=everywhere)
-    crops, pairs = jax.device_get(jitted(minibatch, key))
-    return _picture(crops, pairs.reshape(count, 2 * _PAIRS, *pairs.shape[3:]))
+    crops, views = jax.device_get(jitted(minibatch, key))
+    return _picture(crops, views, group.count)
 
 
-def _picture(crops: np.ndarray, views: np.ndarray) -> np.ndarray:
+def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
     """[k, h, w, C] crops and their [k, n, H, W, C] views as one picture with titles."""
     side, channels = _side(views.shape[2]), crops.shape[-1]
     rows = []
@@ -81,7 +86,8 @@ def _picture(crops: np.ndarray, views: np.ndarray) -> np.ndarray:
     for top, row in zip(tops, rows, strict=False):
         picture[top : top + side] = row
     places = [_left(i, side) for i in range(1 + views.shape[1])]
-    titles = {places[0]: "crop", places[1]: "views at step 1", places[3]: "further views"}
+    titles = {places[0]: "crop", places[1]: "views at step 1"}
+    titles[places[1 + at_step]] = "further views"
     return _write(picture, titles)
 
 

@@ -83,14 +83,14 @@ def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
     experiment = make_experiment(experiment_config(case, data_dir))
     config, compiled = experiment.config, setup.compile_program(experiment, mesh)
     data = minibatches.training_minibatches(
-        experiment.cells,
+        experiment.encoder.cells,
         experiment.train_rows,
         minibatch_size=config.minibatch_size,
         epochs=config.epochs,
         seed=config.seed,
     )
     feed = Feed(iter(data), mesh)
-    key = setup.root_key(config.seed, mesh)
+    key = devices.root_key(config.seed, mesh)
     state, metrics = compiled.init(key), None
 
     def run() -> object:

@@ -128,12 +128,12 @@ def features_of(folder: Path) -> dict[str, np.ndarray]:
         from cellclr_jax import devices
         from cellclr_jax.encoder.apply import restore, visit
         from cellclr_jax.encoder.baselines import fit_pixel_components
-        from cellclr_jax.encoder.load import make_encoding
+        from cellclr_jax.encoder.load import make_cell_encoder
         from cellclr_jax.profiling.single_cells import KeptCells
         from cellclr_jax.run_folder import read_config
 
         run, mesh = epath.Path(folder / "run"), devices.make_mesh()
-        encoding = make_encoding(read_config(run))
+        encoding = make_cell_encoder(read_config(run))
         _, variables, _ = restore(run, "last", encoding, mesh)
         kept = KeptCells(np.arange(len(encoding.cells.table)))
         pixels = fit_pixel_components(encoding)

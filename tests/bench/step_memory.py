@@ -45,8 +45,8 @@ def measure(experiment: Experiment, run_below: float) -> tuple[float, float | No
     mesh = devices.make_mesh()
     program = compile_program(experiment, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shape = (experiment.config.minibatch_size, *experiment.cells.image_shape)
-    minibatch = {"image": jax.ShapeDtypeStruct(shape, experiment.cells.image_dtype)}
+    shape = (experiment.config.minibatch_size, *experiment.encoder.cells.image_shape)
+    minibatch = {"image": jax.ShapeDtypeStruct(shape, experiment.encoder.cells.image_dtype)}
     state = jax.eval_shape(experiment.init, key)
     step = program.step.lower(state, minibatch, key).compile()
     megabytes = step.memory_analysis().temp_size_in_bytes / 1e6

@@ -146,8 +146,8 @@ def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(experiment.init, key)
-    shape = (experiment.config.minibatch_size, *experiment.cells.image_shape)
-    minibatch = {"image": jax.ShapeDtypeStruct(shape, experiment.cells.image_dtype)}
+    shape = (experiment.config.minibatch_size, *experiment.encoder.cells.image_shape)
+    minibatch = {"image": jax.ShapeDtypeStruct(shape, experiment.encoder.cells.image_dtype)}
     return compile_program(experiment, mesh).step, (state, minibatch, key)
 
 
@@ -156,9 +156,13 @@ def forward_flops(experiment: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    variables = jax.eval_shape(experiment.init_variables, jax.eval_shape(lambda: jax.random.key(0)))
+    variables = jax.eval_shape(
+        experiment.encoder.init_variables, jax.eval_shape(lambda: jax.random.key(0))
+    )
     view = jax.ShapeDtypeStruct((1, *experiment.view_shape), jnp.float32)
-    traced = jax.make_jaxpr(lambda v, x: experiment.model.apply(v, x, train=False))(variables, view)
+    traced = jax.make_jaxpr(lambda v, x: experiment.encoder.model.apply(v, x, train=False))(
+        variables, view
+    )
     return _total_flops(traced.jaxpr)
 
 

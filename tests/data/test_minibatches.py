@@ -7,7 +7,7 @@ import pytest
 from support.tiny_dataset import random_images, write_dataset
 
 from cellclr_jax.data import minibatches as pipeline
-from cellclr_jax.encoder.normalization import plate_percentiles
+from cellclr_jax.encoder.preprocessing import plate_percentiles
 from cellclr_jax.errors import BadUse
 
 

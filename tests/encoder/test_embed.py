@@ -27,7 +27,7 @@ from cellclr_jax.encoder.embed_dataset import (
     embed_run,
     wells_of,
 )
-from cellclr_jax.encoder.load import make_encoding
+from cellclr_jax.encoder.load import make_cell_encoder
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import locked
 from cellclr_jax.profiling.evaluation import evaluate
@@ -68,7 +68,7 @@ def workdir(plates, tmp_path_factory):
     config.update(data_dir=str(plates), dataset="single_cells/all", image_size=8)
     folder = epath.Path(tmp_path_factory.mktemp("run"))
     write_config(config, folder)
-    encoding = make_encoding(config)
+    encoding = make_cell_encoder(config)
     weights = jax.jit(encoding.init_variables)(jax.random.key(config.seed + 1))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(7, dict(weights), describe_dataset(encoding.cells), validation_loss=1.0)
@@ -126,7 +126,7 @@ def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, 
     assert list(table)[-len(features) :] == features == [f"cellclr_{i:04d}" for i in range(8)]
     config = get_config()
     config.update(json.loads((workdir / "config.json").read_text()))
-    encoding = make_encoding(config)
+    encoding = make_cell_encoder(config)
 
     _, variables, _ = restore(epath.Path(workdir), "last", encoding, devices.make_mesh())
     trained = jax.device_get(variables["trained"])

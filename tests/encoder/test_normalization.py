@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellclr_jax.encoder.normalization import (
+from cellclr_jax.encoder.preprocessing import (
     normalize,
     standardize,
 )

@@ -5,13 +5,15 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from cellclr_jax.encoder import baselines
-from cellclr_jax.encoder.load import make_encoding
+from cellclr_jax.encoder.load import make_cell_encoder
 
 
 def test_components_are_those_of_the_crops_and_the_same_each_time(config):
-    encoding = make_encoding(config)
+    encoding = make_cell_encoder(config)
     rows = np.arange(len(encoding.cells.table))
-    images = np.asarray(jax.jit(encoding.images)(encoding.cells.read(rows)))
+    images = np.asarray(
+        jax.jit(lambda c: normalized(c, encoding.preprocessing))(encoding.cells.read(rows))
+    )
     found = baselines.fit_pixel_components(encoding)
     flat = np.asarray(baselines._flat(images))
     count = min(baselines.COMPONENTS, len(flat))

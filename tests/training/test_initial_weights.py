@@ -155,7 +155,7 @@ def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys
     shutil.rmtree(source)
     loop.train(more, source, devices.make_mesh(1))  # of the same steps, with other weights
     encoding, mesh = make_experiment(config), devices.make_mesh(1)
-    random = jax.jit(encoding.init_variables)(setup.root_key(config.seed, mesh))
+    random = jax.jit(encoding.init_variables)(devices.root_key(config.seed, mesh))
     for told in ("holds other weights now", "no checkpoint in"):
         capsys.readouterr()
         _, variables, _ = restore(tmp_path / "run", "last", encoding, mesh)

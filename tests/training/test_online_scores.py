@@ -33,7 +33,7 @@ def weights(experiment, mesh):
     """Of an encoder that was not trained, on every device."""
     everywhere = devices.replicated(mesh)
     key = jax.jit(lambda: jax.random.key(3), out_shardings=everywhere)()
-    return jax.jit(experiment.init_variables, out_shardings=everywhere)(key)
+    return jax.jit(experiment.encoder.init_variables, out_shardings=everywhere)(key)
 
 
 @pytest.fixture
@@ -43,7 +43,11 @@ def online_score(experiment, mesh):
     def make(table=None, mesh=mesh, every=2, cells=4000):
         config = experiment.config.copy_and_resolve_references()
         config.online.update(every_epochs=every, cells=cells)
-        told = experiment.cells if table is None else replace(experiment.cells, table=table)
+        told = (
+            experiment.encoder.cells
+            if table is None
+            else replace(experiment.encoder.cells, table=table)
+        )
         return online_scores.OnlineScore(replace(experiment, config=config, cells=told), mesh)
 
     return make
@@ -157,7 +161,7 @@ def test_what_cells_of_a_plate_share_tells_nothing(online_score):
 
 
 def test_cells_without_treatments_are_told_by_their_labels(experiment, online_score, capsys):
-    table = experiment.cells.table
+    table = experiment.encoder.cells.table
     labels = np.where(np.arange(len(table)) % 3, "big", "small")
     table = pd.DataFrame({"cell_id": table["cell_id"], "label": labels})
     scores = online_score(table, cells=150)
@@ -171,7 +175,7 @@ def test_cells_without_treatments_are_told_by_their_labels(experiment, online_sc
 
 
 def test_where_nothing_is_told_there_is_no_score(experiment, online_score, capsys):
-    scores = online_score(experiment.cells.table[["cell_id"]])
+    scores = online_score(experiment.encoder.cells.table[["cell_id"]])
     assert not any(scores.due(epoch) for epoch in range(10))
     assert "neither labels nor treatments" in capsys.readouterr().err
 
@@ -196,7 +200,7 @@ def test_a_score_that_fails_does_not_end_the_training(online_score, capsys):
 
 
 def test_the_subset_fits_into_memory(experiment, online_score, monkeypatch, capsys):
-    height, width, channels = experiment.cells.image_shape
+    height, width, channels = experiment.encoder.cells.image_shape
     monkeypatch.setattr(online_scores, "_MOST_BYTES", 50 * 2 * height * width * channels)
     assert len(online_score()._rows) == 50
     assert "50 fill" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from support.two_processes import SECONDS, finish, start_two
 
 from cellclr_jax import devices
 from cellclr_jax.encoder import apply
-from cellclr_jax.encoder.load import make_encoding
+from cellclr_jax.encoder.load import make_cell_encoder
 from cellclr_jax.profiling.profiles import aggregate_wells
 from cellclr_jax.training import loop
 
@@ -74,7 +74,7 @@ class Pair:
 
 def profiles(config, mesh, state):
     """Well profiles, made by this process."""
-    sites = apply.site_profiles(make_encoding(config), mesh, {"trained": state.variables})
+    sites = apply.site_profiles(make_cell_encoder(config), mesh, {"trained": state.variables})
     wells = aggregate_wells(sites["trained"])
     return wells.set_index(["Metadata_Plate", "Metadata_Well"]).sort_index()
 

@@ -12,7 +12,10 @@ import pytest
 from support import tiny_run, traced
 
 from cellclr_jax import devices as sharding
-from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.augment import make_views, two_views, view_keys
+from cellclr_jax.devices import stream
+from cellclr_jax.encoder.load import init_variables
+from cellclr_jax.encoder.preprocessing import Preprocessing
 from cellclr_jax.errors import BadUse
 from cellclr_jax.models import make_model
 from cellclr_jax.objectives import nt_xent
@@ -22,12 +25,11 @@ from cellclr_jax.training import (
 )
 from cellclr_jax.training.setup import compile_program, make_experiment
 from cellclr_jax.training.step import (
-    Objective,
+    Learner,
     init_state,
-    init_variables,
     make_train_step,
     make_validation_step,
-    stream,
+    value_and_grad,
 )
 
 CELLS, SIDE, WIDTH = 64, 16, 16
@@ -46,13 +48,20 @@ def small_model(norm, *, dtype="float32", remat=False, widths=(8, 8)):
     )
 
 
-def objective(norm="none", **settings):
-    settings = {"model": small_model(norm), "temperature": 0.2, "block_size": 64} | settings
-    return Objective(normalize=lambda cells: cells["image"], augmentations=VIEWS, **settings)
+# The identity.
+RAW = Preprocessing(SIDE, method="fixed", low=(0.0,) * 3, high=(1.0,) * 3)
+GOAL = nt_xent.NTXent(temperature=0.2, loss_block_size=64)
 
 
-def variables(goal):
-    return init_variables(goal.model, jax.random.key(0), (SIDE, SIDE, 3))
+def learner(norm="none", **settings):
+    settings = {"model": small_model(norm), "objective": GOAL} | settings
+    return Learner(preprocessing=RAW, augmentations=VIEWS, **settings)
+
+
+def first_state(goal, optimizer):
+    key = jax.random.key(0)
+    start = init_variables(goal.model, key, (SIDE, SIDE, 3))
+    return init_state(goal, start, optimizer, key)
 
 
 @functools.cache
@@ -76,10 +85,12 @@ def over(mesh, function):
 def gradient(norm, devices, micro_batch_size):
     """(metrics, gradient, running statistics) of the minibatch, on the host."""
     mesh = sharding.make_mesh(devices)
-    goal = objective(norm, micro_batch_size=micro_batch_size, mesh=mesh)
-    start, key = jax.device_put((variables(goal), jax.random.key(1)), sharding.replicated(mesh))
+    goal = learner(norm, micro_batch_size=micro_batch_size, mesh=mesh)
+    state = first_state(goal, optax.sgd(0.1))
+    start, key = jax.device_put((state, jax.random.key(1)), sharding.replicated(mesh))
     cells = sharding.to_global(mesh, minibatch())
-    return jax.device_get(over(mesh, goal.value_and_grad)(start, cells, key))
+    found = over(mesh, functools.partial(value_and_grad, goal))(start, cells, key)
+    return jax.device_get(found[:3])
 
 
 def relative_error(found, wanted):
@@ -115,7 +126,7 @@ def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices(devices)
 
 def naive_with_batch_statistics(goal, pieces):
     """Loss, gradient and statistics by one differentiation through all micro-batches."""
-    start = variables(goal)
+    start = first_state(goal, optax.sgd(0.1)).variables
     views = two_views(jax.random.key(1), jnp.asarray(minibatch()["image"]), VIEWS)
 
     def whole(params):
@@ -129,14 +140,14 @@ def naive_with_batch_statistics(goal, pieces):
             statistics.append(updated["batch_stats"])
         z = jnp.concatenate(projections)
         mean = jax.tree.map(lambda *s: sum(s) / pieces, *statistics)
-        return nt_xent.nt_xent(z[:, 0], z[:, 1], goal.temperature), mean
+        return nt_xent.nt_xent(z[:, 0], z[:, 1], goal.objective.temperature), mean
 
     (value, statistics), wanted = jax.jit(jax.value_and_grad(whole, has_aux=True))(start["params"])
     return value, wanted, statistics
 
 
 def test_a_micro_batch_has_its_own_statistics_and_the_running_ones_move_by_their_mean():
-    value, wanted, statistics = naive_with_batch_statistics(objective("batch"), 4)
+    value, wanted, statistics = naive_with_batch_statistics(learner("batch"), 4)
     metrics, found, found_statistics = gradient("batch", 1, 16)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert relative_error(found, wanted) < 1e-4
@@ -148,17 +159,17 @@ def test_a_micro_batch_has_its_own_statistics_and_the_running_ones_move_by_their
 def test_the_views_of_a_cell_do_not_depend_on_the_cells_beside_it():
     key, images = jax.random.key(1), jnp.asarray(minibatch()["image"])
     views = two_views(key, images, VIEWS)
-    part = two_views(view_keys(key, CELLS)[3::4], images[3::4], VIEWS)
+    part = make_views(view_keys(key, CELLS)[3::4], images[3::4], VIEWS)
     np.testing.assert_array_equal(part, views[3::4])
 
 
 @pytest.mark.parametrize(("cells", "micro_batch_size"), [(CELLS, 16), (48, 40), (CELLS, 100)])
 def test_validation_is_the_same_in_micro_batches(cells, micro_batch_size):
-    state = init_state(small_model("batch"), optax.sgd(0.1), jax.random.key(0), (SIDE, SIDE, 3))
+    state = first_state(learner("batch"), optax.sgd(0.1))
     found = []
     for devices, size in ((1, None), (8, micro_batch_size)):
         mesh = sharding.make_mesh(devices)
-        goal = objective("batch", micro_batch_size=size, mesh=mesh)
+        goal = learner("batch", micro_batch_size=size, mesh=mesh)
         validate = over(mesh, make_validation_step(goal))
         placed = jax.device_put((state, jax.random.key(2)), sharding.replicated(mesh))
         rows = sharding.to_global(mesh, minibatch(cells))
@@ -171,14 +182,14 @@ def compiled_step(goal, cells=CELLS):
     """The step's executable."""
     optimizer, mesh = optax.sgd(0.1), goal.mesh or sharding.make_mesh(1)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    start = functools.partial(init_state, goal.model, optimizer, image_shape=(SIDE, SIDE, 3))
+    start = functools.partial(first_state, goal, optimizer)
     rows = {"image": jax.ShapeDtypeStruct((cells, SIDE, SIDE, 3), jnp.float32)}
     step = over(mesh, make_train_step(goal, optimizer, lambda step: 0.1))
-    return step.lower(jax.eval_shape(start, key), rows, key).compile()
+    return step.lower(jax.eval_shape(start), rows, key).compile()
 
 
 def test_no_image_leaves_its_device():
-    goal = objective("batch", micro_batch_size=16, mesh=sharding.make_mesh(8))
+    goal = learner("batch", micro_batch_size=16, mesh=sharding.make_mesh(8))
     program = compiled_step(goal).as_text()
     assert not re.search(r" (all-to-all|collective-permute)(-start)?\(", program)
     gathered = re.findall(r"= (.*) all-gather(?:-start)?\(", program)
@@ -196,12 +207,12 @@ def temporaries(goal, cells):
 
 
 def test_4096_cells_train_in_the_memory_of_256():
-    small = temporaries(objective("batch"), 256)
-    large = temporaries(objective("batch", micro_batch_size=256), 4096)
+    small = temporaries(learner("batch"), 256)
+    large = temporaries(learner("batch", micro_batch_size=256), 4096)
     projections = 4096 * 2 * WIDTH * 4
     tiles = 4096 * 2 * 64 * 4  # of the loss: all rows against a block of columns
     assert large < 1.3 * small + 8 * projections + 2 * tiles
-    assert temporaries(objective("batch"), 4096) > 8 * large
+    assert temporaries(learner("batch"), 4096) > 8 * large
 
 
 @pytest.mark.parametrize("encoder", ["cnn", "resnet18", "resnet50"])
@@ -244,7 +255,7 @@ def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
     for remat in (False, True):
         config.model.remat = remat
         experiment = make_experiment(config)
-        cells = sharding.to_global(mesh, experiment.cells.read(experiment.train_rows[:64]))
+        cells = sharding.to_global(mesh, experiment.encoder.cells.read(experiment.train_rows[:64]))
         key = jax.random.key(0)
         state = experiment.init(key)
         program = compile_program(experiment, mesh).step.lower(state, cells, key).compile()
@@ -263,17 +274,17 @@ BFLOAT16 = {"model": small_model("batch", dtype="bfloat16"), "micro_batch_size":
 @pytest.mark.parametrize("name", ["lars", "adamw"])
 def test_state_and_metrics_of_a_bfloat16_network_are_float32(name):
     optimizer = optimizers.make_optimizer(name, lambda step: 0.1, weight_decay=1e-6)
-    goal, key = objective(**BFLOAT16), jax.random.key(0)
-    state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
+    goal, key = learner(**BFLOAT16), jax.random.key(0)
+    state = first_state(goal, optimizer)
     step = make_train_step(goal, optimizer, lambda step: 0.1)
     results = jax.tree.leaves(jax.eval_shape(step, state, minibatch(), key))
     assert {leaf.dtype for leaf in results if leaf.dtype != jnp.int32} == {jnp.dtype("float32")}
 
 
 def test_a_step_too_small_for_bfloat16_is_not_lost():
-    goal, key, tiny = objective(**BFLOAT16), jax.random.key(0), optax.adam(1e-5)
+    goal, key, tiny = learner(**BFLOAT16), jax.random.key(0), optax.adam(1e-5)
     step = over(sharding.make_mesh(1), make_train_step(goal, tiny, lambda step: 1e-5))
-    before = init_state(goal.model, tiny, key, (SIDE, SIDE, 3))
+    before = first_state(goal, tiny)
     after, _ = step(before, minibatch(), key)
     kernel, moved = (state.params["head"]["l1"]["kernel"] for state in (before, after))
     assert 0 < np.max(np.abs(moved - kernel)) < 2.0**-9 * np.max(np.abs(kernel))
@@ -282,8 +293,8 @@ def test_a_step_too_small_for_bfloat16_is_not_lost():
 
 
 def test_loss_statistics_and_update_are_computed_in_float32():
-    goal, optimizer, key = objective(**BFLOAT16), optax.adamw(0.1), jax.random.key(0)
-    state = init_state(goal.model, optimizer, key, (SIDE, SIDE, 3))
+    goal, optimizer, key = learner(**BFLOAT16), optax.adamw(0.1), jax.random.key(0)
+    state = first_state(goal, optimizer)
     step = make_train_step(goal, optimizer, lambda step: 0.1)
     found = list(traced.operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
     # Exponentials and logarithms are the loss's; roots those of statistics, norms and optimiser.
@@ -294,9 +305,9 @@ def test_loss_statistics_and_update_are_computed_in_float32():
 
 
 def test_metrics_tell_norms_and_the_spread_of_all_cells():
-    goal, key = objective(micro_batch_size=16), jax.random.key(1)
+    goal, key = learner(micro_batch_size=16), jax.random.key(1)
     rate = optax.linear_schedule(0.1, 0.3, 2)
-    state = init_state(goal.model, optax.sgd(rate), jax.random.key(0), (SIDE, SIDE, 3))
+    state = first_state(goal, optax.sgd(rate))
     step = over(sharding.make_mesh(1), make_train_step(goal, optax.sgd(rate), rate))
     after, metrics = jax.device_get(step(state, minibatch(), key))
     views = two_views(stream(key, "augment", 0), jnp.asarray(minibatch()["image"]), VIEWS)
@@ -320,7 +331,7 @@ def test_the_step_in_micro_batches_is_traced_once(config):
     key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
     state = program.init(key)
     for start in (0, 64, 128):
-        cells = experiment.cells.read(experiment.train_rows[start : start + 64])
+        cells = experiment.encoder.cells.read(experiment.train_rows[start : start + 64])
         state, _ = program.step(state, sharding.to_global(mesh, cells), key)
     assert program.step._cache_size() == 1
 

@@ -39,7 +39,7 @@ def experiment(tmp_path):
 
 def grid(experiment, devices=2):
     mesh = devices.make_mesh(devices)
-    minibatch = devices.to_global(mesh, experiment.cells.read(np.arange(16)))
+    minibatch = devices.to_global(mesh, experiment.encoder.cells.read(np.arange(16)))
     key = jax.jit(lambda: jax.random.key(5), out_shardings=devices.replicated(mesh))()
     with jax.transfer_guard("disallow"):  # as in the training loop
         picture = view_pictures.view_grid(experiment, mesh, minibatch, key)

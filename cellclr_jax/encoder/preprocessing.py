@@ -1,12 +1,15 @@
-"""Raw intensities to the encoder's input, and the percentiles of a plate that this may need."""
+"""Raw crops to the encoder's input, and the percentiles of a plate that this may need."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.augment import resize_all
 from cellclr_jax.data.minibatches import Cells
 
 METHODS = ("zscore", "zscore_minmax", "percentile", "fixed")
@@ -17,6 +20,92 @@ IN_UNIT_RANGE = ("zscore_minmax", "percentile")
 _SMALLEST_DEVIATION = 1e-6
 
 _HIGHEST_LEVEL = 255.0
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Settings of `preprocess`; `check` refuses those that contradict each other.
+
+    Attributes:
+      size: side of the encoder's input in pixels.
+      method, bits, legacy_invert: see `normalize`.
+      low, high: a number for each channel, of the method `fixed`.
+      mean, deviation: see `standardize`.
+    """
+
+    size: int
+    method: str = "zscore"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    bits: int = 0
+    legacy_invert: bool = False
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+    def check(self, channels: int) -> None:
+        """Raises ValueError for settings that do not exist or do not fit the channels."""
+        check_method(self.method, self.bits, self.legacy_invert)
+        if self.method == "fixed" and not len(self.low) == len(self.high) == channels:
+            raise ValueError(f"low and high need {channels} numbers, one for each channel")
+        if (self.mean or self.deviation) and not (
+            len(self.mean) == len(self.deviation) == channels
+        ):
+            raise ValueError(
+                f"mean and deviation need {channels} numbers, one for each channel, or none"
+            )
+        if self.method == "zscore" and self.mean:
+            raise ValueError(
+                "mean and deviation are of images in [0, 1]; after a zscore they are 0 and 1: "
+                "leave them empty, --config.normalization.mean='()' and .deviation='()'"
+            )
+        if not all(math.isfinite(d) and d > 0 for d in self.deviation):
+            raise ValueError(f"deviation {self.deviation}: numbers above 0 were expected")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {self.mean}: finite numbers were expected")
+
+
+def preprocess(
+    minibatch: Mapping[str, jax.Array],
+    settings: Preprocessing,
+    augment: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Turns raw crops into the encoder's input, in training and inference alike.
+
+    Args:
+      minibatch: see `normalized`.
+      settings: of all steps.
+      augment: of normalised images [B, H, W, C], returns views [B, V, S, S, C]; None resizes the
+        images to the encoder's side instead.
+
+    Returns:
+      [B, S, S, C] or [B, V, S, S, C] float32.
+    """
+    images = normalized(minibatch, settings)
+    images = resize_all(images, settings.size) if augment is None else augment(images)
+    return standardize(images, settings.mean, settings.deviation)
+
+
+def normalized(minibatch: Mapping[str, jax.Array], settings: Preprocessing) -> jax.Array:
+    """Normalises raw crops, each by itself, at their own size.
+
+    Args:
+      minibatch: "image" [B, H, W, C]; "low" and "high" [B, C] for the method `percentile`.
+      settings: of the normalisation.
+
+    Returns:
+      [B, H, W, C] float32.
+    """
+    low, high = minibatch.get("low"), minibatch.get("high")
+    if settings.method == "fixed":
+        low, high = (jnp.asarray(v, jnp.float32) for v in (settings.low, settings.high))
+    return normalize(
+        minibatch["image"],
+        settings.method,
+        low=low,
+        high=high,
+        bits=settings.bits,
+        legacy_invert=settings.legacy_invert,
+    )
 
 
 def normalize(

@@ -1,0 +1,123 @@
+"""The interface of objectives: one with a teacher, labels, state and views of two sizes trains."""
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import tiny_run
+
+from cellclr_jax import default_config, devices, objectives
+from cellclr_jax.encoder.load import make_objective
+from cellclr_jax.errors import BadUse
+from cellclr_jax.objectives import Metric, Objective, Teacher, Views
+from cellclr_jax.training import loop
+from cellclr_jax.training.setup import compile_program, make_experiment
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """Student views approach the teacher's mean view; the state counts cells by compound."""
+
+    strength: float = 0.5
+
+    views: ClassVar = (Views(2), Views(3, scale=0.5))
+    labels: ClassVar = ("compound",)
+    teacher: ClassVar = Teacher(momentum=0.9)
+    metrics: ClassVar = (Metric("distance", "squared distance to the teacher", better="lower"),)
+
+    def init_state(self, key, labels):
+        return {"seen": jnp.zeros(labels["compound"])}
+
+    def loss(self, outputs, mesh):
+        assert outputs.student.shape[0] == 5
+        assert outputs.teacher.shape[0] == 2
+        target = jnp.mean(outputs.teacher, axis=0, keepdims=True)
+        distance = jnp.mean(jnp.square(outputs.student - target))
+        seen = outputs.state["seen"].at[outputs.labels["compound"]].add(1.0)
+        return self.strength * distance, ({"seen": seen}, {"distance": distance})
+
+
+@pytest.fixture
+def config(data_dir, monkeypatch):
+    monkeypatch.setitem(objectives.OBJECTIVES, "distillation", Distillation)
+    config = tiny_run.get_config()
+    config.data_dir = str(data_dir)
+    config.objective = "distillation"
+    config.epochs = 2
+    return config
+
+
+def test_a_new_objective_brings_its_settings(config):
+    assert default_config.get_config().distillation.strength == 0.5
+    config.distillation.strength = 0.25
+    assert make_objective(config) == Distillation(strength=0.25)
+
+
+def test_teacher_state_and_labels_are_carried_from_step_to_step(config):
+    experiment, mesh = make_experiment(config), devices.make_mesh(1)
+    program = compile_program(experiment, mesh)
+    cells = experiment.encoder.cells.read(experiment.train_rows[: config.minibatch_size])
+    key = devices.root_key(0, mesh)
+    before = program.init(key)
+    student, teacher = jax.device_get((before.params, before.teacher["params"]))
+    after, metrics = program.step(before, devices.to_global(mesh, cells), key)
+    assert {"loss", "distance", "embedding_spread"} <= metrics.keys()
+    np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["distance"], rtol=1e-6)
+    assert float(jnp.sum(after.objective["seen"])) == config.minibatch_size
+    moved = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, teacher, jax.device_get(after.params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        jax.device_get(after.teacher["params"]),
+        moved,
+    )
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (student, moved)), strict=True))
+
+
+def test_a_run_with_a_teacher_resumes_to_the_bit_and_logs_its_metrics(config, tmp_path):
+    config.checkpoint.save_every_steps = 2
+    whole = loop.train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("distance" in row for row in rows)
+    assert not any("contrastive_accuracy" in row for row in rows)
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    newest.rename(tmp_path / "gone")
+    again = loop.train(config, tmp_path)
+    for leaves in zip(*(jax.tree.leaves(state) for state in (again, whole)), strict=True):
+        np.testing.assert_array_equal(*jax.device_get(leaves))
+
+
+@pytest.mark.parametrize("count", [4, 8])
+@pytest.mark.parametrize("name", ["vicreg", "distillation"])
+def test_devices_do_not_change_the_step(config, name, count):
+    config.objective = name
+    config.vicreg.width = 16
+    states = []
+    for number in (1, count):
+        experiment, mesh = make_experiment(config), devices.make_mesh(number)
+        program = compile_program(experiment, mesh)
+        cells = experiment.encoder.cells.read(experiment.train_rows[: config.minibatch_size])
+        key = devices.root_key(0, mesh)
+        state, _ = program.step(program.init(key), devices.to_global(mesh, cells), key)
+        states.append(jax.device_get(state))
+    for found, wanted in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+
+
+def test_unknown_objectives_and_settings_are_refused(config):
+    config.objective = "simclr2"
+    with pytest.raises(BadUse, match="choose one of nt_xent, vicreg"):
+        make_objective(config)
+    config.objective = "nt_xent"
+    config.temperature = 0.0
+    with pytest.raises(BadUse, match="temperature must be positive"):
+        make_objective(config)
+
+
+def test_labels_that_the_dataset_lacks_are_named(config, monkeypatch):
+    monkeypatch.setattr(Distillation, "labels", ("colour",))
+    with pytest.raises(BadUse, match="needs labels 'colour': the dataset has"):
+        make_experiment(config)
