@@ -50,10 +50,14 @@ def ours(case: Case, dtype: str) -> tuple[Step, float]:
     import jax
 
     from cellclr_jax import devices
+    from cellclr_jax.encoder.load import init_variables
+    from cellclr_jax.encoder.preprocessing import Preprocessing
     from cellclr_jax.models import make_model
+    from cellclr_jax.objectives.nt_xent import NTXent
     from cellclr_jax.training import optimizers
     from cellclr_jax.training.step import (
-        Objective,
+        Learner,
+        TrainState,
         init_state,
         make_train_step,
     )
@@ -70,13 +74,18 @@ def ours(case: Case, dtype: str) -> tuple[Step, float]:
     key = jax.device_put(jax.random.key(0), everywhere)
     images = case.images()
     minibatch = devices.to_global(mesh, {"image": images})
-    objective = Objective(model, lambda cells: cells["image"], {}, TEMPERATURE, mesh=mesh)
+    channels = images.shape[-1]
+    raw = Preprocessing(images.shape[1], "fixed", low=(0.0,) * channels, high=(1.0,) * channels)
+    learner = Learner(model, NTXent(temperature=TEMPERATURE), raw, {}, mesh=mesh)
     began = time.perf_counter()
-    state = jax.jit(
-        lambda key: init_state(model, optimizer, key, images.shape[1:]), out_shardings=everywhere
-    )(key)
+
+    def start(key: jax.Array) -> TrainState:
+        variables = init_variables(model, key, images.shape[1:])
+        return init_state(learner, variables, optimizer, key)
+
+    state = jax.jit(start, out_shardings=everywhere)(key)
     step = jax.jit(
-        make_train_step(objective, optimizer, schedule),
+        make_train_step(learner, optimizer, schedule),
         in_shardings=(everywhere, rows, everywhere),
         out_shardings=everywhere,
         donate_argnums=0,

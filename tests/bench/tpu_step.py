@@ -159,7 +159,9 @@ def forward_flops(experiment: Any) -> float:
     variables = jax.eval_shape(
         experiment.encoder.init_variables, jax.eval_shape(lambda: jax.random.key(0))
     )
-    view = jax.ShapeDtypeStruct((1, *experiment.view_shape), jnp.float32)
+    side = experiment.encoder.preprocessing.size
+    view_shape = side, side, experiment.encoder.cells.image_shape[-1]
+    view = jax.ShapeDtypeStruct((1, *view_shape), jnp.float32)
     traced = jax.make_jaxpr(lambda v, x: experiment.encoder.model.apply(v, x, train=False))(
         variables, view
     )

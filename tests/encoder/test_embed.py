@@ -28,6 +28,7 @@ from cellclr_jax.encoder.embed_dataset import (
     wells_of,
 )
 from cellclr_jax.encoder.load import make_cell_encoder
+from cellclr_jax.encoder.preprocessing import preprocess
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import locked
 from cellclr_jax.profiling.evaluation import evaluate
@@ -131,10 +132,8 @@ def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, 
     _, variables, _ = restore(epath.Path(workdir), "last", encoding, devices.make_mesh())
     trained = jax.device_get(variables["trained"])
     for row in (0, 19, 20, 41, CELLS - 1):
-        image = encoding.images(encoding.cells.read(np.array([row])))
-        alone, _ = encoding.model.apply(
-            trained, encoding.resized(image), method="embed", mutable=[]
-        )
+        image = preprocess(encoding.cells.read(np.array([row])), encoding.preprocessing)
+        alone, _ = encoding.model.apply(trained, image, method="embed", mutable=[])
         np.testing.assert_allclose(table[features].loc[row], alone[0], rtol=1e-4, atol=1e-5)
 
 

@@ -6,6 +6,7 @@ from sklearn.decomposition import PCA
 
 from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.load import make_cell_encoder
+from cellclr_jax.encoder.preprocessing import normalized
 
 
 def test_components_are_those_of_the_crops_and_the_same_each_time(config):

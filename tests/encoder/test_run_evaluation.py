@@ -22,6 +22,7 @@ from cellclr_jax.encoder import (
     evaluate_run,
 )
 from cellclr_jax.encoder.baselines import intensity_statistics
+from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import Options
@@ -40,7 +41,7 @@ def runs(tmp_path_factory):
         if config.dataset not in trained:
             folder = tmp_path_factory.mktemp("run")
             state = loop.train(config, folder)
-            trained[config.dataset] = (folder, make_experiment(config), state)
+            trained[config.dataset] = (folder, make_experiment(config).encoder, state)
         return trained[config.dataset]
 
     return run
@@ -113,7 +114,7 @@ def test_every_cell_is_embedded_once_whatever_the_minibatch(trained, monkeypatch
         tables.append(
             apply.site_profiles(experiment, mesh, {"trained": state.variables})["trained"]
         )
-    cells = len(experiment.encoder.cells.table)
+    cells = len(experiment.cells.table)
     assert cells % 24
     assert [table["Metadata_CellCount"].sum() for table in tables] == [cells, cells]
     features = [c for c in tables[0] if c.startswith("cellclr_")]
@@ -127,7 +128,7 @@ def test_site_profiles_are_means_of_single_embeddings(trained):
         "trained"
     ]
     row = table.iloc[7]
-    cells = experiment.encoder.cells.table
+    cells = experiment.cells.table
     here = (cells["plate"] == row["Metadata_Plate"]) & (cells["well"] == row["Metadata_Well"])
     members = np.flatnonzero(here & (cells["site"] == row["Metadata_Site"]))
     assert row["Metadata_CellCount"] == len(members)
@@ -136,7 +137,7 @@ def test_site_profiles_are_means_of_single_embeddings(trained):
     function = apply.compile_embedding(experiment, mesh)
     variables = {"trained": jax.device_put(state.variables, devices.replicated(mesh))}
     single = [
-        function(variables, devices.to_global(mesh, experiment.encoder.cells.read(np.array([m]))))
+        function(variables, devices.to_global(mesh, experiment.cells.read(np.array([m]))))
         for m in members
     ]
     mean = np.mean([np.asarray(s["trained"][0]) for s in single], axis=0)
@@ -173,13 +174,11 @@ def test_cells_of_which_nothing_is_told_are_embedded_and_there_is_nothing_to_sco
     assert metrics["run"]["channels"] == ["dna", "actin"]
     assert "nothing to score" in capsys.readouterr().out
     table = pd.read_parquet(tmp_path / "cells.parquet")
-    assert table["Metadata_CellId"].tolist() == experiment.encoder.cells.table["cell_id"].tolist()
+    assert table["Metadata_CellId"].tolist() == experiment.cells.table["cell_id"].tolist()
     mesh = devices.make_mesh(1)
     function = apply.compile_embedding(experiment, mesh)
     variables = {"trained": jax.device_put(state.variables, devices.replicated(mesh))}
-    one = function(
-        variables, devices.to_global(mesh, experiment.encoder.cells.read(np.array([11])))
-    )
+    one = function(variables, devices.to_global(mesh, experiment.cells.read(np.array([11]))))
     features = [column for column in table if column.startswith("cellclr_")]
     np.testing.assert_allclose(table[features].loc[11], one["trained"][0], rtol=1e-3, atol=1e-4)
 
@@ -269,7 +268,7 @@ def test_a_run_is_scored_beside_its_baselines(trained, capsys):
     assert metrics["protocol"]["regularization"] == 1.0
     assert set(metrics["baseline_protocols"]) == {"intensity", "cell_count"}
     wells = pd.read_parquet(out / "wells.parquet")
-    assert wells["Metadata_CellCount"].sum() == len(experiment.encoder.cells.table)
+    assert wells["Metadata_CellCount"].sum() == len(experiment.cells.table)
     assert "cellclr_0000" in wells
     assert {"treatments.parquet", "report.html"} <= {p.name for p in out.iterdir()}
     assert len(list(out.glob("*.png"))) >= 2
@@ -296,13 +295,13 @@ def test_a_run_without_its_dataset_says_how_to_build_it(trained, tmp_path):
 
 def test_percentile_normalisation_follows_the_plate(config):
     config.normalization.method = "percentile"
-    experiment = make_experiment(config)
-    minibatch = experiment.encoder.cells.read(np.arange(4))
+    experiment = make_experiment(config).encoder
+    minibatch = experiment.cells.read(np.arange(4))
     assert {"image", "low", "high"} <= minibatch.keys()
-    images = experiment.images(minibatch)
+    images = normalized(minibatch, experiment.preprocessing)
     assert float(images.min()) >= 0
     assert float(images.max()) <= 1
-    assert isinstance(experiment.encoder.cells, minibatches.Cells)
+    assert isinstance(experiment.cells, minibatches.Cells)
 
 
 def test_names_of_channels_and_spelling_of_controls_change_no_score(trained, data_dir, tmp_path):
@@ -344,9 +343,7 @@ def test_a_well_with_two_compounds_is_told_before_anything_is_embedded(
 def test_another_dataset_in_the_place_of_the_runs_is_named(trained, data_dir, tmp_path):
     workdir, experiment, state = trained
     other = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "dataset": "00"})
-    with pytest.raises(
-        BadUse, match=f"{experiment.encoder.cells.directory} is not what .*--out=DIR"
-    ):
+    with pytest.raises(BadUse, match=f"{experiment.cells.directory} is not what .*--out=DIR"):
         evaluate_run.evaluate_run(other, protocol=Protocol())
 
 

@@ -100,7 +100,7 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
     config, other, tmp_path
 ):
     loop.train(config, tmp_path, devices.make_mesh(1))
-    encoding, mesh = make_experiment(config), devices.make_mesh(1)
+    encoding, mesh = make_experiment(config).encoder, devices.make_mesh(1)
     _, variables, _ = restore(tmp_path, "last", encoding, mesh)
     assert same(variables["untrained"]["params"]["encoder"], other[1].params["encoder"])
     assert not same(variables["trained"]["params"]["encoder"], other[1].params["encoder"])
@@ -154,7 +154,7 @@ def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys
     more.update(data_dir=config.data_dir, epochs=1, seed=9)
     shutil.rmtree(source)
     loop.train(more, source, devices.make_mesh(1))  # of the same steps, with other weights
-    encoding, mesh = make_experiment(config), devices.make_mesh(1)
+    encoding, mesh = make_experiment(config).encoder, devices.make_mesh(1)
     random = jax.jit(encoding.init_variables)(devices.root_key(config.seed, mesh))
     for told in ("holds other weights now", "no checkpoint in"):
         capsys.readouterr()

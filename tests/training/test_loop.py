@@ -81,7 +81,7 @@ def test_devices_do_not_change_the_parameters(config, tmp_path):
 def test_the_step_is_traced_once(config):
     experiment, mesh = make_experiment(config), sharding.make_mesh(1)
     compiled = setup.compile_program(experiment, mesh)
-    key = devices.root_key(0, mesh)
+    key = sharding.root_key(0, mesh)
     state = compiled.init(key)
     for start in (0, 64, 128):
         cells = experiment.encoder.cells.read(experiment.train_rows[start : start + 64])
@@ -92,7 +92,7 @@ def test_the_step_is_traced_once(config):
 def test_the_state_is_described_without_a_program(config):
     experiment, mesh = make_experiment(config), sharding.make_mesh(2)
     described = setup.state_template(experiment, mesh)
-    state = setup.compile_program(experiment, mesh).init(devices.root_key(0, mesh))
+    state = setup.compile_program(experiment, mesh).init(sharding.root_key(0, mesh))
     kind = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), (described, state))
     assert kind[0] == kind[1]
 

@@ -43,12 +43,10 @@ def online_score(experiment, mesh):
     def make(table=None, mesh=mesh, every=2, cells=4000):
         config = experiment.config.copy_and_resolve_references()
         config.online.update(every_epochs=every, cells=cells)
-        told = (
-            experiment.encoder.cells
-            if table is None
-            else replace(experiment.encoder.cells, table=table)
-        )
-        return online_scores.OnlineScore(replace(experiment, config=config, cells=told), mesh)
+        encoder = experiment.encoder
+        if table is not None:
+            encoder = replace(encoder, cells=replace(encoder.cells, table=table))
+        return online_scores.OnlineScore(replace(experiment, config=config, encoder=encoder), mesh)
 
     return make
 
@@ -79,7 +77,7 @@ def plate(*, compounds=12, controls=8, cells=10):
 
 def test_all_cells_give_the_scores_of_the_evaluation(experiment, mesh, weights, online_score):
     found = online_score(cells=10**6).score(weights)
-    sites = apply.site_profiles(experiment, mesh, {"trained": weights})["trained"]
+    sites = apply.site_profiles(experiment.encoder, mesh, {"trained": weights})["trained"]
     features = own_features(sites)
     wells = profiles.aggregate_wells(sites, features=features)
     protocol = evaluation.Protocol(standardize="controls")
@@ -93,7 +91,7 @@ def test_all_cells_give_the_scores_of_the_evaluation(experiment, mesh, weights, 
 def test_the_subset_is_read_and_its_embedding_compiled_once(online_score, weights, monkeypatch):
     read, traced = [], []
     minibatches, compile_embedding = (
-        online_scores.pipeline.sequential_minibatches,
+        online_scores.minibatches.sequential_minibatches,
         online_scores.compile_embedding,
     )
 
@@ -110,7 +108,7 @@ def test_the_subset_is_read_and_its_embedding_compiled_once(online_score, weight
 
         return embed
 
-    monkeypatch.setattr(online_scores.pipeline, "sequential_minibatches", reading)
+    monkeypatch.setattr(online_scores.minibatches, "sequential_minibatches", reading)
     monkeypatch.setattr(online_scores, "compile_embedding", compiling)
     scores = online_score(cells=100)
     with jax.transfer_guard("disallow"):  # as in the training loop

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from cellclr_jax import devices
-from cellclr_jax.augment import two_views, view_keys
+from cellclr_jax.augment import make_views, resize_all, view_keys
+from cellclr_jax.encoder.preprocessing import normalized, preprocess
 from cellclr_jax.errors import BadUse
 from cellclr_jax.training import optimizers
 from cellclr_jax.training.setup import make_experiment
 from cellclr_jax.training.start import describe
+from cellclr_jax.training.step import views_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -38,7 +40,7 @@ def experiment(data_dir):
 
 
 def minibatch(made, count=4):
-    return {name: v[:count] for name, v in made.cells.read(made.train_rows[:count]).items()}
+    return {name: v[:count] for name, v in made.encoder.cells.read(made.train_rows[:count]).items()}
 
 
 def test_the_recipe_is_the_published_one():
@@ -62,34 +64,30 @@ def test_the_recipe_is_the_published_one():
 def test_the_step_sees_inverted_standardised_8_bit_levels(experiment):
     made = experiment()
     cells = minibatch(made)
-    images = np.asarray(made.images(cells))
+    images = np.asarray(normalized(cells, made.encoder.preprocessing))
     levels = np.round(images * 255)
     np.testing.assert_allclose(images * 255, levels, atol=1e-3)
     plain = experiment(**{"normalization.legacy_invert": False})
-    np.testing.assert_allclose(levels, (256 - np.round(255 * plain.images(cells))) % 256, atol=1)
-    mean, deviation = (np.array(made.config.normalization[n]) for n in ("mean", "deviation"))
     np.testing.assert_allclose(
-        made.standardized(images), (images - mean) / deviation, rtol=1e-4, atol=1e-5
+        levels, (256 - np.round(255 * normalized(cells, plain.encoder.preprocessing))) % 256, atol=1
+    )
+    mean, deviation = (np.array(made.config.normalization[n]) for n in ("mean", "deviation"))
+    same_side = replace(made.encoder.preprocessing, size=images.shape[1])
+    np.testing.assert_allclose(
+        preprocess(cells, same_side), (images - mean) / deviation, rtol=1e-4, atol=1e-5
     )
 
 
-class Watching:
-    """In the place of a model: keeps the views that come in."""
-
-    def apply(self, variables, views, **_):
-        self.seen = views
-        return (views.mean((1, 2)), views.mean((1, 2))), {}
-
-
 def test_views_are_standardised_last(experiment):
-    made, watching = experiment(operations=("flip_horizontal",)), Watching()
-    objective = replace(made._objective(None), model=watching)
-    keys = view_keys(jax.random.key(3), 4)
-    objective._project({}, (minibatch(made), keys), train=False)
-    views = two_views(keys, made.to_augment(minibatch(made)), made.views())
-    want = made.standardized(views)
+    learner = experiment(operations=("flip_horizontal",)).learner()
+    cells, keys = minibatch(experiment()), view_keys(jax.random.key(3), 4)
+    settings = learner.preprocessing
+    images = resize_all(normalized(cells, settings), settings.size)
+    views = np.asarray(make_views(keys, images, learner.augmentations))
+    want = (views - np.array(settings.mean)) / np.array(settings.deviation)
     assert not np.allclose(want, views)
-    np.testing.assert_allclose(watching.seen, want.reshape(-1, *want.shape[2:]), atol=1e-5)
+    found = views_of(learner, cells, keys, learner.objective.views[0])
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experiment):
@@ -120,7 +118,7 @@ def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
     weighted = experiment(sampling="weighted")
     assert weighted.steps_per_epoch < everything.steps_per_epoch
     without = experiment(control_fraction=0.0)
-    compounds = without.cells.table["compound"].to_numpy()
+    compounds = without.encoder.cells.table["compound"].to_numpy()
     assert "DMSO" in compounds
     assert "DMSO" not in compounds[without.train_rows]
     assert "DMSO" not in compounds[without.validation_rows]
@@ -128,9 +126,10 @@ def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
 
 def test_operations_name_the_views_that_are_used(experiment):
     made = experiment(operations=("flip_horizontal",))
-    assert list(made.views()) == ["flip_horizontal"]
-    images = made.to_augment(minibatch(made))
-    assert images.shape[1:3] == (32, 32)  # no crop makes them so
+    assert list(made.augmentations) == ["flip_horizontal"]
+    learner, keys = made.learner(), view_keys(jax.random.key(0), 4)
+    views = views_of(learner, minibatch(made), keys, learner.objective.views[0])
+    assert views.shape[2:4] == (32, 32)  # images are resized where no operation crops
     with pytest.raises(BadUse, match=r"config.operations: 'shear' is not in config.views"):
         experiment(operations=("shear",))
 
@@ -214,7 +213,10 @@ def test_the_corrected_recipe_has_none_of_the_quirks(experiment):
     assert config.optimizer.decayed == "kernels"
     assert config.views.elastic.get("affine", 0.0) == 0
     assert config.evaluation.standardize == "controls"
-    images = np.asarray(made.standardized(made.images(minibatch(made))))
+    settings = made.encoder.preprocessing
+    cells = minibatch(made)
+    side = cells["image"].shape[1]
+    images = np.asarray(preprocess(cells, replace(settings, size=side)))
     np.testing.assert_allclose(images.mean((1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(images.std((1, 2)), 1, atol=1e-3)
     # All that is no quirk stays.

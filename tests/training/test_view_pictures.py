@@ -8,10 +8,12 @@ import pytest
 from support.tiny_dataset import SIDE, random_images, write_dataset
 from support.tiny_run import get_config
 
+from cellclr_jax import devices
 from cellclr_jax.augment import two_views
+from cellclr_jax.devices import stream
+from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.training import view_pictures
 from cellclr_jax.training.setup import make_experiment
-from cellclr_jax.training.step import stream
 
 # Crop, two views of the step, four further ones.
 COLUMNS = 7
@@ -37,8 +39,8 @@ def experiment(tmp_path):
     return make
 
 
-def grid(experiment, devices=2):
-    mesh = devices.make_mesh(devices)
+def grid(experiment, count=2):
+    mesh = devices.make_mesh(count)
     minibatch = devices.to_global(mesh, experiment.encoder.cells.read(np.arange(16)))
     key = jax.jit(lambda: jax.random.key(5), out_shardings=devices.replicated(mesh))()
     with jax.transfer_guard("disallow"):  # as in the training loop
@@ -73,12 +75,12 @@ def test_the_views_are_those_of_the_first_step(experiment, monkeypatch):
     monkeypatch.setattr(
         view_pictures,
         "_picture",
-        lambda crops, views: drawn.update(crops=crops, views=views) or picture(crops, views),
+        lambda crops, views, n: drawn.update(crops=crops, views=views) or picture(crops, views, n),
     )
     made = experiment(views={"add_noise": {"deviation": (0.1, 0.2)}})
     _, minibatch, key = grid(made)
-    images = made.images(minibatch)
-    at_step = two_views(stream(key, "augment", 0), images, made.views())
+    images = normalized(minibatch, made.encoder.preprocessing)
+    at_step = two_views(stream(key, "augment", 0), images, made.augmentations)
     np.testing.assert_allclose(drawn["crops"], images[:8], atol=1e-6)
     np.testing.assert_allclose(drawn["views"][:, :2], at_step[:8], atol=1e-5)
     flat = drawn["views"].reshape(8, COLUMNS - 1, -1)
@@ -92,8 +94,8 @@ def test_without_augmentations_all_views_are_the_crop(experiment):
 
 def test_any_number_of_devices_draws_the_same(experiment):
     made = experiment()
-    first, _, _ = grid(made, devices=2)
-    second, _, _ = grid(made, devices=4)
+    first, _, _ = grid(made, count=2)
+    second, _, _ = grid(made, count=4)
     assert np.abs(first.astype(int) - second).max() <= 1
 
 
