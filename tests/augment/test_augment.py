@@ -1,5 +1,6 @@
 """Each operation against NumPy or SciPy, at strength 0, for its range, and view by view."""
 
+import functools
 import zlib
 from functools import partial
 
@@ -276,7 +277,7 @@ def test_views_keep_shape_and_range_for_any_channels(channels):
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "center_crop"])
-@pytest.mark.parametrize("size", [None, 20])
+@pytest.mark.parametrize("size", [20])
 def test_a_crop_with_flips_and_turns_equals_them_one_after_the_other(crop, size):
     names = [crop, "flip_horizontal", "flip_vertical", "rotate_quarter"]
     settings = {name: dict(augment.OPERATIONS[name].__kwdefaults__) for name in names}
@@ -293,6 +294,55 @@ def test_a_crop_with_flips_and_turns_equals_them_one_after_the_other(crop, size)
     views = jax.random.split(key, 64)
     got = jax.jit(jax.vmap(lambda k: augment.augment(picture, k, settings)))(views)
     np.testing.assert_allclose(got, jax.jit(jax.vmap(in_turn))(views), atol=1e-5)
+
+
+def ramp(image, key, *, slope=0.5):
+    """An operation whose place in the order shows: brighter to the right and to the bottom."""
+    height, width, _ = image.shape
+    return image * (1 + slope * jnp.arange(width)[None, :, None] / width) + slope * (
+        jnp.arange(height)[:, None, None] / height
+    )
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "crop h v turn ramp",
+        "turn h crop v ramp",
+        "crop turn h v ramp",
+        "h crop turn ramp v crop",
+    ],
+)
+def test_operations_run_in_the_order_of_the_registry(order, monkeypatch):
+    short = {"crop": "random_resized_crop", "h": "flip_horizontal", "v": "flip_vertical"}
+    short |= {"turn": "rotate_quarter", "ramp": "ramp"}
+    known = {**augment.OPERATIONS, "ramp": ramp}
+    names = list(dict.fromkeys(short[name] for name in order.split()))
+    monkeypatch.setattr(augment, "OPERATIONS", {name: known[name] for name in names})
+    picture, config = image(12), {name: {} for name in reversed(names)}
+
+    def in_turn(key):
+        view = picture
+        for name in names:
+            view = known[name](view, jax.random.fold_in(key, zlib.crc32(name.encode())))
+        return view
+
+    keys = jax.random.split(jax.random.key(0), 16)[:, None]
+    pictures = jnp.repeat(picture[None], 16, axis=0)
+    got = jax.jit(lambda k, x: augment.make_views(k, x, config))(keys, pictures)
+    wanted = jax.jit(jax.vmap(in_turn))(keys[:, 0])
+    np.testing.assert_allclose(got[:, 0], wanted, atol=1e-5)
+
+
+def test_views_have_the_size_that_is_asked_for_with_and_without_a_crop():
+    def shape(config):
+        keys = jax.eval_shape(lambda: augment.view_keys(jax.random.key(0), 1, 3))
+        view = functools.partial(augment.make_views, config=config, size=12)
+        return jax.eval_shape(view, keys, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)).shape
+
+    for config in ({}, {"flip_vertical": {}}, {"center_crop": {}}, {"random_resized_crop": {}}):
+        assert shape(config) == (1, 3, 12, 12, 3)
+    assert shape({"center_crop": {"size": 8}}) == (1, 3, 8, 8, 3)
 
 
 def test_all_views_of_one_image_differ_on_every_device():
