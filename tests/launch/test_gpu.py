@@ -167,12 +167,12 @@ def test_gpu_training_that_a_signal_ends_is_started_again(
 def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Signals) -> None:
     log = gpus.root / "runs" / "simclr" / "gpu.log"
     process = gpus.start("gpu.sh", TRAINING="waits")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 143
     assert errors == "error: stopped; the same command goes on with what is done\n"
     assert log.read_text() == "training has begun\nsaved\n"

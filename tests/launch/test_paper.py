@@ -223,20 +223,20 @@ def test_a_signal_to_the_script_reaches_the_training(house, number, status):
         'case "$1 $2" in',
         """if [ "$1 $2" = "-m cellclr_jax.main" ]; then
   trap 'kill $!; sleep 0.3; echo saved >>"$CALLS"; exit 143' TERM
-  echo waits >>"$CALLS"; sleep 60 & wait
+  echo waits >>"$CALLS"; sleep 3600 & wait
 fi
 case "$1 $2" in""",
         1,
     )
     house.put("python3.12", waiting)
     process = house.start("reproduce_paper.sh", "--small", "--tables=temperature")
-    until = time.monotonic() + 30
+    until = time.monotonic() + 600
     while "waits" not in house.calls() and time.monotonic() < until:
         time.sleep(0.05)
     for _ in range(3):  # as whoever is impatient does
         process.send_signal(number)
         time.sleep(0.05)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == status, errors
     assert house.calls()[-1] == "saved"
     assert "the same command goes on" in errors

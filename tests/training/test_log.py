@@ -195,13 +195,6 @@ def test_a_bucket_gets_whole_files_at_each_epoch(tmp_path, monkeypatch):
     assert "validation/loss" in {tag for tag, _, _ in values(tmp_path)}
 
 
-@pytest.mark.parametrize(
-    ("path", "local"), [("gs://bucket/run", False), ("/tmp/run", True), ("runs/demo", True)]
-)
-def test_buckets_are_told_from_folders(path, local):
-    assert logs.is_local(epath.Path(path)) == local
-
-
 def test_a_process_that_must_not_write_writes_nothing(capsys):
     log = open_log(None, wandb=None)
     log.restart_clock(1)
@@ -415,7 +408,7 @@ def test_weights_and_biases_never_stop_a_run(tmp_path, monkeypatch, capsys, fail
 OFFLINE = """
 import numpy as np
 from etils import epath
-from cellclr_jax import logs
+from cellclr_jax.training import log as logs
 log = logs.RunLog(epath.Path("run"), first_step=0, total_steps=9, minibatch_size=4,
                   steps_per_epoch=3, wandb="cells")
 log.record(2, 1, {"loss": 2.0})
@@ -432,7 +425,7 @@ def test_weights_and_biases_without_a_network(tmp_path):
     environment = os.environ | places | {"WANDB_MODE": "offline"}
     # In a program of its own, whose end waits until everything is written.
     command = [sys.executable, "-c", OFFLINE]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300)
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=1800)
     (written,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
     assert b"train/loss" in written.read_bytes()
     assert list(tmp_path.glob("run/wandb/offline-run-*/files/media/images/views_*.png"))
