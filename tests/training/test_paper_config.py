@@ -14,8 +14,8 @@ from cellclr_jax import devices
 from cellclr_jax.augment import two_views, view_keys
 from cellclr_jax.errors import BadUse
 from cellclr_jax.training import optimizers
+from cellclr_jax.training.loop import describe
 from cellclr_jax.training.setup import make_experiment
-from cellclr_jax.training.start import describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cellclr_jax.console import say
+from cellclr_jax.files import is_local
 from cellclr_jax.training.log import metrics_file
 from cellclr_jax.training.log.console import (
     Console,
@@ -18,7 +18,6 @@ from cellclr_jax.training.log.metrics_file import (
     METRICS,
     Place,
     Rows,
-    is_local,
 )
 from cellclr_jax.training.log.tensorboard import (
     TENSORBOARD,
@@ -277,4 +276,4 @@ class CollapseWatch:
         )
 
 
-__all__ = ["METRICS", "TENSORBOARD", "RunLog", "is_local", "say"]
+__all__ = ["METRICS", "TENSORBOARD", "RunLog", "is_local"]

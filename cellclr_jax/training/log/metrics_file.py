@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from cellclr_jax.files import is_local
+
 VALIDATION, ONLINE = "validation_", "online_"
 _SECTIONS = {
     "train": ("loss", "contrastive_accuracy"),
@@ -104,11 +106,6 @@ def _read(path: Path, last_step: int) -> list[dict[str, Any]]:
         except (ValueError, TypeError, LookupError):
             continue
     return kept
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether a path lies in a file system of this machine."""
-    return "://" not in str(path)
 
 
 class Place:
