@@ -32,7 +32,7 @@ from cellclr_jax.training.initial_weights import (
     InitialWeights,
     read_initial_weights,
 )
-from cellclr_jax.training.log import RunLog
+from cellclr_jax.training.log import RunLog, contrastive
 from cellclr_jax.training.pending_metrics import (
     PROFILE,
     NotFinite,
@@ -237,6 +237,8 @@ class _Run:
             say("no validation set: validation loss and the best checkpoint are left out")
         return RunLog(
             self.workdir,
+            metrics=contrastive.METRICS,
+            advice=contrastive.CollapseWatch(self.config.minibatch_size),
             first_step=start,
             total_steps=self.experiment.total_steps,
             minibatch_size=self.config.minibatch_size,
