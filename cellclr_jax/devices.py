@@ -23,11 +23,13 @@ from cellclr_jax.console import say
 from cellclr_jax.errors import BadUse
 
 AXIS = "data"
-# A process that is silent for so long counts as dead, and the others end: within a minute.
-_HEARTBEAT_SECONDS = 45
+# A process that is silent for so long counts as dead, and the others end.
+_HEARTBEAT_SECONDS = 100
+# Processes of a job may start this far apart: some hosts install first, or wait for a disk.
+_SECONDS_TO_MEET = 1800
 # A process that fails waits so long for others that fail likewise, e.g. for a wrong setting: JAX
 # would end them for its sake.
-_SECONDS_TO_PART = 5.0
+_SECONDS_TO_PART = 20.0
 # What collectives, the coordination service and its barriers say where a process is gone.
 _PEER_GONE = re.compile(
     r"gloo|nccl|coordination|heartbeat|barrier|socket closed|connection (reset|closed|refused)"
@@ -154,7 +156,11 @@ def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
     try:
         if count is not None and rank is not None:
             place = {"num_processes": int(count), "process_id": int(rank)}
-        jax.distributed.initialize(**place, heartbeat_timeout_seconds=heartbeat_seconds)
+        jax.distributed.initialize(
+            **place,
+            initialization_timeout=_SECONDS_TO_MEET,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
     except ValueError as error:
         raise BadUse(
             f"--distributed: {str(error).rstrip('.')}. Outside of TPU slices, Slurm and Open MPI, "

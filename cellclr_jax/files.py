@@ -77,6 +77,11 @@ def read_json(path: Any, what: str) -> dict[str, Any]:
     return content
 
 
+def is_local(path: Any) -> bool:
+    """Whether a path is in a file system of this machine, not in a bucket (gs://…)."""
+    return "://" not in str(path)
+
+
 @contextlib.contextmanager
 def locked(folder: Path, name: str, doing: str) -> Iterator[None]:
     """Holds a lock in a folder, which one process at a time can have.

@@ -1,10 +1,13 @@
-"""The work directory of a run: its config, its dataset, the commit that made it."""
+"""The work directory of a run: its config, whether it may be resumed, its dataset and versions."""
 
 import contextlib
+import copy
+import errno
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -15,45 +18,157 @@ from etils import epath
 from cellclr_jax import default_config
 from cellclr_jax.console import plural
 from cellclr_jax.data.minibatches import Cells
-from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.training.checkpoints import (
-    CHECKPOINTS,
-    Checkpoints,
+from cellclr_jax.errors import BadUse
+from cellclr_jax.files import (
+    IN_USE,
+    TRAINING,
+    differences,
+    is_local,
+    locked,
+    read_json,
+    write_json,
 )
+from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints, unranked
 
 CONFIG = "config.json"
-# May differ when a run is taken up again: they decide where things lie and what is told, no number.
+# These may differ when a run is resumed: they decide where files are and what is logged, no number.
 _FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint", "evaluation")
-# What a run does not name here it does without; elsewhere it was made before there was a choice.
-_AS_NAMED = "views"
+# Operations that a run does not name are not done; its other missing settings have their default.
+_VIEWS = "views"
+# Errors of a folder that cannot be created: no permission, or a file system such as /proc.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
-def check_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Checks that a work directory is empty or holds a run of the same config.
+@dataclass(frozen=True)
+class RunFolder:
+    """A work directory that may be trained in (see `open_run`).
+
+    Attributes:
+      path: of the directory, which need not exist.
+      config: of the run: as asked for, but only with the operations that it began with.
+      progress: of the newest readable checkpoint, as it was saved; {} without one.
+      resumes: whether there is a checkpoint to resume from.
+      notes: lines to print on what differs from what was asked for.
+    """
+
+    path: epath.Path
+    config: ml_collections.ConfigDict
+    progress: Mapping[str, Any]
+    resumes: bool
+    notes: tuple[str, ...] = ()
+
+    def check_dataset(self, cells: Cells) -> None:
+        """Checks that a run resumes on the dataset that it began with.
+
+        Raises:
+          BadUse: it is another one.
+        """
+        if not self.progress:
+            return
+        run = f"the run in {self.path}"
+        check_channels(self.progress, cells, run)
+        fingerprint = cells.manifest["fingerprint"]
+        if self.progress["dataset"] != fingerprint:
+            raise BadUse(
+                f"{run} was trained on another dataset ({self.progress['dataset'][:12]}, here "
+                f"{fingerprint[:12]}): give its --config.data_dir"
+            )
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Creates the directory and holds its lock; a bucket has neither.
+
+        Raises:
+          BadUse: the directory cannot be created, or another process is training in it.
+        """
+        if not is_local(self.path):
+            yield
+            return
+        folder = Path(self.path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if error.errno not in _NOT_ALLOWED:
+                raise
+            raise BadUse(f"--workdir={folder} cannot be made: {error.strerror}") from error
+        with locked(folder, TRAINING, IN_USE):
+            yield
+
+
+def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunFolder:
+    """Decides what a work directory is: new, a run to resume, or none to train in.
+
+    A setting that a run's record lacks has its default: whoever adds a setting gives it a default
+    that changes nothing. An operation of `views` that the record lacks, and that is asked for as
+    by default, was added since the run began: the run goes on without it.
+
+    Writes nothing.
+
+    Args:
+      workdir: a folder or a bucket (gs://…), which need not exist.
+      config: what is asked for.
 
     Raises:
-      BadUse: it holds a run of another one; the message names the differences.
+      BadUse: it holds converted weights, or a run of another config; the message says how to
+        train from them, or names the settings that differ.
       BadData: its config cannot be read.
     """
+    workdir = epath.Path(workdir)
+    directory = workdir.resolve() / CHECKPOINTS
+    progress, resumes = {}, False
+    if directory.is_dir():
+        with Checkpoints(directory, read_only=True) as kept:
+            progress = kept.newest_progress() or {}
+            resumes = bool(set(kept.steps()) - set(unranked(directory)))
+    if source := converted_from(progress):
+        raise BadUse(
+            f"{workdir} holds {source}, no run to go on with: train in a --workdir of its own, "
+            "with --config.init.workdir naming this one"
+        )
+    notes: list[str] = []
+    # config.json may be missing, or a checkpoint may have come from elsewhere.
+    records = {directory: progress.get("config")}
     if (workdir / CONFIG).exists():
-        check_same(_read(workdir / CONFIG), config, workdir)
+        records = {workdir: read_json(workdir / CONFIG, "config"), **records}
+    for path, recorded in records.items():
+        if recorded:
+            config, added = _without_added_operations(config, recorded)
+            notes += [f"note: views.{name} is left out: the run began without it" for name in added]
+            check_same(recorded, config, path)
+    return RunFolder(workdir, config, progress, resumes, tuple(notes))
+
+
+def _without_added_operations(
+    config: ml_collections.ConfigDict, recorded: Mapping[str, Any]
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """Removes operations that a config has by default and a recorded one lacks; their names."""
+    defaults, asked = (as_json(c)[_VIEWS] for c in (default_config.get_config(), config))
+    known = recorded.get(_VIEWS, {})
+    added = [name for name in asked if name not in known and asked[name] == defaults.get(name)]
+    if added:
+        config = copy.deepcopy(config)
+        with config.unlocked():
+            for name in added:
+                del config[_VIEWS][name]
+    return config, added
 
 
 def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: object) -> None:
-    """Checks that a run goes on with the settings that it began with.
+    """Checks that a run resumes with the settings that it began with.
 
     Args:
-      old: settings of the run, as in `config.json`. One that is not there has the default of
-        today: whoever adds a setting gives it a default that changes nothing.
+      old: settings of the run, as in `config.json`; a missing one has the default of today.
       config: what is asked for.
       run: how the message names the run.
 
     Raises:
       BadUse: they differ; the message names the differences.
     """
-    if differences := _differences(_completed(old), _completed(as_json(config))):
+    if found := differences(_completed(old), _completed(as_json(config)), ignored=_FREE):
         raise BadUse(
-            f"{run} holds a run of another config ({'; '.join(differences)}): "
+            f"{run} holds a run of another config ({'; '.join(found)}): "
             "choose another --workdir, or the same settings"
         )
 
@@ -61,13 +176,11 @@ def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: o
 def write_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Writes `config.json`, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f"{CONFIG}.tmp"
-    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-    temporary.replace(workdir / CONFIG)
+    write_json(workdir / CONFIG, as_json(config))
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a run; a setting that is not there has the default of today.
+    """Reads the config of a run; a missing setting has the default of today.
 
     Raises:
       BadUse: the directory holds no run.
@@ -76,11 +189,11 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     path = workdir / CONFIG
     if not path.exists():
         raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or mend --workdir")
-    return ml_collections.ConfigDict(_completed(_read(path)))
+    return ml_collections.ConfigDict(_completed(read_json(path, "config")))
 
 
 def evaluation_settings(workdir: epath.PathLike) -> dict[str, Any]:
-    """What the config of a run says of its evaluation, and what the controls are.
+    """Reads the evaluation settings and the controls' name from the config of a run.
 
     Raises:
       BadUse, BadData: see `read_config`.
@@ -90,101 +203,57 @@ def evaluation_settings(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A config as a JSON object."""
+    """Returns a config as a JSON object."""
     plain: dict[str, Any] = json.loads(config.to_json())
     return plain
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadData(f"{path}: not a readable config ({error})") from error
-    if not isinstance(content, dict):
-        raise BadData(f"{path}: not a readable config (no JSON object)")
-    return content
-
-
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run, those that it does not name with their defaults."""
+    """Completes the recorded settings of a run with the defaults."""
     return _filled(as_json(default_config.get_config()), old)
 
 
 def _filled(defaults: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     both = {**defaults, **old}
     for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(both[name], dict) and name != _AS_NAMED:
+        if isinstance(default, dict) and isinstance(both[name], dict) and name != _VIEWS:
             both[name] = _filled(default, both[name])
     return both
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Settings that differ; those that decide no number are passed over."""
-    if path in _FREE or old == new:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for name in sorted(old.keys() | new.keys())
-            for line in _differences(
-                old.get(name), new.get(name), f"{path}.{name}" if path else name
-            )
-        ]
-    return [f"{path}: {old!r} there, {new!r} here"]
-
-
 CONVERTED = "converted"
-"""In the progress of weights that came from elsewhere: their file, its sha256, layout, channels."""
+"""Key in the progress of converted weights: their file, its sha256, layout and channels."""
 
 
 def describe_dataset(cells: Cells) -> dict[str, Any]:
-    """What goes into a checkpoint's progress: the dataset's fingerprint, its channels in order."""
+    """Describes a dataset in a checkpoint's progress: its fingerprint, its channels in order."""
     return {"dataset": cells.manifest["fingerprint"], "channels": cells.channels}
 
 
 def converted_from(progress: Mapping[str, Any]) -> str | None:
-    """Such as "weights converted from resnet50.pth"; None where a run has trained them."""
+    """Returns e.g. "weights converted from resnet50.pth"; None if a run has trained them."""
     if CONVERTED not in progress:
         return None
     return f"weights converted from {progress[CONVERTED]['file']}"
 
 
 def origin_of(progress: Mapping[str, Any]) -> str:
-    """The fingerprint of the dataset that was trained on, or what `converted_from` says."""
+    """Returns the fingerprint of the training dataset, or what `converted_from` does."""
     return converted_from(progress) or str(progress["dataset"])
 
 
 def channel_count(progress: Mapping[str, Any]) -> int | None:
-    """How many channels the images have that an encoder takes; None where that is not told."""
+    """Returns the number of channels of an encoder's images; None if it is not recorded."""
     if CONVERTED in progress:
         return int(progress[CONVERTED]["channels"])
     return len(progress.get("channels") or ()) or None
 
 
-def refuse_conversion(workdir: epath.Path) -> None:
-    """Checks that no weights from elsewhere are in a work directory that is to be trained in.
-
-    Raises:
-      BadUse: there are; the message says how training begins with them.
-    """
-    if (workdir / CHECKPOINTS).is_dir():
-        with Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True) as checkpoints:
-            _refuse_conversion(checkpoints.newest_progress() or {}, workdir)
-
-
-def _refuse_conversion(progress: Mapping[str, Any], run: object) -> None:
-    if source := converted_from(progress):
-        raise BadUse(
-            f"{run} holds {source}, no run to go on with: train in a --workdir of its own, with "
-            "--config.init.workdir naming this one"
-        )
-
-
 def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> None:
-    """Checks that an encoder meets the channels that it was trained on, in their order.
+    """Checks that a dataset has the channels that an encoder was trained on, in their order.
 
     Args:
-      progress: of a checkpoint; one that tells no channels fits any.
+      progress: of a checkpoint; one without recorded channels fits any.
       cells: the dataset.
       run: how the message names the run.
 
@@ -208,33 +277,12 @@ def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> No
     )
 
 
-def check_dataset(progress: Mapping[str, Any], cells: Cells, run: object) -> None:
-    """Checks that a run goes on with the dataset that it began with.
-
-    Args:
-      progress: of a checkpoint.
-      cells: the dataset.
-      run: how the message names the run.
-
-    Raises:
-      BadUse: it is another one.
-    """
-    _refuse_conversion(progress, run)
-    check_channels(progress, cells, run)
-    fingerprint = cells.manifest["fingerprint"]
-    if progress["dataset"] != fingerprint:
-        raise BadUse(
-            f"{run} was trained on another dataset ({progress['dataset'][:12]}, here "
-            f"{fingerprint[:12]}): give its --config.data_dir"
-        )
-
-
 _PACKAGES = ("cellclr_jax", "flax", "jax", "jaxlib", "numpy", "pandas", "pyarrow", "scikit-learn")
-_GIT_SECONDS = 10
+_GIT_SECONDS = 60
 
 
 def environment() -> dict[str, Any]:
-    """{"versions": of Python and packages by name, "commit": see `commit`}."""
+    """Returns {"versions": of Python and packages by name, "commit": see `commit`}."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         with contextlib.suppress(packages.PackageNotFoundError):
@@ -243,7 +291,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this package, ending in -dirty where files differ; None where it is unknown."""
+    """Returns the commit of this package, ending in -dirty if files differ; None if unknown."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():  # or it would be that of a repository around it
         return None

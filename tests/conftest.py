@@ -26,7 +26,10 @@ from cellclr_jax import default_config
 QUICK_COMPILATION = ["--xla_backend_optimization_level=1"]
 if jax.__version_info__ < (0, 11):
     QUICK_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILATION])
+# XLA ends a program whose devices reach a collective operation 40 s apart, as they may do where
+# eight of them share two cores with other work.
+PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=1800"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK_COMPILATION, *PATIENCE])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -50,7 +50,7 @@ class NTXent(Objective):
             "contrastive_accuracy",
             "share of views whose nearest other view is of the same cell",
             better="higher",
-            share=True,
+            console="acc {:.1%}",
         ),
         Metric(
             "alignment",

@@ -4,7 +4,7 @@ import abc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,14 +23,14 @@ class Metric:
     Attributes:
       name: its key in `metrics.jsonl`.
       title: one line on what it means.
-      better: "lower", "higher", or "" where neither is.
-      share: whether it is a share in [0, 1], printed in percent.
+      better: which way is better; None where neither is.
+      console: its format on the console, e.g. "acc {:.1%}"; '' leaves it out.
     """
 
     name: str
     title: str
-    better: str = ""
-    share: bool = False
+    better: Literal["lower", "higher"] | None = None
+    console: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,16 @@ class Objective(abc.ABC):
     advice: ClassVar[str] = (
         "try a lower --config.optimizer.learning_rate or a longer --config.schedule.warmup_epochs"
     )
+
+    def reported(self) -> tuple[Metric, ...]:
+        """Everything that a step reports of the loss and the representation, the loss first."""
+        return (
+            Metric("loss", f"{self.title}, mean over minibatches", "lower", "loss {:.4f}"),
+            *self.metrics,
+            Metric(
+                "embedding_spread", "mean standard deviation of an embedding's features over cells"
+            ),
+        )
 
     def head(self, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
         """Builds what maps embeddings [B, D] to the outputs that `loss` takes.

@@ -114,16 +114,15 @@ def move_aside(path: epath.Path, aside: epath.Path) -> None:
     path.rename(next(aside / free for free in names if not (aside / free).exists()))
 
 
-def move_unranked_aside(directory: epath.Path, aside: epath.Path) -> list[int]:
-    """Moves checkpoints aside whose loss cannot be read, which would be deleted; their steps."""
-    moved = []
+def unranked(directory: epath.Path) -> list[int]:
+    """Steps of checkpoints whose saved validation loss cannot be read."""
+    found = []
     for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
         try:
             loss_of(folder)
         except ValueError:
-            move_aside(folder, aside)
-            moved.append(int(folder.name))
-    return moved
+            found.append(int(folder.name))
+    return found
 
 
 def first_line(error: Exception) -> str:
@@ -150,8 +149,9 @@ _STATE, _PROGRESS = "state", "progress"
 _OF_ANOTHER = "take the config that it was trained with, or another --workdir"
 # The newest may be damaged by what ended a run; the one before is then the last good state.
 _LATEST_KEPT = 2
-# That a save may take. Orbax measures it on the clock of the day, which may be set meanwhile.
-_SECONDS_TO_SAVE = 24 * 3600
+# What a save may take. Orbax measures it on the clock of the day, which may be set meanwhile: a
+# limit of years is none, whatever the clock does.
+_SECONDS_TO_SAVE = 10 * 365 * 24 * 3600
 
 
 class Checkpoints:
@@ -194,7 +194,11 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
-                async_options=ocp.options.AsyncOptions(timeout_secs=_SECONDS_TO_SAVE),
+                async_options=ocp.options.AsyncOptions(
+                    timeout_secs=_SECONDS_TO_SAVE,
+                    # Orbax waits for folders that a thread creates for 300 s on that clock, always.
+                    create_directories_asynchronously=False,
+                ),
             ),
         )
 
@@ -394,7 +398,9 @@ class Checkpoints:
         """The first process moves them; all wait until it has."""
         directory = epath.Path(self.directory)
         mine = jax.process_index() == 0 and directory.is_dir()
-        moved = move_unranked_aside(directory, directory.parent / _ASIDE) if mine else []
+        moved = unranked(directory) if mine else []
+        for step in moved:  # Orbax would delete them
+            move_aside(directory / str(step), directory.parent / _ASIDE)
         multihost_utils.sync_global_devices("the checkpoints tell their losses")
         return moved
 

@@ -15,7 +15,7 @@ from cellclr_jax.errors import BadData
 
 # One waits while the thread makes the next one; each may hold hundreds of megabytes.
 _WAITING = 1
-_SECONDS_TO_CLOSE = 5.0
+_SECONDS_TO_CLOSE = 60.0
 
 
 class Data(Protocol):

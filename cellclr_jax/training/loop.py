@@ -15,16 +15,11 @@ from cellclr_jax import devices
 from cellclr_jax.console import say
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import (
-    IN_USE,
-    TRAINING,
-    locked,
-)
+from cellclr_jax.files import is_local
 from cellclr_jax.run_folder import (
     as_json,
-    check_config,
     describe_dataset,
-    refuse_conversion,
+    open_run,
     write_config,
 )
 from cellclr_jax.training.checkpoints import (
@@ -35,8 +30,10 @@ from cellclr_jax.training.feed import Feed
 from cellclr_jax.training.initial_weights import (
     START,
     InitialWeights,
+    read_initial_weights,
 )
-from cellclr_jax.training.log import RunLog, is_local
+from cellclr_jax.training.log import RunLog
+from cellclr_jax.training.log.collapse import CollapseWatch
 from cellclr_jax.training.pending_metrics import (
     PROFILE,
     NotFinite,
@@ -51,12 +48,6 @@ from cellclr_jax.training.setup import (
     make_experiment,
     state_template,
     validation_minibatches,
-)
-from cellclr_jax.training.start import (
-    check_origin,
-    describe,
-    initial_weights,
-    make_folder,
 )
 from cellclr_jax.training.step import (
     Metrics,
@@ -100,27 +91,47 @@ def train(
     workdir, mesh = epath.Path(workdir), mesh or devices.make_mesh()
     if profile_steps and not is_local(workdir):
         raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
-    refuse_conversion(workdir)
-    check_config(config, workdir)  # by each process, so that all end with the same message
+    run = open_run(workdir, config)  # by each process, so that all end with the same message
+    config = run.config
     experiment = make_experiment(config)
+    run.check_dataset(experiment.encoder.cells)
     experiment.check_devices(mesh)
-    initial = initial_weights(workdir, experiment, mesh)
+    initial = None
+    if not run.resumes:
+        variables = state_template(experiment, mesh).variables
+        cells = experiment.encoder.cells
+        initial = read_initial_weights(config.init, config.model.encoder, variables, cells)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        if first and is_local(workdir):
-            make_folder(Path(workdir))
-            stack.enter_context(locked(Path(workdir), TRAINING, IN_USE))
+        if first:
+            stack.enter_context(run.claimed())
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
-        check_origin(checkpoints, experiment, workdir)
-        # Again: what was there may have been moved aside since.
-        initial = initial or initial_weights(workdir, experiment, mesh)
         if first:
             write_config(config, workdir)
-            say(describe(experiment, mesh, workdir))
-        run = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
-        return run.go(profile_steps, wandb)
+            for line in (describe(experiment, mesh, workdir), *run.notes):
+                say(line)
+        trained = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
+        return trained.go(profile_steps, wandb)
+
+
+def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
+    """Describes a run in a line: dataset, model, steps, devices; notes a rising learning rate."""
+    config = experiment.config
+    told = (
+        f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
+        f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
+        f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
+        f"{mesh.devices.flat[0].device_kind}"
+    )
+    falling, period = config.epochs - config.schedule.hold_epochs, experiment.steps_per_epoch
+    if config.schedule.legacy_per_epoch and falling > period:
+        told += (
+            f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
+            "here: --config.schedule.legacy_per_epoch=False ends it with the run"
+        )
+    return told
 
 
 class _Run:
@@ -225,6 +236,8 @@ class _Run:
             say("no validation set: validation loss and the best checkpoint are left out")
         return RunLog(
             self.workdir,
+            metrics=self.experiment.objective.reported(),
+            advice=CollapseWatch(self.experiment.objective, self.config.minibatch_size),
             first_step=start,
             total_steps=self.experiment.total_steps,
             minibatch_size=self.config.minibatch_size,

@@ -20,13 +20,15 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     IN_USE,
     TRAINING,
+    is_local,
     locked,
 )
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
+    as_json,
     channel_count,
-    check_config,
+    check_same,
     read_config,
     write_config,
 )
@@ -34,7 +36,6 @@ from cellclr_jax.training.checkpoints import (
     CHECKPOINTS,
     Checkpoints,
 )
-from cellclr_jax.training.log import is_local
 from cellclr_jax.weights.files import (
     check_output,
     digest,
@@ -212,7 +213,7 @@ def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
     # The config comes last: without it a conversion was ended before.
     if not (folder / CONFIG).exists() or not list((folder / CHECKPOINTS).glob("*/state/*")):
         return False
-    check_config(config, epath.Path(folder))
+    check_same(as_json(read_config(epath.Path(folder))), config, folder)
     return True
 
 

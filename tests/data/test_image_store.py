@@ -267,7 +267,7 @@ def test_what_a_killed_process_left_is_swept(dataset, images):
     script = (
         "import sys, time\n"
         "from cellclr_jax.data import image_copies, index\n"
-        "image_copies.os.fsync = lambda _: (print('written', flush=True), time.sleep(60))\n"
+        "image_copies.os.fsync = lambda _: (print('written', flush=True), time.sleep(3600))\n"
         "index.open_images(sys.argv[1], 'mapped', progress=False)\n"
     )
     command = [sys.executable, "-c", script, str(dataset)]
@@ -297,7 +297,7 @@ def test_a_process_waits_for_another_that_writes_the_file(dataset, images, monke
             assert waiting.is_alive(), said
             time.sleep(0.01)
         assert not copies(dataset)
-    waiting.join(30)
+    waiting.join(600)
     np.testing.assert_array_equal(opened[0].read(range(CELLS)), images)
 
 

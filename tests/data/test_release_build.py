@@ -58,7 +58,7 @@ def start(url, data_dir):
 
 
 def kill_when(process, condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

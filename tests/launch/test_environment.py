@@ -39,15 +39,6 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_parses_is_strict_and_says_how_it_is_used(script: Path) -> None:
-    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
-    text = script.read_text()
-    assert text.startswith("#!/usr/bin/env bash\n# ")
-    assert "\nset -euo pipefail\n" in text
-    assert script.name in text.split("\nset -euo")[0]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_settings_shown_in_the_header_exist(script: Path) -> None:
     known = set(dotted(default_config.get_config().to_dict()))
     header = script.read_text().split("\nset -euo")[0]
@@ -89,12 +80,6 @@ def test_shim_that_does_not_run_is_passed_over(python: House) -> None:
     assert "with python3.11" in done.stdout
 
 
-def test_chosen_python_is_taken_or_refused_but_not_replaced(python: House) -> None:
-    done = python.run("demo.sh", PYTHON="/nowhere/python3")
-    assert done.returncode == 2
-    assert "/nowhere/python3" in done.stderr
-
-
 def test_stamp_skips_the_second_installation_until_setup_changes(python: House) -> None:
     install = "pip install --quiet --disable-pip-version-check -e .[test]"
     assert python.run("test.sh").returncode == 0
@@ -108,12 +93,6 @@ def test_stamp_skips_the_second_installation_until_setup_changes(python: House) 
     assert python.calls()[0] == install
 
 
-def test_installation_without_extras_does_not_count_for_the_tests(python: House) -> None:
-    assert python.run("demo.sh").returncode == 0
-    assert python.run("test.sh").returncode == 0
-    assert any("pip install" in call and "-e .[test]" in call for call in python.calls())
-
-
 def test_failed_installation_is_named_and_tried_again(python: House) -> None:
     done = python.run("demo.sh", FAIL_MODULE="pip")
     assert done.returncode == 1
@@ -122,22 +101,17 @@ def test_failed_installation_is_named_and_tried_again(python: House) -> None:
     assert "pip install" in python.calls()[0]
 
 
-@pytest.mark.parametrize("left", ["bin/python", "pyvenv.cfg"])
+@pytest.mark.parametrize("left", ["nothing runs", "no pip"])
 def test_half_made_environment_is_made_again(python: House, left: str) -> None:
-    broken = python.root / ".venv" / left
-    broken.parent.mkdir(parents=True)
-    broken.write_text("")
+    program = python.root / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    if left == "no pip":
+        shutil.copy(python.bin / "python3.12", program)
+    else:
+        program.write_text("")
     done = python.run("demo.sh")
     assert done.returncode == 0, done.stderr
     assert "making it again" in done.stdout
-    assert python.calls()[0] == "venv"
-
-
-def test_environment_whose_pip_is_missing_is_made_again(python: House) -> None:
-    program = python.root / ".venv" / "bin" / "python"
-    program.parent.mkdir(parents=True)
-    shutil.copy(python.bin / "python3.12", program)
-    assert "making it again" in python.run("demo.sh").stdout
     assert python.calls()[0] == "venv"
 
 
@@ -165,14 +139,12 @@ def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> Non
     done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
     run, data = python.elsewhere / "my run", python.root / "data"
     assert done.returncode == 0, done.stderr
-    assert python.calls()[2:] == [
-        f"cellclr_jax.build --source=simulated --data_dir={data}",
-        f"cellclr_jax.main --config=configs/simclr_demo.py --workdir={run} "
-        f"--config.data_dir={data} --config.epochs=3",
-        f"cellclr_jax.eval --workdir={run} --standardize=controls",
-    ]
+    build, train, evaluate = python.calls()[2:]
+    assert build == f"cellclr_jax.build --source=simulated --data_dir={data}"
+    assert train.startswith("cellclr_jax.main --config=configs/simclr_demo.py ")
+    assert train.endswith(f" --workdir={run} --config.data_dir={data} --config.epochs=3")
+    assert f"cellclr_jax.eval --workdir={run} " in evaluate
     assert f"report: {run}/eval/7/report.html" in done.stdout
-    assert "[4/4] evaluate" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -196,13 +168,9 @@ def test_demo_refuses_arguments_it_would_misunderstand(python: House, argument: 
 def test_tests_run_all_stages_and_pass_arguments_on(python: House) -> None:
     done = python.run("test.sh", "-k", "two words")
     assert done.returncode == 0, done.stderr
-    stages = ["ruff check .", "ruff format --check .", "mypy"]
-    assert python.calls()[2:5] == stages
-    assert python.calls()[5].startswith("shellcheck -x launch/demo.sh launch/environment.sh")
-    assert python.calls()[6:] == ["pytest -k two words"]
-
-
-def test_tests_stop_at_a_stage_that_fails_and_name_it(python: House) -> None:
+    stages = ["ruff", "ruff", "mypy", "shellcheck", "pytest"]
+    assert [call.split()[0] for call in python.calls()[2:]] == stages
+    assert python.calls()[-1] == "pytest -k two words"
     done = python.run("test.sh", FAIL_MODULE="mypy")
     assert done.returncode == 1
     assert "stage 4 (mypy) failed" in done.stderr
@@ -225,8 +193,3 @@ def test_flags_of_xla_are_known_to_it() -> None:
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # one that is not ends the process
-
-
-def test_no_real_cloud_or_cluster_is_within_reach(house: House) -> None:
-    for command in ("gcloud", "srun", "scontrol", "python3", "pip", "nvidia-smi"):
-        assert shutil.which(command, path=str(house.bin)) is None

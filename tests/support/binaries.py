@@ -20,7 +20,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds that a run may take on a busy machine.
-_PATIENCE = 300
+_PATIENCE = 1800
 # What is heavy in build, main, eval and embed. None of it defines a flag, starts a thread or finds
 # out how many devices there are.
 _LOADED = (

@@ -15,14 +15,14 @@ from support.training_runs import checkpoints
 
 ROOT = Path(__file__).parents[2]
 # On a machine that is busy with other things.
-SECONDS = 600
+SECONDS = 1800
 MODULE = ("-m", "cellclr_jax.main")
 # Runs the binary on a clock that is set back and forth by an hour while it runs.
 JUMPING = (
     "-c",
     """
 import datetime, runpy, time
-import cellclr_jax.train  # what is compiled takes no other class for a date
+import cellclr_jax.training.loop  # what is compiled takes no other class for a date
 real = time.time
 def jumping():
     return real() + (0, -3600, 3600)[int(time.monotonic() / 0.3) % 3]

@@ -29,7 +29,7 @@ FLAGS = (
 )
 # Milliseconds of the page's clock until its picture is taken; it runs as fast as there is work.
 PAGE_TIME = 20_000
-SECONDS = 120
+SECONDS = 600
 _CONSOLE = re.compile(r":CONSOLE[:(]\d+\)?\] (.*)")
 # Who asked, in the log of the network, where the browser asks of its own accord.
 _ITSELF = "not an origin"

@@ -70,7 +70,7 @@ class House:
     ) -> subprocess.CompletedProcess[str]:
         """Runs a launch script from another directory in an environment of `settings` alone."""
         process = self.start(script, *arguments, **settings)
-        out, errors = process.communicate(typed, timeout=300)
+        out, errors = process.communicate(typed, timeout=1800)
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def start(self, script: str, *arguments: str, **settings: str) -> subprocess.Popen[str]:

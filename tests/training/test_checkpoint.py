@@ -1,7 +1,9 @@
 """A checkpoint is read into its own kind of state alone; another kind is no damage."""
 
+import itertools
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -29,6 +31,19 @@ def saved(tmp_path):
             kept.save(step, on_device(state()), {"data": step})
         kept.wait()
     return tmp_path
+
+
+def test_a_clock_that_jumps_while_a_checkpoint_is_saved_does_no_harm(tmp_path, monkeypatch):
+    """Orbax measures how long a save takes on the clock of the day: an hour passes at each look."""
+    looks = itertools.count()
+    real = time.time
+    with monkeypatch.context() as patch, Checkpoints(tmp_path / "checkpoints") as kept:
+        patch.setattr(time, "time", lambda: real() + 3600 * next(looks))
+        for step in (1, 2):
+            kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1)
+            kept.wait()
+    assert next(looks) > 2
+    assert restore(tmp_path, state())[1] == {"data": 2}
 
 
 def restore(folder, template):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from cellclr_jax import devices
 from cellclr_jax.errors import BadData
+from cellclr_jax.training import feed
 from cellclr_jax.training.feed import Feed
 
 
@@ -45,9 +47,9 @@ def feed_of():
         return feeds[-1]
 
     yield make
-    for feed in feeds:
-        feed.close()
-        assert not feed._thread.is_alive()
+    for opened in feeds:
+        opened.close()
+        assert not opened._thread.is_alive()
 
 
 def test_minibatches_come_in_order_with_the_position_right_after_each(feed_of):
@@ -64,7 +66,7 @@ def test_a_few_are_taken_ahead_and_no_more(feed_of):
     data = Numbers()
     feed = feed_of(data)
     feed.next()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while data.position < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.05)  # for one that must not come
@@ -80,16 +82,19 @@ def test_what_breaks_breaks_when_it_is_its_turn(feed_of):
 
 def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeypatch):
     gate, now = threading.Event(), [0.0]
-    monkeypatch.setattr("cellclr_jax.training.feed.time.monotonic", lambda: now[0])
 
     def step_ends(running):
         now[0] += 5.0
-        threading.Timer(0.05, open_gate).start()
 
-    def open_gate():
-        now[0] += 2.0
-        gate.set()
+    def clock():
+        """Lets the data come, two seconds later, once the time is taken."""
+        before = now[0]
+        if before == 5.0:
+            now[0] += 2.0
+            gate.set()
+        return before
 
+    monkeypatch.setattr(feed, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(jax, "block_until_ready", step_ends)
     assert feed_of(Numbers(gate=gate)).next(running="a step of five seconds")[1] == 2.0
 

@@ -15,8 +15,8 @@ from cellclr_jax.augment import make_views, resize_all, view_keys
 from cellclr_jax.encoder.preprocessing import normalized, preprocess
 from cellclr_jax.errors import BadUse
 from cellclr_jax.training import optimizers
+from cellclr_jax.training.loop import describe
 from cellclr_jax.training.setup import make_experiment
-from cellclr_jax.training.start import describe
 from cellclr_jax.training.step import views_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"

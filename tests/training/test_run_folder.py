@@ -1,4 +1,4 @@
-"""A work directory goes on with its own settings alone; those it never heard of have defaults."""
+"""A run resumes with its own settings; those that its record lacks have their defaults."""
 
 import json
 
@@ -7,12 +7,7 @@ from etils import epath
 
 from cellclr_jax import default_config
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.run_folder import (
-    check_config,
-    check_same,
-    read_config,
-    write_config,
-)
+from cellclr_jax.run_folder import check_same, open_run, read_config, write_config
 
 
 @pytest.fixture
@@ -45,7 +40,7 @@ def test_differences_are_named(workdir, path, value, message):
     config = default_config.get_config()
     config.update_from_flattened_dict({path: value})
     with pytest.raises(BadUse, match=message):
-        check_config(config, workdir)
+        open_run(workdir, config)
 
 
 @pytest.mark.parametrize("path", ["data_dir", "data_access", "log_every", "online.every_epochs"])
@@ -53,7 +48,7 @@ def test_what_decides_no_number_may_differ(workdir, path):
     config = default_config.get_config()
     config.update_from_flattened_dict({path: 7 if path[0] in "lo" else "elsewhere"})
     assert config != default_config.get_config()
-    check_config(config, workdir)  # which raises where it is another run
+    open_run(workdir, config)  # which raises where it is another run
 
 
 def forget(content):
@@ -66,18 +61,44 @@ def forget(content):
 def test_a_setting_that_a_run_never_heard_of_has_its_default(workdir):
     change(workdir, forget)
     config = default_config.get_config()
-    check_config(config, workdir)
+    open_run(workdir, config)
     assert read_config(workdir).to_dict() == json.loads(config.to_json())
     config.model.remat = True
     with pytest.raises(BadUse, match=r"model\.remat: False there, True here"):
-        check_config(config, workdir)
+        open_run(workdir, config)
 
 
-def test_an_augmentation_that_is_not_named_is_not_done(workdir):
+def test_an_operation_added_to_the_defaults_changes_no_earlier_run(workdir):
     change(workdir, lambda content: content["views"].pop("elastic"))
-    assert "elastic" not in read_config(workdir).views
+    asked = default_config.get_config()
+    run = open_run(workdir, asked)
+    assert "elastic" not in run.config.views
+    assert "elastic" in asked.views
+    assert set(run.config.views) == set(read_config(workdir).views)
+    assert run.notes == ("note: views.elastic is left out: the run began without it",)
+
+
+def test_an_operation_that_is_asked_for_is_not_left_out_unnoticed(workdir):
+    change(workdir, lambda content: content["views"].pop("elastic"))
+    config = default_config.get_config()
+    config.views.elastic.probability = 0.9
     with pytest.raises(BadUse, match=r"views\.elastic: None there"):
-        check_config(default_config.get_config(), workdir)
+        open_run(workdir, config)
+
+
+def test_an_operation_that_a_run_has_is_not_dropped(workdir):
+    config = default_config.get_config()
+    del config.views.elastic
+    with pytest.raises(BadUse, match=r"views\.elastic: .*None here"):
+        open_run(workdir, config)
+
+
+def test_an_empty_or_missing_folder_is_a_new_run(tmp_path):
+    config = default_config.get_config()
+    for folder in (tmp_path, tmp_path / "missing"):
+        run = open_run(folder, config)
+        assert (run.config, run.progress, run.resumes, run.notes) == (config, {}, False, ())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_config_of_a_checkpoint_is_compared_likewise():
@@ -92,4 +113,4 @@ def test_a_config_that_is_none_is_told(workdir, content):
     data = content if isinstance(content, bytes) else content.encode()
     (workdir / "config.json").write_bytes(data)
     with pytest.raises(BadData, match="not a readable config"):
-        check_config(default_config.get_config(), workdir)
+        open_run(workdir, default_config.get_config())

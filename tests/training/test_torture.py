@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+import pytest
 from support.faults import (
     JUMPING,
     Patient,
@@ -18,6 +19,9 @@ from support.faults import (
 from support.training_runs import rows
 
 SETTINGS = ("--config.epochs=20", "--config.checkpoint.save_every_steps=2")
+STEPS = 60
+SHORT = (kill_while_saving, sigterm)
+LONG = (kill_while_saving, vanished_shard, sigterm, full_disk, truncate_newest, delete_newest)
 
 
 def losses(workdir):
@@ -28,19 +32,16 @@ def losses(workdir):
     ]
 
 
-def test_nothing_that_happens_to_a_run_changes_what_comes_of_it(data_dir, tmp_path):
+@pytest.mark.parametrize("faults", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_nothing_that_happens_to_a_run_changes_what_comes_of_it(data_dir, tmp_path, faults):
     alone = Patient(tmp_path / "alone", data_dir, SETTINGS)
     assert "first step" in alone.finish()
     patient = Patient(tmp_path / "run", data_dir, SETTINGS)
-    kill_while_saving(patient)
-    vanished_shard(patient)
-    sigterm(patient)
-    full_disk(patient)
-    truncate_newest(patient)
-    delete_newest(patient)
+    for fault in faults:
+        fault(patient)
     assert "going on from step" in patient.finish(program=JUMPING)
     (step, want), (last, got) = final_state(alone.workdir), final_state(patient.workdir)
-    assert step == last == 60
+    assert step == last == STEPS
     assert all(np.array_equal(a, b) for a, b in zip(want, got, strict=True))
     assert losses(patient.workdir) == losses(alone.workdir)
     # The clock that jumps by an hour measures nothing.

@@ -39,9 +39,8 @@ from cellclr_jax.files import (
     locked,
 )
 from cellclr_jax.run_folder import (
-    check_dataset,
+    open_run,
     read_config,
-    refuse_conversion,
     write_config,
 )
 from cellclr_jax.training.checkpoints import Checkpoints
@@ -363,13 +362,10 @@ def test_channels_that_are_not_the_weights_are_refused(tmp_path, data):
 
 def test_a_converted_work_directory_is_not_trained_in(small, data):
     source, workdir = small
-    told = refusal(BadUse, refuse_conversion, epath.Path(workdir))
+    told = refusal(BadUse, open_run, workdir, get_config())
     assert "--config.init.workdir" in told
     assert str(source) in told
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        progress = checkpoints.newest_progress()
-    assert told == refusal(BadUse, check_dataset, progress, None, workdir)
-    refuse_conversion(epath.Path(data))  # which holds none
+    assert not open_run(data, get_config()).resumes  # which holds none
 
 
 def test_the_weights_of_a_run_are_written(tmp_path):

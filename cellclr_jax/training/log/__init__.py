@@ -1,14 +1,17 @@
 """Writes each row of metrics to all log backends: console, metrics.jsonl, TensorBoard, W&B."""
 
 import math
+import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from cellclr_jax.console import say
+from cellclr_jax.files import is_local
+from cellclr_jax.objectives import Metric
 from cellclr_jax.training.log import metrics_file
 from cellclr_jax.training.log.console import (
     Console,
@@ -16,9 +19,8 @@ from cellclr_jax.training.log.console import (
 )
 from cellclr_jax.training.log.metrics_file import (
     METRICS,
-    Place,
+    Names,
     Rows,
-    is_local,
 )
 from cellclr_jax.training.log.tensorboard import (
     TENSORBOARD,
@@ -29,18 +31,21 @@ from cellclr_jax.training.log.wandb import (
     check_installed,
 )
 
-# What a reader of `metrics.jsonl` looks for first.
-_FIRST = ("loss", "lr", "contrastive_accuracy", "cells_per_second", "input_wait")
+# In the row for which `advice` had a warning.
+_WARNED = "collapse_warning"
 
 
 class RunLog:
-    """Writes the metrics of a run and shows its progress; a process that must not write gets None.
+    """Writes the metrics of a run and shows its progress.
 
     Args:
-      workdir: of the run; None shows and writes nothing (processes other than the first). What
-        lies in a bucket (gs://…) cannot be appended to: it is written beside and copied there at
-        each epoch's end.
-      first_step: where the run starts or goes on; rows of later steps, left by a run that was
+      workdir: of the run; None shows and writes nothing (processes other than the first). Files
+        in a bucket (gs://…) cannot be appended to: they are written to a temporary folder and
+        copied to the bucket at each epoch's end.
+      metrics: of the objective; they come first in each row, in this order.
+      advice: looks at each row of training metrics, in order, and returns a warning or None. The
+        first warning of a run is printed, and the row is marked by "collapse_warning": 1.
+      first_step: where the run starts or resumes; rows of later steps, left by a run that was
         killed after its last checkpoint, are dropped.
       total_steps: of the whole run.
       minibatch_size: cells of a step, for the rate.
@@ -55,6 +60,8 @@ class RunLog:
         self,
         workdir: epath.Path | None,
         *,
+        metrics: Sequence[Metric] = (),
+        advice: Callable[[Mapping[str, float]], str | None] | None = None,
         first_step: int,
         total_steps: int,
         minibatch_size: int,
@@ -67,14 +74,26 @@ class RunLog:
         self._clock: tuple[float, int] | None = None
         self._start: tuple[float, int] | None = None
         self._waited = 0.0
-        self._place: Place | None = None
+        self._first = [metric.name for metric in metrics if metric.better]
+        self._first += ["lr", "cells_per_second", "input_wait"]
+        self._workdir, self._folder = workdir, None if workdir is None else _local(workdir)
         self._rows: Rows | None = None
         self._charts: list[TensorBoard | WandB] = []
-        if workdir is not None:
-            self._open(workdir, first_step, wandb)
-        self._collapse = CollapseWatch(minibatch_size, self._rows.kept if self._rows else ())
+        if workdir is not None and self._folder is not None:
+            names = Names(metrics)
+            self._rows = Rows(self._folder, first_step)
+            self._charts.append(TensorBoard(self._folder, first_step, names))
+            if wandb:
+                self._charts.append(WandB(wandb, workdir, self._folder, names))
+        self._kept = self._rows.kept if self._rows is not None else []
+        self._advice, self._warned = advice, False
+        for row in self._kept:
+            self._warned |= _WARNED in row
+            if "loss" in row:
+                self._warning(row)
         self._console = Console(
             workdir is not None,
+            metrics,
             first_step=first_step,
             total_steps=total_steps,
             steps_per_epoch=steps_per_epoch,
@@ -104,7 +123,7 @@ class RunLog:
         """Writes a row of training metrics with the rate since the last one.
 
         A rate that was not measured, because the clock was started after this very step, is left
-        out. The first row that shows a collapse is marked, and a line says what to try.
+        out.
 
         Args:
           step: optimiser steps taken.
@@ -117,12 +136,15 @@ class RunLog:
             row["cells_per_second"] = round(pace.cells_per_second, 1)
         if pace.input_wait is not None:
             row["input_wait"] = round(pace.input_wait, 4)
-        if reason := self._collapse.look(metrics):
-            row[FLAG] = 1
-        self._write(step, epoch, {name: row[name] for name in _FIRST if name in row} | row)
+        if warning := self._warning(metrics):
+            self._warned = True
+            row[_WARNED] = 1
+        self._write(step, epoch, {name: row[name] for name in self._first if name in row} | row)
         self._console.row(step, epoch, metrics, pace)
-        if reason:
-            self._warn(step, f"the representation may be collapsing: {reason}; {ADVICE}")
+        if warning:
+            self._console.tell(f"warning: {warning}")
+            for chart in self._charts:
+                chart.text(step, "warnings", warning)
 
     def record_epoch(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Writes a row of validation metrics, their names prefixed, and prints a line."""
@@ -148,11 +170,10 @@ class RunLog:
         self._publish()
 
     def _is_scored(self, step: int) -> bool:
-        """Whether a run that is gone on with has scores of this step."""
-        rows = self._rows.kept if self._rows is not None else ()
+        """Whether a resumed run has scores of this step."""
         return any(
             row["step"] == step and any(name.startswith(metrics_file.ONLINE) for name in row)
-            for row in rows
+            for row in self._kept
         )
 
     def pictures(self, name: str, image: np.ndarray, step: int) -> None:
@@ -168,13 +189,6 @@ class RunLog:
         for chart in self._charts:
             chart.close()
         self._publish()
-
-    def _open(self, workdir: epath.Path, first_step: int, wandb: str | None) -> None:
-        self._place = Place(workdir, [METRICS])
-        self._rows = Rows(self._place.folder, first_step)
-        self._charts.append(TensorBoard(self._place.folder, first_step))
-        if wandb:
-            self._charts.append(WandB(wandb, workdir, self._place.folder))
 
     def _measure(self, step: int) -> Pace:
         """The pace since the row before; starts the clock anew."""
@@ -196,85 +210,30 @@ class RunLog:
         for chart in self._charts:
             chart.scalars(step, row)
 
-    def _warn(self, step: int, message: str) -> None:
-        self._console.tell(f"warning: {message}")
-        for chart in self._charts:
-            chart.text(step, "warnings", message)
+    def _warning(self, row: Mapping[str, float]) -> str | None:
+        """The warning that a row deserves, unless the run has had one."""
+        found = None if self._advice is None else self._advice(row)
+        return None if self._warned else found
 
     def _publish(self) -> None:
-        if self._place is not None:
-            self._place.publish([METRICS, TENSORBOARD])
+        """Copies the files to the work directory if that is in a bucket."""
+        if self._workdir is None or self._folder is None or is_local(self._workdir):
+            return
+        files = [self._folder / METRICS, *(self._folder / TENSORBOARD).iterdir()]
+        for file in files:
+            target = self._workdir / file.relative_to(self._folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
 
 
-FLAG = "collapse_warning"
-# Of the first row's spread. A healthy encoder's spread changes by a few times its size, with the
-# embeddings' scale; what is left at a hundredth is rounding beside a common offset.
-_LEAST_SPREAD = 0.01
-# A projection without direction in it guesses; twice a guess's share of hits is still luck.
-_CHANCES = 2.0
-# Uniformity of projections about 13 degrees from each other: log exp(-2 d²) where d² is 0.05.
-_ONE_POINT = -0.1
-# One row may be a few steps at the very beginning.
-_ROWS = 3
-
-ADVICE = (
-    "try a lower --config.optimizer.learning_rate, a longer --config.schedule.warmup_epochs, "
-    "a higher --config.temperature or --config.model.head.norm=batch"
-)
+def _local(workdir: epath.Path) -> Path:
+    """Returns a folder for files that grow: the work directory, or for a bucket a temporary one."""
+    if is_local(workdir):
+        return Path(workdir)
+    folder = Path(tempfile.mkdtemp(prefix="cellclr_"))
+    if (workdir / METRICS).exists():
+        (folder / METRICS).write_bytes((workdir / METRICS).read_bytes())
+    return folder
 
 
-class CollapseWatch:
-    """Looks at each row of training metrics and warns once.
-
-    Two signs. The embeddings' spread falls below a hundredth of what the run began with: encoders
-    die so, behind a ReLU that is never open. Or three rows running the contrastive accuracy is no
-    better than twice chance while uniformity is above -0.1: the projections lie in one point and
-    the loss has no way out of it. The second needs both, since a healthy encoder without
-    normalisation begins with a uniformity of -0.04, and a healthy one with it with a guess's
-    accuracy; and it needs no spread, which too high a learning rate drives up without bound.
-
-    Args:
-      minibatch_size: of training, for chance: a view's other view is one of 2B - 1.
-      rows: that the run wrote before it was taken up again: its first spread, and whether it
-        warned already.
-    """
-
-    def __init__(self, minibatch_size: int, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._chance = 1 / (2 * minibatch_size - 1)
-        self._first_spread: float | None = None
-        self._in_one_point = 0
-        self._warned = False
-        for row in rows:
-            self._warned |= FLAG in row
-            self._begin(row)
-
-    def look(self, metrics: Mapping[str, float]) -> str:
-        """What is wrong, the first time something is; '' otherwise."""
-        self._begin(metrics)
-        reason = "" if self._warned else self._reason(metrics)
-        self._warned |= bool(reason)
-        return reason
-
-    def _begin(self, metrics: Mapping[str, Any]) -> None:
-        spread = metrics.get("embedding_spread")
-        if self._first_spread is None and isinstance(spread, int | float):
-            self._first_spread = spread
-
-    def _reason(self, metrics: Mapping[str, float]) -> str:
-        spread, first = metrics.get("embedding_spread"), self._first_spread
-        if spread is not None and first is not None and spread < _LEAST_SPREAD * first:
-            return f"the embeddings' spread fell from {first:.3g} to {spread:.3g}"
-        if {"contrastive_accuracy", "uniformity"} <= metrics.keys():
-            guesses = metrics["contrastive_accuracy"] <= _CHANCES * self._chance
-            together = guesses and metrics["uniformity"] > _ONE_POINT
-            self._in_one_point = self._in_one_point + 1 if together else 0
-        if self._in_one_point < _ROWS:
-            return ""
-        accuracy, uniformity = metrics["contrastive_accuracy"], metrics["uniformity"]
-        return (
-            f"contrastive accuracy {accuracy:.2%} is no better than guessing and uniformity is "
-            f"{uniformity:.3f}: all cells are projected to one point"
-        )
-
-
-__all__ = ["METRICS", "TENSORBOARD", "RunLog", "is_local", "say"]
+__all__ = ["METRICS", "TENSORBOARD", "RunLog", "is_local"]

@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from cellclr_jax.console import say
 
-# Without a terminal a line at most every so many seconds tells that the run is alive.
+# Without a terminal, a line at most every so many seconds shows that the run is alive.
 _SECONDS_BETWEEN_LINES = 10.0
 _TITLES = {"knn": "k-NN", "nsc": "NSC", "nscb": "NSCB", "tvn": "TVN", "moa": "MoA"}
 # All of it fits into 80 columns; what comes last is cut off where there are fewer.
@@ -18,7 +18,7 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a run is; None for what was not measured yet.
+    """Speed of a run; None for what was not measured yet.
 
     Attributes:
       cells_per_second: of the steps since the row before.
@@ -32,19 +32,27 @@ class Pace:
 
 
 class Console:
-    """Shows how far a run is and how it does.
+    """Shows the progress and the metrics of a run.
 
     Args:
-      shown: whether anything is shown; only one process of a run speaks.
-      first_step: where the run starts or goes on.
+      shown: whether anything is shown; only one process of a run prints.
+      metrics: of the objective; those with a console format are shown, in this order.
+      first_step: where the run starts or resumes.
       total_steps: of the whole run.
       steps_per_epoch: optimiser steps.
     """
 
     def __init__(
-        self, shown: bool, *, first_step: int, total_steps: int, steps_per_epoch: int
+        self,
+        shown: bool,
+        metrics: Sequence[Metric],
+        *,
+        first_step: int,
+        total_steps: int,
+        steps_per_epoch: int,
     ) -> None:
         self._shown, self._total = shown, total_steps
+        self._formats = {metric.name: metric.console for metric in metrics if metric.console}
         self._epochs = -(-total_steps // steps_per_epoch)
         self._last_line = time.monotonic()
         self._compiling = first_step < total_steps
@@ -65,7 +73,7 @@ class Console:
             say(message)
 
     def compiled(self) -> None:
-        """Takes back that the step compiles."""
+        """Removes the message that the step compiles."""
         if self._compiling:
             self._compiling = False
             self._last_line = time.monotonic()
@@ -79,22 +87,20 @@ class Console:
         """Shows a row of training metrics; as a line only where the last one is a while ago."""
         parts = [
             "" if pace.seconds_left is None else f"{tqdm.format_interval(pace.seconds_left)} left",
-            f"loss {metrics['loss']:.3f}",
-            _accuracy(metrics),
+            self._formatted(metrics),
             "" if pace.cells_per_second is None else f"{pace.cells_per_second:,.0f} cells/s",
             "" if pace.input_wait is None else f"input {pace.input_wait:.0%}",
         ]
-        told = "  ".join(filter(None, parts))
+        text = "  ".join(filter(None, parts))
         if not self._bar.disable:
-            self._bar.set_description_str(told)
+            self._bar.set_description_str(text)
         elif (now := time.monotonic()) - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self.tell(f"{self._place(step, epoch)}  {told}")
+            self.tell(f"{self._place(step, epoch)}  {text}")
 
     def validation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Prints a line of validation metrics."""
-        told = f"validation loss {metrics['loss']:.4f}  {_accuracy(metrics)}".rstrip()
-        self.tell(f"{self._place(step, epoch)}  {told}")
+        self.tell(f"{self._place(step, epoch)}  validation {self._formatted(metrics)}")
 
     def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """Prints a line of online scores."""
@@ -105,14 +111,13 @@ class Console:
         """Leaves the bar as it is."""
         self._bar.close()
 
+    def _formatted(self, metrics: Mapping[str, float]) -> str:
+        return "  ".join(
+            text.format(metrics[name]) for name, text in self._formats.items() if name in metrics
+        )
+
     def _place(self, step: int, epoch: int) -> str:
         return f"epoch {epoch}/{self._epochs}  step {step:,}/{self._total:,}"
-
-
-def _accuracy(metrics: Mapping[str, float]) -> str:
-    if "contrastive_accuracy" not in metrics:
-        return ""
-    return f"acc {metrics['contrastive_accuracy']:.1%}"
 
 
 def _title(name: str) -> str:

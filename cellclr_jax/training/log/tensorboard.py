@@ -15,7 +15,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from cellclr_jax.training.log import metrics_file
+from cellclr_jax.training.log.metrics_file import Names
 
 TENSORBOARD = "tensorboard"
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -28,9 +28,11 @@ class TensorBoard:
     Args:
       folder: of the run; files lie in its subfolder `tensorboard`.
       first_step: what earlier files hold of later steps is hidden.
+      names: of the metrics.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, names: Names) -> None:
+        self._names = names
         directory = folder / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         self._records = RecordWriter(str(directory / _file_name(directory)))
@@ -39,7 +41,7 @@ class TensorBoard:
         self._write(Event(file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
         self._write(Event(session_log=start, step=first_step + 1))
-        layout = {title: ["Multiline", list(tags)] for title, tags in metrics_file.OVERVIEW.items()}
+        layout = {title: ["Multiline", list(tags)] for title, tags in names.charts.items()}
         self._write(Event(summary=summary.custom_scalars({"Overview": layout})))
         self.flush()
 
@@ -47,9 +49,9 @@ class TensorBoard:
         """Adds a row's numbers, each in its section."""
         for name, value in row.items():
             # TensorBoard takes the description from the first value of each file.
-            told = "" if name in self._described else metrics_file.meaning(name)
+            title = "" if name in self._described else self._names.title(name)
             self._described.add(name)
-            point = summary.scalar(metrics_file.tag(name), value, summary_description=told)
+            point = summary.scalar(self._names.tag(name), value, summary_description=title)
             self._write(Event(summary=point, step=step))
         if time.monotonic() - self._flushed >= _SECONDS_BETWEEN_FLUSHES:
             self.flush()
@@ -82,7 +84,7 @@ class TensorBoard:
 
 
 def _file_name(directory: Path) -> str:
-    """A name that sorts after those that are there, even where the clock was set back.
+    """Returns a name that sorts after existing ones, even if the clock was set back.
 
     TensorBoard reads files in the order of their names, which begin with the time in seconds.
     """

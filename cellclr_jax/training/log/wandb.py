@@ -1,10 +1,10 @@
 """Weights & Biases, where a run asks for it; the only file that imports wandb.
 
-Whatever fails there is said once and never stops the run.
+Whatever fails there is printed once and never stops the run.
 """
 
+import contextlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,18 +14,19 @@ import numpy as np
 from etils import epath
 
 from cellclr_jax.console import say
-from cellclr_jax.errors import BadUse
-from cellclr_jax.training.log import metrics_file
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import read_json, write_json
+from cellclr_jax.training.log.metrics_file import Names
 
 IDENTITY = "wandb.json"
 _CONFIG = "config.json"
 # For a server that does not answer: the run begins without it, and ends without it.
-_SECONDS_TO_BEGIN = 30.0
-_SECONDS_TO_END = 60.0
+_SECONDS_TO_BEGIN = 120.0
+_SECONDS_TO_END = 120.0
 
 
 def check_installed() -> None:
-    """Checks that the library is there.
+    """Checks that the library is installed.
 
     Raises:
       BadUse: it is not; the message names the extra.
@@ -36,39 +37,50 @@ def check_installed() -> None:
 
 
 class WandB:
-    """A run on Weights & Biases; goes on with the same one after a kill.
+    """A run on Weights & Biases, which a resumed run continues.
 
-    Where the server cannot be reached or no one is logged in, everything goes into <folder>/wandb,
-    for `wandb sync`.
+    WANDB_MODE=offline writes everything into <folder>/wandb, for `wandb sync`.
 
     Args:
       project: its name.
       workdir: of the run; holds its config, and the run's id from the first call on.
       folder: of this machine, for wandb's own files.
+      names: of the metrics.
     """
 
-    def __init__(self, project: str, workdir: epath.Path, folder: Path) -> None:
+    def __init__(self, project: str, workdir: epath.Path, folder: Path, names: Names) -> None:
         self._run: Any = None
-        self._folder = folder
-        arguments = {
-            "project": project,
-            "id": _identity(workdir, project),
-            "name": workdir.name or None,
-            "config": _config(workdir),
-            "dir": str(folder),
-            "resume": "allow",
-        }
+        self._names = names
         try:
-            self._run = _begin(arguments)
+            import wandb
+
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                disable_code=True,
+                init_timeout=_SECONDS_TO_BEGIN,
+                finish_timeout=_SECONDS_TO_END,
+            )
+            self._run = wandb.init(
+                project=project,
+                id=_identity(workdir, project),
+                name=workdir.name or None,
+                config=read_json(workdir / _CONFIG, "config"),
+                dir=str(folder),
+                resume="allow",
+                settings=settings,
+            )
+            # A resumed run logs earlier steps again, which wandb's own counter would refuse.
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
         except Exception as error:  # as everywhere below: the training is worth more
-            say(f"Weights & Biases failed: {_line(error)}; the run goes on without it")
-            return
-        sync = f"written for `wandb sync {Path(self._run.dir).parent}`"
-        say(f"Weights & Biases: {sync if self._run.offline else self._run.url}")
+            self._fail(error)
+        else:
+            say(f"Weights & Biases: {self._run.url or folder / 'wandb'}")
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
         """Adds a row's numbers, each in its section."""
-        self._log(step, {metrics_file.tag(name): value for name, value in row.items()})
+        self._log(step, {self._names.tag(name): value for name, value in row.items()})
 
     def text(self, step: int, name: str, message: str) -> None:
         """Sends a text as an alert."""
@@ -80,9 +92,6 @@ class WandB:
             import wandb
 
             self._log(step, {name: wandb.Image(image)})
-
-    def flush(self) -> None:
-        """Does nothing: a process of wandb's own sends what it gets."""
 
     def close(self) -> None:
         """Waits, not for ever, until everything is sent."""
@@ -98,55 +107,21 @@ class WandB:
         try:
             action(self._run)
         except Exception as error:
-            say(
-                f"Weights & Biases failed: {_line(error)}; nothing more is sent, what was written "
-                f"lies in {self._folder / 'wandb'}"
-            )
-            self._run = None
+            self._fail(error)
 
-
-def _begin(arguments: Mapping[str, Any]) -> Any:
-    """A run, without the server where that does not answer."""
-    import wandb
-
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        disable_code=True,
-        init_timeout=_SECONDS_TO_BEGIN,
-        finish_timeout=_SECONDS_TO_END,
-    )
-    try:
-        run = wandb.init(**arguments, settings=settings)
-    except Exception as error:  # of many kinds: no one is logged in, no network, a server's answer
-        say(f"Weights & Biases: {_line(error)}")
-        wandb.teardown()  # what was begun still holds the run's id
-        run = wandb.init(**arguments, settings=settings, mode="offline")
-    # A run that was killed goes on from an earlier step, which their own counter would refuse.
-    run.define_metric("step", hidden=True)
-    run.define_metric("*", step_metric="step")
-    return run
+    def _fail(self, error: Exception) -> None:
+        self._run = None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        say(f"Weights & Biases failed: {reason}; the run goes on without it")
 
 
 def _identity(workdir: epath.Path, project: str) -> str:
-    """The run's id: of an earlier call in this work directory and project, or a new one."""
+    """Returns the run's id: of an earlier call in this work directory and project, or a new one."""
     path = workdir / IDENTITY
-    try:
-        known = json.loads(path.read_text())
+    with contextlib.suppress(BadData, LookupError):
+        known = read_json(path, "run of Weights & Biases")
         if known["project"] == project and str(known["id"]).isalnum():
             return str(known["id"])
-    except (OSError, ValueError, TypeError, LookupError):
-        pass
     identity = os.urandom(8).hex()
-    path.write_text(json.dumps({"project": project, "id": identity}) + "\n")
+    write_json(path, {"project": project, "id": identity})
     return identity
-
-
-def _config(workdir: epath.Path) -> dict[str, Any]:
-    path = workdir / _CONFIG
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
