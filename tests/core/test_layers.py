@@ -14,7 +14,7 @@ CORE = ("errors", "files", "console")
 LAYERS = {
     "augment": (),
     "models": (),
-    "objectives": (),
+    "objectives": ("models",),
     "data": ("pages", "simulation"),
     "pages": (),
     "simulation": ("data",),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from cellclr_jax.console import say
+from cellclr_jax.objectives import Metric
 
 # Without a terminal, a line at most every so many seconds shows that the run is alive.
 _SECONDS_BETWEEN_LINES = 10.0
