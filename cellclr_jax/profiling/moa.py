@@ -1,4 +1,4 @@
-"""NSC and NSCB: the MoA of the nearest treatment of other compounds, or of other batches, too."""
+"""NSC and NSCB: the MoA of the nearest treatment of another compound, or also of another batch."""
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -7,28 +7,31 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import is_control, round_concentrations
+from cellclr_jax.data.columns import CONTROL, is_control, round_concentrations
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import split_columns
 from cellclr_jax.profiling.nearest import Neighbours, Rule, nearest, unit_vectors
+from cellclr_jax.profiling.protocol import BATCH_RULES
 
-BATCH_RULES = ("joined", "disjoint", "week1")
 # Between the batches of a treatment that lies in several: 'Week1|Week2'.
 BATCH_SEPARATOR = "|"
-# Rows of which it is asked at once who may answer them.
+UNKNOWN_BATCH = "its batch is not known"
+"""Why a treatment is no query of NSCB."""
+# Rows whose candidates are computed at once.
 _BLOCK = 1_000
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Who is asked, and who may answer.
+    """Queries, and masks of the valid neighbours of each.
 
     Attributes:
       excluded: [N] why a treatment is no query, or ''.
-      allowed: which treatments may answer which.
-      kinds: [N] int; treatments of one kind have the same candidates and are alike as such.
-      what: the candidates in words.
-      undefined: why nothing can be asked, or ''.
+      allowed: masks of the valid neighbours of some treatments.
+      kinds: [N] int; treatments of one kind have the same valid neighbours and are valid neighbours
+        of the same treatments.
+      what: the valid neighbours in words.
+      undefined: why there is no query at all, or ''.
     """
 
     excluded: np.ndarray
@@ -39,7 +42,7 @@ class Candidates:
 
 
 def other_compound(table: pd.DataFrame) -> Candidates:
-    """Those of other compounds.
+    """Valid neighbours under NSC: treatments of other compounds.
 
     Args:
       table: [N] treatments: compound, moa, batch.
@@ -53,12 +56,12 @@ def other_compound(table: pd.DataFrame) -> Candidates:
 
 
 def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) -> Candidates:
-    """Those of other compounds in other batches.
+    """Valid neighbours under NSCB: treatments of other compounds in other batches.
 
     Args:
       table: [N] treatments: compound, moa, batch.
       rule: one of `BATCH_RULES` (see `moa.not_same_compound_or_batch`).
-      left_out: MoAs that neither ask nor answer; None: those that lie in one batch alone.
+      left_out: MoAs that are neither queries nor neighbours; None: those in a single batch.
 
     Raises:
       BadUse: an unknown rule, or a MoA to leave out that no treatment has.
@@ -84,7 +87,7 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
 
 
 def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which treatments have a candidate, and which queries have one of their own MoA.
+    """Finds which treatments have a candidate, and which queries have one of their own MoA.
 
     Args:
       candidates: of N treatments.
@@ -93,7 +96,7 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       ([N] bool, [N] bool).
     """
-    # Treatments of one kind and MoA have the same answer: one of each is asked.
+    # Treatments of one kind and MoA have the same result: one of each is computed.
     kinds = codes(zip(candidates.kinds.tolist(), moas.tolist(), strict=True))
     first = np.unique(kinds, return_index=True)[1]
     some, right = np.zeros(len(first), bool), np.zeros(len(first), bool)
@@ -106,7 +109,7 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def single_batch_moas(moas: Iterable[str], batches: Sequence[set[str]]) -> list[str]:
-    """The MoAs all of whose treatments lie in one and the same batch, sorted.
+    """Lists the MoAs whose treatments all lie in one and the same batch, sorted.
 
     Args:
       moas: [N] the MoA of each treatment.
@@ -125,13 +128,13 @@ def batch_order(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def batch_set(joined: str, rule: str) -> set[str]:
-    """The batches of a treatment, 'Week1|Week2' apart; under 'week1' the first one alone."""
+    """Splits the joined batches of a treatment, 'Week1|Week2'; 'week1' keeps only the first."""
     names = sorted(filter(None, joined.split(BATCH_SEPARATOR)), key=batch_order)
     return set(names[:1] if rule == "week1" else names)
 
 
 def codes(labels: Iterable[Hashable]) -> np.ndarray:
-    """[N] int32: equal labels have equal numbers, from 0 in the order of their first."""
+    """[N] int32 codes of labels: equal labels have equal codes, from 0 in order of appearance."""
     position: dict[Hashable, int] = {}
     return np.array([position.setdefault(label, len(position)) for label in labels], np.int32)
 
@@ -142,8 +145,8 @@ def _left_out(
     """[N] why a treatment is left out, or ''."""
     excluded = np.full(len(moas), "", object)
     if any(sets):
-        # It may be any, the query's own among them.
-        excluded[[not names for names in sets]] = "its batch is not known"
+        # It may be any batch, even that of the query.
+        excluded[[not names for names in sets]] = UNKNOWN_BATCH
     if left_out is None:
         excluded[moas.isin(single_batch_moas(moas, sets)).to_numpy()] = (
             "its MoA lies in one batch alone"
@@ -166,16 +169,16 @@ def _disjoint(sets: Sequence[set[str]], batch: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """How many treatments have a nearest neighbour of their own mechanism of action.
+    """Number of treatments whose nearest neighbour has their own mechanism of action.
 
     Attributes:
       correct: queries whose neighbour has their MoA; None where the score is undefined.
       total: queries; 0 where the score is undefined.
       accuracy: correct / total in [0, 1]; None where the score is undefined.
       undefined: why there is no score, or ''.
-      voters: how many neighbours answer together.
-      unanswerable: queries among `total` that no neighbour could answer rightly, because no
-        candidate shares their MoA: the best possible score is (total - unanswerable) / total.
+      voters: how many neighbours vote.
+      unanswerable: queries among `total` that cannot be right, because no candidate shares their
+        MoA: the best possible score is (total - unanswerable) / total.
       neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
         (neighbour_*; '' and NaN where it has none), similarity (cosine), predicted (the MoA that
         the neighbours vote for), correct.
@@ -197,7 +200,7 @@ def not_same_compound(
     *,
     neighbours: int = 1,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> Score:
     """NSC: the neighbour is the nearest by cosine among the treatments of other compounds.
 
@@ -231,7 +234,7 @@ def not_same_compound_or_batch(
     left_out: Sequence[str] | None = None,
     neighbours: int = 1,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> Score:
     """NSCB: as NSC, and the neighbour also comes from another batch.
 
@@ -267,7 +270,7 @@ def both_scores(
     batches: str = "joined",
     left_out: Sequence[str] | None = None,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> dict[int, tuple[Score, Score]]:
     """NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
 
@@ -292,7 +295,7 @@ def drop(nsc: Score, nscb: Score) -> float | None:
 def _treatments(
     profiles: pd.DataFrame, features: Sequence[str] | None, control: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The annotated treatments in one fixed order, and their unit vectors (zeros stay zeros)."""
+    """Annotated treatments in one fixed order, and their unit vectors (zeros stay zeros)."""
     names = ("Compound", "Concentration", "MoA", "Batch")
     missing = [f"Metadata_{name}" for name in names if f"Metadata_{name}" not in profiles]
     if missing:

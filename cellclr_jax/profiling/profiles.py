@@ -12,25 +12,14 @@ import pandas as pd
 
 from cellclr_jax.data.columns import NAMES, is_control, round_concentrations
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.feature_columns import (
-    split_columns,
-    with_features,
-)
-from cellclr_jax.profiling.group_statistics import (
-    group_means,
-    group_medians,
-    group_sums,
-)
-from cellclr_jax.profiling.moa import (
-    BATCH_SEPARATOR,
-    batch_order,
-)
+from cellclr_jax.profiling.feature_columns import split_columns, with_features
+from cellclr_jax.profiling.group_statistics import group_means, group_medians, group_sums
+from cellclr_jax.profiling.moa import BATCH_SEPARATOR, batch_order
+from cellclr_jax.profiling.protocol import AGGREGATES, STATISTICS
 
 if TYPE_CHECKING:
     from pandas.core.groupby import DataFrameGroupBy
 
-AGGREGATES = ("well", "site")
-STATISTICS = ("median", "mean")
 _WELL = ["Metadata_Plate", "Metadata_Well"]
 _SITE = [*_WELL, "Metadata_Site"]
 # What a well holds once, whichever of its rows is asked.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import is_control
+from cellclr_jax.data.columns import CONTROL, NAMES, is_control
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import (
@@ -32,7 +32,6 @@ _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL"
 _EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 )
-_ORDER = ("Plate", "Well", "Site", "Batch", "Compound", "Concentration", "MoA", "Replicate")
 _COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
 
 
@@ -58,7 +57,7 @@ def read_profiles(
     *,
     image_csv: str | Path | None = None,
     moa_csv: str | Path | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> ProfileTable:
     """Reads a profile table and joins the metadata tables.
 
@@ -85,7 +84,7 @@ def read_profiles(
 
 
 def canonical_table(
-    table: pd.DataFrame, *, control: str = "DMSO", features: Sequence[str] | None = None
+    table: pd.DataFrame, *, control: str = CONTROL, features: Sequence[str] | None = None
 ) -> ProfileTable:
     """Brings a table in memory into the house's form; see `read_profiles`.
 
@@ -129,7 +128,7 @@ def _in_house_form(
         raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
     values = _numbers(raw, split.features)
     _require_finite(values, split.features, source)
-    first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
+    first = [name for name in NAMES.values() if name in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
     table = with_features(table[[*first, *others]], values, split.features)
     return ProfileTable(table, split.features, split.left_out, values)

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.profiling.measures import measure
 from cellclr_jax.profiling.measures.across_plates import (
     PERMUTATIONS,
     Retrieval,
@@ -16,6 +15,7 @@ from cellclr_jax.profiling.measures.across_plates import (
     across_plates,
     retrieve,
 )
+from cellclr_jax.profiling.measures.measure import measure
 
 
 def layout(plates=4, treatments=5, wells=1):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.correction_libraries import combat, harmony
+from cellclr_jax.profiling.correction import combat, harmony
 
 WAYS = {"harmony": harmony, "combat": combat}
 

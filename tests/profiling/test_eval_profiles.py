@@ -159,27 +159,3 @@ assert "jax" not in sys.modules
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=binaries.ROOT, check=True, capture_output=True, text=True)
     assert "--profiles" in told.stdout
-
-
-def test_of_many_wells_no_measures_are_taken_and_it_is_said():
-    from cellclr_jax.profiling.evaluation import Options
-
-    options = Options()
-    assert options.measures_of(20_000)
-    assert not options.note(20_000)
-    assert options.measures_of(20_001) == ()
-    assert "of 20,001 wells no measures are taken" in options.note(20_001)
-    named = Options(measures=("activity",))
-    assert named.measures_of(20_001) == ("activity",)
-    assert not named.note(20_001)
-
-
-def test_the_flags_know_every_measure_classifier_group_and_format():
-    from cellclr_jax import eval
-    from cellclr_jax.profiling import MEASURES
-    from cellclr_jax.profiling.exports import FORMATS
-    from cellclr_jax.profiling.single_cells import HELD_OUT
-
-    assert tuple(MEASURES) == eval.MEASURES
-    assert set(eval.FLAGS["hold_out"].parser.enum_values) == set(HELD_OUT)
-    assert all(name in eval.FLAGS["formats"].help for name in FORMATS)

@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.errors import BadData
 from cellclr_jax.profiling.comparison import (
     Agreement,
     Spread,
     mcnemar,
     spread,
 )
-from cellclr_jax.profiling.measures import MEASURES, measure
 from cellclr_jax.profiling.measures.mechanisms import confusion, mechanisms
 
 
@@ -128,33 +127,3 @@ def test_spread_over_seeds():
     assert spread([0.5]) == Spread(1, 0.5, None, 0.5, 0.5)
     with pytest.raises(ValueError, match="no accuracies"):
         spread([])
-
-
-def test_every_measure_is_plain_json_and_plain_columns():
-    pytest.importorskip("copairs")
-    found = measure(corrected(planted(0, noise=3.0)))
-    assert list(found) == list(MEASURES)
-    for name, one in found.items():
-        assert "undefined" not in one.summary, name
-        assert json.loads(json.dumps(one.summary, allow_nan=False)) == one.summary
-        if one.table is not None:
-            assert not [column for column in one.table if column != column.lower()]
-            assert one.table.to_csv(index=False)
-
-
-def test_measures_are_chosen_by_name():
-    profiles = corrected(planted(0))
-    assert list(measure(profiles, ["mechanisms", "batch_effect"])) == ["mechanisms", "batch_effect"]
-    with pytest.raises(BadUse, match="measure 'activty': one of activity"):
-        measure(profiles, ["activty"])
-
-
-def test_the_order_of_wells_changes_no_measure():
-    pytest.importorskip("copairs")
-    wells = planted(0, noise=3.0)
-    wanted = measure(corrected(wells))
-    found = measure(corrected(wells.sample(frac=1, random_state=1)))
-    for name, one in found.items():
-        assert one.summary == wanted[name].summary, name
-        if one.table is not None:
-            pd.testing.assert_frame_equal(one.table, wanted[name].table)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.measures.retrieval import MOST_PAIRS
 from cellclr_jax.profiling.moa import codes
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors

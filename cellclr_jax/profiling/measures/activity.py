@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.measures.retrieval import (
     MOST_PAIRS,
     THRESHOLD,

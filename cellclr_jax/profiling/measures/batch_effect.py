@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.moa import (
     batch_order,
     codes,

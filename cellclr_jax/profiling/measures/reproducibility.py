@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
 DRAWS = 1_000

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.profiling.group_statistics import medians
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.moa import (
     Candidates,
     Score,

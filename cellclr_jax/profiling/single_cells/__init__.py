@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.console import plural
-from cellclr_jax.data.columns import NAMES
+from cellclr_jax.data.columns import CELL_NAMES, NAMES
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.profiles import feature_names
+from cellclr_jax.profiling.protocol import AUTO, GROUPS, NOTHING
 from cellclr_jax.profiling.single_cells import probes
 from cellclr_jax.profiling.single_cells.folds import (
     choose_groups,
@@ -23,20 +24,6 @@ MOST_CELLS = 20_000
 SEED = 0
 # What can be a cell's class; the last two where no treatment can be scored.
 _CLASSES = ("label", "moa", "compound")
-# What may keep cells of a fold apart from those that were fitted on, the best first, and the
-# columns that tell it. Wells have the same names on every plate, sites in every well.
-_GROUPS = {
-    "plate": ("plate",),
-    "batch": ("batch",),
-    "well": ("plate", "well"),
-    "site": ("plate", "well", "site"),
-    "compound": ("compound",),
-}
-AUTO, NOTHING = "auto", "nothing"
-HELD_OUT = (AUTO, *_GROUPS, NOTHING)
-"""What may be kept whole in a fold; 'auto': the first of them, but compounds, that leaves classes
-to tell apart."""
-_TABLE = {"cell_id": "Metadata_CellId", **NAMES, "label": "Metadata_Label"}
 
 
 @dataclass(frozen=True)
@@ -150,8 +137,8 @@ def draw_sample(
         kept = np.full(len(cells), True)
     candidates = np.flatnonzero(kept)
     rows = candidates[stratified_subset(labels[candidates], size, seed=seed)]
-    names = [name for name in _TABLE if name in cells]
-    table = cells.iloc[rows][names].rename(columns=_TABLE).reset_index(drop=True)
+    names = [name for name in CELL_NAMES if name in cells]
+    table = cells.iloc[rows][names].rename(columns=CELL_NAMES).reset_index(drop=True)
     labelled = int((labels != "").sum())
     return Sample(rows, column, labels[rows], table, labelled, len(labels) - labelled, left_out)
 
@@ -207,7 +194,7 @@ def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """[K] groups of the cells by what they are; of those whose column the table has."""
     found = {}
-    for name, columns in _GROUPS.items():
+    for name, columns in GROUPS.items():
         told = [NAMES[column] for column in columns if NAMES[column] in table]
         if NAMES[name] in told:
             texts = pd.DataFrame({column: _text(table[column]) for column in told})
