@@ -70,7 +70,7 @@ def evaluate_run(
       workdir: of the run.
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
-      data_access: how crops are read (see `index.open_images`), whatever the run took.
+      data_access: how crops are read (see `dataset.open_images`), whatever the run used.
       out: where to write; None takes <workdir>/eval/<step>. An existing evaluation with other
         settings is kept (see `report.write_evaluation`).
       protocol: the settings of the evaluation (see `_evaluate` for those of the baselines).

@@ -202,18 +202,18 @@ def not_same_compound(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> Score:
-    """NSC: the neighbour is the nearest by cosine among the treatments of other compounds.
+    """Scores NSC: the neighbour is the nearest by cosine among treatments of other compounds.
 
     Controls and treatments without a MoA are neither queries nor candidates. A tie (cosines equal
     to twelve digits) goes to the first by compound, then concentration. A profile of zeros has no
-    direction: it is nobody's neighbour, and as a query it is counted as wrong.
+    direction: it is no neighbour of any, and as a query it counts as wrong.
 
     Args:
       profiles: one row a treatment: Metadata_Compound, Metadata_Concentration, Metadata_MoA,
         Metadata_Batch, and features.
       neighbours: how many of the nearest vote; of MoAs with as many votes the nearest one's wins.
         Published scores are of one.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
       control: the controls' compound.
 
     Returns:
@@ -236,7 +236,7 @@ def not_same_compound_or_batch(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> Score:
-    """NSCB: as NSC, and the neighbour also comes from another batch.
+    """Scores NSCB: as NSC, and the neighbour also comes from another batch.
 
     Args:
       profiles: as for `not_same_compound`; the batches of a treatment that lies in several are
@@ -244,14 +244,14 @@ def not_same_compound_or_batch(
       batches: what another batch is. 'joined': the joined names differ; 'disjoint': no batch in
         common; 'week1': a treatment in several batches counts as in the first one (its profile
         should then come from the wells of that batch: `profiles.in_first_batch`).
-      left_out: MoAs that are neither queries nor candidates; by default those that lie in one
-        batch alone, for which no right answer exists.
+      left_out: MoAs that are neither queries nor candidates; by default those that lie in a single
+        batch, for which no right neighbour exists.
       neighbours: as for `not_same_compound`.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
       control: the controls' compound.
 
     Returns:
-      The score; undefined where there is one batch alone, or no query has a right answer.
+      The score; undefined where there is a single batch, or no query has a right candidate.
 
     Raises:
       BadData: as `not_same_compound`.
@@ -272,7 +272,7 @@ def both_scores(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> dict[int, tuple[Score, Score]]:
-    """NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
+    """Scores NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
 
     For arguments and errors see `not_same_compound_or_batch`.
 
@@ -327,13 +327,13 @@ def _answer(
     asked: Sequence[Candidates],
     neighbours: Sequence[int],
 ) -> list[dict[int, Score]]:
-    """Finds each query's neighbours among its candidates and counts the right answers.
+    """Finds each query's neighbours among its candidates and counts the right ones.
 
     Args:
       table: [N] treatments: compound, concentration, moa, batch.
       vectors: [N, D] unit vectors; zeros for a profile without direction.
       asked: the candidates under each rule.
-      neighbours: how many answer together; several numbers are of one search.
+      neighbours: how many vote; several numbers share one search.
 
     Returns:
       The scores under each rule, by the number of neighbours.
@@ -365,7 +365,7 @@ def _score(
     found: Neighbours | None,
     voters: int,
 ) -> Score:
-    """The score of what was asked; undefined where no neighbours were looked for."""
+    """The score of one rule; undefined where no neighbours were searched (`found` is None)."""
     reasons = table[["compound", "concentration", "moa"]]
     if found is None:
         reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
@@ -392,7 +392,7 @@ def _score(
 
 
 def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[Q] the MoA that most neighbours have, of equally many the nearest one's; '' without any.
+    """[Q] the MoA of most neighbours, of ties the nearest neighbour's; '' without neighbours.
 
     Args:
       moas: [N] of the treatments.
@@ -405,7 +405,7 @@ def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _side_by_side(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
-    """Queries and their neighbours; no neighbour where none was found."""
+    """Queries with their neighbours; empty where none was found."""
     answer = answer.reset_index(drop=True).add_prefix("neighbour_")
     answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
     answer.loc[~found, "neighbour_concentration"] = np.nan

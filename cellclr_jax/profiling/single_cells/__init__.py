@@ -1,7 +1,7 @@
 """Scores of labelled single cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,7 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.profiles import feature_names
 from cellclr_jax.profiling.protocol import AUTO, GROUPS, NOTHING
 from cellclr_jax.profiling.single_cells import probes
-from cellclr_jax.profiling.single_cells.folds import (
-    choose_groups,
-    stratified_subset,
-    usable,
-)
+from cellclr_jax.profiling.single_cells.folds import choose_groups, stratified_subset, usable
 
 # Enough for two digits of a score; the nearest neighbours of more take minutes.
 MOST_CELLS = 20_000
@@ -28,11 +24,11 @@ _CLASSES = ("label", "moa", "compound")
 
 @dataclass(frozen=True)
 class Sample:
-    """The cells that are kept for the evaluation.
+    """Cells that are drawn for the evaluation.
 
     Attributes:
       rows: [K] their rows in the dataset, ascending.
-      label_column: where their classes come from; '' where there are none.
+      label_column: the column of their classes; '' if there is none.
       labels: [K] str.
       table: one row a cell: Metadata_CellId and the dataset's metadata as `Metadata_*`.
       labelled: cells of the dataset that have a class.
@@ -51,12 +47,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class CellEvaluation:
-    """What `evaluate_cells` found.
+    """The result of `evaluate_cells`.
 
     Attributes:
       sample: the cells.
-      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': what was kept together in a fold;
-        '' for nothing.
+      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': the groups that folds kept whole;
+        '' for none.
       probes: by the features' name.
       features: [K, D] of each cell, by the features' name.
     """
@@ -75,7 +71,7 @@ class CellEvaluation:
 
 
 class KeptCells:
-    """The features of chosen cells, kept as they come.
+    """Collects the features of chosen cells from minibatches.
 
     Args:
       rows: [K] of the dataset, ascending.
@@ -86,7 +82,7 @@ class KeptCells:
         self.features: dict[str, np.ndarray] = {}
 
     def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """Takes those of a minibatch that were chosen: rows [b], features [b, D] by name."""
+        """Adds the chosen cells of a minibatch: rows [b], features [b, D] by name."""
         place = np.searchsorted(self.rows, rows)
         chosen = np.isin(rows, self.rows)
         for name, values in features.items():
@@ -106,16 +102,16 @@ def draw_sample(
     """Draws cells by class, the same ones each time.
 
     Args:
-      cells: one row a cell: cell_id and columns of `fields.COLUMNS`.
-      with_treatments: whether treatments are scored; then labels alone are classes.
-      label: the column that tells the classes; None takes the first there is of label and, without
+      cells: one row a cell: cell_id and columns of `data.columns.COLUMNS`.
+      with_treatments: whether treatments are scored; then only labels are classes.
+      label: the column of the classes; None takes the first existing one of label and, without
         treatments, moa and compound.
       size: how many to draw at most.
       seed: of the draw.
 
     Returns:
-      The sample; of all cells where there are no two classes to tell apart; None where treatments
-      are scored and there is no column of labels.
+      The sample; of all cells if there are no two classes to tell apart; None if treatments are
+      scored and there is no column of labels.
 
     Raises:
       BadUse: there is no such column.
@@ -155,12 +151,12 @@ def evaluate_cells(
     Args:
       sample: of the dataset.
       features: [K, D] by name, a row for each of the sample's.
-      hold_out: what is kept whole in a fold, of `HELD_OUT`.
+      hold_out: the groups that a fold keeps whole, of `protocol.HELD_OUT`.
       classifiers: which, of `probes.CLASSIFIERS`.
 
     Raises:
       BadData: a feature is not finite.
-      BadUse: the cells do not tell what is to be held out.
+      BadUse: the cells have no such groups.
     """
     for name, values in features.items():
         finite = np.isfinite(values).all(axis=1)
@@ -178,7 +174,7 @@ def evaluate_cells(
 
 
 def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
-    """What is kept whole in a fold, and the group of each cell; ('', None) for nothing."""
+    """The groups that folds keep whole, and the group of each cell; ('', None) for none."""
     candidates = _candidates(sample.table)
     if hold_out == NOTHING:
         return "", None
@@ -192,7 +188,7 @@ def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
 
 
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """[K] groups of the cells by what they are; of those whose column the table has."""
+    """[K] groups of the cells by name, of those whose column the table has."""
     found = {}
     for name, columns in GROUPS.items():
         told = [NAMES[column] for column in columns if NAMES[column] in table]
@@ -214,9 +210,10 @@ def _text(values: pd.Series) -> np.ndarray:
     return values.fillna("").astype(str).to_numpy(object)
 
 
-# Names of classes without a score that a record holds.
+_NO_GROUPS = "no plates, batches, wells or sites"
+# Names of classes without a score that metrics.json holds.
 _LISTED = 50
-# What cells on both sides of a fold may share, by what was kept whole.
+# What cells on both sides of a fold may share, by the groups that were kept whole.
 _SHARED = {
     "": "plate, well or image",
     "well": "plate",
@@ -236,7 +233,7 @@ def cell_table(evaluation: CellEvaluation, name: str) -> pd.DataFrame:
 
 
 def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
-    """The evaluation as it goes into `metrics.json`.
+    """Describes the evaluation for `metrics.json`.
 
     Returns:
       {"label_column", "classes": {name: cells}, "left_out": {name: reason}, "cells", "labelled",
@@ -257,7 +254,7 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
         "folds": first.folds if first else 0,
         "grouped_by": evaluation.grouped_by or None,
         "scores": {
-            name: {kind: _describe(score) for kind, score in probe.scores.items()}
+            name: {kind: asdict(score) for kind, score in probe.scores.items()}
             for name, probe in evaluation.probes.items()
             if probe.scores
         },
@@ -268,16 +265,6 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
     if evaluation.undefined:
         described["undefined"] = evaluation.undefined
     return described
-
-
-def _describe(score: probes.ProbeScore) -> dict[str, Any]:
-    """One classifier's score."""
-    return {
-        "balanced_accuracy": score.balanced_accuracy,
-        "accuracy": score.accuracy,
-        "recall": score.recall,
-        "by_fold": list(score.by_fold),
-    }
 
 
 def _settings() -> dict[str, Any]:
@@ -304,7 +291,12 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         if sample.unlabelled:
             notes.append(f"not used: {plural(sample.unlabelled, 'cell')} without a class")
         if evaluation.grouped_by in _SHARED:
-            notes.append(_leak_note(evaluation.grouped_by))
+            groups = f"{evaluation.grouped_by}s alone" if evaluation.grouped_by else _NO_GROUPS
+            notes.append(
+                f"{groups} could be kept whole in the folds: cells of one "
+                f"{_SHARED[evaluation.grouped_by]} may lie on both sides, and what they share "
+                "makes any score look better"
+            )
         if probe.unanswerable:
             notes.append(
                 f"counted as wrong: {plural(probe.unanswerable, 'cell')} of a class that no other "
@@ -315,14 +307,3 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         notes.append(f"classes left out: {', '.join(shown)}{more}")
     return notes
-
-
-def _leak_note(grouped_by: str) -> str:
-    """Says what makes the scores look better where plates and batches could not be kept whole."""
-    whole = (
-        f"{grouped_by}s alone could" if grouped_by else "no plates, batches, wells or sites could"
-    )
-    return (
-        f"{whole} be kept whole in the folds: cells of one {_SHARED[grouped_by]} may lie on both "
-        "sides, and what they share makes any score look better"
-    )
