@@ -1,9 +1,12 @@
 """Every setting of an experiment with its default; the files in `configs/` change some of them."""
 
-import dataclasses
+from dataclasses import asdict, fields
 
 import ml_collections
 from ml_collections import ConfigDict, config_dict
+
+from cellclr_jax.data.columns import CONTROL
+from cellclr_jax.profiling.protocol import Protocol
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -22,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     # uniform: each cell once an epoch; balanced: every treatment equally often; weighted: as the
     # published code (see data/sampling.py).
     config.sampling = "uniform"
-    config.control = "DMSO"  # the controls' compound
+    config.control = CONTROL  # the controls' compound
     config.control_fraction = 1.0  # the share of control cells that take part in training
 
     config.normalization = _normalization()
@@ -62,7 +65,7 @@ def _add_objectives(config: ConfigDict) -> None:
     from cellclr_jax.objectives import OBJECTIVES
 
     for name, objective in OBJECTIVES.items():
-        own = {f.name: f.default for f in dataclasses.fields(objective) if f.name not in config}
+        own = {f.name: f.default for f in fields(objective) if f.name not in config}
         if own:
             config[name] = ConfigDict(own)
 
@@ -141,14 +144,7 @@ def _schedule() -> ConfigDict:
 
 
 def _evaluation() -> ConfigDict:
-    """What `eval` does with the run's profiles where its flags do not say otherwise."""
-    settings = ConfigDict()
-    settings.aggregate = "well"
-    settings.standardize = "none"
-    settings.robust = False
-    settings.corrections = ("none", "whitening", "tvn")
-    settings.regularization = 1.0  # λ of whitening and TVN, added to each eigenvalue
-    settings.relative_regularization = False  # λ is a fraction of the mean eigenvalue
-    settings.statistic = "median"
-    settings.batches = "joined"
-    return settings
+    """Settings of `eval` where its flags do not say otherwise; profiling/protocol.py has them."""
+    settings = asdict(Protocol())
+    del settings["control"], settings["left_out"]
+    return ConfigDict(settings)

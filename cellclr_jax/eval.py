@@ -1,6 +1,6 @@
 """Scores profiles by mechanism of action (NSC, NSCB, and the drop between them), cells by class.
 
-The model of a training run, on the cells of its data set: treatments where it has plates, wells,
+The model of a training run, on the cells of its dataset: treatments where it has plates, wells,
 compounds and MoAs; single cells where it has labels, or no treatments:
   python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
                              [--data_access=shards|memory|mapped]
@@ -9,51 +9,43 @@ Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
                              [--standardize=none|controls|plates] --out=DIR
 
-Several evaluated runs in one table, and on one page where there is an --out:
+Several evaluated runs in one table, and with --out on one page:
   python -m cellclr_jax.eval --compare RUN RUN … [--out=DIR]
 
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
-and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
+and figures, of single cells cells.parquet. An existing evaluation with other settings is kept.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from importlib import util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from cellclr_jax import cli
 from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import file_sha256
+from cellclr_jax.profiling import protocol as choices
+from cellclr_jax.profiling.measures import MEASURES
+from cellclr_jax.profiling.protocol import Options, Protocol
 
 if TYPE_CHECKING:
-    from cellclr_jax.profiling.evaluation import Options
-    from cellclr_jax.profiling.protocol import Protocol
+    from cellclr_jax.profiling.tables import ProfileTable
 
-# Told here as well as in `profiling.measures`, which takes its time to import.
-MEASURES = (
-    "activity",
-    "consistency",
-    "reproducibility",
-    "batch_effect",
-    "well_intervals",
-    "mechanisms",
-    "k_nearest",
-    "across_plates",
-)
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
 flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
-flags.DEFINE_string("data_dir", None, "Where the data set is; by default where the run had it.")
+flags.DEFINE_string("data_dir", None, "Where the dataset is; by default where the run had it.")
 flags.DEFINE_enum(
     "data_access",
     "shards",
     ["shards", "memory", "mapped"],
     "How images are read: shards, whatever the run used in training, since each is read once; "
-    "memory unpacks them all first, mapped into a file of the data set's folder.",
+    "memory unpacks them all first, mapped into a file of the dataset's folder.",
 )
 flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
@@ -62,78 +54,89 @@ flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles
 flags.DEFINE_string(
     "out",
     None,
-    "Where to write; by default <workdir>/eval/<step>. An evaluation that is there is replaced by "
-    "one with the same settings, and kept in earlier/<number> beside one with others.",
+    "Where to write; by default <workdir>/eval/<step>. An existing evaluation with the same "
+    "settings is replaced, one with others is kept in earlier/<number>.",
 )
-flags.DEFINE_enum(
+
+
+def _setting(name: str, allowed: tuple[str, ...], text: str) -> None:
+    """Defines a flag for a setting of `Protocol` or `Options`, with its default."""
+    default = getattr(Protocol, name, None) or getattr(Options, name)
+    flags.DEFINE_enum(name, default, list(allowed), text)
+
+
+_setting(
     "standardize",
-    "none",
-    ["none", "controls", "plates"],
+    choices.STANDARDIZE,
     "z-score every feature by the control wells, all of them or those of the well's own plate.",
 )
-flags.DEFINE_bool("robust", False, "z-scores by median and median absolute deviation.")
+flags.DEFINE_bool("robust", Protocol.robust, "z-scores by median and median absolute deviation.")
 flags.DEFINE_list(
     "corrections",
-    ["none", "whitening", "tvn"],
-    "What is scored: none and others of pca_whitening (of the principal components that the "
-    "controls span, and no others), whitening, tvn, and of harmony and combat, which are fitted on "
-    "all wells and need pip install 'cellclr_jax[batch]'.",
+    list(Protocol.corrections),
+    f"What is scored: none and others of {', '.join(choices.CORRECTIONS[1:])}. pca_whitening keeps "
+    "only the principal components that the controls span; harmony and combat are fitted on all "
+    "wells and need pip install 'cellclr_jax[batch]'.",
 )
-flags.DEFINE_enum(
-    "aggregate", "well", ["well", "site"], "Well profile: mean of cells, or of sites."
-)
-flags.DEFINE_enum("statistic", "median", ["median", "mean"], "Treatment profile: of its wells.")
-flags.DEFINE_enum(
+_setting("aggregate", choices.AGGREGATES, "Well profile: mean of cells, or of sites.")
+_setting("statistic", choices.STATISTICS, "Treatment profile: of its wells.")
+_setting(
     "batches",
-    "joined",
-    ["joined", "disjoint", "week1"],
-    "NSCB, a treatment in several batches: the joined names differ, no batch in common, or the "
-    "wells of its first batch alone.",
+    choices.BATCH_RULES,
+    "NSCB, a treatment in several batches: the joined names differ, no batch in common, or only "
+    "the wells of its first batch count.",
 )
-flags.DEFINE_float("regularization", 1.0, "The λ of whitening and TVN.", lower_bound=0.0)
+flags.DEFINE_float(
+    "regularization", Protocol.regularization, "The λ of whitening and TVN.", lower_bound=0.0
+)
 flags.DEFINE_bool(
-    "relative_regularization", False, "Take λ as a fraction of the mean eigenvalue (scale-free)."
+    "relative_regularization",
+    Protocol.relative_regularization,
+    "Take λ as a fraction of the mean eigenvalue (scale-free).",
 )
-flags.DEFINE_list("left_out", None, "MoAs left out of NSCB; by default those in one batch alone.")
-flags.DEFINE_string("control", "DMSO", "The controls' compound.")
+flags.DEFINE_list(
+    "left_out", Protocol.left_out, "MoAs left out of NSCB; by default those in a single batch."
+)
+flags.DEFINE_string("control", Protocol.control, "The controls' compound.")
 flags.DEFINE_list(
     "measures",
     ["all"],
-    "What is measured beside the scores, under each correction: all, none, or some of "
+    "What is measured in addition to the scores, under each correction: all, none, or some of "
     f"{', '.join(MEASURES)}. Of more than 20,000 wells none, unless they are named.",
 )
-flags.DEFINE_list("formats", ["parquet"], "Of the tables: parquet, csv, h5ad (AnnData).")
+flags.DEFINE_list(
+    "formats",
+    list(Options.formats),
+    f"Of the tables: {', '.join(choices.FORMATS)} (h5ad is AnnData's).",
+)
 flags.DEFINE_bool(
     "umap",
-    False,
-    "Lets the reader of the report lay out its map by UMAP, too: pip install 'cellclr_jax[umap]'.",
+    Options.umap,
+    "Lets the reader lay out the report's map by UMAP, too: pip install 'cellclr_jax[umap]'.",
 )
 flags.DEFINE_string(
     "label",
-    None,
-    "The column of the cells whose classes single cells are asked for, such as moa; by default "
-    "label where there is one, and moa or compound where no treatment can be scored.",
+    Options.label,
+    "The column with the classes of single cells, such as moa; by default label where there is "
+    "one, and moa or compound where no treatment can be scored.",
 )
-flags.DEFINE_enum(
+_setting(
     "hold_out",
-    "auto",
-    ["auto", "plate", "batch", "well", "site", "compound", "nothing"],
-    "What is kept whole, so that a cell's class is told by others alone; auto: the first of these "
-    "but compounds that leaves classes to tell apart.",
+    choices.HELD_OUT,
+    "What a fold keeps whole when classes of cells are predicted; auto: the first of these, but "
+    "compounds, that leaves classes to tell apart.",
 )
 flags.DEFINE_list(
     "compare", [], "Evaluated runs to set side by side; more of them may follow as arguments."
 )
 
 
-def protocol_flags(run: Mapping[str, Any] | None = None) -> "Protocol":
-    """The protocol that the flags describe.
+def protocol_flags(run: Mapping[str, Any] | None = None) -> Protocol:
+    """Returns the protocol that the flags describe.
 
     Args:
-      run: what a run's config says of its evaluation, where no flag says otherwise.
+      run: settings of a run's config, which a given flag overrides.
     """
-    from cellclr_jax.profiling.protocol import Protocol
-
     settings: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields(Protocol)}
     if unknown := sorted(set(run or {}) - set(settings)):
         raise BadData(f"config.json of the run: evaluation has no setting {unknown[0]!r}")
@@ -142,43 +145,27 @@ def protocol_flags(run: Mapping[str, Any] | None = None) -> "Protocol":
     return Protocol(**settings)
 
 
-def option_flags() -> "Options":
-    """What the flags ask for beside the scores.
+def option_flags() -> Options:
+    """Returns the options that the flags describe.
 
     Raises:
-      BadUse: there is no such measure or format.
+      BadUse: there is no such measure or format, or a package is not installed.
     """
-    from cellclr_jax.profiling.evaluation import Options
     from cellclr_jax.profiling.exports import check_formats
 
-    asked = tuple(FLAGS.measures)
-    if unknown := [name for name in asked if name not in ("all", "none", *MEASURES)]:
-        raise BadUse(
-            f"--measures={unknown[0]}: all, none or some of {', '.join(MEASURES)} were expected"
-        )
-    if len(asked) > 1 and {"all", "none"} & set(asked):
-        raise BadUse(f"--measures={','.join(asked)}: all and none stand alone")
+    asked: tuple[str, ...] | None = tuple(FLAGS.measures)
+    if len(FLAGS.measures) > 1 and {"all", "none"} & set(FLAGS.measures):
+        raise BadUse(f"--measures={','.join(FLAGS.measures)}: all and none stand by themselves")
+    if FLAGS.measures in (["all"], ["none"]):
+        asked = None if FLAGS.measures == ["all"] else ()
     check_formats(FLAGS.formats)
     if FLAGS.umap and util.find_spec("umap") is None:
         raise BadUse("--umap needs umap-learn: pip install 'cellclr_jax[umap]'")
-    return Options(
-        measures=None if asked == ("all",) else () if asked == ("none",) else asked,
-        formats=tuple(FLAGS.formats),
-        umap=FLAGS.umap,
-        label=FLAGS.label,
-        hold_out=FLAGS.hold_out,
-    )
-
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cellclr_jax.profiling.protocol import Protocol
-    from cellclr_jax.profiling.tables import ProfileTable
+    return Options(asked, tuple(FLAGS.formats), FLAGS.umap, FLAGS.label, FLAGS.hold_out)
 
 
 def main() -> None:
-    """Evaluates what the flags name."""
+    """Evaluates the run, table or runs that the flags name."""
     given = [name for name in _INPUTS if FLAGS[name].present]
     if len(given) != 1:
         raise BadUse("one of --profiles, --workdir and --compare was expected (see --help)")
@@ -195,11 +182,7 @@ def main() -> None:
 
 
 def evaluate_workdir() -> None:
-    """Evaluates the model of --workdir.
-
-    Raises:
-      BadUse: there is no run, or a setting does not exist.
-    """
+    """Evaluates the model of --workdir."""
     from cellclr_jax.run_folder import evaluation_settings
 
     protocol = protocol_flags(evaluation_settings(FLAGS.workdir))
@@ -225,34 +208,31 @@ def evaluate_workdir() -> None:
 
 
 def evaluate_profiles() -> None:
-    """Evaluates the table of --profiles and writes to --out.
-
-    Raises:
-      BadUse: a file is missing.
-      BadData: the table cannot be used.
-    """
-    _check_inputs()
+    """Evaluates the table of --profiles and writes to --out."""
+    if FLAGS.out is None:
+        raise BadUse("--profiles needs --out=DIR, where the scores are written")
+    read = {name: FLAGS[name].value for name in ("profiles", "image_csv", "moa_csv")}
+    for name, path in read.items():
+        if path is not None and not os.path.isfile(path):
+            raise BadUse(f"--{name}={path}: no such file")
     protocol, options = protocol_flags(), option_flags()
     from cellclr_jax.profiling import evaluation, tables
 
-    house = tables.read_profiles(
+    table = tables.read_profiles(
         FLAGS.profiles,
         image_csv=FLAGS.image_csv,
         moa_csv=FLAGS.moa_csv,
         control=protocol.control,
     )
-    if house.left_out:
-        listed = ", ".join(f"{name} ({why})" for name, why in list(house.left_out.items())[:10])
-        print(f"note: {len(house.left_out)} columns are not used as features: {listed}")
-    wells, protocol = _one_row_a_well(house, protocol)
-    rows = len(wells.table) if isinstance(wells, tables.ProfileTable) else len(wells)
-    if note := options.note(rows):
-        print(f"note: {note}")
-    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(rows))
+    wells, protocol = _one_row_a_well(table, protocol)
+    found = evaluation.evaluate(wells, protocol, measures=options.measures)
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
     from cellclr_jax.run_folder import environment
 
-    details = {**_files_read(), "columns_left_out": list(house.left_out)}
+    details: dict[str, object] = {"columns_left_out": list(table.left_out)}
+    for name, path in {"table": read.pop("profiles"), **read}.items():
+        if path is not None:
+            details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
     report.write_evaluation(
         FLAGS.out,
         found,
@@ -266,17 +246,9 @@ def evaluate_profiles() -> None:
 
 
 def compare_runs() -> None:
-    """Sets the runs of --compare side by side.
-
-    Raises:
-      BadUse: one is no evaluated run, or there is one alone.
-      BadData: one cannot be read.
-    """
+    """Sets the runs of --compare side by side."""
     from cellclr_jax.profiling.comparison import compare
-    from cellclr_jax.profiling.report.comparison_page import (
-        print_comparison,
-        write_comparison,
-    )
+    from cellclr_jax.profiling.report.comparison_page import print_comparison, write_comparison
 
     found = compare(FLAGS.compare)
     print_comparison(found)
@@ -285,50 +257,24 @@ def compare_runs() -> None:
         print(f"written to {FLAGS.out}")
 
 
-def _files_read() -> dict[str, str]:
-    """The files that the scores rest on, and their SHA-256."""
-    told: dict[str, str] = {}
-    for name, flag in (("table", "profiles"), ("image_csv", "image_csv"), ("moa_csv", "moa_csv")):
-        path = FLAGS[flag].value
-        if path is not None:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            told |= {name: path, f"{name}_sha256": digest}
-    return told
-
-
-def _check_inputs() -> None:
-    """Raises BadUse for what is missing, before anything heavy is loaded."""
-    if FLAGS.out is None:
-        raise BadUse("--profiles needs --out=DIR, where the scores are written")
-    for name in ("profiles", "image_csv", "moa_csv"):
-        path = FLAGS[name].value
-        if path is not None and not os.path.isfile(path):
-            raise BadUse(f"--{name}={path}: no such file")
-
-
 def _one_row_a_well(
-    house: "ProfileTable", protocol: "Protocol"
-) -> tuple["pd.DataFrame | ProfileTable", "Protocol"]:
-    """Averages sites or cells into wells; a table of wells stays, and the protocol says so.
+    profiles: "ProfileTable", protocol: Protocol
+) -> tuple["ProfileTable", Protocol]:
+    """Averages sites or cells into wells; keeps a table of wells, which the protocol then says."""
+    from cellclr_jax.profiling.profiles import aggregate_wells
 
-    Raises:
-      BadUse: --aggregate is given for a table of wells.
-    """
-    from cellclr_jax.profiling import profiles
-    from cellclr_jax.profiling.protocol import AS_GIVEN
-
-    table = house.table
+    table, features = profiles.table, profiles.features
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
-    # A row that counts its cells is a well or a site: without a site it is there twice by mistake,
+    # A row that counts its cells is a well or a site. Without a site it is listed twice by mistake,
     # which `evaluate` reports.
     if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
         if FLAGS["aggregate"].present:
             raise BadUse("--aggregate says nothing about a table with one row a well")
-        return house, replace(protocol, aggregate=AS_GIVEN)
-    wells = profiles.aggregate_wells(table, through=protocol.aggregate)
+        return profiles, replace(protocol, aggregate=choices.AS_GIVEN)
+    wells = aggregate_wells(table, through=protocol.aggregate, features=features)
     print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
-    return wells, protocol
+    values = wells[features].to_numpy()
+    return replace(profiles, table=wells, values=values), protocol
 
 
 _INPUTS = {
@@ -341,7 +287,7 @@ _ONLY_WITH = {
     "workdir": ("step", "data_dir", "data_access", "distributed", "label", "hold_out"),
     "profiles": ("image_csv", "moa_csv"),
 }
-# What a comparison takes; all else was decided when the runs were evaluated.
+# Flags of a comparison; all else was decided when the runs were evaluated.
 _OF_A_COMPARISON = ("compare", "out")
 
 if __name__ == "__main__":

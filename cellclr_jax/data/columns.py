@@ -1,9 +1,11 @@
 """Names of columns, and which compound is the control: one vocabulary for all tables."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
+if TYPE_CHECKING:  # flags take the controls' name from here, and must not wait for pandas
+    import numpy as np
+    import pandas as pd
 
 # What may be known of a cell beside its image, in this order in every table, and its type. A source
 # has some of them; no other column exists. `label` is a class of any kind.
@@ -35,11 +37,15 @@ METADATA = {
 
 # What a cell's columns are called in a profile table. A label belongs to a cell, not to its site.
 NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}
+CELL_ID = "Metadata_CellId"
+# The same for a table with one row a cell.
+CELL_NAMES = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
 
 CONTROL = "DMSO"
+"""The controls' compound, unless a setting names another."""
 
 
-def is_control(compounds: pd.Series, control: str = CONTROL) -> pd.Series:
+def is_control(compounds: "pd.Series", control: str = CONTROL) -> "pd.Series":
     """[N] bool: which of these names, [N] str, is the controls', in any case."""
     return compounds.str.strip().str.lower() == control.strip().lower()
 
@@ -49,7 +55,7 @@ def is_control(compounds: pd.Series, control: str = CONTROL) -> pd.Series:
 SIGNIFICANT_DIGITS = 6
 
 
-def round_concentrations(concentrations: Iterable[float]) -> np.ndarray:
+def round_concentrations(concentrations: Iterable[float]) -> "np.ndarray":
     """Rounds to six significant digits, so that concentrations can be compared and grouped.
 
     Args:
@@ -58,6 +64,8 @@ def round_concentrations(concentrations: Iterable[float]) -> np.ndarray:
     Returns:
       [N] float64.
     """
+    import numpy as np
+
     values, index = np.unique(np.asarray(concentrations, np.float64), return_inverse=True)
     rounded = [float(f"{value:.{SIGNIFICANT_DIGITS - 1}e}") for value in values]
     return np.asarray(rounded, np.float64)[index.reshape(-1)]

@@ -35,7 +35,7 @@ def intensity_statistics(images: jax.Array) -> jax.Array:
 
 
 def _percentile(x: jax.Array, percent: float) -> jax.Array:
-    """The smallest value that so many percent do not exceed: [B, C, P] int32 → [B, C] float32.
+    """The smallest value that `percent` of pixels do not exceed: [B, C, P] int32 → [B, C] float32.
 
     By bisection of the 16 bits, which takes a tenth of the time of sorting on CPUs.
     """
@@ -53,8 +53,8 @@ def _percentile(x: jax.Array, percent: float) -> jax.Array:
 
 
 COMPONENTS = 64
-"""Of the pixels' variance; fewer where there are fewer cells or pixels."""
-# Cells that the components are fitted on: more change what the first of them look like by little.
+"""Principal components of the pixels; fewer if there are fewer cells or pixels."""
+# Cells that the components are fitted on: more change the first components by little.
 _CELLS = 2_000
 # The side of the crops, in pixels: what tells treatments apart linearly is coarse.
 _SIDE = 32
@@ -62,7 +62,7 @@ _SEED = 0
 
 
 class PixelComponents(NamedTuple):
-    """What turns crops into components.
+    """A projection of crops on principal components.
 
     Attributes:
       mean: [P] float32, the mean of the P pixels and channels.
@@ -76,7 +76,7 @@ class PixelComponents(NamedTuple):
 def fit_pixel_components(encoding: CellEncoder) -> PixelComponents:
     """Fits principal components on a fixed draw of a dataset's cells.
 
-    Every process that calls it gets the same.
+    Every process computes the same.
 
     Args:
       encoding: its cells and their normalisation.

@@ -1,9 +1,8 @@
-"""Scores a run: its model and what it has to beat, on the cells of a dataset, embedded once.
+"""Scores a run: its model and the baselines, on the cells of a dataset, which are embedded once.
 
 The baselines see the same cells in the same pass: the encoder as it was before training, the
-intensities of each channel, principal components of the pixels, and how many cells there are.
-Profiles are scored where the dataset has treatments, single cells
-where it has labels, or no treatments.
+intensities of each channel, principal components of the pixels, and the number of cells. Profiles
+are scored where the dataset has treatments, single cells where it has labels, or no treatments.
 """
 
 import contextlib
@@ -23,29 +22,17 @@ from cellclr_jax import devices
 from cellclr_jax.console import say
 from cellclr_jax.data.columns import is_control
 from cellclr_jax.encoder import baselines
-from cellclr_jax.encoder.apply import (
-    restore,
-    site_profiles,
-    visit,
-)
-from cellclr_jax.encoder.baselines import count_profiles, fit_pixel_components
-from cellclr_jax.encoder.load import (
-    CellEncoder,
-    Variables,
-    make_cell_encoder,
-)
+from cellclr_jax.encoder.apply import restore, site_profiles, visit
+from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadUse
-from cellclr_jax.profiling import (
-    evaluation,
-    profiles,
-    report,
-)
-from cellclr_jax.profiling.evaluation import Options
+from cellclr_jax.files import is_local
+from cellclr_jax.profiling import report
+from cellclr_jax.profiling.evaluation import Evaluation, evaluate
 from cellclr_jax.profiling.feature_columns import own_features
-from cellclr_jax.profiling.profiles import has_treatments
+from cellclr_jax.profiling.profiles import aggregate_wells, has_treatments
+from cellclr_jax.profiling.protocol import AUTO, Options, Protocol
 from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
 from cellclr_jax.profiling.single_cells import (
-    AUTO,
     CellEvaluation,
     KeptCells,
     draw_sample,
@@ -59,10 +46,9 @@ from cellclr_jax.run_folder import (
     origin_of,
     read_config,
 )
-from cellclr_jax.training.log import is_local
 from cellclr_jax.training.log.metrics_file import METRICS
 
-# What is scored, the run's own first; single cells have no number of cells.
+# What is scored, the run's own first; a single cell has no number of cells.
 _FEATURES = ("trained", "untrained", "intensity", "pixels")
 _PROFILES = (*_FEATURES, "cell_count")
 
@@ -74,7 +60,7 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     data_access: str = "shards",
     out: str | Path | None = None,
-    protocol: evaluation.Protocol,
+    protocol: Protocol,
     options: Options | None = None,
 ) -> None:
     """Scores a checkpoint and its baselines, and writes tables, figures and the report.
@@ -83,11 +69,11 @@ def evaluate_run(
       workdir: of the run.
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
-      data_access: how crops are read (see `index.open_images`), whatever the run took.
-      out: where to write; None takes <workdir>/eval/<step>. An evaluation with other settings
-        that is there is kept (see `report.write_evaluation`).
-      protocol: the settings of the evaluation (see `_evaluate` for the baselines').
-      options: what is computed and written beside the scores.
+      data_access: how crops are read (see `dataset.open_images`), whatever the run used.
+      out: where to write; None takes <workdir>/eval/<step>. An existing evaluation with other
+        settings is kept (see `report.write_evaluation`).
+      protocol: the settings of the evaluation (see `_evaluate` for those of the baselines).
+      options: what is computed and written in addition to the scores.
 
     Raises:
       BadUse: there is no such run, checkpoint, dataset or column of labels.
@@ -112,48 +98,44 @@ def evaluate_run(
     if source := converted_from(progress):
         say(f"note: {source}: no run was trained on this dataset")
     elif details["dataset"] != details["trained_on"]:
-        _warn_of_another(encoding, out)
+        if out is None:
+            raise BadUse(
+                f"{encoding.cells.directory} is not what the run was trained on: say where to "
+                "write, --out=DIR"
+            )
+        say("note: this is not the dataset that the run was trained on")
     options = options or Options()
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
         folder = Path(out if out is not None else workdir / "eval" / str(number))
-        _tell(scored, probed, folder, details, options, _background(workdir, encoding, protocol))
-
-
-def _warn_of_another(encoding: CellEncoder, out: str | Path | None) -> None:
-    """Says that a dataset is not the run's; BadUse where the scores would lie among the run's."""
-    if out is None:
-        raise BadUse(
-            f"{encoding.cells.directory} is not what the run was trained on: say where to "
-            "write, --out=DIR"
-        )
-    say("note: this is not the dataset that the run was trained on")
+        background = _background(workdir, encoding, protocol)
+        _write(scored, probed, folder, details, options, background)
 
 
 def _score(
     encoding: CellEncoder,
     mesh: Mesh,
     variables: Mapping[str, Variables],
-    protocol: evaluation.Protocol,
+    protocol: Protocol,
     options: Options,
-) -> tuple[dict[str, evaluation.Evaluation], CellEvaluation | None]:
-    """Embeds what the dataset can be scored by, once, and scores it.
+) -> tuple[dict[str, Evaluation], CellEvaluation | None]:
+    """Embeds the cells once, and scores what the dataset has: treatments, labelled cells or both.
 
     Returns:
-      (evaluations of the profiles by name, none without treatments; that of single cells).
+      (evaluations of the profiles by name, empty without treatments; that of single cells).
     """
     table = encoding.cells.table
     treated = has_treatments(table, protocol.control)
     sample = draw_sample(table, with_treatments=treated, label=options.label)
     kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
-    pixels = fit_pixel_components(encoding)
+    pixels = baselines.fit_pixel_components(encoding)
     scored = {}
     if treated:
         tables = site_profiles(encoding, mesh, variables, kept.add, pixels=pixels)
         tables["cell_count"] = tables["trained"]
         scored = {name: _evaluate(name, tables[name], protocol, options) for name in _PROFILES}
     else:
-        if protocol != evaluation.Protocol():
+        if protocol != Protocol():
             say("note: there are no treatments to score: settings of profiles decide nothing")
         visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
     if sample is None:
@@ -167,9 +149,9 @@ def _score(
 
 
 def _background(
-    workdir: epath.Path, encoding: CellEncoder, protocol: evaluation.Protocol
+    workdir: epath.Path, encoding: CellEncoder, protocol: Protocol
 ) -> report.Background:
-    """What the report shows of the run and its data beside the scores."""
+    """What the report shows of the run and its data in addition to the scores."""
     history = None
     with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
         lines = (workdir / METRICS).read_text().splitlines()
@@ -188,8 +170,8 @@ def _background(
     return report.Background(pictures, history, provenance)
 
 
-def _tell(
-    scored: Mapping[str, evaluation.Evaluation],
+def _write(
+    scored: Mapping[str, Evaluation],
     probed: CellEvaluation | None,
     folder: Path,
     details: Mapping[str, Any],
@@ -198,41 +180,37 @@ def _tell(
 ) -> None:
     """Writes the evaluation and prints its tables, baselines below."""
     trained = scored.get("trained")
-    baselines = {name: scored[name] for name in _PROFILES[1:] if name in scored}
+    others = {name: scored[name] for name in _PROFILES[1:] if name in scored}
     report.write_evaluation(
         folder,
         trained,
-        baselines=baselines,
+        baselines=others,
         details=details,
         cells=probed,
         options=options,
         background=background,
     )
     if trained is not None:
-        report.print_scores(trained, baselines=baselines)
+        report.print_scores(trained, baselines=others)
     if probed is not None:
         report.print_cells(probed)
     print(f"written to {folder}")
 
 
-def _evaluate(
-    name: str, table: pd.DataFrame, protocol: evaluation.Protocol, options: Options
-) -> evaluation.Evaluation:
-    """Scores one table of sites; the run's own is measured, too.
+def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Options) -> Evaluation:
+    """Scores one table of sites; measures are computed of the run's own profiles only.
 
     Intensities are standardised by the controls wherever there are two of them: means, deviations
     and percentiles share no scale. The number of cells is scored as it is: there is nothing to
     standardise or to correct in one number.
     """
     features = own_features(table)
-    wells = profiles.aggregate_wells(table, through=protocol.aggregate, features=features)
+    wells = aggregate_wells(table, through=protocol.aggregate, features=features)
     if name == "cell_count":
-        wells, features = count_profiles(wells, protocol.control), baselines.FEATURES
+        wells, features = baselines.count_profiles(wells, protocol.control), baselines.FEATURES
         protocol = replace(protocol, standardize="none", robust=False, corrections=("none",))
     controls = is_control(wells["Metadata_Compound"], protocol.control).sum()
     if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
-    measures = options.measures_of(len(wells)) if name == "trained" else ()
-    if name == "trained" and (note := options.note(len(wells))):
-        say(f"note: {note}")
-    return evaluation.evaluate(wells, protocol, features=features, measures=measures)
+    measures = options.measures if name == "trained" else ()
+    return evaluate(wells, protocol, features=features, measures=measures)

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pandas as pd
 
 from cellclr_jax.data.columns import round_concentrations
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report.folder import METRICS
+from cellclr_jax.profiling.evaluation import METRICS
 
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")
+_AGREEMENT = ("both", "first_only", "second_only", "neither")
 # Names that may look like numbers.
 _TEXT = [f"{whose}{name}" for whose in ("", "neighbour_") for name in ("compound", "moa", "batch")]
 # What else runs of several seeds have in common; of one seed, one evaluation counts.
@@ -29,8 +30,8 @@ class EvaluatedRun:
     """One evaluation, as it was written.
 
     Attributes:
-      name: what it is called in tables; no two runs have the same.
-      folder: where it lies.
+      name: in tables; no two runs have the same.
+      folder: of the evaluation.
       metrics: its metrics.json.
       neighbours: its neighbours.csv.
       config: the run's settings; None for a table of profiles.
@@ -45,16 +46,16 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
       runs: in the order given.
       scores: one row a run, correction and score: run, correction, score, correct, total,
         accuracy, low, high (NaN where undefined), undefined.
       tests: one row a pair of runs, correction and score: first, second, correction, score, both,
-        first_only, second_only, neither, p (McNemar), left_out (queries of one alone).
-      seeds: one row a group of runs that differ in their seed alone, correction and score: runs
-        (their names), correction, score, count, mean, deviation, least, greatest.
+        first_only, second_only, neither, p (McNemar), left_out (queries of only one).
+      seeds: one row a group of runs that differ only in their seed, correction and score: runs
+        (their names), correction, score, count, mean, deviation (n - 1), least, greatest.
       notes: what a reader must know, such as settings that differ.
     """
 
@@ -111,7 +112,7 @@ def read_run(path: str | Path) -> EvaluatedRun:
 
 
 def _scored(folder: Path) -> dict[str, Any]:
-    """metrics.json of an evaluation of treatments, of the form that `record.describe` gives it."""
+    """Reads metrics.json of an evaluation of treatments; see `metrics_json.describe`."""
     path = folder / METRICS
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(metrics, dict) and "scores" not in metrics:
@@ -177,19 +178,9 @@ def _score_rows(run: EvaluatedRun) -> list[dict[str, Any]]:
         for kind in _SCORES:
             score = scores[kind]
             low, high = score.get("interval", (None, None))
-            rows.append(
-                {
-                    "run": run.name,
-                    "correction": correction,
-                    "score": kind,
-                    "correct": score["correct"],
-                    "total": score["total"],
-                    "accuracy": score["accuracy"],
-                    "low": low,
-                    "high": high,
-                    "undefined": score.get("undefined", ""),
-                }
-            )
+            row = {"run": run.name, "correction": correction, "score": kind}
+            row |= {name: score[name] for name in ("correct", "total", "accuracy")}
+            rows.append(row | {"low": low, "high": high, "undefined": score.get("undefined", "")})
     return rows
 
 
@@ -208,28 +199,18 @@ def _tests(runs: list[EvaluatedRun]) -> pd.DataFrame:
             answers = [_answers(run, correction, kind) for run in (first, second)]
             if any(table.empty for table in answers):
                 continue
-            found = mcnemar(*answers)
-            if not found.both + found.first_only + found.second_only + found.neither:
+            found = asdict(mcnemar(*answers))
+            left_out = found.pop("not_in_first") + found.pop("not_in_second")
+            if not sum(found[name] for name in _AGREEMENT):
                 continue  # no treatment in common
-            rows.append(
-                {
-                    "first": first.name,
-                    "second": second.name,
-                    "correction": correction,
-                    "score": kind,
-                    "both": found.both,
-                    "first_only": found.first_only,
-                    "second_only": found.second_only,
-                    "neither": found.neither,
-                    "p": found.p,
-                    "left_out": found.not_in_first + found.not_in_second,
-                }
-            )
+            names = {"first": first.name, "second": second.name}
+            which = {"correction": correction, "score": kind}
+            rows.append(names | which | found | {"left_out": left_out})
     return pd.DataFrame(rows)
 
 
 def _seeds(runs: list[EvaluatedRun], scores: pd.DataFrame) -> pd.DataFrame:
-    """The spread over runs that differ in their seed alone."""
+    """The spread over runs that differ only in their seed."""
     groups: dict[str, dict[Any, str]] = {}
     for run in runs:
         if run.config is not None:
@@ -241,41 +222,39 @@ def _seeds(runs: list[EvaluatedRun], scores: pd.DataFrame) -> pd.DataFrame:
     for names in (list(seeds.values()) for seeds in groups.values() if len(seeds) > 1):
         own = scores[scores["run"].isin(names) & scores["accuracy"].notna()]
         for (correction, kind), found in own.groupby(["correction", "score"], sort=False):
-            if len(found) < 2:
-                continue
-            over = spread(found["accuracy"].tolist())
-            rows.append(
-                {
-                    "runs": ", ".join(found["run"]),
-                    "correction": correction,
-                    "score": kind,
-                    "count": over.runs,
-                    "mean": over.mean,
-                    "deviation": over.deviation,
-                    "least": over.least,
-                    "greatest": over.greatest,
-                }
-            )
+            accuracies = found["accuracy"].astype(float)
+            if len(accuracies) > 1:
+                rows.append(
+                    {
+                        "runs": ", ".join(found["run"]),
+                        "correction": correction,
+                        "score": kind,
+                        "count": len(accuracies),
+                        "mean": accuracies.mean(),
+                        "deviation": accuracies.std(),
+                        "least": accuracies.min(),
+                        "greatest": accuracies.max(),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def data_of(run: EvaluatedRun) -> str:
-    """What tells one dataset, or table of profiles, from others."""
-    told = run.metrics["run"]
-    return str(told.get("dataset") or told.get("table_sha256") or told.get("table") or "")
+    """An identifier of the dataset, or of the table of profiles, that a run was scored on."""
+    details = run.metrics["run"]
+    return str(details.get("dataset") or details.get("table_sha256") or details.get("table") or "")
 
 
 def _notes(runs: list[EvaluatedRun]) -> list[str]:
-    """What differs between runs beside their profiles."""
+    """Settings and data that differ between runs."""
     first, notes = runs[0], []
     for run in runs[1:]:
         mine, yours = run.metrics["protocol"], first.metrics["protocol"]
-        different = sorted(name for name in {*mine, *yours} if mine.get(name) != yours.get(name))
-        if different:
-            notes.append(
-                f"{run.name} was scored with other settings than {first.name}: "
-                f"{', '.join(different)}"
-            )
+        if different := [
+            name for name in sorted({*mine, *yours}) if mine.get(name) != yours.get(name)
+        ]:
+            listed = ", ".join(different)
+            notes.append(f"{run.name} was scored with other settings than {first.name}: {listed}")
         if data_of(run) != data_of(first):
             notes.append(f"{run.name} was scored on other data than {first.name}")
     return notes
@@ -283,17 +262,17 @@ def _notes(runs: list[EvaluatedRun]) -> list[str]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two runs' answers agree.
+    """Counts of treatments by which of two runs has them right.
 
     Attributes:
-      both: treatments that both have right.
-      first_only: that the first alone has right.
-      second_only: that the second alone has right.
-      neither: that both have wrong.
+      both: right in both.
+      first_only: right only in the first.
+      second_only: right only in the second.
+      neither: wrong in both.
       p: of McNemar's exact test, two-sided: how often a fair coin divides `first_only` and
         `second_only` at least as unevenly; 1 where both are 0.
-      not_in_second: treatments that are queries of the first run alone, and count nowhere else.
-      not_in_first: of the second alone.
+      not_in_second: queries of the first run only, which count nowhere else.
+      not_in_first: of the second only.
     """
 
     both: int
@@ -310,8 +289,7 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> Agreement:
 
     McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
     percentages", exact: only treatments on which the runs differ say which is better. Treatments
-    of one compound are taken for independent, which they are not quite: p is too
-    small, if anything.
+    of one compound are assumed to be independent; they are not quite, so p is rather too small.
 
     Args:
       first: one row a query: compound, concentration, correct (bool); `Score.neighbours`.
@@ -358,40 +336,3 @@ def _shared_answers(neighbours: pd.DataFrame, which: str) -> pd.DataFrame:
             f"the {which} run: one row a query was expected"
         )
     return table
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Accuracies of several runs.
-
-    Attributes:
-      runs: how many.
-      mean: their mean.
-      deviation: their standard deviation (n - 1); None for one run.
-      least: the smallest.
-      greatest: the largest.
-    """
-
-    runs: int
-    mean: float
-    deviation: float | None
-    least: float
-    greatest: float
-
-
-def spread(accuracies: Sequence[float]) -> Spread:
-    """Mean, standard deviation, least and greatest.
-
-    Args:
-      accuracies: [R] of the runs, in [0, 1].
-
-    Raises:
-      ValueError: there are none.
-    """
-    values = np.asarray(accuracies, np.float64)
-    if not len(values):
-        raise ValueError("no accuracies were given")
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-    return Spread(
-        len(values), float(values.mean()), deviation, float(values.min()), float(values.max())
-    )

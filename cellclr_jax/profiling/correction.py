@@ -1,20 +1,31 @@
-"""Standardization and corrections of well profiles: whitening, TVN."""
+"""Standardization and corrections of well profiles: whitening, TVN, Harmony, ComBat.
 
+Harmony and ComBat come from other libraries: pip install 'cellclr_jax[batch]'. They are fitted on
+all wells, treated ones too. Where a treatment lies in a single batch, as nearly all of BBBC021's
+do, its effect cannot be distinguished from its batch's, and they remove part of it.
+"""
+
+import contextlib
+import io
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
+import pandas as pd
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling import correction_libraries
 from cellclr_jax.profiling.protocol import CORRECTIONS, Protocol
 
-# A spread below this fraction of the feature's largest value is rounding, not signal.
+FEWEST_CONTROLS = 2
+"""Controls needed for a moment that is more than one well's own accident."""
+# A spread below this fraction of the feature's largest value is rounding of float64, not signal.
 _CONSTANT = 1e-12
-# The median absolute deviation of a normal distribution, times this, is its standard deviation.
-_MAD_TO_DEVIATION = 1.482602218505602
-# Rows that are worked on at once: large tables leave no room for copies in between.
-_STANDARDIZED_ROWS = 4_096
+# Rows that are changed at once: large tables leave no room for temporary copies.
+_ROWS = 4_096
+_SEED = 0
+# Harmony's defaults, except for few wells, of which it would make no cluster.
+_WELLS_A_CLUSTER, _MOST_CLUSTERS = 30, 100
+_INSTALL = "pip install 'cellclr_jax[batch]'"
 
 
 def standardize(
@@ -44,7 +55,7 @@ def standardize(
       BadData: fewer than two controls, altogether or on a plate; every feature is constant; a value
         is not finite.
     """
-    profiles, is_control = checked(profiles, is_control, "standardisation by controls")
+    profiles, is_control = _checked(profiles, is_control, "standardisation by controls")
     groups = _plates(plates, is_control) if plates is not None else [np.arange(len(profiles))]
     result, varies = np.empty_like(profiles), np.ones(profiles.shape[1], bool)
     for rows in groups:
@@ -52,8 +63,8 @@ def standardize(
         centre, spread = _robust(controls) if robust else (controls.mean(0), controls.std(0))
         has_scale = spread > _CONSTANT * np.abs(controls).max(axis=0)
         scale = np.where(has_scale, spread, 1.0)
-        for start in range(0, len(rows), _STANDARDIZED_ROWS):
-            some = rows[start : start + _STANDARDIZED_ROWS]
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
             result[some] = (profiles[some] - centre) / scale
         varies &= has_scale
     if not varies.any():
@@ -65,8 +76,10 @@ def standardize(
 
 
 def _robust(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre = np.median(controls, axis=0)
-    return centre, _MAD_TO_DEVIATION * np.median(np.abs(controls - centre), axis=0)
+    from scipy.stats import median_abs_deviation
+
+    spread = median_abs_deviation(controls, axis=0, scale="normal")
+    return np.median(controls, axis=0), spread
 
 
 def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[np.ndarray]:
@@ -87,17 +100,6 @@ def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[
             f"{', '.join(few[:5])}{more}"
         )
     return list(groups.values())
-
-
-FEWEST_CONTROLS = 2
-"""Controls needed for a moment that is more than one well's own accident."""
-# Rows that are worked on at once.
-_ROWS = 4_096
-
-
-def none(profiles: np.ndarray) -> np.ndarray:
-    """No correction: the profiles as float64 [N, D]."""
-    return np.asarray(profiles, np.float64)
 
 
 def whiten(
@@ -121,7 +123,7 @@ def whiten(
       regularization: λ >= 0, in the units of the features' variance; with `relative`, a fraction
         of C's mean eigenvalue, which makes the result's directions independent of that unit.
       relative: whether `regularization` is that fraction.
-      to_rank: keeps the principal components of the controls alone, as many as C has rank.
+      to_rank: keeps only the principal components that the controls span, as many as C has rank.
 
     Returns:
       [N, D] float64; with `to_rank` [N, R], the component of the least variance first.
@@ -131,7 +133,7 @@ def whiten(
         C = 0 where it or `relative` is.
       BadUse: a negative or non-finite λ.
     """
-    profiles, is_control = checked(profiles, is_control, "whitening")
+    profiles, is_control = _checked(profiles, is_control, "whitening")
     controls = profiles[is_control]
     mean = controls.mean(axis=0)
     controls = controls - mean
@@ -149,7 +151,10 @@ def whiten(
             "a regularization above 0 is needed"
         )
     vectors = vectors / np.sqrt(variances + ridge)
-    return _by_rows(profiles, lambda rows: (rows - mean) @ vectors)
+    white = np.empty((len(profiles), vectors.shape[1]))
+    for start in range(0, len(profiles), _ROWS):
+        white[start : start + _ROWS] = (profiles[start : start + _ROWS] - mean) @ vectors
+    return white
 
 
 def tvn(
@@ -212,7 +217,7 @@ def coral(
       BadUse: a negative or non-finite λ.
     """
     _check_batches(is_control, batches)
-    profiles, is_control = checked(profiles, is_control, "CORAL")
+    profiles, is_control = _checked(profiles, is_control, "CORAL")
     controls, labels = profiles[is_control], np.asarray(batches, object)
     mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
     ridge = _ridge(mean_eigenvalue, regularization, relative)
@@ -233,7 +238,7 @@ def coral(
 
 
 def _power(fitted: np.ndarray, ridge: float, power: float) -> Callable[[np.ndarray], np.ndarray]:
-    """What multiplies rows by (C + λI)^p, C = fittedᵀ fitted / n.
+    """Returns the function that multiplies rows by (C + λI)^p, C = fittedᵀ fitted / n.
 
     Where there are fewer rows than features, the [D, D] matrix is not formed: C has at most n
     directions, the right singular vectors U of `fitted`; on all others C + λI is λI. Hence
@@ -249,17 +254,6 @@ def _power(fitted: np.ndarray, ridge: float, power: float) -> Callable[[np.ndarr
     return lambda rows: (rows @ directions.T * inside) @ directions + outside * rows
 
 
-def _by_rows(profiles: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Changes rows some thousands at a time: large tables leave no room for copies in between."""
-    blocks = range(0, len(profiles), _ROWS)
-    first = change(profiles[:_ROWS])
-    result = np.empty((len(profiles), first.shape[1]))
-    result[:_ROWS] = first
-    for start in blocks[1:]:
-        result[start : start + _ROWS] = change(profiles[start : start + _ROWS])
-    return result
-
-
 def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> float:
     """λ in the units of the variance."""
     if not (np.isfinite(regularization) and regularization >= 0):
@@ -271,20 +265,10 @@ def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> flo
     return float(regularization * mean_eigenvalue) if relative else float(regularization)
 
 
-def checked(
+def _checked(
     profiles: np.ndarray, is_control: np.ndarray, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [N, D] and bool [N], of which at least two are controls.
-
-    Args:
-      profiles: [N, D], one row a well.
-      is_control: [N].
-      what: is fitted on the controls, for the message.
-
-    Raises:
-      BadData: fewer than two controls, or a value that is not finite.
-      ValueError: for other shapes.
-    """
+    """float64 [N, D] and bool [N]; BadData without two controls; `what` is fitted on them."""
     profiles, is_control = np.asarray(profiles, np.float64), np.asarray(is_control, bool)
     if profiles.ndim != 2 or is_control.shape != profiles.shape[:1]:
         raise ValueError(
@@ -315,10 +299,97 @@ def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) 
             )
 
 
+def harmony(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Harmony (Korsunsky et al. 2019) by harmonypy, with its defaults.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      batches: [N] the experimental batch of each well.
+
+    Returns:
+      [N, D] float64.
+
+    Raises:
+      BadData: fewer than two batches, or the result is not finite.
+      BadUse: harmonypy is not installed.
+    """
+    profiles, names = _checked_batches(profiles, batches, "Harmony")
+    try:
+        from harmonypy import run_harmony
+    except ImportError as error:
+        raise BadUse(f"the correction harmony needs harmonypy: {_INSTALL}") from error
+    found = run_harmony(
+        profiles.T,  # features by wells: of a square matrix it takes the columns for wells
+        pd.DataFrame({"batch": names}),
+        ["batch"],
+        nclust=min(max(round(len(profiles) / _WELLS_A_CLUSTER), 1), _MOST_CLUSTERS),
+        verbose=False,
+        random_state=_SEED,
+    )
+    return _finite(np.asarray(found.Z_corr, np.float64), "Harmony")
+
+
+def combat(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndarray:
+    """ComBat (Johnson et al. 2007) by scanpy, without covariates.
+
+    Args:
+      profiles: [N, D] float, one row a well.
+      batches: [N] the experimental batch of each well.
+
+    Returns:
+      [N, D] float64.
+
+    Raises:
+      BadData: fewer than two batches, a batch of one well, or the result is not finite.
+      BadUse: scanpy is not installed.
+    """
+    profiles, names = _checked_batches(profiles, batches, "ComBat")
+    wells = pd.Series(names).value_counts()
+    if wells.min() < 2:
+        raise BadData(f"ComBat: batch {wells.idxmin()!r} has one well, which has no variance")
+    try:
+        from anndata import AnnData
+        from scanpy.preprocessing import combat as scanpy_combat
+    except ImportError as error:
+        raise BadUse(f"the correction combat needs scanpy: {_INSTALL}") from error
+    rows = pd.DataFrame({"batch": pd.Categorical(names)}, index=np.arange(len(names)).astype(str))
+    with np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        found = scanpy_combat(AnnData(profiles, obs=rows), "batch", inplace=False)
+    return _finite(np.asarray(found, np.float64), "ComBat")
+
+
+def _check_known(batches: np.ndarray) -> None:
+    """Raises BadData where the batch of a well is unknown: '' would count as a batch."""
+    unknown = int((batches == "").sum())
+    if unknown:
+        every = unknown == len(batches)
+        raise BadData("no batch is known" if every else f"{unknown} wells have no known batch")
+
+
+def _checked_batches(
+    profiles: np.ndarray, batches: Sequence[str] | np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [N, D] and the names [N] of at least two batches."""
+    profiles, names = np.asarray(profiles, np.float64), np.asarray(batches, object)
+    if profiles.ndim != 2 or names.shape != profiles.shape[:1]:
+        raise ValueError(f"profiles [N, D] and batches [N] were expected, not {profiles.shape}")
+    _check_known(names)
+    if len(set(names.tolist())) < 2:
+        raise BadData(f"{what} needs two batches: all wells lie in {names[0]!r}")
+    return profiles, names
+
+
+def _finite(corrected: np.ndarray, what: str) -> np.ndarray:
+    """Returns the profiles; BadData where they are not finite."""
+    if not np.isfinite(corrected).all():
+        raise BadData(f"{what} gave values that are not finite: is a feature constant in a batch?")
+    return corrected
+
+
 def corrected_profiles(
     values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """The profiles under each correction of the protocol, or why it cannot be fitted.
+    """Computes the profiles under each correction of the protocol, or why it cannot be fitted.
 
     Args:
       values: [N, D] float64, one row a well.
@@ -331,30 +402,21 @@ def corrected_profiles(
       is overwritten when the next one is asked for: of large tables there is room for few copies.
     """
     ridge, relative = protocol.regularization, protocol.relative_regularization
-    whiten_once = partial(whiten, values, is_control, regularization=ridge, relative=relative)
-    whitened: np.ndarray | None = None
+    whitened = partial(whiten, values, is_control, regularization=ridge, relative=relative)
+    whitened_once = cache(whitened)
 
-    def whitened_profiles() -> np.ndarray:
-        nonlocal whitened
-        if whitened is None:
-            whitened = whiten_once()
-        return whitened
-
-    def tvn() -> np.ndarray:
-        nonlocal whitened
-        profiles, whitened = whitened_profiles(), None
-        correction_libraries.check_known(batches)
-        return coral(
-            profiles, is_control, batches, regularization=ridge, relative=relative, out=profiles
-        )
+    def aligned() -> np.ndarray:
+        white = whitened_once()
+        _check_known(batches)
+        return coral(white, is_control, batches, regularization=ridge, relative=relative, out=white)
 
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "none": lambda: none(values),
-        "pca_whitening": partial(whiten_once, to_rank=True),
-        "whitening": whitened_profiles,
-        "tvn": tvn,
-        "harmony": lambda: correction_libraries.harmony(values, batches),
-        "combat": lambda: correction_libraries.combat(values, batches),
+        "none": lambda: values,
+        "pca_whitening": partial(whitened, to_rank=True),
+        "whitening": whitened_once,
+        "tvn": aligned,
+        "harmony": lambda: harmony(values, batches),
+        "combat": lambda: combat(values, batches),
     }
     for name in (name for name in CORRECTIONS if name in protocol.corrections):
         try:

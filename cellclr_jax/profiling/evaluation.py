@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,59 +13,22 @@ from cellclr_jax.console import plural
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import moa, profiles
 from cellclr_jax.profiling.correction import corrected_profiles, standardize
-from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
 from cellclr_jax.profiling.feature_columns import with_features
-from cellclr_jax.profiling.measures import MEASURES, measure
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured
-from cellclr_jax.profiling.moa import Score
-from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.single_cells import AUTO
+from cellclr_jax.profiling.measures import MEASURES
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, measure
+from cellclr_jax.profiling.protocol import FITTED_ON_ALL, Protocol
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
-# Matrices of so many numbers are worth the threads of BLAS.
+METRICS = "metrics.json"
+"""File of an evaluation's scores, in its folder."""
+# Matrices of this many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000
-
-
 MOST_MEASURED = 20_000
-"""Wells: of more, measures take longer than all else, and are taken where they are named."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Choices of an evaluation.
-
-    Attributes:
-      measures: of `measures.MEASURES`; None for all, unless there are too many wells.
-      formats: of the tables that are written, of `exports.FORMATS`.
-      umap: whether the report's map of treatments can be laid out by UMAP, too.
-      label: the column of the cells that tells their classes; None: see `cells.draw_sample`.
-      hold_out: what is kept whole when classes are told, of `cells.HELD_OUT`.
-    """
-
-    measures: tuple[str, ...] | None = None
-    formats: tuple[str, ...] = ("parquet",)
-    umap: bool = False
-    label: str | None = None
-    hold_out: str = AUTO
-
-    def measures_of(self, wells: int) -> tuple[str, ...]:
-        """The names of what is measured of a table with so many wells."""
-        if self.measures is not None:
-            return self.measures
-        return tuple(MEASURES) if wells <= MOST_MEASURED else ()
-
-    def note(self, wells: int) -> str:
-        """What is to be said of measures that are not taken; '' for nothing."""
-        if self.measures is not None or wells <= MOST_MEASURED:
-            return ""
-        return f"of {wells:,} wells no measures are taken, unless --measures names them"
-
-
-class _Rule(TypedDict):
-    """Which treatments NSCB asks, and of whom."""
-
-    batches: str
-    left_out: tuple[str, ...] | None
+"""Wells: for more, measures take longer than all else, and are computed only if named."""
+# Of λ: a mean variance below this share of it makes a correction nearly an identity.
+_WEAK = 0.1
+# Names of columns in a note.
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -77,7 +40,7 @@ class CorrectionScores:
       nscb: not-same-compound-or-batch.
       drop: nsc - nscb in percentage points, or None where either is undefined.
       treatments: the corrected treatment profiles; empty where the correction is undefined.
-      measures: what else was measured, by name.
+      measures: the results of the measures, by name.
     """
 
     nsc: moa.Score
@@ -89,12 +52,12 @@ class CorrectionScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
       protocol: the settings.
       scores: by correction, those of the protocol.
-      wells: the wells that were used, as they came: controls and annotated wells.
+      wells: the wells that were used, as given: controls and annotated wells.
       data: counts of wells, controls, treatments, compounds, MoAs, batches, features.
       notes: what a reader of the scores must know.
     """
@@ -107,7 +70,7 @@ class Evaluation:
 
     @property
     def treatments(self) -> pd.DataFrame:
-        """The treatment profiles before correction, controls left out."""
+        """The treatment profiles before correction, without controls."""
         return self.scores["none"].treatments
 
     def summary(self) -> pd.DataFrame:
@@ -133,21 +96,22 @@ def evaluate(
     protocol: Protocol | None = None,
     *,
     features: Sequence[str] | None = None,
-    measures: Sequence[str] = (),
+    measures: Sequence[str] | None = (),
 ) -> Evaluation:
     """Scores well profiles under each correction.
 
     Args:
       wells: one row a well (the protocol's `aggregate` was applied before): plate, well, batch,
         compound, concentration, MoA under any of the names `tables` understands, and features.
-        What `tables.read_profiles` gives is taken as it is, without another copy.
+        A `ProfileTable` is used as it is, without another copy.
       protocol: the settings; the defaults where None.
-      features: the feature columns; by default those of `columns.split_columns`.
-      measures: what else to measure of each correction's profiles, of `measures.MEASURES`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
+      measures: which of `measures.MEASURES` to compute of each correction's profiles; None for all,
+        or for none of more than `MOST_MEASURED` wells.
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
-      known) and a score that does not exist (one batch alone) are undefined, with the reason, not
+      known) and a score that does not exist (a single batch) are undefined, with the reason, not
       errors.
 
     Raises:
@@ -157,15 +121,18 @@ def evaluate(
         installed.
     """
     protocol = protocol or Protocol()
-    if isinstance(wells, ProfileTable):
-        house = wells
-    else:
-        house = canonical_table(wells, control=protocol.control, features=features)
-    base, values, notes = _used_wells(house, protocol.control)
-    names = list(house.features)
-    del house, wells  # of a large table there is room for few copies
+    table = wells
+    if not isinstance(table, ProfileTable):
+        table = canonical_table(table, control=protocol.control, features=features)
+    base, values, notes = _used_wells(table, protocol.control)
+    names = list(table.features)
+    del table, wells  # there is room for few copies of a large table
+    if measures is None and len(base) > MOST_MEASURED:
+        notes.append(f"of {len(base):,} wells no measures are taken, unless --measures names them")
+        measures = ()
+    measures = tuple(MEASURES) if measures is None else measures
     # BLAS threads that wait for each other over small matrices make this five times slower; and one
-    # thread rounds the same whatever the machine.
+    # thread rounds alike on any machine.
     threads = None if values.size > _LARGE else 1
     with threadpool_limits(limits=threads, user_api="blas"):
         return _evaluate(base, values, names, notes, protocol, measures)
@@ -184,25 +151,27 @@ def _evaluate(
     if protocol.control != Protocol.control and not is_control.any():
         raise BadUse(f"control {protocol.control!r}: no well has this compound")
     wells = with_features(base, values, features)
-    values, features, about = _standardized(base, values, features, is_control, protocol)
-    notes += about
-    scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
-    if 0 < is_control.sum() <= len(features) and scaling:
-        notes.append(rank_note(int(is_control.sum()), len(features), scaling))
-    if scaling:
-        notes += strength_notes(values[is_control], protocol, scaling)
+    if protocol.standardize != "none":
+        values, features, about = _standardized(base, values, features, is_control, protocol)
+        notes += about
+    notes += _whitening_notes(values[is_control], len(features), protocol)
     scores = {}
     batches = base["Metadata_Batch"].to_numpy(object)
     for name, corrected in corrected_profiles(values, is_control, batches, protocol):
         if isinstance(corrected, str):
-            scores[name] = _undefined(corrected)
+            undefined = moa.Score(None, 0, None, undefined=corrected)
+            scores[name] = CorrectionScores(undefined, undefined, None, pd.DataFrame())
             notes.append(f"{name} is undefined: {corrected}")
-        else:
-            names = features if corrected.shape[1] == len(features) else _components(corrected)
-            scores[name] = _score(base, corrected, names, protocol, measures)
-            notes += [fitted_on_all_note(name)] if name in FITTED_ON_ALL else []
-    notes += unanswerable_notes(scores["none"].nsc, scores["none"].nscb)
-    notes += unknown_batch_notes(scores["none"].nscb)
+            continue
+        count = corrected.shape[1]
+        names = features if count == len(features) else profiles.feature_names(count, "component")
+        scores[name] = _score(base, corrected, names, protocol, measures)
+        if name in FITTED_ON_ALL:
+            notes.append(
+                f"{name} is fitted on all wells, treated ones too: it takes the effect of a "
+                "treatment that lies in a single batch for the batch's"
+            )
+    notes += _query_notes(scores["none"].nsc, scores["none"].nscb)
     data = _counts(base, is_control, len(features))
     return Evaluation(protocol, scores, wells=wells, data=data, notes=notes)
 
@@ -214,9 +183,7 @@ def _standardized(
     is_control: np.ndarray,
     protocol: Protocol,
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Values and names of the features as the protocol wants them, and a note on those left out."""
-    if protocol.standardize == "none":
-        return values, features, []
+    """Standardized values, the names of their features, and a note on those left out."""
     by_plate = protocol.standardize == "plates"
     values, kept = standardize(
         values,
@@ -231,9 +198,9 @@ def _standardized(
     return values, features, notes
 
 
-def _used_wells(house: ProfileTable, control: str) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    """Metadata and features of controls and annotated wells, and what is to be said of others."""
-    table = house.table[[c for c in house.table if c not in set(house.features)]]
+def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Metadata and features of controls and annotated wells, and notes on all others."""
+    table = wells.table[[c for c in wells.table if c not in set(wells.features)]]
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"])
     if repeated.any():
         row = table[repeated].iloc[0]
@@ -247,15 +214,13 @@ def _used_wells(house: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
-    if house.left_out:
-        notes.append(left_out_note(house.left_out))
-    values = house.values[used.to_numpy()] if unused else house.values
+    if wells.left_out:
+        shown = [f"{name} ({reason})" for name, reason in list(wells.left_out.items())[:_LISTED]]
+        more = len(wells.left_out) - len(shown)
+        also = f" and {more} more" if more else ""
+        notes.append(f"columns not used as features: {', '.join(shown)}{also}")
+    values = wells.values[used.to_numpy()] if unused else wells.values
     return table[used].reset_index(drop=True), values, notes
-
-
-def _components(corrected: np.ndarray) -> list[str]:
-    """Names of principal components."""
-    return [f"component_{number:04d}" for number in range(corrected.shape[1])]
 
 
 def _score(
@@ -265,22 +230,19 @@ def _score(
     protocol: Protocol,
     measures: Sequence[str],
 ) -> CorrectionScores:
-    """NSC on all wells, NSCB on those that the rule for batches keeps; and what else is asked."""
+    """NSC of all wells, NSCB of those that the rule for batches keeps, and the measures."""
     treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
     of = partial(profiles.treatments_of, base, values, features, statistic=protocol.statistic)
     treatments = of(used=treated)
-    rule: _Rule = {"batches": protocol.batches, "left_out": protocol.left_out}
+    how: dict[str, Any] = {"features": features, "control": protocol.control}
+    rule: dict[str, Any] = {"batches": protocol.batches, "left_out": protocol.left_out}
     if protocol.batches == "week1":
         first = treated.copy()
         first[treated] = profiles.in_first_batch(base[treated])
-        nsc = moa.not_same_compound(treatments, features=features, control=protocol.control)
-        nscb = moa.not_same_compound_or_batch(
-            of(used=first), features=features, control=protocol.control, **rule
-        )
+        nsc = moa.not_same_compound(treatments, **how)
+        nscb = moa.not_same_compound_or_batch(of(used=first), **how, **rule)
     else:
-        nsc, nscb = moa.both_scores(
-            treatments, features=features, control=protocol.control, **rule
-        )[1]
+        nsc, nscb = moa.both_scores(treatments, **how, **rule)[1]
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)
@@ -289,14 +251,8 @@ def _score(
     return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
 
 
-def _undefined(reason: str) -> CorrectionScores:
-    """The scores of a correction that cannot be fitted."""
-    score = moa.Score(None, 0, None, undefined=reason)
-    return CorrectionScores(score, score, None, pd.DataFrame())
-
-
 def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[str, int]:
-    """How much went into the scores."""
+    """Counts of what went into the scores."""
     treated = table[~is_control]
     counts = {
         "wells": len(table),
@@ -314,60 +270,36 @@ def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[
     return counts
 
 
-# Of λ: a mean variance below this share of it makes a correction nearly an identity.
-_WEAK = 0.1
+def _whitening_notes(controls: np.ndarray, features: int, protocol: Protocol) -> list[str]:
+    """Says where whitening and TVN only scale, and where λ drowns the controls' variance."""
+    scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
+    notes = []
+    if 0 < len(controls) <= features and scaling:
+        notes.append(
+            f"{len(controls)} control wells span at most {len(controls) - 1} of {features} feature "
+            f"directions: in the others {' and '.join(scaling)} only "
+            f"scale{'s' * (len(scaling) == 1)}, by the regularization"
+        )
+    if scaling and len(controls) > 1 and not protocol.relative_regularization:
+        variance = float(controls.var(axis=0).mean())
+        if variance < _WEAK * protocol.regularization:
+            notes.append(
+                f"the controls' features have a mean variance of {variance:.2g}, far below λ = "
+                f"{protocol.regularization:g}: {' and '.join(scaling)} change little "
+                "(--standardize=controls, or --relative_regularization)"
+            )
+    return notes
 
 
-def unanswerable_notes(nsc: Score, nscb: Score) -> list[str]:
-    """Says where a perfect score is out of reach; the same under every correction."""
-    return [
+def _query_notes(nsc: moa.Score, nscb: moa.Score) -> list[str]:
+    """Says where a perfect score is out of reach, and what NSCB leaves out."""
+    notes = [
         f"{name}: {score.unanswerable} of {score.total} queries have no candidate of their MoA and "
         "count as wrong"
         for name, score in (("NSC", nsc), ("NSCB", nscb))
         if score.unanswerable
     ]
-
-
-def unknown_batch_notes(nscb: Score) -> list[str]:
-    """Says how many treatments NSCB cannot ask; the same under every correction."""
     reasons = nscb.excluded.get("reason", pd.Series(dtype=object))
-    count = int((reasons == "its batch is not known").sum())
-    return [f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known"] * bool(count)
-
-
-def rank_note(controls: int, features: int, scaling: Sequence[str]) -> str:
-    """What whitening in more dimensions than there are controls means."""
-    return (
-        f"{controls} control wells span at most {controls - 1} of {features} feature directions: "
-        f"in the others {' and '.join(scaling)} only scale{'s' * (len(scaling) == 1)}, by the "
-        "regularization"
-    )
-
-
-def strength_notes(controls: np.ndarray, protocol: Protocol, scaling: Sequence[str]) -> list[str]:
-    """Says where λ drowns the variance that it is added to."""
-    if protocol.relative_regularization or len(controls) < 2:
-        return []
-    variance = float(controls.var(axis=0).mean())
-    if variance >= _WEAK * protocol.regularization:
-        return []
-    return [
-        f"the controls' features have a mean variance of {variance:.2g}, far below λ = "
-        f"{protocol.regularization:g}: {' and '.join(scaling)} change little (--standardize="
-        "controls, or --relative_regularization)"
-    ]
-
-
-def fitted_on_all_note(name: str) -> str:
-    """What a correction that looks at treated wells may take away."""
-    return (
-        f"{name} is fitted on all wells, treated ones too: of treatments that lie in one batch "
-        "alone it takes the effect for the batch's"
-    )
-
-
-def left_out_note(left_out: dict[str, str]) -> str:
-    """Names the columns that are no features."""
-    shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
-    more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
-    return f"columns not used as features: {', '.join(shown)}{more}"
+    if count := int((reasons == moa.UNKNOWN_BATCH).sum()):
+        notes.append(f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known")
+    return notes

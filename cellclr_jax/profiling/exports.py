@@ -1,11 +1,10 @@
-"""Writes a profile table for other programs: Parquet, CSV and AnnData's h5ad, whole or not at all.
+"""Writes profile tables atomically for other programs: Parquet, CSV and AnnData's h5ad.
 
-Pandas, pycytominer, copairs and R read the first two, scanpy and its kin the third.
+Pandas, pycytominer, copairs and R read the first two, scanpy the third.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.columns import CELL_ID
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report.folder import write_file
+from cellclr_jax.files import atomic_write
+from cellclr_jax.profiling.protocol import FORMATS
 
 _METADATA = "Metadata_"
-# Names a cell, where there is one: the name of AnnData's observations.
-CELL_ID = "Metadata_CellId"
 
 
 def write_table(
     table: pd.DataFrame, path_without_suffix: str | Path, formats: Sequence[str] = ("parquet",)
 ) -> list[Path]:
-    """Writes a table in each format, each file beside its place and then moved there.
+    """Writes a table in each format; each file appears when it is complete.
 
     Args:
       table: `Metadata_*` columns and numeric features, distinct names; the index is not written.
-      path_without_suffix: in a folder that exists; the format's name is put behind a dot.
+      path_without_suffix: in a folder that exists; the format's name is appended after a dot.
       formats: of `FORMATS`. `parquet` keeps types and values; metadata of several types in one
-        column become text. `csv` tells a number by as few digits as name it and no other of its
-        type (`pandas.read_csv` of pandas 2 gives it back to the bit with
-        float_precision="round_trip", that of pandas 3 unasked); a missing text becomes an empty
-        one. `h5ad` has the features as X (float32 where all are, else float64) and the metadata as
-        obs, text as categories.
+        column become text. `csv` has the fewest digits that identify a number of its type
+        (`pandas.read_csv` restores it exactly, with pandas 2 if float_precision="round_trip");
+        missing text becomes ''. `h5ad` has the features as X (float32 if all are, else float64)
+        and the metadata as obs, text as categories.
 
     Returns:
       The files, in the order of the formats. Columns are in the order of the table, the metadata
@@ -43,7 +41,7 @@ def write_table(
     Raises:
       BadUse: a format that does not exist, or that needs a package that is not installed.
       BadData: two columns of one name, or a feature that is no number.
-      OSError: the disk is full, or the folder cannot be written to; what was there stays.
+      OSError: the disk is full, or the folder cannot be written to; an existing file stays.
     """
     check_formats(formats)
     table = _in_order(table)
@@ -51,13 +49,14 @@ def write_table(
     written = []
     for kind in formats:
         path = Path(f"{path_without_suffix}.{kind}")
-        write_file(path, partial(_WRITERS[kind], table, metadata))
+        with atomic_write(path) as part:
+            _WRITERS[kind](table, metadata, part)
         written.append(path)
     return written
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Checks that tables can be written so, before there is a table.
+    """Checks that tables can be written in these formats.
 
     Raises:
       BadUse: no format, one that does not exist, or that needs a package that is not installed.
@@ -72,7 +71,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """The metadata before the features; copies nothing where they are so already.
+    """Moves the metadata before the features; copies nothing if they are in order.
 
     Raises:
       BadData: two columns of one name, or a feature that is no number.
@@ -116,7 +115,7 @@ def _write_h5ad(table: pd.DataFrame, metadata: list[str], path: Path) -> None:
 
 
 def _names_of_rows(table: pd.DataFrame) -> pd.Index:
-    """What AnnData calls the observations: ids of cells where they are distinct, else numbers."""
+    """Names of AnnData's observations: ids of cells where they are distinct, else numbers."""
     ids = table.get(CELL_ID)
     if ids is not None and ids.notna().all() and ids.is_unique:
         return pd.Index([str(value) for value in ids], dtype=object)
@@ -141,9 +140,6 @@ def _texts(values: pd.Series) -> pd.Series:
     return pd.Series(texts, values.index, dtype=object)
 
 
-_WRITERS: dict[str, Callable[[pd.DataFrame, list[str], Path], None]] = {
-    "parquet": _write_parquet,
-    "csv": _write_csv,
-    "h5ad": _write_h5ad,
-}
-FORMATS = tuple(_WRITERS)
+_WRITERS: dict[str, Callable[[pd.DataFrame, list[str], Path], None]] = dict(
+    zip(FORMATS, (_write_parquet, _write_csv, _write_h5ad), strict=True)
+)

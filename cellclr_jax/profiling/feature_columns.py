@@ -1,7 +1,7 @@
-"""Which columns of a profile table are metadata, which are features, and which are neither.
+"""Classifies the columns of a profile table: metadata, features, or neither.
 
-A compound's number among the features gives the answer away, so a numeric column has to look like
-a measurement to count as one; what is left out is named, never dropped in silence.
+A compound's number among the features would leak the answer, so a numeric column has to look like
+a measurement to count as one. Columns that are left out are reported with the reason.
 """
 
 import re
@@ -18,10 +18,10 @@ _PREFIX = re.compile(r"^(image_)?metadata_", re.IGNORECASE)
 # BBBC021's image table ends its plate and well with the channel they were read from.
 _SUFFIX = re.compile(r"_(dapi|dna)$", re.IGNORECASE)
 _OWN_FEATURE = re.compile(r"^cellclr_\d+$")
-# CellProfiler measures a compartment: such a column is a measurement, whatever else its name says.
+# CellProfiler's compartments: such a column is a measurement, whatever else its name says.
 _COMPARTMENT = re.compile(r"^(cells?|cytoplasm|nuclei|nucleus)_", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# A column with one of these words in its name says which row it is, not how its cells look.
+# A column with one of these words in its name identifies a row and does not describe its cells.
 _IDENTIFYING = re.compile(
     r"id|ids|uid|index|idx|number|num|count|counts|code|label|class|cluster|unnamed|metadata"
     r"|compound|drug|treatment|concentration|dose|moa|mechanism|target|barcode|smiles|inchi|broad"
@@ -29,7 +29,7 @@ _IDENTIFYING = re.compile(
     r"|field|center|centre|location|timestamp|date|run"
 )
 
-# Rows that are looked at before all others.
+# Rows that are compared before all others.
 _FIRST = 100
 
 
@@ -71,10 +71,10 @@ def canonical_name(column: str) -> str | None:
 
 
 def own_features(table: pd.DataFrame) -> list[str]:
-    """The features of a table of this package's own making: every column but `Metadata_*`.
+    """Lists the features of a table that this package made: every column but `Metadata_*`.
 
-    Their names hold those of channels, which may be any word: `split_columns` would take a channel
-    `target` for a compound's.
+    Their names contain those of channels, which may be any word: `split_columns` would take a
+    channel `target` for metadata of a compound.
     """
     return [str(column) for column in table if not str(column).startswith("Metadata_")]
 
@@ -85,14 +85,14 @@ def metadata_columns(table: pd.DataFrame) -> list[str]:
 
 
 def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Columns:
-    """Tells features from everything else.
+    """Separates features from all other columns.
 
     1. `Metadata_*`, `Image_Metadata_*` and the names of `METADATA` are metadata.
-    2. Where there are `cellclr_<n>` columns, they alone are the features.
+    2. If there are `cellclr_<n>` columns, only they are features.
     3. A column of a CellProfiler compartment (Cells_, Cytoplasm_, Nuclei_) is a feature.
-    4. A column whose name holds an identifying word (id, number, count, dose …), that is text, or
-       whose whole numbers stand one to one for a compound, MoA, plate, batch or concentration, is
-       left out.
+    4. A column is left out if its name contains an identifying word (id, number, count, dose …), it
+       is text, or its whole numbers stand one to one for a compound, MoA, plate, batch or
+       concentration.
     5. Every other numeric column is a feature.
 
     Args:
@@ -125,7 +125,7 @@ def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Col
 
 
 def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[str]) -> pd.DataFrame:
-    """Metadata and features side by side; the table shares the memory of the features.
+    """Joins metadata and features; the table shares the memory of the features.
 
     Args:
       table: [N] rows of metadata.
@@ -181,7 +181,7 @@ def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _equals(values: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether a column that is not constant holds these numbers; most differ in the first rows."""
+    """Whether a column that is not constant equals these numbers; most differ in the first rows."""
     for rows in (slice(_FIRST), slice(None)):
         same = np.isclose(values[rows], wanted[rows], rtol=1e-6, atol=0, equal_nan=True)
         if not same.all():
@@ -190,7 +190,7 @@ def _equals(values: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 def _stands_for(values: np.ndarray, keys: dict[str, np.ndarray]) -> str:
-    """What a numeric column gives away, or ''.
+    """Returns what a numeric column stands for, or ''.
 
     Measurements averaged over cells are hardly ever whole numbers, and never one and the same for
     all wells of a compound.

@@ -1,8 +1,8 @@
-"""Sums, means and medians of groups of rows, feature by feature, at the speed of the memory."""
+"""Sums, means and medians of groups of rows, feature by feature."""
 
 import numpy as np
 
-# Numbers that are sorted at once.
+# Numbers that are sorted at once: 16 MB.
 _AT_ONCE = 2_000_000
 
 
@@ -16,7 +16,7 @@ def group_sums(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       ([G] int, [G, D] float64).
     """
-    # Sorted runs and `reduceat`: np.add.at goes cell by cell and is ten times slower.
+    # Sorted runs and `reduceat`: np.add.at adds cell by cell and is ten times slower.
     order = np.argsort(index, kind="stable")
     rows, starts = np.unique(index[order], return_index=True)
     if not len(rows):
@@ -86,6 +86,6 @@ def medians(sets: np.ndarray) -> np.ndarray:
         low, high = np.minimum(first, second), np.maximum(first, second)
         return np.asarray(np.maximum(low, np.minimum(high, third)))
     middle = [(count - 1) // 2, count // 2]
-    # Side by side in memory, hundreds of rows are parted in half the time.
+    # With the rows contiguous in memory, partitioning takes half the time.
     parted = np.partition(sets.transpose(0, 2, 1).copy(), middle, axis=2)
     return np.asarray(parted[:, :, middle].mean(axis=2))

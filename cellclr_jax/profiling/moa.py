@@ -1,4 +1,4 @@
-"""NSC and NSCB: the MoA of the nearest treatment of other compounds, or of other batches, too."""
+"""NSC and NSCB: the MoA of the nearest treatment of another compound, or also of another batch."""
 
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -7,28 +7,31 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import is_control, round_concentrations
+from cellclr_jax.data.columns import CONTROL, is_control, round_concentrations
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import split_columns
 from cellclr_jax.profiling.nearest import Neighbours, Rule, nearest, unit_vectors
+from cellclr_jax.profiling.protocol import BATCH_RULES
 
-BATCH_RULES = ("joined", "disjoint", "week1")
 # Between the batches of a treatment that lies in several: 'Week1|Week2'.
 BATCH_SEPARATOR = "|"
-# Rows of which it is asked at once who may answer them.
+UNKNOWN_BATCH = "its batch is not known"
+"""Why a treatment is no query of NSCB."""
+# Rows whose candidates are computed at once.
 _BLOCK = 1_000
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Who is asked, and who may answer.
+    """Queries, and masks of the valid neighbours of each.
 
     Attributes:
       excluded: [N] why a treatment is no query, or ''.
-      allowed: which treatments may answer which.
-      kinds: [N] int; treatments of one kind have the same candidates and are alike as such.
-      what: the candidates in words.
-      undefined: why nothing can be asked, or ''.
+      allowed: masks of the valid neighbours of some treatments.
+      kinds: [N] int; treatments of one kind have the same valid neighbours and are valid neighbours
+        of the same treatments.
+      what: the valid neighbours in words.
+      undefined: why there is no query at all, or ''.
     """
 
     excluded: np.ndarray
@@ -39,7 +42,7 @@ class Candidates:
 
 
 def other_compound(table: pd.DataFrame) -> Candidates:
-    """Those of other compounds.
+    """Valid neighbours under NSC: treatments of other compounds.
 
     Args:
       table: [N] treatments: compound, moa, batch.
@@ -53,12 +56,12 @@ def other_compound(table: pd.DataFrame) -> Candidates:
 
 
 def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) -> Candidates:
-    """Those of other compounds in other batches.
+    """Valid neighbours under NSCB: treatments of other compounds in other batches.
 
     Args:
       table: [N] treatments: compound, moa, batch.
       rule: one of `BATCH_RULES` (see `moa.not_same_compound_or_batch`).
-      left_out: MoAs that neither ask nor answer; None: those that lie in one batch alone.
+      left_out: MoAs that are neither queries nor neighbours; None: those in a single batch.
 
     Raises:
       BadUse: an unknown rule, or a MoA to leave out that no treatment has.
@@ -84,7 +87,7 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
 
 
 def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which treatments have a candidate, and which queries have one of their own MoA.
+    """Finds which treatments have a candidate, and which queries have one of their own MoA.
 
     Args:
       candidates: of N treatments.
@@ -93,7 +96,7 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       ([N] bool, [N] bool).
     """
-    # Treatments of one kind and MoA have the same answer: one of each is asked.
+    # Treatments of one kind and MoA have the same result: one of each is computed.
     kinds = codes(zip(candidates.kinds.tolist(), moas.tolist(), strict=True))
     first = np.unique(kinds, return_index=True)[1]
     some, right = np.zeros(len(first), bool), np.zeros(len(first), bool)
@@ -106,7 +109,7 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def single_batch_moas(moas: Iterable[str], batches: Sequence[set[str]]) -> list[str]:
-    """The MoAs all of whose treatments lie in one and the same batch, sorted.
+    """Lists the MoAs whose treatments all lie in one and the same batch, sorted.
 
     Args:
       moas: [N] the MoA of each treatment.
@@ -125,13 +128,13 @@ def batch_order(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def batch_set(joined: str, rule: str) -> set[str]:
-    """The batches of a treatment, 'Week1|Week2' apart; under 'week1' the first one alone."""
+    """Splits the joined batches of a treatment, 'Week1|Week2'; 'week1' keeps only the first."""
     names = sorted(filter(None, joined.split(BATCH_SEPARATOR)), key=batch_order)
     return set(names[:1] if rule == "week1" else names)
 
 
 def codes(labels: Iterable[Hashable]) -> np.ndarray:
-    """[N] int32: equal labels have equal numbers, from 0 in the order of their first."""
+    """[N] int32 codes of labels: equal labels have equal codes, from 0 in order of appearance."""
     position: dict[Hashable, int] = {}
     return np.array([position.setdefault(label, len(position)) for label in labels], np.int32)
 
@@ -142,8 +145,8 @@ def _left_out(
     """[N] why a treatment is left out, or ''."""
     excluded = np.full(len(moas), "", object)
     if any(sets):
-        # It may be any, the query's own among them.
-        excluded[[not names for names in sets]] = "its batch is not known"
+        # It may be any batch, even that of the query.
+        excluded[[not names for names in sets]] = UNKNOWN_BATCH
     if left_out is None:
         excluded[moas.isin(single_batch_moas(moas, sets)).to_numpy()] = (
             "its MoA lies in one batch alone"
@@ -166,16 +169,16 @@ def _disjoint(sets: Sequence[set[str]], batch: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """How many treatments have a nearest neighbour of their own mechanism of action.
+    """Number of treatments whose nearest neighbour has their own mechanism of action.
 
     Attributes:
       correct: queries whose neighbour has their MoA; None where the score is undefined.
       total: queries; 0 where the score is undefined.
       accuracy: correct / total in [0, 1]; None where the score is undefined.
       undefined: why there is no score, or ''.
-      voters: how many neighbours answer together.
-      unanswerable: queries among `total` that no neighbour could answer rightly, because no
-        candidate shares their MoA: the best possible score is (total - unanswerable) / total.
+      voters: how many neighbours vote.
+      unanswerable: queries among `total` that cannot be right, because no candidate shares their
+        MoA: the best possible score is (total - unanswerable) / total.
       neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
         (neighbour_*; '' and NaN where it has none), similarity (cosine), predicted (the MoA that
         the neighbours vote for), correct.
@@ -197,20 +200,20 @@ def not_same_compound(
     *,
     neighbours: int = 1,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> Score:
-    """NSC: the neighbour is the nearest by cosine among the treatments of other compounds.
+    """Scores NSC: the neighbour is the nearest by cosine among treatments of other compounds.
 
     Controls and treatments without a MoA are neither queries nor candidates. A tie (cosines equal
     to twelve digits) goes to the first by compound, then concentration. A profile of zeros has no
-    direction: it is nobody's neighbour, and as a query it is counted as wrong.
+    direction: it is no neighbour of any, and as a query it counts as wrong.
 
     Args:
       profiles: one row a treatment: Metadata_Compound, Metadata_Concentration, Metadata_MoA,
         Metadata_Batch, and features.
       neighbours: how many of the nearest vote; of MoAs with as many votes the nearest one's wins.
         Published scores are of one.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
       control: the controls' compound.
 
     Returns:
@@ -231,9 +234,9 @@ def not_same_compound_or_batch(
     left_out: Sequence[str] | None = None,
     neighbours: int = 1,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> Score:
-    """NSCB: as NSC, and the neighbour also comes from another batch.
+    """Scores NSCB: as NSC, and the neighbour also comes from another batch.
 
     Args:
       profiles: as for `not_same_compound`; the batches of a treatment that lies in several are
@@ -241,14 +244,14 @@ def not_same_compound_or_batch(
       batches: what another batch is. 'joined': the joined names differ; 'disjoint': no batch in
         common; 'week1': a treatment in several batches counts as in the first one (its profile
         should then come from the wells of that batch: `profiles.in_first_batch`).
-      left_out: MoAs that are neither queries nor candidates; by default those that lie in one
-        batch alone, for which no right answer exists.
+      left_out: MoAs that are neither queries nor candidates; by default those that lie in a single
+        batch, for which no right neighbour exists.
       neighbours: as for `not_same_compound`.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
       control: the controls' compound.
 
     Returns:
-      The score; undefined where there is one batch alone, or no query has a right answer.
+      The score; undefined where there is a single batch, or no query has a right candidate.
 
     Raises:
       BadData: as `not_same_compound`.
@@ -267,9 +270,9 @@ def both_scores(
     batches: str = "joined",
     left_out: Sequence[str] | None = None,
     features: Sequence[str] | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> dict[int, tuple[Score, Score]]:
-    """NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
+    """Scores NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
 
     For arguments and errors see `not_same_compound_or_batch`.
 
@@ -292,7 +295,7 @@ def drop(nsc: Score, nscb: Score) -> float | None:
 def _treatments(
     profiles: pd.DataFrame, features: Sequence[str] | None, control: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The annotated treatments in one fixed order, and their unit vectors (zeros stay zeros)."""
+    """Annotated treatments in one fixed order, and their unit vectors (zeros stay zeros)."""
     names = ("Compound", "Concentration", "MoA", "Batch")
     missing = [f"Metadata_{name}" for name in names if f"Metadata_{name}" not in profiles]
     if missing:
@@ -324,13 +327,13 @@ def _answer(
     asked: Sequence[Candidates],
     neighbours: Sequence[int],
 ) -> list[dict[int, Score]]:
-    """Finds each query's neighbours among its candidates and counts the right answers.
+    """Finds each query's neighbours among its candidates and counts the right ones.
 
     Args:
       table: [N] treatments: compound, concentration, moa, batch.
       vectors: [N, D] unit vectors; zeros for a profile without direction.
       asked: the candidates under each rule.
-      neighbours: how many answer together; several numbers are of one search.
+      neighbours: how many vote; several numbers share one search.
 
     Returns:
       The scores under each rule, by the number of neighbours.
@@ -362,7 +365,7 @@ def _score(
     found: Neighbours | None,
     voters: int,
 ) -> Score:
-    """The score of what was asked; undefined where no neighbours were looked for."""
+    """The score of one rule; undefined where no neighbours were searched (`found` is None)."""
     reasons = table[["compound", "concentration", "moa"]]
     if found is None:
         reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
@@ -389,7 +392,7 @@ def _score(
 
 
 def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[Q] the MoA that most neighbours have, of equally many the nearest one's; '' without any.
+    """[Q] the MoA of most neighbours, of ties the nearest neighbour's; '' without neighbours.
 
     Args:
       moas: [N] of the treatments.
@@ -402,7 +405,7 @@ def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _side_by_side(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
-    """Queries and their neighbours; no neighbour where none was found."""
+    """Queries with their neighbours; empty where none was found."""
     answer = answer.reset_index(drop=True).add_prefix("neighbour_")
     answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
     answer.loc[~found, "neighbour_concentration"] = np.nan

@@ -1,4 +1,4 @@
-"""The nearest profiles by cosine, in blocks: as exact as the whole matrix, without holding it."""
+"""Finds nearest profiles by cosine in blocks, as exactly as from the whole matrix."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,14 +11,14 @@ TIE_DIGITS = 12
 _NO_LENGTH = 1e-14
 # Bytes of a block of float32 cosines.
 _BLOCK_BYTES = 64 * 2**20
-# Up to this many profiles, float64 alone takes no longer than looking twice.
+# Up to this many profiles, float64 takes no longer than float32 first and float64 for some.
 _FEW = 2_000
-# Pairs of a row that are looked at twice; where a block has more, all of it is.
+# Pairs of a row that are computed again; if a block has more, all of it is.
 _TWICE = 8
 _PAIRS_AT_ONCE = 4_096
 
 Rule = Callable[[np.ndarray], np.ndarray]
-"""Takes row numbers [b] and tells which candidates each has, [b, N] bool."""
+"""Takes row numbers [b] and returns masks of their candidates, [b, N] bool."""
 
 
 class Neighbours(NamedTuple):
@@ -46,15 +46,15 @@ def unit_vectors(profiles: np.ndarray) -> np.ndarray:
 
 
 def nearest(vectors: np.ndarray, rules: Sequence[Rule], k: int = 1) -> list[Neighbours]:
-    """The k nearest candidates of each row by cosine.
+    """Finds the k nearest candidates of each row by cosine.
 
     Cosines equal to twelve digits are a tie, which goes to the lower row. A row of zeros has no
-    direction: it has no neighbour and is nobody's. Of many rows, float32 tells which pairs can be
-    among the nearest, and float64 decides between those.
+    direction: it has no neighbour and is none. Of many rows, float32 selects the pairs that can be
+    among the nearest, and float64 decides between them.
 
     Args:
       vectors: [N, D] float64, rows of length 1 or 0.
-      rules: each tells which candidates the rows have; they share the matrix products.
+      rules: masks of candidates; all rules share the matrix products.
       k: how many neighbours, at least 1.
 
     Returns:
@@ -78,7 +78,7 @@ def nearest(vectors: np.ndarray, rules: Sequence[Rule], k: int = 1) -> list[Neig
 def _pairs(
     vectors: np.ndarray, rows: np.ndarray, similar: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs that hold all that can be among the k nearest.
+    """Selects pairs that include all that can be among the k nearest.
 
     Args:
       vectors: [N, D] float64.

@@ -1,7 +1,7 @@
-"""From cells to wells to treatments: profile tables with pycytominer's column names.
+"""Averages cells into wells and treatments: profile tables with pycytominer's column names.
 
 A profile table has `Metadata_*` columns (Plate, Well, Batch, Compound, Concentration, MoA,
-CellCount, and Site, Replicate where there), then features.
+CellCount, and where known Site, Replicate), then features.
 """
 
 from collections.abc import Sequence
@@ -12,36 +12,25 @@ import pandas as pd
 
 from cellclr_jax.data.columns import NAMES, is_control, round_concentrations
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.feature_columns import (
-    split_columns,
-    with_features,
-)
-from cellclr_jax.profiling.group_statistics import (
-    group_means,
-    group_medians,
-    group_sums,
-)
-from cellclr_jax.profiling.moa import (
-    BATCH_SEPARATOR,
-    batch_order,
-)
+from cellclr_jax.profiling.feature_columns import split_columns, with_features
+from cellclr_jax.profiling.group_statistics import group_means, group_medians, group_sums
+from cellclr_jax.profiling.moa import BATCH_SEPARATOR, batch_order
+from cellclr_jax.profiling.protocol import AGGREGATES, STATISTICS
 
 if TYPE_CHECKING:
     from pandas.core.groupby import DataFrameGroupBy
 
-AGGREGATES = ("well", "site")
-STATISTICS = ("median", "mean")
 _WELL = ["Metadata_Plate", "Metadata_Well"]
 _SITE = [*_WELL, "Metadata_Site"]
-# What a well holds once, whichever of its rows is asked.
+# Metadata of which a well has a single value.
 _PER_WELL = ("Batch", "Compound", "Concentration", "MoA")
 
 
 class WellAccumulator:
-    """Means over wells (or sites) of embeddings that come minibatch by minibatch.
+    """Accumulates means over wells (or sites) of embeddings, minibatch by minibatch.
 
-    Holds one float64 sum a well, so that half a million cells never lie in memory together. Give
-    it one row a site and pass the table to `aggregate_wells` for either way of aggregating.
+    Keeps one float64 sum a well, so that half a million cells are never in memory together. With
+    one row a site, `aggregate_wells` of the table aggregates either way.
 
     Attributes:
       features: their names.
@@ -88,7 +77,7 @@ class WellAccumulator:
         self._counts += np.bincount(index[real], minlength=len(self._counts))
 
     def table(self) -> pd.DataFrame:
-        """The profile table: metadata, Metadata_CellCount and means; rows without cells left out.
+        """Returns the profile table: metadata, Metadata_CellCount and means of rows with cells.
 
         Raises:
           BadData: there are no cells, or a mean is not finite.
@@ -132,7 +121,7 @@ def aggregate_wells(
         Metadata_Well, further metadata and features.
       through: 'well' is the mean of the well's cells; 'site' the mean of its sites' means, which
         needs Metadata_Site.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
 
     Returns:
       One row a well, sorted by plate and well; Metadata_CellCount is the number of cells.
@@ -177,7 +166,7 @@ def treatment_profiles(
       wells: one row a well; Metadata_Compound, Metadata_Concentration, Metadata_MoA,
         Metadata_Batch and features. A control is a treatment like any other here.
       statistic: 'median' or 'mean', feature by feature.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
 
     Returns:
       One row a treatment, sorted by compound and concentration. Metadata_Batch joins its batches
@@ -199,7 +188,7 @@ def treatments_of(
     statistic: str = "median",
     used: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """As `treatment_profiles`, of features that lie beside their metadata.
+    """Computes `treatment_profiles` of features in an array of their own.
 
     Args:
       wells: [N] rows of metadata.
@@ -292,15 +281,15 @@ def _name(row: pd.Series, columns: Sequence[str] = _SITE) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts) or "a row"
 
 
-# Without these there is no treatment profile; what else is known goes with it.
+# Without these columns there is no treatment profile.
 _NEEDED = ("plate", "well", "compound", "moa")
 
 
 def has_treatments(cells: pd.DataFrame, control: str) -> bool:
-    """Whether there is a treatment to score: an annotated compound beside the controls.
+    """Returns whether there is a treatment to score: an annotated compound that is no control.
 
     Args:
-      cells: one row a cell, columns of `fields.COLUMNS`.
+      cells: one row a cell, columns of `data.columns.COLUMNS`.
       control: the controls' compound, in any case.
     """
     if not set(_NEEDED) <= set(cells):
@@ -310,21 +299,21 @@ def has_treatments(cells: pd.DataFrame, control: str) -> bool:
 
 
 def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The sites (or wells, where no sites are told) of a dataset.
+    """Lists the sites (or wells, where no sites are known) of a dataset.
 
-    A batch that is not told is '', so that nothing is computed between batches, and a
-    concentration that is not told is 0.
+    An unknown batch becomes '', so that nothing is computed between batches, and an unknown
+    concentration 0.
 
     Args:
-      cells: one row a cell: plate, well, compound, moa and other columns of `fields.COLUMNS`.
+      cells: one row a cell: plate, well, compound, moa and other columns of `data.columns.COLUMNS`.
 
     Returns:
       (one row a site with `Metadata_*` columns, [N] int: the row of each cell's site; -1 for a
       cell without plate, well or compound).
     """
     known = _is_known(cells)
-    # All columns make the groups: a site that holds two compounds becomes two, which
-    # `profiles.check_wells` then refuses instead of one of them being lost.
+    # Groups are made by all columns: a site with two compounds becomes two sites, which
+    # `check_wells` then refuses; otherwise one of the compounds would be lost.
     table = cells.loc[known, [name for name in NAMES if name in cells]]
     table = table.fillna({"batch": "", "moa": "", "concentration": 0.0})
     groups = table.groupby(list(table), sort=True, dropna=False)

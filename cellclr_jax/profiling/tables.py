@@ -1,7 +1,7 @@
-"""Reads a profile table of any origin and brings it into the house's form.
+"""Reads profile tables of any origin into one form.
 
-CSV, gzipped CSV or Parquet; CellProfiler's, pycytominer's or plain column names in any case; with
-BBBC021's image and MoA tables beside it where it does not say itself what was in a well.
+CSV, gzipped CSV or Parquet; CellProfiler's, pycytominer's or plain column names in any case; joined
+with BBBC021's image and MoA tables if the table does not say what was in a well.
 """
 
 import zlib
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import is_control
+from cellclr_jax.data.columns import CONTROL, NAMES, is_control
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import (
@@ -26,25 +26,24 @@ from cellclr_jax.profiling.feature_columns import (
 )
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")
-# How a missing measurement is written; in a metadata column these are names like any other.
+# Missing measurements; in a metadata column these are names like any other.
 _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
-# pandas 2 reads numbers in haste and is off by some units in the last place.
+# By default, pandas 2 reads numbers fast and is off by some units in the last place.
 _EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 )
-_ORDER = ("Plate", "Well", "Site", "Batch", "Compound", "Concentration", "MoA", "Replicate")
 _COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
 
 
 @dataclass(frozen=True)
 class ProfileTable:
-    """A profile table in the house's form.
+    """A profile table in canonical form.
 
     Attributes:
       table: `Metadata_*` columns, then float64 features; rows in the file's order.
       features: the feature columns.
       left_out: columns of the file that are neither, and why.
-      values: [N, D] float64, the features once more; the table shares their memory.
+      values: [N, D] float64, the features again; the table shares their memory.
     """
 
     table: pd.DataFrame
@@ -58,7 +57,7 @@ def read_profiles(
     *,
     image_csv: str | Path | None = None,
     moa_csv: str | Path | None = None,
-    control: str = "DMSO",
+    control: str = CONTROL,
 ) -> ProfileTable:
     """Reads a profile table and joins the metadata tables.
 
@@ -81,24 +80,24 @@ def read_profiles(
     raw = _read(Path(path))
     if not len(raw):
         raise BadData(f"{path}: the table has no rows")
-    return _in_house_form(raw, str(path), image_csv, moa_csv, control)
+    return _canonical(raw, str(path), image_csv, moa_csv, control)
 
 
 def canonical_table(
-    table: pd.DataFrame, *, control: str = "DMSO", features: Sequence[str] | None = None
+    table: pd.DataFrame, *, control: str = CONTROL, features: Sequence[str] | None = None
 ) -> ProfileTable:
-    """Brings a table in memory into the house's form; see `read_profiles`.
+    """Brings a table in memory into canonical form; see `read_profiles`.
 
     Args:
       table: as a file's.
       control: the controls' compound.
-      features: the feature columns; by default those of `columns.split_columns`.
+      features: the feature columns; by default those of `feature_columns.split_columns`.
     """
     table = table.reset_index(drop=True)
-    return _in_house_form(table, "profile table", None, None, control, features)
+    return _canonical(table, "profile table", None, None, control, features)
 
 
-def _in_house_form(
+def _canonical(
     raw: pd.DataFrame,
     source: str,
     image_csv: str | Path | None,
@@ -110,7 +109,7 @@ def _in_house_form(
     try:
         if len(twice := raw.columns[raw.columns.duplicated()].difference(metadata_columns(raw))):
             raise BadData(f"feature {str(twice[0])!r} is there twice")
-        # Features are copied once, at the end: of a large table there is room for few copies.
+        # Features are copied once, at the end: there is room for few copies of a large table.
         table = _with_wells(canonical_metadata(raw[metadata_columns(raw)]))
         if image_csv is not None:
             table = _join_images(table, bbbc021.read_image_csv(image_csv), image_csv)
@@ -129,14 +128,14 @@ def _in_house_form(
         raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
     values = _numbers(raw, split.features)
     _require_finite(values, split.features, source)
-    first = [f"Metadata_{name}" for name in _ORDER if f"Metadata_{name}" in table]
+    first = [name for name in NAMES.values() if name in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
     table = with_features(table[[*first, *others]], values, split.features)
     return ProfileTable(table, split.features, split.left_out, values)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The file as it is; metadata as text, so that a compound 'NA' or a plate '007' stays one."""
+    """Reads the file; metadata as text, so that a compound 'NA' or a plate '007' stays as it is."""
     if not path.is_file():
         raise BadUse(f"{path}: no such file")
     if not path.name.lower().endswith(_FORMATS):
@@ -177,7 +176,7 @@ def _with_counts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_wells(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds what is missing of plate and well, and cleans both."""
+    """Adds missing columns of plate and well, and strips both."""
     table = table.copy()
     if "Metadata_Plate" not in table:
         table["Metadata_Plate"] = ""
@@ -207,7 +206,7 @@ def _with_treatments(table: pd.DataFrame, control: str) -> pd.DataFrame:
         row = _first(wrong)
         value = table["Metadata_Concentration"].iloc[row - 1]
         raise BadData(f"row {row}: concentration {value!r}: a number of at least 0 was expected")
-    # One spelling for the controls: everything after this compares names as they are.
+    # One spelling for the controls: all later code compares names as they are.
     table["Metadata_Compound"] = compounds.mask(controls, control)
     table["Metadata_Concentration"] = numbers.astype(np.float64)
     if "Metadata_Batch" not in table:
@@ -252,7 +251,7 @@ def _join_moa(table: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -> None:
-    """Raises BadData where the table itself says something else than the file joined to it."""
+    """Raises BadData where the table contradicts the file joined to it."""
     if column not in table:
         return
     if pd.api.types.is_numeric_dtype(joined):

@@ -25,8 +25,7 @@ from cellclr_jax.encoder.baselines import intensity_statistics
 from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import report
-from cellclr_jax.profiling.evaluation import Options
-from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.protocol import Options, Protocol
 from cellclr_jax.profiling.report import figures
 from cellclr_jax.training import loop
 from cellclr_jax.training.setup import make_experiment

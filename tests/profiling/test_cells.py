@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from support.corrected_wells import planted
 
 from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.errors import BadData, BadUse
@@ -81,15 +82,6 @@ def test_large_datasets_are_drawn_from_and_it_is_told():
     np.testing.assert_array_equal(again.rows, found.sample.rows)
 
 
-def test_classes_without_enough_cells_are_named():
-    table = labelled(120)
-    table.loc[:8, "label"] = "few"
-    found = describe_cells(evaluated(table))
-    assert found["left_out"] == {"few": "9 cells: at least 10 are needed"}
-    assert found["cells"] == found["labelled"] - 9
-    assert any("few (9 cells" in note for note in found["notes"])
-
-
 def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
     compounds = np.resize(["c0", "c1", "c2", "c3"], 240)
     moas = np.where(np.isin(compounds, ["c0", "c1"]), "m", "n")
@@ -153,9 +145,8 @@ def test_without_classes_there_is_a_table_and_a_reason(tmp_path, table, reason):
     assert reason in printed.getvalue()
 
 
-@pytest.mark.parametrize("table", [cells(), labelled()])
-def test_features_that_are_not_finite_are_refused_and_their_cell_is_named(table):
-    sample = draw_sample(table, with_treatments=False)
+def test_features_that_are_not_finite_are_refused_and_their_cell_is_named():
+    sample = draw_sample(labelled(), with_treatments=False)
     features = {"trained": np.zeros((120, 2)), "untrained": np.zeros((120, 2))}
     features["untrained"][7, 1] = np.inf
     with pytest.raises(BadData, match="the untrained features of cell 'c7'"):
@@ -197,23 +188,8 @@ def test_the_report_and_the_console_show_the_scores(tmp_path):
     assert "each plate kept whole" in page
 
 
-def treated(batch):
-    """Site profiles of two compounds a mechanism, on four plates."""
-    rows = [
-        (f"W_{p}", f"{c}{m}", f"{c}{m}" if m else "DMSO", float(bool(m)), f"m{m}" if m else "DMSO")
-        for p in range(4)
-        for m in range(3)
-        for c in "xy"
-    ]
-    names = ["Plate", "Well", "Compound", "Concentration", "MoA"]
-    table = pd.DataFrame(rows, columns=[f"Metadata_{name}" for name in names])
-    values = np.random.default_rng(0).normal(size=(len(rows), 3))
-    features = pd.DataFrame(values).add_prefix("cellclr_")
-    return pd.concat([table.assign(Metadata_Batch=batch), features], axis=1)
-
-
 def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
-    scored = evaluate(treated("W"))
+    scored = evaluate(planted())
     alone = report.write_evaluation(tmp_path, scored)
     both = report.write_evaluation(tmp_path, scored, cells=evaluated(labelled()))
     assert {name: both[name] for name in alone} == alone
@@ -225,38 +201,6 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"metrics.json", "report.html", "cells.parquet", "earlier"}
     assert (tmp_path / "earlier" / "1" / "wells.parquet").exists()
-
-
-def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
-    (tmp_path / "wells.parquet").write_bytes(b"theirs")
-    report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
-    assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
-    with pytest.raises(BadUse, match=r"cells\.parquet is there, and no metrics\.json"):
-        report.write_evaluation(tmp_path / "other", None, cells=evaluated(labelled()))
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
-
-
-def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
-    table = labelled(plate=plates(), batch=plates())
-    sample = draw_sample(table, with_treatments=False)
-    looks = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
-    for whole in ("plate", "nothing", "plate"):
-        found = evaluate_cells(sample, looks, hold_out=whole, classifiers=["knn"])
-        report.write_evaluation(tmp_path, None, cells=found)
-    paths = sorted(tmp_path.glob("earlier/*/metrics.json"))
-    kept = [json.loads(path.read_text()) for path in paths]
-    assert [metrics["cells"]["grouped_by"] for metrics in kept] == ["plate", None]
-
-
-def test_without_batches_neither_nscb_nor_tvn_are_made_up():
-    scores = evaluate(treated("")).scores
-    assert scores["none"].nsc.total == 4
-    assert scores["none"].nscb.undefined == "no batch is known"
-    assert scores["tvn"].nsc.undefined == "no batch is known"
-    assert scores["whitening"].nsc.total == 4
-    assert evaluate(treated("W")).scores["tvn"].nsc.total == 4
 
 
 def test_kept_cells_are_those_that_were_chosen_whatever_the_minibatches():
@@ -331,14 +275,3 @@ def test_what_a_well_alone_tells_does_not_answer_where_wells_stay_whole(told, gr
     assert (score < 0.5) if told else (score > 0.95)
     shared = "cells of one plate may" if told else "cells of one plate, well or image may"
     assert any(shared in note for note in found["notes"])
-
-
-def test_sites_are_kept_whole_where_each_class_is_a_well():
-    site = np.resize([1, 1, 2, 2, 3, 3], 120)
-    by_site = labelled(plate="p", well=np.resize(["w1", "w2"], 120), site=site)
-    found = describe_cells(evaluated(by_site))
-    # Sites of both wells have the same numbers: six groups, not three.
-    assert (found["grouped_by"], found["folds"]) == ("site", 5)
-    assert any("plate or well may lie on both sides" in note for note in found["notes"])
-    empty = describe_cells(evaluated(labelled(plate="", well="", site=0)))
-    assert empty["grouped_by"] is None

@@ -13,8 +13,8 @@ from support.headless import open_page
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.comparison import compare
-from cellclr_jax.profiling.evaluation import Options, evaluate
-from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.protocol import Options, Protocol
 from cellclr_jax.profiling.report.comparison_page import (
     print_comparison,
     render_comparison,

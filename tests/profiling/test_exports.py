@@ -10,7 +10,6 @@ import pytest
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import exports
 from cellclr_jax.profiling.exports import write_table
-from cellclr_jax.profiling.tables import read_profiles
 
 # Each is taken for something else somewhere: a missing value, a number, markup, a separator.
 ODD = ["NA", "007", "<x>", "a,b", 'say "x"', "Ω-µM/é", "two\nlines", "nan", "1e5", "TRUE", "None"]
@@ -84,23 +83,6 @@ def test_csv_gives_back_every_number_to_the_bit(tmp_path, dtype):
 
 
 @pytest.mark.usefixtures("text_type")
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_profiles_are_read_as_they_were_written(tmp_path, kind):
-    table = wells()
-    (path,) = write_table(table, tmp_path / "wells", [kind])
-    found = read_profiles(path)
-    assert found.left_out == {}
-    assert found.table["Metadata_Compound"].tolist() == table["Metadata_Compound"].tolist()
-    assert found.table["Metadata_MoA"].tolist() == table["Metadata_MoA"].fillna("").tolist()
-    assert found.table["Metadata_Plate"].tolist() == table["Metadata_Plate"].tolist()
-    assert found.table["Metadata_CellCount"].tolist() == table["Metadata_CellCount"].tolist()
-    # Of a CSV file pandas 2 takes a fast way by default, which loses a number's last digits.
-    lost = 0 if kind == "parquet" else 1e-12
-    for name in [*found.features, "Metadata_Concentration"]:
-        np.testing.assert_allclose(found.table[name], table[name], rtol=lost, atol=0)
-
-
-@pytest.mark.usefixtures("text_type")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_anndata_has_features_as_x_and_metadata_as_obs(tmp_path, dtype):
     anndata = pytest.importorskip("anndata")
@@ -149,16 +131,6 @@ def test_metadata_of_mixed_types_are_written_in_every_format(tmp_path):
     assert table["Metadata_Mixed"].tolist() == [1, "a", None, 2.5]  # the caller's is left alone
 
 
-def test_cells_are_called_by_their_ids_where_these_are_distinct(tmp_path):
-    anndata = pytest.importorskip("anndata")
-    for ids, names in (["x", "y", "z"], ["x", "y", "z"]), (["x", "x", "z"], ["0", "1", "2"]):
-        table = wells(3).assign(Metadata_CellId=ids)
-        (path,) = write_table(table, tmp_path / "cells", ["h5ad"])
-        found = anndata.read_h5ad(path)
-        assert found.obs_names.tolist() == names
-        assert found.obs["Metadata_CellId"].tolist() == ids
-
-
 def test_a_format_that_is_not_there_is_told_before_anything_is_written(tmp_path, monkeypatch):
     for formats in (["xls"], [], ["parquet", "CSV"]):
         with pytest.raises(BadUse, match="parquet, csv, h5ad"):
@@ -196,15 +168,6 @@ def test_what_was_there_stays_when_the_disk_is_full(tmp_path, monkeypatch, kind)
         write_table(wells(seed=1), tmp_path / "wells", [kind])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv", "h5ad"])
-def test_the_same_table_makes_the_same_file(tmp_path, kind):
-    if kind == "h5ad":
-        pytest.importorskip("anndata")
-    (one,) = write_table(wells(), tmp_path / "one", [kind])
-    (two,) = write_table(wells(), tmp_path / "two", [kind])
-    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_table_without_rows_or_features_is_written(tmp_path):

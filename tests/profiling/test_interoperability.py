@@ -149,12 +149,6 @@ def test_pycytominer_selects_features_of_ours(wells, tmp_path):
     assert found.scores["none"].nsc.total > 5
 
 
-def test_pycytominer_infers_the_features_of_a_cellprofiler_table(wells, tmp_path):
-    named = wells.rename(columns={n: f"Cells_{i}" for i, n in enumerate(features_of(wells))})
-    (path,) = write_table(named, tmp_path / "wells", ["csv"])
-    assert pycytominer.cyto_utils.infer_cp_features(pd.read_csv(path)) == features_of(named)
-
-
 def naive_average_precision(profiles, moas, compounds, query):
     """Of a treatment: other compounds of its MoA among all of other MoAs, by plain loops."""
     a = profiles[query]

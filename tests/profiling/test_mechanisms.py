@@ -1,4 +1,4 @@
-"""Mechanism by mechanism, run against run, seed by seed; and all measures by their names."""
+"""Mechanism by mechanism, the vote of several neighbours, and run against run."""
 
 import json
 from math import comb
@@ -8,15 +8,10 @@ import pandas as pd
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.comparison import (
-    Agreement,
-    Spread,
-    mcnemar,
-    spread,
-)
-from cellclr_jax.profiling.measures import MEASURES, measure
-from cellclr_jax.profiling.measures.mechanisms import confusion, mechanisms
+from cellclr_jax.errors import BadData
+from cellclr_jax.profiling import moa
+from cellclr_jax.profiling.comparison import Agreement, mcnemar
+from cellclr_jax.profiling.measures.mechanisms import NEIGHBOURS, confusion, k_nearest, mechanisms
 
 
 def test_precision_recall_and_f1_are_those_of_counting():
@@ -98,11 +93,6 @@ def test_runs_are_matched_by_treatment_and_others_are_counted():
     assert found == Agreement(1, 0, 1, 0, 1.0, not_in_second=1, not_in_first=2)
 
 
-def test_runs_that_agree_differ_by_chance():
-    assert mcnemar(answers([True, False]), answers([True, False])).p == 1.0
-    assert mcnemar(answers([]), answers([])) == Agreement(0, 0, 0, 0, 1.0)
-
-
 def test_answers_that_cannot_be_compared_are_refused():
     with pytest.raises(BadData, match="second run have no column correct"):
         mcnemar(answers([True]), answers([True]).drop(columns="correct"))
@@ -110,51 +100,23 @@ def test_answers_that_cannot_be_compared_are_refused():
         mcnemar(pd.concat([answers([True])] * 2), answers([True]))
 
 
-def test_neighbours_of_a_score_can_be_compared():
-    profiles = corrected(planted(0, noise=8.0))
-    found = mcnemar(profiles.nsc.neighbours, profiles.nscb.neighbours)
-    assert (
-        found.both + found.first_only
-        == profiles.nsc.neighbours.merge(
-            profiles.nscb.neighbours, on=["compound", "concentration"]
-        )["correct_x"].sum()
-    )
+@pytest.mark.parametrize("batches", ["joined", "week1"])
+def test_each_count_is_the_score_of_so_many_neighbours(batches):
+    seen = corrected(planted(0, noise=6.0), batches=batches)
+    found = k_nearest(seen)
+    assert json.loads(json.dumps(found.summary)) == found.summary
+    assert list(found.summary["nsc"]) == [*map(str, NEIGHBOURS)]
+    assert found.summary["nsc"]["1"]["correct"] == seen.nsc.correct
+    assert found.summary["nscb"]["1"]["total"] == seen.nscb.total
+    for count in NEIGHBOURS:
+        score = moa.not_same_compound(seen.treatments, features=seen.features, neighbours=count)
+        assert found.summary["nsc"][str(count)]["correct"] == score.correct
+        assert found.summary["nscb"][str(count)]["total"] == seen.nscb.total
+    assert len(found.table) == 2 * len(NEIGHBOURS)
 
 
-def test_spread_over_seeds():
-    found = spread([0.8, 0.9, 0.7])
-    np.testing.assert_allclose([found.mean, found.deviation], [0.8, 0.1])
-    assert (found.runs, found.least, found.greatest) == (3, 0.7, 0.9)
-    assert spread([0.5]) == Spread(1, 0.5, None, 0.5, 0.5)
-    with pytest.raises(ValueError, match="no accuracies"):
-        spread([])
-
-
-def test_every_measure_is_plain_json_and_plain_columns():
-    pytest.importorskip("copairs")
-    found = measure(corrected(planted(0, noise=3.0)))
-    assert list(found) == list(MEASURES)
-    for name, one in found.items():
-        assert "undefined" not in one.summary, name
-        assert json.loads(json.dumps(one.summary, allow_nan=False)) == one.summary
-        if one.table is not None:
-            assert not [column for column in one.table if column != column.lower()]
-            assert one.table.to_csv(index=False)
-
-
-def test_measures_are_chosen_by_name():
-    profiles = corrected(planted(0))
-    assert list(measure(profiles, ["mechanisms", "batch_effect"])) == ["mechanisms", "batch_effect"]
-    with pytest.raises(BadUse, match="measure 'activty': one of activity"):
-        measure(profiles, ["activty"])
-
-
-def test_the_order_of_wells_changes_no_measure():
-    pytest.importorskip("copairs")
-    wells = planted(0, noise=3.0)
-    wanted = measure(corrected(wells))
-    found = measure(corrected(wells.sample(frac=1, random_state=1)))
-    for name, one in found.items():
-        assert one.summary == wanted[name].summary, name
-        if one.table is not None:
-            pd.testing.assert_frame_equal(one.table, wanted[name].table)
+def test_one_batch_has_no_votes_of_other_batches():
+    wells = planted(0).assign(Metadata_Batch="Week1")
+    found = k_nearest(corrected(wells)).summary
+    assert "one batch" in found["nscb"]["3"]["undefined"]
+    assert found["nsc"]["3"]["total"] > 0

@@ -6,7 +6,6 @@ import pytest
 
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import profiles
-from cellclr_jax.profiling.feature_columns import own_features
 
 FEATURES = profiles.feature_names(3)
 
@@ -105,25 +104,6 @@ def test_accumulator_rejects_what_does_not_fit():
         accumulator.table()
 
 
-def test_the_order_of_cells_changes_nothing():
-    table = cells()
-    shuffled = table.sample(frac=1, random_state=0)
-    pd.testing.assert_frame_equal(
-        profiles.aggregate_wells(table), profiles.aggregate_wells(shuffled), rtol=1e-12
-    )
-
-
-def test_a_well_with_two_compounds_is_an_error():
-    table = cells()
-    table.loc[5, "Metadata_Compound"] = "other"
-    with pytest.raises(BadData, match="two values of Metadata_Compound"):
-        profiles.aggregate_wells(table)
-    with pytest.raises(BadData, match="Metadata_Site"):
-        profiles.aggregate_wells(cells().drop(columns="Metadata_Site"), through="site")
-    with pytest.raises(BadUse, match="well, site"):
-        profiles.aggregate_wells(cells(), through="plate")
-
-
 @pytest.mark.parametrize("statistic", profiles.STATISTICS)
 def test_treatments_equal_the_naive_statistic(statistic):
     rng = np.random.default_rng(1)
@@ -159,16 +139,6 @@ def test_the_first_batch_is_week2_before_week10():
     kept = wells[profiles.in_first_batch(wells)]
     assert len(kept) == 3
     assert set(kept["Metadata_Batch"]) == {"Week2"}
-
-
-@pytest.mark.parametrize("through", profiles.AGGREGATES)
-def test_features_that_are_told_are_taken_whatever_their_names(through):
-    names = ["Intensity_Mean_image", "Intensity_Mean_target", "Intensity_Deviation_row"]
-    renamed = cells().rename(columns=dict(zip(FEATURES, names, strict=True)))
-    found = profiles.aggregate_wells(renamed, through=through, features=names)
-    wanted = profiles.aggregate_wells(cells(), through=through).to_numpy()
-    np.testing.assert_array_equal(found.to_numpy(), wanted)
-    assert own_features(found) == names
 
 
 @pytest.mark.parametrize("column", ["Compound", "Concentration", "MoA", "Batch"])

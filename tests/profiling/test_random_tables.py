@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.errors import BadData
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol
 
@@ -141,30 +140,6 @@ def test_standardisation_equals_plain_loops(by):
     assert (scores.nsc.correct, scores.nsc.total) == naive_score(
         naive_treatments(table, scaled), False
     )
-
-
-def test_a_constant_feature_is_left_out_and_said_so():
-    table = screen(0).assign(cellclr_9=3.0)
-    found = evaluate(table, Protocol(standardize="controls"))
-    assert found.data["features"] == 4
-    assert "constant over the controls, left out: cellclr_9" in found.notes
-    wanted = evaluate(screen(0), Protocol(standardize="controls"))
-    assert found.scores["tvn"].nsc == wanted.scores["tvn"].nsc
-
-
-def test_a_plate_without_controls_is_named_where_it_matters():
-    table = screen(0)
-    table = table[~(is_dmso(table) & (table["plate"] == "Week9_0"))]
-    assert evaluate(table).scores["tvn"].nsc.total > 0  # its batch has another plate
-    with pytest.raises(BadData, match="plate 'Week9_0' has 0"):
-        evaluate(table, Protocol(standardize="plates"))
-
-
-def test_a_missing_value_is_named_by_row_and_column():
-    table = screen(0)
-    table.loc[7, "cellclr_2"] = np.nan
-    with pytest.raises(BadData, match=r"feature 'cellclr_2' is missing or not finite in row 8 "):
-        evaluate(table)
 
 
 @pytest.mark.parametrize("correction", ["harmony", "combat"])

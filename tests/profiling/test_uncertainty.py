@@ -1,11 +1,9 @@
 """Intervals hold what they promise, and chance is what shuffled mechanisms score."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score
@@ -72,10 +70,3 @@ def test_a_query_without_a_neighbour_is_never_right():
     assert (found.low, found.chance, found.p) == (0, 0, 1)
     # Of two compounds none is right: Clopper and Pearson.
     np.testing.assert_allclose(found.high, 1 - 0.025 ** (1 / 2))
-
-
-def test_an_undefined_score_has_no_interval():
-    with pytest.raises(ValueError, match="one batch"):
-        uncertainty(Score(None, 0, None, undefined="one batch alone"))
-    with pytest.raises(ValueError, match="3 neighbours that vote"):
-        uncertainty(replace(scored(FOUR), voters=3))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.profiling import moa
-from cellclr_jax.profiling.measures import CorrectedProfiles
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles
 from cellclr_jax.profiling.profiles import in_first_batch, treatment_profiles
 from cellclr_jax.profiling.protocol import Protocol
 

@@ -94,7 +94,7 @@ def test_a_row_begins_with_what_is_looked_for_first(tmp_path):
     log.record(1, 1, {"alignment": 1.0, "lr": 0.1, **TRAINING, "uniformity": float("nan")})
     log.close()
     (row,) = rows(tmp_path)
-    assert list(row) == ["step", "epoch", "loss", "contrastive_accuracy", "lr", "alignment"]
+    assert list(row) == ["step", "epoch", "loss", "contrastive_accuracy", "alignment", "lr"]
 
 
 def test_a_rate_that_was_not_measured_is_left_out(tmp_path, clock):

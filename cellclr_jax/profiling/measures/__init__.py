@@ -1,52 +1,78 @@
-"""Measures around a score: one correction's profiles in, a summary and a table of each out."""
+"""Measures around a score: one correction's profiles in, a summary and a table of each out.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+To add one, write a function in a file of this folder and add a line to `MEASURES`. Its name is then
+a choice of `eval --measures`, a key of metrics.json and the name of a CSV file. The functions are
+imported when they are first called, so that flags can list the names at once.
+"""
 
-import pandas as pd
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cellclr_jax.errors import BadUse
-from cellclr_jax.profiling.measures.across_plates import across_plates
-from cellclr_jax.profiling.measures.activity import activity, consistency
-from cellclr_jax.profiling.measures.batch_effect import batch_effect
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured
-from cellclr_jax.profiling.measures.mechanisms import k_nearest, mechanisms
-from cellclr_jax.profiling.measures.reproducibility import reproducibility
-from cellclr_jax.profiling.measures.uncertainty import well_intervals
 
-MEASURES: dict[str, Callable[[CorrectedProfiles], Measured]] = {
-    "activity": activity,
-    "consistency": consistency,
-    "reproducibility": reproducibility,
-    "batch_effect": batch_effect,
-    "well_intervals": well_intervals,
-    "mechanisms": mechanisms,
-    "k_nearest": k_nearest,
-    "across_plates": across_plates,
+if TYPE_CHECKING:
+    from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure.
+
+    Attributes:
+      function: "module:name" of a function `CorrectedProfiles -> Measured`; a module that begins
+        with a dot lies in this folder.
+      shares: numbers in [0, 1] that the report compares between corrections: the title of each by
+        its place in the summary, with dots between nested keys.
+    """
+
+    function: str
+    shares: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, profiles: "CorrectedProfiles") -> "Measured":
+        """Measures the profiles of one correction."""
+        module, _, name = self.function.partition(":")
+        found: Measured = getattr(importlib.import_module(module, __name__), name)(profiles)
+        return found
+
+
+MEASURES: dict[str, Measure] = {
+    "activity": Measure(
+        ".activity:activity",
+        {"share": "Active treatments", "mean_average_precision": "Activity, mean AP"},
+    ),
+    "consistency": Measure(
+        ".activity:consistency",
+        {"share": "Consistent mechanisms", "mean_average_precision": "Consistency, mean AP"},
+    ),
+    "reproducibility": Measure(
+        ".reproducibility:reproducibility", {"share": "Replicating treatments"}
+    ),
+    "across_plates": Measure(
+        ".across_plates:across_plates",
+        {
+            "nearest_share": "Same treatment nearest on another plate",
+            "chance.nearest_share": "The same by chance",
+        },
+    ),
+    "batch_effect": Measure(
+        ".batch_effect:batch_effect",
+        {
+            "balanced_accuracy.logistic": "Batch told, logistic",
+            "balanced_accuracy.knn": "Batch told, 1-NN",
+            "chance": "Batch told, chance",
+        },
+    ),
+    "well_intervals": Measure(".uncertainty:well_intervals"),
+    "mechanisms": Measure(".mechanisms:mechanisms"),
+    "k_nearest": Measure(".mechanisms:k_nearest"),
 }
 """By the name under which `metrics.json` holds them."""
 
 
-def measure(
-    profiles: CorrectedProfiles, names: Sequence[str] = tuple(MEASURES)
-) -> dict[str, Measured]:
-    """Computes measures of one correction's profiles.
-
-    Args:
-      profiles: the wells, treatments and scores of one correction.
-      names: which of `MEASURES`; all by default.
-
-    Returns:
-      What was found, by name in the order of `names`.
-
-    Raises:
-      BadUse: there is no such measure.
-    """
-    if unknown := [name for name in names if name not in MEASURES]:
-        raise BadUse(f"measure {unknown[0]!r}: one of {', '.join(MEASURES)} was expected")
-    # The caller's row order must decide neither folds nor draws.
-    order = ["Metadata_Plate", "Metadata_Well"]
-    if not pd.MultiIndex.from_frame(profiles.wells[order]).is_monotonic_increasing:
-        wells = profiles.wells.sort_values(order, ignore_index=True)
-        profiles = replace(profiles, wells=wells)
-    return {name: MEASURES[name](profiles) for name in names}
+def check_names(names: Iterable[str]) -> None:
+    """Raises BadUse for a name that is not in `MEASURES`."""
+    for name in names:
+        if name not in MEASURES:
+            raise BadUse(f"measure {name!r}: one of {', '.join(MEASURES)} was expected")

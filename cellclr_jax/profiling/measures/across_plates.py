@@ -1,32 +1,32 @@
-"""Retrieval across plates: whether a treatment's nearest profiles on other plates are its own."""
+"""Retrieval across plates: whether a treatment's nearest wells on other plates are its own."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
-from cellclr_jax.profiling.measures.retrieval import MOST_PAIRS
+from cellclr_jax.profiling.measures.activity import MOST_PAIRS
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.moa import codes
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
 PERMUTATIONS = 100
-"""Of treatments: they tell p to a hundredth in less than a tenth of a second."""
+"""Of treatments: enough for two digits of p, in less than a tenth of a second."""
 _SEED = 0
 _MEANS = ("nearest_share", "mean_average_precision")
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What `retrieve` found.
+    """The result of `retrieve`.
 
     Attributes:
-      asks: [N] bool, rows with both their own treatment and another on other plates.
-      nearest: [N] bool, whether the nearest row has the treatment; False where a row does not ask.
-      precision: [N] float64, average precision of the treatment's rows; 0 where a row does not
-        ask.
-      means: [2] float64 of `nearest` and `precision`, over the rows of each treatment, then over
-        treatments; NaN where no row asks.
+      asks: [N] bool, queries: rows with both their own treatment and another on other plates.
+      nearest: [N] bool, whether the nearest row has the treatment; False for rows that are no
+        queries.
+      precision: [N] float64, average precision of the treatment's rows; 0 likewise.
+      means: [2] float64 of `nearest` and `precision`, over the queries of each treatment, then over
+        treatments; NaN without queries.
       by_chance: [R, 2] float64, the same of each permutation.
     """
 
@@ -41,7 +41,7 @@ class Retrieval:
 
         Returns:
           {"asked", "correct", "nearest_share", "mean_average_precision", "chance": {…}, "p": {…},
-          "permutations"}, as JSON; where a row asks.
+          "permutations"}, as JSON; undefined without queries.
         """
         # A permutation that leaves treatments as they are must not lose by rounding.
         as_good = (np.round(self.by_chance - self.means, TIE_DIGITS) >= 0).sum(axis=0)
@@ -59,17 +59,17 @@ class Retrieval:
 def across_plates(profiles: CorrectedProfiles) -> Measured:
     """Retrieval of a treatment's wells among the treated wells of other plates, by cosine.
 
-    See `retrieve`. Controls neither ask nor answer. A treatment of one plate alone answers and
-    does not ask.
+    See `retrieve`. Controls are neither queries nor candidates. A treatment on a single plate is a
+    candidate, but no query.
 
     Args:
       profiles: of one correction.
 
     Returns:
-      Table: one row a treatment that asks: compound, concentration, moa, batch, wells (that ask),
+      Table: one row a treatment with queries: compound, concentration, moa, batch, wells (queries),
       plates, nearest_share, mean_average_precision. Summary: see `Retrieval.summary`, and
-      `treatments`, and `of_one_plate`, those that do not ask. Undefined where none asks, or there
-      are more than `MOST_PAIRS` pairs.
+      `treatments`, and `of_one_plate`, those without queries. Undefined without queries, or with
+      more than `MOST_PAIRS` pairs.
     """
     treated = ~profiles.controls()
     treatment = profiles.treatment_of_wells()[treated]
@@ -102,12 +102,12 @@ def retrieve(
 ) -> Retrieval:
     """Ranks, for each row, the rows of other plates by cosine: is its treatment among the first?
 
-    Rows of the own plate neither help nor hinder. Cosines that agree to twelve digits are a tie,
-    which goes to the lower row. A row asks where other plates hold its own treatment and another.
-    Means are over treatments, so that one of many wells counts as much as any.
+    Rows of the own plate do not count. Cosines that agree to twelve digits are a tie, which goes to
+    the lower row. A row is a query if other plates hold its own treatment and another. Means are
+    over treatments, so that one with many wells counts as much as any.
 
-    Chance is what is left when treatments are permuted among the wells of each plate: plates and
-    batches that resemble each other, and how many wells of what they hold, stay as they are.
+    The level of chance comes from permuting treatments among the wells of each plate: the layouts
+    of plates, and how plates and batches resemble each other, stay as they are.
 
     Args:
       values: [N, D] float, a row a well, or a site.
@@ -180,7 +180,7 @@ def _means(
 def _permuted(
     treatment: np.ndarray, plate: np.ndarray, well: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """[N] treatments, dealt anew among the wells of each plate."""
+    """[N] treatments, permuted among the wells of each plate."""
     _, first = np.unique(well, return_index=True)
     plates, treatments = plate[first], treatment[first]
     dealt = np.empty_like(treatments)

@@ -1,24 +1,29 @@
-"""Mean average precision by copairs: wells of a treatment, treatments of a mechanism."""
+"""Mean average precision by copairs: wells of a treatment, treatments of a mechanism.
+
+Kalinin et al. 2025, "A versatile information retrieval framework for evaluating profile strength
+and similarity"; https://github.com/cytomining/copairs.
+"""
 
 import math
+import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
-from cellclr_jax.profiling.measures.retrieval import (
-    MOST_PAIRS,
-    THRESHOLD,
-    Pairs,
-    average_precisions,
-    comparable,
-    mean_average_precisions,
-    summarised,
-)
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.moa import codes
+from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
-# A control well shares its reference with no other: controls are never replicates of each other.
-_REPLICATES = Pairs(same=("treatment", "reference"))
+NULL_SIZE = 10_000
+"""Random rankings that a mean average precision is compared with."""
+THRESHOLD = 0.05
+"""Of q: the accepted share of false discoveries."""
+MOST_PAIRS = 10_000_000
+"""Pairs of rows; copairs holds all at once, which takes a gigabyte."""
+_SEED = 0
+# Some steps of float32 below 1, in which copairs holds similarities.
+_JITTER = 1e-6
 
 
 def activity(profiles: CorrectedProfiles) -> Measured:
@@ -27,9 +32,9 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     Each well ranks the treatment's other wells, of whatever plate, among the control wells of its
     own plate by cosine; a well whose plate has no controls among all control wells.
 
-    A p counts the random rankings that are better, as copairs does, and not those as good: a
-    perfect one is always significant, even where two wells among six controls are so once in
-    thirteen times. Such treatments are counted as `too_few_controls`.
+    Like copairs, p counts only the random rankings that are better, not those that are equal: a
+    perfect ranking is always significant, even if two wells among six controls have one by chance
+    once in thirteen times. Such treatments are counted as `too_few_controls`.
 
     Args:
       profiles: of one correction.
@@ -54,19 +59,19 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     replicated = (treatment >= 0) & (wells[treatment] > 1)
     near = np.bincount(plate, weights=is_control)[plate].astype(np.int64)
     own = near > 0
-    # Of a treatment that has a well without controls beside it, all wells meet all controls.
+    # If one well of a treatment has no controls on its plate, all its wells meet all controls.
     elsewhere = np.isin(treatment, treatment[replicated & ~own]) & replicated
     against = near[replicated].sum() + is_control.sum() * elsewhere.sum()
     if (pairs := int(against + (wells * (wells - 1) // 2).sum())) > MOST_PAIRS:
         return undefined(f"{pairs} pairs of wells: at most {MOST_PAIRS}")
-    vectors = comparable(profiles.well_values())
+    vectors = _comparable(profiles.well_values())
     precisions = _precisions(labels, vectors, is_control, replicated, own)
     table = _by_treatment(precisions, profiles.named_treatments().assign(wells=wells))
     lacking = len(set(plate[replicated & ~own]))
     negatives = "control wells of the same plate"
     summary: dict[str, object] = {
         "treatments": len(table),
-        **summarised(table, "active"),
+        **_summarised(table, "active"),
         "without_replicates": int((wells == 1).sum()),
         "too_few_controls": int((table["perfect_by_chance"] > THRESHOLD).sum()),
         "plates_without_controls": lacking,
@@ -76,13 +81,8 @@ def activity(profiles: CorrectedProfiles) -> Measured:
 
 
 def _by_treatment(precisions: pd.DataFrame, treatments: pd.DataFrame) -> pd.DataFrame:
-    """What was found of each treatment that has wells with average precisions.
-
-    Args:
-      precisions: [W] of its wells.
-      treatments: [N], whose row numbers are the labels' treatments.
-    """
-    found = mean_average_precisions(precisions, "treatment")
+    """One row for each treatment [N] that has wells with average precisions [W]."""
+    found = _mean_average_precisions(precisions, "treatment")
     found = found.join(_perfect_by_chance(precisions))
     table = treatments.join(found, how="inner").reset_index(drop=True)
     return table.rename(columns={"significant": "active"})
@@ -95,23 +95,19 @@ def _precisions(
     replicated: np.ndarray,
     own: np.ndarray,
 ) -> pd.DataFrame:
-    """Average precision of the wells that have replicates.
-
-    Args:
-      labels: [W] treatment, reference, plate.
-      vectors: [W, D].
-      is_control: [W] bool.
-      replicated: [W] bool, the wells that ask.
-      own: [W] bool, whether there are controls on the well's plate.
-    """
+    """Average precision of the `replicated` wells; `own`: [W] whether their plate has controls."""
     found = []
-    for asking, same in ((replicated & own, ("plate",)), (replicated & ~own, ())):
+    for asking, same in ((replicated & own, ["plate"]), (replicated & ~own, [])):
         if asking.any():
             sought = replicated & np.isin(labels["treatment"], labels["treatment"][asking])
             rows = np.flatnonzero(is_control | sought)
-            controls = Pairs(same=same, differ=("treatment", "reference"))
-            precisions = average_precisions(
-                labels.iloc[rows].reset_index(drop=True), vectors[rows], _REPLICATES, controls
+            precisions = _average_precisions(
+                labels.iloc[rows].reset_index(drop=True),
+                vectors[rows],
+                # A control has a reference of its own: controls are no replicates of each other.
+                pos_sameby=["treatment", "reference"],
+                neg_sameby=same,
+                neg_diffby=["treatment", "reference"],
             )
             found.append(precisions[asking[rows]])
     return pd.concat(found, ignore_index=True)
@@ -155,15 +151,133 @@ def consistency(profiles: CorrectedProfiles) -> Measured:
     labels = pd.DataFrame(
         {"moa": named["moa"].map(number).astype(np.int64), "compound": codes(named["compound"])}
     )
-    precisions = average_precisions(
+    precisions = _average_precisions(
         labels,
-        comparable(profiles.treatments[profiles.features].to_numpy(np.float64)),
-        Pairs(same=("moa",), differ=("compound",)),
-        Pairs(differ=("moa", "compound")),
+        _comparable(profiles.treatments[profiles.features].to_numpy(np.float64)),
+        pos_sameby=["moa"],
+        pos_diffby=["compound"],
+        neg_diffby=["moa", "compound"],
     )
-    found = mean_average_precisions(precisions, "moa")
+    found = _mean_average_precisions(precisions, "moa")
     table = by_moa.reset_index().join(found, how="inner").reset_index(drop=True)
     table = table.rename(columns={"significant": "consistent"})
-    summary: dict[str, object] = {"moas": len(table), **summarised(table, "consistent")}
+    summary: dict[str, object] = {"moas": len(table), **_summarised(table, "consistent")}
     summary["of_a_single_compound"] = int((by_moa["compounds"] == 1).sum())
     return Measured(summary, table)
+
+
+def _comparable(profiles: np.ndarray) -> np.ndarray:
+    """Directions of profiles, and one more column that decides between equal cosines.
+
+    1 - cosine is half the squared distance of unit vectors, which does not change when all are
+    shifted. After subtracting their mean and scaling, float32 separates profiles that are nearly
+    equal.
+
+    copairs ranks a positive before a negative of the same similarity, so an encoder that gives all
+    wells one profile would retrieve perfectly. Jitter of a millionth leaves such ties to chance.
+
+    Args:
+      profiles: [N, D] float64.
+
+    Returns:
+      [N, D + 1] float32.
+    """
+    jitter = np.random.default_rng(_SEED).normal(scale=_JITTER, size=(len(profiles), 1))
+    apart = unit_vectors(profiles)
+    apart = apart - apart.mean(axis=0)
+    longest = np.linalg.norm(apart, axis=1).max(initial=0.0)
+    # Below this, profiles differ by rounding alone.
+    apart = apart / longest if longest > 10.0**-TIE_DIGITS else np.zeros_like(apart)
+    return np.concatenate([apart, jitter], axis=1).astype(np.float32)
+
+
+def _average_precisions(
+    labels: pd.DataFrame,
+    vectors: np.ndarray,
+    *,
+    pos_sameby: Sequence[str],
+    neg_diffby: Sequence[str],
+    pos_diffby: Sequence[str] = (),
+    neg_sameby: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Computes how early each row ranks its positives among its negatives by cosine.
+
+    Args:
+      labels: [N] int columns by which pairs are made.
+      vectors: [N, D + 1] of `_comparable`.
+      pos_sameby: columns in which a row and its positives agree.
+      neg_diffby: columns in all of which a row and its negatives differ.
+      pos_diffby: columns in all of which a row and its positives differ.
+      neg_sameby: columns in which a row and its negatives agree.
+
+    Returns:
+      The labels, `average_precision`, `normalized_average_precision` (0 for a random ranking),
+      `n_pos_pairs` and `n_total_pairs`, [N]. NaN for a row without positives.
+    """
+    from copairs import map as copairs
+
+    return copairs.average_precision(
+        labels,
+        vectors,
+        list(pos_sameby),
+        list(pos_diffby),
+        list(neg_sameby),
+        list(neg_diffby),
+        distance=_similarity,
+        progress_bar=False,
+    )
+
+
+def _mean_average_precisions(precisions: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Means over the rows of each group, and how often a random ranking has a larger one.
+
+    Args:
+      precisions: of `_average_precisions`.
+      by: the column whose values are the groups.
+
+    Returns:
+      One row a group, its label as index, sorted: mean_average_precision, normalized, p, and q
+      (Benjamini and Hochberg 1995) float64, and significant (q < `THRESHOLD`). Rows without
+      positives or without negatives are left out.
+    """
+    from copairs import map as copairs
+
+    ranked = precisions["n_total_pairs"] > precisions["n_pos_pairs"]
+    # copairs caches null distributions in the home folder, by their size only: a result would
+    # depend on what was computed before.
+    with tempfile.TemporaryDirectory() as folder:
+        found = copairs.mean_average_precision(
+            precisions[ranked & (precisions["n_pos_pairs"] > 0)],
+            [by],
+            null_size=NULL_SIZE,
+            threshold=THRESHOLD,
+            seed=_SEED,
+            progress_bar=False,
+            max_workers=1,
+            cache_dir=folder,
+        )
+    names = {
+        "mean_average_precision": "mean_average_precision",
+        "mean_normalized_average_precision": "normalized",
+        "p_value": "p",
+        "corrected_p_value": "q",
+        "below_corrected_p": "significant",
+    }
+    return found.set_index(by).sort_index()[list(names)].rename(columns=names)
+
+
+def _summarised(table: pd.DataFrame, significant: str) -> dict[str, object]:
+    """Entries of metrics.json; `significant` is a bool column of `table`, one row a group."""
+    return {
+        significant: int(table[significant].sum()),
+        "share": float(table[significant].mean()),
+        "mean_average_precision": float(table["mean_average_precision"].mean()),
+        "threshold": THRESHOLD,
+        "null_size": NULL_SIZE,
+    }
+
+
+def _similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[P] orders pairs of rows of `_comparable`, both [P, D + 1], as their cosines do."""
+    nearness = -0.5 * np.square(first[:, :-1] - second[:, :-1]).sum(axis=1)
+    return np.asarray(nearness + (first[:, -1] + second[:, -1]))

@@ -1,4 +1,4 @@
-"""Batch effect: how well a well's batch is told from control wells, which differ in nothing else.
+"""Batch effect: how well classifiers predict the batch of control wells, which are treated alike.
 
 A correction that works brings the balanced accuracy down to chance.
 """
@@ -8,14 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
-from cellclr_jax.profiling.moa import (
-    batch_order,
-    codes,
-)
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.moa import batch_order, codes
 from cellclr_jax.profiling.nearest import unit_vectors
 from cellclr_jax.profiling.single_cells.folds import FOLDS
-from cellclr_jax.profiling.single_cells.probes import INVERSE_REGULARIZATION
+from cellclr_jax.profiling.single_cells.probes import classifier
 
 FEWEST_WELLS = 4
 """Control wells that a batch needs: of two folds, each keeps two."""
@@ -25,19 +22,17 @@ _CAUTION = (
 _SEED = 0
 # A range below this fraction of the largest value is rounding, not signal.
 _CONSTANT = 1e-9
-# The solver stops long before, but for features that are no measurements.
-_MOST_ITERATIONS = 1000
 
 
 def batch_effect(profiles: CorrectedProfiles) -> Measured:
-    """Balanced accuracy of telling the batch from control wells alone, cross-validated.
+    """Balanced accuracy of predicting the batch of control wells, cross-validated.
 
     Logistic regression of scikit-learn (batches of equal weight) and the nearest neighbour by
     cosine, both on features that are standardised by the wells that they are fitted on. Whole
-    plates are held out where every batch has controls on two plates or more, else wells: then what
-    the wells of a plate share helps to tell the batch. A correction has been fitted on these very
-    wells, held-out ones among them: where they are few beside its features it levels them more
-    than it does others, even to below chance, and says less of treated wells than it seems to.
+    plates are held out if every batch has controls on two plates or more, else wells: then what the
+    wells of a plate share helps to predict the batch. A correction has been fitted on all these
+    wells, held-out ones included: if they are few compared with the features, it levels them more
+    than other wells, even to below chance, and the measure says less about treated wells.
 
     Args:
       profiles: of one correction.
@@ -63,10 +58,11 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
     plates = table.groupby("batch")["plate"].nunique()[names].to_numpy()
     by_plate = bool((plates > 1).all())
     batch = table["batch"].map({name: index for index, name in enumerate(names)}).to_numpy(np.int64)
-    told = _told(values, batch, codes(table["plate"]) if by_plate else np.arange(len(table)))
+    groups = codes(table["plate"]) if by_plate else np.arange(len(table))
     wells = np.bincount(batch)
     recall = {
-        name: np.bincount(batch, weights=answers == batch) / wells for name, answers in told.items()
+        name: np.bincount(batch, weights=predicted == batch) / wells
+        for name, predicted in _predicted(values, batch, groups).items()
     }
     columns = {f"recall_{name}": values for name, values in recall.items()}
     found = pd.DataFrame({"batch": names, "wells": wells, "plates": plates, **columns})
@@ -83,16 +79,16 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
 
 
 def _varying(values: np.ndarray, everything: np.ndarray) -> np.ndarray:
-    """The columns in which control wells [C, D] vary by more than rounding of all wells [W, D].
+    """Keeps columns in which control wells [C, D] vary by more than rounding of all wells [W, D].
 
-    Whitening leaves such rounding where controls do not span the features; scaling would make it
-    as large as any other column.
+    Whitening leaves such rounding in directions that controls do not span; scaling would make it as
+    large as any other column.
     """
     return values[:, np.ptp(values, axis=0) > _CONSTANT * np.abs(everything).max(axis=0)]
 
 
 def _balanced(recall: dict[str, np.ndarray]) -> dict[str, object]:
-    """The mean of each classifier's recalls, and what guessing would have."""
+    """Balanced accuracy of each classifier, and that of guessing."""
     means = {name: float(values.mean()) for name, values in recall.items()}
     chance = 1 / len(recall["knn"])
     caution = {"caution": _CAUTION} if min(means.values()) < 0.5 * chance else {}
@@ -107,7 +103,7 @@ def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
       groups: [N] int; rows of one batch and group stay together.
 
     Yields:
-      [N] bool, the rows to ask about; each row is asked about once.
+      [N] bool, the held-out rows; each row is held out once.
     """
     rng = np.random.default_rng(_SEED)
     own = [np.unique(groups[batch == index]) for index in range(batch.max() + 1)]
@@ -121,19 +117,16 @@ def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
         yield fold == index
 
 
-def _told(values: np.ndarray, batch: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
-    """[N] the batch that each classifier names, by classifier."""
-    from sklearn.linear_model import LogisticRegression
+def _predicted(values: np.ndarray, batch: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """[N] the batch that each classifier predicts, by classifier."""
     from sklearn.preprocessing import StandardScaler
 
-    told = {name: np.empty_like(batch) for name in ("logistic", "knn")}
+    predicted = {name: np.empty_like(batch) for name in ("logistic", "knn")}
     for asked in folds(batch, groups):
         scaler = StandardScaler().fit(values[~asked])
         known, unknown = scaler.transform(values[~asked]), scaler.transform(values[asked])
-        model = LogisticRegression(
-            C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
-        )
-        told["logistic"][asked] = model.fit(known, batch[~asked]).predict(unknown)
+        model = classifier("logistic", len(known)).fit(known, batch[~asked])
+        predicted["logistic"][asked] = model.predict(unknown)
         similar = unit_vectors(unknown) @ unit_vectors(known).T
-        told["knn"][asked] = batch[~asked][similar.argmax(axis=1)]
-    return told
+        predicted["knn"][asked] = batch[~asked][similar.argmax(axis=1)]
+    return predicted

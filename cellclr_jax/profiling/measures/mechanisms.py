@@ -1,25 +1,29 @@
 """Scores of each mechanism, and the vote of k neighbours."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cellclr_jax.profiling import moa, profiles
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.moa import Score
+
+NEIGHBOURS = (1, 3, 5, 10)
+"""How many vote in `k_nearest`; one is the score itself."""
 
 
 def mechanisms(profiles: CorrectedProfiles) -> Measured:
-    """Precision, recall and F1 of each MoA under NSC and NSCB, and who is taken for whom.
+    """Precision, recall and F1 of each MoA under NSC and NSCB, and the confusion matrix.
 
     Args:
       profiles: of one correction.
 
     Returns:
-      Summary, for nsc and nscb: moas [M], counts [M][M] (rows: the query's MoA, columns: what its
-      neighbours say, and one more column, '', for no neighbour where that occurs), macro_recall
-      and macro_f1 over the MoAs that have queries; {"undefined": reason} where the score is.
+      Summary, for nsc and nscb: moas [M], counts [M][M] (rows: the query's MoA, columns: the
+      predicted one, and a last column, '', where a query has no neighbour), macro_recall and
+      macro_f1 over the MoAs that have queries; {"undefined": reason} where the score is.
       Table: one row a score and MoA: score, moa, queries, predicted, precision (NaN where it is
       never predicted), recall (NaN where it has no query), f1. Undefined where both scores are.
     """
@@ -47,13 +51,14 @@ def mechanisms(profiles: CorrectedProfiles) -> Measured:
 
 
 def confusion(score: Score) -> tuple[list[str], np.ndarray]:
-    """The MoAs that ask or answer, sorted, and how often which is taken for which.
+    """Counts how often each MoA is taken for each other.
 
     Args:
       score: a defined one.
 
     Returns:
-      (M names, [M, M] int counts, or [M, M + 1] where some query has no neighbour).
+      (M names of queries and neighbours, sorted; [M, M] int, row: the query's, column: the
+      predicted one; [M, M + 1] where some query has no neighbour).
     """
     asked, told = (score.neighbours[name].astype(str).tolist() for name in ("moa", "predicted"))
     moas = sorted({*asked, *told} - {""})
@@ -82,26 +87,14 @@ def _by_moa(moas: list[str], counts: np.ndarray) -> pd.DataFrame:
     )
 
 
-NEIGHBOURS = (3, 5, 10)
-"""How many; one is the score itself."""
-
-
 def k_nearest(seen: CorrectedProfiles) -> Measured:
     """Scores the vote of more than one neighbour (see `moa.not_same_compound`).
 
     Returns:
       {"nsc": {"1": {"correct", "total", "accuracy"}, "3": …}, "nscb": {…}}; a score that is
-      undefined with one neighbour has "undefined" with the reason.
+      undefined with one neighbour has "undefined" with the reason. Table: the same by rows.
     """
     protocol, features = seen.protocol, seen.features
-    scores = {"nsc": {"1": seen.nsc}, "nscb": {"1": seen.nscb}}
-    for_nscb = seen.treatments
-    if protocol.batches == "week1":
-        wells = seen.wells[~seen.controls()]
-        first = wells[profiles.in_first_batch(wells)]
-        for_nscb = profiles.treatment_profiles(
-            first, statistic=protocol.statistic, features=features
-        )
     search = partial(
         moa.both_scores,
         neighbours=NEIGHBOURS,
@@ -110,24 +103,22 @@ def k_nearest(seen: CorrectedProfiles) -> Measured:
         features=features,
         control=protocol.control,
     )
-    of_all = search(seen.treatments)
-    of_first = of_all if for_nscb is seen.treatments else search(for_nscb)
+    of_all = of_first = search(seen.treatments)
+    if protocol.batches == "week1":
+        wells = seen.wells[~seen.controls()]
+        first = wells[profiles.in_first_batch(wells)]
+        of_first = search(
+            profiles.treatment_profiles(first, statistic=protocol.statistic, features=features)
+        )
+    summary: dict[str, Any] = {"nsc": {}, "nscb": {}}
     for count in NEIGHBOURS:
-        scores["nsc"][str(count)], scores["nscb"][str(count)] = of_all[count][0], of_first[count][1]
-    described = {
-        kind: {count: _describe(score) for count, score in found.items()}
-        for kind, found in scores.items()
-    }
+        for kind, score in (("nsc", of_all[count][0]), ("nscb", of_first[count][1])):
+            counts = {"correct": score.correct, "total": score.total, "accuracy": score.accuracy}
+            undefined = {"undefined": score.undefined}
+            summary[kind][str(count)] = undefined if score.undefined else counts
     rows = [
         {"score": kind, "neighbours": int(count), **score}
-        for kind, found in described.items()
+        for kind, found in summary.items()
         for count, score in found.items()
     ]
-    return Measured(dict(described), pd.DataFrame(rows))
-
-
-def _describe(score: moa.Score) -> dict[str, object]:
-    """As JSON."""
-    if score.undefined:
-        return {"undefined": score.undefined}
-    return {"correct": score.correct, "total": score.total, "accuracy": score.accuracy}
+    return Measured(summary, pd.DataFrame(rows))

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
 DRAWS = 1_000
 """Sets of wells of different treatments, for each number of wells."""
 PERCENTILE = 95.0
-"""Of their medians: what a treatment that replicates has more than."""
-# Medians of larger sets spread less, so this many wells are the stricter test of a larger one.
+"""Of their medians: a treatment above it replicates."""
+# Medians of larger sets spread less, so a null of this many wells is strict for a larger set.
 _LARGEST_SET = 20
-# Of more wells, as a positive control may have, this many stand for all.
+# Of more wells, as a positive control may have, this many are drawn.
 _MOST_WELLS = 500
 _SEED = 0
 # Sets whose profiles are held at once: 20 wells of 2,048 features take 33 MB.
@@ -76,7 +76,7 @@ def _compared(centred: np.ndarray, wells: np.ndarray) -> tuple[np.ndarray, np.nd
     for size in np.unique(sizes).tolist():
         null = null_medians(centred, drawn_from, size, rng)
         limits[sizes == size] = np.percentile(null, PERCENTILE)
-    # Wells that are all alike must not differ from the null by rounding.
+    # Wells that are all equal must not differ from the null by rounding.
     return np.round(medians, TIE_DIGITS), np.round(limits, TIE_DIGITS)
 
 

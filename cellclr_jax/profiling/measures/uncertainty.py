@@ -6,20 +6,19 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.profiling.group_statistics import medians
-from cellclr_jax.profiling.measures.measured import CorrectedProfiles, Measured, undefined
-from cellclr_jax.profiling.moa import (
-    Candidates,
-    Score,
-    codes,
-    other_batch,
-    other_compound,
-)
-from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
+from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, undefined
+from cellclr_jax.profiling.moa import Candidates, Score, codes, other_batch, other_compound
+from cellclr_jax.profiling.nearest import nearest, unit_vectors
 from cellclr_jax.profiling.profiles import in_first_batch
 
 LEVEL = 0.95
 """Of an interval: the share of resamples that it holds."""
-_RESAMPLES = 10_000
+_ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+RESAMPLES = 300
+"""How often wells are drawn."""
+MOST_TREATMENTS = 3_000
+"""300 matrices of cosines between so many take over a minute; ten times as many two hours."""
+_COMPOUND_RESAMPLES = 10_000
 # Permutations that are held at once: a thousand compounds of them take 8 MB.
 _AT_ONCE = 1_000
 _SEED = 0
@@ -27,12 +26,12 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What surrounds an accuracy.
+    """Interval and chance level of an accuracy.
 
     Attributes:
       low: lower end of the interval, in [0, 1].
       high: its upper end.
-      chance: mean accuracy where mechanisms are shuffled among compounds, in [0, 1].
+      chance: mean accuracy with mechanisms shuffled among compounds, in [0, 1].
       p: how often shuffled mechanisms score at least as well, counting the true ones once.
     """
 
@@ -42,22 +41,21 @@ class Uncertainty:
     p: float
 
 
-def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED) -> Uncertainty:
-    """The interval and the chance level of a defined score, both by compounds.
+def uncertainty(
+    score: Score, *, resamples: int = _COMPOUND_RESAMPLES, seed: int = _SEED
+) -> Uncertainty:
+    """Computes interval and chance level of a defined score, both by compounds.
 
-    Treatments of one compound are not independent: whoever gets one of its concentrations right
-    mostly gets the others. So whole compounds are drawn anew (Efron's percentile bootstrap of the
-    queries; each keeps the neighbour that it has), and whole compounds exchange their mechanisms
-    (a permutation test; neighbours, which know no mechanism, stay). Where all queries are right, or
-    none, resamples are all the same: the interval is then Clopper and Pearson's over compounds.
+    Treatments of one compound are not independent: if one of its concentrations is right, the
+    others mostly are. So whole compounds are resampled (Efron's percentile bootstrap of the
+    queries, which keep their neighbours), and whole compounds exchange their mechanisms (a
+    permutation test; neighbours stay). If all queries are right, or none, resamples are all the
+    same: the interval is then Clopper and Pearson's over compounds.
 
     Args:
       score: of `moa.not_same_compound` or `moa.not_same_compound_or_batch`.
       resamples: of either kind.
       seed: of the random numbers: the same score has the same interval.
-
-    Returns:
-      See `Uncertainty`.
 
     Raises:
       ValueError: the score is undefined, or of more than one neighbour.
@@ -65,7 +63,7 @@ def uncertainty(score: Score, *, resamples: int = _RESAMPLES, seed: int = _SEED)
     if score.accuracy is None:
         raise ValueError(f"an undefined score has no interval: {score.undefined}")
     if score.voters != 1:
-        raise ValueError(f"of {score.voters} neighbours that vote the nearest tells no chance")
+        raise ValueError(f"of {score.voters} neighbours that vote there is no chance level")
     rng = np.random.default_rng(seed)
     asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
     index, names = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
@@ -91,7 +89,7 @@ def _named(neighbours: pd.DataFrame, prefix: str) -> pd.DataFrame:
 def _interval(
     compounds: np.ndarray, correct: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Ends of the percentile interval of the accuracy over compounds that are drawn anew."""
+    """Ends of the percentile interval of the accuracy over resampled compounds."""
     _, group = np.unique(compounds, return_inverse=True)
     queries = np.bincount(group)
     right = np.bincount(group, weights=correct)
@@ -100,7 +98,7 @@ def _interval(
         return (least, 1.0) if correct.all() else (0.0, 1 - least)
     drawn = rng.multinomial(len(queries), np.full(len(queries), 1 / len(queries)), resamples)
     accuracies = (drawn @ right) / (drawn @ queries)
-    low, high = np.quantile(accuracies, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(accuracies, _ENDS)
     return float(low), float(high)
 
 
@@ -111,17 +109,17 @@ def _shuffled(
     resamples: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """[R] right answers where the mechanisms have been shuffled among the compounds.
+    """[R] counts of right answers with mechanisms shuffled among compounds.
 
     Args:
       names: [C] compound and mechanism.
-      asked: [Q] the number of each query's compound.
-      answers: [Q] that of its neighbour.
+      asked: [Q] index of each query's compound.
+      answers: [Q] index of its neighbour's compound.
       resamples: R.
       rng: draws them.
     """
     real = np.array([bool(compound) for compound, _ in names])
-    # Where a query has no neighbour, its answer matches nothing, however mechanisms are shuffled.
+    # A query without a neighbour is never right, however mechanisms are shuffled.
     moas = np.unique([moa for _, moa in names], return_inverse=True)[1]
     moas[~real] = -1
     counts = []
@@ -132,15 +130,8 @@ def _shuffled(
     return np.concatenate(counts)
 
 
-RESAMPLES = 300
-"""How often wells are drawn anew."""
-MOST_TREATMENTS = 3_000
-"""300 matrices of cosines between so many take over a minute; ten times as many two hours."""
-_WELLS_SEED = 0
-
-
 class Replicates:
-    """The wells of each treatment, and its profile from as many of them drawn with replacement."""
+    """Wells by treatment, from which profiles of resampled wells are computed."""
 
     def __init__(self, values: np.ndarray, treatment: np.ndarray, statistic: str) -> None:
         """Groups treatments by their number of wells.
@@ -161,7 +152,7 @@ class Replicates:
             self._groups.append((treatments, values[rows]))
 
     def profiles(self, rng: np.random.Generator | None) -> np.ndarray:
-        """[N, D] float64 profiles of wells that are drawn anew, or of each well once for None."""
+        """[N, D] float64 profiles of wells drawn with replacement; None takes each well once."""
         found = np.empty(self._shape)
         for treatments, wells in self._groups:
             if rng is not None:
@@ -171,68 +162,14 @@ class Replicates:
         return found
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What it takes to score profiles again and again by one rule.
-
-    Attributes:
-      queries: [Q] int, the treatments that ask.
-      barred: [Q, N] float64: -inf where a treatment may not answer, else 0.
-      right: [Q, N] bool: whether an answer has the query's MoA.
-    """
-
-    queries: np.ndarray
-    barred: np.ndarray
-    right: np.ndarray
-
-
-def rule(candidates: Candidates, moas: pd.Series) -> Rule:
-    """The rule by which `moa` finds neighbours, for all treatments at once.
-
-    Args:
-      candidates: of N treatments.
-      moas: [N] of the same treatments.
-    """
-    allowed = candidates.allowed(np.arange(len(moas)))
-    queries = np.flatnonzero((candidates.excluded == "") & allowed.any(axis=1))
-    number = codes(moas)
-    return Rule(
-        queries,
-        np.where(allowed[queries], 0.0, -np.inf),
-        number[queries, None] == number,
-    )
-
-
-def accuracies(profiles: np.ndarray, rules: list[Rule]) -> list[float]:
-    """The accuracy of the nearest neighbour under each rule, as `moa` scores it.
-
-    Args:
-      profiles: [N, D] float64, sorted by compound and concentration, which decides ties.
-      rules: see `rule`.
-    """
-    vectors = unit_vectors(profiles)
-    directed = np.any(vectors != 0, axis=1)
-    similar = np.round(vectors @ vectors.T, TIE_DIGITS)
-    similar[:, ~directed] = -np.inf
-    found = []
-    for one in rules:
-        near = similar[one.queries] + one.barred
-        nearest = near.argmax(axis=1)[:, None]
-        correct = np.take_along_axis(one.right, nearest, axis=1)[:, 0]
-        correct &= directed[one.queries]
-        correct &= np.isfinite(np.take_along_axis(near, nearest, axis=1)[:, 0])
-        found.append(float(correct.mean()))
-    return found
-
-
 def well_intervals(profiles: CorrectedProfiles) -> Measured:
-    """95 % percentile intervals of NSC and NSCB over wells that are drawn anew.
+    """95 % percentile intervals of NSC and NSCB over resampled wells.
 
     Within each treatment as many wells as it has are drawn with replacement, and its profile and
-    neighbour found again; the correction stays as it was fitted (Efron 1979). A treatment of one
+    neighbour computed again; the correction stays as it was fitted (Efron 1979). A treatment of one
     well never changes. A draw repeats some wells and misses others, so its profiles are noisier
-    than those of all wells and score less on average: the interval is moved up by that, and ends
-    at 0 and 1.
+    than those of all wells and score less on average: the interval is shifted up by that
+    difference, and clipped to [0, 1].
 
     Args:
       profiles: of one correction.
@@ -252,11 +189,10 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
     if wells.max() < 2:
         return undefined("no treatment has two wells")
     drawn = _resampled(profiles, scores)
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     summary: dict[str, object] = dict.fromkeys(scores)
     for name, values in drawn.items():
         lost = (scores[name].accuracy or 0.0) - values.mean()
-        summary[name] = np.clip(np.quantile(values, ends) + lost, 0.0, 1.0).tolist()
+        summary[name] = np.clip(np.quantile(values, _ENDS) + lost, 0.0, 1.0).tolist()
     means = {name: float(values.mean()) for name, values in drawn.items()}
     summary["mean"] = dict.fromkeys(scores) | means
     summary |= {"resamples": RESAMPLES, "single_wells": int((wells == 1).sum())}
@@ -266,26 +202,45 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
 def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[str, np.ndarray]:
     """[RESAMPLES] accuracies of each score that is defined."""
     protocol, named = profiles.protocol, profiles.named_treatments()
+    # The order by compound and concentration decides ties, as in `moa`.
     order = named.sort_values(["compound", "concentration"]).index.to_numpy()
     named = named.iloc[order].reset_index(drop=True)
-    asked = {
-        "nsc": rule(other_compound(named), named["moa"]),
-        "nscb": rule(other_batch(named, protocol.batches, protocol.left_out), named["moa"]),
+    candidates = {
+        "nsc": other_compound(named),
+        "nscb": other_batch(named, protocol.batches, protocol.left_out),
     }
     row = profiles.treatment_of_wells()
     treatment = np.where(row < 0, -1, np.argsort(order)[row])
     everything = treatment >= 0
-    together = [(list(asked), everything)]
+    together = [(list(scores), everything)]
     if protocol.batches == "week1":
         first = everything & in_first_batch(profiles.wells)
         together = [(["nsc"], everything), (["nscb"], first)]
-    values = profiles.well_values()
+    values, moas = profiles.well_values(), codes(named["moa"])
     found: dict[str, np.ndarray] = {}
     for names, kept in together:
         defined = [name for name in names if not scores[name].undefined]
         if defined:
             replicates = Replicates(values[kept], treatment[kept], protocol.statistic)
-            rng, rules = np.random.default_rng(_WELLS_SEED), [asked[name] for name in defined]
-            drawn = [accuracies(replicates.profiles(rng), rules) for _ in range(RESAMPLES)]
-            found |= dict(zip(defined, np.array(drawn).T, strict=True))
+            drawn = _accuracies(replicates, [candidates[name] for name in defined], moas)
+            found |= dict(zip(defined, drawn.T, strict=True))
+    return found
+
+
+def _accuracies(
+    replicates: Replicates, candidates: list[Candidates], moas: np.ndarray
+) -> np.ndarray:
+    """[RESAMPLES, rules] accuracies of the nearest neighbour, as `moa` computes them."""
+    masks = [one.allowed(np.arange(len(moas))) for one in candidates]
+    queries = [
+        np.flatnonzero((one.excluded == "") & mask.any(axis=1))
+        for one, mask in zip(candidates, masks, strict=True)
+    ]
+    rng, rules = np.random.default_rng(_SEED), [mask.__getitem__ for mask in masks]
+    found = np.empty((RESAMPLES, len(rules)))
+    for draw in range(RESAMPLES):
+        neighbours = nearest(unit_vectors(replicates.profiles(rng)), rules)
+        for number, rows in enumerate(queries):
+            answers = neighbours[number].rows[rows, 0]
+            found[draw, number] = ((answers >= 0) & (moas[answers] == moas[rows])).mean()
     return found

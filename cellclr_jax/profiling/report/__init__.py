@@ -11,9 +11,10 @@ from typing import TextIO
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.profiling.evaluation import Evaluation, Options
+from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
+from cellclr_jax.profiling.protocol import Options
 from cellclr_jax.profiling.report import figures
 from cellclr_jax.profiling.report.crop_pictures import Pictures
 from cellclr_jax.profiling.report.folder import (

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cellclr_jax.errors import BadUse
+from cellclr_jax.profiling.evaluation import METRICS
 from cellclr_jax.profiling.measures import MEASURES
 
-METRICS = "metrics.json"
 REPORT = "report.html"
 UNFINISHED = ".evaluating"
 # Where evaluations with other settings are kept, in folders that are numbered from 1 on.

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import (
@@ -12,6 +11,7 @@ from cellclr_jax.profiling.moa import (
     batch_set,
     single_batch_moas,
 )
+from cellclr_jax.profiling.protocol import FITTED_ON_ALL
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 

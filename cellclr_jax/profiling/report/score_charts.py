@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.pages import base_layout, flatten, label
+from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.report.figures import COLOURS
 from cellclr_jax.profiling.report.metrics_json import (
     is_undefined,
@@ -112,19 +113,6 @@ def _layout(kind: str, rows: Sequence[tuple[str, str]]) -> dict[str, object]:
     )
 
 
-# Title and the place in metrics["measures"][correction].
-_SHARES = (
-    ("Active treatments", ("activity", "share")),
-    ("Activity, mean AP", ("activity", "mean_average_precision")),
-    ("Consistent mechanisms", ("consistency", "share")),
-    ("Consistency, mean AP", ("consistency", "mean_average_precision")),
-    ("Replicating treatments", ("reproducibility", "share")),
-    ("Same treatment nearest on another plate", ("across_plates", "nearest_share")),
-    ("The same by chance", ("across_plates", "chance", "nearest_share")),
-    ("Batch told, logistic", ("batch_effect", "balanced_accuracy", "logistic")),
-    ("Batch told, 1-NN", ("batch_effect", "balanced_accuracy", "knn")),
-    ("Batch told, chance", ("batch_effect", "chance")),
-)
 _CORRECTION_ROW_HEIGHT, _CORRECTION_FRAME_HEIGHT = 30, 110
 
 
@@ -165,8 +153,10 @@ def compare_corrections(metrics: Mapping[str, object]) -> Comparison | None:
                 real(mapping(_at(measures[name], ("k_nearest", kind))).get(count), "accuracy")
                 for name in scores
             ]
-    for title, place in _SHARES:
-        shares[title] = [real(_at(measures[name], place[:-1]), place[-1]) for name in scores]
+    for key, measure in MEASURES.items():
+        for place, title in measure.shares.items():
+            *path, last = (key, *place.split("."))
+            shares[title] = [real(_at(measures[name], path), last) for name in scores]
     shares = {
         title: values
         for title, values in shares.items()

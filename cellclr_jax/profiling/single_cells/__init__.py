@@ -1,51 +1,34 @@
 """Scores of labelled single cells."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cellclr_jax.console import plural
-from cellclr_jax.data.columns import NAMES
+from cellclr_jax.data.columns import CELL_NAMES, NAMES
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.profiles import feature_names
+from cellclr_jax.profiling.protocol import AUTO, GROUPS, NOTHING
 from cellclr_jax.profiling.single_cells import probes
-from cellclr_jax.profiling.single_cells.folds import (
-    choose_groups,
-    stratified_subset,
-    usable,
-)
+from cellclr_jax.profiling.single_cells.folds import choose_groups, stratified_subset, usable
 
 # Enough for two digits of a score; the nearest neighbours of more take minutes.
 MOST_CELLS = 20_000
 SEED = 0
 # What can be a cell's class; the last two where no treatment can be scored.
 _CLASSES = ("label", "moa", "compound")
-# What may keep cells of a fold apart from those that were fitted on, the best first, and the
-# columns that tell it. Wells have the same names on every plate, sites in every well.
-_GROUPS = {
-    "plate": ("plate",),
-    "batch": ("batch",),
-    "well": ("plate", "well"),
-    "site": ("plate", "well", "site"),
-    "compound": ("compound",),
-}
-AUTO, NOTHING = "auto", "nothing"
-HELD_OUT = (AUTO, *_GROUPS, NOTHING)
-"""What may be kept whole in a fold; 'auto': the first of them, but compounds, that leaves classes
-to tell apart."""
-_TABLE = {"cell_id": "Metadata_CellId", **NAMES, "label": "Metadata_Label"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The cells that are kept for the evaluation.
+    """Cells that are drawn for the evaluation.
 
     Attributes:
       rows: [K] their rows in the dataset, ascending.
-      label_column: where their classes come from; '' where there are none.
+      label_column: the column of their classes; '' if there is none.
       labels: [K] str.
       table: one row a cell: Metadata_CellId and the dataset's metadata as `Metadata_*`.
       labelled: cells of the dataset that have a class.
@@ -64,12 +47,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class CellEvaluation:
-    """What `evaluate_cells` found.
+    """The result of `evaluate_cells`.
 
     Attributes:
       sample: the cells.
-      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': what was kept together in a fold;
-        '' for nothing.
+      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': the groups that folds kept whole;
+        '' for none.
       probes: by the features' name.
       features: [K, D] of each cell, by the features' name.
     """
@@ -88,7 +71,7 @@ class CellEvaluation:
 
 
 class KeptCells:
-    """The features of chosen cells, kept as they come.
+    """Collects the features of chosen cells from minibatches.
 
     Args:
       rows: [K] of the dataset, ascending.
@@ -99,7 +82,7 @@ class KeptCells:
         self.features: dict[str, np.ndarray] = {}
 
     def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """Takes those of a minibatch that were chosen: rows [b], features [b, D] by name."""
+        """Adds the chosen cells of a minibatch: rows [b], features [b, D] by name."""
         place = np.searchsorted(self.rows, rows)
         chosen = np.isin(rows, self.rows)
         for name, values in features.items():
@@ -119,16 +102,16 @@ def draw_sample(
     """Draws cells by class, the same ones each time.
 
     Args:
-      cells: one row a cell: cell_id and columns of `fields.COLUMNS`.
-      with_treatments: whether treatments are scored; then labels alone are classes.
-      label: the column that tells the classes; None takes the first there is of label and, without
+      cells: one row a cell: cell_id and columns of `data.columns.COLUMNS`.
+      with_treatments: whether treatments are scored; then only labels are classes.
+      label: the column of the classes; None takes the first existing one of label and, without
         treatments, moa and compound.
       size: how many to draw at most.
       seed: of the draw.
 
     Returns:
-      The sample; of all cells where there are no two classes to tell apart; None where treatments
-      are scored and there is no column of labels.
+      The sample; of all cells if there are no two classes to tell apart; None if treatments are
+      scored and there is no column of labels.
 
     Raises:
       BadUse: there is no such column.
@@ -150,8 +133,8 @@ def draw_sample(
         kept = np.full(len(cells), True)
     candidates = np.flatnonzero(kept)
     rows = candidates[stratified_subset(labels[candidates], size, seed=seed)]
-    names = [name for name in _TABLE if name in cells]
-    table = cells.iloc[rows][names].rename(columns=_TABLE).reset_index(drop=True)
+    names = [name for name in CELL_NAMES if name in cells]
+    table = cells.iloc[rows][names].rename(columns=CELL_NAMES).reset_index(drop=True)
     labelled = int((labels != "").sum())
     return Sample(rows, column, labels[rows], table, labelled, len(labels) - labelled, left_out)
 
@@ -168,12 +151,12 @@ def evaluate_cells(
     Args:
       sample: of the dataset.
       features: [K, D] by name, a row for each of the sample's.
-      hold_out: what is kept whole in a fold, of `HELD_OUT`.
+      hold_out: the groups that a fold keeps whole, of `protocol.HELD_OUT`.
       classifiers: which, of `probes.CLASSIFIERS`.
 
     Raises:
       BadData: a feature is not finite.
-      BadUse: the cells do not tell what is to be held out.
+      BadUse: the cells have no such groups.
     """
     for name, values in features.items():
         finite = np.isfinite(values).all(axis=1)
@@ -191,7 +174,7 @@ def evaluate_cells(
 
 
 def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
-    """What is kept whole in a fold, and the group of each cell; ('', None) for nothing."""
+    """The groups that folds keep whole, and the group of each cell; ('', None) for none."""
     candidates = _candidates(sample.table)
     if hold_out == NOTHING:
         return "", None
@@ -205,9 +188,9 @@ def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
 
 
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """[K] groups of the cells by what they are; of those whose column the table has."""
+    """[K] groups of the cells by name, of those whose column the table has."""
     found = {}
-    for name, columns in _GROUPS.items():
+    for name, columns in GROUPS.items():
         told = [NAMES[column] for column in columns if NAMES[column] in table]
         if NAMES[name] in told:
             texts = pd.DataFrame({column: _text(table[column]) for column in told})
@@ -227,9 +210,10 @@ def _text(values: pd.Series) -> np.ndarray:
     return values.fillna("").astype(str).to_numpy(object)
 
 
-# Names of classes without a score that a record holds.
+_NO_GROUPS = "no plates, batches, wells or sites"
+# Names of classes without a score that metrics.json holds.
 _LISTED = 50
-# What cells on both sides of a fold may share, by what was kept whole.
+# What cells on both sides of a fold may share, by the groups that were kept whole.
 _SHARED = {
     "": "plate, well or image",
     "well": "plate",
@@ -249,7 +233,7 @@ def cell_table(evaluation: CellEvaluation, name: str) -> pd.DataFrame:
 
 
 def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
-    """The evaluation as it goes into `metrics.json`.
+    """Describes the evaluation for `metrics.json`.
 
     Returns:
       {"label_column", "classes": {name: cells}, "left_out": {name: reason}, "cells", "labelled",
@@ -270,7 +254,7 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
         "folds": first.folds if first else 0,
         "grouped_by": evaluation.grouped_by or None,
         "scores": {
-            name: {kind: _describe(score) for kind, score in probe.scores.items()}
+            name: {kind: asdict(score) for kind, score in probe.scores.items()}
             for name, probe in evaluation.probes.items()
             if probe.scores
         },
@@ -281,16 +265,6 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
     if evaluation.undefined:
         described["undefined"] = evaluation.undefined
     return described
-
-
-def _describe(score: probes.ProbeScore) -> dict[str, Any]:
-    """One classifier's score."""
-    return {
-        "balanced_accuracy": score.balanced_accuracy,
-        "accuracy": score.accuracy,
-        "recall": score.recall,
-        "by_fold": list(score.by_fold),
-    }
 
 
 def _settings() -> dict[str, Any]:
@@ -317,7 +291,12 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         if sample.unlabelled:
             notes.append(f"not used: {plural(sample.unlabelled, 'cell')} without a class")
         if evaluation.grouped_by in _SHARED:
-            notes.append(_leak_note(evaluation.grouped_by))
+            groups = f"{evaluation.grouped_by}s alone" if evaluation.grouped_by else _NO_GROUPS
+            notes.append(
+                f"{groups} could be kept whole in the folds: cells of one "
+                f"{_SHARED[evaluation.grouped_by]} may lie on both sides, and what they share "
+                "makes any score look better"
+            )
         if probe.unanswerable:
             notes.append(
                 f"counted as wrong: {plural(probe.unanswerable, 'cell')} of a class that no other "
@@ -328,14 +307,3 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         notes.append(f"classes left out: {', '.join(shown)}{more}")
     return notes
-
-
-def _leak_note(grouped_by: str) -> str:
-    """Says what makes the scores look better where plates and batches could not be kept whole."""
-    whole = (
-        f"{grouped_by}s alone could" if grouped_by else "no plates, batches, wells or sites could"
-    )
-    return (
-        f"{whole} be kept whole in the folds: cells of one {_SHARED[grouped_by]} may lie on both "
-        "sides, and what they share makes any score look better"
-    )

@@ -1,7 +1,7 @@
-"""Which cells a probe is fitted on and which it is asked about: classes, groups, folds, a subset.
+"""Selects cells for probes: usable classes, groups, folds and a stratified subset.
 
-Cells of one plate resemble each other whatever their class, so a plate that lies on both sides of
-a fold makes any features look good: groups keep it together.
+Cells of one plate resemble each other whatever their class, so a plate on both sides of a fold
+makes any features look good: groups keep it together.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _KEPT_WHOLE = 50
 def usable(
     labels: np.ndarray, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Which cells are of a class that can be told from others.
+    """Finds the cells of classes that have enough cells to be predicted.
 
     Args:
       labels: [N] str; '' is no class.
@@ -53,10 +53,10 @@ def usable(
 def choose_groups(
     candidates: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> tuple[str, np.ndarray | None]:
-    """Chooses what keeps cells together: the first that leaves two classes to tell apart.
+    """Chooses the groups that folds keep whole: the first that leave two classes to tell apart.
 
-    A group may hold one class alone, as wells do whose compound is the class: then whole groups
-    are asked about, and what the cells of a well share beside their class answers nothing.
+    A group may hold a single class, as wells do if the compound is the class: then whole groups
+    are held out, and what the cells of a well share besides their class does not help.
 
     Args:
       candidates: [N] group of each cell, by what it is ('plate', 'well'), the best first.
@@ -107,15 +107,15 @@ def folds_of(
       seed: of the division.
 
     Yields:
-      (rows to fit on, rows to ask about) of each fold; each row is asked about once, and no group
-      lies on both sides.
+      (rows to fit on, held-out rows) of each fold; each row is held out once, and no group lies on
+      both sides.
     """
     from sklearn import model_selection
 
     if groups is None:
         split = model_selection.StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     elif groups.max() < FOLDS:
-        # Each group alone: whatever lies in two of them is always fitted on the other.
+        # One group at a time: a class in two of them is always fitted on the other.
         split = model_selection.LeaveOneGroupOut()
     else:
         split = model_selection.StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)

@@ -1,18 +1,18 @@
-"""Probes: how well a classifier tells the class of a cell from its features, cross-validated."""
+"""Probes: how well classifiers predict the class of a cell from its features, cross-validated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.errors import BadData
-from cellclr_jax.profiling.single_cells.folds import (
-    folds_of,
-    usable,
-)
+from cellclr_jax.profiling.single_cells.folds import folds_of, usable
 
-CLASSIFIERS = ("knn", "logistic", "forest")
+TITLES = {"knn": "k-NN", "logistic": "logistic regression", "forest": "random forest"}
+"""Names of the classifiers in tables."""
+CLASSIFIERS = tuple(TITLES)
 NEIGHBOURS = 20
 # The weight of the data against the ridge. Strong, since features often outnumber a class's cells.
 INVERSE_REGULARIZATION = 0.01
@@ -23,35 +23,35 @@ CELLS_A_TREE = 2_000
 _MOST_ITERATIONS = 1000
 # A deviation below this fraction of the largest value is rounding of float32, not signal.
 _CONSTANT = 1e-6
-# In deviations. Cells that are fitted on lie within the square root of their number; one that lies
-# further away than this says no more by it, and its square may be past the range of float32.
+# In deviations. Fitted cells lie within the square root of their number; a cell that lies further
+# away is clipped, since its square may be past the range of float32.
 _FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """How one classifier does, over the predictions of all folds.
+    """Scores of one classifier, over the predictions of all folds.
 
     Attributes:
       balanced_accuracy: the mean of `recall`, in [0, 1].
-      accuracy: the share of cells that are told rightly.
-      recall: the share of each class's cells that are told rightly.
+      accuracy: the share of cells whose class is predicted.
+      recall: the same share of each class's cells.
       by_fold: the balanced accuracy of each fold, over the classes that it holds.
     """
 
     balanced_accuracy: float
     accuracy: float
     recall: dict[str, float]
-    by_fold: tuple[float, ...]
+    by_fold: list[float]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What `probe` found.
+    """The result of `probe`.
 
     Attributes:
       scores: by classifier, of `CLASSIFIERS`; empty where there is no score.
-      classes: cells of each class that was told from the others.
+      classes: cells of each class that was used.
       left_out: why each other class was not.
       cells: how many were used.
       folds: how many there were.
@@ -80,7 +80,7 @@ def probe(
     classifiers: Sequence[str] = CLASSIFIERS,
     seed: int = 0,
 ) -> Probe:
-    """Tells each cell's class by classifiers that were fitted on other folds.
+    """Predicts each cell's class by classifiers that were fitted on other folds.
 
     Classifiers of scikit-learn: the vote of the 20 nearest neighbours by cosine, logistic
     regression and a random forest, both with classes of equal weight. Features are standardised by
@@ -96,7 +96,7 @@ def probe(
 
     Returns:
       The scores. Classes with fewer than ten cells, beyond the hundred most frequent or, with
-      groups, in one group alone are left out; where fewer than two are left, there is no score.
+      groups, in a single group are left out; with fewer than two left, there is no score.
 
     Raises:
       BadData: there are no features, or one is not finite or too large to compute with.
@@ -118,7 +118,7 @@ def probe(
         undefined = f"{reason}: at least 2 are needed"
         return Probe({}, classes, left_out, len(codes), 0, groups is not None, None, 0, undefined)
     inner = None if groups is None else np.unique(np.asarray(groups)[kept], return_inverse=True)[1]
-    # Threads that wait for each other on a busy machine; and one rounds the same on any machine.
+    # Threads wait for each other on a busy machine, and one rounds alike on any machine.
     with threadpool_limits(limits=1):
         found = _probe(features[kept], names, codes, inner, classifiers, seed)
     return replace(found, left_out=left_out)
@@ -133,7 +133,7 @@ def _probe(
     seed: int,
 ) -> Probe:
     """See `probe`; `codes` are positions in `names`."""
-    told = {name: np.empty_like(codes) for name in classifiers}
+    predicted = {name: np.empty_like(codes) for name in classifiers}
     fold = np.empty_like(codes)
     unanswerable, folds = 0, 0
     for fitted, asked in folds_of(codes, groups, seed):
@@ -141,9 +141,13 @@ def _probe(
         unanswerable += int((~np.isin(codes[asked], codes[fitted])).sum())
         known, unknown = _standardized(features[fitted], features[asked])
         for name in classifiers:
-            told[name][asked] = _CLASSIFIERS[name](known, codes[fitted], unknown, seed)
+            if (codes[fitted] == codes[fitted][0]).all():  # which logistic regression refuses
+                predicted[name][asked] = codes[fitted][0]
+                continue
+            model = classifier(name, len(fitted), seed).fit(known, codes[fitted])
+            predicted[name][asked] = model.predict(unknown)
     return Probe(
-        scores={name: _score(names, codes, answers, fold) for name, answers in told.items()},
+        scores={name: _score(names, codes, answers, fold) for name, answers in predicted.items()},
         classes=dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True)),
         left_out={},
         cells=len(codes),
@@ -175,65 +179,49 @@ def _standardized(fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np
     return first, second
 
 
-def _knn(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
-    """The class that most of the nearest by cosine have; of equally many, the first."""
-    from sklearn.neighbors import KNeighborsClassifier
+def classifier(kind: str, cells: int, seed: int = 0) -> Any:
+    """Returns an untrained classifier of scikit-learn.
 
-    neighbours = min(NEIGHBOURS, len(codes))
-    model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
-    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
-    return predicted
+    Args:
+      kind: of `CLASSIFIERS`.
+      cells: number of rows that it will be fitted on.
+      seed: of the forest.
+    """
+    if kind == "knn":
+        from sklearn.neighbors import KNeighborsClassifier
 
+        return KNeighborsClassifier(min(NEIGHBOURS, cells), metric="cosine", algorithm="brute")
+    if kind == "logistic":
+        from sklearn.linear_model import LogisticRegression
 
-def _logistic(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
-    """The likeliest class by (multinomial) logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-
-    if (codes == codes[0]).all():
-        return np.full(len(asked), codes[0])
-    model = LogisticRegression(
-        C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
-    )
-    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
-    return predicted
-
-
-def _forest(fitted: np.ndarray, codes: np.ndarray, asked: np.ndarray, seed: int) -> np.ndarray:
-    """The class that the trees of a random forest (Breiman 2001) find likeliest."""
+        return LogisticRegression(
+            C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=_MOST_ITERATIONS
+        )
     from sklearn.ensemble import RandomForestClassifier
 
-    model = RandomForestClassifier(
+    return RandomForestClassifier(
         TREES,
-        max_samples=min(CELLS_A_TREE, len(codes)),
+        max_samples=min(CELLS_A_TREE, cells),
         class_weight="balanced",
         random_state=seed,
         n_jobs=1,
     )
-    predicted: np.ndarray = model.fit(fitted, codes).predict(asked)
-    return predicted
 
 
-_CLASSIFIERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "knn": _knn,
-    "logistic": _logistic,
-    "forest": _forest,
-}
-# What they are called in tables.
-TITLES = {"knn": "k-NN", "logistic": "logistic regression", "forest": "random forest"}
-
-
-def _score(names: np.ndarray, codes: np.ndarray, told: np.ndarray, fold: np.ndarray) -> ProbeScore:
+def _score(
+    names: np.ndarray, codes: np.ndarray, predicted: np.ndarray, fold: np.ndarray
+) -> ProbeScore:
     """Scores one classifier's answers."""
-    right = told == codes
+    right = predicted == codes
     recall = _recall(codes, right, len(names))
     return ProbeScore(
         balanced_accuracy=float(recall.mean()),
         accuracy=float(right.mean()),
         recall=dict(zip(names.tolist(), recall.tolist(), strict=True)),
-        by_fold=tuple(
+        by_fold=[
             float(np.nanmean(_recall(codes[fold == i], right[fold == i], len(names))))
             for i in range(fold.max() + 1)
-        ),
+        ],
     )
 
 

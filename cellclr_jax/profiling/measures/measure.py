@@ -1,25 +1,25 @@
-"""What measures are computed from, and what they give."""
+"""Types that measures share: the profiles that they take and what they return."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.columns import is_control, round_concentrations
+from cellclr_jax.profiling.measures import MEASURES, check_names
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Protocol
-
-_KEYS = ["Metadata_Compound", "Metadata_Concentration"]
 
 
 @dataclass(frozen=True)
 class CorrectedProfiles:
-    """What measures are computed from: one correction's wells and treatments, and their scores.
+    """The wells and treatments of one correction, and their scores.
 
     Attributes:
       wells: `Metadata_*` and corrected features; controls and annotated wells, one row a well.
-      treatments: `Metadata_*` and features; annotated treatments alone, one row a treatment
-        (`profiles.treatment_profiles` of the wells that are no controls).
+      treatments: `Metadata_*` and features; annotated treatments without controls, one row a
+        treatment (`profiles.treatment_profiles` of the treated wells).
       features: the D feature columns of both tables.
       nsc: not-same-compound.
       nscb: not-same-compound-or-batch.
@@ -43,7 +43,15 @@ class CorrectedProfiles:
 
     def treatment_of_wells(self) -> np.ndarray:
         """[W] int: each well's row in `treatments`; -1 for controls."""
-        treatments, wells = (_keys(table) for table in (self.treatments, self.wells))
+        treatments, wells = (
+            pd.MultiIndex.from_arrays(
+                [
+                    table["Metadata_Compound"],
+                    round_concentrations(table["Metadata_Concentration"]),
+                ]
+            )
+            for table in (self.treatments, self.wells)
+        )
         return np.where(self.controls(), -1, treatments.get_indexer(wells))
 
     def named_treatments(self) -> pd.DataFrame:
@@ -57,12 +65,12 @@ class CorrectedProfiles:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measure found.
+    """The result of a measure.
 
     Attributes:
       summary: plain Python that JSON can hold, without NaN; {"undefined": reason} where the
         measure does not exist.
-      table: one row a treatment, mechanism or batch; None where there is none to show.
+      table: one row a treatment, mechanism or batch, with columns in lower case; None for none.
     """
 
     summary: dict[str, object]
@@ -70,11 +78,28 @@ class Measured:
 
 
 def undefined(reason: str) -> Measured:
-    """A measure that does not exist, and why."""
+    """Returns the result of a measure that does not exist, with the reason."""
     return Measured({"undefined": reason})
 
 
-def _keys(table: pd.DataFrame) -> pd.MultiIndex:
-    """[N] compound and rounded concentration."""
-    compounds, concentrations = (table[name] for name in _KEYS)
-    return pd.MultiIndex.from_arrays([compounds, round_concentrations(concentrations)])
+def measure(profiles: CorrectedProfiles, names: Sequence[str] | None = None) -> dict[str, Measured]:
+    """Computes measures of one correction's profiles.
+
+    Args:
+      profiles: the wells, treatments and scores of one correction.
+      names: which of `MEASURES`; None for all.
+
+    Returns:
+      What was found, by name in the order of `names`.
+
+    Raises:
+      BadUse: there is no such measure.
+    """
+    names = tuple(MEASURES) if names is None else names
+    check_names(names)
+    # The caller's row order must decide neither folds nor draws.
+    order = ["Metadata_Plate", "Metadata_Well"]
+    if not pd.MultiIndex.from_frame(profiles.wells[order]).is_monotonic_increasing:
+        wells = profiles.wells.sort_values(order, ignore_index=True)
+        profiles = replace(profiles, wells=wells)
+    return {name: MEASURES[name](profiles) for name in names}
