@@ -66,14 +66,14 @@ def test_packages_without_jax(package):
             assert not heavy, f"{name} imports {heavy}"
 
 
-@pytest.mark.parametrize("module", ["data.dataset", "data.minibatches", "training"])
+@pytest.mark.parametrize("module", ["data.dataset", "data.minibatches", "training.loop"])
 def test_reading_a_dataset_loads_nothing_of_building_one(module):
     loaded = structure.closure(module)
     assert not {name for name in loaded if is_in(name, BUILDING)}
 
 
 def test_training_loads_few_modules_and_no_report():
-    loaded = structure.closure("training")
+    loaded = structure.closure("training.loop")
     assert not {name for name in loaded if is_in(name, ("profiling.report", "pages"))}
     assert len(loaded) <= 70
 
