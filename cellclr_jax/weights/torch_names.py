@@ -33,9 +33,8 @@ PUBLISHED = {
 }
 # Modules of a layer of the CNN: convolution, ReLU and pooling, or normalisation after the first.
 _CNN_STRIDE = {"none": 3, "batch": 4}
-# A message that names every entry of another network, or all of a long name, would hide what it
-# says.
-_NAMED, _LONGEST = 3, 120
+# Names in a message; all entries of another network would hide what it says.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -253,17 +252,10 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, long ones without their middle, and how many more there are."""
+    """The first few names and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(_short(name) for name in names[:_NAMED]) + more
-
-
-def _short(name: str) -> str:
-    """A name that fits into a line, whatever a file calls its entries."""
-    name = name if name.isprintable() else ascii(name)
-    half = _LONGEST // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]} … {name[-half:]}"
+    return ", ".join(names[:_NAMED]) + more
 
 
 # What others are called, that a file may hold as well.
@@ -278,7 +270,6 @@ _CLASSIFIER = ("fc.weight", "fc.bias")
 _VARIANCE = "running_var"
 # Taken off wherever it is, and those that are taken off where every entry has them.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
-_MOST_PREFIXES = 8
 
 
 def bare(entries: Entries) -> dict[str, np.ndarray]:
@@ -289,13 +280,10 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
         have it; a counter that is no batch normalisation's stays.
 
     Raises:
-      BadData: two of them would have one name; there are more prefixes than any program makes.
+      BadData: two of them would have one name.
     """
     named = dict(entries)
-    turns = 0
     while prefix := _prefix_of(named):
-        if (turns := turns + 1) > _MOST_PREFIXES:
-            raise BadData(f"wrapped in more than {_MOST_PREFIXES} modules: {listed(named)}")
         shorter = {name.removeprefix(prefix): array for name, array in named.items()}
         if len(shorter) < len(named):
             twice = [name for name in named if prefix + name in named]
@@ -320,8 +308,6 @@ def recognise(entries: Entries) -> Network:
       BadData: they are of none that is known here; the message says what they seem to be.
     """
     shapes = {name: array.shape for name, array in entries.items()}
-    if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
-        raise BadData(f"without a single number: {listed(empty)}")
     inner = {_torchvision_name(name): shape for name, shape in shapes.items()}
     if any(re.match(r"layer\d\.\d", name) for name in inner):
         published = any(name.startswith("features.") for name in shapes)
