@@ -50,6 +50,8 @@ _OF_CROPS = ("crop_size", "border", "illumination", "masks")
 # What is stored of a cell besides `columns.NAMES`: its name and where it lies in its field.
 _CELL = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
 _PLACE = {"x": "Metadata_X", "y": "Metadata_Y"}
+# Cells that are summed at once, as float64.
+_BLOCK = 4096
 _WELL = ["Metadata_Plate", "Metadata_Well"]
 # As `profiles.sites_of` fills columns that a dataset lacks.
 _UNKNOWN: dict[str, str | float] = {
@@ -202,7 +204,7 @@ class Parts:
                 cells = self.metadata.iloc[chunk].reset_index(drop=True)
                 write_table(pd.concat([cells, columns], axis=1), self.path(number), self.formats)
 
-    def read(self, number: int) -> pd.DataFrame:
+    def read(self, number: int) -> np.ndarray:
         """Reads the features [n, D] float32 of a part; BadData if it is damaged."""
         path = f"{self.path(number)}.parquet"
         try:
@@ -211,7 +213,7 @@ class Parts:
             raise BadData(
                 f"{path}: cannot be read ({error}); remove it and run the same command again"
             ) from error
-        return cells.drop(columns=list(self.metadata))
+        return cells.drop(columns=list(self.metadata)).to_numpy()
 
 
 def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
@@ -279,8 +281,10 @@ def write_profiles(parts: Parts, wells: tuple[pd.DataFrame, np.ndarray] | None) 
     accumulator = None
     for number, rows in enumerate(parts.chunks):
         features = parts.read(number)
-        accumulator = accumulator or profiles.WellAccumulator(rows_of_wells, list(features))
-        accumulator.add(features.to_numpy(), index[rows])
+        names = profiles.feature_names(features.shape[1])
+        accumulator = accumulator or profiles.WellAccumulator(rows_of_wells, names)
+        for i in range(0, len(rows), _BLOCK):
+            accumulator.add(features[i : i + _BLOCK], index[rows[i : i + _BLOCK]])
     assert accumulator is not None
     tables = {WELLS: accumulator.table()}
     treatments = treatments_of(tables[WELLS], accumulator.features)
@@ -388,9 +392,9 @@ def _open_record(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         write_json(path, {"settings": settings, "finished": False})
     (out / PARTS).mkdir(exist_ok=True)
     record = read_json(path, "record of an embedding")
-    if found := differences(record.get("settings"), settings):
+    if changed := differences(record.get("settings"), settings):
         raise BadUse(
-            f"{out} holds an embedding with other settings ({'; '.join(found)}): take another "
+            f"{out} holds an embedding with other settings ({'; '.join(changed)}): take another "
             "--out, or the same settings"
         )
     return record
