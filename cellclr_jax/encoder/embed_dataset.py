@@ -440,7 +440,7 @@ def _notes(
     if there is None or there["fingerprint"] != progress["dataset"]:
         notes.append(
             f"the one it was trained on is not at {trained_in[0]}: whether crops are alike in size "
-            "and intensity cannot be told"
+            "and intensity is unknown"
         )
     elif found := differences(_of_crops(there), _of_crops(here)):
         notes.append(f"crops differ from those that were trained on: {'; '.join(found)}")

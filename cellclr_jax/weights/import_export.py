@@ -64,7 +64,7 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
       source: of a state dict (see `files.read_entries`).
       workdir: created; one that holds the same conversion is left as it is.
       config: of the work directory; its encoder and head become those of the file.
-      named: whether the config was chosen: its encoder has to be the file's then.
+      named: whether the user chose the config: its encoder then has to be the file's.
 
     Raises:
       BadUse: the config names another encoder; something else is in the work directory, or
@@ -107,13 +107,13 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
 def export_weights(
     workdir: epath.PathLike, step: str, output: Path, *, layout: Layout | None
 ) -> None:
-    """Writes the weights of a checkpoint as PyTorch names them.
+    """Writes the weights of a checkpoint under PyTorch's names.
 
     Args:
       workdir: of a run.
       step: `last`, `best` (by validation loss) or a number.
       output: .pth, .pt or .safetensors.
-      layout: `torchvision`: the encoder alone, a CNN's layers as `features`, as torchvision names
+      layout: `torchvision`: only the encoder, a CNN's layers as `features`, as torchvision names
         those of networks without blocks; `published`: encoder and head. None takes the first for
         a ResNet, the second for a CNN.
 
@@ -139,7 +139,7 @@ def export_weights(
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:
-    """The entries of a file that are used, the network they are of, and its variables."""
+    """Reads the entries of a file that are used, their network and its variables."""
     entries = read_entries(source)
     try:
         entries, left_out = split_classifier(bare(entries))
@@ -236,7 +236,7 @@ def _write(
 
 
 def _check_layout(config: Any, layout: Layout) -> None:
-    """Raises BadUse where a layout has no place for a model's head."""
+    """Raises BadUse if a layout has no place for a model's head."""
     head = config.model.head
     if layout == "published" and head.depth and (head.depth != 2 or head.norm != "none"):
         raise BadUse(
@@ -248,7 +248,7 @@ def _check_layout(config: Any, layout: Layout) -> None:
 def _restore(
     workdir: epath.Path, step: str, config: Any, layout: Layout
 ) -> tuple[int, dict[str, Any], Network]:
-    """The step of a checkpoint, those of its variables that the layout has, and what they are."""
+    """Restores the step of a checkpoint, the variables that the layout has, and their network."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     place = devices.replicated(devices.make_mesh())
@@ -267,7 +267,7 @@ def _restore(
 
 
 def _network(config: Any, channels: int, layout: Layout) -> Network:
-    """What is written of a config's model: the encoder, and the head where the layout has one."""
+    """The part of a config's model that is written: the encoder, and the layout's head if any."""
     model = config.model
     network = Network(model.encoder, channels, layout)
     if model.encoder == _CNN:
