@@ -309,7 +309,7 @@ def _open_source(request: "Request") -> "Source":
 
 def _download() -> None:
     """Fetches the plates into the input folder."""
-    from cellclr_jax.data.download.release import download_release
+    from cellclr_jax.data.download import download_release
     from cellclr_jax.data.tables.bbbc021 import RELEASE_URL
 
     (folder,) = inputs()

@@ -1,9 +1,7 @@
 """Messages, progress bars and counts in words, for every binary."""
 
 import sys
-import threading
 import time
-from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -24,13 +22,23 @@ class Progress:
       show: whether anything is shown.
       unit: what they are, e.g. field.
       task: what is done with them where it is not the only thing.
+      scaled: whether amounts are written as 1.20M instead of 1,200,000.
     """
 
-    def __init__(self, total: int, show: bool, *, unit: str = "field", task: str = "") -> None:
+    def __init__(
+        self, total: int, show: bool, *, unit: str = "field", task: str = "", scaled: bool = False
+    ) -> None:
         terminal = sys.stderr.isatty()
         self._lines = show and not terminal
         self._unit, self._what = unit, f"{unit}s {task}".strip()
-        self._bar = tqdm(total=total, desc=task or None, unit=unit, disable=not (show and terminal))
+        self._amount = tqdm.format_sizeof if scaled else _with_commas
+        self._bar = tqdm(
+            total=total,
+            desc=task or None,
+            unit=unit,
+            unit_scale=scaled,
+            disable=not (show and terminal),
+        )
         self._began = time.monotonic()
         self._total = total
         self._done = self._cells = 0
@@ -54,94 +62,20 @@ class Progress:
             left = tqdm.format_interval(round((self._total - self._done) / rate))
             found = f"{self._cells:,} cells, " if self._cells else ""
             print(
-                f"{self._done:,}/{self._total:,} {self._what}, {found}"
-                f"{rate:,.1f} {self._unit}s/s, {left} left",
+                f"{self._amount(self._done)}/{self._amount(self._total)} {self._what}, {found}"
+                f"{self._amount(rate)} {self._unit}s/s, {left} left",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-class FilesProgress:
-    """A bar over the bytes of all files and one for each that comes; lines where there is no bar.
-
-    Threads may call it, each about files of its own.
-
-    Args:
-      sizes: bytes of each file; 0 where they are not known.
-      there: bytes of each that are there already: they tell nothing of the rate.
-      show: whether anything is shown.
-      task: what is done with the files.
-    """
-
-    def __init__(
-        self, sizes: Mapping[str, int], there: Mapping[str, int], show: bool, *, task: str
-    ) -> None:
-        terminal = sys.stderr.isatty()
-        self._bars, self._lines = show and terminal, show and not terminal
-        self._sizes, self._reached = dict(sizes), dict(there)
-        self._task = task
-        self._total = max(sum(sizes.values()), 1)
-        self._before = self._most = sum(there.values())
-        self._began = time.monotonic()
-        self._lock = threading.Lock()
-        self._all = self._bar(f"{len(sizes)} files {task}", self._total, self._before, keep=True)
-        self._each: dict[str, tqdm] = {}
-
-    def __enter__(self) -> "FilesProgress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            for bar in (*self._each.values(), self._all):
-                bar.close()
-
-    def reach(self, name: str, size: int) -> None:
-        """A file has so many bytes now, which may be fewer than before: it was begun anew."""
-        with self._lock:
-            if name not in self._each:
-                self._each[name] = self._bar(name, self._sizes[name], self._reached[name])
-            more = size - self._reached[name]
-            self._reached[name] = size
-            self._each[name].update(more)
-            self._all.update(more)
-            self._print_line()
-
-    def end(self, name: str) -> None:
-        """A file is done with: its bar goes."""
-        with self._lock:
-            if name in self._each:
-                self._each.pop(name).close()
-
-    def _bar(self, name: str, total: int, there: int, keep: bool = False) -> tqdm:
-        return tqdm(
-            total=total or None,
-            initial=there,
-            desc=name,
-            unit="B",
-            unit_scale=True,
-            leave=keep,
-            disable=not self._bars,
-        )
-
-    def _print_line(self) -> None:
-        """Prints a line where a further part of the work is done."""
-        done = sum(self._reached.values())
-        before, self._most = self._most, max(self._most, done)
-        if not self._lines or _parts(self._most, self._total) == _parts(before, self._total):
-            return
-        rate = (done - self._before) / max(time.monotonic() - self._began, 1e-9)
-        left = tqdm.format_interval(round(max(self._total - done, 0) / max(rate, 1e-9)))
-        print(
-            f"{tqdm.format_sizeof(done)}B/{tqdm.format_sizeof(self._total)}B of "
-            f"{len(self._sizes)} files {self._task}, {tqdm.format_sizeof(rate)}B/s, {left} left",
-            file=sys.stderr,
-            flush=True,
-        )
+def _with_commas(amount: float) -> str:
+    return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.1f}"
 
 
 def _parts(done: int, total: int) -> int:
     """How many of the parts that are told of are done."""
-    return done * _PROGRESS_LINES // total
+    return done * _PROGRESS_LINES // max(total, 1)
 
 
 def plural(count: int, what: str) -> str:

@@ -7,7 +7,7 @@ A state dict of torchvision's or timm's ResNet-18, 50 or 101, or a checkpoint of
 The config is that of the work directory, images are normalised as it says: those of the published
 code need --config=configs/simclr_paper.py:resnet50 (or :cnn, :resnet18, :resnet101).
 
-A checkpoint of a work directory becomes a state dict, the encoder alone or with its head:
+A checkpoint of a work directory becomes a state dict of the encoder, with or without its head:
   python -m cellclr_jax.convert --workdir=DIR [--step=last|best|N]
                                 --output=FILE.pth|FILE.safetensors [--layout=torchvision|published]
 
@@ -32,14 +32,14 @@ flags.DEFINE_enum(
     "layout",
     None,
     ["torchvision", "published"],
-    "What --output has: torchvision, the encoder alone, by default of a ResNet; or published, "
+    "Names in --output: torchvision, only the encoder, by default of a ResNet; or published, "
     "features.* and the head's l1 and l2, by default of a CNN.",
 )
 _ONLY_WITH = {"input": ("config",), "output": ("step", "layout")}
 
 
 def main() -> None:
-    """Converts what the flags name."""
+    """Converts in the direction that the flags say."""
     given = [name for name in _ONLY_WITH if FLAGS[name].value]
     if len(given) != 1:
         raise BadUse("one of --input and --output was expected (see --help)")
@@ -47,7 +47,7 @@ def main() -> None:
         raise BadUse("--workdir=DIR was expected (see --help)")
     for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
         if FLAGS[name].present:
-            raise BadUse(f"--{name} says nothing beside --{given[0]}")
+            raise BadUse(f"--{name} says nothing with --{given[0]}")
     if FLAGS.output:
         _export()
     else:

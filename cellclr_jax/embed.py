@@ -5,8 +5,8 @@
                               [--chunk_cells=50000] [--data_access=shards|memory|mapped]
 
 The dataset is one that `python -m cellclr_jax.build` made; it need not be the run's, but has its
-channels. Writes cells/part-00000.parquet and so on, wells.parquet and treatments.parquet where
-wells and compounds are known, and embedding.json. Stopped, the same command goes on.
+channels. Writes cells/part-00000.parquet and so on, wells.parquet and treatments.parquet if
+wells and compounds are known, and embedding.json. If stopped, the same command resumes.
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", None, "A training run's folder: its encoder is used.")
 flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
-flags.DEFINE_string("data_dir", None, "Where the dataset is; by default where the run had its own.")
+flags.DEFINE_string("data_dir", None, "Folder of the dataset; by default that of the run's.")
 flags.DEFINE_string(
     "dataset",
     None,
@@ -35,8 +35,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "out",
     None,
-    "Where to write. An embedding with the same settings that is there is gone on with, one with "
-    "others is refused.",
+    "Where to write. An existing embedding with the same settings is resumed, one with others is "
+    "refused.",
 )
 flags.DEFINE_list(
     "formats",
@@ -54,7 +54,7 @@ flags.DEFINE_bool(
 
 
 def main() -> None:
-    """Embeds what the flags name."""
+    """Embeds the dataset that the flags name."""
     for name in ("workdir", "out"):
         if not FLAGS[name].value:
             raise BadUse(f"--{name}=DIR was expected (see --help)")

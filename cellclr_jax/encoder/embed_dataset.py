@@ -1,10 +1,8 @@
 """Embeds a dataset: resumable tables of cells, wells and treatments."""
 
 import contextlib
-import hashlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,28 +13,17 @@ import pandas as pd
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from pyarrow import parquet
 
 from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.data import dataset
-from cellclr_jax.data.building.manifest import differences
 from cellclr_jax.data.columns import COLUMNS, NAMES
-from cellclr_jax.encoder.apply import (
-    restore,
-    visit_chunks,
-)
-from cellclr_jax.encoder.load import (
-    CellEncoder,
-    Variables,
-    make_cell_encoder,
-)
+from cellclr_jax.encoder.apply import restore, visit_chunks
+from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import locked
+from cellclr_jax.files import differences, digest, is_local, locked, read_json, write_json
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.exports import CELL_ID, check_formats, write_table
-from cellclr_jax.profiling.feature_columns import own_features
-from cellclr_jax.profiling.report.folder import write_file
 from cellclr_jax.run_folder import (
     as_json,
     converted_from,
@@ -45,242 +32,31 @@ from cellclr_jax.run_folder import (
     origin_of,
     read_config,
 )
-from cellclr_jax.training.log import is_local
 
-PARTS = "cells"
-WELLS, TREATMENTS = "wells", "treatments"
-# What is told of a cell beside `fields.COLUMNS`: its name and where it lies in its field.
+CHUNK_CELLS = 50_000
+RECORD = "embedding.json"
+PARTS, WELLS, TREATMENTS = "cells", "wells", "treatments"
+_LOCK = ".embedding"
+# Temporary files of a process that was killed (see `files.atomic_write`).
+_UNFINISHED = re.compile(r"\.(part-\d+|wells|treatments|embedding)\.\w+\.\d+")
+# What the encoder is called among the variables of a checkpoint.
+_ENCODER = "trained"
+# Settings of a run that decide what its encoder makes of a crop, besides the weights.
+_OF_ENCODER = ("model", "normalization", "image_size")
+# Settings of a build that decide what a crop looks like.
+_OF_CROPS = ("crop_size", "border", "illumination", "masks")
+# What is stored of a cell besides `columns.NAMES`: its name and where it lies in its field.
 _CELL = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
 _PLACE = {"x": "Metadata_X", "y": "Metadata_Y"}
-# Cells that are read back together.
+# Cells that are summed at once, as float64.
 _BLOCK = 4096
-_AGAIN = "remove it and run the same command again"
 _WELL = ["Metadata_Plate", "Metadata_Well"]
-# As `sites.sites_of` fills them: a batch that is not told is none, and so on.
-_UNTOLD: dict[str, str | float] = {
+# As `profiles.sites_of` fills columns that a dataset lacks.
+_UNKNOWN: dict[str, str | float] = {
     "Metadata_Batch": "",
     "Metadata_MoA": "",
     "Metadata_Concentration": 0.0,
 }
-
-
-def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
-    """What is known of each cell as `Metadata_*` columns.
-
-    Args:
-      cells: [N] rows of a dataset (see `index.read_cells`).
-
-    Returns:
-      [N] rows in their order: Metadata_CellId, the columns of `fields.COLUMNS` that there are, text
-      that is missing as '', and Metadata_X, Metadata_Y (pixels of the field) where one is known.
-    """
-    texts = [name for name, kind in COLUMNS.items() if kind is str and name in cells]
-    table = cells.assign(**{name: cells[name].fillna("").astype(str) for name in texts})
-    names = {name: new for name, new in _CELL.items() if name in table}
-    if table[list(_PLACE)].notna().any(axis=None):
-        names |= _PLACE
-    return table[list(names)].rename(columns=names).reset_index(drop=True)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The cells of an embedding in parts: `cells/part-00000.parquet` and so on.
-
-    Attributes:
-      out: the folder of the embedding.
-      metadata: [N] rows, one a cell (see `cell_metadata`).
-      chunk_cells: cells of a part; the last may have fewer.
-      formats: of `exports.FORMATS`; `parquet`, which others are read back from, is the last.
-    """
-
-    out: Path
-    metadata: pd.DataFrame = field(repr=False)
-    chunk_cells: int
-    formats: Sequence[str]
-
-    @property
-    def chunks(self) -> list[np.ndarray]:
-        """The rows of each part."""
-        rows = np.arange(len(self.metadata))
-        return [rows[i : i + self.chunk_cells] for i in range(0, len(rows), self.chunk_cells)]
-
-    def path(self, number: int) -> Path:
-        """Of a part, without the suffix."""
-        return self.out / PARTS / f"part-{number:05d}"
-
-    def missing(self) -> list[int]:
-        """The numbers of the parts that are not there, or not with all their cells."""
-        numbers = enumerate(self.chunks)
-        return [number for number, rows in numbers if not self._is_whole(number, rows)]
-
-    def write(self, number: int, features: np.ndarray) -> None:
-        """Writes a part: features [n, D] float32 of its cells."""
-        rows = self.metadata.iloc[self.chunks[number]].reset_index(drop=True)
-        columns = pd.DataFrame(features, columns=profiles.feature_names(features.shape[1]))
-        write_table(pd.concat([rows, columns], axis=1), self.path(number), self.formats)
-
-    def read(self, number: int) -> Iterator[pd.DataFrame]:
-        """The features of a part, some cells after the other: [b, D] float32 each.
-
-        Raises:
-          BadData: it cannot be read.
-        """
-        path = f"{self.path(number)}.parquet"
-        try:
-            file = parquet.ParquetFile(path)
-            names = [name for name in file.schema_arrow.names if not name.startswith("Metadata_")]
-            for cells in file.iter_batches(batch_size=_BLOCK, columns=names):
-                yield cells.to_pandas()
-        except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
-            raise BadData(f"{path}: cannot be read ({error}); {_AGAIN}") from error
-
-    def _is_whole(self, number: int, rows: np.ndarray) -> bool:
-        """Whether all files of a part are there and tell the cells that they should."""
-        if not all(Path(f"{self.path(number)}.{kind}").is_file() for kind in self.formats):
-            return False
-        try:
-            told = pd.read_parquet(f"{self.path(number)}.parquet", columns=[CELL_ID])
-        except (OSError, ValueError, KeyError):
-            return False
-        return told[CELL_ID].tolist() == self.metadata[CELL_ID].iloc[rows].tolist()
-
-
-class PartWriter:
-    """Collects the features of cells as they come, and writes each part when it is complete.
-
-    Args:
-      parts: of the embedding.
-      numbers: of the parts whose cells come, in this order.
-      feature: the name of the features that are kept.
-      writes: whether this process is the one that writes.
-    """
-
-    def __init__(
-        self, parts: Parts, numbers: Sequence[int], feature: str, *, writes: bool = True
-    ) -> None:
-        self._parts, self._feature, self._writes = parts, feature, writes
-        self._chunks = parts.chunks
-        self._rest = list(numbers)
-        self._filled = 0
-        self._values = np.empty((0, 0), np.float32)
-
-    def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """Takes a minibatch of one part: rows [b], features [b, D] by name.
-
-        Raises:
-          BadData: a feature is not finite; the message names the cell.
-          OSError: the part cannot be written.
-        """
-        values = features[self._feature]
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            cell = self._parts.metadata[CELL_ID].iloc[rows[int(np.argmin(finite))]]
-            raise BadData(
-                f"the embedding of cell {cell!r} holds NaN or an infinite value: look at its image "
-                "and its plate's intensities"
-            )
-        number = self._rest[0]
-        if not self._filled:
-            # Column by column, as tables and files hold it.
-            shape = (values.shape[1], len(self._chunks[number]))
-            self._values = np.empty(shape, np.float32).T
-        self._values[self._filled : self._filled + len(rows)] = values
-        self._filled += len(rows)
-        if self._filled == len(self._values):
-            if self._writes:
-                self._parts.write(number, self._values)
-            self._rest, self._filled = self._rest[1:], 0
-
-
-def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """The wells of a dataset; a compound, where one is known, makes them part of a treatment.
-
-    Args:
-      metadata: [N] rows, one a cell (see `cell_metadata`).
-
-    Returns:
-      (one row a well, sorted by plate and well, with what its cells have in common and
-      Metadata_CellCount; [N] int: the row of each cell's well, -1 where it is in none). None where
-      no cell has a plate and a well.
-
-    Raises:
-      BadData: a well has two compounds, concentrations, MoAs or batches, or a treatment two MoAs.
-    """
-    if not set(_WELL) <= set(metadata):
-        return None
-    known = (metadata[_WELL] != "").all(axis=1).to_numpy()
-    if not known.any():
-        return None
-    own = [CELL_ID, *_PLACE.values()]
-    cells = metadata[known].drop(columns=own, errors="ignore")
-    if "Metadata_Compound" in cells:
-        for name, value in _UNTOLD.items():
-            cells[name] = cells[name].fillna(value) if name in cells else value
-    wells = profiles.aggregate_wells(cells, features=[])
-    treatments_of(wells, [])
-    index = np.full(len(metadata), -1)
-    index[known] = cells.groupby(_WELL, sort=True).ngroup().to_numpy()
-    return wells, index
-
-
-def treatments_of(wells: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame | None:
-    """Medians of the wells of each treatment; None where no well has a compound.
-
-    Raises:
-      BadData: a treatment has two MoAs.
-    """
-    if "Metadata_Compound" not in wells or not (wells["Metadata_Compound"] != "").any():
-        return None
-    treated = wells[wells["Metadata_Compound"] != ""]
-    return profiles.treatment_profiles(treated, features=features)
-
-
-def write_profiles(parts: Parts, wells: tuple[pd.DataFrame, np.ndarray] | None) -> dict[str, int]:
-    """Writes well profiles (means of cells) and treatment profiles (medians of wells).
-
-    Sums are float64 and are taken part by part, as the parts are read from disk: they are the same
-    wherever the embedding was interrupted.
-
-    Args:
-      parts: all of them are there.
-      wells: see `wells_of`; None writes nothing.
-
-    Returns:
-      How many rows each table has, by its name.
-
-    Raises:
-      BadData: a part cannot be read.
-    """
-    if wells is None:
-        return {}
-    rows_of_wells, index = wells
-    accumulator, first = None, 0
-    for number in range(len(parts.chunks)):
-        for features in parts.read(number):
-            if accumulator is None:
-                accumulator = profiles.WellAccumulator(rows_of_wells, own_features(features))
-            if list(features) != accumulator.features:
-                raise BadData(f"{parts.path(number)}.parquet has other features; {_AGAIN}")
-            accumulator.add(features.to_numpy(), index[first : first + len(features)])
-            first += len(features)
-    assert accumulator is not None
-    tables = {WELLS: accumulator.table()}
-    treatments = treatments_of(tables[WELLS], accumulator.features)
-    if treatments is not None:
-        tables[TREATMENTS] = treatments
-    for name, table in tables.items():
-        write_table(table, parts.out / name, parts.formats)
-    return {name: len(table) for name, table in tables.items()}
-
-
-CHUNK_CELLS = 50_000
-_LOCK = ".embedding"
-# What the encoder is called among the variables of a checkpoint.
-_ENCODER = "trained"
-# Settings of a run that decide what its encoder makes of a crop, beside the weights.
-_OF_ENCODER = ("model", "normalization", "image_size")
-# Settings of a build that decide what a crop looks like.
-_OF_CROPS = ("crop_size", "border", "illumination", "masks")
 
 
 def embed_run(
@@ -294,20 +70,19 @@ def embed_run(
     formats: Sequence[str] = ("parquet",),
     chunk_cells: int = CHUNK_CELLS,
 ) -> None:
-    """Embeds every cell of a dataset, or goes on where an earlier call was stopped.
+    """Embeds every cell of a dataset, or resumes an earlier call after its last complete part.
 
-    Of several processes each embeds its share of every minibatch; the first alone writes, and
-    says what is wrong with the folder, which ends the others, too.
+    Of several processes each embeds its share of every minibatch; the first one writes.
 
     Args:
       workdir: of the run.
       out: the folder that is written to: `cells/part-00000.parquet` …, one row a cell in the order
-        of the dataset; `wells.parquet` where plates and wells are known, `treatments.parquet`
-        where compounds are; `embedding.json`, whose "finished" is true when all of them are there.
-      data_dir: where the dataset lies; None takes the run's.
-      dataset: its name (see `index.find_dataset`); None: see `choose_dataset`.
+        of the dataset; `wells.parquet` if plates and wells are known, `treatments.parquet` if
+        compounds are; `embedding.json`, whose "finished" is true once all of them exist.
+      data_dir: of the dataset; None takes the run's.
+      dataset: its name (see `dataset.find_dataset`); None: see `choose_dataset`.
       step: `last`, `best` (by validation loss) or a number.
-      data_access: how crops are read (see `index.open_images`), whatever the run took.
+      data_access: how crops are read (see `dataset.open_images`), whatever the run used.
       formats: of `exports.FORMATS`, for every table; Parquet is written in any case.
       chunk_cells: cells of a part.
 
@@ -337,20 +112,194 @@ def embed_run(
         if jax.process_index() == 0:
             for note in _notes(encoding, progress, trained_in):
                 say(f"note: {note}")
+        # The Parquet file of a part is written last: where it exists, the others do.
+        kinds = (*(kind for kind in dict.fromkeys(formats) if kind != "parquet"), "parquet")
         metadata = cell_metadata(encoding.cells.table)
-        parts = Parts(out, metadata, chunk_cells, _parquet_last(formats))
+        parts = Parts(out, metadata, chunk_cells, kinds, writes=jax.process_index() == 0)
         encoder = {_ENCODER: variables[_ENCODER]}
-        told = {"step": number, "trained_on": origin_of(progress)}
-        _embed(encoding, mesh, encoder, parts, told)
+        origin = {"step": number, "trained_on": origin_of(progress)}
+        _embed(encoding, mesh, encoder, parts, origin)
+
+
+def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
+    """Renames what is known of each cell to `Metadata_*` columns.
+
+    Args:
+      cells: [N] rows of a dataset (see `dataset.read_cells`).
+
+    Returns:
+      [N] rows in their order: Metadata_CellId, the existing ones of `columns.COLUMNS`, missing text
+      as '', and Metadata_X, Metadata_Y (pixels of the field) if one is known.
+    """
+    texts = [name for name, kind in COLUMNS.items() if kind is str and name in cells]
+    table = cells.assign(**{name: cells[name].fillna("").astype(str) for name in texts})
+    names = {name: new for name, new in _CELL.items() if name in table}
+    if table[list(_PLACE)].notna().any(axis=None):
+        names |= _PLACE
+    return table[list(names)].rename(columns=names).reset_index(drop=True)
+
+
+@dataclass
+class Parts:
+    """The cells of an embedding in parts: `cells/part-00000.parquet` and so on.
+
+    Attributes:
+      out: the folder of the embedding.
+      metadata: [N] rows, one a cell (see `cell_metadata`).
+      chunk_cells: cells of a part; the last may have fewer.
+      formats: of `exports.FORMATS`, the last of them `parquet`, which others are read back from.
+      writes: whether this process is the one that writes.
+    """
+
+    out: Path
+    metadata: pd.DataFrame
+    chunk_cells: int
+    formats: Sequence[str]
+    writes: bool = True
+    _collected: list[np.ndarray] = field(default_factory=list, init=False)
+
+    @property
+    def chunks(self) -> list[np.ndarray]:
+        """The rows of each part."""
+        rows = np.arange(len(self.metadata))
+        return [rows[i : i + self.chunk_cells] for i in range(0, len(rows), self.chunk_cells)]
+
+    def path(self, number: int) -> Path:
+        """Of a part, without the suffix."""
+        return self.out / PARTS / f"part-{number:05d}"
+
+    def missing(self) -> np.ndarray:
+        """[parts] bool: which do not exist yet; they are written atomically."""
+        numbers = range(len(self.chunks))
+        return np.array([not Path(f"{self.path(n)}.parquet").is_file() for n in numbers], bool)
+
+    def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
+        """Collects a minibatch, and writes the part that it completes.
+
+        Args:
+          rows: [b] of one part, following those of the minibatch before.
+          features: [b, D] float32 by the encoder's name.
+
+        Raises:
+          BadData: a feature is not finite; the message names the cell.
+          OSError: the part cannot be written.
+        """
+        values = features[_ENCODER]
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            cell = self.metadata[CELL_ID].iloc[rows[int(np.argmin(finite))]]
+            raise BadData(
+                f"the embedding of cell {cell!r} holds NaN or an infinite value: look at its image "
+                "and its plate's intensities"
+            )
+        self._collected.append(values)
+        number = int(rows[0]) // self.chunk_cells
+        chunk = self.chunks[number]
+        if rows[-1] == chunk[-1]:
+            part, self._collected = np.concatenate(self._collected), []
+            if self.writes:
+                columns = pd.DataFrame(part, columns=profiles.feature_names(part.shape[1]))
+                cells = self.metadata.iloc[chunk].reset_index(drop=True)
+                write_table(pd.concat([cells, columns], axis=1), self.path(number), self.formats)
+
+    def read(self, number: int) -> np.ndarray:
+        """Reads the features [n, D] float32 of a part; BadData if it is damaged."""
+        path = f"{self.path(number)}.parquet"
+        try:
+            cells = pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+            raise BadData(
+                f"{path}: cannot be read ({error}); remove it and run the same command again"
+            ) from error
+        return cells.drop(columns=list(self.metadata)).to_numpy()
+
+
+def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
+    """Groups cells into wells.
+
+    Args:
+      metadata: [N] rows, one a cell (see `cell_metadata`).
+
+    Returns:
+      (one row a well, sorted by plate and well, with the metadata that its cells share and
+      Metadata_CellCount; [N] int: the row of each cell's well, -1 if it has none). None if no cell
+      has a plate and a well.
+
+    Raises:
+      BadData: a well has two compounds, concentrations, MoAs or batches, or a treatment two MoAs.
+    """
+    if not set(_WELL) <= set(metadata):
+        return None
+    known = (metadata[_WELL] != "").all(axis=1).to_numpy()
+    if not known.any():
+        return None
+    own = [CELL_ID, *_PLACE.values()]
+    cells = metadata[known].drop(columns=own, errors="ignore")
+    if "Metadata_Compound" in cells:
+        for name, value in _UNKNOWN.items():
+            cells[name] = cells[name].fillna(value) if name in cells else value
+    wells = profiles.aggregate_wells(cells, features=[])
+    treatments_of(wells, [])
+    index = np.full(len(metadata), -1)
+    index[known] = cells.groupby(_WELL, sort=True).ngroup().to_numpy()
+    return wells, index
+
+
+def treatments_of(wells: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame | None:
+    """Computes medians of the wells of each treatment; None if no well has a compound.
+
+    Raises:
+      BadData: a treatment has two MoAs.
+    """
+    if "Metadata_Compound" not in wells or not (wells["Metadata_Compound"] != "").any():
+        return None
+    treated = wells[wells["Metadata_Compound"] != ""]
+    return profiles.treatment_profiles(treated, features=features)
+
+
+def write_profiles(parts: Parts, wells: tuple[pd.DataFrame, np.ndarray] | None) -> dict[str, int]:
+    """Writes well profiles (means of cells) and treatment profiles (medians of wells).
+
+    Sums are float64 over the parts as they are read from disk, so that they do not depend on where
+    the embedding was interrupted.
+
+    Args:
+      parts: all of them exist.
+      wells: see `wells_of`; None writes nothing.
+
+    Returns:
+      The number of rows of each table, by its name.
+
+    Raises:
+      BadData: a part cannot be read.
+    """
+    if wells is None:
+        return {}
+    rows_of_wells, index = wells
+    accumulator = None
+    for number, rows in enumerate(parts.chunks):
+        features = parts.read(number)
+        names = profiles.feature_names(features.shape[1])
+        accumulator = accumulator or profiles.WellAccumulator(rows_of_wells, names)
+        for i in range(0, len(rows), _BLOCK):
+            accumulator.add(features[i : i + _BLOCK], index[rows[i : i + _BLOCK]])
+    assert accumulator is not None
+    tables = {WELLS: accumulator.table()}
+    treatments = treatments_of(tables[WELLS], accumulator.features)
+    if treatments is not None:
+        tables[TREATMENTS] = treatments
+    for name, table in tables.items():
+        write_table(table, parts.out / name, parts.formats)
+    return {name: len(table) for name, table in tables.items()}
 
 
 def choose_dataset(data_dir: str | Path, of_run: str, named: str | None) -> str:
-    """The name of the dataset that is embedded.
+    """Finds the name of the dataset to embed.
 
     Args:
-      data_dir: where datasets lie.
+      data_dir: the folder of datasets.
       of_run: the name of the run's.
-      named: the name that is asked for; None takes the run's where it is there, else the only one.
+      named: the requested name; None takes the run's if it exists, else the only one.
 
     Raises:
       BadUse: there is none, or there are several; the message lists them.
@@ -381,79 +330,96 @@ def _embed(
     mesh: Mesh,
     encoder: Mapping[str, Variables],
     parts: Parts,
-    told: Mapping[str, Any],
+    origin: Mapping[str, Any],
 ) -> None:
-    """Embeds the cells of the parts that are missing, and writes what is made of all of them."""
+    """Embeds the cells of the missing parts, and writes the profiles of all of them."""
     wells = wells_of(parts.metadata)
-    first = jax.process_index() == 0
     record: dict[str, Any] = {}
-    whole = False
     missing = np.zeros(len(parts.chunks), bool)
-    if first:
-        record = take_up(parts.out, _settings(encoding, encoder, parts, told))
-        whole = forget_changed(parts.out, record)
-        missing[parts.missing()] = True
+    if parts.writes:
+        record = _open_record(parts.out, _settings(encoding, encoder, parts, origin))
+        missing = parts.missing()
         if missing.any():
-            _begin(record, mesh, parts.out)
+            write_json(parts.out / RECORD, record | {"finished": False})
             if not missing.all():
-                say(f"going on: {np.sum(~missing)} of {len(missing)} parts are there")
-    numbers = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
-    writer = PartWriter(parts, numbers, _ENCODER, writes=first)
-    chunks = [parts.chunks[number] for number in numbers]
-    visit_chunks(encoding, mesh, encoder, chunks, writer.add, intensities=False)
-    if not first:
+                say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
+    missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
+    chunks = [rows for rows, absent in zip(parts.chunks, missing, strict=True) if absent]
+    visit_chunks(encoding, mesh, encoder, chunks, parts.add, intensities=False)
+    if not parts.writes:
         return
-    made = bool(numbers) or not record["finished"] or not whole
-    if made:
-        counts = write_profiles(parts, wells)
-        record |= {"finished": True, "counts": {"cells": len(parts.metadata), **counts}}
-        record["files"] = sizes(parts.out)
-        write_record(parts.out, record)
+    complete = record.get("finished") and not chunks and _have_profiles(parts.out, record)
+    if not complete:
+        counts = {"cells": len(parts.metadata), **write_profiles(parts, wells)}
+        record |= {"finished": True, "counts": counts, "environment": environment()}
+        write_json(parts.out / RECORD, record)
     counted = ", ".join(plural(n, what.removesuffix("s")) for what, n in record["counts"].items())
-    print(f"{counted}: {'written to' if made else 'all there in'} {parts.out}")
+    print(f"{counted}: {'all exist in' if complete else 'written to'} {parts.out}")
 
 
-def _begin(record: dict[str, Any], mesh: Mesh, out: Path) -> None:
-    """Says in the record that it is not finished, and what computes."""
-    if note := add_environment(record, _environment(mesh)):
-        say(f"note: {note}")
-    write_record(out, record | {"finished": False})
+def _have_profiles(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the tables of wells and treatments of a finished embedding exist."""
+    kinds = record["settings"]["formats"]
+    names = [name for name in record["counts"] if name != "cells"]
+    return all((out / f"{name}.{kind}").is_file() for name in names for kind in kinds)
 
 
-def _parquet_last(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats that are written: where a part's Parquet file is, its others are, too."""
-    return (*(kind for kind in dict.fromkeys(formats) if kind != "parquet"), "parquet")
+def _open_record(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Begins the record of an embedding, or continues an existing one with the same settings.
+
+    Args:
+      out: the folder; the caller has locked it.
+      settings: what decides the features and their files.
+
+    Returns:
+      The record: "finished", "settings"; once it is finished "counts" and "environment".
+
+    Raises:
+      BadUse: the folder holds an embedding with other settings, or files of something else.
+      BadData: the record cannot be read.
+    """
+    path = out / RECORD
+    for folder in (out, out / PARTS):
+        for left in folder.glob(".*"):
+            if _UNFINISHED.fullmatch(left.name):
+                left.unlink()
+    if not path.exists():
+        for name in (PARTS, f"{WELLS}.*", f"{TREATMENTS}.*"):
+            for found in out.glob(name):
+                raise BadUse(f"{found} exists, and no {RECORD}: take another --out")
+        write_json(path, {"settings": settings, "finished": False})
+    (out / PARTS).mkdir(exist_ok=True)
+    record = read_json(path, "record of an embedding")
+    if changed := differences(record.get("settings"), settings):
+        raise BadUse(
+            f"{out} holds an embedding with other settings ({'; '.join(changed)}): take another "
+            "--out, or the same settings"
+        )
+    return record
 
 
 def _settings(
-    encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts, told: Mapping[str, Any]
+    encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What decides the features, and the files that they are in."""
+    """Everything that decides the features, and the files that they are in."""
     config = as_json(encoding.config)
     cells = encoding.cells
     return {
-        **told,
+        **origin,
         "weights": _digest_of_arrays(encoder),
         "encoder": {name: config[name] for name in _OF_ENCODER},
         "dataset_name": "/".join(cells.directory.parts[-3:]),
         **describe_dataset(cells),
-        "metadata": _digest(parts.metadata.to_csv(index=False).encode()),
+        "metadata": digest(parts.metadata.to_csv(index=False)),
         "chunk_cells": parts.chunk_cells,
         "formats": list(parts.formats),
     }
 
 
-def _environment(mesh: Mesh) -> dict[str, Any]:
-    """What computes: packages, the commit of this one where it is known, devices."""
-    device = mesh.devices.flat[0]
-    devices = f"{mesh.size} × {device.device_kind} ({device.platform})"
-    return {**environment(), "devices": devices}
-
-
 def _notes(
     encoding: CellEncoder, progress: Mapping[str, Any], trained_in: tuple[str, str]
 ) -> list[str]:
-    """What differs between the crops that are embedded and those that were trained on."""
+    """Differences between the crops that are embedded and those that were trained on."""
     cells = encoding.cells
     side, seen = cells.image_shape[0], encoding.config.image_size
     here = cells.manifest
@@ -472,127 +438,25 @@ def _notes(
     if there is None or there["fingerprint"] != progress["dataset"]:
         notes.append(
             f"the one it was trained on is not at {trained_in[0]}: whether crops are alike in size "
-            "and intensity cannot be told"
+            "and intensity is unknown"
         )
-    elif told := differences(_of_crops(there), _of_crops(here)):
-        notes.append(f"crops differ from those that were trained on: {'; '.join(told)} here")
+    elif found := differences(_of_crops(there), _of_crops(here)):
+        notes.append(f"crops differ from those that were trained on: {'; '.join(found)}")
     return notes
 
 
 def _of_crops(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides how a crop of a dataset looks."""
+    """Everything that decides how a crop of a dataset looks."""
     settings, image = manifest["settings"], manifest["image"]
-    told = {name: settings[name] for name in _OF_CROPS if name in settings}
-    return {"side": image["shape"][0], "dtype": image["dtype"], **told}
+    known = {name: settings[name] for name in _OF_CROPS if name in settings}
+    return {"side": image["shape"][0], "dtype": image["dtype"], **known}
 
 
 def _digest_of_arrays(tree: Any) -> str:
     """A digest of all arrays of a tree, their places in it and their types."""
-    digest = hashlib.blake2b(digest_size=16)
+    contents: list[str | bytes] = []
     for place, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
         values = np.ascontiguousarray(array)
-        digest.update(f"{jax.tree_util.keystr(place)} {values.dtype} {values.shape}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-RECORD = "embedding.json"
-# What a process that was killed was about to write.
-_UNFINISHED = re.compile(r"\.(part-\d+|wells|treatments|embedding)\.\w+\.\d+")
-
-
-def take_up(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Begins the record of an embedding, or goes on with the one that is there.
-
-    Args:
-      out: the folder; the caller is alone in it.
-      settings: what decides the features and their files.
-
-    Returns:
-      The record: "finished", "settings", "environments" (see `add_environment`).
-
-    Raises:
-      BadUse: the folder holds an embedding with other settings, or files of something else.
-      BadData: the record cannot be read.
-    """
-    path = out / RECORD
-    for place in (out, out / PARTS):
-        for left in place.glob(".*"):
-            if _UNFINISHED.fullmatch(left.name):
-                left.unlink()
-    if not path.exists():
-        _refuse_foreign(out)
-        write_record(out, {"finished": False, "settings": settings, "environments": []})
-    (out / PARTS).mkdir(exist_ok=True)
-    record = _read_record(path)
-    if told := differences(record["settings"], dict(settings)):
-        raise BadUse(
-            f"{out} holds an embedding with other settings ({'; '.join(told)}): take another "
-            "--out, or the same settings"
-        )
-    return record
-
-
-def add_environment(record: dict[str, Any], environment: dict[str, Any]) -> str | None:
-    """Adds to a record what computes from now on: packages, commit, devices.
-
-    Returns:
-      A note, where others have computed before; the last digits of features may differ then.
-    """
-    known: list[dict[str, Any]] = record["environments"]
-    if environment in known:
-        return None
-    known.append(environment)
-    if len(known) == 1:
-        return None
-    changed = "; ".join(differences(known[0], environment))
-    return f"begun with other programs or devices ({changed}): features may differ in last digits"
-
-
-def sizes(out: Path) -> dict[str, int]:
-    """Bytes of every table of an embedding, by its path within the folder."""
-    tables = [*out.glob(f"{PARTS}/*"), *out.glob(f"{WELLS}.*"), *out.glob(f"{TREATMENTS}.*")]
-    return {str(path.relative_to(out)): path.stat().st_size for path in sorted(tables)}
-
-
-def forget_changed(out: Path, record: Mapping[str, Any]) -> bool:
-    """Removes the parts of a finished embedding of which a table is not as it was written.
-
-    Returns:
-      Whether all tables are as they were.
-    """
-    there = sizes(out)
-    changed = [name for name, size in record.get("files", {}).items() if there.get(name) != size]
-    for name in (name for name in changed if name.startswith(f"{PARTS}/")):
-        (out / name).with_suffix(".parquet").unlink(missing_ok=True)
-    return not changed
-
-
-def write_record(out: Path, record: Mapping[str, Any]) -> None:
-    """Writes embedding.json, whole or not at all."""
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_file(out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {"finished": bool, "settings": dict, "environments": list}
-        if record["finished"]:
-            kinds |= {"counts": dict, "files": dict}
-        if not all(isinstance(record[name], kind) for name, kind in kinds.items()):
-            raise TypeError("of another form")
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise BadData(f"{path}: not a readable record ({error}): take another --out") from error
-    return record
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Raises BadUse where files are in the way that no embedding has written."""
-    for name in (PARTS, f"{WELLS}.*", f"{TREATMENTS}.*"):
-        for found in out.glob(name):
-            raise BadUse(f"{found} is there, and no {RECORD}: take another --out")
+        contents += [f"{jax.tree_util.keystr(place)} {values.dtype} {values.shape}"]
+        contents += [values.tobytes()]
+    return digest(*contents)

@@ -1,10 +1,7 @@
-"""A work directory of weights that came from elsewhere, and the weights of one for elsewhere."""
+"""Makes a work directory of PyTorch's weights, and a file for PyTorch of a checkpoint."""
 
-import contextlib
-import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,15 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
     IN_USE,
     TRAINING,
+    file_sha256,
     is_local,
     locked,
 )
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
-    as_json,
     channel_count,
-    check_same,
+    check_config,
     read_config,
     write_config,
 )
@@ -38,7 +35,6 @@ from cellclr_jax.training.checkpoints import (
 )
 from cellclr_jax.weights.files import (
     check_output,
-    digest,
     not_written,
     read_entries,
     write_entries,
@@ -55,29 +51,26 @@ from cellclr_jax.weights.torch_names import (
 )
 
 _CNN = "cnn"
-# Of a run that does not tell.
+# Of a run whose checkpoints do not name them.
 _USUAL_CHANNELS = 3
-# Where a conversion is made in a work directory, and what it replaces moves to.
-_UNFINISHED, _BEFORE = ".unfinished", "before"
-# Seconds between looks at a folder that is to be gone, how many have to find it so, and how many
-# there are at most.
-_PAUSE, _QUIET, _LOOKS = 0.1, 5, 100
+# Where a conversion is written first, in its work directory.
+_UNFINISHED = ".unfinished"
 
 
 def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named: bool) -> None:
-    """Makes a work directory out of a file of weights.
+    """Converts a file of weights into a work directory.
 
     Args:
-      source: of a state dict (see `weight_files.read_entries`).
-      workdir: is made; one that holds the same conversion is left as it is.
+      source: of a state dict (see `files.read_entries`).
+      workdir: created; one that holds the same conversion is left as it is.
       config: of the work directory; its encoder and head become those of the file.
-      named: whether the config was chosen: its encoder has to be the file's then.
+      named: whether the user chose the config: its encoder then has to be the file's.
 
     Raises:
       BadUse: the config names another encoder; something else is in the work directory, or
         another process converts into it.
       BadData: the file is not of a known encoder, or cannot be read; the work directory cannot be
-        written, and nothing of it stays but folders above it that were made.
+        written, and stays empty.
     """
     if not is_local(epath.Path(workdir)):
         raise BadUse(f"--workdir={workdir} is no folder of this machine")
@@ -86,13 +79,13 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
     _configure(config, network, named)
     origin = {
         "file": str(source),
-        "sha256": digest(source),
+        "sha256": file_sha256(source),
         "layout": network.layout,
         "channels": network.channels,
     }
     there = _is_there(folder, origin, config)
     if not there:
-        with _converting(folder.resolve()):
+        with locked(folder.resolve(), TRAINING, IN_USE):
             # Again: another process may have made it until now.
             there = _is_there(folder, origin, config)
             if not there:
@@ -114,13 +107,13 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
 def export_weights(
     workdir: epath.PathLike, step: str, output: Path, *, layout: Layout | None
 ) -> None:
-    """Writes the weights of a checkpoint as PyTorch names them.
+    """Writes the weights of a checkpoint under PyTorch's names.
 
     Args:
       workdir: of a run.
       step: `last`, `best` (by validation loss) or a number.
       output: .pth, .pt or .safetensors.
-      layout: `torchvision`: the encoder alone, a CNN's layers as `features`, as torchvision names
+      layout: `torchvision`: only the encoder, a CNN's layers as `features`, as torchvision names
         those of networks without blocks; `published`: encoder and head. None takes the first for
         a ResNet, the second for a CNN.
 
@@ -146,7 +139,7 @@ def export_weights(
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:
-    """The entries of a file that are used, the network they are of, and its variables."""
+    """Reads the entries of a file that are used, their network and its variables."""
     entries = read_entries(source)
     try:
         entries, left_out = split_classifier(bare(entries))
@@ -166,7 +159,7 @@ def _described(network: Network) -> str:
 
 
 def _configure(config: Any, network: Network, named: bool) -> None:
-    """Has a config name the network, and no other weights to start from.
+    """Sets the network in a config, and no other weights to start from.
 
     Raises:
       BadUse: it was chosen, and names another encoder.
@@ -194,95 +187,56 @@ def _configure(config: Any, network: Network, named: bool) -> None:
 
 
 def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
-    """Whether a work directory holds the same conversion, whole.
+    """Whether a work directory holds the same conversion.
 
     Raises:
       BadUse: it holds something else.
     """
-    if not folder.exists():
-        return False
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {TRAINING, _UNFINISHED}:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # `.unfinished` goes last: besides it, checkpoints without a config are of a killed conversion.
+    left = {TRAINING, _UNFINISHED, CHECKPOINTS} if _UNFINISHED in names else {TRAINING}
+    if names <= left and (folder.is_dir() or not folder.exists()):
         return False
     known: Mapping[str, Any] = {}
-    if (folder / CHECKPOINTS).is_dir():
+    if {CONFIG, CHECKPOINTS} <= names:
         with Checkpoints((folder / CHECKPOINTS).resolve(), read_only=True) as checkpoints:
             known = (checkpoints.newest_progress() or {}).get(CONVERTED, {})
     if known.get("sha256") != origin["sha256"]:
         what = f"weights converted from {known['file']}" if known else "something else"
         raise BadUse(f"--workdir={folder} holds {what}: take one that is new or empty")
-    # The config comes last: without it a conversion was ended before.
-    if not (folder / CONFIG).exists() or not list((folder / CHECKPOINTS).glob("*/state/*")):
-        return False
-    check_same(as_json(read_config(epath.Path(folder))), config, folder)
+    check_config(config, epath.Path(folder))
     return True
-
-
-@contextlib.contextmanager
-def _converting(folder: Path) -> Iterator[None]:
-    """Keeps other conversions out of a work directory, which goes again where this one fails."""
-    is_new = not folder.exists()
-    try:
-        with locked(folder, TRAINING, IN_USE):
-            try:
-                yield
-            except BaseException:
-                (folder / TRAINING).unlink(missing_ok=True)
-                raise
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # what others have put there stays
-                folder.rmdir()
-        raise
 
 
 def _write(
     folder: Path, config: Any, variables: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
-    """Writes a work directory; the config comes last, since without one it is none.
+    """Writes a work directory; the config gets its place last, since without one it is none.
 
     Raises:
-      BadData: it cannot be written; nothing of it stays.
+      BadData: it cannot be written.
     """
     unfinished = folder / _UNFINISHED
-    # Of a conversion that was killed: the lock says that nobody writes there.
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in (folder / CHECKPOINTS, unfinished):  # of a conversion that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         everywhere = devices.replicated(devices.make_mesh())
         state = {"step": jnp.zeros((), jnp.int32), **variables}
         with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
             checkpoints.save(0, jax.device_put(state, everywhere), progress)
         write_config(config, epath.Path(unfinished))
-    except BaseException as error:
-        _remove(unfinished)
-        if isinstance(error, BadData | OSError):
-            # That of a checkpoint promises to go on from the newest one; here there is none.
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            raise not_written(folder, cause) from error
-        raise
-    if (folder / CHECKPOINTS).exists():  # of a conversion that was killed, or is damaged
-        os.replace(folder / CHECKPOINTS, unfinished / _BEFORE)
-    os.replace(unfinished / CHECKPOINTS, folder / CHECKPOINTS)
-    os.replace(unfinished / CONFIG, folder / CONFIG)
-    shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder for good.
-
-    After a save that failed TensorStore's threads, which nobody can wait for, go on for a moment
-    with what they had begun, and make folders anew.
-    """
-    quiet = 0
-    for _ in range(_LOOKS):
-        quiet = 0 if folder.exists() else quiet + 1
-        if quiet == _QUIET:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(_PAUSE)
+        for name in (CHECKPOINTS, CONFIG):
+            (unfinished / name).replace(folder / name)
+    except (BadData, OSError) as error:
+        # That of a checkpoint promises to resume from the newest one; here there is none.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise not_written(folder, cause) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_layout(config: Any, layout: Layout) -> None:
-    """Raises BadUse where a layout has no place for a model's head."""
+    """Raises BadUse if a layout has no place for a model's head."""
     head = config.model.head
     if layout == "published" and head.depth and (head.depth != 2 or head.norm != "none"):
         raise BadUse(
@@ -294,7 +248,7 @@ def _check_layout(config: Any, layout: Layout) -> None:
 def _restore(
     workdir: epath.Path, step: str, config: Any, layout: Layout
 ) -> tuple[int, dict[str, Any], Network]:
-    """The step of a checkpoint, those of its variables that the layout has, and what they are."""
+    """Restores the step of a checkpoint, the variables that the layout has, and their network."""
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     place = devices.replicated(devices.make_mesh())
@@ -313,7 +267,7 @@ def _restore(
 
 
 def _network(config: Any, channels: int, layout: Layout) -> Network:
-    """What is written of a config's model: the encoder, and the head where the layout has one."""
+    """The part of a config's model that is written: the encoder, and the layout's head if any."""
     model = config.model
     network = Network(model.encoder, channels, layout)
     if model.encoder == _CNN:

@@ -1,4 +1,4 @@
-"""PyTorch's names of weights and ours, and which network a file holds."""
+"""Maps PyTorch's names of weights to ours, and recognises which network a file holds."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,14 +33,13 @@ PUBLISHED = {
 }
 # Modules of a layer of the CNN: convolution, ReLU and pooling, or normalisation after the first.
 _CNN_STRIDE = {"none": 3, "batch": 4}
-# A message that names every entry of another network, or all of a long name, would hide what it
-# says.
-_NAMED, _LONGEST = 3, 120
+# Names in a message; all entries of another network would hide what it says.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Network:
-    """What the entries of a file are the weights of.
+    """A network that a file of weights belongs to.
 
     Attributes:
       encoder: cnn, resnet18, resnet50 or resnet101.
@@ -68,7 +67,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where an entry of PyTorch's belongs.
+    """The place of one of PyTorch's entries among Flax's variables.
 
     Attributes:
       path: in {"params": …, "batch_stats": …}; its last name says how axes are ordered.
@@ -80,10 +79,9 @@ class Slot:
 
 
 def slots(network: Network) -> dict[str, Slot]:
-    """Where each entry of a network belongs, by its name in the network's layout."""
-    encoder = _cnn_slots(network) if network.encoder == "cnn" else _resnet_slots(network)
+    """Lists the slot of each entry of a network, by its name in the network's layout."""
     found = {}
-    for name, slot in encoder:
+    for name, slot in _SLOTS[network.encoder](network):
         first, _, rest = name.partition(".")
         renamed = network.layout == "published" and network.encoder != "cnn"
         found[f"{PUBLISHED[first]}.{rest}" if renamed else name] = slot
@@ -95,7 +93,7 @@ def slots(network: Network) -> dict[str, Slot]:
 
 
 def to_variables(entries: Entries, network: Network) -> Variables:
-    """Flax's variables of a network.
+    """Converts PyTorch's entries of a network to Flax's variables.
 
     Args:
       entries: by bare names, floating ones float32 in PyTorch's order of axes: kernels
@@ -116,16 +114,16 @@ def to_variables(entries: Entries, network: Network) -> Variables:
 
 
 def shapes_of(network: Network) -> Variables:
-    """The shapes, tuples of integers, of what `to_variables` returns for a network."""
+    """Computes the shapes, tuples of integers, of the result of `to_variables` for a network."""
     return _tree(slots(network), lambda _, slot: _moved(slot, slot.shape))
 
 
 def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.ndarray]:
-    """PyTorch's entries of a network: what `to_variables` was given, to the bit.
+    """Converts Flax's variables of a network to PyTorch's entries, the inverse of `to_variables`.
 
     Args:
-      variables: as `to_variables` returns them; what the network does not have is passed over.
-      network: what they are of, and in which layout they are named.
+      variables: as `to_variables` returns them; others are ignored.
+      network: also gives the layout of the names.
 
     Returns:
       Arrays float32 by name, contiguous; a counter of zero, int64, for each batch normalisation.
@@ -144,7 +142,7 @@ def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.n
 
 
 def _tree(wanted: Mapping[str, Slot], leaf: Callable[[str, Slot], Any]) -> Variables:
-    """Leaves made of entries, at their places."""
+    """Flax's nested dicts, with a leaf made of each entry."""
     variables: Variables = {"params": {}, "batch_stats": {}}
     for name, slot in wanted.items():
         place = variables
@@ -200,10 +198,16 @@ def _resnet_slots(network: Network) -> Iterator[tuple[str, Slot]]:
             inside = outside
 
 
+_SLOTS: Mapping[str, Callable[[Network], Iterator[tuple[str, Slot]]]] = {
+    "cnn": _cnn_slots,
+    **dict.fromkeys(RESNETS, _resnet_slots),
+}
+
+
 def _convolution(
     theirs: str, ours: str, kernel: tuple[int, int, int], bias: bool = False
 ) -> Iterator[tuple[str, Slot]]:
-    """Of (out, in, side)."""
+    """Slots of a convolution with the kernel (out, in, side)."""
     out, inside, side = kernel
     place = ("params", "encoder", *ours.split("/"))
     yield f"{theirs}.weight", Slot((*place, "kernel"), (out, inside, side, side))
@@ -248,25 +252,18 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
         "negative": [n for n in fitting if wanted[n].path[-1] == "var" and (entries[n] < 0).any()],
         "not finite": [name for name in fitting if not np.isfinite(entries[name]).all()],
     }
-    if told := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):
-        raise BadData(f"not the weights of a {network.encoder} as expected: {told}")
+    if wrong := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):
+        raise BadData(f"not the weights of a {network.encoder} as expected: {wrong}")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, long ones without their middle, and how many more there are."""
+    """Joins the first few names, and says how many more there are."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(_short(name) for name in names[:_NAMED]) + more
+    return ", ".join(names[:_NAMED]) + more
 
 
-def _short(name: str) -> str:
-    """A name that fits into a line, whatever a file calls its entries."""
-    name = name if name.isprintable() else ascii(name)
-    half = _LONGEST // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]} … {name[-half:]}"
-
-
-# What others are called, that a file may hold as well.
+# Names of other networks that a file may hold.
 _OTHERS: Mapping[tuple[str, tuple[int, ...]], str] = {
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (2, 2, 2, 2)): "resnet26",
@@ -274,28 +271,24 @@ _OTHERS: Mapping[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 24, 36, 3)): "resnet200",
 }
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# What only a batch normalisation has, beside which alone a counter is one of batches.
+# An entry that only a batch normalisation has; a counter counts batches only next to it.
 _VARIANCE = "running_var"
-# Taken off wherever it is, and those that are taken off where every entry has them.
+# Removed from any entry; removed only if every entry has it.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
-_MOST_PREFIXES = 8
 
 
 def bare(entries: Entries) -> dict[str, np.ndarray]:
-    """Entries by names without the prefixes of wrapping modules, without counters of batches.
+    """Removes prefixes of wrapping modules from names, and counters of batches.
 
     Args:
-      entries: arrays by name; `module.` is taken off any, `backbone.` and `encoder.` where all
+      entries: arrays by name; `module.` is removed from any, `backbone.` and `encoder.` if all
         have it; a counter that is no batch normalisation's stays.
 
     Raises:
-      BadData: two of them would have one name; there are more prefixes than any program makes.
+      BadData: two of them would have one name.
     """
     named = dict(entries)
-    turns = 0
     while prefix := _prefix_of(named):
-        if (turns := turns + 1) > _MOST_PREFIXES:
-            raise BadData(f"wrapped in more than {_MOST_PREFIXES} modules: {listed(named)}")
         shorter = {name.removeprefix(prefix): array for name, array in named.items()}
         if len(shorter) < len(named):
             twice = [name for name in named if prefix + name in named]
@@ -305,23 +298,21 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
 
 
 def split_classifier(entries: Entries) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Entries without those of a classification layer, and the names of these."""
+    """Returns the entries without those of a classification layer, and the names of these."""
     left_out = [name for name in _CLASSIFIER if name in entries]
     return {name: a for name, a in entries.items() if name not in left_out}, left_out
 
 
 def recognise(entries: Entries) -> Network:
-    """What network entries are of, by their names and shapes.
+    """Finds the network of some entries by their names and shapes.
 
     Args:
       entries: by bare names (see `bare`), without a classifier.
 
     Raises:
-      BadData: they are of none that is known here; the message says what they seem to be.
+      BadData: they are of no known network; the message says what they seem to be.
     """
     shapes = {name: array.shape for name, array in entries.items()}
-    if empty := [f"{name} {shape}" for name, shape in shapes.items() if 0 in shape]:
-        raise BadData(f"without a single number: {listed(empty)}")
     inner = {_torchvision_name(name): shape for name, shape in shapes.items()}
     if any(re.match(r"layer\d\.\d", name) for name in inner):
         published = any(name.startswith("features.") for name in shapes)
@@ -345,7 +336,7 @@ def _is_counter(name: str, entries: Mapping[str, object]) -> bool:
 
 
 def _prefix_of(named: Mapping[str, object]) -> str | None:
-    """A prefix that is to be taken off."""
+    """A prefix to remove."""
     if any(name.startswith(_PARALLEL) for name in named):
         return _PARALLEL
     common = (p for p in _PREFIXES if named and all(name.startswith(p) for name in named))
@@ -361,7 +352,7 @@ def _torchvision_name(name: str) -> str:
 
 
 def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> Network:
-    """The ResNet that shapes by torchvision's names are of, or that is nearest to them."""
+    """The ResNet with the most similar names; shapes are by torchvision's names."""
     found = [re.match(r"layer([1-4])\.(\d{1,4})\.", name) for name in shapes]
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     depths = tuple(len({i for s, i in blocks if s == stage}) for stage in (1, 2, 3, 4))
@@ -369,8 +360,8 @@ def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> 
     kind = "bottleneck" if bottleneck else "basic"
     stem = shapes.get("conv1.weight", ())
     channels = stem[1] if len(stem) == 4 else 3
-    if told := _foreign(shapes, kind, depths):
-        raise BadData(f"seems to be {told}: one of {', '.join(RESNETS)} was expected")
+    if foreign := _foreign(shapes, kind, depths):
+        raise BadData(f"seems to be {foreign}: one of {', '.join(RESNETS)} was expected")
 
     def alike(name: str) -> float:
         names = slots(Network(name, channels, "torchvision")).keys()
@@ -382,7 +373,7 @@ def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> 
 def _foreign(
     shapes: Mapping[str, tuple[int, ...]], kind: str, depths: tuple[int, ...]
 ) -> str | None:
-    """What a ResNet seems to be that is none of those here."""
+    """A phrase for a ResNet that is not supported; None for others."""
     size = next((n.removeprefix("resnet") for n, of in RESNETS.items() if of == (kind, depths)), "")
     if any(re.match(r"conv1\.\d+\.", name) for name in shapes):
         return f"a resnet{size}d or its like, whose first layer is several convolutions"
@@ -397,7 +388,7 @@ def _foreign(
 
 
 def _recognise_cnn(shapes: Mapping[str, tuple[int, ...]]) -> Network:
-    """The CNN whose convolutions are the entries of four axes, in their order."""
+    """The CNN whose convolutions are the entries with four axes, in their order."""
     found = [(re.fullmatch(r"features\.(\d{1,4})\.weight", name), s) for name, s in shapes.items()]
     kernels = sorted((int(match[1]), shape) for match, shape in found if match and len(shape) == 4)
     if not kernels:

@@ -1,56 +1,31 @@
-"""Progress of files in a log: a line for each tenth, also where one begins anew."""
+"""Progress in a log file: a line for each tenth of the work."""
 
 import re
 
-from cellclr_jax.console import FilesProgress
-
-SIZES = {"a": 600, "b": 400}
-
-
-def amounts(text):
-    """What each line says is there."""
-    return [int(amount) for amount in re.findall(r"^(\d+)\.?\d*B/", text, re.MULTILINE)]
+from cellclr_jax.console import Progress
 
 
 def test_each_tenth_has_a_line(capsys):
-    with FilesProgress(SIZES, {"a": 0, "b": 0}, True, task="fetched") as shown:
-        for size in range(0, 401, 10):
-            shown.reach("a", size)
-            shown.reach("b", size)
-        shown.end("b")
-        shown.reach("a", 600)
-        shown.end("a")
-    told = capsys.readouterr().err
-    assert amounts(told) == [100, 200, 300, 400, 500, 600, 700, 800]
-    assert re.search(
-        r"^1\.00kB/1\.00kB of 2 files fetched, .*B/s, 00:00 left\n$", told, re.MULTILINE
-    )
+    with Progress(200, True, unit="field") as progress:
+        for _ in range(100):
+            progress.step(cells=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("/")[0] for line in lines] == ["20", "40", "60", "80", "100"]
+    assert re.fullmatch(r"100/200 fields, 300 cells, [\d,.]+ fields/s, 00:00 left", lines[-1])
 
 
-def test_what_was_there_is_not_told_and_no_part_of_the_rate(capsys):
-    with FilesProgress(SIZES, {"a": 600, "b": 0}, True, task="fetched") as shown:
-        shown.reach("b", 0)
-        assert capsys.readouterr().err == ""
-        shown.reach("b", 100)
-        assert amounts(capsys.readouterr().err) == [700]
+def test_bytes_are_scaled_and_may_be_taken_back(capsys):
+    with Progress(1_000_000, True, unit="byte", task="downloaded", scaled=True) as progress:
+        for count in (500_000, -300_000, 800_000):
+            progress.step(units=count)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "500k/1.00M bytes downloaded",
+        "1.00M/1.00M bytes downloaded",
+    ]
 
 
-def test_a_file_that_begins_anew_is_told_once(capsys):
-    with FilesProgress(SIZES, {"a": 0, "b": 0}, True, task="fetched") as shown:
-        for size in (300, 0, 100, 200, 300, 400):
-            shown.reach("a", size)
-    assert amounts(capsys.readouterr().err) == [300, 400]
-
-
-def test_sizes_that_nobody_knows_do_no_harm(capsys):
-    with FilesProgress({"a": 0}, {"a": 0}, True, task="fetched") as shown:
-        shown.reach("a", 5000)
-        shown.end("a")
-        shown.end("a")
-    assert "of 1 files fetched" in capsys.readouterr().err
-
-
-def test_nothing_is_told_unasked(capsys):
-    with FilesProgress(SIZES, {"a": 0, "b": 0}, False, task="fetched") as shown:
-        shown.reach("a", 600)
+def test_nothing_is_printed_unasked(capsys):
+    with Progress(10, False) as progress:
+        progress.step()
     assert capsys.readouterr().err == ""

@@ -177,7 +177,7 @@ def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
     cause = f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged"
     with pytest.raises(BadData) as listed:
         list(find_tiffs(path))
-    assert str(listed.value) == f"{cause}; repeat its download (--download continues it)"
+    assert str(listed.value) == f"{cause}; delete it and download it again (--download)"
     # Who downloads checks it as well, and knows better what to do.
     with pytest.raises(BadData) as checked:
         check_zip(path)
@@ -212,9 +212,7 @@ def test_a_zip_of_an_unknown_kind_is_named(tmp_path, offset, value):
 def test_damage_of_an_entry_is_found_by_reading_it(tmp_path, compression, reason):
     content = np.random.default_rng(0).integers(0, 99, 5_000_000, np.uint8).tobytes()
     path = zip_of(tmp_path / "a.zip", ("P1/a.tif", content), compression=compression)
-    calls = []
-    check_zip(path, lambda: calls.append(0))
-    assert len(calls) == 5
+    check_zip(path)
     wrong = bytearray(path.read_bytes())
     wrong[1_000_000:1_000_100] = bytes(100)
     path.write_bytes(wrong)

@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
@@ -107,7 +107,7 @@ def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:
         with _open_zip(path) as archive:
             members = archive.infolist()
     except _CutShort as error:
-        raise BadData(f"{error}; repeat its download (--download continues it)") from error
+        raise BadData(f"{error}; delete it and download it again (--download)") from error
     for member in members:
         if not _is_tiff(member):
             continue
@@ -117,12 +117,11 @@ def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:
         yield plate, file
 
 
-def check_zip(path: Path, between: Callable[[], None] = lambda: None) -> None:
+def check_zip(path: Path) -> None:
     """Reads all of a zip, with little memory, and compares each entry with its checksum.
 
     Args:
       path: of the zip.
-      between: called after each block; what it raises ends the reading.
 
     Raises:
       BadData: an entry is damaged, no entry is a TIFF, or `find_tiffs` would refuse the zip.
@@ -134,7 +133,7 @@ def check_zip(path: Path, between: Callable[[], None] = lambda: None) -> None:
             try:
                 with archive.open(member) as opened:
                     while opened.read(_BLOCK):
-                        between()
+                        pass
             except _ENTRY_ERRORS as error:
                 raise BadData(f"{path}: entry {member.filename!r} is damaged ({error})") from error
 

@@ -1,1 +1,0 @@
-"""Fetches a release over HTTP, whole and sound, whatever the server does."""
