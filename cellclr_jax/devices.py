@@ -9,7 +9,6 @@ import re
 import tempfile
 import threading
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -193,15 +192,13 @@ def _leave(status: int) -> NoReturn:
 OFF = "off"
 # Programs of a second's parts add up: a run has a dozen of them.
 _LEAST_SECONDS = 0.2
-# A step of a large network takes some ten megabytes; older programs go first.
+# A step of a large network takes some ten megabytes; older programs go first. JAX's own limit needs
+# another package, and stores nothing any more once a process was killed between its two writes.
 _MOST_BYTES = 4 << 30
-_ENTRIES = "*-cache"
-_CHECKED = ".checked"
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def keep_compiled_programs(choice: str | None) -> None:
-    """Has JAX keep the programs that it compiles, and take up those that it kept.
+    """Has JAX store compiled programs on the disk and reuse stored ones.
 
     Whatever goes wrong here costs time and nothing else.
 
@@ -216,7 +213,7 @@ def keep_compiled_programs(choice: str | None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     if choice is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    # One that cannot be read or written is compiled again: no more than that is to be told.
+    # One that cannot be read or written is compiled again: a traceback would not help.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     try:
         folder = Path(choice) if choice else _folder()
@@ -224,7 +221,8 @@ def keep_compiled_programs(choice: str | None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        _tidy(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process does so likewise
+            _drop_oldest(folder)
     except (OSError, RuntimeError) as error:  # of them the second: there is no home
         say(f"note: compiled programs are not kept: {error} (--compilation_cache=DIR|off)")
         return
@@ -242,42 +240,11 @@ def _folder() -> Path:
     return Path(cache, "cellclr_jax", "xla", kind)
 
 
-def _tidy(folder: Path) -> None:
-    """Removes programs that were cut off while they were written, and old ones beyond a size.
-
-    JAX writes them in place. One that another process is writing may go as well: it is compiled
-    again.
-    """
-    files = []
-    for path in folder.glob(_ENTRIES):
-        with contextlib.suppress(FileNotFoundError):  # another process tidies up likewise
-            files.append((path.stat().st_mtime, path.stat().st_size, path))
+def _drop_oldest(folder: Path) -> None:
+    """Removes the oldest programs beyond a size."""
+    files = [(path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*-cache")]
     total = 0
     for _, size, path in sorted(files, reverse=True):
         total += size
-        with contextlib.suppress(FileNotFoundError):
-            if total > _MOST_BYTES or not _whole(path):
-                path.with_suffix(_CHECKED).unlink(missing_ok=True)
-                path.unlink()
-
-
-def _whole(path: Path) -> bool:
-    """Whether a program can be unpacked; one of the size that it had is not looked at again."""
-    checked = path.with_suffix(_CHECKED)
-    size = str(path.stat().st_size)
-    if checked.exists() and checked.read_text() == size:
-        return True
-    try:
-        content = path.read_bytes()
-        if content.startswith(_ZSTD):
-            import zstandard
-
-            zstandard.ZstdDecompressor().decompress(content)
-        else:
-            zlib.decompress(content)
-    except ImportError:  # whoever wrote it can tell
-        return True
-    except Exception:  # of one of two libraries
-        return False
-    checked.write_text(size)
-    return True
+        if total > _MOST_BYTES:
+            path.unlink(missing_ok=True)

@@ -145,7 +145,7 @@ def _without_added_operations(
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
     """Removes operations that a config has by default and a recorded one lacks; their names."""
     defaults, asked = (as_json(c)[_VIEWS] for c in (default_config.get_config(), config))
-    known = recorded.get(_VIEWS, {})
+    known = recorded.get(_VIEWS, asked)
     added = [name for name in asked if name not in known and asked[name] == defaults.get(name)]
     if added:
         config = copy.deepcopy(config)
@@ -210,13 +210,16 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
     """Completes the recorded settings of a run with the defaults."""
-    return _filled(as_json(default_config.get_config()), old)
+    defaults = as_json(default_config.get_config())
+    named = old.get(_VIEWS, defaults[_VIEWS])
+    defaults[_VIEWS] = {name: defaults[_VIEWS][name] for name in defaults[_VIEWS] if name in named}
+    return _filled(defaults, old)
 
 
 def _filled(defaults: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     both = {**defaults, **old}
     for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(both[name], dict) and name != _VIEWS:
+        if isinstance(default, dict) and isinstance(both[name], dict):
             both[name] = _filled(default, both[name])
     return both
 

@@ -24,8 +24,9 @@ from cellclr_jax.files import (
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
+    as_json,
     channel_count,
-    check_config,
+    check_same,
     read_config,
     write_config,
 )
@@ -204,7 +205,7 @@ def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
     if known.get("sha256") != origin["sha256"]:
         what = f"weights converted from {known['file']}" if known else "something else"
         raise BadUse(f"--workdir={folder} holds {what}: take one that is new or empty")
-    check_config(config, epath.Path(folder))
+    check_same(as_json(read_config(epath.Path(folder))), config, folder)
     return True
 
 

@@ -1,9 +1,8 @@
-"""Compiled programs are kept, taken up again, and never a reason to fail."""
+"""Compiled programs are stored, reused, and never a reason to fail."""
 
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import jax
@@ -90,43 +89,21 @@ def no_home():
     raise RuntimeError("Could not determine home directory.")
 
 
-def test_a_program_that_was_cut_off_is_removed_and_a_whole_one_looked_at_once(tmp_path):
-    whole, cut = (tmp_path / f"jit_{name}-cache" for name in ("whole", "cut"))
-    program = zlib.compress(os.urandom(2000))
-    whole.write_bytes(program)
-    cut.write_bytes(program[:1000])
-    keep_compiled_programs(str(tmp_path))
-    assert whole.exists()
-    assert not cut.exists()
-    whole.write_bytes(program[:-1] + b"x")  # of its size: it was found whole
-    keep_compiled_programs(str(tmp_path))
-    assert whole.exists()
-    whole.write_bytes(program[:-1])
-    keep_compiled_programs(str(tmp_path))
-    assert not whole.exists()
-
-
 def test_the_oldest_go_first(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "_MOST_BYTES", 2500)
     for age in range(4):
         path = tmp_path / f"jit_{age}-cache"
-        path.write_bytes(zlib.compress(os.urandom(1000)))
+        path.write_bytes(bytes(1000))
         os.utime(path, (1e9 - age, 1e9 - age))
     keep_compiled_programs(str(tmp_path))
     assert sorted(path.name for path in tmp_path.glob("*-cache")) == ["jit_0-cache", "jit_1-cache"]
 
 
-def test_processes_at_once_and_a_writer_that_was_killed_do_no_harm(tmp_path):
-    started = [start(tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=600)[0].splitlines() for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert outputs[0][0] == outputs[1][0] == "20.0"
-    assert "/jax/compilation_cache/cache_misses" in outputs[0][1] + outputs[1][1]
-    for program in tmp_path.glob("*-cache"):
-        os.truncate(program, program.stat().st_size // 2)
-    for hits in (False, True):  # the half is compiled again, and then found
-        process = start(tmp_path)
-        value, events = process.communicate(timeout=600)[0].splitlines()
+def test_programs_are_found_again_and_a_half_written_one_does_no_harm(tmp_path):
+    for events in ("cache_misses", "cache_hits", "cache_misses"):
+        value, found = start(tmp_path).communicate(timeout=600)[0].splitlines()
         assert value == "20.0"
-        assert ("cache_misses" in events) is not hits
-        assert ("cache_hits" in events) is hits
+        assert events in found
+        if events == "cache_hits":
+            for program in tmp_path.glob("*-cache"):
+                os.truncate(program, program.stat().st_size // 2)

@@ -1,4 +1,4 @@
-"""What tests ask of a run, and how they end one before its time."""
+"""Reads what a run wrote, and ends a run early."""
 
 import contextlib
 import json

@@ -34,7 +34,7 @@ def wait_until(started, condition):
 def settings(data_dir):
     config = get_config()
     config.data_dir = str(data_dir)
-    config.epochs = 24
+    config.epochs = 12
     return config
 
 

@@ -78,6 +78,13 @@ def test_an_operation_added_to_the_defaults_changes_no_earlier_run(workdir):
     assert run.notes == ("note: views.elastic is left out: the run began without it",)
 
 
+def test_a_setting_added_to_an_operation_has_its_default(workdir):
+    change(workdir, lambda content: content["views"]["elastic"].pop("smoothness"))
+    config = default_config.get_config()
+    assert open_run(workdir, config).config == config
+    assert read_config(workdir).views.elastic.smoothness == config.views.elastic.smoothness
+
+
 def test_an_operation_that_is_asked_for_is_not_left_out_unnoticed(workdir):
     change(workdir, lambda content: content["views"].pop("elastic"))
     config = default_config.get_config()
