@@ -13,8 +13,8 @@ import tifffile
 from array_record.python import array_record_module
 from support.tiny_release import HEIGHT, PLATES, WIDTH, disc_field, file_name, write_release
 
-from cellclr_jax.data import building, dataset
-from cellclr_jax.data.building import pieces
+from cellclr_jax.data import dataset
+from cellclr_jax.data.building import builder, pieces
 from cellclr_jax.data.building.builder import Bbbc021, CellConfig, Plan
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.versions import (
@@ -42,8 +42,8 @@ def build(release, data_dir, crops=CROPS, *, source=None, overwrite=False, **set
     source = source or open_source("raw", Request((release,)))
     plan = Plan(source, **PROVENANCE, show=False, **settings)
     config = CellConfig(name="annotated", crops=crops)
-    with locked(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
-        return building.build(Bbbc021, data_dir, config, plan, replace=overwrite)
+    with locked(builder.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+        return builder.build(Bbbc021, data_dir, config, plan, replace=overwrite)
 
 
 def contents(folder):
@@ -282,7 +282,7 @@ def test_the_old_dataset_is_there_until_the_new_one_is(release, tmp_path, monkey
         seen.append(contents(new) == before)
         swap_in(new, folder)
 
-    monkeypatch.setattr(building, "swap_in", watch)
+    monkeypatch.setattr(builder, "swap_in", watch)
     rebuilt = build(release, tmp_path, dataclasses.replace(CROPS, size=24), overwrite=True)
     assert seen == [True, False]
     assert rebuilt == path

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from support.tiny_release import CENTERS, PLATES, WELLS, file_name, write_release
 
-from cellclr_jax.data import building, dataset
-from cellclr_jax.data.building import pieces, plate_light
+from cellclr_jax.data import dataset
+from cellclr_jax.data.building import builder, pieces, plate_light
 from cellclr_jax.data.building.builder import Bbbc021, CellConfig, Plan
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_contents
@@ -45,8 +45,8 @@ def build(release, data_dir, *, crops=CROPS, plates=(), overwrite=False, extend=
     origin = {"contents": describe_contents(source)}
     plan = Plan(source, dataclasses.asdict(crops), origin, show=False, **plan)
     config = CellConfig(name="annotated", crops=crops)
-    with locked(building.dataset_folder_of(Bbbc021, data_dir, "annotated")):
-        return building.build(Bbbc021, data_dir, config, plan, replace=overwrite, extend=extend)
+    with locked(builder.dataset_folder_of(Bbbc021, data_dir, "annotated")):
+        return builder.build(Bbbc021, data_dir, config, plan, replace=overwrite, extend=extend)
 
 
 def contents(folder):
