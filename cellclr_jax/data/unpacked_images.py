@@ -1,4 +1,4 @@
-"""All crops of a dataset unpacked, in memory or in a mapped file."""
+"""All crops of a dataset unpacked into a mapped file; and the memory that is free."""
 
 import contextlib
 import errno
@@ -16,44 +16,17 @@ import numpy as np
 
 from cellclr_jax import files
 from cellclr_jax.console import Progress
-from cellclr_jax.data.image_store import ArrayImages, MappedImages, ShardImages
+from cellclr_jax.data.image_store import MappedImages, ShardImages
 from cellclr_jax.errors import BadUse
 
 # Unpacked pixels on their way into the file.
 _BLOCK_BYTES = 32 << 20
-# The rest of a program needs memory too.
-_MEMORY_SHARE = 0.9
 _COPY = re.compile(r"images-[0-9a-f]+\.npy(\.unfinished)?")
 _LOCK = ".unpacking"
 _WAIT_SECONDS = 1.0
 # The setting as either program calls it.
 _FLAGS = "(--config.data_access in training, --data_access of eval)"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def load_images(shards: ShardImages, dataset_dir: Path, *, show: bool) -> ArrayImages:
-    """Unpacks all images into memory.
-
-    Args:
-      shards: the images.
-      dataset_dir: for messages.
-      show: whether progress is shown.
-
-    Raises:
-      BadUse: there is not enough memory.
-      BadData: an image cannot be read.
-    """
-    needed, available = len(shards) * _image_bytes(shards), available_bytes()
-    if needed > _MEMORY_SHARE * available:
-        raise BadUse(
-            f"{dataset_dir}: its images need {_gb(needed)} of memory, of which {_gb(available)} "
-            "are available, and the program needs some: take data_access=mapped or shards "
-            f"{_FLAGS}"
-        )
-    array = np.empty((len(shards), *shards.shape), shards.dtype)
-    for rows in _blocks(shards, "into memory", show):
-        shards.read_into(rows, array[rows[0] : rows[-1] + 1])
-    return ArrayImages(shards, array)
 
 
 def map_images(
@@ -109,7 +82,7 @@ def _write_alone(shards: ShardImages, path: Path, show: bool) -> bool:
             raise
         raise BadUse(
             f"{path} cannot be written ({error.strerror}): give yourself the right to write into "
-            f"that folder, or take data_access=shards or memory {_FLAGS}"
+            f"that folder, or take data_access=shards {_FLAGS}"
         ) from error
 
 
@@ -147,16 +120,16 @@ def _write_pixels(shards: ShardImages, file: BinaryIO, show: bool) -> None:
     # Written as any file is: to fill a mapped one is no faster, and a full disk then kills the
     # process.
     buffer = np.empty((_block_cells(shards), *shards.shape), shards.dtype)
-    for rows in _blocks(shards, "onto the disk", show):
+    for rows in _blocks(shards, show):
         part = buffer[: len(rows)]
         shards.read_into(rows, part)
         file.write(part.data)
 
 
-def _blocks(shards: ShardImages, where: str, show: bool) -> Iterator[np.ndarray]:
+def _blocks(shards: ShardImages, show: bool) -> Iterator[np.ndarray]:
     """All rows in their order, a block at a time, with a progress bar."""
     size = _block_cells(shards)
-    with Progress(len(shards), show, unit="cell", task=f"unpacked {where}") as progress:
+    with Progress(len(shards), show, unit="cell", task="unpacked onto the disk") as progress:
         for start in range(0, len(shards), size):
             rows = np.arange(start, min(start + size, len(shards)))
             yield rows

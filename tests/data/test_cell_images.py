@@ -13,7 +13,7 @@ from cellclr_jax.data.readers import (
     cell_shape,
     formats,
     read_cell,
-    read_field,
+    read_planes,
 )
 from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.errors import BadData
@@ -242,7 +242,7 @@ def test_inverted_numbers_are_refused(tmp_path, rng):
         with pytest.raises(BadData, match="its highest number is black"):
             cell_shape(ImageFile("cell", str(path)), layout="stacked")
         with pytest.raises(BadData, match="its highest number is black"):
-            read_field((ImageFile("field", str(path)),))
+            read_planes((ImageFile("field", str(path)),))
 
 
 def test_another_number_of_channels_or_type_is_refused(tmp_path, rng):

@@ -19,7 +19,6 @@ from support.tiny_release import MOA, PLATES, write_csv, write_release, zip_plat
 
 from cellclr_jax.data.download.http_answers import Patience
 from cellclr_jax.data.download.release import download_release
-from cellclr_jax.data.readers import read_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
@@ -91,7 +90,7 @@ def test_a_release_comes_and_is_read_as_the_folder_it_holds(server, release, tmp
     fetched = open_source("raw", Request((tmp_path / "new",))).fields
     assert [field.name for field in fetched] == [field.name for field in loose]
     for first, second in zip(loose, fetched, strict=True):
-        np.testing.assert_array_equal(read_field(first.files), read_field(second.files))
+        np.testing.assert_array_equal(first.read(), second.read())
 
 
 def test_nothing_comes_twice(server, tmp_path):

@@ -20,7 +20,8 @@ import pytest
 import tifffile
 
 from cellclr_jax import simulation
-from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.simulation import release as release_files
 from cellclr_jax.simulation import simulate_release

@@ -22,6 +22,8 @@ from cellclr_jax.data.readers.formats import (
 )
 from cellclr_jax.errors import BadData
 
+# How the channels of a cell lie in its file: along an axis, or as tiles from left to right.
+LAYOUTS = ("stacked", "side_by_side")
 # An axis of more pixels is none of channels.
 MOST_CHANNELS = 8
 # What claims to be larger is damaged or made to fill the memory: a channel of BBBC021 has 2.6 MB,
@@ -42,8 +44,8 @@ class CellShape(NamedTuple):
     dtype: str
 
 
-def read_field(files: tuple[ImageFile, ...]) -> np.ndarray:
-    """Reads the channels of a field.
+def read_planes(files: tuple[ImageFile, ...]) -> np.ndarray:
+    """Reads the channels of a field, a TIFF each.
 
     Args:
       files: one file a channel.
@@ -78,7 +80,7 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
 
     Args:
       file: .png, .tif, .tiff or .npy.
-      layout: one of `fields.LAYOUTS`; 'side_by_side' has square tiles.
+      layout: one of `LAYOUTS`; 'side_by_side' has square tiles.
       channels: how many are expected; 0: unknown.
 
     Raises:
@@ -134,7 +136,7 @@ def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.
     Args:
       file: .png, .tif, .tiff or .npy (see `cell_shape` for its axes).
       channels: C.
-      layout: one of `fields.LAYOUTS`.
+      layout: one of `LAYOUTS`.
       dtype: of its pixels, 'uint8' or 'uint16'; another one is not converted.
 
     Returns:

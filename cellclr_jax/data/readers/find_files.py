@@ -72,6 +72,25 @@ class ImageFile:
         """How an error names it."""
         return f"{self.path or self.name}{f'[{self.member}]' if self.member else ''}"
 
+    def stamp(self) -> str:
+        """What changes when the pixels do: the checksum in a zip, else time and size."""
+        if self.member:
+            return f"{self.name} {self.member_bytes} {self.member_crc:08x}"
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return f"{self.name} absent"
+        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+
+    def size(self) -> int:
+        """Its bytes, unpacked; -1 if it has gone (it is skipped when it is read)."""
+        if self.member:
+            return self.member_bytes
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return -1
+
 
 def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
     """Lists every TIFF under a folder, or in a zip, with the name of the folder it lies in.

@@ -1,7 +1,9 @@
 """Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.data.readers.find_files import (
     cell_ids,
     list_cells,
@@ -37,7 +39,7 @@ def folder_fields(request: Request) -> Source:
     below the input, without the suffix unless two cells would be called alike.
 
     Args:
-      request: its inputs, channels, plates, labels_csv and label_columns.
+      request: its inputs, channels, plates, and options `labels_csv` and `label_columns`.
 
     Raises:
       BadUse: an input is no folder or holds no image; the channels declared are not as many as the
@@ -47,8 +49,10 @@ def folder_fields(request: Request) -> Source:
     """
     files = list_cells(request.inputs, tuple(FORMATS))
     named_files = list(zip(files, cell_ids(files), strict=True))
-    if request.labels_csv is not None:
-        table = read_cell_table(request.labels_csv, chosen=request.label_columns)
+    labels_csv = _labels_csv(request)
+    chosen = request.options.get("label_columns", ())
+    if labels_csv is not None:
+        table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
         check_plates(request, [table])
         found = tabled_cells(request, table, named_files)
         return make_source(
@@ -60,9 +64,9 @@ def folder_fields(request: Request) -> Source:
             problems=found.problems,
             lost=found.lost,
             absent_plates=found.absent_plates,
-            notes=_columns_used(request.labels_csv, table),
+            notes=_columns_used(labels_csv, table),
         )
-    if request.label_columns:
+    if chosen:
         raise BadUse("--label_columns says nothing without --labels_csv")
     if request.plates:
         raise BadUse(
@@ -76,6 +80,28 @@ def folder_fields(request: Request) -> Source:
         columns,
         layout="stacked",
     )
+
+
+def _labels_csv(request: Request) -> Path | None:
+    """The table that --labels_csv names, which must exist."""
+    given = request.options.get("labels_csv")
+    if given and not Path(given).exists():
+        raise BadUse(f"--labels_csv={given}: no such file")
+    return Path(given) if given else None
+
+
+def _label_columns(given: Sequence[str]) -> dict[str, str]:
+    """The columns of --label_columns=<what>=<column>,… by what they are."""
+    columns: dict[str, str] = {}
+    for text in given:
+        name, _, column = text.partition("=")
+        if name not in ("file", *COLUMNS) or not column:
+            raise BadUse(
+                f"--label_columns={text}: <what>=<column> was expected, what is one of file, "
+                f"{', '.join(COLUMNS)}"
+            )
+        columns[name] = column
+    return columns
 
 
 def _columns_used(path: Path, table: CellTable) -> list[str]:

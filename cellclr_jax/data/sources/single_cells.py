@@ -21,11 +21,7 @@ from cellclr_jax.data.sources.plates import (
     named,
     some_of,
 )
-from cellclr_jax.data.sources.source import (
-    Field,
-    Request,
-    Source,
-)
+from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
 from cellclr_jax.errors import BadData, BadUse
 
@@ -87,13 +83,12 @@ def make_source(
             f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
             f"--channels={','.join(channels)} names {len(channels)}"
         )
-    fields = _group(cells, columns)
+    fields = _group(cells, columns, len(channels), dtype, layout)
     return Source(
         fields,
         tuple(columns),
         channels,
         dtype=dtype,
-        layout=layout,
         lost=lost * len(fields) / max(1, len(cells)),
         **about,
     )
@@ -127,12 +122,14 @@ def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple
     return depths.most_common(1)[0][0], next(iter(first))
 
 
-def _group(cells: Sequence[Cell], columns: Sequence[str]) -> list[Field]:
-    """Fields of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
+def _group(
+    cells: Sequence[Cell], columns: Sequence[str], channels: int, dtype: str, layout: str
+) -> list[CellGroup]:
+    """Groups of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
     groups: dict[tuple[str | int | float, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.metadata].append(cell)
-    fields = []
+    fields: list[CellGroup] = []
     numbers: Counter[str] = Counter()
     for values in sorted(groups):
         metadata = dict(zip(columns, values, strict=True))
@@ -143,13 +140,16 @@ def _group(cells: Sequence[Cell], columns: Sequence[str]) -> list[Field]:
             numbers[name] += 1
             centers = tuple(cell.center for cell in part if cell.center is not None)
             fields.append(
-                Field(
+                CellFiles(
                     f"{name}/{numbers[name]}",
                     metadata,
-                    tuple(cell.file for cell in part),
                     tuple(cell.name for cell in part),
-                    # Of one export alone, where several come together.
-                    centers if len(centers) == len(part) else None,
+                    tuple(cell.file for cell in part),
+                    channels,
+                    dtype,
+                    layout,
+                    # Of several exports, some may have no centres.
+                    centers=centers if len(centers) == len(part) else None,
                 )
             )
     return fields

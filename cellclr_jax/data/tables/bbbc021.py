@@ -17,16 +17,12 @@ from cellclr_jax.data.tables.csv import (
 )
 from cellclr_jax.errors import BadData
 
+CHANNELS = ("dna", "tubulin", "actin")
+"""The stains, in the order of the image table."""
 IMAGE_CSV = "BBBC021_v1_image.csv"
-
-
 MOA_CSV = "BBBC021_v1_moa.csv"
-
-
 # A plate's zip is called so, then comes the plate.
 ZIP_PREFIX = "BBBC021_v1_images_"
-
-
 RELEASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021"
 
 
@@ -58,7 +54,6 @@ _MOA_COLUMNS = {
     "moa": ("moa", "metadata_moa", "image_metadata_moa"),
 }
 _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
-_CHANNELS = ("dna", "tubulin", "actin")
 
 
 def read_image_csv(path: str | Path) -> pd.DataFrame:
@@ -92,7 +87,7 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
             "compound": table["compound"],
             "concentration": parse(table["concentration"], rows, _concentration, path),
             "replicate": parse(table["replicate"], rows, _replicate, path),
-            **{f"{channel}_file": _files(table, channel) for channel in _CHANNELS},
+            **{f"{channel}_file": _files(table, channel) for channel in CHANNELS},
             "row": rows,
         }
     )

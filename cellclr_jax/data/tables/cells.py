@@ -118,8 +118,6 @@ def _columns_of(
     there = {name.lower() for name in header}
     shown = ", ".join(header[:_NAMES_SHOWN])
     for what, name in chosen.items():
-        if what not in names:
-            raise BadUse(f"--label_columns={what}={name}: {what} is none of {', '.join(names)}")
         if name.lower() not in there:
             raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")
     wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}

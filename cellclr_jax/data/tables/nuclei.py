@@ -164,7 +164,7 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
         its field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
         image files in a column `FileName_<channel>`, or `ImageNumber`, with a table `*Image.csv`
         beside it that has these columns. Names match whatever their case.
-      fields: fields of view, whose files are their channels.
+      fields: fields of view.
 
     Returns:
       The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
@@ -284,9 +284,9 @@ class _Finder:
         # With its plate, and without ('') for tables that tell none: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
         for index, field in enumerate(fields):
-            for file in field.files:
+            for file in field.file_names:
                 for plate in ("", field.plate):
-                    self._files.setdefault((plate, _file_name(file.name)), set()).add(index)
+                    self._files.setdefault((plate, _file_name(file)), set()).add(index)
 
     def rows_of(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
