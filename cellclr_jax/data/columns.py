@@ -36,6 +36,25 @@ METADATA = {
 # What a cell's columns are called in a profile table. A label belongs to a cell, not to its site.
 NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}
 
+# What else tables call a column, in lower case: BBBC021's own table and CellProfiler's exports have
+# prefixes, and the former an ending.
+_OTHER_NAMES = {
+    "plate": ("image_metadata_plate_dapi",),
+    "well": ("image_metadata_well_dapi",),
+    "site": ("metadata_field", "image_metadata_field"),
+    "label": ("class", "class_name", "metadata_class"),
+}
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    name: (
+        name,
+        f"metadata_{name}",
+        f"image_metadata_{name}",
+        *_OTHER_NAMES.get(name, ()),
+    )
+    for name in COLUMNS
+}
+"""The names that a column goes by on input, in lower case; the first one found is taken."""
+
 CONTROL = "DMSO"
 
 

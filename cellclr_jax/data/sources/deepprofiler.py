@@ -28,7 +28,7 @@ from cellclr_jax.data.sources.source import (
     Source,
 )
 from cellclr_jax.data.tables.cells import (
-    USUAL_NAMES,
+    CELL_COLUMNS,
     CellTable,
     read_cell_table,
 )
@@ -36,8 +36,8 @@ from cellclr_jax.errors import BadData, BadUse
 
 _TABLE = "sc-metadata.csv"
 _NAMES = {
-    **USUAL_NAMES,
-    "file": ("image_name", *USUAL_NAMES["file"]),
+    **CELL_COLUMNS,
+    "file": ("image_name", *CELL_COLUMNS["file"]),
     "label": ("class_name", "label", "class", "treatment", "metadata_treatment", "target"),
     "x": ("nuclei_location_center_x",),
     "y": ("nuclei_location_center_y",),

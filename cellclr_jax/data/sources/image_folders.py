@@ -23,11 +23,8 @@ from cellclr_jax.data.tables.cells import (
     CellTable,
     read_cell_table,
 )
-from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.data.tables.csv import some_names, stream_rows
 from cellclr_jax.errors import BadUse
-
-# Of a header, in a note: one of CellProfiler's has hundreds.
-_NAMES_SHOWN = 15
 
 
 def folder_fields(request: Request) -> Source:
@@ -35,7 +32,7 @@ def folder_fields(request: Request) -> Source:
 
     Without a table, a cell's label is the path of its folder below the input, '' where it lies in
     the input itself; where all do, there are no labels. With a table, its columns are the
-    metadata; see `cell_tables.USUAL_NAMES` for what they may be called. A cell's id is its path
+    metadata; see `cells.CELL_COLUMNS` for what they may be called. A cell's id is its path
     below the input, without the suffix unless two cells would be called alike.
 
     Args:
@@ -113,6 +110,6 @@ def _columns_used(path: Path, table: CellTable) -> list[str]:
         return []
     used = ", ".join(table.columns) or "none but that of the images"
     return [
-        f"{path}: columns used: {used}; {unused} of {', '.join(header[:_NAMES_SHOWN])} are not "
+        f"{path}: columns used: {used}; {unused} of {some_names(header)} are not "
         "(--label_columns=label=NAME takes one that has another name)"
     ]

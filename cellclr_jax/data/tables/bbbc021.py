@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cellclr_jax.data.columns import round_concentrations
+from cellclr_jax.data.columns import SYNONYMS, round_concentrations
 from cellclr_jax.data.tables.csv import (
     amount,
     parse,
@@ -34,25 +34,10 @@ _IMAGE_COLUMNS = {
     "tubulin_path": ("image_pathname_tubulin",),
     "actin_name": ("image_filename_actin",),
     "actin_path": ("image_pathname_actin",),
-    "plate": ("image_metadata_plate_dapi", "image_metadata_plate", "metadata_plate", "plate"),
-    "well": ("image_metadata_well_dapi", "image_metadata_well", "metadata_well", "well"),
-    "compound": ("image_metadata_compound", "metadata_compound", "compound"),
-    "concentration": (
-        "image_metadata_concentration",
-        "metadata_concentration",
-        "concentration",
-    ),
+    **{name: SYNONYMS[name] for name in ("plate", "well", "compound", "concentration")},
 }
-_OPTIONAL_IMAGE_COLUMNS = {
-    "replicate": ("replicate", "metadata_replicate"),
-    "site": ("image_metadata_site", "metadata_site", "site"),
-    "batch": ("image_metadata_batch", "metadata_batch", "batch"),
-}
-_MOA_COLUMNS = {
-    "compound": ("compound", "metadata_compound", "image_metadata_compound"),
-    "concentration": ("concentration", "metadata_concentration", "image_metadata_concentration"),
-    "moa": ("moa", "metadata_moa", "image_metadata_moa"),
-}
+_OPTIONAL_IMAGE_COLUMNS = {name: SYNONYMS[name] for name in ("replicate", "site", "batch")}
+_MOA_COLUMNS = {name: SYNONYMS[name] for name in ("compound", "concentration", "moa")}
 _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
 
 

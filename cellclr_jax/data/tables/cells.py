@@ -6,35 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.columns import COLUMNS, round_concentrations
+from cellclr_jax.data.columns import COLUMNS, SYNONYMS, round_concentrations
 from cellclr_jax.data.tables.csv import (
     amount,
     find_column,
     number_or_none,
     parse,
+    some_names,
     stream_rows,
     whole,
 )
 from cellclr_jax.errors import BadData, BadUse
 
-# The names that a column goes by, in lower case, the likelier first.
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "file": (
-        "file",
-        "filename",
-        "file_name",
-        "path",
-        "file_path",
-        "filepath",
-        "image",
-        "image_name",
-        "image_path",
-    ),
-    **{name: (name, f"metadata_{name}", f"image_metadata_{name}") for name in COLUMNS},
-    "label": ("label", "class", "class_name", "metadata_label", "metadata_class"),
-}
-# A header of CellProfiler's has hundreds of names; an error shows as many.
-_NAMES_SHOWN = 15
+# The names that the column of the images goes by, in lower case, the likelier first.
+_FILE_NAMES: tuple[str, ...] = (
+    "file",
+    "filename",
+    "file_name",
+    "path",
+    "file_path",
+    "filepath",
+    "image",
+)
+_FILE_NAMES += ("image_name", "image_path")
+CELL_COLUMNS: dict[str, tuple[str, ...]] = {"file": _FILE_NAMES, **SYNONYMS}
+"""The names of the columns of a table of cells."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class CellTable:
 
 def read_cell_table(
     path: str | Path,
-    names: Mapping[str, Sequence[str]] = USUAL_NAMES,
+    names: Mapping[str, Sequence[str]] = CELL_COLUMNS,
     chosen: Mapping[str, str] | None = None,
 ) -> CellTable:
     """Reads a table of cells.
@@ -116,7 +112,7 @@ def _columns_of(
 ) -> dict[str, int]:
     """Where each column is that the file has."""
     there = {name.lower() for name in header}
-    shown = ", ".join(header[:_NAMES_SHOWN])
+    shown = some_names(header)
     for what, name in chosen.items():
         if name.lower() not in there:
             raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from cellclr_jax.data.columns import SYNONYMS
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.data.tables.csv import some_names, stream_rows
 from cellclr_jax.errors import BadData, BadUse
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
 # An image table may hold such columns for the mean of an image's objects: no nucleus lies there.
 _AGGREGATES = ("mean", "median", "stdev")
-# A header of CellProfiler's has hundreds of names; an error shows as many.
-_NAMES_SHOWN = 15
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class ObjectTable:
 
     def bad_header(self, reason: str) -> BadData:
         """The error that says what is wrong with the header, and what it has."""
-        header = ", ".join(self.names[:_NAMES_SHOWN])
-        return BadData(f"{self.path}, line 1: {reason}; the header has {header}")
+        return BadData(f"{self.path}, line 1: {reason}; the header has {some_names(self.names)}")
 
     def require_centers(self) -> None:
         """Raises BadData where the header names no centre, or those of several objects."""
@@ -128,10 +126,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-# The names a column goes by, in lower case.
-_PLATE = ("metadata_plate", "image_metadata_plate", "image_metadata_plate_dapi", "plate")
-_WELL = ("metadata_well", "image_metadata_well", "image_metadata_well_dapi", "well")
-_SITE = ("metadata_site", "image_metadata_site", "metadata_field", "image_metadata_field", "site")
+_PLACE = tuple(SYNONYMS[name] for name in ("plate", "well", "site"))
 _NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
 _FILE = re.compile(r"(?:image_)?filename_.+")
 _LOCATIONS = re.compile(r"(.+)-([^-]+)-nuclei\.csv", re.IGNORECASE)
@@ -290,7 +285,7 @@ class _Finder:
 
     def rows_of(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
-        place = [table.column(names) for names in (_PLATE, _WELL, _SITE)]
+        place = [table.column(names) for names in _PLACE]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
         if None in place and not files:
             return None
