@@ -5,7 +5,7 @@ replicate plate of its week. The compounds of a mechanism lie in different weeks
 match in another batch, but for two mechanisms that lie in one week alone.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -243,8 +243,3 @@ def _plate(
         name = f"Week{week}_{number}"
         wells.append(Well(week, name, replicate, well, treatment, population, there.optics))
     return wells
-
-
-def settings_dict(settings: SimulatorSettings) -> dict[str, int | float | str]:
-    """The settings by name, as `simulation.json` holds them."""
-    return {field.name: getattr(settings, field.name) for field in fields(settings)}
