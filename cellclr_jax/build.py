@@ -104,10 +104,10 @@ def check_flags() -> None:
     if FLAGS.masks != "none" and FLAGS.centers:
         raise BadUse(
             f"--masks={FLAGS.masks} needs the nuclei's outlines, --centers={FLAGS.centers} has "
-            "their centres alone"
+            "only their centres"
         )
     if FLAGS.centers and FLAGS["min_area"].present:
-        raise BadUse(f"--min_area says nothing beside --centers={FLAGS.centers}")
+        raise BadUse(f"--min_area has no effect with --centers={FLAGS.centers}")
     idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
     if idle and not FLAGS.download:
         raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
@@ -302,7 +302,7 @@ def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") 
     Args:
       path: of the dataset.
       request: what was asked for.
-      source: None: the settings alone decide.
+      source: None: only the settings decide.
 
     Raises:
       BadUse: it was built with other settings, or from something else, or by another version.
@@ -311,18 +311,18 @@ def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") 
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building import manifest
 
-    told = dataset.read_manifest(path)
-    if told.get("format") != manifest.FORMAT:
+    record = dataset.read_manifest(path)
+    if record.get("format") != manifest.FORMAT:
         _refuse_other(path, ["another version of this software wrote it"])
     wanted = settings(request, source.channels if source else ())
-    _refuse_other(path, manifest.differences(told["settings"], wanted))
+    _refuse_other(path, manifest.differences(record["settings"], wanted))
     if source is None:
         return False
-    built, held = told["origin"].get("contents", {}), manifest.describe_contents(source)
+    built, held = record["origin"].get("contents", {}), manifest.describe_contents(source)
     if not manifest.is_extension(built, held):
         _refuse_other(path, manifest.contents_differences(built, held))
         return False
-    if told.get("made_by") != manifest.MADE_BY:
+    if record.get("made_by") != manifest.MADE_BY:
         _refuse_other(path, ["another version of this software cut its cells"])
     new = manifest.added_plates(built, held)
     print(f"adding {len(new)} to the {plural(len(built), 'plate')} of {path}", flush=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-# What may be known of a cell beside its image, in this order in every table, and its type. A source
-# has some of them; no other column exists. `label` is a class of any kind.
+# What may be known of a cell besides its image, and its type, in this order in every table. Sources
+# have some of them; no other column exists. `label` is a class of any kind.
 COLUMNS: dict[str, type] = {
     "plate": str,
     "well": str,

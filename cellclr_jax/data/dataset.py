@@ -99,7 +99,7 @@ def read_cells(dataset_dir: str | Path) -> pd.DataFrame:
     """Reads the table of cells.
 
     Returns:
-      One row a record, in the records' order: cell_id (str), those columns of `fields.COLUMNS`
+      One row a record, in the records' order: cell_id (str), those columns of `columns.COLUMNS`
       that the source has, in their order, x, y (float, pixels of the field, NaN where unknown).
 
     Raises:
@@ -162,7 +162,7 @@ def open_images(
     Args:
       dataset_dir: see `find_dataset`.
       access: one of `ACCESS`; the images are the same. `shards` is ready at once and takes the
-        least room; `mapped` writes all pixels into the dataset's folder the first time, and then
+        least space; `mapped` writes all pixels into the dataset's folder the first time, and then
         reads many times as fast.
       progress: shows a bar (lines, where the console is a file) while all images are unpacked.
 
@@ -186,15 +186,15 @@ def open_images(
 
 
 def _check_images(folder: Path, images: ImageSource, manifest: dict[str, Any]) -> None:
-    """Raises BadData where images are not those of a manifest."""
-    expected = manifest["counts"].get("cells")
-    if len(images) != expected:
-        raise BadData(f"{folder}: {len(images)} records, its manifest says {expected}; {_REBUILD}")
+    """Raises BadData if the images are not those of the manifest."""
+    cells = manifest["counts"].get("cells")
+    if len(images) != cells:
+        raise BadData(f"{folder}: {len(images)} records, its manifest says {cells}; {_REBUILD}")
     kind = (list(images.shape), images.dtype.name)
-    told = (manifest["image"].get("shape"), manifest["image"].get("dtype"))
+    expected = (manifest["image"].get("shape"), manifest["image"].get("dtype"))
     usable = len(images.shape) == 3 and all(images.shape) and images.dtype in _DTYPES
-    if kind != told or not usable:
-        raise BadData(f"{folder}: images of {kind}, its manifest says {told}; {_REBUILD}")
+    if kind != expected or not usable:
+        raise BadData(f"{folder}: images of {kind}, its manifest says {expected}; {_REBUILD}")
     # It becomes part of a file's name.
     if not _FINGERPRINT.fullmatch(manifest["fingerprint"]):
         raise BadData(f"{folder}: the fingerprint in its manifest is no hex digest; {_REBUILD}")

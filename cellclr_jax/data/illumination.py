@@ -235,7 +235,7 @@ def fit_plate(
 
     Returns:
       The light; its `fields` is the number of fields that it was estimated from. Fields that cannot
-      be read, and those of another shape than most, are passed over: whoever reads them next names
+      be read, and those of another shape than most, are passed over: extraction reports
       them.
 
     Raises:

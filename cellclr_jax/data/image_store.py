@@ -101,10 +101,10 @@ class ImageSource(abc.ABC):
 
 
 class ShardImages(ImageSource):
-    """Images as the shards hold them, each unpacked when it is asked for.
+    """Images as the shards hold them, each unpacked when it is read.
 
-    A process that was spawned can read what it gets pickled; one that was forked after a first
-    record was read cannot: array_record hangs there.
+    It can be pickled into a spawned process. In a process that was forked after a first read,
+    array_record hangs.
     """
 
     def __init__(self, dataset_dir: str | Path) -> None:
@@ -178,7 +178,7 @@ class ShardImages(ImageSource):
 
 
 class MappedImages(ImageSource):
-    """Images that lie unpacked in a file; the system keeps in memory what there is room for."""
+    """Images that lie unpacked in a file; the system caches as much as fits into memory."""
 
     def __init__(self, shards: ShardImages, path: Path) -> None:
         """Opens an `.npy` file of the images of `shards`.
@@ -195,7 +195,7 @@ class MappedImages(ImageSource):
         self.has_masks = shards.has_masks
         self._shards, self._array = shards, array
         self._path, self._offset = path, array.offset
-        self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows arrays alone
+        self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows only arrays
         # Next to what is read lies nothing that will be: the system is not to read ahead.
         self._map.madvise(mmap.MADV_RANDOM)
 

@@ -1,4 +1,4 @@
-"""All crops of a dataset unpacked into a mapped file; and the memory that is free."""
+"""All crops of a dataset unpacked into a mapped file."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ def map_images(
 ) -> MappedImages:
     """Opens the file of unpacked images, `images-<fingerprint>.npy`; writes it where it is not.
 
-    It appears whole or not at all. Where another process writes it, this one waits for it.
+    It appears whole or not at all. If another process is writing it, waits for it.
 
     Args:
       shards: the images.
@@ -43,14 +43,14 @@ def map_images(
       show: whether progress is shown.
 
     Raises:
-      BadUse: there is not enough room on the disk, or the folder cannot be written to.
+      BadUse: there is not enough space on the disk, or the folder cannot be written to.
       BadData: an image cannot be read.
     """
     path = dataset_dir / f"images-{fingerprint}.npy"
     waited = False
     while (images := _opened(shards, path)) is None:
         if _write_alone(shards, path, show):
-            return MappedImages(shards, path)  # whatever is wrong with it now is told
+            return MappedImages(shards, path)  # raises whatever is wrong with it now
         if not waited:
             print(f"waiting for {path}, which another process writes", file=sys.stderr)
         waited = True
@@ -81,8 +81,8 @@ def _write_alone(shards: ShardImages, path: Path, show: bool) -> bool:
         if error.errno not in _READ_ONLY:
             raise
         raise BadUse(
-            f"{path} cannot be written ({error.strerror}): give yourself the right to write into "
-            f"that folder, or take data_access=shards {_FLAGS}"
+            f"{path} cannot be written ({error.strerror}): make "
+            f"that folder writable, or take data_access=shards {_FLAGS}"
         ) from error
 
 
@@ -148,56 +148,3 @@ def _image_bytes(shards: ShardImages) -> int:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-_MEMINFO = Path("/proc/meminfo")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-# Folder, limit, usage and the prefix of its statistics, by version of the kernel's control groups.
-_VERSIONS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_",
-    ),
-}
-# Where nothing tells (not Linux).
-_ASSUMED = 8 << 30
-
-
-def available_bytes() -> int:
-    """Bytes that can be taken without swapping, within the limits of a container."""
-    if not _MEMINFO.exists():
-        return _ASSUMED
-    lines = _numbers(_MEMINFO.read_text().replace(":", ""))
-    return max(0, min([lines["MemAvailable"] << 10, *_group_rooms()]))
-
-
-def _group_rooms() -> Iterator[int]:
-    """What each control group of this process, and each around it, has left of its limit."""
-    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        for name in {"memory", ""} & set(controllers.split(",")):
-            root, limit, usage, prefix = _VERSIONS[name]
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    yield from _room(folder / limit, folder / usage, folder / "memory.stat", prefix)
-
-
-def _room(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
-    """Bytes left in one group; nothing where it has no limit."""
-    try:
-        room = int(limit.read_text()) - int(usage.read_text())
-        held = _numbers(statistics.read_text())
-    except (OSError, ValueError):  # no such group, or 'max'
-        return
-    # Pages of files count as taken, and are given back when they are needed.
-    yield room + sum(held.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-
-
-def _numbers(text: str) -> dict[str, int]:
-    """The first number of each line by its first word."""
-    parts = (line.split() for line in text.splitlines())
-    return {part[0]: int(part[1]) for part in parts if len(part) > 1}

@@ -1,4 +1,4 @@
-"""Simulated plates in BBBC021's own layout, with the truth about every nucleus beside them.
+"""Simulated plates in BBBC021's own layout, with the truth about every nucleus.
 
     summary = simulate_release(Path("release"), SimulatorSettings(seed=0))
 

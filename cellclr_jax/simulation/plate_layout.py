@@ -2,7 +2,7 @@
 
 The layout follows BBBC021: ten by six inner wells, six DMSO wells a plate, a treatment on every
 replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each has a
-match in another batch, but for two mechanisms that lie in one week alone.
+match in another batch, but for two mechanisms that lie in only one week.
 """
 
 from dataclasses import dataclass, replace
@@ -141,7 +141,7 @@ class Well:
 
 
 def random_stream(settings: SimulatorSettings, kind: int, *key: int) -> np.random.Generator:
-    """The generator of one kind of draw for one key, whoever asks and in whatever order."""
+    """The generator of one kind of draw for one key, independent of the order of calls."""
     return np.random.default_rng([settings.seed, kind, *key])
 
 

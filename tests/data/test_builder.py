@@ -487,31 +487,6 @@ def test_a_builder_without_cells_says_how_to_build(tmp_path):
         made.download_and_prepare(download_dir=str(tmp_path / "downloads"))
 
 
-@pytest.mark.parametrize("file", ["cells.parquet", "manifest.json", "dataset_info.json"])
-def test_a_dataset_without_one_of_its_files_is_not_found(release, tmp_path, file):
-    (build(release, tmp_path) / file).unlink()
-    with pytest.raises(BadUse, match=r"cellclr_jax\.build .*launch/demo\.sh"):
-        dataset.find_dataset(tmp_path)
-
-
-def test_damaged_datasets_are_named(release, tmp_path):
-    path = build(release, tmp_path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["counts"]["cells"] = 7
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BadData, match="48 records, its manifest says 7"):
-        dataset.open_images(path)
-    next(path.glob("*.array_record-*")).unlink()
-    with pytest.raises(BadData, match=r"shards or their description are damaged .*array_record"):
-        dataset.open_images(path)
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(BadData, match=r"manifest\.json: not a readable manifest"):
-        dataset.read_manifest(path)
-    (path / "cells.parquet").write_bytes(b"")
-    with pytest.raises(BadData, match=r"cells\.parquet: not a readable table"):
-        dataset.read_cells(path)
-
-
 def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
     folder = shared / "data" / "bbbc021" / "crops"
     source = open_source("crops", Request((folder,)))

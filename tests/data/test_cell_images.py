@@ -391,19 +391,3 @@ def test_any_damage_is_named_or_harmless(tmp_path, rng, save, suffix):
         assert not message or message.startswith(f"{path}: ")
         named += bool(message)
     assert named > 50
-
-
-def test_want_of_memory_is_no_broken_image(tmp_path, rng, monkeypatch):
-    def fail(*_, **__):
-        raise MemoryError
-
-    for suffix, save, module, name in (
-        (".png", save_png, imagecodecs, "png_decode"),
-        (".npy", np.save, np, "load"),
-        (".tif", tifffile.imwrite, tifffile, "TiffFile"),
-    ):
-        file = written(tmp_path, save, suffix, noise(rng, (24, 24), "uint8"))
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, fail)
-            with pytest.raises(MemoryError):
-                read_cell(file, channels=1, layout="stacked", dtype="uint8")

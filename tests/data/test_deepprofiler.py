@@ -214,7 +214,7 @@ def test_several_exports_come_together(tmp_path):
     with pytest.raises(BadUse, match=r"--plates=P7: .*one.*, .*two.* has no plate P7"):
         deepprofiler_fields(Request((one, two), plates=("P7",)))
     save(two, load(two).assign(moa="some"))
-    with pytest.raises(BadData, match=r"one.* and .*two.*: moa is in one of them alone"):
+    with pytest.raises(BadData, match=r"one.* and .*two.*: moa is only in one of them"):
         deepprofiler_fields(Request((one, two)))
 
 

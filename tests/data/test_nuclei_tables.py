@@ -332,7 +332,7 @@ def test_of_several_objects_and_kinds_the_nuclei_and_their_location_count(tmp_pa
 
 def test_tables_that_do_not_belong_together_are_named(tmp_path, fields):
     path = write(tmp_path / "Nuclei.csv", *cellprofiler_rows(by_number))
-    with pytest.raises(BadData, match=r"no table \*Image\.csv of its export beside it"):
+    with pytest.raises(BadData, match=r"no table \*Image\.csv of its export next to it"):
         read_centers(path, fields)
     images = tmp_path / "Image.csv"
     write_images(images, by_place, range(2))

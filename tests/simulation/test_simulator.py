@@ -243,24 +243,6 @@ def test_overwriting_removes_nothing_but_a_release(release: Path, tmp_path: Path
     assert simulate_release(release, SMALL, progress=False, overwrite=True).reused
 
 
-def test_what_a_killed_start_leaves_is_no_strangers(release: Path, tmp_path: Path) -> None:
-    for name in (".simulation.started.json.77", ".simulating"):
-        (tmp_path / name).write_text("{")
-    truth = tmp_path / "ground_truth" / "Week1_90001" / "B02_s1.77.partial.npz"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "_paint_job", stop)
-        with pytest.raises(KeyboardInterrupt):
-            simulate_release(tmp_path, SMALL, workers=1, progress=False)
-    truth.write_bytes(b"half")
-    simulate_release(tmp_path, SMALL, workers=1, progress=False)
-    assert digest(tmp_path) == digest(release)
-
-
-def stop(*_: Any) -> int:
-    """Ends a simulation at its first field."""
-    raise KeyboardInterrupt
-
-
 def test_second_run_at_once_says_so_and_leaves(tmp_path: Path) -> None:
     with (tmp_path / ".simulating").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -92,7 +92,7 @@ def _plates(how: str, names: Sequence[str]) -> list[str]:
 
 # Raised when the meaning of a key changes.
 FORMAT = 2
-# What decides cells and light beside the settings: a dataset of another version is not added to.
+# What decides cells and light besides the settings: a dataset of another version is not added to.
 MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
 _PACKAGES = (
     "array_record",
@@ -103,7 +103,7 @@ _PACKAGES = (
     "tensorflow-datasets",
     "tifffile",
 )
-# A treatment's line of the summary lists its concentrations; a long list of problems is cut.
+# Problems that the summary lists.
 _PROBLEMS_SHOWN = 20
 
 
@@ -118,7 +118,7 @@ def make_manifest(
     skipped: Sequence[tuple[str, str]],
     fingerprint: str,
 ) -> dict[str, Any]:
-    """Collects what is told about a dataset, as a JSON object that equal input makes equal.
+    """Collects the description of a dataset as a JSON object; equal input gives equal objects.
 
     Args:
       settings: everything that decides the content (see `differences`).

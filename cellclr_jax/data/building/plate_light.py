@@ -1,4 +1,4 @@
-"""The light of each plate: fitted once, kept beside the datasets, found again by the next build."""
+"""The light of each plate: fitted once, kept next to the datasets for later builds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

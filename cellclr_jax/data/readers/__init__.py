@@ -108,26 +108,26 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
 def read_some(
     files: Sequence[ImageFile], read: Callable[[ImageFile], Header], what: str
 ) -> list[tuple[ImageFile, Header]]:
-    """What `read` says of so many files, spread over all, that they tell what most are like.
+    """Reads the headers of a sample of files, spread over all.
 
     Args:
       files: at least one.
-      read: reads a file's header; of one with which it raises BadData nothing is told.
+      read: reads a file's header; files for which it raises BadData are passed over.
       what: the files are, for the message.
 
     Raises:
-      BadData: nothing is told of any of them.
+      BadData: it raises for all of them.
     """
-    told: list[tuple[ImageFile, Header]] = []
+    found: list[tuple[ImageFile, Header]] = []
     broken = []
     for file in files[:: math.ceil(len(files) / _HEADERS_READ)]:
         try:
-            told.append((file, read(file)))
+            found.append((file, read(file)))
         except BadData as error:
             broken.append(error)
-    if not told:
+    if not found:
         raise BadData(f"none of {len(broken)} {what} can be used: {broken[0]}")
-    return told
+    return found
 
 
 def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.ndarray:
@@ -144,7 +144,7 @@ def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.
 
     Raises:
       BadData: absent, broken, larger than any image of a cell, or of another shape or type; an
-        alpha channel beside `channels` channels that is not opaque everywhere.
+        alpha channel besides `channels` channels that is not opaque everywhere.
     """
     stored = _header(file)
     if stored.dtype.name != dtype:

@@ -42,7 +42,7 @@ _NAMES = {
     "x": ("nuclei_location_center_x",),
     "y": ("nuclei_location_center_y",),
 }
-# Where the place of a cell is told by its image's name alone: in folders, or in one with the parts
+# Where only its image's name gives the place of a cell: in folders, or in one with the parts
 # joined, such as P1-B02-3@117x230.png.
 _PLACE = ("plate", "well", "site")
 _FLAT_NAME = re.compile(
@@ -105,14 +105,14 @@ def _common_columns(tables: Sequence[CellTable]) -> tuple[str, ...]:
     for other in tables[1:]:
         odd = sorted(set(first.metadata) ^ set(other.metadata))
         if odd:
-            raise BadData(f"{first.path} and {other.path}: {odd[0]} is in one of them alone")
+            raise BadData(f"{first.path} and {other.path}: {odd[0]} is only in one of them")
     return tuple(first.metadata)
 
 
 def _with_places(table: CellTable) -> CellTable:
     """The table with plates, wells and sites, if they are in columns or in all images' names."""
-    told = [_place(name) for name in table.files]
-    places = dict(zip(_PLACE, zip(*told, strict=True), strict=True)) if all(told) else {}
+    found = [_place(name) for name in table.files]
+    places = dict(zip(_PLACE, zip(*found, strict=True), strict=True)) if all(found) else {}
     return dataclasses.replace(table, columns={**places, **table.columns})
 
 

@@ -137,7 +137,7 @@ RELEASE_COLUMNS = (
 
 
 def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Reads the tables that are named, or lie beside or above an input.
+    """Reads the tables that are named, or lie in or above an input.
 
     Returns:
       `read_image_csv`'s table with MoAs, sorted by plate, well and site, concentrations rounded
@@ -211,7 +211,7 @@ def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> Non
 
 
 def _table_path(given: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
-    """The table named by a flag, else beside or above an input, else None."""
+    """The table named by a flag, else in or above an input, else None."""
     if given is not None:
         return given
     places = [place / name for root in inputs for place in (root, root.absolute().parent)]

@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 
 
 class TabledCells(NamedTuple):
-    """Cells that a table tells of: themselves, (what, reason) of files and rows that have no
+    """Cells of a table: themselves, (what, reason) of files and rows that have no
     counterpart, how many those are, and the plates that have no image at all.
     """
 
@@ -156,7 +156,7 @@ def _group(
 
 
 def _group_name(metadata: Mapping[str, str | int | float]) -> str:
-    """Such as 'plate/well/s1/label'; groups of one name are told apart by a number."""
+    """Such as 'plate/well/s1/label'; groups of one name are numbered."""
     site = f"s{metadata['site']}" if "site" in metadata else ""
     parts = (metadata.get("plate"), metadata.get("well"), site, metadata.get("label"))
     return "/".join(str(part) for part in parts if part) or "cells"
@@ -184,7 +184,7 @@ def tabled_cells(
     """Joins images and the rows of their table.
 
     Args:
-      request: its plates are kept alone.
+      request: only its plates are kept.
       table: with a row a cell.
       files: the cells' images, each with its id.
       repeats: whether a row may come again unchanged; it counts once.
@@ -244,7 +244,7 @@ def _rows_of_files(
 
 
 def _unlisted_problems(table: CellTable, below: Sequence[str]) -> list[tuple[str, str]]:
-    """What is told of images without a row, a lot of them at a time: there may be a million."""
+    """The problems of images without a row, some at a time: there may be a million."""
     lots = [below[start : start + _GROUP] for start in range(0, len(below), _GROUP)]
     return [(some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in lots]
 

@@ -35,13 +35,13 @@ CELL_COLUMNS: dict[str, tuple[str, ...]] = {"file": _FILE_NAMES, **SYNONYMS}
 
 @dataclass(frozen=True)
 class CellTable:
-    """What a table says of cells, row by row.
+    """The content of a table of cells.
 
     Attributes:
       path: of the table.
       lines: of the rows in the file, from 1.
       files: what they call their images.
-      columns: values by name: some of `fields.COLUMNS`, and x and y of a nucleus in its field.
+      columns: values by name: some of `columns.COLUMNS`, and x and y of a nucleus in its field.
     """
 
     path: str
@@ -51,12 +51,12 @@ class CellTable:
 
     @property
     def metadata(self) -> dict[str, Sequence[Any]]:
-        """The columns of `fields.COLUMNS`, in their order."""
+        """The columns of `columns.COLUMNS`, in their order."""
         return {name: self.columns[name] for name in COLUMNS if name in self.columns}
 
     @property
     def centers(self) -> list[tuple[float, float]]:
-        """(row, column) of nuclei in pixels of their fields, NaN: unknown; empty: none is told."""
+        """(row, column) of nuclei in pixels of their fields, NaN if unknown; [] without columns."""
         if not {"x", "y"} <= self.columns.keys():
             return []
         return list(zip(self.columns["y"], self.columns["x"], strict=True))
@@ -71,7 +71,7 @@ def read_cell_table(
 
     A column without a single value counts as missing. Where there are compounds and no
     concentrations, those are 0, and so is a single one that is empty. A site or replicate that is
-    empty is 0 as well: not told.
+    empty is 0 as well: unknown.
 
     Args:
       path: a CSV file with a header.
@@ -144,5 +144,5 @@ def _values(
 
 
 def _or_zero(parse_text: Callable[[str, str], float]) -> Callable[[str, str], float]:
-    """The same parser, with 0 for an empty text."""
+    """Wraps a parser to return 0 for an empty text."""
     return lambda what, text: parse_text(what, text) if text else 0

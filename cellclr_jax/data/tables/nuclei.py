@@ -135,7 +135,7 @@ _WELL_NAME = re.compile(r"([a-z]+)0*(\d+)", re.IGNORECASE)
 _SITE_NAME = re.compile(r"[a-z]*0*(\d+)(?:\.0*)?", re.IGNORECASE)
 _EXPECTED = (
     "columns Metadata_Plate, Metadata_Well and Metadata_Site, or FileName_<channel>, or "
-    "ImageNumber and a table *Image.csv beside it were expected"
+    "ImageNumber and a table *Image.csv next to it were expected"
 )
 
 # A field's centres (row, column), in the order of the table, each with its line there.
@@ -158,7 +158,7 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
         nucleus: `[<Object>_]Location_Center_X` and `..._Y` (or `AreaShape_Center_`), and what tells
         its field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
         image files in a column `FileName_<channel>`, or `ImageNumber`, with a table `*Image.csv`
-        beside it that has these columns. Names match whatever their case.
+        next to it that has these columns. Names match whatever their case.
       fields: fields of view.
 
     Returns:
@@ -202,7 +202,7 @@ def _from_locations(
     places = _by_place(fields)
     if len(places) < len(fields):
         raise BadUse(
-            f"{path}: locations are found by plate, well and site, which this source does not tell"
+            f"{path}: locations are found by plate, well and site, which this source does not have"
         )
     files = _location_files(
         [folders[plate] for plate in sorted({p for p, _, _ in places}) if plate in folders]
@@ -318,7 +318,7 @@ class _Finder:
 
 
 def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
-    """The indices of the fields that the image table beside a table lists; what finds a row's."""
+    """The indices of the fields listed in the image table, and a function that finds a row's."""
     images = open_table(_image_table(table))
     locate = finder.rows_of(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
@@ -349,16 +349,16 @@ def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _L
 
 
 def _image_table(table: ObjectTable) -> Path:
-    """The image table of the same export: `MyExpt_Image.csv` beside `MyExpt_Nuclei.csv`."""
+    """The image table of the same export: `MyExpt_Image.csv` for `MyExpt_Nuclei.csv`."""
     if table.column(_NUMBERS[-1]) is None:
         raise table.bad_header(f"nothing tells a row's field: {_EXPECTED}")
     folder, name = table.path.parent, table.path.name.lower()
-    beside = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
+    others = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
     # The longest beginning that both names have is the export's.
-    same = [path for path in beside if name.startswith(path.name.lower().removesuffix("image.csv"))]
-    if not same and len(beside) != 1:
-        raise BadData(f"{table.path}: no table *Image.csv of its export beside it; {_EXPECTED}")
-    return max(same or beside, key=lambda path: len(path.name))
+    same = [path for path in others if name.startswith(path.name.lower().removesuffix("image.csv"))]
+    if not same and len(others) != 1:
+        raise BadData(f"{table.path}: no table *Image.csv of its export next to it; {_EXPECTED}")
+    return max(same or others, key=lambda path: len(path.name))
 
 
 def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
