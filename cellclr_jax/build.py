@@ -1,49 +1,41 @@
 """Builds a dataset of single cells, from plates of images or from images of single cells.
 
-  python -m cellclr_jax.build --source=raw --input=PLATES
-  python -m cellclr_jax.build --source=raw --download [--plates=Week1_22123,…]
-  python -m cellclr_jax.build --source=crops --input=CROPS
-  python -m cellclr_jax.build --source=deepprofiler --input=EXPORT
-  python -m cellclr_jax.build --source=folder --input=IMAGES [--labels_csv=FILE]
-  python -m cellclr_jax.build --source=simulated
+{usage}
 
 PLATES is a folder of plate folders or of plates' zips as downloaded (several, separated by
 commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it; --download fetches them
 from BBBC021's public address. The dataset appears as <data_dir>/<name>/<config>/<version>, whole
-or not at all, with a quality page in it. A build that was stopped goes on where it was; one of a
-finished dataset adds the plates that are new.
+or not at all, with a quality page in it. A build that was stopped resumes; one of a finished
+dataset adds the plates that are new.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from cellclr_jax import cli
+from cellclr_jax.data import sources
+from cellclr_jax.data.sources import SOURCES
 from cellclr_jax.errors import BadUse
 
 if TYPE_CHECKING:
     from cellclr_jax.data.building.extraction import CropSettings
-    from cellclr_jax.data.sources.source import (
-        Request,
-        Source,
-    )
+    from cellclr_jax.data.sources.source import Request, Source
 
 FLAGS = flags.FLAGS
-SOURCES = ("raw", "crops", "deepprofiler", "folder", "simulated")
 
-flags.DEFINE_enum("source", "raw", SOURCES, "Where cells come from.")
+flags.DEFINE_enum("source", next(iter(SOURCES)), list(SOURCES), "Where cells come from.")
 flags.DEFINE_list(
     "input",
     [],
     "Folders or zips. Where plates are downloaded or simulated to; by default into --data_dir.",
 )
-flags.DEFINE_string("data_dir", "data", "Where datasets lie.")
+flags.DEFINE_string("data_dir", "data", "Where datasets are stored.")
 flags.DEFINE_enum(
     "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
 )
-flags.DEFINE_list("plates", [], "These plates alone.")
+flags.DEFINE_list("plates", [], "Only these plates.")
 flags.DEFINE_list(
     "channels",
     [],
@@ -79,8 +71,6 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("cell_radius", 30, "Masks: a cell's reach around its nucleus, in pixels.", 0)
 
 # Images of single cells.
-flags.DEFINE_string("labels_csv", None, "Folder: a table with a row an image.")
-flags.DEFINE_list("label_columns", [], "Folder: its columns, such as file=path,label=cell_type.")
 flags.DEFINE_enum(
     "fit",
     "resize",
@@ -89,34 +79,18 @@ flags.DEFINE_enum(
     "their border, or cut; refused.",
 )
 
-# Simulated plates.
-flags.DEFINE_integer("seed", None, "Simulated: seed.", lower_bound=0)
-flags.DEFINE_integer("weeks", None, "Simulated: weeks (batches).", lower_bound=2)
-flags.DEFINE_integer("plates_per_week", None, "Simulated: plates a week.", lower_bound=1)
-flags.DEFINE_integer("sites", None, "Simulated: fields a well.", lower_bound=1)
-flags.DEFINE_list("simulator", [], "Simulated: other settings, such as height=512,width=640.")
+for _entry in SOURCES.values():
+    for _option in _entry.options:
+        _define = getattr(flags, f"DEFINE_{_option.kind}")
+        _define(_option.name, _option.default, _option.help, **_option.limits)
 
-_SIMULATOR = ("seed", "weeks", "plates_per_week", "sites")
-_SIMULATED = (*_SIMULATOR, "simulator")
-_DOWNLOAD = ("download", "url", "downloads")
-_CUT = ("border", "min_area", "illumination", "masks", "cell_radius")
-_TABLES = ("image_csv", "moa_csv")
-_LABELS = ("labels_csv", "label_columns")
-# Flags that decide nothing for a source: whoever sets one expects something that will not happen.
-_UNUSED = {
-    "raw": (*_SIMULATED, *_LABELS, "fit"),
-    "crops": (*_SIMULATED, *_LABELS, *_DOWNLOAD, *_CUT, "centers", "crop_size", "fit"),
-    "deepprofiler": (*_SIMULATED, *_LABELS, *_DOWNLOAD, *_CUT, *_TABLES, "centers", "config"),
-    "folder": (*_SIMULATED, *_DOWNLOAD, *_CUT, *_TABLES, "centers", "config"),
-    "simulated": (*_TABLES, *_LABELS, *_DOWNLOAD, "centers", "fit"),
-}
-# Sources that are no plates in BBBC021's layout.
-OWN_IMAGES = ("deepprofiler", "folder")
+# Flags that decide the content of a dataset, where a source uses them.
+_SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit")
 
 
 def check_flags() -> None:
     """Raises BadUse for what absl's own checks cannot see."""
-    unused = [f"--{name}" for name in _UNUSED[FLAGS.source] if FLAGS[name].present]
+    unused = [f"--{name}" for name in _unused_flags() if FLAGS[name].present]
     if unused:
         raise BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
     for name in ("plates", "channels"):
@@ -130,10 +104,10 @@ def check_flags() -> None:
     if FLAGS.masks != "none" and FLAGS.centers:
         raise BadUse(
             f"--masks={FLAGS.masks} needs the nuclei's outlines, --centers={FLAGS.centers} has "
-            "their centres alone"
+            "only their centres"
         )
     if FLAGS.centers and FLAGS["min_area"].present:
-        raise BadUse(f"--min_area says nothing beside --centers={FLAGS.centers}")
+        raise BadUse(f"--min_area has no effect with --centers={FLAGS.centers}")
     idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
     if idle and not FLAGS.download:
         raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
@@ -141,6 +115,17 @@ def check_flags() -> None:
         raise BadUse("--download fetches into one --input folder")
     if FLAGS.beam_option and not FLAGS.beam_runner:
         raise BadUse("--beam_option says nothing without --beam_runner")
+
+
+def _unused_flags() -> list[str]:
+    """The flags that other sources use, and this one does not: setting one is a mistake."""
+    used = _flags_of(sources.entry(FLAGS.source))
+    others = (name for one in SOURCES.values() for name in _flags_of(one))
+    return [name for name in dict.fromkeys(others) if name not in used]
+
+
+def _flags_of(entry: sources.SourceEntry) -> list[str]:
+    return [*entry.flags, *(option.name for option in entry.options)]
 
 
 def request_flags() -> "Request":
@@ -153,24 +138,23 @@ def request_flags() -> "Request":
         channels=tuple(FLAGS.channels),
         image_csv=_path("image_csv"),
         moa_csv=_path("moa_csv"),
-        labels_csv=_path("labels_csv"),
-        label_columns=_label_columns(),
         centers=_path("centers"),
         annotated=FLAGS.config == "annotated",
         plates=tuple(FLAGS.plates),
-        simulation=simulation() if FLAGS.source == "simulated" else {},
+        options={
+            option.name: FLAGS[option.name].value for option in sources.entry(FLAGS.source).options
+        },
         workers=FLAGS.workers or workers.usable_workers(),
         overwrite=FLAGS.overwrite,
     )
 
 
 def inputs() -> tuple[Path, ...]:
-    """The input paths; what is simulated or downloaded has a place of its own."""
+    """The input paths; simulated and downloaded plates have a default."""
     if FLAGS.input:
         return tuple(Path(path) for path in FLAGS.input)
-    if FLAGS.source == "simulated":
-        return (Path(FLAGS.data_dir) / "simulated_release",)
-    return (Path(FLAGS.data_dir) / "plates",) if FLAGS.download else ()
+    default = "plates" if FLAGS.download else sources.entry(FLAGS.source).default_input
+    return (Path(FLAGS.data_dir) / default,) if default else ()
 
 
 def crop_settings(source: "Source") -> "CropSettings":
@@ -182,59 +166,30 @@ def crop_settings(source: "Source") -> "CropSettings":
         channels=source.channels,
         columns=source.columns,
         dtype=source.dtype,
+        nuclei=source.nuclei,
         border=FLAGS.border,
         min_area=FLAGS.min_area,
         masks=FLAGS.masks,
         cell_radius=FLAGS.cell_radius,
-        layout=source.layout,
-        fit=FLAGS.fit if FLAGS.source in OWN_IMAGES else "exact",
+        fit=FLAGS.fit if "fit" in sources.entry(FLAGS.source).flags else "exact",
     )
 
 
-def settings(channels: tuple[str, ...]) -> dict[str, Any]:
-    """What decides the content of the dataset beside its input, as the manifest tells it."""
-    cut = [
-        "border",
-        "illumination",
-        "masks",
-        *([] if FLAGS.centers else ["min_area"]),
-        *([] if FLAGS.masks == "none" else ["cell_radius"]),
-    ]
-    used = {
-        "raw": ["config", "crop_size", *cut],
-        "crops": ["config"],
-        "deepprofiler": ["crop_size", "fit"],
-        "folder": ["crop_size", "fit"],
-        "simulated": ["config", "crop_size", *cut],
-    }[FLAGS.source]
-    simulated = {"simulation": simulation(), "plates": sorted(FLAGS.plates)}
+def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
+    """What decides the content of the dataset besides its input, for the manifest."""
+    entry = sources.entry(FLAGS.source)
+    used = [name for name in _SETTINGS if name in entry.flags]
+    if "min_area" in entry.flags and not FLAGS.centers:
+        used.append("min_area")
+    if "cell_radius" in entry.flags and FLAGS.masks != "none":
+        used.append("cell_radius")
     return {
         "source": FLAGS.source,
         "channels": list(channels),
         **{name: FLAGS[name].value for name in used},
-        **({"nuclei": "from a table" if FLAGS.centers else "found"} if "border" in used else {}),
-        **(simulated if FLAGS.source == "simulated" else {}),
+        **({"nuclei": "from a table" if FLAGS.centers else "found"} if entry.whole_fields else {}),
+        **sources.source_settings(FLAGS.source, request),
     }
-
-
-def simulation() -> dict[str, Any]:
-    """All settings of the simulator: its defaults, then --simulator, then the flags."""
-    from cellclr_jax.simulation import SimulatorSettings
-
-    values = dataclasses.asdict(SimulatorSettings())
-    given = dict(text.partition("=")[::2] for text in FLAGS.simulator)
-    given |= {name: FLAGS[name].value for name in _SIMULATOR if FLAGS[name].value is not None}
-    for name, value in given.items():
-        if name not in values:
-            raise BadUse(f"--simulator={name}: there are {', '.join(values)}")
-        kind = type(values[name])
-        try:
-            values[name] = kind(value)
-        except ValueError as error:
-            raise BadUse(
-                f"--simulator={name}={value}: a value like {values[name]!r} was expected"
-            ) from error
-    return values
 
 
 def _path(name: str) -> Path | None:
@@ -248,30 +203,6 @@ def _path(name: str) -> Path | None:
     return path
 
 
-def _label_columns() -> dict[str, str]:
-    """--label_columns by what each column is."""
-    from cellclr_jax.data.columns import COLUMNS
-
-    given: dict[str, str] = {}
-    for text in FLAGS.label_columns:
-        name, _, column = text.partition("=")
-        if name not in ("file", *COLUMNS) or not column:
-            raise BadUse(
-                f"--label_columns={text}: <what>=<column> was expected, what is one of file, "
-                f"{', '.join(COLUMNS)}"
-            )
-        given[name] = column
-    return given
-
-
-if TYPE_CHECKING:
-    from cellclr_jax.data.building.builder import CellBuilder
-    from cellclr_jax.data.sources.source import (
-        Request,
-        Source,
-    )
-
-
 def main() -> None:
     """Builds the dataset that the flags describe, or finds it built."""
     check_flags()
@@ -282,29 +213,24 @@ def main() -> None:
     if FLAGS.download:
         _download()
     request = request_flags()
-    # The settings decide what is simulated; its plates may have been deleted since.
-    enough = FLAGS.source == "simulated" and not FLAGS.overwrite and _find_built(data_dir)
-    source = None if enough else _open_source(request)
+    entry = sources.entry(FLAGS.source)
+    # Where the settings decide the content, the input may have been deleted since.
+    enough = entry.settings and not FLAGS.overwrite and _find_built(data_dir)
+    source = None if enough else sources.open_source(FLAGS.source, request)
 
-    from cellclr_jax.data.building.builder import dataset_folder_of
+    from cellclr_jax.data.building.builder import dataset_folder
     from cellclr_jax.data.building.versions import locked
 
-    # Decided by whoever is alone: another build may have come to its end a moment ago.
-    with locked(dataset_folder_of(_builder_class(), data_dir, _config_name())):
+    with locked(dataset_folder(data_dir, entry.dataset, _config_name())):
+        # Under the lock: another build may have ended a moment ago.
         built = None if FLAGS.overwrite else _find_built(data_dir)
-        if built and not _is_to_be_extended(built, source):
+        if built and not _is_to_be_extended(built, request, source):
             _tidy(built)
             return
-        path = _build(data_dir, source or _open_source(request), request, built)
+        source = source or sources.open_source(FLAGS.source, request)
+        path = _build(data_dir, source, request, built)
         _summarize(path)
         _write_page(path)
-
-
-def _open_source(request: "Request") -> "Source":
-    """The fields that the flags name; simulated ones are painted where they are not there."""
-    from cellclr_jax.data import sources
-
-    return sources.open_source(FLAGS.source, request)
 
 
 def _download() -> None:
@@ -331,7 +257,10 @@ def _build(data_dir: Path, source: "Source", request: "Request", extended: Path 
     lights = dataset.read_manifest(extended)["origin"].get("illumination", {}) if extended else {}
     plan = builder.Plan(
         source,
-        settings=settings(source.channels),
+        dataset=sources.entry(FLAGS.source).dataset,
+        config=_config_name(),
+        crops=crop_settings(source),
+        settings=settings(request, source.channels),
         origin={
             "inputs": [str(path.absolute()) for path in request.inputs],
             "tables": dict(source.tables),
@@ -345,41 +274,18 @@ def _build(data_dir: Path, source: "Source", request: "Request", extended: Path 
         beam_options=tuple(FLAGS.beam_option),
         max_skipped=FLAGS.max_skipped,
     )
-    config = builder.CellConfig(
-        name=_config_name(),
-        annotated=request.annotated,
-        crops=crop_settings(source),
-    )
-    return builder.build(
-        _builder_class(),
-        data_dir,
-        config,
-        plan,
-        replace=FLAGS.overwrite,
-        extend=extended is not None,
-    )
-
-
-def _builder_class() -> "type[CellBuilder]":
-    """What names the dataset."""
-    if FLAGS.source in OWN_IMAGES:
-        from cellclr_jax.data.building.builder import SingleCells
-
-        return SingleCells
-    from cellclr_jax.data.building.builder import Bbbc021
-
-    return Bbbc021
+    return builder.build(plan, data_dir, replace=FLAGS.overwrite, extend=extended is not None)
 
 
 def _config_name() -> str:
-    return "all" if FLAGS.source in OWN_IMAGES else FLAGS.config
+    return FLAGS.config if "config" in sources.entry(FLAGS.source).flags else "all"
 
 
 def _built_dataset(data_dir: Path) -> Path:
     """The finished dataset that the flags name; BadUse where there is none."""
     from cellclr_jax.data import dataset
 
-    return dataset.find_dataset(data_dir, f"{_builder_class().name}/{_config_name()}")
+    return dataset.find_dataset(data_dir, f"{sources.entry(FLAGS.source).dataset}/{_config_name()}")
 
 
 def _find_built(data_dir: Path) -> Path | None:
@@ -390,12 +296,13 @@ def _find_built(data_dir: Path) -> Path | None:
         return None
 
 
-def _is_to_be_extended(path: Path, source: "Source | None") -> bool:
-    """Whether a finished dataset lacks plates that a source holds.
+def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") -> bool:
+    """Whether a finished dataset lacks plates that a source has.
 
     Args:
       path: of the dataset.
-      source: None: the settings alone decide.
+      request: what was asked for.
+      source: None: only the settings decide.
 
     Raises:
       BadUse: it was built with other settings, or from something else, or by another version.
@@ -403,20 +310,19 @@ def _is_to_be_extended(path: Path, source: "Source | None") -> bool:
     from cellclr_jax.console import plural
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building import manifest
-    from cellclr_jax.data.sources import RAW_CHANNELS
 
-    told = dataset.read_manifest(path)
-    if told.get("format") != manifest.FORMAT:
+    record = dataset.read_manifest(path)
+    if record.get("format") != manifest.FORMAT:
         _refuse_other(path, ["another version of this software wrote it"])
-    channels = source.channels if source else tuple(FLAGS.channels) or RAW_CHANNELS
-    _refuse_other(path, manifest.differences(told["settings"], settings(channels)))
+    wanted = settings(request, source.channels if source else ())
+    _refuse_other(path, manifest.differences(record["settings"], wanted))
     if source is None:
         return False
-    built, held = told["origin"].get("contents", {}), manifest.describe_contents(source)
+    built, held = record["origin"].get("contents", {}), manifest.describe_contents(source)
     if not manifest.is_extension(built, held):
         _refuse_other(path, manifest.contents_differences(built, held))
         return False
-    if told.get("made_by") != manifest.MADE_BY:
+    if record.get("made_by") != manifest.MADE_BY:
         _refuse_other(path, ["another version of this software cut its cells"])
     new = manifest.added_plates(built, held)
     print(f"adding {len(new)} to the {plural(len(built), 'plate')} of {path}", flush=True)
@@ -436,11 +342,11 @@ def _tidy(path: Path) -> None:
     """Says that there is nothing to do, and does what a kill at the very end has left undone."""
     from cellclr_jax.console import plural
     from cellclr_jax.data import dataset
-    from cellclr_jax.data.building.versions import forget_pieces
+    from cellclr_jax.data.building.versions import remove_pieces
     from cellclr_jax.data.quality.page import PAGE
 
     manifest = dataset.read_manifest(path)
-    forget_pieces(path.parent, manifest["settings"])
+    remove_pieces(path.parent)
     cells = plural(manifest["counts"]["cells"], "cell")
     print(f"already built: {path} ({cells}); --overwrite rebuilds")
     if not (path / PAGE).exists():
@@ -467,5 +373,14 @@ def _write_page(path: Path) -> None:
     print(f"look at it: {page}")
 
 
+def help_text() -> str:
+    """The text of `--help`, with a line for each source."""
+    usage = [
+        f"  python -m cellclr_jax.build --source={name} {entry.arguments}".rstrip()
+        for name, entry in SOURCES.items()
+    ]
+    return __doc__.format(usage="\n".join(usage))
+
+
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, help_text())

@@ -18,8 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     # <builder>/<config>, such as single_cells/all for other people's images.
     config.data_dir = "data"
     config.dataset = "annotated"
-    # Crops come from the shards as they are asked for; or all are held in `memory`; or they are
-    # `mapped` from one file of plain pixels, written beside the shards the first time.
+    # Crops come from the `shards` as they are asked for, or are `mapped` from one file of plain
+    # pixels, which is written next to the shards the first time.
     config.data_access = "shards"
     config.validation_fraction = 0.05
     # uniform: each cell once an epoch; balanced: every treatment equally often; weighted: as the

@@ -9,6 +9,7 @@ import re
 import tempfile
 import threading
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn

@@ -2,7 +2,7 @@
 
   python -m cellclr_jax.embed --workdir=RUN --out=DIR [--data_dir=DIR] [--dataset=NAME]
                               [--step=last|best|N] [--formats=parquet,csv,h5ad]
-                              [--chunk_cells=50000] [--data_access=shards|memory|mapped]
+                              [--chunk_cells=50000] [--data_access=shards|mapped]
 
 The dataset is one that `python -m cellclr_jax.build` made; it need not be the run's, but has its
 channels. Writes cells/part-00000.parquet and so on, wells.parquet and treatments.parquet if
@@ -28,9 +28,9 @@ flags.DEFINE_string(
 flags.DEFINE_enum(
     "data_access",
     "shards",
-    ["shards", "memory", "mapped"],
+    ["shards", "mapped"],
     "How images are read: shards, whatever the run used in training, since each is read once; "
-    "memory unpacks them all first, mapped into a file of the dataset's folder.",
+    "mapped unpacks them all first, into a file of the dataset's folder.",
 )
 flags.DEFINE_string(
     "out",

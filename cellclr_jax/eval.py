@@ -3,7 +3,7 @@
 The model of a training run, on the cells of its dataset: treatments where it has plates, wells,
 compounds and MoAs; single cells where it has labels, or no treatments:
   python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
-                             [--data_access=shards|memory|mapped]
+                             [--data_access=shards|mapped]
 
 Any table of well profiles (CSV, gzipped CSV, Parquet):
   python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
@@ -43,9 +43,9 @@ flags.DEFINE_string("data_dir", None, "Where the dataset is; by default where th
 flags.DEFINE_enum(
     "data_access",
     "shards",
-    ["shards", "memory", "mapped"],
+    ["shards", "mapped"],
     "How images are read: shards, whatever the run used in training, since each is read once; "
-    "memory unpacks them all first, mapped into a file of the dataset's folder.",
+    "mapped unpacks them all first, into a file of the data set's folder.",
 )
 flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")

@@ -34,7 +34,7 @@ def crop_masks(
       border: 'drop', 'pad' or 'shift', as for the images. With 'drop' masks are left out where
         crops are. With 'pad' the pixels outside the field are nobody's: what the image shows there
         is its mirror.
-      radius: how far from its nucleus a cell may reach, in pixels; 0 leaves the nucleus alone.
+      radius: how far from its nucleus a cell may reach, in pixels; 0 leaves only the nucleus.
 
     Returns:
       [N, S, S] uint8 (with 'drop' [K, S, S]): 2 in the cell's own nucleus, 1 in the rest of its

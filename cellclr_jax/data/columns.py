@@ -7,8 +7,8 @@ if TYPE_CHECKING:  # flags take the controls' name from here, and must not wait 
     import numpy as np
     import pandas as pd
 
-# What may be known of a cell beside its image, in this order in every table, and its type. A source
-# has some of them; no other column exists. `label` is a class of any kind.
+# What may be known of a cell besides its image, and its type, in this order in every table. Sources
+# have some of them; no other column exists. `label` is a class of any kind.
 COLUMNS: dict[str, type] = {
     "plate": str,
     "well": str,
@@ -40,6 +40,25 @@ NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}
 CELL_ID = "Metadata_CellId"
 # The same for a table with one row a cell.
 CELL_NAMES = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
+
+# What else tables call a column, in lower case: BBBC021's own table and CellProfiler's exports have
+# prefixes, and the former an ending.
+_OTHER_NAMES = {
+    "plate": ("image_metadata_plate_dapi",),
+    "well": ("image_metadata_well_dapi",),
+    "site": ("metadata_field", "image_metadata_field"),
+    "label": ("class", "class_name", "metadata_class"),
+}
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    name: (
+        name,
+        f"metadata_{name}",
+        f"image_metadata_{name}",
+        *_OTHER_NAMES.get(name, ()),
+    )
+    for name in COLUMNS
+}
+"""The names that a column goes by on input, in lower case; the first one found is taken."""
 
 CONTROL = "DMSO"
 """The controls' compound, unless a setting names another."""

@@ -10,19 +10,16 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.image_store import ImageSource, ShardImages
-from cellclr_jax.data.unpacked_images import (
-    load_images,
-    map_images,
-)
+from cellclr_jax.data.sources import BBBC021, how_to_build
+from cellclr_jax.data.unpacked_images import map_images
 from cellclr_jax.errors import BadData, BadUse
 
 MANIFEST = "manifest.json"
 CELLS = "cells.parquet"
 FIELDS = "fields.parquet"
-DATASET = "bbbc021"
-# How images are read: unpacked one by one; all of them at once into memory; from a file of plain
-# pixels, which the first use writes.
-ACCESS = ("shards", "memory", "mapped")
+# How images are read: unpacked one by one; or from a file of plain pixels, which the first use
+# writes.
+ACCESS = ("shards", "mapped")
 # A dataset folder is complete when it holds all of these; TFDS's own come last in a build.
 _FILES = ("dataset_info.json", "features.json", CELLS, MANIFEST)
 _REBUILD = "build it again with --overwrite"
@@ -67,13 +64,13 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
     listed = f"; there is {', '.join(there[:_DATASETS_NAMED])}{more}" if there else ""
     raise BadUse(
         f"no dataset {builder}/{config} in {data_dir}{listed}. "
-        f"{_how_to_build(builder, config, data_dir)}"
+        f"{how_to_build(builder, config, data_dir)}"
     )
 
 
 def _split_name(name: str) -> tuple[str, str]:
     """The builder and configuration that a dataset's name tells; BadUse where it tells none."""
-    parts = name.split("/") if "/" in name else [DATASET, name]
+    parts = name.split("/") if "/" in name else [BBBC021, name]
     if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
         raise BadUse(
             f"dataset {name!r}: annotated, all or <builder>/<config> was expected, such as "
@@ -98,23 +95,11 @@ def _datasets(data_dir: Path) -> list[str]:
     return sorted(f"{path.parent.name}/{path.name}" for path in found)
 
 
-def _how_to_build(builder: str, config: str, data_dir: str | Path) -> str:
-    """The commands that make a dataset."""
-    build = f"python -m cellclr_jax.build --data_dir={data_dir}"
-    if builder != DATASET:
-        return f"Build it from images of single cells: {build} --source=folder --input=IMAGES"
-    return (
-        f"Build it from BBBC021's plates: {build} --config={config} --source=raw --input=PLATES, "
-        f"or --download in its place — or from simulated plates: {build} --config={config} "
-        "--source=simulated — or see everything run in minutes: bash launch/demo.sh"
-    )
-
-
 def read_cells(dataset_dir: str | Path) -> pd.DataFrame:
     """Reads the table of cells.
 
     Returns:
-      One row a record, in the records' order: cell_id (str), those columns of `fields.COLUMNS`
+      One row a record, in the records' order: cell_id (str), those columns of `columns.COLUMNS`
       that the source has, in their order, x, y (float, pixels of the field, NaN where unknown).
 
     Raises:
@@ -177,12 +162,12 @@ def open_images(
     Args:
       dataset_dir: see `find_dataset`.
       access: one of `ACCESS`; the images are the same. `shards` is ready at once and takes the
-        least room; `memory` needs all pixels to fit, `mapped` writes them into the dataset's folder
-        the first time. Both then read many times as fast.
+        least space; `mapped` writes all pixels into the dataset's folder the first time, and then
+        reads many times as fast.
       progress: shows a bar (lines, where the console is a file) while all images are unpacked.
 
     Raises:
-      BadUse: there is no such access, or not the memory or the disk for it.
+      BadUse: there is no such access, or not the disk for it.
       BadData: a shard is missing or damaged, or does not hold what the manifest says.
     """
     if access not in ACCESS:
@@ -195,23 +180,21 @@ def open_images(
             f"{folder}: its shards or their description are damaged ({error}); {_REBUILD}"
         ) from error
     _check_images(folder, shards, manifest)
-    if access == "memory":
-        return load_images(shards, folder, show=progress)
     if access == "mapped":
         return map_images(shards, folder, manifest["fingerprint"], show=progress)
     return shards
 
 
 def _check_images(folder: Path, images: ImageSource, manifest: dict[str, Any]) -> None:
-    """Raises BadData where images are not those of a manifest."""
-    expected = manifest["counts"].get("cells")
-    if len(images) != expected:
-        raise BadData(f"{folder}: {len(images)} records, its manifest says {expected}; {_REBUILD}")
+    """Raises BadData if the images are not those of the manifest."""
+    cells = manifest["counts"].get("cells")
+    if len(images) != cells:
+        raise BadData(f"{folder}: {len(images)} records, its manifest says {cells}; {_REBUILD}")
     kind = (list(images.shape), images.dtype.name)
-    told = (manifest["image"].get("shape"), manifest["image"].get("dtype"))
+    expected = (manifest["image"].get("shape"), manifest["image"].get("dtype"))
     usable = len(images.shape) == 3 and all(images.shape) and images.dtype in _DTYPES
-    if kind != told or not usable:
-        raise BadData(f"{folder}: images of {kind}, its manifest says {told}; {_REBUILD}")
+    if kind != expected or not usable:
+        raise BadData(f"{folder}: images of {kind}, its manifest says {expected}; {_REBUILD}")
     # It becomes part of a file's name.
     if not _FINGERPRINT.fullmatch(manifest["fingerprint"]):
         raise BadData(f"{folder}: the fingerprint in its manifest is no hex digest; {_REBUILD}")

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from cellclr_jax.data.readers import read_field
-from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData, BadUse
 
@@ -227,19 +225,17 @@ def fit_plate(
     fields: Sequence[Field],
     channels: Sequence[str],
     method: str = "regression",
-    read: Callable[[tuple[ImageFile, ...]], np.ndarray] = read_field,
 ) -> Illumination:
-    """Estimates the light of a plate from its files.
+    """Estimates the light of a plate from its fields.
 
     Args:
       fields: of one plate. Of more than `MOST_FIELDS`, evenly spaced ones are read.
-      channels: names, in the order of a field's files.
+      channels: names, in the order of the source.
       method: one of `METHODS`.
-      read: makes [H, W, C] uint16 of a field's files, or raises BadData.
 
     Returns:
       The light; its `fields` is the number of fields that it was estimated from. Fields that cannot
-      be read, and those of another shape than most, are passed over: whoever reads them next names
+      be read, and those of another shape than most, are passed over: extraction reports
       them.
 
     Raises:
@@ -248,7 +244,7 @@ def fit_plate(
     fits: dict[tuple[int, ...], IlluminationFit] = {}
     for field in fields[:: -(-len(fields) // MOST_FIELDS) or 1]:
         try:
-            pixels = read(field.files)
+            pixels = field.read()
         except BadData:
             continue
         fits.setdefault(pixels.shape, IlluminationFit(channels, method)).add(pixels)

@@ -1,4 +1,4 @@
-"""Random access to the images of a dataset: from its shards, or from one array of all pixels."""
+"""Random access to the images of a dataset: from its shards, or from a mapped file of pixels."""
 
 import abc
 import functools
@@ -31,7 +31,10 @@ class ImageSource(abc.ABC):
     Attributes:
       shape: [S, S, C] of an image.
       dtype: uint8 or uint16.
+      has_masks: whether `masks` can be read.
     """
+
+    has_masks = False
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, cells: int) -> None:
         self.shape, self.dtype, self._cells = shape, dtype, cells
@@ -98,10 +101,10 @@ class ImageSource(abc.ABC):
 
 
 class ShardImages(ImageSource):
-    """Images as the shards hold them, each unpacked when it is asked for.
+    """Images as the shards hold them, each unpacked when it is read.
 
-    A process that was spawned can read what it gets pickled; one that was forked after a first
-    record was read cannot: array_record hangs there.
+    It can be pickled into a spawned process. In a process that was forked after a first read,
+    array_record hangs.
     """
 
     def __init__(self, dataset_dir: str | Path) -> None:
@@ -123,7 +126,7 @@ class ShardImages(ImageSource):
                 raise FileNotFoundError(f"no file {shard.filename}")
         # It would otherwise start threads of its own, which one record has no use for.
         self._records = ArrayRecordDataSource(shards, reader_options={"max_parallelism": "0"})
-        self._has_masks = "mask" in info.features
+        self.has_masks = "mask" in info.features
         super().__init__(tuple(image.shape), np.dtype(image.np_dtype), len(self._records))
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
@@ -133,7 +136,7 @@ class ShardImages(ImageSource):
 
     def masks(self, rows: Rows) -> np.ndarray:
         """See `ImageSource`."""
-        if not self._has_masks:
+        if not self.has_masks:
             raise BadUse(f"{self._directory} has no masks: build it with --masks=keep")
         masks = np.empty((len(rows), *self.shape[:2]), np.uint8)
         self._unpack("mask", self._checked(rows), masks)
@@ -174,27 +177,8 @@ class ShardImages(ImageSource):
                 ) from error
 
 
-class ArrayImages(ImageSource):
-    """Images that lie in memory, unpacked."""
-
-    def __init__(self, shards: ShardImages, array: np.ndarray) -> None:
-        """Takes the images of `shards` as an array [N, S, S, C]."""
-        super().__init__(shards.shape, shards.dtype, len(shards))
-        self._shards, self._array = shards, array
-
-    def read_into(self, rows: Rows, out: np.ndarray) -> None:
-        """See `ImageSource`."""
-        _fits(out, (len(rows), *self.shape), self.dtype)
-        # 'raise' would have NumPy write into an array of its own first; the rows are checked.
-        np.take(self._array, self._checked(rows), axis=0, out=out, mode="clip")
-
-    def masks(self, rows: Rows) -> np.ndarray:
-        """See `ImageSource`."""
-        return self._shards.masks(rows)
-
-
-class MappedImages(ArrayImages):
-    """Images that lie unpacked in a file; the system keeps in memory what there is room for."""
+class MappedImages(ImageSource):
+    """Images that lie unpacked in a file; the system caches as much as fits into memory."""
 
     def __init__(self, shards: ShardImages, path: Path) -> None:
         """Opens an `.npy` file of the images of `shards`.
@@ -207,14 +191,17 @@ class MappedImages(ArrayImages):
         expected = (len(shards), *shards.shape)
         if array.shape != expected or array.dtype != shards.dtype or not array.flags.c_contiguous:
             raise ValueError(f"{array.dtype} {array.shape}, not {shards.dtype} {expected}")
-        super().__init__(shards, array)
+        super().__init__(shards.shape, shards.dtype, len(shards))
+        self.has_masks = shards.has_masks
+        self._shards, self._array = shards, array
         self._path, self._offset = path, array.offset
-        self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows arrays alone
+        self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows only arrays
         # Next to what is read lies nothing that will be: the system is not to read ahead.
         self._map.madvise(mmap.MADV_RANDOM)
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
         """See `ImageSource`."""
+        _fits(out, (len(rows), *self.shape), self.dtype)
         rows = self._checked(rows)
         size = self._array[0].nbytes
         for row in rows.tolist():
@@ -223,7 +210,12 @@ class MappedImages(ArrayImages):
             start = self._offset + row * size
             page = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start + size - page)
-        super().read_into(rows, out)
+        # 'raise' would have NumPy write into an array of its own first; the rows are checked.
+        np.take(self._array, rows, axis=0, out=out, mode="clip")
+
+    def masks(self, rows: Rows) -> np.ndarray:
+        """See `ImageSource`."""
+        return self._shards.masks(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MappedImages, (self._shards, self._path)

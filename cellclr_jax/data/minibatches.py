@@ -1,6 +1,6 @@
 """From shards to minibatches in memory: order of an epoch, share of a process, prefetch by Grain.
 
-The order is a function of (seed, epoch) alone, so that an iterator's state is one number and a run
+The order is a function of only (seed, epoch), so that an iterator's state is one number and a run
 with any number of processes sees the same global minibatches.
 """
 
@@ -34,9 +34,9 @@ class Cells:
     Attributes:
       directory: of the dataset.
       images: random access to crops by row.
-      table: one row a cell, in the same order (see `index.read_cells`).
+      table: one row a cell, in the same order (see `dataset.read_cells`).
       manifest: settings and counts of the build.
-      per_cell: arrays [N, …] that go with each minibatch beside the image, e.g. the percentiles of
+      per_cell: arrays [N, …] that go with each minibatch besides the image, e.g. the percentiles of
         the cell's plate.
     """
 
@@ -75,12 +75,12 @@ def open_cells(
 
     Args:
       data_dir: what `--data_dir` was in the build.
-      name: annotated, all or <builder>/<config> (see `index.find_dataset`).
-      access: how crops are read (see `index.open_images`).
-      progress: shows how far it is, where opening takes its time.
+      name: annotated, all or <builder>/<config> (see `dataset.find_dataset`).
+      access: how crops are read (see `dataset.open_images`).
+      progress: shows progress while images are unpacked.
 
     Raises:
-      BadUse: it was not built, the message says how to; or there is no such access.
+      BadUse: it was not built (the message says how to), or an unknown access.
       BadData: a part of it cannot be read.
     """
     directory = dataset.find_dataset(data_dir, name)

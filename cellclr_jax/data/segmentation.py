@@ -38,7 +38,7 @@ _BRIGHTNESS_SIGMA = 1.5
 # the dark line between two nuclei, narrower than a nucleus.
 _WINDOW = 5
 # A step of this share of the light down from the greatest brightness of a window is an edge: there
-# a dim nucleus begins beside a bright one.
+# a dim nucleus begins next to a bright one.
 _STEP = 0.3
 # A line that loses this share of the light that its window has without dark lines (a closing) is
 # an edge: there two nuclei touch, while the lines in a nucleus lose less, ...

@@ -89,8 +89,8 @@ def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
 
     Args:
       table: of cells.
-      sampling: `uniform` knows one group alone; the others take treatments (compound and, where
-        it is told, concentration), or labels where there are no compounds.
+      sampling: `uniform` has only one group; the others take treatments (compound and, if
+        known, concentration), or labels where there are no compounds.
 
     Returns:
       [N] int, groups numbered as they come.

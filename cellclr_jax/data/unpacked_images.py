@@ -1,4 +1,4 @@
-"""All crops of a dataset unpacked, in memory or in a mapped file."""
+"""All crops of a dataset unpacked into a mapped file."""
 
 import contextlib
 import errno
@@ -16,13 +16,11 @@ import numpy as np
 
 from cellclr_jax import files
 from cellclr_jax.console import Progress
-from cellclr_jax.data.image_store import ArrayImages, MappedImages, ShardImages
+from cellclr_jax.data.image_store import MappedImages, ShardImages
 from cellclr_jax.errors import BadUse
 
 # Unpacked pixels on their way into the file.
 _BLOCK_BYTES = 32 << 20
-# The rest of a program needs memory too.
-_MEMORY_SHARE = 0.9
 _COPY = re.compile(r"images-[0-9a-f]+\.npy(\.unfinished)?")
 _LOCK = ".unpacking"
 _WAIT_SECONDS = 1.0
@@ -31,37 +29,12 @@ _FLAGS = "(--config.data_access in training, --data_access of eval)"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def load_images(shards: ShardImages, dataset_dir: Path, *, show: bool) -> ArrayImages:
-    """Unpacks all images into memory.
-
-    Args:
-      shards: the images.
-      dataset_dir: for messages.
-      show: whether progress is shown.
-
-    Raises:
-      BadUse: there is not enough memory.
-      BadData: an image cannot be read.
-    """
-    needed, available = len(shards) * _image_bytes(shards), available_bytes()
-    if needed > _MEMORY_SHARE * available:
-        raise BadUse(
-            f"{dataset_dir}: its images need {_gb(needed)} of memory, of which {_gb(available)} "
-            "are available, and the program needs some: take data_access=mapped or shards "
-            f"{_FLAGS}"
-        )
-    array = np.empty((len(shards), *shards.shape), shards.dtype)
-    for rows in _blocks(shards, "into memory", show):
-        shards.read_into(rows, array[rows[0] : rows[-1] + 1])
-    return ArrayImages(shards, array)
-
-
 def map_images(
     shards: ShardImages, dataset_dir: Path, fingerprint: str, *, show: bool
 ) -> MappedImages:
     """Opens the file of unpacked images, `images-<fingerprint>.npy`; writes it where it is not.
 
-    It appears whole or not at all. Where another process writes it, this one waits for it.
+    It appears whole or not at all. If another process is writing it, waits for it.
 
     Args:
       shards: the images.
@@ -70,14 +43,14 @@ def map_images(
       show: whether progress is shown.
 
     Raises:
-      BadUse: there is not enough room on the disk, or the folder cannot be written to.
+      BadUse: there is not enough space on the disk, or the folder cannot be written to.
       BadData: an image cannot be read.
     """
     path = dataset_dir / f"images-{fingerprint}.npy"
     waited = False
     while (images := _opened(shards, path)) is None:
         if _write_alone(shards, path, show):
-            return MappedImages(shards, path)  # whatever is wrong with it now is told
+            return MappedImages(shards, path)  # raises whatever is wrong with it now
         if not waited:
             print(f"waiting for {path}, which another process writes", file=sys.stderr)
         waited = True
@@ -108,8 +81,8 @@ def _write_alone(shards: ShardImages, path: Path, show: bool) -> bool:
         if error.errno not in _READ_ONLY:
             raise
         raise BadUse(
-            f"{path} cannot be written ({error.strerror}): give yourself the right to write into "
-            f"that folder, or take data_access=shards or memory {_FLAGS}"
+            f"{path} cannot be written ({error.strerror}): make "
+            f"that folder writable, or take data_access=shards {_FLAGS}"
         ) from error
 
 
@@ -147,16 +120,16 @@ def _write_pixels(shards: ShardImages, file: BinaryIO, show: bool) -> None:
     # Written as any file is: to fill a mapped one is no faster, and a full disk then kills the
     # process.
     buffer = np.empty((_block_cells(shards), *shards.shape), shards.dtype)
-    for rows in _blocks(shards, "onto the disk", show):
+    for rows in _blocks(shards, show):
         part = buffer[: len(rows)]
         shards.read_into(rows, part)
         file.write(part.data)
 
 
-def _blocks(shards: ShardImages, where: str, show: bool) -> Iterator[np.ndarray]:
+def _blocks(shards: ShardImages, show: bool) -> Iterator[np.ndarray]:
     """All rows in their order, a block at a time, with a progress bar."""
     size = _block_cells(shards)
-    with Progress(len(shards), show, unit="cell", task=f"unpacked {where}") as progress:
+    with Progress(len(shards), show, unit="cell", task="unpacked onto the disk") as progress:
         for start in range(0, len(shards), size):
             rows = np.arange(start, min(start + size, len(shards)))
             yield rows
@@ -175,56 +148,3 @@ def _image_bytes(shards: ShardImages) -> int:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-_MEMINFO = Path("/proc/meminfo")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-# Folder, limit, usage and the prefix of its statistics, by version of the kernel's control groups.
-_VERSIONS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_",
-    ),
-}
-# Where nothing tells (not Linux).
-_ASSUMED = 8 << 30
-
-
-def available_bytes() -> int:
-    """Bytes that can be taken without swapping, within the limits of a container."""
-    if not _MEMINFO.exists():
-        return _ASSUMED
-    lines = _numbers(_MEMINFO.read_text().replace(":", ""))
-    return max(0, min([lines["MemAvailable"] << 10, *_group_rooms()]))
-
-
-def _group_rooms() -> Iterator[int]:
-    """What each control group of this process, and each around it, has left of its limit."""
-    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        for name in {"memory", ""} & set(controllers.split(",")):
-            root, limit, usage, prefix = _VERSIONS[name]
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    yield from _room(folder / limit, folder / usage, folder / "memory.stat", prefix)
-
-
-def _room(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
-    """Bytes left in one group; nothing where it has no limit."""
-    try:
-        room = int(limit.read_text()) - int(usage.read_text())
-        held = _numbers(statistics.read_text())
-    except (OSError, ValueError):  # no such group, or 'max'
-        return
-    # Pages of files count as taken, and are given back when they are needed.
-    yield room + sum(held.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-
-
-def _numbers(text: str) -> dict[str, int]:
-    """The first number of each line by its first word."""
-    parts = (line.split() for line in text.splitlines())
-    return {part[0]: int(part[1]) for part in parts if len(part) > 1}

@@ -1,4 +1,4 @@
-"""Simulated plates in BBBC021's own layout, with the truth about every nucleus beside them.
+"""Simulated plates in BBBC021's own layout, with the truth about every nucleus.
 
     summary = simulate_release(Path("release"), SimulatorSettings(seed=0))
 
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cellclr_jax import files
 from cellclr_jax.console import Progress
 from cellclr_jax.data.building.workers import (
     map_in_order,
@@ -99,7 +100,7 @@ def simulate_release(
     reused = cells is not None
     if cells is None:
         release.check_folder(out_dir, settings, overwrite)
-        with release.writing(out_dir):
+        with files.locked(out_dir, release.LOCK, "simulating into it"):
             release.start(out_dir, settings, overwrite)
             cells = _write_release(out_dir, settings, wells, workers or usable_cores(), progress)
             release.finish(out_dir, settings, cells)

@@ -2,10 +2,10 @@
 
 The layout follows BBBC021: ten by six inner wells, six DMSO wells a plate, a treatment on every
 replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each has a
-match in another batch, but for two mechanisms that lie in one week alone.
+match in another batch, but for two mechanisms that lie in only one week.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class Well:
 
 
 def random_stream(settings: SimulatorSettings, kind: int, *key: int) -> np.random.Generator:
-    """The generator of one kind of draw for one key, whoever asks and in whatever order."""
+    """The generator of one kind of draw for one key, independent of the order of calls."""
     return np.random.default_rng([settings.seed, kind, *key])
 
 
@@ -243,8 +243,3 @@ def _plate(
         name = f"Week{week}_{number}"
         wells.append(Well(week, name, replicate, well, treatment, population, there.optics))
     return wells
-
-
-def settings_dict(settings: SimulatorSettings) -> dict[str, int | float | str]:
-    """The settings by name, as `simulation.json` holds them."""
-    return {field.name: getattr(settings, field.name) for field in fields(settings)}

@@ -1,19 +1,18 @@
 """Files and state of a simulated release."""
 
-import contextlib
 import csv
-import fcntl
-import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
+from cellclr_jax import files
 from cellclr_jax.data.columns import CONTROL
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
 from cellclr_jax.errors import BadUse
@@ -22,7 +21,6 @@ from cellclr_jax.simulation.plate_layout import (
     SimulatorSettings,
     Well,
     field_streams,
-    settings_dict,
     treatments,
 )
 from cellclr_jax.simulation.shapes import STATES
@@ -131,17 +129,17 @@ def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) 
 
 VERSION = 1  # of what is drawn: the same settings give the same pixels within one version
 FINISHED, STARTED = "simulation.json", "simulation.started.json"
-LOCK = "simulation.lock"
+LOCK = ".simulating"
 
-# What the simulator may leave before a folder is marked: a lock, records that are half written.
-_OWN = re.compile(r"simulation\.(lock|.*partial)")
-# All that a release consists of beside its records.
+# What a release may leave before it is marked: a lock, records that are half written.
+_OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
+# All that a release consists of besides its records.
 _CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
 
 
 def cells_if_finished(out_dir: Path, settings: SimulatorSettings) -> int | None:
-    """The number of cells of the finished release of `settings` in `out_dir`; None if not there."""
-    record = _read_record(out_dir / FINISHED)
+    """The number of cells of the finished release of `settings` in `out_dir`; None if none is."""
+    record = _record(out_dir / FINISHED)
     cells = None if record is None or _differences(record, settings) else record.get("cells")
     return cells if isinstance(cells, int) else None
 
@@ -149,13 +147,12 @@ def cells_if_finished(out_dir: Path, settings: SimulatorSettings) -> int | None:
 def check_folder(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
     """Raises BadUse unless a release of `settings` may be written into `out_dir`.
 
-    That is: it is not there, it is empty, or it holds a release, of the same settings or to be
+    That is: it does not exist, is empty, or holds a release, of the same settings or to be
     overwritten.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise BadUse(f"{out_dir} is a file: a simulated release needs a folder")
-    records = [_read_record(out_dir / name) for name in (FINISHED, STARTED)]
-    held = [record for record in records if record is not None]
+    held = _records(out_dir)
     foreign = [] if held or not out_dir.exists() else out_dir.iterdir()
     if not all(_OWN.fullmatch(path.name) for path in foreign):
         raise BadUse(f"{out_dir} holds files that are no simulated release: choose an empty folder")
@@ -167,52 +164,25 @@ def check_folder(out_dir: Path, settings: SimulatorSettings, overwrite: bool) ->
         )
 
 
-@contextlib.contextmanager
-def writing(out_dir: Path) -> Iterator[None]:
-    """Makes `out_dir` and keeps other processes from writing into it.
-
-    The lock is the system's and ends with the process, however that ends.
-
-    Raises:
-      BadUse: another process writes into it.
-    """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / LOCK
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held the lock until now has removed its file: this is a lock on nothing.
-            alone = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            alone = False
-        if not alone:
-            raise BadUse(f"{out_dir}: another process simulates into it; run this again after it")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
-    """Marks `out_dir` as an unfinished release, without what has been left by another.
+    """Marks `out_dir`, which the caller has locked, as an unfinished release; removes another one.
 
     Raises:
-      BadUse: as `check_folder`, since another process may have been there before the lock was had.
+      BadUse: as `check_folder`, since another process may have written before the lock was held.
     """
     check_folder(out_dir, settings, overwrite)
-    held = [_read_record(out_dir / name) for name in (FINISHED, STARTED)]
-    if any(record is not None and _differences(record, settings) for record in held):
+    if any(_differences(record, settings) for record in _records(out_dir)):
         _remove_content(out_dir)
-    for path in [*out_dir.glob("simulation.*partial"), *unfinished(out_dir)]:
+    for path in [*out_dir.glob(".simulation.*"), *unfinished(out_dir)]:
         path.unlink()
-    _write_record(out_dir / STARTED, _identity(settings))
+    files.write_json(out_dir / STARTED, _identity(settings))
 
 
 def _remove_content(out_dir: Path) -> None:
-    """Removes a release but for its mark, without which the next run would know it no more."""
+    """Removes a release but its mark, without which the next run would not recognise it."""
     if (out_dir / FINISHED).exists():
         (out_dir / FINISHED).replace(out_dir / STARTED)
-    # Truths go first: a field whose truth is there counts as written.
+    # Truths go first: a field with a truth counts as written.
     for path in sorted(out_dir.iterdir(), key=lambda path: path.name != TRUTH_DIR):
         if _CONTENT.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -220,41 +190,26 @@ def _remove_content(out_dir: Path) -> None:
 
 def finish(out_dir: Path, settings: SimulatorSettings, cells: int) -> None:
     """Marks the release in `out_dir` as finished, with its number of cells."""
-    _write_record(out_dir / FINISHED, {**_identity(settings), "cells": cells})
+    files.write_json(out_dir / FINISHED, {**_identity(settings), "cells": cells})
     (out_dir / STARTED).unlink(missing_ok=True)
 
 
 def _identity(settings: SimulatorSettings) -> dict[str, object]:
     """What decides the files of a release."""
-    return {"simulator_version": VERSION, "settings": settings_dict(settings)}
+    return {"simulator_version": VERSION, "settings": asdict(settings)}
 
 
-def _differences(record: dict, settings: SimulatorSettings) -> list[str]:
-    """How the release of a record differs, such as 'seed is 0 there, 1 here'."""
-    held = record.get("settings")
-    there = {"simulator_version": record.get("simulator_version")}
-    there |= held if isinstance(held, dict) else {}
-    here = {"simulator_version": VERSION, **settings_dict(settings)}
-    return [
-        f"{name} is {there.get(name, 'unknown')} there, {here.get(name, 'unknown')} here"
-        for name in {**here, **there}
-        if (name in there, there.get(name)) != (name in here, here.get(name))
-    ]
+def _differences(record: dict[str, object], settings: SimulatorSettings) -> list[str]:
+    """How the release of a record differs, such as 'settings.seed: 0 there, 1 here'."""
+    return files.differences(record, _identity(settings), ignored=("cells",))
 
 
-def _read_record(path: Path) -> dict | None:
-    """The object in a file that a simulation wrote; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadUse(f"{path} is no record of a simulation ({error}): delete its folder") from error
-    return record if isinstance(record, dict) else {}
+def _records(out_dir: Path) -> list[dict[str, object]]:
+    """The records of a folder, of a finished release and of an unfinished one."""
+    found = (_record(out_dir / name) for name in (FINISHED, STARTED))
+    return [record for record in found if record is not None]
 
 
-def _write_record(path: Path, record: dict[str, object]) -> None:
-    """Writes a record whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _record(path: Path) -> dict[str, object] | None:
+    """The record of a release; None if there is no such file."""
+    return files.read_json(path, "record of a simulation") if path.is_file() else None

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, IlluminationFit, block_means
-from cellclr_jax.data.sources import RAW_CHANNELS
+from cellclr_jax.data.tables.bbbc021 import CHANNELS as RAW_CHANNELS
 from cellclr_jax.simulation.camera import (
     Optics,
     expose,

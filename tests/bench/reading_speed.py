@@ -108,7 +108,7 @@ def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) ->
     sources = {
         access: datasets.open_images(dataset, access, progress=False) for access in datasets.ACCESS
     }
-    memory = sources["memory"].read(np.arange(cells))
+    memory = sources["mapped"].read(np.arange(cells))
     readers: dict[str, Read] = {name: source.read for name, source in sources.items()}
     readers["zstd alone"] = unpacking(memory)
     readers["copying alone"] = lambda rows: memory[rows]

@@ -9,10 +9,10 @@ import time
 import psutil
 import pytest
 from support import binaries
-from support.tiny_release import PLATES, file_name, write_release
+from support.tiny_release import PLATES, file_name, write_release, zip_plates
 
+from cellclr_jax import files
 from cellclr_jax.data import dataset
-from cellclr_jax.data.building.manifest import digest
 from cellclr_jax.errors import BadUse
 
 SMALL = ("--crop_size=32", "--min_area=60")
@@ -62,7 +62,7 @@ def test_help_loads_nothing_heavy():
             "--source=plates",
             "flag --source=plates: value should be one of <raw|crops|deepprofiler|",
         ),
-        ("--source=crops", "--min_area, --crop_size: --source=crops does not use it"),
+        ("--source=crops", "--crop_size, --min_area: --source=crops does not use it"),
         ("--source=folder", "--min_area: --source=folder does not use it"),
         ("--labels_csv=a.csv", "--labels_csv: --source=raw does not use it"),
         ("--image_csv=gone.csv", "--image_csv=gone.csv: no such file"),
@@ -99,7 +99,7 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert "6 fields: 0 without cells, 1 skipped" in first.stdout
     assert "taxol  0.3: 4  (Microtubule stabilizers)" in first.stdout
     assert "skipped Week1_101/C03/s1: " in first.stdout
-    assert "20 cells" in first.stderr.splitlines()[-1]
+    assert "20 cells" in first.stderr
     path = dataset.find_dataset(tmp_path / "out")
     assert len(dataset.read_cells(path)) == 20
     again = run(*flags)
@@ -144,31 +144,59 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_build_goes_on_where_it_was(flags, tmp_path, how):
-    command = [sys.executable, "-m", "cellclr_jax.build", *flags, "--workers=2"]
+def kill_when_a_piece_is_done(command, folder, how):
+    """Starts a build and ends it; its standard error, and its workers."""
     process = subprocess.Popen(command, cwd=binaries.ROOT, stderr=subprocess.PIPE, text=True)
-    folder = tmp_path / "out" / "bbbc021" / "annotated"
     workers = []
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (workers and list(folder.glob("pieces/*/*.json"))):
+    # A name without a suffix is that of a finished piece.
+    while time.monotonic() < deadline and not (
+        workers and any(not piece.suffix for piece in folder.glob("pieces/*/*"))
+    ):
         assert process.poll() is None, "the build ended before it could be killed"
         workers = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.005)
     os.kill(process.pid, how)
     _, errors = process.communicate()
+    # Workers end with their parent.
+    assert not psutil.wait_procs(workers, timeout=600)[1]
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_of_faulty_zips_resumes_and_ends_in_the_same_bytes(tmp_path, how):
+    release = write_release(tmp_path / "release", sites=10)
+    broken = release / "Week1" / PLATES[0] / file_name("B02", 3, "w2", PLATES[0])
+    broken.write_bytes(broken.read_bytes()[:700])
+    missing = release / "Week1" / PLATES[0] / file_name("C03", 5, "w4", PLATES[0])
+    missing.unlink()
+    zips = zip_plates(release, tmp_path / "zips")
+    flags = ("--source=raw", f"--input={zips}", "--max_skipped=0.1", *SMALL)
+    flags += ("--illumination=regression",)
+    whole = run(*flags, f"--data_dir={tmp_path / 'whole'}", "--workers=1")
+    assert whole.returncode == 0, whole.stderr
+
+    flags += (f"--data_dir={tmp_path / 'killed'}",)
+    folder = tmp_path / "killed" / "bbbc021" / "annotated"
+    command = [sys.executable, "-m", "cellclr_jax.build", *flags, "--workers=2"]
+    status, errors = kill_when_a_piece_is_done(command, folder, how)
     if how == signal.SIGTERM:
-        assert process.returncode == 143
+        assert status == 143
         assert errors.splitlines()[-1].startswith("error: stopped by SIGTERM; the same command")
     with pytest.raises(BadUse):
-        dataset.find_dataset(tmp_path / "out")
-    # Workers end with their parent.
-    assert not psutil.wait_procs(workers, timeout=1800)[1]
+        dataset.find_dataset(tmp_path / "killed")
     result = run(*flags, "--workers=1")
     assert result.returncode == 0, result.stderr
-    assert "going on with an earlier build: " in result.stdout
-    assert len(dataset.read_cells(dataset.find_dataset(tmp_path / "out"))) == 24
+    assert "resuming an earlier build: " in result.stdout
     assert not list(folder.glob("incomplete.*"))
+    one, other = (dataset.find_dataset(tmp_path / name) for name in ("whole", "killed"))
+    for path in [*one.glob("*.array_record-*"), one / "cells.parquet"]:
+        assert path.read_bytes() == (other / path.name).read_bytes()
+    skipped = {one["field"]: one["reason"] for one in dataset.read_manifest(other)["skipped"]}
+    for place, fault in (("B02/s3", broken), ("C03/s5", missing)):
+        assert fault.name in skipped[f"{PLATES[0]}/{place}"]
+        assert f"skipped {PLATES[0]}/{place}: " in result.stdout
+    assert (other / "qc.html").stat().st_size > 0
 
 
 def test_what_a_kill_at_the_very_end_left_is_tidied(release, flags, tmp_path):
@@ -185,7 +213,9 @@ def test_what_a_kill_at_the_very_end_left_is_tidied(release, flags, tmp_path):
     # Killed after it: pieces are left, and there is no page.
     (path / "qc.html").unlink()
     settings = dataset.read_manifest(path)["settings"]
-    (path.parent / "pieces" / digest(json.dumps(settings, sort_keys=True))).mkdir(parents=True)
+    (path.parent / "pieces" / files.digest(json.dumps(settings, sort_keys=True))).mkdir(
+        parents=True
+    )
     again = run(*flags)
     assert again.stdout.startswith("already built: ")
     assert (path / "qc.html").exists()

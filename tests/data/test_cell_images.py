@@ -13,7 +13,7 @@ from cellclr_jax.data.readers import (
     cell_shape,
     formats,
     read_cell,
-    read_field,
+    read_planes,
 )
 from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.errors import BadData
@@ -242,7 +242,7 @@ def test_inverted_numbers_are_refused(tmp_path, rng):
         with pytest.raises(BadData, match="its highest number is black"):
             cell_shape(ImageFile("cell", str(path)), layout="stacked")
         with pytest.raises(BadData, match="its highest number is black"):
-            read_field((ImageFile("field", str(path)),))
+            read_planes((ImageFile("field", str(path)),))
 
 
 def test_another_number_of_channels_or_type_is_refused(tmp_path, rng):
@@ -391,19 +391,3 @@ def test_any_damage_is_named_or_harmless(tmp_path, rng, save, suffix):
         assert not message or message.startswith(f"{path}: ")
         named += bool(message)
     assert named > 50
-
-
-def test_want_of_memory_is_no_broken_image(tmp_path, rng, monkeypatch):
-    def fail(*_, **__):
-        raise MemoryError
-
-    for suffix, save, module, name in (
-        (".png", save_png, imagecodecs, "png_decode"),
-        (".npy", np.save, np, "load"),
-        (".tif", tifffile.imwrite, tifffile, "TiffFile"),
-    ):
-        file = written(tmp_path, save, suffix, noise(rng, (24, 24), "uint8"))
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, fail)
-            with pytest.raises(MemoryError):
-                read_cell(file, channels=1, layout="stacked", dtype="uint8")

@@ -17,19 +17,15 @@ from cellclr_jax.data.building.extraction import (
     CropSettings,
     extract_field,
 )
-from cellclr_jax.data.readers import read_cell
-from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData, BadUse
 
 
 @pytest.fixture
 def release(tmp_path):
     return write_release(tmp_path / "release")
-
-
-def pixels(file):
-    return read_cell(file, channels=3, layout="stacked", dtype="uint16")
 
 
 def test_a_crop_gets_its_plate_from_the_table(release):
@@ -39,7 +35,7 @@ def test_a_crop_gets_its_plate_from_the_table(release):
     assert source.channels == ("dna", "actin", "tubulin")
     assert [field.name for field in source.fields] == ["Week1_101/B02/s1", "Week1_101/C03/s1"]
     assert source.fields[1].cells == tuple(f"Week1_101/C03/s1/{n}" for n in (0, 5, 10))
-    assert [pixels(file)[0, 0, 0] for file in source.fields[1].files] == [0, 1, 2]
+    assert [source.fields[1].read(n)[0, 0, 0] for n in range(3)] == [0, 1, 2]
     taxol = open_source("crops", Request((crops,), plates=(PLATES[0],))).fields[1]
     assert (taxol.metadata["compound"], taxol.metadata["moa"]) == (
         "taxol",
@@ -82,7 +78,7 @@ def test_the_first_crop_does_not_decide_the_shape(release, damage):
     cells = [extract_field(field, settings) for field in source.fields]
     assert re.fullmatch(rf"{first}: {message}.*", cells[0].problem)
     # The others of its field are kept.
-    assert [len(one.records) for one in cells] == [2, 3]
+    assert [len(one.rows) for one in cells] == [2, 3]
     assert cells[0].lost == pytest.approx(1 / 3)
 
 
@@ -111,10 +107,10 @@ def test_damaged_crops_are_skipped_whatever_the_damage(release):
     ]
     settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
     cells = [extract_field(field, settings) for field in [*fields, source.fields[1]]]
-    assert len(cells[-1].records) == 60
+    assert len(cells[-1].rows) == 60
     assert sum(bool(one.problem) for one in cells) > 50
     for field, one in zip(fields, cells, strict=False):
-        assert len(one.records) == 1 or one.problem.startswith(field.files[0].path)
+        assert len(one.rows) == 1 or one.problem.startswith(field.files[0].path)
 
 
 def test_wrong_crops_are_named(release, tmp_path):

@@ -163,5 +163,5 @@ def test_a_missing_shard_is_told(dataset):
 
 
 def test_an_unknown_access_is_refused(dataset):
-    with pytest.raises(BadUse, match="'disk': one of shards, memory, mapped was expected"):
+    with pytest.raises(BadUse, match="'disk': one of shards, mapped was expected"):
         datasets.open_images(dataset, "disk")

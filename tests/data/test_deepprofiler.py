@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.data.readers import read_cell
 from cellclr_jax.data.sources.deepprofiler import deepprofiler_fields
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData, BadUse
@@ -71,7 +70,7 @@ def test_an_export_is_read_as_it_was_written(export):
     source = deepprofiler_fields(Request((export,), channels=CHANNELS))
     assert source.columns == ("plate", "well", "site", "label")
     assert (source.channels, source.crop_size) == (CHANNELS, None)
-    assert (source.dtype, source.layout) == ("uint8", "side_by_side")
+    assert source.dtype == "uint8"
     assert source.tables == {"cell table": str(export / "sc-metadata.csv")}
     assert (source.problems, source.absent_plates) == ([], [])
     assert [(field.name, len(field.cells)) for field in source.fields] == [
@@ -83,9 +82,8 @@ def test_an_export_is_read_as_it_was_written(export):
     assert first.cells[0] == "P2/A01/3/0@40.5x30.25"
     # Row before column, as everywhere.
     assert first.centers == ((30.25, 40.5), (60.5, 41.5), (90.75, 42.5))
-    for number, file in enumerate(first.files, 1):
-        image = read_cell(file, channels=5, layout=source.layout, dtype=source.dtype)
-        np.testing.assert_array_equal(image, crop(number))
+    for number in range(3):
+        np.testing.assert_array_equal(first.read(number), crop(number + 1))
 
 
 def test_columns_are_taken_before_names(export):
@@ -184,7 +182,7 @@ def test_a_broken_image_does_not_decide(export):
     source = deepprofiler_fields(Request((export,)))
     assert len(source.channels) == 5
     with pytest.raises(BadData, match=rf"{first.name}: not a readable PNG"):
-        read_cell(source.fields[0].files[0], channels=5, layout="side_by_side", dtype="uint8")
+        source.fields[0].read(0)
 
 
 def test_images_that_are_no_tiles_are_named(tmp_path):
@@ -216,7 +214,7 @@ def test_several_exports_come_together(tmp_path):
     with pytest.raises(BadUse, match=r"--plates=P7: .*one.*, .*two.* has no plate P7"):
         deepprofiler_fields(Request((one, two), plates=("P7",)))
     save(two, load(two).assign(moa="some"))
-    with pytest.raises(BadData, match=r"one.* and .*two.*: moa is in one of them alone"):
+    with pytest.raises(BadData, match=r"one.* and .*two.*: moa is only in one of them"):
         deepprofiler_fields(Request((one, two)))
 
 

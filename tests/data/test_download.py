@@ -18,7 +18,6 @@ from support.tiny_release import PLATES, write_release, zip_plates
 from urllib3.util import Retry
 
 from cellclr_jax.data.download import RETRY, download_release
-from cellclr_jax.data.readers import read_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
@@ -86,7 +85,7 @@ def test_a_release_comes_and_is_read_as_the_folder_it_holds(server, release, tmp
     fetched = open_source("raw", Request((tmp_path / "new",))).fields
     assert [field.name for field in fetched] == [field.name for field in loose]
     for first, second in zip(loose, fetched, strict=True):
-        np.testing.assert_array_equal(read_field(first.files), read_field(second.files))
+        np.testing.assert_array_equal(first.read(), second.read())
 
 
 def test_existing_files_are_kept_without_a_server(server, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.tiny_release import PLATES, PREFIX, write_release, zip_plates
 
-from cellclr_jax.data.readers import find_files, read_field
+from cellclr_jax.data.readers import find_files, read_planes
 from cellclr_jax.data.readers.find_files import (
     ImageFile,
     check_zip,
@@ -62,7 +62,7 @@ def test_a_zip_is_read_as_the_folder_it_holds(tmp_path, folder, prefix):
     assert len(loose) == 6
     assert loose[0].files[0].name.startswith(f"{prefix}B02_s1_w1")
     for first, second in zip(loose, zipped, strict=True):
-        np.testing.assert_array_equal(read_field(first.files), read_field(second.files))
+        np.testing.assert_array_equal(first.read(), second.read())
 
 
 def test_a_member_has_the_size_and_checksum_of_its_bytes(tmp_path):
@@ -164,7 +164,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
     ((_, file),) = find_tiffs(tmp_path)
     with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is no regular file\)"):
-        read_field((file,))
+        read_planes((file,))
     os.mkfifo(tmp_path / "a.zip")
     for look in (check_zip, lambda path: list(find_tiffs(path.parent))):
         with pytest.raises(BadData, match=r"a\.zip: not a readable zip \(it is no regular file\)"):

@@ -18,7 +18,6 @@ from cellclr_jax.data.illumination import (
     fit_plate,
     relative_light,
 )
-from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.simulation.camera import (
@@ -385,57 +384,49 @@ def test_what_unpacks_to_more_than_any_light_is_refused_unread(tmp_path):
         Illumination.load(path)
 
 
-def named_fields(count):
-    return [
-        Field(f"P1/B{n:02d}/s1", {"plate": "P1"}, (ImageFile(f"{n}.tif", str(n)),))
-        for n in range(count)
-    ]
+@dataclasses.dataclass(frozen=True)
+class Painted(Field):
+    """A field in memory; None cannot be read."""
+
+    pixels: np.ndarray | None
+
+    def read(self):
+        if self.pixels is None:
+            raise BadData("broken")
+        return self.pixels
+
+    def fingerprint(self):
+        return self.name
+
+
+def painted_fields(pixels):
+    return [Painted(f"P1/B{n:02d}/s1", {"plate": "P1"}, one) for n, one in enumerate(pixels)]
 
 
 def test_a_plate_is_fitted_from_the_fields_that_can_be_read(plate):
     pixels = plate(**UNEVEN)[:12]
-
-    def read(files):
-        number = int(files[0].path)
-        if number in (2, 5):
-            raise BadData("broken")
-        return pixels[number]
-
-    light = fit_plate(named_fields(12), CHANNELS, read=read)
+    fields = painted_fields(None if n in (2, 5) else one for n, one in enumerate(pixels))
+    light = fit_plate(fields, CHANNELS)
     assert light.fields == 10
     readable = [field for number, field in enumerate(pixels) if number not in (2, 5)]
     assert light.digest() == fitted(readable).digest()
 
 
 def test_a_plate_without_a_readable_field_is_named():
-    def broken(_):
-        raise BadData("broken")
-
     with pytest.raises(BadData, match="plate 'P1': not one of its 3 fields can be read"):
-        fit_plate(named_fields(3), CHANNELS, read=broken)
+        fit_plate(painted_fields([None] * 3), CHANNELS)
     with pytest.raises(BadData, match="not one of its 0 fields"):
-        fit_plate([], CHANNELS, read=broken)
+        fit_plate([], CHANNELS)
 
 
 def test_fields_of_another_shape_than_most_are_passed_over(plate):
     pixels = plate(**UNEVEN)[:6]
-
-    def read(files):
-        number = int(files[0].path)
-        return pixels[number][:-8] if number == 0 else pixels[number]
-
-    light = fit_plate(named_fields(6), CHANNELS, read=read)
+    light = fit_plate(painted_fields([pixels[0][:-8], *pixels[1:]]), CHANNELS)
     assert light.shape == (SIDE, SIDE)
     assert light.digest() == fitted(pixels[1:]).digest()
 
 
 def test_of_very_many_fields_some_are_read(monkeypatch):
     monkeypatch.setattr(illumination, "MOST_FIELDS", 4)
-    read = []
-
-    def remember(files):
-        read.append(int(files[0].path))
-        return np.zeros((16, 16, 3), np.uint16)
-
-    assert fit_plate(named_fields(10), CHANNELS, read=remember).fields == 4
-    assert read == [0, 3, 6, 9]
+    fields = painted_fields(np.full((16, 16, 3), n, np.uint16) for n in range(10))
+    assert fit_plate(fields, CHANNELS).fields == 4

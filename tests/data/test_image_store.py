@@ -1,4 +1,4 @@
-"""Images are the same from shards, memory and a mapped file, and damage of any of them is told."""
+"""Images are the same from shards and from a mapped file, and damage of either is reported."""
 
 import errno
 import fcntl
@@ -119,7 +119,7 @@ def test_every_access_survives_pickling_under_one_name(dataset, images):
         np.testing.assert_array_equal(copy.read([3, 44]), images[[3, 44]])
         names |= {repr(source), repr(copy)}
     assert names == {"ImageSource(cells=57, shape=(12, 12, 3), dtype=uint16)"}
-    assert len(pickle.dumps(sources[2])) < 10_000  # the path of the file, not its pixels
+    assert len(pickle.dumps(sources[1])) < 10_000  # the path of the file, not its pixels
 
 
 @each_access
@@ -207,21 +207,6 @@ def test_a_record_that_is_no_cell_is_told(dataset, images, access):
             open_images(dataset, access).read([35])
 
 
-def test_images_that_do_not_fit_the_memory_are_refused(dataset, images, monkeypatch):
-    monkeypatch.setattr(unpacked_images, "available_bytes", lambda: images.nbytes)
-    with pytest.raises(BadUse, match=r"need 0\.0 GB of memory, .*data_access=mapped or shards"):
-        open_images(dataset, "memory")
-    monkeypatch.setattr(unpacked_images, "available_bytes", lambda: 2 * images.nbytes)
-    assert len(open_images(dataset, "memory")) == CELLS
-
-
-def test_images_in_memory_need_their_shards_no_more(dataset, images):
-    source = open_images(dataset, "memory")
-    for number in range(len(SHARDS)):
-        shard(dataset, number).unlink()
-    np.testing.assert_array_equal(source.read(range(CELLS)), images)
-
-
 def test_the_mapped_file_is_written_once(dataset, images, monkeypatch):
     monkeypatch.setattr(unpacked_images, "_BLOCK_BYTES", 10 * images[0].nbytes)
     open_images(dataset, "mapped")
@@ -266,9 +251,9 @@ def test_a_pickle_in_the_place_of_the_mapped_file_is_not_loaded(dataset, images)
 def test_what_a_killed_process_left_is_swept(dataset, images):
     script = (
         "import sys, time\n"
-        "from cellclr_jax.data import image_copies, index\n"
-        "image_copies.os.fsync = lambda _: (print('written', flush=True), time.sleep(3600))\n"
-        "index.open_images(sys.argv[1], 'mapped', progress=False)\n"
+        "from cellclr_jax.data import dataset, unpacked_images\n"
+        "unpacked_images.os.fsync = lambda _: (print('written', flush=True), time.sleep(60))\n"
+        "dataset.open_images(sys.argv[1], 'mapped', progress=False)\n"
     )
     command = [sys.executable, "-c", script, str(dataset)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -323,12 +308,11 @@ def test_a_folder_that_cannot_be_written_to_is_told(dataset, images, monkeypatch
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as context:
-        context.setattr(unpacked_images.lock, "alone", refuse)
+        context.setattr(unpacked_images.files, "locked", refuse)
         with pytest.raises(BadUse, match=r"npy cannot be written \(Read-only file system\)"):
             open_images(dataset, "mapped")
-        open_images(dataset, "memory")
     open_images(dataset, "mapped")
-    monkeypatch.setattr(unpacked_images.lock, "alone", refuse)
+    monkeypatch.setattr(unpacked_images.files, "locked", refuse)
     np.testing.assert_array_equal(open_images(dataset, "mapped").read([8]), images[[8]])
 
 

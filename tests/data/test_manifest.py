@@ -1,8 +1,18 @@
-"""What a manifest tells about a dataset."""
+"""What a manifest records: differences of settings and of inputs, and the summary."""
 
 import pandas as pd
+import pytest
+from support.tiny_release import PLATES, file_name, write_release, zip_plates
 
-from cellclr_jax.data.building.manifest import differences, summarize
+from cellclr_jax.data.building.manifest import (
+    contents_differences,
+    describe_contents,
+    differences,
+    is_extension,
+    summarize,
+)
+from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.sources.source import Request
 
 
 def test_differences_name_nested_settings_one_by_one() -> None:
@@ -26,11 +36,79 @@ def test_a_summary_counts_one_as_one() -> None:
     )
     counts = {"cells": 1, "fields": 1, "fields_without_cells": 0, "fields_skipped": 0}
     manifest = {
-        "counts": counts | {"treatments": 1}, "settings": {"border": "drop"},
+        "counts": counts | {"treatments": 1}, "settings": {"source": "raw"},
         "origin": {}, "skipped": [],
     }  # fmt: skip
     first, second, *_ = summarize(manifest, cells).splitlines()
     assert first == "1 cell: 1 plate, 1 well, 1 treatment"
     assert second == "1 field: 0 without cells, 0 skipped"
-    manifest["settings"] = {}
+    manifest["settings"] = {"source": "folder"}
     assert "\n1 group of images: " in summarize(manifest, cells)
+
+
+FILE = ("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
+
+
+@pytest.fixture
+def release(tmp_path):
+    return write_release(tmp_path / "release")
+
+
+def held(folder, **request):
+    return describe_contents(open_source("raw", Request((folder,), **request)))
+
+
+def test_the_same_content_elsewhere_or_zipped_is_the_same(release, tmp_path):
+    first = held(release)
+    assert first[PLATES[0]]["files"] == 9
+    assert contents_differences(first, held(zip_plates(release, tmp_path / "zips"))) == []
+    release.rename(tmp_path / "moved")
+    assert contents_differences(first, held(tmp_path / "moved")) == []
+
+
+def change(release, what):
+    """Changes a table, a file's size, or takes a file or a plate away."""
+    if what == "moa":
+        path = release / "BBBC021_v1_moa.csv"
+        path.write_text(path.read_text().replace("Epithelial", "Other"))
+    elif what == "size":
+        path = release.joinpath(*FILE)
+        path.write_bytes(path.read_bytes() + b" ")
+    elif what == "gap":
+        release.joinpath(*FILE).unlink()
+    else:
+        for file in (release / "Week2" / PLATES[1]).iterdir():
+            file.unlink()
+
+
+OTHER = f"plate {PLATES[0]} has other files or metadata ({{}} files, were {{}})"
+
+
+@pytest.mark.parametrize(
+    ("what", "there", "back"),
+    [
+        ("moa", OTHER.format(9, 9), OTHER.format(9, 9)),
+        ("size", OTHER.format(9, 9), OTHER.format(9, 9)),
+        ("gap", OTHER.format(8, 9), OTHER.format(9, 8)),
+        ("plate", f"1 plate fewer: {PLATES[1]}", f"1 plate more: {PLATES[1]}"),
+    ],
+)
+def test_what_differs_is_said(release, what, there, back):
+    before = held(release)
+    change(release, what)
+    after = held(release)
+    assert contents_differences(before, after)[:1] == [there]
+    assert contents_differences(after, before)[:1] == [back]
+    assert is_extension(before, after) == (back.startswith("1 plate fewer"))
+    assert is_extension(after, before) == (back.startswith("1 plate more"))
+
+
+def test_long_lists_of_plates_are_cut():
+    plates = {f"Week1_{n}": {"files": 1, "digest": "a"} for n in range(9)}
+    other = {name: {"files": 1, "digest": "b"} for name in plates}
+    first = {"Week0_0": plates["Week1_0"]}
+    assert contents_differences(first, {**first, **plates}) == [
+        "9 plates more: Week1_0, Week1_1, Week1_2, Week1_3, Week1_4, …"
+    ]
+    assert contents_differences(plates, other)[5:] == ["so have 4 other plates"]
+    assert contents_differences({}, plates) == ["what it was built from is not in its manifest"]

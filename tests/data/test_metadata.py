@@ -142,7 +142,7 @@ def test_image_csv_errors_name_the_line(tmp_path, rows, message):
 def test_missing_column_is_named(tmp_path):
     header = IMAGE_HEADER.replace("Image_Metadata_Compound", "Drug")
     path = write(tmp_path / "image.csv", [header, image_row()])
-    with pytest.raises(BadData, match="no column 'image_metadata_compound'"):
+    with pytest.raises(BadData, match="no column 'compound'"):
         bbbc021.read_image_csv(path)
 
 

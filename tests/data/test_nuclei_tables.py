@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cellclr_jax.data.readers.find_files import ImageFile
-from cellclr_jax.data.sources.source import Field
+from cellclr_jax.data.sources.source import FieldFiles
 from cellclr_jax.data.tables.nuclei import read_centers
 from cellclr_jax.errors import BadData, BadUse
 
@@ -24,7 +24,7 @@ def field_of(plate, well, site):
         ImageFile(name_of(plate, well, site, channel), f"/images/{channel}.tif")
         for channel in ("w1", "w2")
     )
-    return Field(
+    return FieldFiles(
         f"{plate}/{well}/s{site}", {"plate": plate, "well": well, "site": site, "moa": "x"}, files
     )
 
@@ -128,7 +128,7 @@ def test_a_field_without_locations_is_a_problem_and_an_empty_table_is_none(tmp_p
 
 def test_locations_need_plates_wells_and_sites(tmp_path, fields):
     write_locations(tmp_path)
-    fields.append(Field("x", {"label": "x"}, ()))
+    fields.append(FieldFiles("x", {"label": "x"}, ()))
     with pytest.raises(BadUse, match="found by plate, well and site, which this source does not"):
         read_centers(tmp_path, fields)
 
@@ -242,7 +242,7 @@ def test_rows_of_other_fields_and_plates_are_passed_over(tmp_path, fields):
 
 def test_the_same_file_name_on_two_plates_needs_the_plate(tmp_path):
     fields = [
-        Field(f"{plate}/a", {"plate": plate}, (ImageFile("r01c01.tif", f"/{plate}"),))
+        FieldFiles(f"{plate}/a", {"plate": plate}, (ImageFile("r01c01.tif", f"/{plate}"),))
         for plate in ("P1", "P2")
     ]
     header = ["FileName_DNA", "Location_Center_X", "Location_Center_Y"]
@@ -332,7 +332,7 @@ def test_of_several_objects_and_kinds_the_nuclei_and_their_location_count(tmp_pa
 
 def test_tables_that_do_not_belong_together_are_named(tmp_path, fields):
     path = write(tmp_path / "Nuclei.csv", *cellprofiler_rows(by_number))
-    with pytest.raises(BadData, match=r"no table \*Image\.csv of its export beside it"):
+    with pytest.raises(BadData, match=r"no table \*Image\.csv of its export next to it"):
         read_centers(path, fields)
     images = tmp_path / "Image.csv"
     write_images(images, by_place, range(2))

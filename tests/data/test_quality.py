@@ -15,7 +15,7 @@ from cellclr_jax.data.quality.measures import (
     saturated_share,
 )
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
-from cellclr_jax.data.readers import read_field
+from cellclr_jax.data.readers import read_planes
 from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.simulation.camera import (
     Optics,
@@ -188,7 +188,7 @@ def test_images_of_any_size_have_a_score(side):
 def test_real_nuclei_fall_out_of_focus_with_blur(shared):
     files = sorted((shared / "data" / "nuclei").glob("*.tif"))[:4]
     for file in files:
-        image = read_field((ImageFile(file.name, str(file)),)).astype(np.float32)
+        image = read_planes((ImageFile(file.name, str(file)),)).astype(np.float32)
         rng = np.random.default_rng(0)
         scores = [measure_field(image.astype(np.uint16), ("dna",))["focus_dna"]]
         for sigma in (0.8, 1.2, 2.0, 3.0):

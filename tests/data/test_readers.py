@@ -13,10 +13,11 @@ from cellclr_jax.data.readers import (
     ImageFile,
     crop_shape,
     read_cell,
-    read_field,
+    read_planes,
 )
 from cellclr_jax.data.readers.find_files import find_tiffs
-from cellclr_jax.data.sources import Request, open_source
+from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
@@ -30,16 +31,16 @@ def release(tmp_path):
 def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypatch):
     monkeypatch.setattr(readers, "_MOST_BYTES", 160 * 200 * 2)
     loose = open_source("raw", Request((release,))).fields[1]
-    assert read_field(loose.files).shape == (160, 200, 3)
+    assert loose.read().shape == (160, 200, 3)
     tifffile.imwrite(release / MISSING, np.zeros((1000, 1000), np.uint16), compression="zlib")
     with pytest.raises(BadData, match=rf"{MISSING.name}: .* unpacks to 2,000,000 bytes"):
-        read_field(loose.files)
+        loose.read()
     with zipfile.ZipFile(release / "odd.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.tif", bytes(100_000))
     ((_, file),) = find_tiffs(release / "odd.zip")
     monkeypatch.setattr(readers, "read_member", lambda _: pytest.fail("it was unpacked"))
     with pytest.raises(BadData, match=r"odd\.zip\[a\.tif\]: .* unpacks to 100,000 bytes"):
-        read_field((file,))
+        read_planes((file,))
 
 
 def test_want_of_memory_is_no_broken_image(release, monkeypatch):
@@ -51,7 +52,7 @@ def test_want_of_memory_is_no_broken_image(release, monkeypatch):
     field = open_source("raw", Request((release,))).fields[0]
     monkeypatch.setattr(tifffile.TiffFile, "asarray", fail)
     with pytest.raises(MemoryError):
-        read_field(field.files)
+        field.read()
     crop = open_source("crops", Request((crops,))).fields[0].files[0]
     monkeypatch.setattr(np, "load", fail)
     with pytest.raises(MemoryError):
@@ -94,4 +95,4 @@ def test_a_broken_image_is_named(release, content, message):
         tifffile.imwrite(path, content)
     field = open_source("raw", Request((release,))).fields[1]
     with pytest.raises(BadData, match=rf"{MISSING.name}: {message}"):
-        read_field(field.files)
+        field.read()

@@ -13,11 +13,11 @@ from support.tiny_release import (
     write_release,
 )
 
-from cellclr_jax.data.building import extraction
-from cellclr_jax.data.building.extraction import CropSettings
-from cellclr_jax.data.readers import read_field
-from cellclr_jax.data.sources import RAW_CHANNELS, Request, open_source
+from cellclr_jax.data.building.extraction import CropSettings, extract_field
+from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.source import Field, Request
+from cellclr_jax.data.tables.bbbc021 import CHANNELS as RAW_CHANNELS
 from cellclr_jax.errors import BadData, BadUse
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
@@ -68,7 +68,7 @@ def test_a_plate_without_files_is_absent_and_a_gap_is_not(release):
         "",
     ]
     with pytest.raises(BadData, match=MISSING.name):
-        read_field(source.fields[1].files)
+        source.fields[1].read()
 
 
 def test_of_two_copies_the_one_the_table_names_is_taken(release):
@@ -177,18 +177,27 @@ def test_an_unknown_source_lists_those_that_exist():
         open_source("plates", Request(()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Failing(Field):
+    """A field whose reading raises."""
+
+    error: Exception
+
+    def read(self):
+        raise self.error
+
+    def fingerprint(self):
+        return ""
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (KeyError("x"), RuntimeError, r"field Week1_101/B02/s1: KeyError: 'x'"),
-        (MemoryError(), BadData, r"field Week1_101/B02/s1 does not fit .* --workers"),
+        (KeyError("x"), RuntimeError, r"field P1/B02/s1: KeyError: 'x'"),
+        (MemoryError(), BadData, r"field P1/B02/s1 does not fit .* --workers"),
     ],
 )
-def test_what_nobody_foresaw_names_the_field(release, monkeypatch, error, kind, message):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(extraction, "read_field", fail)
-    field = open_source("raw", Request((release,))).fields[0]
+def test_what_nobody_foresaw_names_the_field(error, kind, message):
+    field = Failing("P1/B02/s1", {}, error)
     with pytest.raises(kind, match=message):
-        extraction.extract_field(field, CropSettings(24, RAW_CHANNELS, RELEASE_COLUMNS))
+        extract_field(field, CropSettings(24, RAW_CHANNELS, RELEASE_COLUMNS))

@@ -20,8 +20,9 @@ import pytest
 import tifffile
 
 from cellclr_jax import simulation
-from cellclr_jax.data.sources import Request, open_source
-from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.data.sources import open_source
+from cellclr_jax.data.sources.source import Request
+from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation import release as release_files
 from cellclr_jax.simulation import simulate_release
 from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
@@ -138,7 +139,9 @@ def test_truth_lies_on_the_painted_nuclei(release: Path) -> None:
 def test_finished_release_is_reused_and_other_settings_refused(release: Path) -> None:
     assert simulate_release(release, SMALL, progress=False).reused
     other = replace(SMALL, seed=7, weeks=3)
-    with pytest.raises(BadUse, match=r"seed is 0 there, 7 here; weeks is 2 there, 3 here\. Choose"):
+    with pytest.raises(
+        BadUse, match=r"seed: 0 there, 7 here; settings\.weeks: 2 there, 3 here\. Choose"
+    ):
         simulate_release(release, other, progress=False)
 
 
@@ -159,7 +162,7 @@ def test_interrupted_release_is_not_taken_for_finished_and_is_carried_on(
             simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False)
     assert not (tmp_path / "cut" / "simulation.json").exists()
     assert not (tmp_path / "cut" / "BBBC021_v1_image.csv").exists()
-    with pytest.raises(BadUse, match="other settings: seed is 0 there, 7 here"):
+    with pytest.raises(BadUse, match=r"other settings: settings\.seed: 0 there, 7 here"):
         simulate_release(tmp_path / "cut", replace(SMALL, seed=7), progress=False)
     assert not simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False).reused
     assert digest(tmp_path / "cut") == digest(release)
@@ -188,7 +191,14 @@ def test_release_of_other_settings_is_overwritten_when_told(
     simulate_release(place, SMALL, workers=1, progress=False, overwrite=True)
     assert (place / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in place.iterdir()) == [
-        *("BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "Week1", "Week2", "ground_truth"),
+        *(
+            ".simulating",
+            "BBBC021_v1_image.csv",
+            "BBBC021_v1_moa.csv",
+            "Week1",
+            "Week2",
+            "ground_truth",
+        ),
         *("notes.txt", "simulation.json"),
     ]
     assert len(list(place.glob("ground_truth/*/*.npz"))) == 28
@@ -233,41 +243,12 @@ def test_overwriting_removes_nothing_but_a_release(release: Path, tmp_path: Path
     assert simulate_release(release, SMALL, progress=False, overwrite=True).reused
 
 
-def test_what_a_killed_start_leaves_is_no_strangers(release: Path, tmp_path: Path) -> None:
-    for name in ("simulation.started.77.partial", "simulation.started.partial", "simulation.lock"):
-        (tmp_path / name).write_text("{")
-    truth = tmp_path / "ground_truth" / "Week1_90001" / "B02_s1.77.partial.npz"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "_paint_job", stop)
-        with pytest.raises(KeyboardInterrupt):
-            simulate_release(tmp_path, SMALL, workers=1, progress=False)
-    truth.write_bytes(b"half")
-    simulate_release(tmp_path, SMALL, workers=1, progress=False)
-    assert digest(tmp_path) == digest(release)
-
-
-def stop(*_: Any) -> int:
-    """Ends a simulation at its first field."""
-    raise KeyboardInterrupt
-
-
 def test_second_run_at_once_says_so_and_leaves(tmp_path: Path) -> None:
-    with (tmp_path / "simulation.lock").open("w") as file:
+    with (tmp_path / ".simulating").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BadUse, match="another process simulates into it"):
+        with pytest.raises(BadUse, match="another process is simulating into it"):
             simulate_release(tmp_path, SMALL, progress=False)
-        assert [path.name for path in tmp_path.iterdir()] == ["simulation.lock"]
-
-
-def test_killed_worker_is_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulation, "_paint_job", end_at_once)
-    with pytest.raises(BadData, match="fewer --workers"):
-        simulate_release(tmp_path / "release", SMALL, workers=2, progress=False)
-
-
-def end_at_once(*_: Any) -> None:
-    """Ends its process as the system does when memory is short."""
-    os.kill(os.getpid(), signal.SIGKILL)
+        assert [path.name for path in tmp_path.iterdir()] == [".simulating"]
 
 
 def test_killed_simulation_leaves_no_worker_and_is_carried_on(tmp_path: Path) -> None:
@@ -308,26 +289,21 @@ def test_fields_are_compressed_as_told_and_the_pixels_stay(
             np.testing.assert_array_equal(file.asarray(), layer)
 
 
-def test_progress_in_a_log_is_lines_and_can_be_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(simulation, "_paint_job", paint_little)
-    simulate_release(tmp_path / "told", SMALL, workers=1)
-    shown = capsys.readouterr().err
-    assert "\r" not in shown
-    assert shown.splitlines()[-1].startswith("28/28 fields simulated, 28 cells, ")
-    simulate_release(tmp_path / "silent", SMALL, workers=1, progress=False)
-    assert capsys.readouterr().err == ""
-
-
 def test_source_is_simulated_again_when_a_build_overwrites(tmp_path: Path) -> None:
     tiny = replace(SMALL, height=64, width=64)
-    first, second = (asdict(replace(tiny, seed=seed)) for seed in (0, 1))
+    first, second = (
+        {
+            "simulator": [
+                f"{name}={value}" for name, value in asdict(replace(tiny, seed=seed)).items()
+            ]
+        }
+        for seed in (0, 1)
+    )
     place = (tmp_path / "release",)
-    before = open_source("simulated", Request(place, simulation=first))
-    with pytest.raises(BadUse, match="seed is 0 there, 1 here"):
-        open_source("simulated", Request(place, simulation=second))
-    after = open_source("simulated", Request(place, simulation=second, overwrite=True))
+    before = open_source("simulated", Request(place, options=first))
+    with pytest.raises(BadUse, match="seed: 0 there, 1 here"):
+        open_source("simulated", Request(place, options=second))
+    after = open_source("simulated", Request(place, options=second, overwrite=True))
     assert len(after.fields) == len(before.fields) == 28
     assert not {file for field in before.fields for file in field.files} & {
         file for field in after.fields for file in field.files

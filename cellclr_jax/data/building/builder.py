@@ -1,48 +1,225 @@
-"""Builds a dataset of crops from a source."""
+"""Builds a TFDS dataset of single cells from a source of images.
 
+A build has two stages. Extraction finds and cuts the cells of all fields, in many processes or on a
+cluster; it leaves pieces on disk (see `pieces.py`), with which a killed build resumes. Then a plain
+TFDS builder reads the finished cells: `_info` describes the features,
+`_shard_iterators_per_split` gives each split one generator for each shard, `_generate_examples`
+yields the (key, example) of one shard, and `download_and_prepare` writes the shards.
+
+It is TFDS's `ShardBasedBuilder`, which keeps the order of its input: row i of `cells.parquet`
+describes record i. (A `GeneratorBasedBuilder`, whose hook is `_split_generators`, sorts records by
+key; more than 1 GB of them through temporary files that need TensorFlow.) Two of TFDS's own hooks
+are used besides: `_example_writer` sets the compression, and an order of a record's features, so
+that shards of equal cells are equal byte for byte; `_download_and_prepare` writes several shards at
+a time, which TFDS does only on Beam: encoding and packing take half as long as extraction.
+"""
+
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import os
+import io
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import splits as tfds_splits
+from tensorflow_datasets.core import writer as tfds_writer
 
+from cellclr_jax import files
 from cellclr_jax.console import Progress
 from cellclr_jax.data.building import pieces
-from cellclr_jax.data.building.extraction import CropSettings, cell_features
+from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_skipped, make_manifest, write_manifest
-from cellclr_jax.data.building.pieces import Piece, PieceSummary, WrittenPiece
+from cellclr_jax.data.building.pieces import ExtractedCells, Piece, PieceSummary, problems_of
 from cellclr_jax.data.building.plate_light import fit_light, light_files
-from cellclr_jax.data.building.versions import (
-    finished_pieces,
-    room_for_pieces,
-    room_for_rebuild,
-    swap_in,
-)
-from cellclr_jax.data.building.workers import (
-    map_in_order,
-    map_on_beam,
-    pipeline_options,
-)
-from cellclr_jax.data.sources import RAW_CHANNELS
-from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
-from cellclr_jax.data.sources.source import Source
+from cellclr_jax.data.building.versions import finished_cells, new_version, pieces_folder
+from cellclr_jax.data.building.workers import map_in_order, map_on_beam, pipeline_options
+from cellclr_jax.data.columns import COLUMNS
+from cellclr_jax.data.sources.source import CellGroup, Field, Source
 from cellclr_jax.errors import BadData, BadUse
 
+# One record a chunk: random access reads no neighbour. The lowest level of zstd packs noisy 16-bit
+# pixels as small as the higher ones (TFDS's default is 3), in a seventh of the time.
+_SHARD_OPTIONS = "group_size:1,zstd:1"
+# So many are encoded and packed while a process starts.
+_CELLS_A_WORKER = 4_000
 
-@dataclasses.dataclass
-class CellConfig(tfds.core.BuilderConfig):
-    """Which cells, and how they become images."""
 
-    annotated: bool = False
-    crops: CropSettings | None = None
+class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes finished cells as a TFDS dataset; subclasses name datasets."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 - TFDS's own attribute
+    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's own attribute
+        tfds.core.BuilderConfig(name="all", description="All cells."),
+        tfds.core.BuilderConfig(
+            name="annotated", description="Wells with a mechanism of action, and controls."
+        ),
+    ]
+    # Nothing is downloaded. TFDS would otherwise look for a list of checksums, with a package that
+    # it does not install.
+    url_infos = None
+
+    def __init__(
+        self,
+        *,
+        crops: CropSettings | None = None,
+        extracted: Sequence[ExtractedCells] | None = None,
+        workers: int = 1,
+        show: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Prepares to write, or to read, a dataset.
+
+        Args:
+          crops: how the cells were cut; None: the default of a build.
+          extracted: the finished cells in order; None: the dataset exists.
+          workers: processes that write shards.
+          show: whether progress is shown.
+          **kwargs: `data_dir` and `config` of TFDS.
+        """
+        self._crops = crops or CropSettings(96, ("dna", "tubulin", "actin"), ())
+        self._extracted, self._workers, self._show = extracted, workers, show
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=cell_features(self._crops),
+            disable_shuffling=True,
+        )
+
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
+        if self._extracted is None:
+            raise BadUse(
+                "this dataset is built from images: "
+                "python -m cellclr_jax.build --source=… --input=DIR --data_dir=DIR"
+            )
+        shards = [one for one in self._extracted if len(one.cells)]
+        return {"train": [functools.partial(self._generate_examples, one) for one in shards]}
+
+    @staticmethod
+    def _generate_examples(extracted: ExtractedCells) -> Iterator[tuple[str, dict[str, Any]]]:
+        for example in extracted.examples():
+            yield example["cell_id"], example
+
+    def _example_writer(self) -> tfds_writer.ExampleWriter:
+        return _RecordWriter(self.info.file_format)
+
+    def _download_and_prepare(
+        self, dl_manager: Any, download_config: tfds.download.DownloadConfig | None = None
+    ) -> None:
+        if download_config and download_config.beam_runner:
+            super()._download_and_prepare(dl_manager, download_config)
+            return
+        shards = self._shard_iterators_per_split(dl_manager)["train"]
+        template = self._get_filename_template(split_name="train")
+        paths = [
+            template.sharded_filepath(shard_index=number, num_shards=len(shards))
+            for number in range(len(shards))
+        ]
+        work = functools.partial(_write_shard, crops=self._crops, writer=self._example_writer())
+        lengths = []
+        with Progress(len(shards), self._show, unit="shard", task="written") as progress:
+            for length in map_in_order(work, list(zip(paths, shards, strict=True)), self._workers):
+                lengths.append(length)
+                progress.step()
+        split = tfds.core.SplitInfo(
+            name="train",
+            shard_lengths=lengths,
+            num_bytes=sum(Path(path).stat().st_size for path in paths),
+            filename_template=template,
+        )
+        self.info.set_splits(tfds_splits.SplitDict([split]))
+
+
+def _write_shard(
+    job: tuple[Any, Callable[[], Iterable[tuple[str, dict[str, Any]]]]],
+    *,
+    crops: CropSettings,
+    writer: tfds_writer.ExampleWriter,
+) -> int:
+    """Writes one shard, given as (path, generator), as TFDS does; returns its length."""
+    path, examples = job
+    features = cell_features(crops)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    return tfds_writer.ShardWriter(features, serializer, writer).write(examples(), path)
+
+
+class Bbbc021(CellBuilder):
+    """Single-cell images of BBBC021v1 (MCF-7, three channels, 16 bit), or of plates like it."""
+
+
+class SingleCells(CellBuilder):
+    """Single-cell images of any origin, with the labels and metadata that came with them."""
+
+
+def builder_class(dataset: str) -> type[CellBuilder]:
+    """The TFDS builder of a dataset; a dataset that has none gets one of its name."""
+    known = {one.name: one for one in (Bbbc021, SingleCells)}
+    made = functools.partial(types.new_class, "Cells", (CellBuilder,), {"skip_registration": True})
+    return known.get(dataset) or made(lambda body: body.update(name=dataset))
+
+
+def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
+    """The features of the record of one cell.
+
+    `image` is stored as it is: the shards' own compression makes it as small as zlib would, and
+    reads several times as fast.
+    """
+    kinds = {str: np.object_, int: np.int32, float: np.float32}
+    shape = (settings.size, settings.size)
+    features = {
+        "image": tfds.features.Tensor(
+            shape=(*shape, len(settings.channels)),
+            dtype=np.dtype(settings.dtype),
+            encoding="bytes",
+        ),
+        "cell_id": tfds.features.Text(doc="<field>/<number in it>, or the name of its file"),
+        "x": tfds.features.Scalar(np.float32, doc="Column of the nucleus, NaN if unknown"),
+        "y": tfds.features.Scalar(np.float32, doc="Row of the nucleus, NaN if unknown"),
+    }
+    if settings.masks == "keep":
+        features["mask"] = tfds.features.Tensor(
+            shape=shape,
+            dtype=np.dtype(np.uint8),
+            encoding="bytes",
+            doc="2 in the nucleus, 1 in the cell's territory, 0 elsewhere",
+        )
+    for name in settings.columns:
+        kind = COLUMNS[name]
+        features[name] = tfds.features.Text() if kind is str else tfds.features.Scalar(kinds[kind])
+    return tfds.features.FeaturesDict(features)
+
+
+class _RecordWriter(tfds_writer.ExampleWriter):
+    """Writes array_record files of known compression, equal for equal examples."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
+        """Writes the serialised examples of one shard; OSError if the disk is full."""
+        from array_record.python import array_record_module
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(path), _SHARD_OPTIONS)
+            for _, content in examples:
+                # Sorted keys: the map of a protocol buffer has otherwise no fixed order of bytes.
+                example = tf_example_pb2.Example.FromString(content)
+                writer.write(example.SerializeToString(deterministic=True))
+            writer.close()
+        except (RuntimeError, ValueError) as error:  # what array_record makes of a full disk
+            folder = Path(path).parent
+            free = shutil.disk_usage(folder).free / 1e9
+            raise OSError(f"cannot write to {folder} ({free:.1f} GB free): {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +227,10 @@ class Plan:
     """What a build does.
 
     Attributes:
-      source: the fields.
+      source: the images.
+      dataset: name of the TFDS dataset.
+      config: 'annotated' or 'all'.
+      crops: how cells become images.
       settings: everything that decides the content, for the manifest.
       origin: where it comes from, for the manifest.
       illumination: how the light of each plate is estimated (see `illumination.METHODS`), to be
@@ -63,6 +243,9 @@ class Plan:
     """
 
     source: Source
+    dataset: str
+    config: str
+    crops: CropSettings
     settings: Mapping[str, Any]
     origin: Mapping[str, Any]
     illumination: str = ""
@@ -73,322 +256,187 @@ class Plan:
     show: bool = True
 
 
-class CellBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builds single cells from fields; its subclasses name datasets."""
-
-    # There is nothing to download; TFDS would otherwise look for a list of checksums, with a
-    # package that it does not install.
-    url_infos = None
-
-    def __init__(
-        self,
-        *,
-        plan: Plan | None = None,
-        data_root: Path = Path(),
-        place: Path = Path(),
-        finished: Mapping[str, Sequence[WrittenPiece]] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Prepares a build.
-
-        Args:
-          plan: what to build; None: the dataset is there and is read.
-          data_root: where datasets lie, and the lights of plates.
-          place: folder for pieces.
-          finished: pieces of plates that are taken over from an earlier build.
-          **kwargs: `data_dir` and `config` of TFDS.
-        """
-        self._plan = plan
-        self._root, self._place = data_root, place
-        self._finished = finished or {}
-        self._lights: dict[str, Path] = {}
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        # TFDS lets a configuration of one's own have a new name only; here 'annotated' stays
-        # 'annotated' at another crop size, which the manifest tells.
-        if isinstance(builder_config, CellConfig):
-            return builder_config
-        return super()._create_builder_config(builder_config, version=version)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=type(self).__doc__,
-            features=cell_features(self.builder_config.crops),
-            disable_shuffling=True,
-        )
-
-    def _log_download_bytes(self) -> None:
-        """Nothing is downloaded."""
-
-    _log_download_done = _log_download_bytes
-
-    def _planned(self) -> Plan:
-        """The plan; BadUse where TFDS was asked to build without one."""
-        if self._plan is None:
-            raise BadUse(
-                "this dataset is built from images: "
-                "python -m cellclr_jax.build --source=… --input=DIR --data_dir=DIR"
-            )
-        return self._plan
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {"train": self._generate_examples}
-
-    def _generate_examples(
-        self, planned: Sequence[Piece], run: Any
-    ) -> Iterator[tuple[Piece, PieceSummary]]:
-        """Has every piece written, unless it is there."""
-        work = functools.partial(
-            pieces.write_piece, place=self._place, settings=self.builder_config.crops
-        )
-        yield from zip(planned, run(work, planned), strict=True)
-
-    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[Any]:
-        """Writes shards, tables and manifest into TFDS's temporary folder."""
-        plan = self._planned()
-        source = plan.source
-        absent = [(field.name, field.absent) for field in source.fields if field.absent]
-        # Files that are not there are known before any work.
-        self._check_skipped([*source.problems, *absent], source.lost_fields + len(absent))
-        run = _runner(plan, download_config)
-        planned = self._plan_pieces(plan, run)
-        generate = self._split_generators(dl_manager)["train"]
-        self._follow(planned, generate(planned, run))
-        written = self._in_order(planned)
-        template = self._get_filename_template(split_name="train")
-        origin = {
-            **plan.origin,
-            "illumination": {
-                **plan.origin.get("illumination", {}),
-                **{plate: file.name for plate, file in self._lights.items()},
-            },
-        }
-        write_tables(
-            Path(template.data_dir),
-            written,
-            self.builder_config.crops,
-            settings=dict(plan.settings),
-            origin=origin,
-            problems=source.problems,
-        )
-        lengths, size = name_shards(written, template)
-        return [
-            tfds_splits.SplitInfo(
-                name="train",
-                shard_lengths=lengths,
-                num_bytes=size,
-                filename_template=template,
-            )
-        ]
-
-    def _plan_pieces(self, plan: Plan, run: Any) -> list[Piece]:
-        """The pieces of all plates but those that are taken over."""
-        source = plan.source
-        fields = [field for field in source.fields if field.plate not in self._finished]
-        if plan.illumination:
-            new = dataclasses.replace(source, fields=fields)
-            self._lights = light_files(new, plan.illumination, self._root)
-            fit_light(new, plan.illumination, self._lights, run, plan.show)
-            self._lights = {plate: file for plate, file in self._lights.items() if file.exists()}
-        return pieces.plan_pieces(fields, self.builder_config.crops, self._lights)
-
-    def _follow(
-        self, planned: Sequence[Piece], written: Iterable[tuple[Piece, PieceSummary]]
-    ) -> None:
-        """Shows how far the pieces are, and stops where too many fields cannot be used."""
-        plan, place = self._planned(), self._place
-        there = [pieces.read_summary(piece, place) for piece in planned]
-        held = sum(summary.fields for summary in there if summary is not None)
-        total = sum(len(piece.fields) for piece in planned)
-        if held and plan.show:
-            print(f"going on with an earlier build: {held:,} of {total:,} fields are there")
-        skipped, lost = list(plan.source.problems), plan.source.lost_fields
-        for piece in self._taken_over():
-            skipped += problems_of(piece.fields)
-            lost += piece.fields["lost"].sum()
-        with Progress(total, plan.show) as progress:
-            for _, summary in written:
-                skipped += summary.problems
-                lost += summary.lost
-                progress.step(units=summary.fields, cells=summary.cells)
-                self._check_skipped(skipped, lost)
-
-    def _taken_over(self) -> list[WrittenPiece]:
-        return [piece for plate in self._finished.values() for piece in plate]
-
-    def _in_order(self, planned: Sequence[Piece]) -> list[WrittenPiece]:
-        """All pieces, those that were taken over among them, in the order of their plates."""
-        new: dict[str, list[WrittenPiece]] = {}
-        for piece in planned:
-            new.setdefault(piece.plate, []).append(pieces.read_piece(piece, self._place))
-        plates = dict.fromkeys(field.plate for field in self._planned().source.fields)
-        return [
-            piece for plate in plates for piece in self._finished.get(plate) or new.get(plate, [])
-        ]
-
-    def _check_skipped(self, skipped: Sequence[tuple[str, str]], lost: float) -> None:
-        """Raises BadData where more than the allowed share of the fields is unusable."""
-        plan = self._planned()
-        total = len(plan.source.fields) + plan.source.lost_fields
-        if lost > plan.max_skipped * total:
-            named = [{"field": what, "reason": reason} for what, reason in skipped]
-            given = sum(len(field.cells) for field in plan.source.fields)
-            unit, size = ("images", given / len(plan.source.fields)) if given else ("fields", 1)
-            raise BadData(
-                f"{lost * size:.0f} of {total * size:.0f} {unit} cannot be used, more than "
-                f"--max_skipped={plan.max_skipped:g} allows. "
-                + "; ".join(describe_skipped({"skipped": named}))
-            )
+def dataset_folder(data_dir: Path, dataset: str, config: str) -> Path:
+    """The folder of a dataset's versions."""
+    return data_dir / dataset / config
 
 
-def build(
-    builder_class: type[CellBuilder],
-    data_dir: Path,
-    config: CellConfig,
-    plan: Plan,
-    *,
-    replace: bool = False,
-    extend: bool = False,
-) -> Path:
-    """Builds a dataset, which appears whole or not at all; whoever calls is `alone` in its folder.
+def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = False) -> Path:
+    """Builds a dataset, which appears whole or not at all. A build that was killed resumes.
 
-    A build that was killed goes on where it was.
+    The caller holds the lock of the dataset's folder (`versions.locked`).
 
     Args:
-      builder_class: names the dataset.
-      data_dir: where datasets lie.
-      config: which cells, and how they are cut.
       plan: what to do.
-      replace: puts it in the place of a finished dataset, which stays until the new one is there.
-      extend: the same, with the plates of the finished one taken over as they are.
+      data_dir: where datasets are stored.
+      replace: replaces a finished dataset, which stays until the new one is complete.
+      extend: the same, with the cells of the finished one reused.
 
     Returns:
-      The dataset's folder, <data_dir>/<builder>/<config>/<version>.
+      The dataset's folder, <data_dir>/<dataset>/<config>/<version>.
 
     Raises:
-      BadUse: the dataset is there and neither replaced nor extended, or an unknown Beam runner.
+      BadUse: the dataset exists and is neither replaced nor extended, the source lacks a plate of
+        the extended dataset, or an unknown Beam runner.
       BadData: too many unusable fields, or no cell at all.
     """
-    folder = dataset_folder_of(builder_class, data_dir, config.name)
-    version = str(builder_class.VERSION)
+    folder, version = (
+        dataset_folder(data_dir, plan.dataset, plan.config),
+        str(CellBuilder.VERSION),
+    )
     if (folder / version).exists() and not (replace or extend):
-        raise BadUse(f"{folder / version} is there already: --overwrite replaces it")
-    finished = _taken_over(folder / version, plan.source) if extend else {}
-    make = functools.partial(builder_class, config=config, plan=plan, data_root=data_dir)
-    beam = _beam_config(plan)
-    with (
-        room_for_pieces(folder, plan.settings) as place,
-        room_for_rebuild(folder, version, replace or extend) as room,
-    ):
-        builder = make(data_dir=str(room or data_dir), place=place, finished=finished)
-        _prepare(builder, beam)
-        if room is not None:
-            swap_in(Path(builder.data_dir), folder)
+        raise BadUse(f"{folder / version} exists already: --overwrite replaces it")
+    finished = finished_cells(folder / version) if extend else {}
+    if lacking := finished.keys() - {field.plate for field in plan.source.fields}:
+        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
+    with pieces_folder(folder, plan.settings) as place, new_version(folder, version) as new:
+        extracted, lights = extract(plan, data_dir, place, finished)
+        _check_cells(extracted)
+        written = _write_dataset(plan, extracted, new)
+        _write_tables(plan, extracted, lights, written)
+        written.rename(new / version)
     return folder / version
 
 
-def dataset_folder_of(builder_class: type[CellBuilder], data_dir: Path, config: str) -> Path:
-    """The folder of a dataset's versions."""
-    return data_dir / builder_class.name / config
+def extract(
+    plan: Plan, data_dir: Path, place: Path, finished: Mapping[str, list[ExtractedCells]]
+) -> tuple[list[ExtractedCells], dict[str, Path]]:
+    """Runs the first stage: all cells of the source, in order.
+
+    Args:
+      plan: what to do.
+      data_dir: the lights of plates are stored in it.
+      place: folder for pieces; those that exist are reused.
+      finished: cells by plate that need not be extracted.
+
+    Returns:
+      The cells, and the file of each plate's light that was corrected.
+
+    Raises:
+      BadData: too many unusable fields.
+    """
+    source = plan.source
+    absent = [(field.name, field.absent) for field in source.fields if field.absent]
+    # Files that are missing are known before any work.
+    _check_skipped(plan, [*source.problems, *absent], source.lost_fields + len(absent))
+    run = _runner(plan)
+    fields = [field for field in source.fields if field.plate not in finished]
+    lights: dict[str, Path] = {}
+    if plan.illumination:
+        plates = [field for field in fields if isinstance(field, Field)]
+        lights = light_files(plates, source.channels, plan.illumination, data_dir)
+        fit_light(plates, source.channels, plan.illumination, lights, run, plan.show)
+        lights = {plate: file for plate, file in lights.items() if file.exists()}
+    planned = pieces.plan_pieces(fields, plan.crops, lights)
+    _follow(plan, planned, place, run, [one for plate in finished.values() for one in plate])
+    by_plate = dict(finished)
+    for piece in planned:
+        cells = pieces.read_piece(piece, place, plan.crops)
+        if cells is None:
+            raise BadData(f"{place}: a piece of this build is damaged; run the command again")
+        by_plate.setdefault(piece.plate, []).append(cells)
+    order = dict.fromkeys(field.plate for field in source.fields)
+    return [cells for plate in order for cells in by_plate[plate]], lights
 
 
-def _taken_over(finished: Path, source: Source) -> dict[str, list[WrittenPiece]]:
-    """Pieces of a finished dataset by plate; BadUse where the source lacks one of its plates."""
-    taken = finished_pieces(finished)
-    if lacking := taken.keys() - {field.plate for field in source.fields}:
-        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
-    return taken
+def _follow(
+    plan: Plan,
+    planned: Sequence[Piece],
+    place: Path,
+    run: Callable[..., Iterable[PieceSummary]],
+    finished: Iterable[ExtractedCells],
+) -> None:
+    """Has the pieces written, shows progress and stops when too many fields cannot be used."""
+    there = [pieces.read_piece(piece, place, plan.crops) for piece in planned]
+    held = sum(len(one.fields) for one in there if one is not None)
+    total = sum(len(piece.fields) for piece in planned)
+    if held and plan.show:
+        print(f"resuming an earlier build: {held:,} of {total:,} fields are done")
+    skipped, lost = list(plan.source.problems), plan.source.lost_fields
+    for cells in finished:
+        skipped += problems_of(cells.fields)
+        lost += cells.fields["lost"].sum()
+    work = functools.partial(pieces.write_piece, place=place, settings=plan.crops)
+    with Progress(total, plan.show) as progress:
+        for summary in run(work, planned):
+            skipped += summary.problems
+            lost += summary.lost
+            progress.step(units=summary.fields, cells=summary.cells)
+            _check_skipped(plan, skipped, lost)
 
 
-def _beam_config(plan: Plan) -> tfds.download.DownloadConfig:
-    """What TFDS is told of Apache Beam, if that is used."""
-    if not plan.beam_runner:
-        return tfds.download.DownloadConfig()
-    options = pipeline_options(plan.beam_options)
-    return tfds.download.DownloadConfig(beam_runner=plan.beam_runner, beam_options=options)
-
-
-def _prepare(builder: CellBuilder, how: tfds.download.DownloadConfig) -> None:
-    """Has TFDS build."""
-    # It makes a folder for downloads, though there are none: elsewhere, for that time.
-    with tempfile.TemporaryDirectory() as downloads:
-        builder.download_and_prepare(download_dir=downloads, download_config=how)
-
-
-def _runner(plan: Plan, download_config: Any) -> Any:
-    """`map` for what is to be done: in processes of this machine, or on a cluster."""
-    if download_config.beam_runner:
-        return functools.partial(
-            map_on_beam,
-            runner=download_config.beam_runner,
-            options=download_config.beam_options,
+def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) -> None:
+    """Raises BadData if more than the allowed share of the fields is unusable."""
+    fields = plan.source.fields
+    total = len(fields) + plan.source.lost_fields
+    if lost > plan.max_skipped * total:
+        named = [{"field": what, "reason": reason} for what, reason in skipped]
+        given = sum(len(field.cells) for field in fields if isinstance(field, CellGroup))
+        unit, size = ("images", given / len(fields)) if given else ("fields", 1)
+        raise BadData(
+            f"{lost * size:.0f} of {total * size:.0f} {unit} cannot be used, more than "
+            f"--max_skipped={plan.max_skipped:g} allows. "
+            + "; ".join(describe_skipped({"skipped": named}))
         )
+
+
+def _runner(plan: Plan) -> Callable[..., Iterable[Any]]:
+    """`map` for the work of a build: in processes of this machine, or on a cluster."""
+    if plan.beam_runner:
+        options = pipeline_options(plan.beam_options)
+        return functools.partial(map_on_beam, runner=plan.beam_runner, options=options)
     return functools.partial(map_in_order, workers=plan.workers)
 
 
-_CROPS = CropSettings(96, RAW_CHANNELS, RELEASE_COLUMNS)
+def _check_cells(extracted: Sequence[ExtractedCells]) -> None:
+    """Raises BadData if there is no cell, or two have one id."""
+    ids = pd.concat([one.cells["cell_id"] for one in extracted if len(one.cells)] or [pd.Series()])
+    if not len(ids):
+        raise BadData(
+            "no cells were found: are the images what the channels say, the nuclei larger than "
+            "--min_area and the fields larger than --crop_size?"
+        )
+    twice = ids[ids.duplicated()]
+    if len(twice):
+        raise BadData(f"two cells are called {twice.iloc[0]}: a field is listed twice")
 
 
-class Bbbc021(CellBuilder):
-    """Single-cell images of BBBC021v1 (MCF-7, three channels, 16 bit), or of plates like it."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 - TFDS's own attribute
-    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's own attribute
-        CellConfig(
-            name="annotated",
-            description="Wells with a mechanism of action, and DMSO.",
-            annotated=True,
-            crops=_CROPS,
-        ),
-        CellConfig(name="all", description="All wells.", crops=_CROPS),
-    ]
-
-
-class SingleCells(CellBuilder):
-    """Single-cell images of any origin, with the labels and metadata that came with them."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 - TFDS's own attribute
-    BUILDER_CONFIGS = [  # noqa: RUF012 - TFDS's own attribute
-        CellConfig(name="all", description="All images.", crops=CropSettings(96, ("grey",), ()))
-    ]
+def _write_dataset(plan: Plan, extracted: Sequence[ExtractedCells], folder: Path) -> Path:
+    """Has TFDS write the shards and their description into `folder`; returns their place."""
+    total = sum(len(one.cells) for one in extracted)
+    how = tfds.download.DownloadConfig()
+    if plan.beam_runner:
+        options = pipeline_options(plan.beam_options)
+        how = dataclasses.replace(how, beam_runner=plan.beam_runner, beam_options=options)
+    # TFDS reports a download, though there is none, and wants a folder for it.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder = builder_class(plan.dataset)(
+            crops=plan.crops,
+            extracted=extracted,
+            # A process takes seconds to start.
+            workers=min(plan.workers, 1 + total // _CELLS_A_WORKER),
+            show=plan.show,
+            data_dir=str(folder),
+            config=plan.config,
+        )
+        builder.download_and_prepare(download_dir=str(folder / "downloads"), download_config=how)
+    return Path(builder.data_dir)
 
 
-_FINGERPRINT_BYTES = 16
-
-
-def write_tables(
+def _write_tables(
+    plan: Plan,
+    extracted: Sequence[ExtractedCells],
+    lights: Mapping[str, Path],
     directory: Path,
-    written: Sequence[WrittenPiece],
-    crops: CropSettings,
-    *,
-    settings: dict[str, Any],
-    origin: dict[str, Any],
-    problems: Sequence[tuple[str, str]],
 ) -> None:
-    """Writes the tables of cells and fields, and the manifest.
-
-    Args:
-      directory: of the dataset.
-      written: all its pieces, in order.
-      crops: how they were cut.
-      settings, origin: for the manifest.
-      problems: (what, reason) of files that belong to no field.
-
-    Raises:
-      BadData: there is no cell, or two have one id.
-    """
-    fields = pd.concat([piece.fields for piece in written], ignore_index=True)
-    cells = _cell_table([piece.cells for piece in written if piece.shard is not None])
-    fingerprint = hashlib.blake2b(digest_size=_FINGERPRINT_BYTES)
-    for text in fields["digest"]:
-        fingerprint.update(bytes.fromhex(text))
+    """Writes the tables of cells and fields, and the manifest."""
+    cells = pd.concat([one.cells for one in extracted if len(one.cells)], ignore_index=True)
+    fields = pd.concat([one.fields for one in extracted], ignore_index=True)
+    crops, origin = plan.crops, dict(plan.origin)
+    names = {plate: file.name for plate, file in lights.items()}
     manifest = make_manifest(
-        settings=settings,
-        origin=origin,
+        settings=dict(plan.settings),
+        origin=origin | {"illumination": origin.get("illumination", {}) | names},
         image={
             "shape": [crops.size, crops.size, len(crops.channels)],
             "dtype": crops.dtype,
@@ -397,54 +445,7 @@ def write_tables(
         columns=list(crops.columns),
         cells=cells,
         fields=fields,
-        skipped=[*problems, *problems_of(fields)],
-        fingerprint=fingerprint.hexdigest(),
-        pieces=[(piece.plate, len(piece.cells), len(piece.fields)) for piece in written],
+        skipped=[*plan.source.problems, *problems_of(fields)],
+        fingerprint=files.digest(*fields["digest"]),
     )
     write_manifest(directory, manifest, cells, fields)
-
-
-def name_shards(written: Sequence[WrittenPiece], template: Any) -> tuple[list[int], int]:
-    """Gives the shards of pieces TFDS's names; they keep their own as well.
-
-    Args:
-      written: pieces in order.
-      template: of TFDS, for names of shards.
-
-    Returns:
-      The numbers of records of the shards, and their bytes together.
-    """
-    shards = [(piece.shard, len(piece.cells)) for piece in written if piece.shard is not None]
-    size = 0
-    for number, (shard, _) in enumerate(shards):
-        _link(shard, template.sharded_filepath(shard_index=number, num_shards=len(shards)))
-        size += shard.stat().st_size
-    return [length for _, length in shards], size
-
-
-def problems_of(fields: pd.DataFrame) -> list[tuple[str, str]]:
-    """(field, reason) of the fields that gave none of their cells, or not all of them."""
-    bad = fields[fields["problem"] != ""]
-    return list(zip(bad["field"], bad["problem"], strict=True))
-
-
-def _cell_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """One row a record; BadData where there is none, or two have one id."""
-    if not tables:
-        raise BadData(
-            "no cells were found: are the images what the channels say, the nuclei larger than "
-            "--min_area and the fields larger than --crop_size?"
-        )
-    table = pd.concat(tables, ignore_index=True)
-    twice = table["cell_id"][table["cell_id"].duplicated()]
-    if len(twice):
-        raise BadData(f"two cells are called {twice.iloc[0]}: a field is listed twice")
-    return table
-
-
-def _link(source: Path, target: Any) -> None:
-    """A second name for a file, or a copy where the file system knows no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -1,8 +1,5 @@
 """What a built dataset is made of: manifest.json, digests of the source, tables, shards."""
 
-import hashlib
-import json
-import os
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,18 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from cellclr_jax import files
 from cellclr_jax.console import plural
 from cellclr_jax.data.building.extraction import CUTTING_VERSION
+from cellclr_jax.data.building.pieces import describe
 from cellclr_jax.data.columns import is_control
 from cellclr_jax.data.dataset import CELLS, FIELDS, MANIFEST
 from cellclr_jax.data.illumination import FIT_VERSION
-from cellclr_jax.data.readers.find_files import ImageFile
-from cellclr_jax.data.sources.source import (
-    Field,
-    Source,
-)
+from cellclr_jax.data.sources import entry
+from cellclr_jax.data.sources.source import Source
 
-_DIGEST_BYTES = 16
 # Plates that a difference names; a screen may have hundreds.
 _PLATES_NAMED = 5
 
@@ -31,32 +26,22 @@ Contents = Mapping[str, Mapping[str, Any]]
 
 
 def describe_contents(source: Source) -> dict[str, dict[str, Any]]:
-    """Digests each plate: its fields' metadata, the names and sizes of their files; no pixel.
+    """Digests each plate: metadata of its fields, names and sizes of their files; no pixel.
 
     Returns:
-      By plate ('' where there is none): 'files', their number, and 'digest'. Equal for the same
-      files elsewhere, or in zips.
+      By plate ('' if unknown): 'files', their number, and 'digest'. Equal for the same files
+      elsewhere, or in zips.
     """
     held: dict[str, list[str]] = defaultdict(list)
-    files: dict[str, int] = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     for field in source.fields:
-        there = [f"{file.name} {_size(file)}" for file in field.files if file.path]
-        held[field.plate].append(describe_field(field, there))
-        files[field.plate] += len(there)
+        contents = field.contents()
+        held[field.plate].append(describe(field, contents))
+        counts[field.plate] += len(contents)
     return {
-        plate: {"files": files[plate], "digest": digest("\n".join(sorted(lines)))}
+        plate: {"files": counts[plate], "digest": files.digest(*sorted(lines))}
         for plate, lines in sorted(held.items())
     }
-
-
-def describe_field(field: Field, files: Sequence[str]) -> str:
-    """One line that differs where a field's cells do.
-
-    Args:
-      field: of a source.
-      files: what stands for its files.
-    """
-    return json.dumps([field.name, dict(field.metadata), field.cells, field.centers, *files])
 
 
 def contents_differences(built: Contents, held: Contents) -> list[str]:
@@ -97,27 +82,6 @@ def is_extension(built: Contents, held: Contents) -> bool:
     return bool(built) and unchanged and len(held) > len(built)
 
 
-def digest(text: str) -> str:
-    """A short hex digest of a text."""
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def stamp_field(field: Field) -> str:
-    """A line that differs where a field's pixels or metadata do, as far as that is told unread."""
-    return describe_field(field, [_stamp(file) for file in field.files])
-
-
-def _stamp(file: ImageFile) -> str:
-    """What changes when the pixels of a file do: its checksum in a zip, else its time and size."""
-    if file.member:
-        return f"{file.name} {file.member_bytes} {file.member_crc:08x}"
-    try:
-        status = os.stat(file.path)
-    except OSError:
-        return f"{file.name} absent"
-    return f"{file.name} {status.st_size} {status.st_mtime_ns}"
-
-
 def _plates(how: str, names: Sequence[str]) -> list[str]:
     """Such as ["2 plates more: a, b"]; [] for none."""
     if not names:
@@ -126,19 +90,9 @@ def _plates(how: str, names: Sequence[str]) -> list[str]:
     return [f"{plural(len(names), 'plate')} {how}: {', '.join(names[:_PLATES_NAMED])}{more}"]
 
 
-def _size(file: ImageFile) -> int:
-    """The bytes of a file; -1 where it has gone (it is skipped when it is read)."""
-    if file.member:
-        return file.member_bytes
-    try:
-        return os.stat(file.path).st_size
-    except OSError:
-        return -1
-
-
 # Raised when the meaning of a key changes.
 FORMAT = 2
-# What decides cells and light beside the settings: a dataset of another version is not added to.
+# What decides cells and light besides the settings: a dataset of another version is not added to.
 MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
 _PACKAGES = (
     "array_record",
@@ -149,7 +103,7 @@ _PACKAGES = (
     "tensorflow-datasets",
     "tifffile",
 )
-# A treatment's line of the summary lists its concentrations; a long list of problems is cut.
+# Problems that the summary lists.
 _PROBLEMS_SHOWN = 20
 
 
@@ -163,9 +117,8 @@ def make_manifest(
     fields: pd.DataFrame,
     skipped: Sequence[tuple[str, str]],
     fingerprint: str,
-    pieces: Sequence[tuple[str, int, int]],
 ) -> dict[str, Any]:
-    """Collects what is told about a dataset, as a JSON object that equal input makes equal.
+    """Collects the description of a dataset as a JSON object; equal input gives equal objects.
 
     Args:
       settings: everything that decides the content (see `differences`).
@@ -175,8 +128,7 @@ def make_manifest(
       cells: one row a record.
       fields: one row a field.
       skipped: (what, reason) of fields and files that could not be used.
-      fingerprint: hex digest of all records in their order.
-      pieces: (plate, cells, fields) of each piece in its order; one with cells has a shard.
+      fingerprint: hex digest of all cells in their order.
     """
     counts = {
         "cells": len(cells),
@@ -195,7 +147,6 @@ def make_manifest(
         "counts": counts,
         "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
         "fingerprint": fingerprint,
-        "pieces": [list(piece) for piece in pieces],
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -206,35 +157,33 @@ def write_manifest(
     """Writes `manifest.json`, `cells.parquet` and `fields.parquet` into a folder."""
     cells.to_parquet(directory / CELLS, index=False)
     fields.to_parquet(directory / FIELDS, index=False)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    files.write_json(directory / MANIFEST, manifest)
 
 
 def differences(built: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Names the settings in which a finished dataset differs from a wanted one.
 
-    Args:
-      built: the settings of a manifest.
-      wanted: settings as they would be written.
-
     Returns:
       Such as "crop_size is 96, not 64" or "simulation.seed is 0, not 1"; empty where they agree.
     """
-    there, here = _flat(built), _flat(json.loads(json.dumps(wanted)))
+    there, here = _flat(built), _flat(wanted)
     return [
-        f"{key} is {_short(there.get(key))}, not {_short(here.get(key))}"
+        f"{key} is {there.get(key)}, not {here.get(key)}"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
     ]
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
-    flat: dict[str, Any] = {}
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, as messages show them."""
+    flat: dict[str, str] = {}
     for key, value in settings.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = (
+                ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            )
     return flat
 
 
@@ -242,8 +191,8 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
     # Images of single cells are built in groups of equal metadata.
-    fields = "field" if "border" in manifest["settings"] else "group"
-    of_images = "" if fields == "field" else " of images"
+    whole = entry(manifest["settings"]["source"]).whole_fields
+    fields, of_images = ("field", "") if whole else ("group", " of images")
     known = [plural(count, what) for what, count in count_kinds(cells).items()]
     lines = [
         f"{plural(counts['cells'], 'cell')}{': ' if known else ''}{', '.join(known)}",
@@ -306,11 +255,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _short(value: Any) -> str:
-    """A setting in a message."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # What is counted of cells, by the columns that tell it apart.

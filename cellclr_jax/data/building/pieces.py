@@ -1,6 +1,10 @@
-"""Pieces of 16 fields: one shard and its tables each."""
+"""The first stage of a build: fields become pieces, in parallel; a killed build resumes with them.
 
-import contextlib
+A piece is a folder with the crops and tables of up to 16 fields of one plate. It is written under
+another name and renamed when it is whole, so that a piece that exists is finished. The name is a
+digest of all that decides the content: files, metadata, settings and light.
+"""
+
 import dataclasses
 import functools
 import itertools
@@ -8,42 +12,45 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from cellclr_jax import files
+from cellclr_jax.data import dataset
 from cellclr_jax.data.building.extraction import (
     CUTTING_VERSION,
     CropSettings,
     FieldCells,
     extract_field,
-)
-from cellclr_jax.data.building.manifest import (
-    digest,
-    stamp_field,
+    no_images,
 )
 from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.data.illumination import Illumination
-from cellclr_jax.data.sources.source import Field
+from cellclr_jax.data.sources.source import CellGroup, Field, ImageGroup
 from cellclr_jax.errors import BadData
 
-# A killed build loses so many fields a worker (seconds), and the 240 fields of a plate make 15
-# shards: some hundred shards of about 25 MB for all of BBBC021.
+# A killed build loses at most so many fields per worker (seconds); the 240 fields of a plate of
+# BBBC021 make 15 pieces of some 30 MB.
 FIELDS_OF_A_PIECE = 16
 
 _TYPES = {str: "object", int: "int64", float: "float64"}
 _PARTIAL = ".partial"
+_IMAGES, _MASKS = "images.npy", "masks.npy"
+# Cells of a finished dataset that are read at once: 14 MB of BBBC021's.
+_CELLS_READ = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Fields that become one shard.
+    """Fields that are extracted together.
 
     Attributes:
-      key: its files' name.
-      plate: of all its fields; '' where none is known.
+      key: name of its folder.
+      plate: of all its fields; '' if unknown.
       fields: in order.
       illumination: file of its plate's light; '': it is not corrected.
       light: digest of that.
@@ -51,16 +58,17 @@ class Piece:
 
     key: str
     plate: str
-    fields: tuple[Field, ...]
+    fields: tuple[Field | CellGroup, ...]
     illumination: str = ""
     light: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class PieceSummary:
-    """What came of a piece: its numbers of fields and cells, and what went wrong.
+    """What came of a piece.
 
-    `problems` are (field, reason), `lost` is how many fields' worth of cells they cost.
+    `problems` are (field, reason); `lost` is how many fields' worth of cells they cost.
+
     """
 
     fields: int
@@ -70,17 +78,49 @@ class PieceSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class WrittenPiece:
-    """A finished piece: its shard (None: no cell), one row a record, one row a field."""
+class ExtractedCells:
+    """Finished cells of one plate: of a piece, or of a dataset that is extended. Can be pickled.
 
-    plate: str
-    shard: Path | None
+    Attributes:
+      cells: one row for each cell.
+      fields: one row for each field.
+      read: reads rows [start, stop) of the cells: 'image' [n, S, S, C], and 'mask' [n, S, S] uint8
+        if masks are stored.
+    """
+
     cells: pd.DataFrame
     fields: pd.DataFrame
+    read: Callable[[int, int], Mapping[str, np.ndarray]]
+
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """Yields the features of each cell by name, in order."""
+        for start in range(0, len(self.cells), _CELLS_READ):
+            rows = self.cells.iloc[start : start + _CELLS_READ].to_dict("records")
+            pixels = self.read(start, start + len(rows))
+            for number, row in enumerate(rows):
+                example = {name: images[number] for name, images in pixels.items()}
+                yield example | {str(name): value for name, value in row.items()}
+
+    def summary(self) -> PieceSummary:
+        """Counts cells, fields and problems."""
+        return PieceSummary(
+            len(self.fields),
+            len(self.cells),
+            tuple(problems_of(self.fields)),
+            float(self.fields["lost"].sum()),
+        )
+
+
+def problems_of(fields: pd.DataFrame) -> list[tuple[str, str]]:
+    """(field, reason) of the fields that gave none of their cells, or not all of them."""
+    bad = fields[fields["problem"] != ""]
+    return list(zip(bad["field"], bad["problem"], strict=True))
 
 
 def plan_pieces(
-    fields: Sequence[Field], settings: CropSettings, illumination: Mapping[str, Path]
+    fields: Sequence[Field | CellGroup],
+    settings: CropSettings,
+    illumination: Mapping[str, Path],
 ) -> list[Piece]:
     """Divides fields into pieces, each of one plate.
 
@@ -96,18 +136,26 @@ def plan_pieces(
     for plate, group in itertools.groupby(fields, key=lambda field: field.plate):
         light = str(illumination[plate]) if plate in illumination else ""
         corrected = Illumination.load(Path(light)).digest() if light else ""
+        how = json.dumps([CUTTING_VERSION, dataclasses.asdict(settings), corrected])
         members = list(group)
         for start in range(0, len(members), FIELDS_OF_A_PIECE):
             part = tuple(members[start : start + FIELDS_OF_A_PIECE])
-            pieces.append(Piece(_key(part, settings, corrected), plate, part, light, corrected))
+            key = files.digest(how, *(describe(field, [field.fingerprint()]) for field in part))
+            pieces.append(Piece(key, plate, part, light, corrected))
     return pieces
 
 
+def describe(field: ImageGroup, contents: Sequence[str]) -> str:
+    """A line that differs where the cells of a field may: what it is, and `contents` of it."""
+    cells = getattr(field, "cells", ())
+    return json.dumps([field.name, dict(field.metadata), cells, field.centers, *contents])
+
+
 def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSummary:
-    """Cuts a piece, unless it is there.
+    """Extracts a piece, unless it is finished.
 
     Args:
-      piece: what to cut.
+      piece: what to extract.
       place: an existing folder.
       settings: how to cut.
 
@@ -115,99 +163,82 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
       OSError: the disk is full.
       BadData: the memory is too small, or the plate's light cannot be read.
     """
-    done = read_summary(piece, place)
+    done = read_piece(piece, place, settings)
     if done is not None:
-        return done
+        return done.summary()
     light = _light(piece.illumination, piece.light) if piece.illumination else None
-    parts = {suffix: _part(piece, place, suffix) for suffix in _SUFFIXES}
-    cells: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    cut = [extract_field(field, settings, light) for field in piece.fields]
+    # With a name of its own: two machines of a cluster may make one piece.
+    part = place / f"{piece.key}.{uuid.uuid4().hex}{_PARTIAL}"
+    part.mkdir()
     try:
-        with ShardWriter(parts[".array_record"]) as shard:
-            for field in piece.fields:
-                cut = extract_field(field, settings, light)
-                shard.write(cut.records)
-                cells += cut.rows
-                found.append(_field_row(field, cut))
-        if cells:
-            _typed(pd.DataFrame(cells)).to_parquet(parts[".cells.parquet"], index=False)
-        _typed(pd.DataFrame(found)).to_parquet(parts[".fields.parquet"], index=False)
-        summary = _summary(found, {suffix: part for suffix, part in parts.items() if part.exists()})
-        parts[".json"].write_text(json.dumps(summary), encoding="utf-8")
-        for suffix, part in parts.items():
-            if part.exists():
-                _sync(part)
-                part.replace(_file(piece, place, suffix))
+        _save(part / _IMAGES, np.concatenate([no_images(settings), *(one.images for one in cut)]))
+        if settings.masks == "keep":
+            masks = [one.masks for one in cut if one.masks is not None]
+            _save(part / _MASKS, np.concatenate(masks))
+        tables = (
+            (dataset.CELLS, [row for one in cut for row in one.rows]),
+            (dataset.FIELDS, [_field_row(*pair) for pair in zip(piece.fields, cut, strict=True)]),
+        )
+        for name, rows in tables:
+            _typed(pd.DataFrame(rows)).to_parquet(part / name, index=False)
+        for path in part.iterdir():
+            _sync(path)
+        shutil.rmtree(place / piece.key, ignore_errors=True)  # damaged, as it was not finished
+        part.rename(place / piece.key)
     finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    return _parsed(summary)
+        shutil.rmtree(part, ignore_errors=True)
+    done = read_piece(piece, place, settings)
+    if done is None:
+        raise BadData(f"{place / piece.key}: the piece cannot be read again")
+    return done.summary()
 
 
-# In the order in which a finished piece's files get their names.
-_SUFFIXES = (".array_record", ".cells.parquet", ".fields.parquet", ".json")
-
-
-def read_summary(piece: Piece, place: Path) -> PieceSummary | None:
-    """What came of a piece; None where it is not there, or not whole."""
+def read_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells | None:
+    """Reads the tables of a finished piece; None if it is missing or damaged."""
+    folder = place / piece.key
     try:
-        summary = json.loads(_file(piece, place, ".json").read_text(encoding="utf-8"))
-        for suffix, size in summary["bytes"].items():
-            if _file(piece, place, suffix).stat().st_size != size:
-                return None
-        return _parsed(summary)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        cells = pd.read_parquet(folder / dataset.CELLS)
+        fields = pd.read_parquet(folder / dataset.FIELDS)
+        names = {"image": _IMAGES} | ({"mask": _MASKS} if settings.masks == "keep" else {})
+        # Fails on a file that is shorter than its header says.
+        if any(len(_mapped(folder / name)) != len(cells) for name in names.values()):
+            return None
+    except (OSError, ValueError):
         return None
 
-
-def read_piece(piece: Piece, place: Path) -> WrittenPiece:
-    """Reads the tables of a finished piece.
-
-    Raises:
-      BadData: one cannot be read.
-    """
-    shard = _file(piece, place, ".array_record")
-    try:
-        fields = pd.read_parquet(_file(piece, place, ".fields.parquet"))
-        if not shard.exists():
-            return WrittenPiece(piece.plate, None, pd.DataFrame(), fields)
-        cells = pd.read_parquet(_file(piece, place, ".cells.parquet"))
-    except (OSError, ValueError) as error:
-        raise BadData(f"{shard}: a piece of this build is damaged ({error}); delete it") from error
-    return WrittenPiece(piece.plate, shard, cells, fields)
+    paths = {what: folder / name for what, name in names.items()}
+    return ExtractedCells(cells, fields, functools.partial(_read_pixels, paths))
 
 
 def sweep(place: Path) -> None:
     """Removes what killed processes have left half written; nobody else may be writing."""
     for stale in place.glob(f"*{_PARTIAL}"):
-        stale.unlink()
+        shutil.rmtree(stale)
 
 
-def _key(fields: Sequence[Field], settings: CropSettings, illumination: str) -> str:
-    """Stands for all that decides a piece's content; `illumination` is the digest of the light."""
-    stamped = [stamp_field(field) for field in fields]
-    how = [CUTTING_VERSION, dataclasses.asdict(settings), illumination]
-    return digest("\n".join([json.dumps(how), *stamped]))
+def _read_pixels(paths: Mapping[str, Path], start: int, stop: int) -> dict[str, np.ndarray]:
+    return {what: _mapped(path)[start:stop] for what, path in paths.items()}
 
 
-def _file(piece: Piece, place: Path, suffix: str) -> Path:
-    return place / f"{piece.key}{suffix}"
+def _mapped(path: Path) -> np.ndarray:
+    array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    return array
 
 
-def _part(piece: Piece, place: Path, suffix: str) -> Path:
-    """Where a file is written before it gets its name: two machines may make one piece."""
-    return place / f"{piece.key}{suffix}.{uuid.uuid4().hex}{_PARTIAL}"
+def _save(path: Path, array: np.ndarray) -> None:
+    np.save(path, array, allow_pickle=False)
 
 
-def _field_row(field: Field, cut: FieldCells) -> dict[str, Any]:
-    """A field's row in the table of fields."""
+def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
+    """The row of a field in the table of fields."""
     return {
         "field": field.name,
         **field.metadata,
         "cells": len(cut.rows),
         "problem": cut.problem,
         "lost": cut.lost,
-        "digest": cut.digest.hex(),
+        "digest": cut.digest,
         **cut.quality,
     }
 
@@ -218,81 +249,16 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(kinds)
 
 
-def _summary(fields: list[dict[str, Any]], parts: Mapping[str, Path]) -> dict[str, Any]:
-    """What the last file of a piece says; of the others it tells the sizes."""
-    return {
-        "fields": len(fields),
-        "cells": sum(row["cells"] for row in fields),
-        "problems": [[row["field"], row["problem"]] for row in fields if row["problem"]],
-        "lost": sum(row["lost"] for row in fields),
-        "bytes": {suffix: part.stat().st_size for suffix, part in parts.items()},
-    }
-
-
 def _sync(path: Path) -> None:
     """Writes a file through to the disk: its name may outlive a power cut that pixels do not."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _parsed(summary: dict[str, Any]) -> PieceSummary:
-    problems = tuple((str(field), str(reason)) for field, reason in summary["problems"])
-    return PieceSummary(
-        int(summary["fields"]), int(summary["cells"]), problems, float(summary["lost"])
-    )
-
-
 @functools.lru_cache(maxsize=2)
 def _light(path: str, digest: str) -> Illumination:
-    """The light of a plate, kept for its next piece; BadData where it is not that of the plan."""
+    """The light of a plate, kept for its next piece; BadData if it is not that of the plan."""
     light = Illumination.load(Path(path))
     if light.digest() != digest:
         raise BadData(f"{path}: it was changed while it was used; build again")
     return light
-
-
-# One record a chunk: random access reads no neighbour. The lowest level of zstd packs noisy
-# 16-bit pixels as small as the higher ones (and as zlib), in a third of the time.
-_SHARD_OPTIONS = "group_size:1,zstd:1"
-
-
-class ShardWriter:
-    """Writes an array_record file, which is made with its first record.
-
-    Use it as a context: the file is complete after it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: Any = None
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with _disk_errors(self._path):
-                writer.close()
-
-    def write(self, records: Sequence[bytes]) -> None:
-        """Appends records; OSError where the disk is full."""
-        from array_record.python import array_record_module
-
-        with _disk_errors(self._path):
-            if self._writer is None and records:
-                self._writer = array_record_module.ArrayRecordWriter(
-                    str(self._path), _SHARD_OPTIONS
-                )
-            for record in records:
-                self._writer.write(record)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """array_record reports a full disk as a RuntimeError or a ValueError."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        free = shutil.disk_usage(path.parent).free / 1e9
-        raise OSError(f"cannot write to {path.parent} ({free:.1f} GB free): {error}") from error

@@ -1,4 +1,4 @@
-"""The light of each plate: fitted once, kept beside the datasets, found again by the next build."""
+"""The light of each plate: fitted once, kept next to the datasets for later builds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,11 @@ from urllib.parse import quote
 
 import numpy as np
 
+from cellclr_jax import files
 from cellclr_jax.console import Progress
-from cellclr_jax.data.building.manifest import (
-    digest,
-    stamp_field,
-)
+from cellclr_jax.data.building.pieces import describe
 from cellclr_jax.data.illumination import FEWEST_FIELDS, FIT_VERSION, Illumination, fit_plate
-from cellclr_jax.data.sources.source import (
-    Field,
-    Source,
-)
+from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData
 
 _FOLDER = "illumination"
@@ -38,48 +33,57 @@ class PlateLight:
     path: Path
 
 
-def light_files(source: Source, method: str, data_dir: Path) -> dict[str, Path]:
-    """Where the light of each plate lies, or will: other pixels or channels are another file.
+def light_files(
+    fields: Sequence[Field], channels: Sequence[str], method: str, data_dir: Path
+) -> dict[str, Path]:
+    """The file of each plate's light, which may not exist: other pixels or channels, other file.
 
     Args:
-      source: fields of raw plates.
+      fields: of raw plates.
+      channels: their names.
       method: of the fit.
       data_dir: the lights lie in its folder `illumination`.
     """
     stamps: dict[str, list[str]] = {}
-    for field in source.fields:
-        stamps.setdefault(field.plate, []).append(stamp_field(field))
-    how = f"{'-'.join(source.channels)}-{method}{FIT_VERSION}"
+    for field in fields:
+        stamps.setdefault(field.plate, []).append(describe(field, [field.fingerprint()]))
+    how = f"{'-'.join(channels)}-{method}{FIT_VERSION}"
     return {
         # A name for any file system, whatever the plate is called.
         plate: data_dir
         / _FOLDER
-        / f"{quote(plate, safe='')[:_NAME]}-{digest(chr(10).join(lines))[:_DIGITS]}-{how}.npz"
+        / f"{quote(plate, safe='')[:_NAME]}-{files.digest(*lines)[:_DIGITS]}-{how}.npz"
         for plate, lines in stamps.items()
     }
 
 
 def fit_light(
-    source: Source, method: str, files: Mapping[str, Path], run: MapInOrder, show: bool
+    fields: Sequence[Field],
+    channels: Sequence[str],
+    method: str,
+    paths: Mapping[str, Path],
+    run: MapInOrder,
+    show: bool,
 ) -> None:
-    """Fits the light of every plate of a source, unless it is there.
+    """Fits the light of every plate, unless its file exists.
 
-    A plate with too few fields that can be read gets none, and that is told.
+    A plate with too few readable fields gets none, which is reported.
 
     Args:
-      source: fields of raw plates.
+      fields: of raw plates.
+      channels: their names.
       method: one of `illumination.METHODS`.
-      files: `light_files` of it.
+      paths: `light_files` of it.
       run: `map`, in many processes.
       show: whether progress is shown.
     """
     members: dict[str, list[Field]] = {}
-    for field in source.fields:
+    for field in fields:
         members.setdefault(field.plate, []).append(field)
     missing = [
-        PlateLight(plate, tuple(fields), source.channels, method, files[plate])
-        for plate, fields in members.items()
-        if not files[plate].exists()
+        PlateLight(plate, tuple(group), tuple(channels), method, paths[plate])
+        for plate, group in members.items()
+        if not paths[plate].exists()
     ]
     if missing:
         with Progress(len(missing), show, unit="plate", task="illumination") as progress:

@@ -1,32 +1,33 @@
-"""Dataset folders: one build at a time, replaced at once, extended by plates."""
+"""The folder of a dataset's versions: one build at a time, replaced at once, extended by plates."""
 
 import contextlib
 import errno
+import functools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import tensorflow_datasets as tfds
+import numpy as np
 
 from cellclr_jax import files
 from cellclr_jax.data import dataset
-from cellclr_jax.data.building.manifest import digest
-from cellclr_jax.data.building.pieces import WrittenPiece, sweep
+from cellclr_jax.data.building import pieces
+from cellclr_jax.data.building.pieces import ExtractedCells, sweep
 from cellclr_jax.errors import BadData
 
 _REPLACED = "replaced."
-_REBUILD = "incomplete.rebuild"
+_NEW = "incomplete.new"
 _PIECES = "pieces"
+_FIELD_COLUMNS = {"plate", "field", "cells", "problem", "lost", "digest"}
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder and sweeps away what a killed one left there.
+    """Keeps other builds out of a folder and removes what a killed one left there.
 
-    Where nothing can be written nobody builds: there is no lock.
+    A folder that cannot be written to needs no lock.
 
     Raises:
       BadUse: another process builds in it.
@@ -43,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what is half built; a dataset that was moved aside and not replaced comes back."""
+    """Removes what is half built; restores a dataset that was set aside and not replaced."""
     for old in folder.glob(f"{_REPLACED}*"):
         version = folder / old.name.removeprefix(_REPLACED)
         if version.exists():
@@ -55,129 +56,104 @@ def _sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def room_for_pieces(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder for the pieces of a build, with what an earlier one of these settings left there.
+def pieces_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder for the pieces of a build, with those of an earlier build of these settings.
 
-    It stays when the build fails and is gone when it succeeds, as are those of other settings.
+    It stays when the build fails; when it succeeds, the pieces of all settings are removed.
 
     Args:
-      folder: of the dataset's versions; the caller is `alone` in it.
+      folder: of the dataset's versions, locked by the caller.
       settings: of the build.
     """
-    place = _pieces_of(folder, settings)
+    place = folder / _PIECES / files.digest(json.dumps(settings, sort_keys=True))
     place.mkdir(parents=True, exist_ok=True)
     sweep(place)
     yield place
-    _remove(folder / _PIECES)
+    remove_pieces(folder)
 
 
-def forget_pieces(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Removes the pieces of a build that is finished, which a kill at its very end has left."""
-    if _pieces_of(folder, settings).exists():
-        _remove(_pieces_of(folder, settings))
-
-
-def _pieces_of(folder: Path, settings: Mapping[str, Any]) -> Path:
-    return folder / _PIECES / digest(json.dumps(settings, sort_keys=True))
-
-
-def _remove(place: Path) -> None:
-    """Removes a folder; its name first, so that no half of it is ever taken for the whole."""
-    gone = place.with_name(f"{place.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    place.rename(gone)
-    shutil.rmtree(gone)
+def remove_pieces(folder: Path) -> None:
+    """Removes the pieces of all builds; first their name: no half is taken for the whole."""
+    place = folder / _PIECES
+    if place.exists():
+        gone = place.with_name(f"{_PIECES}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        place.rename(gone)
+        shutil.rmtree(gone)
 
 
 @contextlib.contextmanager
-def room_for_rebuild(folder: Path, version: str, overwrite: bool) -> Iterator[Path | None]:
-    """A folder of one's own to build a version again in; it is gone at the end.
+def new_version(folder: Path, version: str) -> Iterator[Path]:
+    """Yields a folder to build in; what lies there as `version` afterwards becomes the version.
+
+    An existing version stays until the new one is complete, and if the body raises.
 
     Args:
-      folder: of the dataset's versions; the caller is `alone` in it.
-      version: what is to be built.
-      overwrite: whether it is built again where it is there.
-
-    Yields:
-      The folder, on the same disk; None where the version can be built in its place.
+      folder: of the dataset's versions, locked by the caller.
+      version: its name.
     """
-    if not (overwrite and (folder / version).exists()):
-        yield None
-        return
-    place = folder / _REBUILD
+    place = folder / _NEW
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     try:
         yield place
+        swap_in(place / version, folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def swap_in(new: Path, folder: Path) -> None:
-    """Puts a finished version in the place of the old one, which is deleted last.
+    """Moves a finished version into its folder; an existing one is removed last.
 
     Args:
       new: <anywhere on the same disk>/<version>.
-      folder: of the dataset's versions; the caller is `alone` in it.
+      folder: of the dataset's versions, locked by the caller.
     """
     current, aside = folder / new.name, folder / f"{_REPLACED}{new.name}"
-    current.rename(aside)
+    replaces = current.exists()
+    if replaces:
+        current.rename(aside)
     try:
         new.rename(current)
     except OSError:
-        aside.rename(current)
+        if replaces:
+            aside.rename(current)
         raise
-    shutil.rmtree(aside)
+    if replaces:
+        shutil.rmtree(aside)
 
 
-_NEEDED = ("field", "cells", "problem", "lost", "digest")
-_BUILD_AGAIN = "build it again with --overwrite"
-
-
-def finished_pieces(dataset_dir: Path) -> dict[str, list[WrittenPiece]]:
-    """Takes a finished dataset apart, without touching it.
-
-    Returns:
-      By plate its pieces in order.
+def finished_cells(dataset_dir: Path) -> dict[str, list[ExtractedCells]]:
+    """The cells of a finished dataset by plate, in pieces, without touching it.
 
     Raises:
-      BadData: a part of it cannot be read.
+      BadData: a part of it cannot be read, or it has no plates.
     """
-    manifest = dataset.read_manifest(dataset_dir)
     cells, fields = dataset.read_cells(dataset_dir), dataset.read_fields(dataset_dir)
-    try:
-        pieces = [(str(plate), int(held), int(taken)) for plate, held, taken in manifest["pieces"]]
-        builder = tfds.builder_from_directory(str(dataset_dir))
-        shards = [Path(path) for path in builder.info.splits["train"].filepaths]
-        lengths = [_records(shard) for shard in shards]
-    except Exception as error:  # of TFDS's parsers and of the reader's C++
+    images = dataset.open_images(dataset_dir)
+    if not (set(fields) >= _FIELD_COLUMNS and len(cells) == len(images) == fields["cells"].sum()):
         raise BadData(
-            f"{dataset_dir}: it cannot be taken over ({error}); {_BUILD_AGAIN}"
-        ) from error
-    sound = (
-        lengths == [held for _, held, _ in pieces if held]
-        and len(cells) == sum(lengths)
-        and len(fields) == sum(taken for *_, taken in pieces)
-        and set(_NEEDED) <= set(fields)
-    )
-    if not sound:
-        raise BadData(f"{dataset_dir}: its shards and tables do not fit together; {_BUILD_AGAIN}")
-    found: dict[str, list[WrittenPiece]] = {}
-    left = iter(shards)
-    cell = field = 0
-    for plate, held, taken in pieces:
-        shard = next(left) if held else None
-        table = cells.iloc[cell : cell + held] if held else pd.DataFrame()
-        rows = fields.iloc[field : field + taken]
-        found.setdefault(plate, []).append(WrittenPiece(plate, shard, table, rows))
-        cell, field = cell + held, field + taken
+            f"{dataset_dir}: its shards and tables do not fit together; build it again with "
+            "--overwrite"
+        )
+    found: dict[str, list[ExtractedCells]] = {}
+    first = 0
+    for plate, group in fields.groupby("plate", sort=False):
+        # As a build divides them, so that extending gives the same shards as building at once.
+        for start in range(0, len(group), pieces.FIELDS_OF_A_PIECE):
+            part = group.iloc[start : start + pieces.FIELDS_OF_A_PIECE]
+            count = int(part["cells"].sum())
+            rows = cells.iloc[first : first + count]
+            read = functools.partial(_read, images, first)
+            found.setdefault(str(plate), []).append(ExtractedCells(rows, part, read))
+            first += count
     return found
 
 
-def _records(shard: Path) -> int:
-    """The number of records in a shard."""
-    from array_record.python import array_record_module
-
-    reader = array_record_module.ArrayRecordReader(str(shard))
-    try:
-        return int(reader.num_records())
-    finally:
-        reader.close()
+def _read(
+    images: dataset.ImageSource, first: int, start: int, stop: int
+) -> Mapping[str, np.ndarray]:
+    """Pixels of the cells [start, stop) of a plate whose first cell is in row `first`."""
+    rows = np.arange(first + start, first + stop)
+    masks = {"mask": images.masks(rows)} if images.has_masks else {}
+    return {"image": images.read(rows), **masks}

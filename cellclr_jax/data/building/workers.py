@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
-from cellclr_jax.data.unpacked_images import available_bytes
 from cellclr_jax.errors import BadData, BadUse
 
 # Items at work or waiting for their turn, for each worker: enough that none idles behind a slow
@@ -24,6 +24,21 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLI
 
 # What a worker may take: three channels of BBBC021 need a quarter of it, whole-camera images all.
 WORKER_BYTES = 1 << 30
+
+_MEMINFO = Path("/proc/meminfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+# Folder, limit, usage and the prefix of its statistics, by version of the kernel's control groups.
+_VERSIONS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    "memory": (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_",
+    ),
+}
+# Where nothing tells (not Linux).
+_ASSUMED = 8 << 30
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,10 +56,47 @@ def usable_workers() -> int:
     return max(1, min(usable_cores(), available_bytes() // WORKER_BYTES))
 
 
+def available_bytes() -> int:
+    """Bytes that can be taken without swapping, within the limits of a container."""
+    if not _MEMINFO.exists():
+        return _ASSUMED
+    lines = _numbers(_MEMINFO.read_text().replace(":", ""))
+    return max(0, min([lines["MemAvailable"] << 10, *_group_rooms()]))
+
+
+def _group_rooms() -> Iterator[int]:
+    """What each control group of this process, and each around it, has left of its limit."""
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        for name in {"memory", ""} & set(controllers.split(",")):
+            root, limit, usage, prefix = _VERSIONS[name]
+            own = root / path.lstrip("/")
+            for folder in (own, *own.parents):
+                if folder.is_relative_to(root):
+                    yield from _room(folder / limit, folder / usage, folder / "memory.stat", prefix)
+
+
+def _room(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
+    """Bytes left in one group; nothing where it has no limit."""
+    try:
+        room = int(limit.read_text()) - int(usage.read_text())
+        held = _numbers(statistics.read_text())
+    except (OSError, ValueError):  # no such group, or 'max'
+        return
+    # Pages of files count as taken, and are given back when they are needed.
+    yield room + sum(held.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """The first number of each line by its first word."""
+    parts = (line.split() for line in text.splitlines())
+    return {part[0]: int(part[1]) for part in parts if len(part) > 1}
+
+
 def map_in_order(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
-    """`map` in many processes, a few items ahead of whoever takes the results.
+    """`map` in many processes, a few items ahead of the consumer of the results.
 
     Args:
       work: a function that can be pickled, as are its items and results.
@@ -146,19 +198,19 @@ def map_on_beam(
     """
     import apache_beam as beam
 
-    # Its parser explains wrong options at length and ends the process; and what fails is told once,
-    # below, not by each of its workers.
+    # Its parser explains wrong options at length and ends the process; a failure is reported
+    # once, below, not by each of its workers.
     logging.disable(logging.CRITICAL)
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(output):
             pipeline = beam.Pipeline(runner=runner, options=options)
             # Reshuffled: the items would otherwise stay with their source, on one machine.
             _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
             running = pipeline.run()
         running.wait_until_finish()
     except SystemExit as error:
-        reason = told.getvalue().strip().rpartition("error: ")[2]
+        reason = output.getvalue().strip().rpartition("error: ")[2]
         raise BadUse(f"--beam_option: {reason}") from error
     except Exception as error:
         # In front of what the runner says of its own steps.

@@ -22,6 +22,8 @@ from cellclr_jax.data.readers.formats import (
 )
 from cellclr_jax.errors import BadData
 
+# How the channels of a cell lie in its file: along an axis, or as tiles from left to right.
+LAYOUTS = ("stacked", "side_by_side")
 # An axis of more pixels is none of channels.
 MOST_CHANNELS = 8
 # What claims to be larger is damaged or made to fill the memory: a channel of BBBC021 has 2.6 MB,
@@ -42,8 +44,8 @@ class CellShape(NamedTuple):
     dtype: str
 
 
-def read_field(files: tuple[ImageFile, ...]) -> np.ndarray:
-    """Reads the channels of a field.
+def read_planes(files: tuple[ImageFile, ...]) -> np.ndarray:
+    """Reads the channels of a field, a TIFF each.
 
     Args:
       files: one file a channel.
@@ -78,7 +80,7 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
 
     Args:
       file: .png, .tif, .tiff or .npy.
-      layout: one of `fields.LAYOUTS`; 'side_by_side' has square tiles.
+      layout: one of `LAYOUTS`; 'side_by_side' has square tiles.
       channels: how many are expected; 0: unknown.
 
     Raises:
@@ -106,26 +108,26 @@ def cell_shape(file: ImageFile, *, layout: str, channels: int = 0) -> CellShape:
 def read_some(
     files: Sequence[ImageFile], read: Callable[[ImageFile], Header], what: str
 ) -> list[tuple[ImageFile, Header]]:
-    """What `read` says of so many files, spread over all, that they tell what most are like.
+    """Reads the headers of a sample of files, spread over all.
 
     Args:
       files: at least one.
-      read: reads a file's header; of one with which it raises BadData nothing is told.
+      read: reads a file's header; files for which it raises BadData are passed over.
       what: the files are, for the message.
 
     Raises:
-      BadData: nothing is told of any of them.
+      BadData: it raises for all of them.
     """
-    told: list[tuple[ImageFile, Header]] = []
+    found: list[tuple[ImageFile, Header]] = []
     broken = []
     for file in files[:: math.ceil(len(files) / _HEADERS_READ)]:
         try:
-            told.append((file, read(file)))
+            found.append((file, read(file)))
         except BadData as error:
             broken.append(error)
-    if not told:
+    if not found:
         raise BadData(f"none of {len(broken)} {what} can be used: {broken[0]}")
-    return told
+    return found
 
 
 def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.ndarray:
@@ -134,7 +136,7 @@ def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.
     Args:
       file: .png, .tif, .tiff or .npy (see `cell_shape` for its axes).
       channels: C.
-      layout: one of `fields.LAYOUTS`.
+      layout: one of `LAYOUTS`.
       dtype: of its pixels, 'uint8' or 'uint16'; another one is not converted.
 
     Returns:
@@ -142,7 +144,7 @@ def read_cell(file: ImageFile, *, channels: int, layout: str, dtype: str) -> np.
 
     Raises:
       BadData: absent, broken, larger than any image of a cell, or of another shape or type; an
-        alpha channel beside `channels` channels that is not opaque everywhere.
+        alpha channel besides `channels` channels that is not opaque everywhere.
     """
     stored = _header(file)
     if stored.dtype.name != dtype:

@@ -72,6 +72,25 @@ class ImageFile:
         """How an error names it."""
         return f"{self.path or self.name}{f'[{self.member}]' if self.member else ''}"
 
+    def stamp(self) -> str:
+        """What changes when the pixels do: the checksum in a zip, else time and size."""
+        if self.member:
+            return f"{self.name} {self.member_bytes} {self.member_crc:08x}"
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return f"{self.name} absent"
+        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+
+    def size(self) -> int:
+        """Its bytes, unpacked; -1 if it has gone (it is skipped when it is read)."""
+        if self.member:
+            return self.member_bytes
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return -1
+
 
 def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
     """Lists every TIFF under a folder, or in a zip, with the name of the folder it lies in.
@@ -142,7 +161,7 @@ def read_member(file: ImageFile) -> bytes:
     """The unpacked bytes of a file in a zip; raises whatever `zipfile` does."""
     archive = _zip(file.path)
     member = archive.getinfo(file.member)
-    # What was checked when it was listed holds for that file alone.
+    # What was checked when it was listed holds only for that file.
     if (member.file_size, member.CRC) != (file.member_bytes, file.member_crc):
         raise zipfile.BadZipFile("the zip has changed since it was listed")
     return archive.read(member)
@@ -398,7 +417,7 @@ class CellFinder:
         self, cells: Sequence[CellFile], table: str | Path, inputs: Sequence[Path]
     ) -> None:
         """Prepares to find some of `cells`, found below `inputs` and named in `table`."""
-        beside = os.path.join(os.path.abspath(Path(table).parent), "")
+        folder = os.path.join(os.path.abspath(Path(table).parent), "")
         places = [os.path.abspath(cell.file.path) for cell in cells]
         self._cells = cells
         # An input may be a link, and the table speak of what it leads to.
@@ -407,7 +426,7 @@ class CellFinder:
         self._paths = (
             _numbered(cell.below for cell in cells),
             _numbered(
-                Path(place[len(beside) :]).as_posix() if place.startswith(beside) else ""
+                Path(place[len(folder) :]).as_posix() if place.startswith(folder) else ""
                 for place in places
             ),
         )
@@ -418,7 +437,7 @@ class CellFinder:
 
         Args:
           text: a path below the input or below the table's folder, an absolute one that lies
-            within an input, or a file name that one image alone has.
+            within an input, or a file name that only one image has.
 
         Returns:
           Its place in the list; None where there is no such image.

@@ -60,7 +60,7 @@ class ImageFormat(NamedTuple):
 def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """The shape and type that an .npy file claims; the file is left at its first pixel."""
     version = np.lib.format.read_magic(opened)
-    # Version 3 exists for the names of structured types alone: an image never needs it.
+    # Version 3 exists only for the names of structured types: an image never needs it.
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -75,7 +75,7 @@ def check_tiff(opened: "tifffile.TiffFile", most: int) -> None:
     """Raises ValueError for a TIFF that has no image, or unpacks to more than `most` bytes.
 
     Also for one whose highest number is black (WhiteIsZero): as fluorescence it would be dark where
-    the cells are, and whether its writer turned the numbers or their meaning alone nobody knows.
+    the cells are, and whether its writer turned the numbers or only their meaning is unknown.
     """
     if not opened.series:
         raise ValueError("no image in it")
@@ -117,7 +117,7 @@ def _png_header(path: Path) -> Stored:
     if len(head) < _PNG_HEADER or not head.startswith(_PNG_SIGNATURE + b"\0\0\0\x0dIHDR"):
         raise ValueError("it does not begin as a PNG")
     width, height, depth, color = struct.unpack(">IIBB", head[16:26])
-    # Unlike pixels, a header is read of some files alone to tell what all are.
+    # Unlike pixels, a header is read of only some files, to find out what all are.
     if zlib.crc32(head[12:29]) != int.from_bytes(head[29:], "big"):
         raise ValueError("the checksum of its header is wrong")
     if color == _PNG_PALETTE:
@@ -218,7 +218,7 @@ FITS = ("resize", "pad", "exact")
 
 
 def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
-    """Gives an image of any size S x S pixels, each channel alone.
+    """Gives an image of any size S x S pixels, each channel by itself.
 
     'resize' scales the image until its longer side has S pixels. Both sides are scaled alike, as
     a cell's shape is a measurement, and what then lacks on the shorter one is padded. Shrinking
@@ -234,7 +234,7 @@ def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
     Args:
       image: [H, W, C] unsigned integers of at most 16 bits.
       size: side S in pixels, at least 1.
-      how: one of `FITS`; 'exact' takes S x S pixels alone.
+      how: one of `FITS`; 'exact' takes only S x S pixels.
 
     Returns:
       [S, S, C] of the image's type, rounded to the nearest (a half up); the same array where it

@@ -1,34 +1,158 @@
-"""Where cells come from: plates of TIFFs, single-cell images of any origin, the simulator.
+"""The registry of sources of images.
 
-A source is a list of fields, each with its metadata and the files that hold it. Finding is done
-here, once; reading is done elsewhere, by many processes.
+To add a source, write a module with a function `Request -> Source` (see `source.py`) and add one
+entry to `SOURCES`. The entry says which of the build's flags the source uses and declares further
+flags of its own; the command, the messages and the manifest take all they need from here. This
+module imports nothing heavy, so that `--help` is quick.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from cellclr_jax.data.sources.crop_folders import crop_fields
-from cellclr_jax.data.sources.deepprofiler import deepprofiler_fields
-from cellclr_jax.data.sources.image_folders import folder_fields
-from cellclr_jax.data.sources.plates import RAW_CHANNELS, raw_fields, simulated_fields
-from cellclr_jax.data.sources.source import (
-    Request,
-    Source,
-)
 from cellclr_jax.errors import BadUse
 
-__all__ = ["RAW_CHANNELS", "SOURCES", "Request", "Source", "open_source"]
+if TYPE_CHECKING:
+    from cellclr_jax.data.sources.source import Request, Source
 
-SOURCES: dict[str, Callable[[Request], Source]] = {
-    "raw": raw_fields,
-    "crops": crop_fields,
-    "deepprofiler": deepprofiler_fields,
-    "folder": folder_fields,
-    "simulated": simulated_fields,
+BBBC021 = "bbbc021"
+"""The dataset of BBBC021's plates and of plates in its layout."""
+SINGLE_CELLS = "single_cells"
+"""The dataset of single-cell images of any origin."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag that only one source has.
+
+    Attributes:
+      kind: as in absl's DEFINE_<kind>: string, integer, list, …
+      name, default, help: of the flag.
+      limits: further arguments of DEFINE_<kind>, such as lower_bound.
+    """
+
+    kind: str
+    name: str
+    default: Any
+    help: str
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """A source of images, as the registry declares it.
+
+    Attributes:
+      function: '<module>:<function>', a function `Request -> Source`; imported when it is used.
+      help: what it reads, for `--help` and for "build it from …".
+      dataset: name of the TFDS dataset that it becomes.
+      arguments: the flags to show after --source in a message that says how to build.
+      flags: those of the build's optional flags that it uses; all others are refused.
+      options: further flags, which only this source has; `Request.options` has their values.
+      whole_fields: it gives fields of view; otherwise single cells.
+      settings: '<module>:<function>', a function `Request -> settings` for the manifest. If set,
+        the settings decide the content: a finished dataset needs no input.
+      default_input: folder in --data_dir that is used without --input.
+    """
+
+    function: str
+    help: str
+    dataset: str = SINGLE_CELLS
+    arguments: str = "--input=DIR"
+    flags: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    whole_fields: bool = False
+    settings: str = ""
+    default_input: str = ""
+
+
+_HERE = __name__
+_TABLES = ("image_csv", "moa_csv")
+_CUT = ("crop_size", "border", "min_area", "illumination", "masks", "cell_radius")
+_DOWNLOAD = ("download", "url", "downloads")
+
+SOURCES: dict[str, SourceEntry] = {
+    "raw": SourceEntry(
+        f"{_HERE}.plates:raw_fields",
+        "BBBC021's plates",
+        dataset=BBBC021,
+        arguments="--input=PLATES (or --download)",
+        flags=("config", *_CUT, *_TABLES, *_DOWNLOAD, "centers"),
+        whole_fields=True,
+    ),
+    "crops": SourceEntry(
+        f"{_HERE}.crop_folders:crop_fields",
+        "published crops of BBBC021",
+        dataset=BBBC021,
+        arguments="--input=CROPS",
+        flags=("config", *_TABLES),
+    ),
+    "deepprofiler": SourceEntry(
+        f"{_HERE}.deepprofiler:deepprofiler_fields",
+        "single cells that DeepProfiler exported",
+        arguments="--input=EXPORT",
+        flags=("crop_size", "fit"),
+    ),
+    "folder": SourceEntry(
+        f"{_HERE}.image_folders:folder_fields",
+        "images of single cells",
+        arguments="--input=IMAGES [--labels_csv=FILE]",
+        flags=("crop_size", "fit"),
+        options=(
+            Option("string", "labels_csv", None, "Folder: a table with one row for each image."),
+            Option(
+                "list",
+                "label_columns",
+                [],
+                "Folder: names of its columns, such as file=path,label=cell_type.",
+            ),
+        ),
+    ),
+    "simulated": SourceEntry(
+        f"{_HERE}.simulated:simulated_fields",
+        "simulated plates",
+        dataset=BBBC021,
+        arguments="",
+        flags=("config", *_CUT),
+        options=(
+            Option("integer", "seed", None, "Simulated: seed.", {"lower_bound": 0}),
+            Option("integer", "weeks", None, "Simulated: weeks (batches).", {"lower_bound": 2}),
+            Option(
+                "integer",
+                "plates_per_week",
+                None,
+                "Simulated: plates per week.",
+                {"lower_bound": 1},
+            ),
+            Option("integer", "sites", None, "Simulated: fields per well.", {"lower_bound": 1}),
+            Option(
+                "list",
+                "simulator",
+                [],
+                "Simulated: other settings, such as height=512,width=640.",
+            ),
+        ),
+        whole_fields=True,
+        settings=f"{_HERE}.simulated:simulation_settings",
+        default_input="simulated_release",
+    ),
 }
 
 
-def open_source(name: str, request: Request) -> Source:
-    """Finds the fields of a source.
+def entry(name: str) -> SourceEntry:
+    """The entry of a source.
+
+    Raises:
+      BadUse: there is no such source.
+    """
+    if name not in SOURCES:
+        raise BadUse(f"unknown source {name!r}: one of {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def open_source(name: str, request: "Request") -> "Source":
+    """Finds the images of a source.
 
     Args:
       name: a key of `SOURCES`.
@@ -38,6 +162,30 @@ def open_source(name: str, request: Request) -> Source:
       BadUse: an unknown source, plate or channel, an input that does not exist.
       BadData: tables or files that do not fit together.
     """
-    if name not in SOURCES:
-        raise BadUse(f"unknown source {name!r}: one of {', '.join(SOURCES)}")
-    return SOURCES[name](request)
+    source: Source = _load(entry(name).function)(request)
+    return source
+
+
+def source_settings(name: str, request: "Request") -> dict[str, Any]:
+    """The settings that decide a source's content without its input; {} if it has none."""
+    reference = entry(name).settings
+    return dict(_load(reference)(request)) if reference else {}
+
+
+def how_to_build(dataset: str, config: str, data_dir: object) -> str:
+    """The commands that build a dataset, in a sentence."""
+    found = {name: one for name, one in SOURCES.items() if one.dataset == dataset}
+    command = f"python -m cellclr_jax.build --data_dir={data_dir}"
+    ways = []
+    for name, one in (found or SOURCES).items():
+        chosen = f" --config={config}" if "config" in one.flags else ""
+        ways.append(f"from {one.help}: {command}{chosen} --source={name} {one.arguments}".strip())
+    return f"Build it {' — or '.join(ways)} — or see everything run: bash launch/demo.sh"
+
+
+def _load(reference: str) -> Any:
+    """Imports '<module>:<name>'; a function, for tests, is itself."""
+    if callable(reference):
+        return reference
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)

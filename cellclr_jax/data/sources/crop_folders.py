@@ -18,16 +18,13 @@ from cellclr_jax.data.sources.plates import (
     RELEASE_COLUMNS,
     annotated_table,
     check_plates,
+    name_and_metadata,
     named,
-    new_field,
     records,
     some_of,
     wanted_rows,
 )
-from cellclr_jax.data.sources.source import (
-    Request,
-    Source,
-)
+from cellclr_jax.data.sources.source import CellFiles, Request, Source
 from cellclr_jax.errors import BadData, BadUse
 
 # The order that published crop folders state; crops in another order need --channels.
@@ -45,8 +42,9 @@ def crop_fields(request: Request) -> Source:
     rows = _rows_of_stems(table, set(crops), image_csv)
     table = wanted_rows(table, request)
     wanted = set(table["row"])
+    depth = len(channels)
     fields = [
-        new_field(rows[stem], tuple(f for _, f in sorted(files.items())), tuple(sorted(files)))
+        _new_group(rows[stem], files, depth)
         for stem, files in crops.items()
         if stem in rows and rows[stem]["row"] in wanted
     ]
@@ -62,15 +60,28 @@ def crop_fields(request: Request) -> Source:
             f"{named(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
             f"{some_of([what for what, _ in problems]) or 'all are filtered out'}"
         )
-    size, _, depth = _usual_shape([file for field in fields for file in field.files])
-    if depth != len(channels):
+    size, _, found = _usual_shape([file for group in fields for file in group.files])
+    if found != depth:
         raise BadUse(
-            f"the crops in {named(request.inputs)} have {plural(depth, 'channel')}, "
-            f"--channels={','.join(channels)} names {len(channels)}"
+            f"the crops in {named(request.inputs)} have {plural(found, 'channel')}, "
+            f"--channels={','.join(channels)} names {depth}"
         )
     return Source(
-        fields, RELEASE_COLUMNS, channels, crop_size=size, tables=tables, problems=problems
+        fields,
+        RELEASE_COLUMNS,
+        channels,
+        crop_size=size,
+        tables=tables,
+        problems=problems,
     )
+
+
+def _new_group(row: dict[str, Any], files: dict[int, ImageFile], channels: int) -> CellFiles:
+    """The crops, by number, of one row of the image table."""
+    name, metadata = name_and_metadata(row)
+    numbers = sorted(files)
+    cells = tuple(f"{name}/{number}" for number in numbers)
+    return CellFiles(name, metadata, cells, tuple(files[n] for n in numbers), channels)
 
 
 def _usual_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:

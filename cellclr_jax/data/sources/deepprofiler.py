@@ -28,7 +28,7 @@ from cellclr_jax.data.sources.source import (
     Source,
 )
 from cellclr_jax.data.tables.cells import (
-    USUAL_NAMES,
+    CELL_COLUMNS,
     CellTable,
     read_cell_table,
 )
@@ -36,13 +36,13 @@ from cellclr_jax.errors import BadData, BadUse
 
 _TABLE = "sc-metadata.csv"
 _NAMES = {
-    **USUAL_NAMES,
-    "file": ("image_name", *USUAL_NAMES["file"]),
+    **CELL_COLUMNS,
+    "file": ("image_name", *CELL_COLUMNS["file"]),
     "label": ("class_name", "label", "class", "treatment", "metadata_treatment", "target"),
     "x": ("nuclei_location_center_x",),
     "y": ("nuclei_location_center_y",),
 }
-# Where the place of a cell is told by its image's name alone: in folders, or in one with the parts
+# Where only its image's name gives the place of a cell: in folders, or in one with the parts
 # joined, such as P1-B02-3@117x230.png.
 _PLACE = ("plate", "well", "site")
 _FLAT_NAME = re.compile(
@@ -105,14 +105,14 @@ def _common_columns(tables: Sequence[CellTable]) -> tuple[str, ...]:
     for other in tables[1:]:
         odd = sorted(set(first.metadata) ^ set(other.metadata))
         if odd:
-            raise BadData(f"{first.path} and {other.path}: {odd[0]} is in one of them alone")
+            raise BadData(f"{first.path} and {other.path}: {odd[0]} is only in one of them")
     return tuple(first.metadata)
 
 
 def _with_places(table: CellTable) -> CellTable:
     """The table with plates, wells and sites, if they are in columns or in all images' names."""
-    told = [_place(name) for name in table.files]
-    places = dict(zip(_PLACE, zip(*told, strict=True), strict=True)) if all(told) else {}
+    found = [_place(name) for name in table.files]
+    places = dict(zip(_PLACE, zip(*found, strict=True), strict=True)) if all(found) else {}
     return dataclasses.replace(table, columns={**places, **table.columns})
 
 

@@ -1,7 +1,9 @@
 """Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.data.readers.find_files import (
     cell_ids,
     list_cells,
@@ -21,11 +23,8 @@ from cellclr_jax.data.tables.cells import (
     CellTable,
     read_cell_table,
 )
-from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.data.tables.csv import some_names, stream_rows
 from cellclr_jax.errors import BadUse
-
-# Of a header, in a note: one of CellProfiler's has hundreds.
-_NAMES_SHOWN = 15
 
 
 def folder_fields(request: Request) -> Source:
@@ -33,11 +32,11 @@ def folder_fields(request: Request) -> Source:
 
     Without a table, a cell's label is the path of its folder below the input, '' where it lies in
     the input itself; where all do, there are no labels. With a table, its columns are the
-    metadata; see `cell_tables.USUAL_NAMES` for what they may be called. A cell's id is its path
+    metadata; see `cells.CELL_COLUMNS` for what they may be called. A cell's id is its path
     below the input, without the suffix unless two cells would be called alike.
 
     Args:
-      request: its inputs, channels, plates, labels_csv and label_columns.
+      request: its inputs, channels, plates, and options `labels_csv` and `label_columns`.
 
     Raises:
       BadUse: an input is no folder or holds no image; the channels declared are not as many as the
@@ -47,8 +46,10 @@ def folder_fields(request: Request) -> Source:
     """
     files = list_cells(request.inputs, tuple(FORMATS))
     named_files = list(zip(files, cell_ids(files), strict=True))
-    if request.labels_csv is not None:
-        table = read_cell_table(request.labels_csv, chosen=request.label_columns)
+    labels_csv = _labels_csv(request)
+    chosen = request.options.get("label_columns", ())
+    if labels_csv is not None:
+        table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
         check_plates(request, [table])
         found = tabled_cells(request, table, named_files)
         return make_source(
@@ -60,9 +61,9 @@ def folder_fields(request: Request) -> Source:
             problems=found.problems,
             lost=found.lost,
             absent_plates=found.absent_plates,
-            notes=_columns_used(request.labels_csv, table),
+            notes=_columns_used(labels_csv, table),
         )
-    if request.label_columns:
+    if chosen:
         raise BadUse("--label_columns says nothing without --labels_csv")
     if request.plates:
         raise BadUse(
@@ -78,6 +79,28 @@ def folder_fields(request: Request) -> Source:
     )
 
 
+def _labels_csv(request: Request) -> Path | None:
+    """The table that --labels_csv names, which must exist."""
+    given = request.options.get("labels_csv")
+    if given and not Path(given).exists():
+        raise BadUse(f"--labels_csv={given}: no such file")
+    return Path(given) if given else None
+
+
+def _label_columns(given: Sequence[str]) -> dict[str, str]:
+    """The columns of --label_columns=<what>=<column>,… by what they are."""
+    columns: dict[str, str] = {}
+    for text in given:
+        name, _, column = text.partition("=")
+        if name not in ("file", *COLUMNS) or not column:
+            raise BadUse(
+                f"--label_columns={text}: <what>=<column> was expected, what is one of file, "
+                f"{', '.join(COLUMNS)}"
+            )
+        columns[name] = column
+    return columns
+
+
 def _columns_used(path: Path, table: CellTable) -> list[str]:
     """Says which columns of a table are used, where some are not."""
     _, header = next(stream_rows(path))
@@ -87,6 +110,6 @@ def _columns_used(path: Path, table: CellTable) -> list[str]:
         return []
     used = ", ".join(table.columns) or "none but that of the images"
     return [
-        f"{path}: columns used: {used}; {unused} of {', '.join(header[:_NAMES_SHOWN])} are not "
+        f"{path}: columns used: {used}; {unused} of {some_names(header)} are not "
         "(--label_columns=label=NAME takes one that has another name)"
     ]

@@ -13,13 +13,14 @@ from cellclr_jax.data.readers.find_files import (
     check_inputs,
     find_tiffs,
 )
-from cellclr_jax.data.sources.source import Field, Request, Source
+from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
 from cellclr_jax.data.tables import bbbc021
-from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
+from cellclr_jax.data.tables.bbbc021 import CHANNELS, IMAGE_CSV, MOA_CSV
 from cellclr_jax.data.tables.nuclei import read_centers
 from cellclr_jax.errors import BadData, BadUse
 
-RAW_CHANNELS = ("dna", "tubulin", "actin")
+NUCLEI = "dna"
+"""The channel in which nuclei are found."""
 
 # The files of one name in folders of one name.
 _Found = dict[tuple[str, str], list[ImageFile]]
@@ -28,21 +29,16 @@ _Found = dict[tuple[str, str], list[ImageFile]]
 def raw_fields(request: Request) -> Source:
     """Fields of raw plates: folders of TIFFs or zips, found by plate folder and file name."""
     check_inputs(request.inputs)
-    channels = request.channels or RAW_CHANNELS
-    if "dna" not in channels or not set(channels) <= set(RAW_CHANNELS):
+    channels = request.channels or CHANNELS
+    if NUCLEI not in channels or not set(channels) <= set(CHANNELS):
         raise BadUse(
-            f"--channels={','.join(channels)}: some of {', '.join(RAW_CHANNELS)} were expected, "
-            "dna among them (nuclei are found in it)"
+            f"--channels={','.join(channels)}: some of {', '.join(CHANNELS)} were expected, "
+            f"{NUCLEI} among them (nuclei are found in it)"
         )
     everything, tables = annotated_table(request)
     table = wanted_rows(everything, request)
     found = _find(request)
-    fields = [
-        new_field(
-            row, tuple(_locate(row[f"{name}_file"], row["plate"], found) for name in channels)
-        )
-        for row in records(table)
-    ]
+    fields = [_new_field(row, channels, found) for row in records(table)]
     # A plate without a single file was not fetched; one with a gap has lost something.
     present = {field.plate for field in fields if any(file.path for file in field.files)}
     absent = sorted({field.plate for field in fields} - present)
@@ -54,7 +50,7 @@ def raw_fields(request: Request) -> Source:
             f"{tables['image table']}, such as "
             f"{table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
         )
-    kept = [field for field in fields if field.plate in present]
+    kept: list[Field] = [field for field in fields if field.plate in present]
     problems: list[tuple[str, str]] = []
     if request.centers is not None:
         kept, problems = read_centers(request.centers, kept)
@@ -63,24 +59,12 @@ def raw_fields(request: Request) -> Source:
         kept,
         RELEASE_COLUMNS,
         channels,
+        nuclei=NUCLEI,
         tables=tables,
         problems=problems,
         absent_plates=absent,
         notes=_unlisted(everything, found, tables["image table"]),
     )
-
-
-def simulated_fields(request: Request) -> Source:
-    """Writes a simulated release into the input folder, unless it is there, and reads it."""
-    from cellclr_jax import simulation
-
-    if len(request.inputs) != 1:
-        raise BadUse("--source=simulated writes into one --input folder")
-    settings = simulation.SimulatorSettings(**request.simulation)
-    simulation.simulate_release(
-        request.inputs[0], settings, workers=request.workers, overwrite=request.overwrite
-    )
-    return raw_fields(request)
 
 
 def _find(request: Request) -> _Found:
@@ -126,7 +110,7 @@ def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
 
 def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
     """Says how many TIFFs of the table's plates are on none of its rows."""
-    columns = [f"{name}_file" for name in RAW_CHANNELS]
+    columns = [f"{name}_file" for name in CHANNELS]
     listed = {PurePosixPath(path).name for name in columns for path in table[name]}
     plates = set(table["plate"])
     strays = [
@@ -153,7 +137,7 @@ RELEASE_COLUMNS = (
 
 
 def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Reads the tables that are named, or lie beside or above an input.
+    """Reads the tables that are named, or lie in or above an input.
 
     Returns:
       `read_image_csv`'s table with MoAs, sorted by plate, well and site, concentrations rounded
@@ -227,7 +211,7 @@ def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> Non
 
 
 def _table_path(given: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
-    """The table named by a flag, else beside or above an input, else None."""
+    """The table named by a flag, else in or above an input, else None."""
     if given is not None:
         return given
     places = [place / name for root in inputs for place in (root, root.absolute().parent)]
@@ -239,19 +223,16 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def new_field(
-    row: dict[str, Any], files: tuple[ImageFile, ...], numbers: Sequence[int] = ()
-) -> Field:
-    """A field '<plate>/<well>/s<site>' from a row of the image table.
+def _new_field(row: dict[str, Any], channels: Sequence[str], found: _Found) -> FieldFiles:
+    """A field of a row of the image table, with its files."""
+    files = (_locate(row[f"{name}_file"], row["plate"], found) for name in channels)
+    return FieldFiles(*name_and_metadata(row), tuple(files))
 
-    Args:
-      row: of `annotated_table`.
-      files: its channels, or crops.
-      numbers: of the crops; empty where nuclei have yet to be found.
-    """
-    bbbc021 = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
-    name = f"{bbbc021['plate']}/{bbbc021['well']}/s{bbbc021['site']}"
-    return Field(name, bbbc021, files, tuple(f"{name}/{number}" for number in numbers))
+
+def name_and_metadata(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
+    metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
+    return f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}", metadata
 
 
 def named(paths: Sequence[Path]) -> str:

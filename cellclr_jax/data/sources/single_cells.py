@@ -21,11 +21,7 @@ from cellclr_jax.data.sources.plates import (
     named,
     some_of,
 )
-from cellclr_jax.data.sources.source import (
-    Field,
-    Request,
-    Source,
-)
+from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
 from cellclr_jax.errors import BadData, BadUse
 
@@ -44,7 +40,7 @@ class Cell(NamedTuple):
 
 
 class TabledCells(NamedTuple):
-    """Cells that a table tells of: themselves, (what, reason) of files and rows that have no
+    """Cells of a table: themselves, (what, reason) of files and rows that have no
     counterpart, how many those are, and the plates that have no image at all.
     """
 
@@ -87,13 +83,12 @@ def make_source(
             f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
             f"--channels={','.join(channels)} names {len(channels)}"
         )
-    fields = _group(cells, columns)
+    fields = _group(cells, columns, len(channels), dtype, layout)
     return Source(
         fields,
         tuple(columns),
         channels,
         dtype=dtype,
-        layout=layout,
         lost=lost * len(fields) / max(1, len(cells)),
         **about,
     )
@@ -127,12 +122,14 @@ def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple
     return depths.most_common(1)[0][0], next(iter(first))
 
 
-def _group(cells: Sequence[Cell], columns: Sequence[str]) -> list[Field]:
-    """Fields of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
+def _group(
+    cells: Sequence[Cell], columns: Sequence[str], channels: int, dtype: str, layout: str
+) -> list[CellGroup]:
+    """Groups of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
     groups: dict[tuple[str | int | float, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.metadata].append(cell)
-    fields = []
+    fields: list[CellGroup] = []
     numbers: Counter[str] = Counter()
     for values in sorted(groups):
         metadata = dict(zip(columns, values, strict=True))
@@ -143,20 +140,23 @@ def _group(cells: Sequence[Cell], columns: Sequence[str]) -> list[Field]:
             numbers[name] += 1
             centers = tuple(cell.center for cell in part if cell.center is not None)
             fields.append(
-                Field(
+                CellFiles(
                     f"{name}/{numbers[name]}",
                     metadata,
-                    tuple(cell.file for cell in part),
                     tuple(cell.name for cell in part),
-                    # Of one export alone, where several come together.
-                    centers if len(centers) == len(part) else None,
+                    tuple(cell.file for cell in part),
+                    channels,
+                    dtype,
+                    layout,
+                    # Of several exports, some may have no centres.
+                    centers=centers if len(centers) == len(part) else None,
                 )
             )
     return fields
 
 
 def _group_name(metadata: Mapping[str, str | int | float]) -> str:
-    """Such as 'plate/well/s1/label'; groups of one name are told apart by a number."""
+    """Such as 'plate/well/s1/label'; groups of one name are numbered."""
     site = f"s{metadata['site']}" if "site" in metadata else ""
     parts = (metadata.get("plate"), metadata.get("well"), site, metadata.get("label"))
     return "/".join(str(part) for part in parts if part) or "cells"
@@ -184,7 +184,7 @@ def tabled_cells(
     """Joins images and the rows of their table.
 
     Args:
-      request: its plates are kept alone.
+      request: only its plates are kept.
       table: with a row a cell.
       files: the cells' images, each with its id.
       repeats: whether a row may come again unchanged; it counts once.
@@ -244,7 +244,7 @@ def _rows_of_files(
 
 
 def _unlisted_problems(table: CellTable, below: Sequence[str]) -> list[tuple[str, str]]:
-    """What is told of images without a row, a lot of them at a time: there may be a million."""
+    """The problems of images without a row, some at a time: there may be a million."""
     lots = [below[start : start + _GROUP] for start in range(0, len(below), _GROUP)]
     return [(some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in lots]
 

@@ -1,60 +1,174 @@
-"""Fields of view as the rest of `data/` hands them on: what they show, where their files are."""
+"""What a source of images gives: fields of view, or single cells, each of which can be read.
 
-from collections.abc import Mapping
+A new source implements `Field` (whole fields, in which cells are found) or `CellGroup` (images of
+single cells) for its format and returns a `Source`; nothing else knows how its files are read.
+`FieldFiles` and `CellFiles` are those of image files in folders and zips.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.readers.find_files import ImageFile
+import numpy as np
 
-# How the channels of a given crop lie in its file: along an axis, or as tiles from left to right.
-LAYOUTS = ("stacked", "side_by_side")
+from cellclr_jax.data.readers import read_cell, read_planes
+from cellclr_jax.data.readers.find_files import ImageFile
 
 
 @dataclass(frozen=True)
-class Field:
-    """Cells that are read together and have the same metadata.
-
-    Either one field of view, in which cells are found: `files` are its channels, one file each. Or
-    cells that are given: `files` are their crops, one file each, and `cells` their ids.
+class ImageGroup(abc.ABC):
+    """Images that are read together and share their metadata. They can be pickled.
 
     Attributes:
-      name: how messages name it; with '/<number>' the ids of the cells that are found in it.
-      metadata: a value for each column of its source, of the type that `COLUMNS` tells.
-      files: of channels or of crops.
-      cells: the ids of given crops; empty where cells have yet to be found.
-      centers: (row, column) of its nuclei in pixels where they are known; None: to be found.
+      name: identifies them in messages; with '/<number>' the ids of cells found in a field.
+      metadata: a value for each column of the source, of the type in `columns.COLUMNS`.
+      centers: (row, column) of the nuclei in pixels of the field, where known; None: unknown.
     """
 
     name: str
     metadata: Mapping[str, str | int | float]
-    files: tuple[ImageFile, ...]
-    cells: tuple[str, ...] = ()
-    centers: tuple[tuple[float, float], ...] | None = None
+    centers: tuple[tuple[float, float], ...] | None = field(default=None, kw_only=True)
 
     @property
     def plate(self) -> str:
-        """Its plate; '' where none is known."""
+        """The plate; '' if unknown."""
         return str(self.metadata.get("plate", ""))
 
     @property
     def absent(self) -> str:
-        """The reason not to read it: the file that is not there; '' where all are."""
+        """Why the images cannot be read, known before reading; '' if they can."""
+        return ""
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the image files by which a table may refer to them."""
+        return ()
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A text that changes whenever the pixels may have changed; costs no reading of pixels."""
+
+    def contents(self) -> tuple[str, ...]:
+        """What the images are, wherever they lie: one text for each file, such as name and size.
+
+        Unlike the fingerprint it is the same for a copy of the files.
+        """
+        return (self.fingerprint(),)
+
+
+class Field(ImageGroup):
+    """One field of view, in which cells are found."""
+
+    @abc.abstractmethod
+    def read(self) -> np.ndarray:
+        """Reads the pixels.
+
+        Returns:
+          [H, W, C] uint16, the channels in the order of the source.
+
+        Raises:
+          BadData: they cannot be read; the field is skipped and the message recorded.
+        """
+
+
+@dataclass(frozen=True)
+class CellGroup(ImageGroup):
+    """Images of single cells.
+
+    Attributes:
+      cells: the ids of the cells.
+    """
+
+    cells: tuple[str, ...]
+
+    @abc.abstractmethod
+    def read(self, number: int) -> np.ndarray:
+        """Reads the image of one cell.
+
+        Args:
+          number: of the cell in `cells`.
+
+        Returns:
+          [H, W, C] of the source's dtype, of any size.
+
+        Raises:
+          BadData: it cannot be read; the cell is skipped and the message recorded.
+        """
+
+    def where(self, number: int) -> str:
+        """How an error names the image of a cell."""
+        return self.cells[number]
+
+
+@dataclass(frozen=True)
+class _InFiles(ImageGroup):
+    """Images that lie in files, in folders or zips."""
+
+    files: tuple[ImageFile, ...]
+
+    @property
+    def absent(self) -> str:
         missing = [file.name for file in self.files if not file.path]
         return f"no file {', '.join(missing)}" if missing else ""
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        return tuple(file.name for file in self.files)
+
+    def fingerprint(self) -> str:
+        return "\n".join(file.stamp() for file in self.files)
+
+    def contents(self) -> tuple[str, ...]:
+        return tuple(f"{file.name} {file.size()}" for file in self.files if file.path)
+
+
+@dataclass(frozen=True)
+class FieldFiles(_InFiles, Field):
+    """A field of view with one 16-bit greyscale TIFF for each channel."""
+
+    def read(self) -> np.ndarray:
+        """See `Field`."""
+        return read_planes(self.files)
+
+
+@dataclass(frozen=True)
+class CellFiles(_InFiles, CellGroup):
+    """Single cells with one image file each.
+
+    Attributes:
+      channels: their number.
+      dtype: of a pixel, 'uint8' or 'uint16'.
+      layout: one of `readers.LAYOUTS`.
+    """
+
+    channels: int
+    dtype: str = "uint16"
+    layout: str = "stacked"
+
+    def read(self, number: int) -> np.ndarray:
+        """See `CellGroup`."""
+        return read_cell(
+            self.files[number], channels=self.channels, layout=self.layout, dtype=self.dtype
+        )
+
+    def where(self, number: int) -> str:
+        """The file's name."""
+        return self.files[number].where
 
 
 @dataclass(frozen=True)
 class Source:
-    """The fields of a build in their order, and what is told about them in the manifest.
+    """The images of a build in their order, and what the manifest records about them.
 
     Attributes:
-      fields: sorted by plate first.
-      columns: of their metadata, in the order of `COLUMNS`.
-      channels: stored order.
-      crop_size: side of given crops; None where the build decides (and cuts or resizes).
-      dtype: of a stored pixel: uint8 or uint16.
-      layout: of given crops, one of `LAYOUTS`.
+      fields: all `Field`s or all `CellGroup`s, sorted by plate first.
+      columns: of their metadata, in the order of `columns.COLUMNS`.
+      channels: names, in stored order.
+      nuclei: the channel in which nuclei are found; '': the first.
+      crop_size: side of given crops; None if the build decides (and cuts or resizes).
+      dtype: of a stored pixel: 'uint8' or 'uint16'.
       tables: path of each table that was read, by what it is ('image table').
       problems: (what, reason) of files that belong to no field.
       lost: how many fields' worth of cells `problems` stand for; None: one each.
@@ -62,12 +176,12 @@ class Source:
       notes: what a user should know before the build.
     """
 
-    fields: list[Field]
+    fields: Sequence[Field | CellGroup]
     columns: tuple[str, ...]
     channels: tuple[str, ...]
+    nuclei: str = ""
     crop_size: int | None = None
     dtype: str = "uint16"
-    layout: str = "stacked"
     tables: Mapping[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     lost: float | None = None
@@ -82,31 +196,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a source: the values of the flags.
+    """What the command line asks of a source.
 
     Attributes:
       inputs: folders or zips.
       channels: names in stored order; empty: the source's own.
-      image_csv, moa_csv: tables of a release; None: looked for in and above the inputs.
-      labels_csv: of --source=folder: a table with a row an image; None: subfolders are labels.
-      label_columns: of `labels_csv`: what a column of `COLUMNS`, or 'file', is called in it.
+      image_csv, moa_csv: tables of a release; None: searched in and above the inputs.
       centers: nuclei from elsewhere: a CellProfiler CSV or a DeepProfiler `locations` folder.
-      annotated: keeps wells with an MoA and controls alone.
-      plates: these alone (empty: all).
-      simulation: the simulator's settings by name.
+      annotated: keeps only wells with an MoA, and controls.
+      plates: keeps only these (empty: all).
+      options: values of the options that the source itself declares, by name.
       workers: processes.
-      overwrite: replaces a simulated release of other settings.
+      overwrite: replaces simulated plates of other settings.
     """
 
     inputs: tuple[Path, ...]
     channels: tuple[str, ...] = ()
     image_csv: Path | None = None
     moa_csv: Path | None = None
-    labels_csv: Path | None = None
-    label_columns: Mapping[str, str] = field(default_factory=dict)
     centers: Path | None = None
     annotated: bool = True
     plates: tuple[str, ...] = ()
-    simulation: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     overwrite: bool = False

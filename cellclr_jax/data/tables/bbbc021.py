@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cellclr_jax.data.columns import round_concentrations
+from cellclr_jax.data.columns import SYNONYMS, round_concentrations
 from cellclr_jax.data.tables.csv import (
     amount,
     parse,
@@ -17,16 +17,12 @@ from cellclr_jax.data.tables.csv import (
 )
 from cellclr_jax.errors import BadData
 
+CHANNELS = ("dna", "tubulin", "actin")
+"""The stains, in the order of the image table."""
 IMAGE_CSV = "BBBC021_v1_image.csv"
-
-
 MOA_CSV = "BBBC021_v1_moa.csv"
-
-
 # A plate's zip is called so, then comes the plate.
 ZIP_PREFIX = "BBBC021_v1_images_"
-
-
 RELEASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021"
 
 
@@ -38,27 +34,11 @@ _IMAGE_COLUMNS = {
     "tubulin_path": ("image_pathname_tubulin",),
     "actin_name": ("image_filename_actin",),
     "actin_path": ("image_pathname_actin",),
-    "plate": ("image_metadata_plate_dapi", "image_metadata_plate", "metadata_plate", "plate"),
-    "well": ("image_metadata_well_dapi", "image_metadata_well", "metadata_well", "well"),
-    "compound": ("image_metadata_compound", "metadata_compound", "compound"),
-    "concentration": (
-        "image_metadata_concentration",
-        "metadata_concentration",
-        "concentration",
-    ),
+    **{name: SYNONYMS[name] for name in ("plate", "well", "compound", "concentration")},
 }
-_OPTIONAL_IMAGE_COLUMNS = {
-    "replicate": ("replicate", "metadata_replicate"),
-    "site": ("image_metadata_site", "metadata_site", "site"),
-    "batch": ("image_metadata_batch", "metadata_batch", "batch"),
-}
-_MOA_COLUMNS = {
-    "compound": ("compound", "metadata_compound", "image_metadata_compound"),
-    "concentration": ("concentration", "metadata_concentration", "image_metadata_concentration"),
-    "moa": ("moa", "metadata_moa", "image_metadata_moa"),
-}
+_OPTIONAL_IMAGE_COLUMNS = {name: SYNONYMS[name] for name in ("replicate", "site", "batch")}
+_MOA_COLUMNS = {name: SYNONYMS[name] for name in ("compound", "concentration", "moa")}
 _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
-_CHANNELS = ("dna", "tubulin", "actin")
 
 
 def read_image_csv(path: str | Path) -> pd.DataFrame:
@@ -92,7 +72,7 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
             "compound": table["compound"],
             "concentration": parse(table["concentration"], rows, _concentration, path),
             "replicate": parse(table["replicate"], rows, _replicate, path),
-            **{f"{channel}_file": _files(table, channel) for channel in _CHANNELS},
+            **{f"{channel}_file": _files(table, channel) for channel in CHANNELS},
             "row": rows,
         }
     )

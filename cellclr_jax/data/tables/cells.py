@@ -6,46 +6,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.columns import COLUMNS, round_concentrations
+from cellclr_jax.data.columns import COLUMNS, SYNONYMS, round_concentrations
 from cellclr_jax.data.tables.csv import (
     amount,
     find_column,
     number_or_none,
     parse,
+    some_names,
     stream_rows,
     whole,
 )
 from cellclr_jax.errors import BadData, BadUse
 
-# The names that a column goes by, in lower case, the likelier first.
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "file": (
-        "file",
-        "filename",
-        "file_name",
-        "path",
-        "file_path",
-        "filepath",
-        "image",
-        "image_name",
-        "image_path",
-    ),
-    **{name: (name, f"metadata_{name}", f"image_metadata_{name}") for name in COLUMNS},
-    "label": ("label", "class", "class_name", "metadata_label", "metadata_class"),
-}
-# A header of CellProfiler's has hundreds of names; an error shows as many.
-_NAMES_SHOWN = 15
+# The names that the column of the images goes by, in lower case, the likelier first.
+_FILE_NAMES: tuple[str, ...] = (
+    "file",
+    "filename",
+    "file_name",
+    "path",
+    "file_path",
+    "filepath",
+    "image",
+)
+_FILE_NAMES += ("image_name", "image_path")
+CELL_COLUMNS: dict[str, tuple[str, ...]] = {"file": _FILE_NAMES, **SYNONYMS}
+"""The names of the columns of a table of cells."""
 
 
 @dataclass(frozen=True)
 class CellTable:
-    """What a table says of cells, row by row.
+    """The content of a table of cells.
 
     Attributes:
       path: of the table.
       lines: of the rows in the file, from 1.
       files: what they call their images.
-      columns: values by name: some of `fields.COLUMNS`, and x and y of a nucleus in its field.
+      columns: values by name: some of `columns.COLUMNS`, and x and y of a nucleus in its field.
     """
 
     path: str
@@ -55,12 +51,12 @@ class CellTable:
 
     @property
     def metadata(self) -> dict[str, Sequence[Any]]:
-        """The columns of `fields.COLUMNS`, in their order."""
+        """The columns of `columns.COLUMNS`, in their order."""
         return {name: self.columns[name] for name in COLUMNS if name in self.columns}
 
     @property
     def centers(self) -> list[tuple[float, float]]:
-        """(row, column) of nuclei in pixels of their fields, NaN: unknown; empty: none is told."""
+        """(row, column) of nuclei in pixels of their fields, NaN if unknown; [] without columns."""
         if not {"x", "y"} <= self.columns.keys():
             return []
         return list(zip(self.columns["y"], self.columns["x"], strict=True))
@@ -68,14 +64,14 @@ class CellTable:
 
 def read_cell_table(
     path: str | Path,
-    names: Mapping[str, Sequence[str]] = USUAL_NAMES,
+    names: Mapping[str, Sequence[str]] = CELL_COLUMNS,
     chosen: Mapping[str, str] | None = None,
 ) -> CellTable:
     """Reads a table of cells.
 
     A column without a single value counts as missing. Where there are compounds and no
     concentrations, those are 0, and so is a single one that is empty. A site or replicate that is
-    empty is 0 as well: not told.
+    empty is 0 as well: unknown.
 
     Args:
       path: a CSV file with a header.
@@ -116,10 +112,8 @@ def _columns_of(
 ) -> dict[str, int]:
     """Where each column is that the file has."""
     there = {name.lower() for name in header}
-    shown = ", ".join(header[:_NAMES_SHOWN])
+    shown = some_names(header)
     for what, name in chosen.items():
-        if what not in names:
-            raise BadUse(f"--label_columns={what}={name}: {what} is none of {', '.join(names)}")
         if name.lower() not in there:
             raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")
     wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
@@ -150,5 +144,5 @@ def _values(
 
 
 def _or_zero(parse_text: Callable[[str, str], float]) -> Callable[[str, str], float]:
-    """The same parser, with 0 for an empty text."""
+    """Wraps a parser to return 0 for an empty text."""
     return lambda what, text: parse_text(what, text) if text else 0

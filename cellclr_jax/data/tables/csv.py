@@ -104,6 +104,11 @@ def find_column(header: Sequence[str], names: Sequence[str], path: str | Path) -
     return None
 
 
+def some_names(header: Sequence[str]) -> str:
+    """The first names of a header, for messages."""
+    return ", ".join(header[:_NAMES_SHOWN])
+
+
 def read_columns(
     path: str | Path,
     required: Mapping[str, Sequence[str]],
@@ -132,7 +137,7 @@ def read_columns(
         if index is None and column in required:
             raise BadData(
                 f"{path}, line 1: no column {names[0]!r} (any case); the header has "
-                f"{', '.join(header[:_NAMES_SHOWN])}"
+                f"{some_names(header)}"
             )
         table[column] = ["" if index is None else values[index].strip() for _, values in rows]
     if not rows:

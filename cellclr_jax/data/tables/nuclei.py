@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from cellclr_jax.data.columns import SYNONYMS
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.data.tables.csv import stream_rows
+from cellclr_jax.data.tables.csv import some_names, stream_rows
 from cellclr_jax.errors import BadData, BadUse
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
 # An image table may hold such columns for the mean of an image's objects: no nucleus lies there.
 _AGGREGATES = ("mean", "median", "stdev")
-# A header of CellProfiler's has hundreds of names; an error shows as many.
-_NAMES_SHOWN = 15
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class ObjectTable:
 
     def bad_header(self, reason: str) -> BadData:
         """The error that says what is wrong with the header, and what it has."""
-        header = ", ".join(self.names[:_NAMES_SHOWN])
-        return BadData(f"{self.path}, line 1: {reason}; the header has {header}")
+        return BadData(f"{self.path}, line 1: {reason}; the header has {some_names(self.names)}")
 
     def require_centers(self) -> None:
         """Raises BadData where the header names no centre, or those of several objects."""
@@ -128,10 +126,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-# The names a column goes by, in lower case.
-_PLATE = ("metadata_plate", "image_metadata_plate", "image_metadata_plate_dapi", "plate")
-_WELL = ("metadata_well", "image_metadata_well", "image_metadata_well_dapi", "well")
-_SITE = ("metadata_site", "image_metadata_site", "metadata_field", "image_metadata_field", "site")
+_PLACE = tuple(SYNONYMS[name] for name in ("plate", "well", "site"))
 _NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
 _FILE = re.compile(r"(?:image_)?filename_.+")
 _LOCATIONS = re.compile(r"(.+)-([^-]+)-nuclei\.csv", re.IGNORECASE)
@@ -140,7 +135,7 @@ _WELL_NAME = re.compile(r"([a-z]+)0*(\d+)", re.IGNORECASE)
 _SITE_NAME = re.compile(r"[a-z]*0*(\d+)(?:\.0*)?", re.IGNORECASE)
 _EXPECTED = (
     "columns Metadata_Plate, Metadata_Well and Metadata_Site, or FileName_<channel>, or "
-    "ImageNumber and a table *Image.csv beside it were expected"
+    "ImageNumber and a table *Image.csv next to it were expected"
 )
 
 # A field's centres (row, column), in the order of the table, each with its line there.
@@ -163,8 +158,8 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
         nucleus: `[<Object>_]Location_Center_X` and `..._Y` (or `AreaShape_Center_`), and what tells
         its field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
         image files in a column `FileName_<channel>`, or `ImageNumber`, with a table `*Image.csv`
-        beside it that has these columns. Names match whatever their case.
-      fields: fields of view, whose files are their channels.
+        next to it that has these columns. Names match whatever their case.
+      fields: fields of view.
 
     Returns:
       The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
@@ -207,7 +202,7 @@ def _from_locations(
     places = _by_place(fields)
     if len(places) < len(fields):
         raise BadUse(
-            f"{path}: locations are found by plate, well and site, which this source does not tell"
+            f"{path}: locations are found by plate, well and site, which this source does not have"
         )
     files = _location_files(
         [folders[plate] for plate in sorted({p for p, _, _ in places}) if plate in folders]
@@ -284,13 +279,13 @@ class _Finder:
         # With its plate, and without ('') for tables that tell none: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
         for index, field in enumerate(fields):
-            for file in field.files:
+            for file in field.file_names:
                 for plate in ("", field.plate):
-                    self._files.setdefault((plate, _file_name(file.name)), set()).add(index)
+                    self._files.setdefault((plate, _file_name(file)), set()).add(index)
 
     def rows_of(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
-        place = [table.column(names) for names in (_PLATE, _WELL, _SITE)]
+        place = [table.column(names) for names in _PLACE]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
         if None in place and not files:
             return None
@@ -323,7 +318,7 @@ class _Finder:
 
 
 def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
-    """The indices of the fields that the image table beside a table lists; what finds a row's."""
+    """The indices of the fields listed in the image table, and a function that finds a row's."""
     images = open_table(_image_table(table))
     locate = finder.rows_of(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
@@ -354,16 +349,16 @@ def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _L
 
 
 def _image_table(table: ObjectTable) -> Path:
-    """The image table of the same export: `MyExpt_Image.csv` beside `MyExpt_Nuclei.csv`."""
+    """The image table of the same export: `MyExpt_Image.csv` for `MyExpt_Nuclei.csv`."""
     if table.column(_NUMBERS[-1]) is None:
         raise table.bad_header(f"nothing tells a row's field: {_EXPECTED}")
     folder, name = table.path.parent, table.path.name.lower()
-    beside = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
+    others = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
     # The longest beginning that both names have is the export's.
-    same = [path for path in beside if name.startswith(path.name.lower().removesuffix("image.csv"))]
-    if not same and len(beside) != 1:
-        raise BadData(f"{table.path}: no table *Image.csv of its export beside it; {_EXPECTED}")
-    return max(same or beside, key=lambda path: len(path.name))
+    same = [path for path in others if name.startswith(path.name.lower().removesuffix("image.csv"))]
+    if not same and len(others) != 1:
+        raise BadData(f"{table.path}: no table *Image.csv of its export next to it; {_EXPECTED}")
+    return max(same or others, key=lambda path: len(path.name))
 
 
 def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:

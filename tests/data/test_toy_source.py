@@ -1,0 +1,107 @@
+"""A source of one's own is a class, a function and an entry in the registry."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from support.tiny_release import disc_field
+
+from cellclr_jax.data import dataset, sources
+from cellclr_jax.data.sources.source import CellGroup, Field, Source
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyField(Field):
+    """A field of four channels, drawn from a seed."""
+
+    seed: int
+
+    def read(self):
+        rng = np.random.default_rng(self.seed)
+        return np.stack([disc_field(rng, level=500 * (c + 1)) for c in range(4)], axis=-1)
+
+    def fingerprint(self):
+        return f"{self.name} {self.seed}"
+
+
+def toy_plates(request):
+    fields = [
+        ToyField(f"P1/A{n:02d}/s1", {"plate": "P1", "well": f"A{n:02d}"}, seed=n) for n in (1, 2)
+    ]
+    channels = ("er", "golgi", "hoechst", "actin")
+    return Source(fields, ("plate", "well"), channels, nuclei="hoechst")
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyCells(CellGroup):
+    """Given images of one channel, each of one brightness."""
+
+    def read(self, number):
+        return np.full((20, 30, 1), number, np.uint8)
+
+    def fingerprint(self):
+        return self.name
+
+
+def toy_cells(request):
+    group = ToyCells("cells/1", {"label": "x"}, ("a", "b", "c"))
+    return Source([group], ("label",), ("grey",), dtype="uint8")
+
+
+def add_to_registry():
+    sources.SOURCES["toy"] = sources.SourceEntry(
+        toy_plates, "toys", dataset="toys", flags=("crop_size", "min_area"), whole_fields=True
+    )
+    sources.SOURCES["toy_cells"] = sources.SourceEntry(
+        toy_cells, "toy cells", flags=("crop_size", "fit")
+    )
+
+
+def build(*flags):
+    """Runs this file: the build with the registry's two further entries."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    command = [sys.executable, __file__, *flags, "--workers=1"]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def test_plates_of_any_number_of_channels_become_a_dataset(tmp_path):
+    wanted = ("--source=toy", f"--data_dir={tmp_path}", "--crop_size=32")
+    result = build(*wanted)
+    assert result.returncode == 0, result.stderr
+    assert "2 fields: 0 without cells, 0 skipped" in result.stdout
+    path = dataset.find_dataset(tmp_path, "toys/all")
+    cells, images = dataset.read_cells(path), dataset.open_images(path)
+    assert cells["well"].tolist() == ["A01"] * 4 + ["A02"] * 4
+    field = ToyField("", {}, seed=2).read()
+    row, column = int(cells["y"][5] + 0.5) - 16, int(cells["x"][5] + 0.5) - 16
+    expected = field[row : row + 32, column : column + 32]
+    np.testing.assert_array_equal(images.read([5])[0], expected)
+    assert dataset.read_manifest(path)["image"]["channels"] == list(toy_plates(None).channels)
+    assert build(*wanted).stdout.startswith("already built: ")
+    wrong = build(*wanted, "--border=pad")
+    assert wrong.returncode == 2
+    assert "--border: --source=toy does not use it" in wrong.stderr
+    assert "--source=toy --input=DIR" in build("--help").stdout
+
+
+def test_single_cells_of_any_size_become_a_dataset(tmp_path):
+    result = build("--source=toy_cells", f"--data_dir={tmp_path}", "--crop_size=16")
+    assert result.returncode == 0, result.stderr
+    path = dataset.find_dataset(tmp_path, "single_cells/all")
+    assert dataset.read_cells(path)["cell_id"].tolist() == ["a", "b", "c"]
+    images = dataset.open_images(path).read([0, 1, 2])
+    assert images.shape == (3, 16, 16, 1)
+    assert images[:, 8, 8, 0].tolist() == [0, 1, 2]
+
+
+if __name__ == "__main__":
+    add_to_registry()
+    from cellclr_jax import build as binary
+    from cellclr_jax import cli
+
+    cli.run(binary.main, binary.help_text())
