@@ -26,11 +26,10 @@ from cellclr_jax.data.building.extraction import (
 )
 from cellclr_jax.data.illumination import IlluminationFit
 from cellclr_jax.data.quality.measures import measure_field
-from cellclr_jax.data.readers import read_planes
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
-from cellclr_jax.data.tables.bbbc021 import CHANNELS as RAW_CHANNELS
+from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation import (
     SimulatorSettings,
     simulate_release,
@@ -96,22 +95,22 @@ def worker_memory(process: psutil.Process) -> list[int]:
 def steps(release: Path) -> None:
     """Prints the milliseconds that each step takes for one field."""
     fields = open_source("raw", Request((release,))).fields[:STEPS_REPEATED]
-    settings = CropSettings(96, RAW_CHANNELS, RELEASE_COLUMNS)
+    settings = CropSettings(96, CHANNELS, RELEASE_COLUMNS)
     images = [field.read() for field in fields]
-    fit = IlluminationFit(RAW_CHANNELS)
+    fit = IlluminationFit(CHANNELS)
     for image in images:
         fit.add(image)
     light = fit.result()
     labels = [segmentation.segment_nuclei(image[..., 0]) for image in images]
     centers = [crops.nucleus_centers(one) for one in labels]
     print(f"cells a field: {np.mean([len(one) for one in centers]):.0f}; ms a field on one core:")
-    timed("read three zlib TIFFs", lambda i: read_planes(fields[i].files))
+    timed("read three zlib TIFFs", lambda i: fields[i].read())
     timed("add to the light's fit", lambda i: fit.add(images[i]))
     timed("correct the light", lambda i: light.apply(images[i]))
-    timed("measure quality", lambda i: measure_field(images[i], RAW_CHANNELS))
+    timed("measure quality", lambda i: measure_field(images[i], CHANNELS))
     timed("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))
     timed("cut crops", lambda i: crops.extract_crops(images[i], centers[i]))
-    timed("all, with records, light corrected", lambda i: extract_field(fields[i], settings, light))
+    timed("all, light corrected", lambda i: extract_field(fields[i], settings, light))
 
 
 def timed(what: str, step: Callable[[int], object]) -> None:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, IlluminationFit, block_means
-from cellclr_jax.data.tables.bbbc021 import CHANNELS as RAW_CHANNELS
+from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation.camera import (
     Optics,
     expose,
@@ -50,7 +50,7 @@ def main() -> None:
     known = block_means(np.round(10_000 * truth()[..., None]).astype(np.uint16))[..., 0]
     print(f"uneven before: {unevenness(known):.1f} %; left, in % of the light:")
     fits = {
-        (method, glow, count): IlluminationFit(RAW_CHANNELS, method)
+        (method, glow, count): IlluminationFit(CHANNELS, method)
         for method in METHODS
         for glow in (0.0, GLOW)
         for count in counts
@@ -66,9 +66,7 @@ def main() -> None:
                     fit.add(image.transpose(1, 2, 0))
     for (method, glow, count), fit in fits.items():
         left = [unevenness(known / gain) for gain in np.moveaxis(fit.result().gain, -1, 0)]
-        told = "  ".join(
-            f"{name} {value:4.1f}" for name, value in zip(RAW_CHANNELS, left, strict=True)
-        )
+        told = "  ".join(f"{name} {value:4.1f}" for name, value in zip(CHANNELS, left, strict=True))
         background = "lit as the cells" if glow else "the camera's"
         print(f"{method:<11}{count:4} fields, background {background:<17}{told}")
 

@@ -17,7 +17,7 @@ from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Field, Request
-from cellclr_jax.data.tables.bbbc021 import CHANNELS as RAW_CHANNELS
+from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.errors import BadData, BadUse
 
 MISSING = Path("Week1", "Week1_101", file_name("C03", 1, "w2", "Week1_101"))
@@ -200,4 +200,4 @@ class Failing(Field):
 def test_what_nobody_foresaw_names_the_field(error, kind, message):
     field = Failing("P1/B02/s1", {}, error)
     with pytest.raises(kind, match=message):
-        extract_field(field, CropSettings(24, RAW_CHANNELS, RELEASE_COLUMNS))
+        extract_field(field, CropSettings(24, CHANNELS, RELEASE_COLUMNS))

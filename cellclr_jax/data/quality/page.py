@@ -52,7 +52,7 @@ def write_quality_page(
     The same dataset gives the same page: one file, which loads nothing from anywhere.
 
     Args:
-      dataset_dir: see `index.find_dataset`.
+      dataset_dir: see `dataset.find_dataset`.
       illumination: [h, w, C] by plate, the light that was taken out of its images, relative to
         its mean; None or empty: the page does not speak of it.
 

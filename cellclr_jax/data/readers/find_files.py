@@ -535,7 +535,7 @@ def check_inputs(inputs: Sequence[Path]) -> None:
     if not inputs:
         raise BadUse(
             "--input=DIR is needed: the folder (or zip) that holds the images; "
-            "--source=raw --download fetches those of BBBC021"
+            "--download fetches those of BBBC021"
         )
     for path in inputs:
         if not path.exists():

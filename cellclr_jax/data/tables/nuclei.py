@@ -95,7 +95,7 @@ def open_table(path: Path) -> ObjectTable:
     """Reads the header of a table.
 
     Raises:
-      BadUse, BadData: see `csv_rows.stream_rows`; the rows raise BadData as they are read.
+      BadUse, BadData: see `csv.stream_rows`; the rows raise BadData as they are read.
     """
     rows = stream_rows(path)
     names = [name.strip().lower() for name in next(rows)[1]]
