@@ -50,8 +50,11 @@ class Progress:
         self._bar.close()
 
     def step(self, *, units: int = 1, cells: int = 0) -> None:
-        """Counts units that are done, and the cells that came of them where those are no units."""
-        before = _parts(self._done, self._total)
+        """Counts units that are done, and their cells if those are no units.
+
+        A negative number takes back earlier work, such as a download that begins anew.
+        """
+        before = max(_parts(self._done, self._total), 0)
         self._done += units
         self._cells += cells
         if self._cells:

@@ -16,7 +16,7 @@ def test_each_tenth_has_a_line(capsys):
 
 def test_bytes_are_scaled_and_may_be_taken_back(capsys):
     with Progress(1_000_000, True, unit="byte", task="downloaded", scaled=True) as progress:
-        for count in (500_000, -300_000, 800_000):
+        for count in (-200_000, 200_000, 500_000, -300_000, 800_000):
             progress.step(units=count)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [

@@ -209,26 +209,6 @@ def test_a_damaged_part_is_named(embedded, workdir, plates, tmp_path):
         embed_run(workdir, out=out, data_dir=plates, chunk_cells=CHUNK)
 
 
-def test_a_full_disk_leaves_what_is_done(embedded, workdir, plates, tmp_path, monkeypatch):
-    write = embed_dataset.write_table
-
-    def full(table, path, formats):
-        if str(path).endswith("part-00002"):
-            raise OSError(28, "No space left on device")
-        return write(table, path, formats)
-
-    monkeypatch.setattr(embed_dataset, "write_table", full)
-    settings = {"out": tmp_path / "out", "data_dir": plates, "chunk_cells": CHUNK}
-    with pytest.raises(OSError, match="No space left"):
-        embed_run(workdir, **settings)
-    assert len(list((tmp_path / "out" / "cells").iterdir())) == 2
-    monkeypatch.undo()
-    embed_run(workdir, **settings)
-    ours, theirs = cells_of(tmp_path / "out"), cells_of(embedded)
-    features = features_of(ours)
-    np.testing.assert_allclose(ours[features], theirs[features], rtol=1e-4, atol=1e-5)
-
-
 def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_path):
     out = shutil.copytree(embedded, tmp_path / "out")
     before = contents(out)
