@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-# Where the console is a file, progress is a line for each such part of the work.
+# If the console is a file, a line is printed for each such part of the work.
 _PROGRESS_LINES = 10
 
 
@@ -17,13 +17,13 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """A bar over units of work; lines where the console is a file.
+    """Shows a bar over units of work, or lines if the console is a file.
 
     Args:
       total: units of work.
       show: whether anything is shown.
-      unit: what they are, e.g. field.
-      task: what is done with them where it is not the only thing.
+      unit: name of one, e.g. field.
+      task: what is done with them, e.g. simulated.
     """
 
     def __init__(self, total: int, show: bool, *, unit: str = "field", task: str = "") -> None:
@@ -42,7 +42,7 @@ class Progress:
         self._bar.close()
 
     def step(self, *, units: int = 1, cells: int = 0) -> None:
-        """Counts units that are done, and the cells that came of them where those are no units."""
+        """Counts finished units, and the cells that they gave if those are not the units."""
         before = _parts(self._done, self._total)
         self._done += units
         self._cells += cells
@@ -62,13 +62,13 @@ class Progress:
 
 
 class FilesProgress:
-    """A bar over the bytes of all files and one for each that comes; lines where there is no bar.
+    """Shows a bar over the bytes of all files and one for each, or lines if the console is a file.
 
-    Threads may call it, each about files of its own.
+    Threads may call it, each for its own files.
 
     Args:
-      sizes: bytes of each file; 0 where they are not known.
-      there: bytes of each that are there already: they tell nothing of the rate.
+      sizes: bytes of each file; 0 if unknown.
+      there: bytes of each that exist already and do not count for the rate.
       show: whether anything is shown.
       task: what is done with the files.
     """
@@ -96,7 +96,7 @@ class FilesProgress:
                 bar.close()
 
     def reach(self, name: str, size: int) -> None:
-        """A file has so many bytes now, which may be fewer than before: it was begun anew."""
+        """Sets how many bytes a file has now; fewer than before if it was started again."""
         with self._lock:
             if name not in self._each:
                 self._each[name] = self._bar(name, self._sizes[name], self._reached[name])
@@ -107,7 +107,7 @@ class FilesProgress:
             self._print_line()
 
     def end(self, name: str) -> None:
-        """A file is done with: its bar goes."""
+        """Removes the bar of a finished file."""
         with self._lock:
             if name in self._each:
                 self._each.pop(name).close()
@@ -124,7 +124,7 @@ class FilesProgress:
         )
 
     def _print_line(self) -> None:
-        """Prints a line where a further part of the work is done."""
+        """Prints a line when a further part of the work is done."""
         done = sum(self._reached.values())
         before, self._most = self._most, max(self._most, done)
         if not self._lines or _parts(self._most, self._total) == _parts(before, self._total):
@@ -140,10 +140,10 @@ class FilesProgress:
 
 
 def _parts(done: int, total: int) -> int:
-    """How many of the parts that are told of are done."""
+    """Returns how many parts of the work are done."""
     return done * _PROGRESS_LINES // total
 
 
 def plural(count: int, what: str) -> str:
-    """Such as '1 cell', '2,000 cells'."""
+    """Returns e.g. '1 cell', '2,000 cells'."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -5,7 +5,8 @@
 A run of some hundred steps is killed, also while it saves, asked to end by SIGTERM, put on a full
 disk, robbed of its newest checkpoint or of a shard of its data, and shown a clock that jumps; after
 each fault the same command is given again. In the end its parameters are those of a run that was
-left alone, bit for bit, and so are its rows of metrics. Minutes; `tests/training/test_torture.py` is short.
+left alone, bit for bit, and so are its rows of metrics. Takes minutes; the short form is
+`tests/training/test_torture.py`.
 """
 
 import argparse
