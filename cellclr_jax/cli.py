@@ -1,4 +1,4 @@
-"""How every binary starts: flags are parsed, an error becomes one line and an exit status.
+"""Starts every binary: parses flags and turns an error into one line and an exit status.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -27,10 +27,10 @@ from cellclr_jax.errors import BadData, BadUse
 
 
 def keep_streams() -> None:
-    """Opens standard streams that are closed, and lets errors of stderr's reader pass.
+    """Opens closed standard streams, and ignores errors of writing to stderr.
 
-    A file that took the number of a closed stream would get what is printed there; and a terminal
-    that was closed, or `… 2>&1 | head`, would end hours of work for the sake of a progress line.
+    A file that took the number of a closed stream would get what is printed there; a closed
+    terminal, or `… 2>&1 | head`, would end hours of work because of a progress line.
     """
     for number in range(3):
         try:
@@ -48,19 +48,19 @@ def keep_streams() -> None:
 
 
 class _Forgiving:
-    """A stream that loses what it cannot write, and says nothing of it."""
+    """Discards what a stream cannot write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As a text stream's; what does not get through is lost."""
+        """Writes as a text stream does; discards what cannot be written."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As a text stream's."""
+        """Flushes as a text stream does."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -69,7 +69,7 @@ class _Forgiving:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep freed memory in the process instead of returning it to the system.
+    """Makes the C library keep freed memory in the process instead of returning it to the system.
 
     XLA's CPU backend allocates its buffers anew for each step. Returned pages would have to be
     cleared and mapped again, which takes about a seventh of the time of a small network's step.
@@ -86,24 +86,24 @@ _SECONDS_BETWEEN = 0.05
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """Raised by SIGTERM."""
 
     came = False
 
 
 def raise_at_sigterm() -> None:
-    """Has SIGTERM raise `Terminated` in the main thread, for good.
+    """Makes SIGTERM raise `Terminated` in the main thread, from now on.
 
-    An exception out of nowhere gets lost where Python drops it, as it does around imports, and an
-    extension that is being loaded may end by a fault. So it waits until nothing is being imported,
-    and comes again until somebody handles it; from then on it leaves in peace what is tidied up.
+    Python drops an asynchronous exception in some places, e.g. around imports, and an extension
+    that is being loaded may crash. So it is raised when nothing is being imported, again and again
+    until it is handled; from then on, cleaning up is not interrupted.
     """
     signal.signal(signal.SIGALRM, _raise)
     signal.signal(signal.SIGTERM, _raise)
 
 
 def stop_raising() -> None:
-    """What came was handled, or there is no more to come."""
+    """Stops raising `Terminated`, which was handled or cannot come any more."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -139,7 +139,7 @@ _MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0)}
 _MALLOC |= {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
 _PACKAGE = f"{__package__}."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a process of a job does differently (see `join_job`).
+# Set by `join_job` in a process of a job.
 _explain: Callable[[BaseException], str | None] = lambda error: None  # noqa: E731
 _leave: Callable[[int], NoReturn] = sys.exit
 
@@ -147,11 +147,11 @@ _leave: Callable[[int], NoReturn] = sys.exit
 def join_job(
     explain: Callable[[BaseException], str | None], leave: Callable[[int], NoReturn]
 ) -> None:
-    """Tells `run` that this process is one of several.
+    """Makes `run` report errors as one of several processes.
 
     Args:
-      explain: what an error says about the others, or None.
-      leave: ends a process that failed, with an exit status, when its error is printed.
+      explain: returns what an error says about the others, or None.
+      leave: ends a failed process with an exit status, once its error is printed.
     """
     global _explain, _leave
     _explain, _leave = explain, leave
@@ -161,9 +161,9 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     """Parses the command line, calls `main` and exits the process.
 
     Args:
-      main: what the binary does; it reads the parsed absl flags.
+      main: of the binary; it reads the parsed absl flags.
       doc: the binary's docstring, shown above the flags by `--help`.
-      arguments: the list flag that, where it is given, takes what is no flag, too.
+      arguments: a list flag that, if given, also takes the positional arguments.
     """
     keep_streams()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
@@ -171,7 +171,7 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     _parse(sys.argv, doc, arguments)
     keep_freed_memory()
     raise_at_sigterm()
-    if not FLAGS.debug:  # libraries' threads go on for a moment after an error, and fail likewise
+    if not FLAGS.debug:  # threads of libraries go on for a moment after an error, and fail, too
         sys.unraisablehook = lambda unraisable: None
         logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
@@ -183,7 +183,7 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     except BadUse as error:
         _fail(error, 2)
     except BrokenPipeError:
-        _fail("whoever read the output is gone", 1)
+        _fail("the reader of the output has ended", 1)
     except BadData as error:
         _fail(_explain(error) or error, 1)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -257,13 +257,13 @@ def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
 
 
 def _in_flag(message: str, argument: str) -> bool:
-    """Whether the setting that an error names, before all advice, is one that the flag names."""
+    """Whether the setting that an error names in its first line is one that the flag names."""
     words = re.findall(r"\w+", message.splitlines()[0] if message else "")
     return bool((set(words) - {"config"}) & set(re.findall(r"\w+", argument.partition("=")[0])))
 
 
 def _flags_help() -> str:
-    """The flags of the binary, and of the modules of this package that it takes flags from."""
+    """Lists the flags of the binary and of the modules of this package that it imports."""
     own = [name for name in FLAGS.flags_by_module_dict() if name.startswith(_PACKAGE)]
     return "\n".join([*(FLAGS.module_help(name) for name in own), FLAGS.main_module_help()])
 

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-# Where the console is a file, progress is a line for each such part of the work.
+# If the console is a file, a line is printed for each such part of the work.
 _PROGRESS_LINES = 10
 
 
@@ -15,13 +15,13 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """A bar over units of work; lines where the console is a file.
+    """Shows a bar over units of work, or lines if the console is a file.
 
     Args:
       total: units of work.
       show: whether anything is shown.
-      unit: what they are, e.g. field.
-      task: what is done with them where it is not the only thing.
+      unit: name of one, e.g. field.
+      task: what is done with them, e.g. simulated.
       scaled: whether amounts are written as 1.20M instead of 1,200,000.
     """
 

@@ -30,7 +30,7 @@ _SECONDS_TO_MEET = 1800
 # A process that fails waits so long for others that fail likewise, e.g. for a wrong setting: JAX
 # would end them for its sake.
 _SECONDS_TO_PART = 20.0
-# What collectives, the coordination service and its barriers say where a process is gone.
+# Errors of collectives, the coordination service and its barriers when a process has ended.
 _PEER_GONE = re.compile(
     r"gloo|nccl|coordination|heartbeat|barrier|socket closed|connection (reset|closed|refused)"
     r"|DEADLINE_EXCEEDED|UNAVAILABLE",
@@ -39,7 +39,7 @@ _PEER_GONE = re.compile(
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """A one-dimensional mesh over the devices of all processes.
+    """Returns a one-dimensional mesh over the devices of all processes.
 
     Args:
       devices: takes only the first ones (for tests on one process); None takes all.
@@ -54,7 +54,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
 
 
 def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh over these devices, those of a process beside each other.
+    """Returns the mesh over these devices, with those of a process next to each other.
 
     `jax.make_mesh` would follow the torus of a TPU pod slice, to and fro between its hosts. The
     rows of a host are to be one piece of the whole (see `to_global`).
@@ -64,12 +64,12 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """The first axis divided among the devices."""
+    """Returns the sharding with the first axis divided among the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -103,7 +103,7 @@ def to_host(tree: Any) -> Any:
 
 
 def round_up(rows: int, mesh: Mesh) -> int:
-    """The smallest multiple of the mesh's size that holds so many rows."""
+    """Returns the smallest multiple of the mesh's size that is not below `rows`."""
     return math.ceil(rows / mesh.size) * mesh.size
 
 
@@ -139,16 +139,16 @@ def use_all_cores(cells: int) -> None:
 def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
     """Joins this process with the others of its job.
 
-    TPU pod slices, Slurm and Open MPI tell each process its place; elsewhere the environment does:
+    TPU pod slices, Slurm and Open MPI give each process its place; elsewhere the environment does:
     JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES, JAX_PROCESS_ID.
-    From now on an error ends this process at once, whatever the others are waiting for, and one
-    that comes of another's end says so.
+    From now on an error ends this process at once, whatever the others are waiting for, and an
+    error that another process's end caused says so. JAX may end this process itself, by SIGABRT.
 
     Args:
       heartbeat_seconds: a process that is silent for so long ends the job.
 
     Raises:
-      BadUse: nothing tells this process its place, or what does is no number.
+      BadUse: this process has no place, or one that is no number.
     """
     count, rank = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     place: dict[str, Any] = {}
@@ -164,13 +164,13 @@ def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
     except ValueError as error:
         raise BadUse(
             f"--distributed: {str(error).rstrip('.')}. Outside of TPU slices, Slurm and Open MPI, "
-            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell a "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID give a "
             "process its place"
         ) from error
 
 
 def lost_peer(error: BaseException | None) -> str | None:
-    """One line that says that another process is gone, where an error comes of that."""
+    """Returns a line if an error was caused by the end of another process."""
     while error is not None:
         message = " ".join(str(error).split())
         if not isinstance(error, BadUse) and _PEER_GONE.search(message):
@@ -183,7 +183,7 @@ def lost_peer(error: BaseException | None) -> str | None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends this process without JAX's own way out, which waits minutes for the others."""
+    """Ends this process without JAX's own exit, which waits minutes for the others."""
     goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     goodbye.start()
     goodbye.join(_SECONDS_TO_PART)
@@ -201,7 +201,7 @@ _MOST_BYTES = 4 << 30
 def keep_compiled_programs(choice: str | None) -> None:
     """Has JAX store compiled programs on the disk and reuse stored ones.
 
-    Whatever goes wrong here costs time and nothing else.
+    Whatever fails here costs only time.
 
     Args:
       choice: a folder, or `off`; None takes JAX_COMPILATION_CACHE_DIR where that is set, else a
@@ -231,7 +231,7 @@ def keep_compiled_programs(choice: str | None) -> None:
 
 
 def _folder() -> Path:
-    """The user's own, for this kind of processor: a program of another one may end this one."""
+    """Returns the user's folder for this kind of processor: programs of another one may crash."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     kind = platform.machine()
     with contextlib.suppress(OSError):

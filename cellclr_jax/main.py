@@ -3,7 +3,7 @@
 python -m cellclr_jax.main --config=configs/simclr.py [--workdir=DIR] [--config.a.b=value …]
                            [--compilation_cache=DIR|off] [--profile=STEPS] [--wandb=PROJECT]
 
-Run again with the same work directory, it goes on from the newest checkpoint. Ctrl-C, SIGTERM
+Run again with the same work directory, it resumes from the newest checkpoint. Ctrl-C, SIGTERM
 and SIGHUP save first. The settings are those of cellclr_jax/default_config.py.
 """
 
@@ -31,11 +31,11 @@ PROFILE = flags.DEFINE_integer(
     "Traces so many steps, after the first few, into <workdir>/profile: 5 are plenty.",
     lower_bound=0,
 )
-WANDB = flags.DEFINE_string("wandb", None, "A project of Weights & Biases that is told as well.")
+WANDB = flags.DEFINE_string("wandb", None, "Also logs to this project of Weights & Biases.")
 
 
 def workdir_flag() -> str:
-    """The work directory, named after the config's file where no flag names it."""
+    """Returns the work directory, by default named after the config's file."""
     return _WORKDIR.value or f"runs/{cli.config_name()}"
 
 

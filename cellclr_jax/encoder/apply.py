@@ -84,7 +84,7 @@ def _as_it_started(
     settings = {**config.init, "step": start["step"]}
     try:
         found = read_initial_weights(settings, config.model.encoder, random, encoding.cells)
-        if found is None or found.told() != start:
+        if found is None or found.provenance() != start:
             raise BadData(f"{settings['workdir']} holds other weights now")
     except (BadUse, BadData) as error:
         say(f"note: untrained is a random encoder, since its start is gone: {error}")

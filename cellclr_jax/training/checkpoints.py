@@ -1,4 +1,4 @@
-"""Checkpoints of a run by Orbax: saved, restored, compared, moved aside where they are damaged."""
+"""Saves and restores the checkpoints of a run with Orbax, and moves damaged ones aside."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
-    """Shapes of a tree's leaves by their path, such as `params/encoder/Dense_0/kernel`.
+    """Returns the shapes of a tree's leaves by path, e.g. `params/encoder/Dense_0/kernel`.
 
     Args:
       tree: of arrays or of what describes them.
@@ -44,11 +44,11 @@ def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
 
 
 def differences(there: Shapes, here: Shapes) -> str:
-    """What differs in one line, the first few of each kind; '' where nothing does.
+    """Describes in one line how shapes differ, the first few of each kind; '' if equal.
 
     Args:
       there: of a checkpoint.
-      here: of what it is to be read into.
+      here: of the state it is to be read into.
     """
     common = there.keys() & here.keys()
     kinds = {
@@ -71,18 +71,18 @@ def _listed(names: list[str]) -> str:
 
 
 METRIC = "validation_loss"
-"""What ranks a checkpoint."""
+"""Ranks checkpoints."""
 # Orbax writes a file of this name in a folder of this name.
 _METRICS = "metrics"
-# An error of TensorStore holds pages of its internals.
+# Errors of TensorStore contain pages of its internals.
 _MESSAGE_LENGTH = 240
 
 
 def loss_of(checkpoint: epath.Path) -> float | None:
-    """The validation loss that a checkpoint was saved with; None where it is not ranked.
+    """Reads the validation loss that a checkpoint was saved with; None if it is not ranked.
 
     Raises:
-      ValueError: it cannot be read. That a file is out of reach is another error, and may pass.
+      ValueError: it cannot be read. An OSError, e.g. of a network disk, may be temporary.
     """
     file = checkpoint / _METRICS / _METRICS
     if not file.parent.exists():
@@ -97,7 +97,7 @@ def loss_of(checkpoint: epath.Path) -> float | None:
 
 
 def known_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
-    """The validation losses, by step, of the checkpoints that are ranked and tell theirs."""
+    """Reads the validation losses of ranked checkpoints, by step; skips unreadable ones."""
     losses = {}
     for step in steps:
         with contextlib.suppress(ValueError):
@@ -107,7 +107,7 @@ def known_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float
 
 
 def move_aside(path: epath.Path, aside: epath.Path) -> None:
-    """Moves a folder into another one, under a name that is not yet taken there."""
+    """Moves a folder into another one, under a name that is free there."""
     aside.mkdir(parents=True, exist_ok=True)
     name = path.name
     names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
@@ -126,7 +126,7 @@ def unranked(directory: epath.Path) -> list[int]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message; of a long one both ends, since the reason often comes last."""
+    """Returns the first line of a message; both ends of a long one: the reason often comes last."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -135,7 +135,7 @@ def first_line(error: Exception) -> str:
 
 
 def not_written(folder: str, error: Exception) -> str:
-    """What is said of a checkpoint that could not be written."""
+    """Describes a checkpoint that could not be written."""
     free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
     return (
         f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
@@ -158,12 +158,12 @@ class Checkpoints:
     """The checkpoints in one folder, each named by its step.
 
     Args:
-      directory: where they lie; made where it is not.
-      keep_every: keeps one every so many steps beside the last and the best; 0 keeps none.
-      read_only: neither writes nor clears anything, so that a run may go on in the folder.
+      directory: of the checkpoints; created if missing.
+      keep_every: also keeps one every so many steps, besides the last and the best; 0: none.
+      read_only: neither writes nor deletes anything, so that a run may go on in the folder.
 
     Attributes:
-      unranked: steps of checkpoints that were moved aside, since their loss cannot be read.
+      unranked: steps of checkpoints that were moved aside: their loss cannot be read.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                # Who only reads may find one whose metrics are damaged, and wants another.
+                # A reader may find one whose metrics are damaged, and needs another.
                 lightweight_initialize=read_only,
                 best_fn=None if read_only else lambda metrics: metrics[METRIC],
                 best_mode="min",
@@ -203,7 +203,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps of all finished checkpoints, ascending."""
+        """Returns the steps of all finished checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -219,13 +219,13 @@ class Checkpoints:
         Args:
           step: the state's step.
           state: a tree of arrays over the mesh; it may be donated right after.
-          progress: a JSON object: what beside the state a run needs to go on.
+          progress: a JSON object: what a run needs to resume, besides the state.
           validation_loss: ranks the checkpoint; None leaves it unranked.
 
         Raises:
           BadData: Orbax refused, since there is one of this step or a later one.
         """
-        # Training forbids transfers that nobody asked for; these are asked for.
+        # Training forbids implicit transfers; these are intended.
         with jax.transfer_guard("allow"), self._named_failure():
             saved = self._manager.save(
                 step,
@@ -244,8 +244,8 @@ class Checkpoints:
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any], list[int]] | None:
         """Restores the newest checkpoint that can be read, and moves later, unreadable ones aside.
 
-        Their steps will be taken and saved again; nothing is deleted, since what could not be read
-        today may only have been out of reach.
+        Their steps will be trained and saved again. Nothing is deleted: the disk may only be
+        unavailable for a while.
 
         Args:
           template: a tree like the state, of arrays or shapes with dtypes and shardings.
@@ -276,7 +276,7 @@ class Checkpoints:
         return None
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What beside the state a checkpoint holds, as it was saved.
+        """Reads the progress that a checkpoint was saved with.
 
         Raises:
           BadData: it cannot be read.
@@ -293,17 +293,17 @@ class Checkpoints:
         return progress
 
     def newest_progress(self) -> dict[str, Any] | None:
-        """The progress of the newest checkpoint that has a readable one; None where none has."""
+        """Reads the newest readable progress; None if there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(BadData):
                 return self.progress(step)
         return None
 
     def find(self, which: str) -> int:
-        """The step that `last`, `best` (by validation loss) or a number names.
+        """Returns the step that `last`, `best` (by validation loss) or a number names.
 
         Raises:
-          BadUse: there is no such checkpoint; the message lists those that are there.
+          BadUse: there is no such checkpoint; the message lists the existing ones.
         """
         steps = self.steps()
         if not steps:
@@ -355,7 +355,7 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
 
     def wait(self) -> None:
-        """Returns when all saves have reached the disk.
+        """Waits until all saves have reached the disk.
 
         Raises:
           BadData: one of them did not.
@@ -378,7 +378,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _named_failure(self) -> Iterator[None]:
-        """Tells of a save that failed, often in the background, in one line."""
+        """Raises the error of a failed save, perhaps an earlier one in the background."""
         try:
             yield
         except (MemoryError, BadData):
@@ -387,7 +387,7 @@ class Checkpoints:
             raise BadData(not_written(self.directory, error)) from error
 
     def _unreadable(self, step: int, error: Exception) -> BadData:
-        """What is raised where a checkpoint that was asked for cannot be read."""
+        """Returns the error for a requested checkpoint that cannot be read."""
         others = ", ".join(str(other) for other in self.steps() if other != step)
         return BadData(
             f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
@@ -395,7 +395,7 @@ class Checkpoints:
         )
 
     def _set_aside_unranked(self) -> list[int]:
-        """The first process moves them; all wait until it has."""
+        """Moves unranked checkpoints aside in the first process, while all others wait."""
         directory = epath.Path(self.directory)
         mine = jax.process_index() == 0 and directory.is_dir()
         moved = unranked(directory) if mine else []
@@ -405,7 +405,7 @@ class Checkpoints:
         return moved
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Moves checkpoints into the folder `unreadable` beside, under names not yet taken."""
+        """Moves checkpoints into the folder `unreadable`, under free names."""
         aside = epath.Path(self.directory).parent / _ASIDE
         for step in steps:
             if jax.process_index() == 0:
@@ -426,7 +426,7 @@ class Checkpoints:
         parts: Iterable[str] | None = None,
         advice: str = _OF_ANOTHER,
     ) -> None:
-        """Raises BadUse where a checkpoint's state, or parts of it, are of another tree."""
+        """Raises BadUse if a checkpoint's state, or parts of it, have another tree."""
         path = epath.Path(self.directory) / str(step) / _STATE
         there = ocp.StandardCheckpointHandler().metadata(path).tree
         if told := differences(shapes(there, parts), here):
@@ -436,5 +436,5 @@ class Checkpoints:
 
 
 def _abstract(template: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
+    """Returns the shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

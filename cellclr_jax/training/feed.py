@@ -1,4 +1,4 @@
-"""Minibatches on the devices before a step asks for them, made by a thread."""
+"""Puts minibatches on the devices ahead of the training step, in a thread."""
 
 import queue
 import threading
@@ -19,12 +19,12 @@ _SECONDS_TO_CLOSE = 60.0
 
 
 class Data(Protocol):
-    """An iterator of minibatches that can tell where it is, such as Grain's."""
+    """An iterator of minibatches with a position that can be saved, such as Grain's."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` goes on from."""
+        """Returns the position, from which `set_state` resumes."""
 
 
 class Fed(NamedTuple):
@@ -33,7 +33,7 @@ class Fed(NamedTuple):
     Attributes:
       arrays: [B, …] by name, divided by rows among the devices.
       position: the data iterator's state right after it. A checkpoint of the step that trains on
-        it holds this one, however far ahead the iterator is by then.
+        it stores this one, however far ahead the iterator is by then.
     """
 
     arrays: dict[str, jax.Array]
@@ -44,8 +44,8 @@ class Feed:
     """Takes minibatches from an iterator, in order, and puts them on the devices ahead of time.
 
     Args:
-      data: gives this process's share of each minibatch (see `sharding.to_global`); nobody else
-        uses it from now on.
+      data: gives this process's share of each minibatch (see `devices.to_global`); must not be
+        used elsewhere from now on.
       mesh: the devices.
     """
 
@@ -57,18 +57,18 @@ class Feed:
         self._thread.start()
 
     def next(self, running: Any = None) -> tuple[Fed, float]:
-        """The next minibatch.
+        """Returns the next minibatch.
 
         Args:
-          running: results of the newest step that was started. Where no minibatch is ready, they
+          running: results of the newest step that was started. If no minibatch is ready, they
             are waited for first: until then the devices had work.
 
         Returns:
-          (the minibatch, seconds in which the devices stood still for want of it).
+          (the minibatch, seconds in which the devices were idle because of it).
 
         Raises:
           BadData: there is none.
-          Whatever else the iterator raised, now that the minibatches before are used.
+          Whatever else the iterator raised, once the earlier minibatches are used.
         """
         if self._ready.empty():
             jax.block_until_ready(running)

@@ -1,4 +1,4 @@
-"""Weights that training starts from: parts of a checkpoint of another work directory."""
+"""Reads initial weights from a checkpoint of another work directory."""
 
 import contextlib
 import hashlib
@@ -20,12 +20,12 @@ from cellclr_jax.training.checkpoints import (
 )
 
 START = "start"
-"""In the progress of a run's checkpoints: what it started from (see `InitialWeights.told`)."""
+"""Key in the progress of a run's checkpoints: its start (see `InitialWeights.provenance`)."""
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a run starts from in the place of random weights.
+    """Weights that a run starts from instead of random ones.
 
     Attributes:
       parts: {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" where that is
@@ -37,11 +37,11 @@ class InitialWeights:
     step: int
 
     def in_place_of(self, variables: Variables) -> Variables:
-        """Variables in which these take the place of what was there."""
+        """Returns the variables with these parts replaced."""
         return {kind: {**tree, **self.parts.get(kind, {})} for kind, tree in variables.items()}
 
-    def told(self) -> dict[str, Any]:
-        """The step, and the SHA-256 of the weights: the same step may hold others one day."""
+    def provenance(self) -> dict[str, Any]:
+        """Returns the step and the SHA-256 of the weights, to detect that they were replaced."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self.parts):
             digest.update(np.asarray(jax.device_get(leaf)).tobytes())
@@ -51,7 +51,7 @@ class InitialWeights:
 def read_initial_weights(
     settings: Mapping[str, Any], encoder: str, variables: Variables, cells: Cells
 ) -> InitialWeights | None:
-    """Reads what a run starts from.
+    """Reads the initial weights that a config names.
 
     Args:
       settings: `config.init`.
@@ -60,10 +60,10 @@ def read_initial_weights(
       cells: the dataset that will be trained on.
 
     Returns:
-      None where weights are random.
+      None for random weights.
 
     Raises:
-      BadUse: there is no such checkpoint, or it is of another architecture or other channels.
+      BadUse: there is no such checkpoint, or it has another architecture or other channels.
       BadData: it cannot be read.
     """
     if not settings["workdir"]:
@@ -91,7 +91,7 @@ def read_initial_weights(
 
 
 def _open(workdir: epath.Path) -> Checkpoints:
-    """The checkpoints of a work directory that has some."""
+    """Opens the checkpoints of a work directory; BadUse if it has none."""
     if (workdir / CHECKPOINTS).is_dir():
         checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, read_only=True)
         if checkpoints.steps():

@@ -149,7 +149,7 @@ class _Run:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
         self.initial = initial
         # Goes into the progress of each checkpoint.
-        self.start = None if initial is None else initial.told()
+        self.start = None if initial is None else initial.provenance()
         self.workdir, self.began = workdir, began
         self.config = experiment.config
         self.program = compile_program(experiment, mesh)

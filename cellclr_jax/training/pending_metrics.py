@@ -1,4 +1,4 @@
-"""Metrics that stay on the devices until they are logged, and the profiler's trace."""
+"""Keeps metrics on the devices until they are logged; traces steps with the profiler."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class NotFinite(Exception):
 
 
 class Pending:
-    """Keeps metrics of steps until they are asked for."""
+    """Keeps the metrics of steps until they are fetched."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, Metrics]] = []
@@ -52,7 +52,7 @@ class Pending:
           Python floats by name, none where there was no step.
 
         Raises:
-          NotFinite: which step it was that went wrong first.
+          NotFinite: names the first step that went wrong.
         """
         kept, self._kept = self._kept, []
         if not kept:
@@ -64,7 +64,7 @@ class Pending:
 
 
 def check_finite(step: int, metrics: Mapping[str, Any], kind: str = "") -> None:
-    """Raises NotFinite where something that decides about the parameters is not finite."""
+    """Raises NotFinite if a metric that reflects the parameters is not finite."""
     for name in _FINITE:
         if name in metrics and not math.isfinite(metrics[name]):
             what = f"{kind}{name.replace('_', ' ')}"
@@ -72,7 +72,7 @@ def check_finite(step: int, metrics: Mapping[str, Any], kind: str = "") -> None:
 
 
 def mean(fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of metrics by name."""
+    """Returns the means of metrics by name."""
     return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
 
 
@@ -102,13 +102,13 @@ class Trace:
             say("the first step is traced, too: there it compiles, and no more are left")
 
     def before(self, step: int) -> None:
-        """Begins, where a step is the first one to trace."""
+        """Starts the trace before the first step to trace."""
         if self._folder is not None and step == self._begin:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, metrics: Any) -> None:
-        """Ends, where a step is the last one to trace, and says how to look at it.
+        """Ends the trace after the last step to trace, and prints how to open it.
 
         Args:
           step: that was started.

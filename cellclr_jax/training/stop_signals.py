@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and to end, at a step that all of its processes agree on."""
+"""Handles signals that ask a run to save and end, at a step that all its processes agree on."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SI
 
 
 class Interrupted(Exception):
-    """A signal asked for an end; the state was saved.
+    """Raised after a signal, when the state is saved.
 
     Attributes:
       number: of the signal.
@@ -28,13 +28,13 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Keeps SIGTERM, Ctrl-C and SIGHUP from ending a run at once.
+    """Notes SIGTERM, Ctrl-C and SIGHUP (a closed terminal) instead of ending the run at once.
 
-    A second Ctrl-C does. SIGHUP comes where a terminal is closed.
+    A second Ctrl-C ends it at once.
 
     Yields:
-      A function that every process calls after each step, with its number: the signal since which
-      the run is to end now, or None. Where another process has it, that is SIGTERM.
+      A function that every process calls after each step, with its number: the signal for which
+      the run must end now, or None. If another process received it, SIGTERM.
     """
     came: list[signal.Signals] = []
     several = jax.process_count() > 1

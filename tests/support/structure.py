@@ -28,6 +28,7 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
+@cache
 def imported(path: Path, *, lazy: bool = True) -> set[str]:
     """Dotted names that a file imports, modules and names of modules alike."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
