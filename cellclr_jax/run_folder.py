@@ -19,15 +19,7 @@ from cellclr_jax import default_config
 from cellclr_jax.console import plural
 from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.errors import BadUse
-from cellclr_jax.files import (
-    IN_USE,
-    TRAINING,
-    differences,
-    is_local,
-    locked,
-    read_json,
-    write_json,
-)
+from cellclr_jax.files import IN_USE, TRAINING, differences, is_local, locked, read_json, write_json
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints, unranked
 
 CONFIG = "config.json"

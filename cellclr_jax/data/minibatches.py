@@ -16,10 +16,7 @@ import pandas as pd
 
 from cellclr_jax.data import dataset
 from cellclr_jax.data.columns import CONTROL
-from cellclr_jax.data.splits import (
-    epoch_cells,
-    epoch_order,
-)
+from cellclr_jax.data.splits import epoch_cells, epoch_order
 from cellclr_jax.errors import BadUse
 
 # Minibatches that are read ahead of the one in use; each may hold hundreds of megabytes.

@@ -25,14 +25,8 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.profiles import sites_of
 from cellclr_jax.run_folder import check_channels
-from cellclr_jax.training.checkpoints import (
-    CHECKPOINTS,
-    Checkpoints,
-)
-from cellclr_jax.training.initial_weights import (
-    START,
-    read_initial_weights,
-)
+from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from cellclr_jax.training.initial_weights import START, read_initial_weights
 
 # Cells of a minibatch; forward passes alone, so that it fits wherever training does.
 MINIBATCH = 512

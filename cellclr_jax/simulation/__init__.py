@@ -22,10 +22,7 @@ import numpy as np
 
 from cellclr_jax import files
 from cellclr_jax.console import Progress
-from cellclr_jax.data.building.workers import (
-    map_in_order,
-    usable_cores,
-)
+from cellclr_jax.data.building.workers import map_in_order, usable_cores
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
 from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation import release

@@ -9,10 +9,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from cellclr_jax.simulation.phenotypes import (
-    UNTREATED,
-    Phenotype,
-)
+from cellclr_jax.simulation.phenotypes import UNTREATED, Phenotype
 
 MOA_PHENOTYPES: dict[str, Phenotype] = {
     # Severed actin: stress fibres gone, bright aggregates, the body shrinks to branches.

@@ -11,23 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from cellclr_jax.simulation.population import (
-    Cell,
-    Population,
-    draw_cells,
-)
-from cellclr_jax.simulation.shapes import (
-    ANGLE_BIN,
-    DISTANCE,
-    GRID_HALF,
-    INTERPHASE,
-    window,
-)
-from cellclr_jax.simulation.structures import (
-    CELL_EDGE,
-    NUCLEUS_EDGE,
-    paint_structures,
-)
+from cellclr_jax.simulation.population import Cell, Population, draw_cells
+from cellclr_jax.simulation.shapes import ANGLE_BIN, DISTANCE, GRID_HALF, INTERPHASE, window
+from cellclr_jax.simulation.structures import CELL_EDGE, NUCLEUS_EDGE, paint_structures
 from cellclr_jax.simulation.textures import TextureBank
 
 TOUCHING = 1.08  # radii; neighbours whose outlines come as near as this share a junction

@@ -25,11 +25,7 @@ from cellclr_jax.simulation.mechanisms import (
     compound_name,
     compound_phenotype,
 )
-from cellclr_jax.simulation.phenotypes import (
-    UNTREATED,
-    dose_effect,
-    towards,
-)
+from cellclr_jax.simulation.phenotypes import UNTREATED, dose_effect, towards
 from cellclr_jax.simulation.population import Population
 
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))

@@ -17,12 +17,7 @@ from cellclr_jax.data.columns import CONTROL
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
 from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation.painter import PaintedField
-from cellclr_jax.simulation.plate_layout import (
-    SimulatorSettings,
-    Well,
-    field_streams,
-    treatments,
-)
+from cellclr_jax.simulation.plate_layout import SimulatorSettings, Well, field_streams, treatments
 from cellclr_jax.simulation.shapes import STATES
 
 CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted

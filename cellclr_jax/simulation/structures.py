@@ -6,19 +6,8 @@ Each function returns a layer of [h, w] float32 in camera counts above the backg
 import numpy as np
 
 from cellclr_jax.simulation.population import Cell
-from cellclr_jax.simulation.shapes import (
-    APOPTOTIC,
-    DISTANCE,
-    INTERPHASE,
-    MITOTIC,
-    Box,
-)
-from cellclr_jax.simulation.textures import (
-    NOISE_SIZE,
-    ORIENTATIONS,
-    STAMP_HALF,
-    TextureBank,
-)
+from cellclr_jax.simulation.shapes import APOPTOTIC, DISTANCE, INTERPHASE, MITOTIC, Box
+from cellclr_jax.simulation.textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF, TextureBank
 
 # Brightness of an untreated structure, in camera counts above the background, from the real crops.
 DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 4150.0, 1550.0, 4000.0

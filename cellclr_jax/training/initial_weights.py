@@ -14,10 +14,7 @@ from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.encoder.load import Variables
 from cellclr_jax.errors import BadUse
 from cellclr_jax.run_folder import check_channels, read_config
-from cellclr_jax.training.checkpoints import (
-    CHECKPOINTS,
-    Checkpoints,
-)
+from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 
 START = "start"
 """Key in the progress of a run's checkpoints: its start (see `InitialWeights.provenance`)."""

@@ -16,22 +16,10 @@ from cellclr_jax.console import say
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local
-from cellclr_jax.run_folder import (
-    as_json,
-    describe_dataset,
-    open_run,
-    write_config,
-)
-from cellclr_jax.training.checkpoints import (
-    CHECKPOINTS,
-    Checkpoints,
-)
+from cellclr_jax.run_folder import as_json, describe_dataset, open_run, write_config
+from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.feed import Feed
-from cellclr_jax.training.initial_weights import (
-    START,
-    InitialWeights,
-    read_initial_weights,
-)
+from cellclr_jax.training.initial_weights import START, InitialWeights, read_initial_weights
 from cellclr_jax.training.log import RunLog
 from cellclr_jax.training.log.collapse import CollapseWatch
 from cellclr_jax.training.pending_metrics import (
@@ -49,14 +37,8 @@ from cellclr_jax.training.setup import (
     state_template,
     validation_minibatches,
 )
-from cellclr_jax.training.step import (
-    Metrics,
-    TrainState,
-)
-from cellclr_jax.training.stop_signals import (
-    Interrupted,
-    stop_signals_noted,
-)
+from cellclr_jax.training.step import Metrics, TrainState
+from cellclr_jax.training.stop_signals import Interrupted, stop_signals_noted
 from cellclr_jax.training.view_pictures import view_grid
 
 

@@ -16,19 +16,12 @@ from cellclr_jax import devices
 from cellclr_jax.console import say
 from cellclr_jax.data import minibatches
 from cellclr_jax.data.columns import is_control
-from cellclr_jax.encoder.apply import (
-    MINIBATCH,
-    compile_embedding,
-)
+from cellclr_jax.encoder.apply import MINIBATCH, compile_embedding
 from cellclr_jax.encoder.load import CellEncoder, Variables
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling import evaluation, profiles
 from cellclr_jax.profiling.profiles import has_treatments, sites_of
-from cellclr_jax.profiling.single_cells import (
-    Sample,
-    draw_sample,
-    evaluate_cells,
-)
+from cellclr_jax.profiling.single_cells import Sample, draw_sample, evaluate_cells
 from cellclr_jax.training.setup import Experiment
 
 # The subset's crops stay in the memory of the hosts: 19,000 of 96×96×3 in 16 bits.

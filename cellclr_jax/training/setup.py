@@ -15,10 +15,7 @@ from jax.sharding import Mesh
 
 from cellclr_jax import devices
 from cellclr_jax.augment import OPERATIONS, view_keys
-from cellclr_jax.data import (
-    minibatches,
-    splits,
-)
+from cellclr_jax.data import minibatches, splits
 from cellclr_jax.encoder.load import CellEncoder, make_cell_encoder, make_objective, plain
 from cellclr_jax.encoder.preprocessing import IN_UNIT_RANGE
 from cellclr_jax.errors import BadUse

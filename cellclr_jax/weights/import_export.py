@@ -14,13 +14,7 @@ from etils import epath
 from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import (
-    IN_USE,
-    TRAINING,
-    file_sha256,
-    is_local,
-    locked,
-)
+from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
@@ -30,16 +24,8 @@ from cellclr_jax.run_folder import (
     read_config,
     write_config,
 )
-from cellclr_jax.training.checkpoints import (
-    CHECKPOINTS,
-    Checkpoints,
-)
-from cellclr_jax.weights.files import (
-    check_output,
-    not_written,
-    read_entries,
-    write_entries,
-)
+from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from cellclr_jax.weights.files import check_output, not_written, read_entries, write_entries
 from cellclr_jax.weights.torch_names import (
     Layout,
     Network,

@@ -16,10 +16,7 @@ import numpy as np
 import scipy.ndimage
 import skimage.transform
 
-from cellclr_jax import (
-    augment,
-    devices,
-)
+from cellclr_jax import augment, devices
 
 # One view on the host of a generator and an image.
 View = Callable[[np.random.Generator, np.ndarray], np.ndarray]

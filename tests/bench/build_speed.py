@@ -20,20 +20,14 @@ import numpy as np
 import psutil
 
 from cellclr_jax.data import crops, segmentation
-from cellclr_jax.data.building.extraction import (
-    CropSettings,
-    extract_field,
-)
+from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.illumination import IlluminationFit
 from cellclr_jax.data.quality.measures import measure_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
-from cellclr_jax.simulation import (
-    SimulatorSettings,
-    simulate_release,
-)
+from cellclr_jax.simulation import SimulatorSettings, simulate_release
 
 BBBC021_FIELDS = 13_200
 STEPS_REPEATED = 10

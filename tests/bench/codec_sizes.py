@@ -27,11 +27,7 @@ from simulated_cells import build_simulated
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cellclr_jax.data import dataset
-from cellclr_jax.simulation.camera import (
-    READ_NOISE,
-    SHOT_NOISE,
-    Optics,
-)
+from cellclr_jax.simulation.camera import READ_NOISE, SHOT_NOISE, Optics
 
 READER = "readahead_buffer_size:0,max_parallelism:0"
 SECONDS = 1.0  # that a rate is measured, at least

@@ -19,10 +19,7 @@ from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, IlluminationFit, block_means
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
-from cellclr_jax.simulation.camera import (
-    Optics,
-    expose,
-)
+from cellclr_jax.simulation.camera import Optics, expose
 
 SIDE = 1024
 VIGNETTE, TILT = 0.4, (0.3, -0.2)

@@ -33,10 +33,7 @@ from skimage.segmentation import watershed
 
 from cellclr_jax.data import segmentation
 from cellclr_jax.data.segmentation import segment_nuclei
-from cellclr_jax.simulation.camera import (
-    Optics,
-    expose,
-)
+from cellclr_jax.simulation.camera import Optics, expose
 from cellclr_jax.simulation.painter import paint_field
 from cellclr_jax.simulation.phenotypes import UNTREATED
 from cellclr_jax.simulation.population import Population

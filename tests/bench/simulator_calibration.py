@@ -26,10 +26,7 @@ from skimage.measure import label, regionprops
 
 from cellclr_jax.simulation import simulate_release
 from cellclr_jax.simulation.camera import expose
-from cellclr_jax.simulation.painter import (
-    PaintedField,
-    paint_field,
-)
+from cellclr_jax.simulation.painter import PaintedField, paint_field
 from cellclr_jax.simulation.plate_layout import (
     SimulatorSettings,
     Well,

@@ -55,12 +55,7 @@ def ours(case: Case, dtype: str) -> tuple[Step, float]:
     from cellclr_jax.models import make_model
     from cellclr_jax.objectives.nt_xent import NTXent
     from cellclr_jax.training import optimizers
-    from cellclr_jax.training.step import (
-        Learner,
-        TrainState,
-        init_state,
-        make_train_step,
-    )
+    from cellclr_jax.training.step import Learner, TrainState, init_state, make_train_step
 
     norm = "batch" if case.norm else "none"
     settings = {"norm": norm} if case.encoder == "cnn" else None

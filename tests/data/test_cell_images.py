@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellclr_jax.data.readers import (
-    cell_shape,
-    formats,
-    read_cell,
-    read_planes,
-)
+from cellclr_jax.data.readers import cell_shape, formats, read_cell, read_planes
 from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.errors import BadData
 

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cellclr_jax.data.cell_masks import (
-    crop_masks,
-    zero_elsewhere,
-)
+from cellclr_jax.data.cell_masks import crop_masks, zero_elsewhere
 from cellclr_jax.data.crops import extract_crops, fits, nucleus_centers
 
 # The last one touches its neighbour, and two lie at the field's border.

@@ -7,16 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.tiny_release import (
-    PLATES,
-    write_crops,
-    write_release,
-)
+from support.tiny_release import PLATES, write_crops, write_release
 
-from cellclr_jax.data.building.extraction import (
-    CropSettings,
-    extract_field,
-)
+from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request

@@ -14,12 +14,7 @@ import pytest
 from support.tiny_release import PLATES, PREFIX, write_release, zip_plates
 
 from cellclr_jax.data.readers import find_files, read_planes
-from cellclr_jax.data.readers.find_files import (
-    ImageFile,
-    check_zip,
-    find_tiffs,
-    read_member,
-)
+from cellclr_jax.data.readers.find_files import ImageFile, check_zip, find_tiffs, read_member
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData

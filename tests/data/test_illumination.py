@@ -20,10 +20,7 @@ from cellclr_jax.data.illumination import (
 )
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.simulation.camera import (
-    Optics,
-    expose,
-)
+from cellclr_jax.simulation.camera import Optics, expose
 
 CHANNELS = ("dna", "tubulin", "actin")
 SIDE, FIELDS = 512, 40

@@ -21,12 +21,8 @@ from array_record.python import array_record_module
 from support.tiny_dataset import CELLS, SHARDS, random_images, write_dataset
 from tensorflow_datasets.proto import tf_example_pb2
 
-from cellclr_jax.data import (
-    dataset as datasets,
-)
-from cellclr_jax.data import (
-    unpacked_images,
-)
+from cellclr_jax.data import dataset as datasets
+from cellclr_jax.data import unpacked_images
 from cellclr_jax.errors import BadData, BadUse
 
 ROOT = Path(__file__).parents[2]

@@ -17,10 +17,7 @@ from cellclr_jax.data.quality.measures import (
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.readers import read_planes
 from cellclr_jax.data.readers.find_files import ImageFile
-from cellclr_jax.simulation.camera import (
-    Optics,
-    expose,
-)
+from cellclr_jax.simulation.camera import Optics, expose
 from cellclr_jax.simulation.phenotypes import UNTREATED
 from cellclr_jax.simulation.population import Population
 

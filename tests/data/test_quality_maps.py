@@ -18,11 +18,7 @@ from support.quality_content import (
 from cellclr_jax.data.quality import plate_maps
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.page import render_page
-from cellclr_jax.data.quality.plate_maps import (
-    lay_out,
-    parse_wells,
-    row_name,
-)
+from cellclr_jax.data.quality.plate_maps import lay_out, parse_wells, row_name
 from cellclr_jax.pages import UNKNOWN
 
 

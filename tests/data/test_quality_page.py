@@ -12,10 +12,7 @@ from plotly.offline import get_plotlyjs
 from support.headless import open_page
 from support.quality_content import CHANNELS, fields_table, make_content, words_of
 
-from cellclr_jax.data.dataset import (
-    find_dataset,
-    read_manifest,
-)
+from cellclr_jax.data.dataset import find_dataset, read_manifest
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.page import render_page, write_quality_page
 from cellclr_jax.errors import BadData

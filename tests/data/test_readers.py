@@ -9,12 +9,7 @@ import tifffile
 from support.tiny_release import file_name, write_crops, write_release
 
 from cellclr_jax.data import readers
-from cellclr_jax.data.readers import (
-    ImageFile,
-    crop_shape,
-    read_cell,
-    read_planes,
-)
+from cellclr_jax.data.readers import ImageFile, crop_shape, read_cell, read_planes
 from cellclr_jax.data.readers.find_files import find_tiffs
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request

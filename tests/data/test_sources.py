@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.tiny_release import (
-    PLATES,
-    file_name,
-    write_crops,
-    write_csv,
-    write_release,
-)
+from support.tiny_release import PLATES, file_name, write_crops, write_csv, write_release
 
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source

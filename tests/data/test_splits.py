@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellclr_jax.data.splits import (
-    hashed_share,
-    training_rows,
-)
+from cellclr_jax.data.splits import hashed_share, training_rows
 from cellclr_jax.errors import BadUse
 
 IDS = np.array([f"Week1_101/B02/s1/{n}" for n in range(20_000)])

@@ -7,10 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from cellclr_jax.data.building import workers
-from cellclr_jax.data.building.workers import (
-    map_in_order,
-    usable_cores,
-)
+from cellclr_jax.data.building.workers import map_in_order, usable_cores
 from cellclr_jax.errors import BadData
 
 

@@ -3,10 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.encoder.baselines import (
-    FEATURES,
-    count_profiles,
-)
+from cellclr_jax.encoder.baselines import FEATURES, count_profiles
 
 
 def wells(counts, compounds=None, plates=None):

@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from cellclr_jax.encoder.preprocessing import (
-    normalize,
-    standardize,
-)
+from cellclr_jax.encoder.preprocessing import normalize, standardize
 
 
 @pytest.fixture

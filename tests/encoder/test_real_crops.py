@@ -28,10 +28,7 @@ from threadpoolctl import threadpool_limits
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling.correction import tvn, whiten
 from cellclr_jax.profiling.measures.across_plates import retrieve
-from cellclr_jax.profiling.single_cells.probes import (
-    NEIGHBOURS,
-    probe,
-)
+from cellclr_jax.profiling.single_cells.probes import NEIGHBOURS, probe
 
 TESTS = Path(__file__).parents[1]
 CONFIG = """

@@ -12,14 +12,8 @@ from support.tiny_dataset import CELLS, random_images, write_dataset
 
 from cellclr_jax import devices
 from cellclr_jax import eval as eval_binary
-from cellclr_jax.data import (
-    dataset,
-    minibatches,
-)
-from cellclr_jax.encoder import (
-    apply,
-    evaluate_run,
-)
+from cellclr_jax.data import dataset, minibatches
+from cellclr_jax.encoder import apply, evaluate_run
 from cellclr_jax.encoder.baselines import intensity_statistics
 from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.errors import BadData, BadUse

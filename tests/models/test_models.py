@@ -9,12 +9,7 @@ from flax.traverse_util import flatten_dict
 from cellclr_jax import devices
 from cellclr_jax.models import cpu_kernels, make_model
 from cellclr_jax.models import cpu_kernels as ways_to_convolve
-from cellclr_jax.models.cpu_kernels import (
-    convolution,
-    convolve,
-    max_pool_2x2,
-    max_pool_3x3,
-)
+from cellclr_jax.models.cpu_kernels import convolution, convolve, max_pool_2x2, max_pool_3x3
 
 # Parameters of torchvision's models without the classification layer (published totals less fc).
 TORCHVISION = {

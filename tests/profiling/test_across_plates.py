@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.profiling.measures.across_plates import (
-    PERMUTATIONS,
-    across_plates,
-    retrieve,
-)
+from cellclr_jax.profiling.measures.across_plates import PERMUTATIONS, across_plates, retrieve
 
 
 def layout(plates=4, treatments=5, wells=1):

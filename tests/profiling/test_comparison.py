@@ -15,10 +15,7 @@ from cellclr_jax.profiling import report
 from cellclr_jax.profiling.comparison import compare
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Options, Protocol
-from cellclr_jax.profiling.report.comparison_page import (
-    print_comparison,
-    render_comparison,
-)
+from cellclr_jax.profiling.report.comparison_page import print_comparison, render_comparison
 
 
 def wells(noise, seed=0):

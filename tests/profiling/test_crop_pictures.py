@@ -5,11 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.report_samples import (
-    Images,
-    make_cells,
-    make_wells,
-)
+from support.report_samples import Images, make_cells, make_wells
 
 from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
@@ -25,10 +21,7 @@ def test_crops_show_every_plate_then_every_well_before_a_second_cell():
     assert strip.crops == 8
     assert {p.split()[0] for p in strip.places} == {"P", "Q", "R"}
     assert len(set(strip.places)) == 6
-    from cellclr_jax.profiling.report.crop_pictures import (
-        _choose,
-        _places_of,
-    )
+    from cellclr_jax.profiling.report.crop_pictures import _choose, _places_of
 
     three = _choose(_places_of(cells.table), np.arange(30), 3, ("c", 1.0), 0)
     assert set(cells.table["plate"].iloc[three]) == {"P", "Q", "R"}

@@ -5,9 +5,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling import (
-    tables,
-)
+from cellclr_jax.profiling import tables
 from cellclr_jax.profiling.evaluation import Protocol, evaluate
 from cellclr_jax.profiling.report import metrics_json
 

@@ -5,9 +5,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling import (
-    moa,
-)
+from cellclr_jax.profiling import moa
 
 FEATURES = ["f_a", "f_b", "f_c", "f_d"]
 

@@ -9,11 +9,7 @@ from scipy.special import log_softmax
 
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling.single_cells import probes
-from cellclr_jax.profiling.single_cells.folds import (
-    choose_groups,
-    folds_of,
-    stratified_subset,
-)
+from cellclr_jax.profiling.single_cells.folds import choose_groups, folds_of, stratified_subset
 from cellclr_jax.profiling.single_cells.probes import probe
 
 

@@ -7,10 +7,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling import (
-    feature_columns,
-    tables,
-)
+from cellclr_jax.profiling import feature_columns, tables
 
 
 def plain(count=12):

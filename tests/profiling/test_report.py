@@ -17,12 +17,8 @@ from plotly.offline import get_plotlyjs
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report import (
-    figures,
-)
-from cellclr_jax.profiling.report import (
-    folder as evaluation_folder,
-)
+from cellclr_jax.profiling.report import figures
+from cellclr_jax.profiling.report import folder as evaluation_folder
 
 
 def wells(seed=0, weeks=3, moas=4, shift=0.0):

@@ -5,25 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from support.report_samples import (
-    CLOSING,
-    HOSTILE,
-    make_history,
-    make_wells,
-)
+from support.report_samples import CLOSING, HOSTILE, make_history, make_wells
 
-from cellclr_jax.pages import (
-    flatten,
-    label,
-    script_json,
-)
+from cellclr_jax.pages import flatten, label, script_json
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report import (
-    treatments,
-    verdict,
-)
+from cellclr_jax.profiling.report import treatments, verdict
 from cellclr_jax.profiling.report.dose_series import dose_series
 from cellclr_jax.profiling.report.score_charts import (
     compare_corrections,

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.profiling.measures.reproducibility import (
-    DRAWS,
-    null_medians,
-    reproducibility,
-)
+from cellclr_jax.profiling.measures.reproducibility import DRAWS, null_medians, reproducibility
 
 
 def noise(seed, treatments, replicates, dims=32):

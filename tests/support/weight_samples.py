@@ -10,12 +10,7 @@ from support.drawn_weights import drawn
 
 from cellclr_jax import default_config
 from cellclr_jax.weights.import_export import import_weights
-from cellclr_jax.weights.torch_names import (
-    Network,
-    slots,
-    to_entries,
-    to_variables,
-)
+from cellclr_jax.weights.torch_names import Network, slots, to_entries, to_variables
 
 ROOT = Path(__file__).parents[2]
 SMALL = Network("cnn", 3, "published", (8, 8), "batch", (8, 16))

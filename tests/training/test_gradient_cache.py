@@ -7,10 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cellclr_jax.training.gradient_cache import (
-    encode_in_pieces,
-    value_and_grad,
-)
+from cellclr_jax.training.gradient_cache import encode_in_pieces, value_and_grad
 
 ROWS, WIDTH = 24, 16
 

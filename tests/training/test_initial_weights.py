@@ -11,14 +11,8 @@ from cellclr_jax import devices
 from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.apply import restore
 from cellclr_jax.errors import BadUse
-from cellclr_jax.training import (
-    loop,
-    setup,
-)
-from cellclr_jax.training.initial_weights import (
-    InitialWeights,
-    read_initial_weights,
-)
+from cellclr_jax.training import loop, setup
+from cellclr_jax.training.initial_weights import InitialWeights, read_initial_weights
 from cellclr_jax.training.setup import make_experiment
 
 

@@ -13,10 +13,7 @@ from support.training_runs import checkpoints, crash_at, rows
 
 from cellclr_jax import devices as sharding
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.training import (
-    loop,
-    setup,
-)
+from cellclr_jax.training import loop, setup
 from cellclr_jax.training.checkpoints import Checkpoints
 from cellclr_jax.training.setup import make_experiment
 

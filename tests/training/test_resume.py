@@ -16,10 +16,7 @@ from support.training_runs import checkpoints, crash_at, rows, same
 from cellclr_jax import devices as sharding
 from cellclr_jax.encoder import evaluate_run
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import (
-    TRAINING,
-    locked,
-)
+from cellclr_jax.files import TRAINING, locked
 from cellclr_jax.profiling.evaluation import Protocol
 from cellclr_jax.training import loop
 from cellclr_jax.training.checkpoints import Checkpoints

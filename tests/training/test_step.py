@@ -19,10 +19,7 @@ from cellclr_jax.encoder.preprocessing import Preprocessing
 from cellclr_jax.errors import BadUse
 from cellclr_jax.models import make_model
 from cellclr_jax.objectives import nt_xent
-from cellclr_jax.training import (
-    loop,
-    optimizers,
-)
+from cellclr_jax.training import loop, optimizers
 from cellclr_jax.training.setup import compile_program, make_experiment
 from cellclr_jax.training.step import (
     Learner,

@@ -30,22 +30,11 @@ from support.weight_samples import (
 
 from cellclr_jax import default_config
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import (
-    TRAINING,
-    file_sha256,
-    locked,
-)
-from cellclr_jax.run_folder import (
-    open_run,
-    read_config,
-    write_config,
-)
+from cellclr_jax.files import TRAINING, file_sha256, locked
+from cellclr_jax.run_folder import open_run, read_config, write_config
 from cellclr_jax.training.checkpoints import Checkpoints
 from cellclr_jax.weights.import_export import export_weights
-from cellclr_jax.weights.torch_names import (
-    shapes_of,
-    to_variables,
-)
+from cellclr_jax.weights.torch_names import shapes_of, to_variables
 
 
 @pytest.fixture(scope="module")

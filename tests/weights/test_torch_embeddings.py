@@ -9,12 +9,7 @@ import pytest
 from support.drawn_weights import drawn, images
 
 from cellclr_jax.models import make_model
-from cellclr_jax.weights.torch_names import (
-    Network,
-    recognise,
-    slots,
-    to_variables,
-)
+from cellclr_jax.weights.torch_names import Network, recognise, slots, to_variables
 
 RECORDED = Path(__file__).parents[1] / "support" / "recorded" / "torch_embeddings.npz"
 TOLERANCE = 1e-4

@@ -11,12 +11,7 @@ import pandas as pd
 
 from cellclr_jax.console import plural
 from cellclr_jax.data.columns import COLUMNS
-from cellclr_jax.data.dataset import (
-    open_images,
-    read_cells,
-    read_fields,
-    read_manifest,
-)
+from cellclr_jax.data.dataset import open_images, read_cells, read_fields, read_manifest
 from cellclr_jax.data.quality import summary
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates

@@ -9,17 +9,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from cellclr_jax.data.readers.find_files import (
-    ImageFile,
-    check_regular,
-    read_member,
-)
-from cellclr_jax.data.readers.formats import (
-    FORMATS,
-    Stored,
-    check_bytes,
-    check_tiff,
-)
+from cellclr_jax.data.readers.find_files import ImageFile, check_regular, read_member
+from cellclr_jax.data.readers.formats import FORMATS, Stored, check_bytes, check_tiff
 from cellclr_jax.errors import BadData
 
 # How the channels of a cell lie in its file: along an axis, or as tiles from left to right.

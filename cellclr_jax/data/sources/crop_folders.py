@@ -9,10 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.console import plural
-from cellclr_jax.data.readers import (
-    crop_shape,
-    read_some,
-)
+from cellclr_jax.data.readers import crop_shape, read_some
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
 from cellclr_jax.data.sources.plates import (
     RELEASE_COLUMNS,

@@ -13,25 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cellclr_jax.data.readers.find_files import (
-    cell_ids,
-    list_cells,
-)
-from cellclr_jax.data.sources.single_cells import (
-    Cell,
-    check_plates,
-    make_source,
-    tabled_cells,
-)
-from cellclr_jax.data.sources.source import (
-    Request,
-    Source,
-)
-from cellclr_jax.data.tables.cells import (
-    CELL_COLUMNS,
-    CellTable,
-    read_cell_table,
-)
+from cellclr_jax.data.readers.find_files import cell_ids, list_cells
+from cellclr_jax.data.sources.single_cells import Cell, check_plates, make_source, tabled_cells
+from cellclr_jax.data.sources.source import Request, Source
+from cellclr_jax.data.tables.cells import CELL_COLUMNS, CellTable, read_cell_table
 from cellclr_jax.errors import BadData, BadUse
 
 _TABLE = "sc-metadata.csv"

@@ -4,25 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cellclr_jax.data.columns import COLUMNS
-from cellclr_jax.data.readers.find_files import (
-    cell_ids,
-    list_cells,
-)
+from cellclr_jax.data.readers.find_files import cell_ids, list_cells
 from cellclr_jax.data.readers.formats import FORMATS
-from cellclr_jax.data.sources.single_cells import (
-    Cell,
-    check_plates,
-    make_source,
-    tabled_cells,
-)
-from cellclr_jax.data.sources.source import (
-    Request,
-    Source,
-)
-from cellclr_jax.data.tables.cells import (
-    CellTable,
-    read_cell_table,
-)
+from cellclr_jax.data.sources.single_cells import Cell, check_plates, make_source, tabled_cells
+from cellclr_jax.data.sources.source import Request, Source
+from cellclr_jax.data.tables.cells import CellTable, read_cell_table
 from cellclr_jax.data.tables.csv import some_names, stream_rows
 from cellclr_jax.errors import BadUse
 

@@ -8,11 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.data.columns import COLUMNS, is_control
-from cellclr_jax.data.readers.find_files import (
-    ImageFile,
-    check_inputs,
-    find_tiffs,
-)
+from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
 from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import CHANNELS, IMAGE_CSV, MOA_CSV

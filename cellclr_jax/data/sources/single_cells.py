@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cellclr_jax.console import plural
-from cellclr_jax.data.readers import (
-    MOST_CHANNELS,
-    cell_shape,
-    read_some,
-)
-from cellclr_jax.data.readers.find_files import (
-    CellFile,
-    CellFinder,
-    ImageFile,
-)
-from cellclr_jax.data.sources.plates import (
-    named,
-    some_of,
-)
+from cellclr_jax.data.readers import MOST_CHANNELS, cell_shape, read_some
+from cellclr_jax.data.readers.find_files import CellFile, CellFinder, ImageFile
+from cellclr_jax.data.sources.plates import named, some_of
 from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
 from cellclr_jax.errors import BadData, BadUse

@@ -17,23 +17,10 @@ from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Options
 from cellclr_jax.profiling.report import figures
 from cellclr_jax.profiling.report.crop_pictures import Pictures
-from cellclr_jax.profiling.report.folder import (
-    METRICS,
-    REPORT,
-    close_room,
-    make_room,
-    write_file,
-)
-from cellclr_jax.profiling.report.metrics_json import (
-    describe,
-    describe_protocol,
-)
+from cellclr_jax.profiling.report.folder import METRICS, REPORT, close_room, make_room, write_file
+from cellclr_jax.profiling.report.metrics_json import describe, describe_protocol
 from cellclr_jax.profiling.report.page import render_report
-from cellclr_jax.profiling.single_cells import (
-    CellEvaluation,
-    cell_table,
-    describe_cells,
-)
+from cellclr_jax.profiling.single_cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.single_cells.probes import TITLES
 
 

@@ -14,11 +14,7 @@ from sklearn.manifold import TSNE
 from cellclr_jax.console import plural
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
-from cellclr_jax.profiling.moa import (
-    BATCH_SEPARATOR,
-    Score,
-    batch_order,
-)
+from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
 
 COLOURS = (
     "#0072B2",

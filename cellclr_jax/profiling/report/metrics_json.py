@@ -6,11 +6,7 @@ from dataclasses import asdict
 
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
-from cellclr_jax.profiling.moa import (
-    Score,
-    batch_set,
-    single_batch_moas,
-)
+from cellclr_jax.profiling.moa import Score, batch_set, single_batch_moas
 from cellclr_jax.profiling.protocol import FITTED_ON_ALL
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells

@@ -7,21 +7,11 @@ from importlib import resources
 import pandas as pd
 
 from cellclr_jax.pages import flatten, script_json
-from cellclr_jax.pages.crop_strips import (
-    CROP,
-    channel_style,
-    composite,
-    shown_side,
-)
+from cellclr_jax.pages.crop_strips import CROP, channel_style, composite, shown_side
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.report import verdict
 from cellclr_jax.profiling.report.crop_pictures import Pictures
-from cellclr_jax.profiling.report.dose_series import (
-    HEIGHT,
-    WIDTH,
-    Series,
-    dose_series,
-)
+from cellclr_jax.profiling.report.dose_series import HEIGHT, WIDTH, Series, dose_series
 from cellclr_jax.profiling.report.metrics_json import mapping
 from cellclr_jax.profiling.report.score_charts import (
     cell_tables,

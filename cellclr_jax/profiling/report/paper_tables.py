@@ -13,10 +13,7 @@ import pandas as pd
 
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
-from cellclr_jax.profiling.report.folder import (
-    METRICS,
-    write_file,
-)
+from cellclr_jax.profiling.report.folder import METRICS, write_file
 
 ROWS = "rows.tsv"
 """What the runs are: no header, tab-separated; further columns are for whoever wrote it."""

@@ -9,19 +9,9 @@ import pandas as pd
 from cellclr_jax.pages import base_layout, flatten, label
 from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.report.figures import COLOURS
-from cellclr_jax.profiling.report.metrics_json import (
-    is_undefined,
-    mapping,
-    pair,
-    real,
-)
+from cellclr_jax.profiling.report.metrics_json import is_undefined, mapping, pair, real
 from cellclr_jax.profiling.report.treatments import KINDS, SYMBOLS
-from cellclr_jax.profiling.report.verdict import (
-    count_words,
-    percent_words,
-    profile_sets,
-    score_of,
-)
+from cellclr_jax.profiling.report.verdict import count_words, percent_words, profile_sets, score_of
 from cellclr_jax.profiling.single_cells.probes import TITLES
 
 _ROW_HEIGHT, _FRAME_HEIGHT = 26, 110

@@ -8,11 +8,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.console import plural
-from cellclr_jax.pages import (
-    SCALE,
-    label,
-    number,
-)
+from cellclr_jax.pages import SCALE, label, number
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.moa import (
@@ -24,11 +20,7 @@ from cellclr_jax.profiling.moa import (
 )
 from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report.figures import (
-    COLOURS,
-    place_treatments,
-    why_no_map,
-)
+from cellclr_jax.profiling.report.figures import COLOURS, place_treatments, why_no_map
 
 SHOWN = 3
 KINDS = ("nsc", "nscb")

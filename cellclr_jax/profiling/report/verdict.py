@@ -2,12 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cellclr_jax.profiling.report.metrics_json import (
-    is_undefined,
-    mapping,
-    pair,
-    real,
-)
+from cellclr_jax.profiling.report.metrics_json import is_undefined, mapping, pair, real
 from cellclr_jax.profiling.report.treatments import KINDS
 from cellclr_jax.profiling.single_cells.probes import TITLES
 

@@ -13,23 +13,10 @@ from etils import epath
 from cellclr_jax.files import is_local
 from cellclr_jax.objectives import Metric
 from cellclr_jax.training.log import metrics_file
-from cellclr_jax.training.log.console import (
-    Console,
-    Pace,
-)
-from cellclr_jax.training.log.metrics_file import (
-    METRICS,
-    Names,
-    Rows,
-)
-from cellclr_jax.training.log.tensorboard import (
-    TENSORBOARD,
-    TensorBoard,
-)
-from cellclr_jax.training.log.wandb import (
-    WandB,
-    check_installed,
-)
+from cellclr_jax.training.log.console import Console, Pace
+from cellclr_jax.training.log.metrics_file import METRICS, Names, Rows
+from cellclr_jax.training.log.tensorboard import TENSORBOARD, TensorBoard
+from cellclr_jax.training.log.wandb import WandB, check_installed
 
 # In the row for which `advice` had a warning.
 _WARNED = "collapse_warning"
