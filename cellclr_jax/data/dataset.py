@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.image_store import ImageSource, ShardImages
-from cellclr_jax.data.sources import BBBC021, how_to_build
 from cellclr_jax.data.unpacked_images import map_images
 from cellclr_jax.errors import BadData, BadUse
 
 MANIFEST = "manifest.json"
 CELLS = "cells.parquet"
 FIELDS = "fields.parquet"
+# The dataset that a configuration without a builder belongs to.
+DATASET = "bbbc021"
 # How images are read: unpacked one by one; or from a file of plain pixels, which the first use
 # writes.
 ACCESS = ("shards", "mapped")
@@ -59,6 +60,8 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
     versions = _versions(Path(data_dir) / builder / config)
     if versions:
         return versions[-1]
+    from cellclr_jax.data.sources import how_to_build  # what reads a dataset needs no source
+
     there = _datasets(Path(data_dir))
     more = f" and {len(there) - _DATASETS_NAMED} more" if len(there) > _DATASETS_NAMED else ""
     listed = f"; there is {', '.join(there[:_DATASETS_NAMED])}{more}" if there else ""
@@ -70,7 +73,7 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
 
 def _split_name(name: str) -> tuple[str, str]:
     """The builder and configuration that a dataset's name tells; BadUse where it tells none."""
-    parts = name.split("/") if "/" in name else [BBBC021, name]
+    parts = name.split("/") if "/" in name else [DATASET, name]
     if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
         raise BadUse(
             f"dataset {name!r}: annotated, all or <builder>/<config> was expected, such as "

@@ -110,17 +110,21 @@ class _InFiles(ImageGroup):
 
     @property
     def absent(self) -> str:
+        """Names the missing files."""
         missing = [file.name for file in self.files if not file.path]
         return f"no file {', '.join(missing)}" if missing else ""
 
     @property
     def file_names(self) -> tuple[str, ...]:
+        """The names of all files."""
         return tuple(file.name for file in self.files)
 
     def fingerprint(self) -> str:
+        """Names with sizes and times, or checksums in a zip."""
         return "\n".join(file.stamp() for file in self.files)
 
     def contents(self) -> tuple[str, ...]:
+        """Names and sizes of the existing files."""
         return tuple(f"{file.name} {file.size()}" for file in self.files if file.path)
 
 
