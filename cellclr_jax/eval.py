@@ -173,9 +173,9 @@ def main() -> None:
         if FLAGS[name].present:
             raise BadUse(f"--{name} says nothing beside --{given[0]}")
     if given[0] == "compare":
-        for flag in FLAGS.flags_by_module_dict()[__name__]:
-            if flag.present and flag.name not in _OF_A_COMPARISON:
-                raise BadUse(f"--{flag.name} says nothing beside --compare")
+        for name in FLAGS:
+            if FLAGS[name].present and name not in _OF_A_COMPARISON:
+                raise BadUse(f"--{name} says nothing beside --compare")
     if FLAGS.out == "":
         raise BadUse("--out=: the name of a folder was expected")
     _INPUTS[given[0]]()
@@ -288,7 +288,7 @@ _ONLY_WITH = {
     "profiles": ("image_csv", "moa_csv"),
 }
 # Flags of a comparison; all else was decided when the runs were evaluated.
-_OF_A_COMPARISON = ("compare", "out")
+_OF_A_COMPARISON = ("compare", "out", "debug")
 
 if __name__ == "__main__":
     cli.run(main, __doc__, arguments="compare")
