@@ -186,7 +186,8 @@ def main() -> None:
         if FLAGS[name].present:
             raise BadUse(f"--{name} says nothing beside --{given[0]}")
     if given[0] == "compare":
-        for flag in FLAGS.flags_by_module_dict()[__name__]:
+        # Not by `__name__`: absl calls the module that is run by its file.
+        for flag in FLAGS.flags_by_module_dict()[FLAGS.find_module_defining_flag("compare")]:
             if flag.present and flag.name not in _OF_A_COMPARISON:
                 raise BadUse(f"--{flag.name} says nothing beside --compare")
     if FLAGS.out == "":

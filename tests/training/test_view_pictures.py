@@ -8,6 +8,7 @@ import pytest
 from support.tiny_dataset import SIDE, random_images, write_dataset
 from support.tiny_run import get_config
 
+from cellclr_jax import devices
 from cellclr_jax.augment import two_views
 from cellclr_jax.training import view_pictures
 from cellclr_jax.training.setup import make_experiment
@@ -37,8 +38,8 @@ def experiment(tmp_path):
     return make
 
 
-def grid(experiment, devices=2):
-    mesh = devices.make_mesh(devices)
+def grid(experiment, count=2):
+    mesh = devices.make_mesh(count)
     minibatch = devices.to_global(mesh, experiment.cells.read(np.arange(16)))
     key = jax.jit(lambda: jax.random.key(5), out_shardings=devices.replicated(mesh))()
     with jax.transfer_guard("disallow"):  # as in the training loop
@@ -92,8 +93,8 @@ def test_without_augmentations_all_views_are_the_crop(experiment):
 
 def test_any_number_of_devices_draws_the_same(experiment):
     made = experiment()
-    first, _, _ = grid(made, devices=2)
-    second, _, _ = grid(made, devices=4)
+    first, _, _ = grid(made, count=2)
+    second, _, _ = grid(made, count=4)
     assert np.abs(first.astype(int) - second).max() <= 1
 
 
