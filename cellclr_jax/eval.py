@@ -13,7 +13,8 @@ Several evaluated runs in one table, and on one page where there is an --out:
   python -m cellclr_jax.eval --compare RUN RUN … [--out=DIR]
 
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
-and figures, of single cells cells.parquet. An evaluation with other settings that is there is kept.
+and figures, of single cells cells.parquet. An existing evaluation is replaced by one with the same
+settings, and by one with others only with --overwrite.
 """
 
 import hashlib
@@ -62,9 +63,10 @@ flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles
 flags.DEFINE_string(
     "out",
     None,
-    "Where to write; by default <workdir>/eval/<step>. An evaluation that is there is replaced by "
-    "one with the same settings, and kept in earlier/<number> beside one with others.",
+    "Where to write; by default <workdir>/eval/<step>. An existing evaluation with the same "
+    "settings is replaced.",
 )
+flags.DEFINE_bool("overwrite", False, "Replaces an evaluation with other settings, too.")
 flags.DEFINE_enum(
     "standardize",
     "none",
@@ -187,7 +189,7 @@ def main() -> None:
             raise BadUse(f"--{name} says nothing beside --{given[0]}")
     if given[0] == "compare":
         # Not by `__name__`: absl calls the module that is run by its file.
-        for flag in FLAGS.flags_by_module_dict()[FLAGS.find_module_defining_flag("compare")]:
+        for flag in FLAGS.flags_by_module_dict()[str(FLAGS.find_module_defining_flag("compare"))]:
             if flag.present and flag.name not in _OF_A_COMPARISON:
                 raise BadUse(f"--{flag.name} says nothing beside --compare")
     if FLAGS.out == "":
@@ -220,6 +222,7 @@ def evaluate_workdir() -> None:
         data_dir=FLAGS.data_dir,
         data_access=FLAGS.data_access,
         out=FLAGS.out,
+        overwrite=FLAGS.overwrite,
         protocol=protocol,
         options=options,
     )
@@ -249,19 +252,14 @@ def evaluate_profiles() -> None:
     rows = len(wells.table) if isinstance(wells, tables.ProfileTable) else len(wells)
     if note := options.note(rows):
         print(f"note: {note}")
-    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(rows))
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
     from cellclr_jax.run_folder import environment
 
     details = {**_files_read(), "columns_left_out": list(house.left_out)}
-    report.write_evaluation(
-        FLAGS.out,
-        found,
-        name="profiles",
-        details=details,
-        options=options,
-        background=report.Background(provenance=environment()),
-    )
+    report.check_settings(FLAGS.out, protocol, details, overwrite=FLAGS.overwrite)
+    found = evaluation.evaluate(wells, protocol, measures=options.measures_of(rows))
+    results = report.Results(found, "profiles", details=details, provenance=environment())
+    report.write_evaluation(FLAGS.out, results, options=options, overwrite=FLAGS.overwrite)
     report.print_scores(found, name="profiles")
     print(f"written to {FLAGS.out}")
 

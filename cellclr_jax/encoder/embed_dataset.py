@@ -31,11 +31,10 @@ from cellclr_jax.encoder.load import (
     make_encoding,
 )
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import locked
+from cellclr_jax.files import locked, write_text
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.exports import CELL_ID, check_formats, write_table
 from cellclr_jax.profiling.feature_columns import own_features
-from cellclr_jax.profiling.report.folder import write_file
 from cellclr_jax.run_folder import (
     as_json,
     converted_from,
@@ -574,8 +573,7 @@ def forget_changed(out: Path, record: Mapping[str, Any]) -> bool:
 
 def write_record(out: Path, record: Mapping[str, Any]) -> None:
     """Writes embedding.json, whole or not at all."""
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_file(out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from cellclr_jax.encoder.load import (
     make_encoding,
 )
 from cellclr_jax.errors import BadUse
+from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling import (
     evaluation,
     profiles,
@@ -42,7 +43,6 @@ from cellclr_jax.profiling import (
 from cellclr_jax.profiling.evaluation import Options
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.profiles import has_treatments
-from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
 from cellclr_jax.profiling.single_cells import (
     AUTO,
     CellEvaluation,
@@ -74,6 +74,7 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     data_access: str = "shards",
     out: str | Path | None = None,
+    overwrite: bool = False,
     protocol: evaluation.Protocol,
     options: Options | None = None,
 ) -> None:
@@ -84,13 +85,14 @@ def evaluate_run(
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
       data_access: how crops are read (see `index.open_images`), whatever the run took.
-      out: where to write; None takes <workdir>/eval/<step>. An evaluation with other settings
-        that is there is kept (see `report.write_evaluation`).
+      out: where to write; None takes <workdir>/eval/<step>.
+      overwrite: replaces an evaluation with other settings, too.
       protocol: the settings of the evaluation (see `_evaluate` for the baselines').
       options: what is computed and written beside the scores.
 
     Raises:
-      BadUse: there is no such run, checkpoint, dataset or column of labels.
+      BadUse: there is no such run, checkpoint, dataset or column of labels, or the folder holds an
+        evaluation with other settings.
       BadData: one of them cannot be read.
     """
     workdir = epath.Path(workdir)
@@ -114,10 +116,23 @@ def evaluate_run(
     elif details["dataset"] != details["trained_on"]:
         _warn_of_another(encoding, out)
     options = options or Options()
+    folder = Path(out if out is not None else workdir / "eval" / str(number))
+    report.check_settings(folder, protocol, details, overwrite=overwrite)
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
-        folder = Path(out if out is not None else workdir / "eval" / str(number))
-        _tell(scored, probed, folder, details, options, _background(workdir, encoding, protocol))
+        results = report.Results(
+            evaluation=scored.get("trained"),
+            baselines={name: scored[name] for name in _PROFILES[1:] if name in scored},
+            details=details,
+            cells=probed,
+            **_background(workdir, encoding, protocol),
+        )
+        report.write_evaluation(folder, results, options=options, overwrite=overwrite)
+        if results.evaluation is not None:
+            report.print_scores(results.evaluation, baselines=results.baselines)
+        if probed is not None:
+            report.print_cells(probed)
+        print(f"written to {folder}")
 
 
 def _warn_of_another(encoding: Encoding, out: str | Path | None) -> None:
@@ -168,8 +183,8 @@ def _score(
 
 def _background(
     workdir: epath.Path, encoding: Encoding, protocol: evaluation.Protocol
-) -> report.Background:
-    """What the report shows of the run and its data beside the scores."""
+) -> dict[str, Any]:
+    """Returns what `report.Results` has of the run and its data besides the scores."""
     history = None
     with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
         lines = (workdir / METRICS).read_text().splitlines()
@@ -185,34 +200,7 @@ def _background(
         **environment(),
     }
     pictures = treatment_pictures(encoding.cells, protocol.control)
-    return report.Background(pictures, history, provenance)
-
-
-def _tell(
-    scored: Mapping[str, evaluation.Evaluation],
-    probed: CellEvaluation | None,
-    folder: Path,
-    details: Mapping[str, Any],
-    options: Options,
-    background: report.Background,
-) -> None:
-    """Writes the evaluation and prints its tables, baselines below."""
-    trained = scored.get("trained")
-    baselines = {name: scored[name] for name in _PROFILES[1:] if name in scored}
-    report.write_evaluation(
-        folder,
-        trained,
-        baselines=baselines,
-        details=details,
-        cells=probed,
-        options=options,
-        background=background,
-    )
-    if trained is not None:
-        report.print_scores(trained, baselines=baselines)
-    if probed is not None:
-        report.print_cells(probed)
-    print(f"written to {folder}")
+    return {"pictures": pictures, "history": history, "provenance": provenance}
 
 
 def _evaluate(

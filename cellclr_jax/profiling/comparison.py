@@ -12,7 +12,7 @@ import pandas as pd
 
 from cellclr_jax.data.columns import round_concentrations
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report.folder import METRICS
+from cellclr_jax.profiling.report.metrics_json import METRICS
 
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")

@@ -5,7 +5,6 @@ Pandas, pycytominer, copairs and R read the first two, scanpy and its kin the th
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report.folder import write_file
+from cellclr_jax.files import atomic_write
 
 _METADATA = "Metadata_"
 # Names a cell, where there is one: the name of AnnData's observations.
@@ -51,7 +50,8 @@ def write_table(
     written = []
     for kind in formats:
         path = Path(f"{path_without_suffix}.{kind}")
-        write_file(path, partial(_WRITERS[kind], table, metadata))
+        with atomic_write(path) as part:
+            _WRITERS[kind](table, metadata, part)
         written.append(path)
     return written
 

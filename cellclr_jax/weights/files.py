@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report.folder import write_file
+from cellclr_jax.files import atomic_write
 from cellclr_jax.training.checkpoints import first_line
 from cellclr_jax.weights.torch_names import listed
 
@@ -95,7 +95,8 @@ def write_entries(path: Path, entries: Mapping[str, np.ndarray], told: Mapping[s
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in entries.items()}
         torch.save(tensors, content)
     try:
-        write_file(path, lambda place: place.write_bytes(content.getbuffer()))
+        with atomic_write(path) as part:
+            part.write_bytes(content.getbuffer())
     except OSError as error:
         raise not_written(path, error) from error
 
