@@ -73,7 +73,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["cellclr_jax", "cellclr_jax.*"]),
-    package_data={"cellclr_jax.profiling.report": ["*.jinja", "*.css", "scripts/*.js"]},
+    package_data={"cellclr_jax": ["pages/*", "profiling/report/*", "data/quality/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -13,7 +13,8 @@ Several evaluated runs in one table, and with --out on one page:
   python -m cellclr_jax.eval --compare RUN RUN … [--out=DIR]
 
 Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
-and figures, of single cells cells.parquet. An existing evaluation with other settings is kept.
+and figures, of single cells cells.parquet. An existing evaluation is replaced by one with the same
+settings, and by one with others only with --overwrite.
 """
 
 import os
@@ -55,8 +56,9 @@ flags.DEFINE_string(
     "out",
     None,
     "Where to write; by default <workdir>/eval/<step>. An existing evaluation with the same "
-    "settings is replaced, one with others is kept in earlier/<number>.",
+    "settings is replaced.",
 )
+flags.DEFINE_bool("overwrite", False, "Replaces an evaluation with other settings, too.")
 
 
 def _setting(name: str, allowed: tuple[str, ...], text: str) -> None:
@@ -202,6 +204,7 @@ def evaluate_workdir() -> None:
         data_dir=FLAGS.data_dir,
         data_access=FLAGS.data_access,
         out=FLAGS.out,
+        overwrite=FLAGS.overwrite,
         protocol=protocol,
         options=options,
     )
@@ -225,7 +228,6 @@ def evaluate_profiles() -> None:
         control=protocol.control,
     )
     wells, protocol = _one_row_a_well(table, protocol)
-    found = evaluation.evaluate(wells, protocol, measures=options.measures)
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
     from cellclr_jax.run_folder import environment
 
@@ -233,14 +235,10 @@ def evaluate_profiles() -> None:
     for name, path in {"table": read.pop("profiles"), **read}.items():
         if path is not None:
             details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
-    report.write_evaluation(
-        FLAGS.out,
-        found,
-        name="profiles",
-        details=details,
-        options=options,
-        background=report.Background(provenance=environment()),
-    )
+    report.check_settings(FLAGS.out, protocol, details, overwrite=FLAGS.overwrite)
+    found = evaluation.evaluate(wells, protocol, measures=options.measures)
+    results = report.Results(found, "profiles", details=details, provenance=environment())
+    report.write_evaluation(FLAGS.out, results, options=options, overwrite=FLAGS.overwrite)
     report.print_scores(found, name="profiles")
     print(f"written to {FLAGS.out}")
 

@@ -235,7 +235,7 @@ train_and_score() {
   # The row's flags come last, and win.
   training=(-m cellclr_jax.main "$config" --workdir="$OUT/$1" --config.data_dir="$DATA" --config.seed="$3"
     ${TRAINING[@]+"${TRAINING[@]}"} ${training[@]+"${training[@]}"})
-  evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
+  evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --overwrite --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
     ${evaluation[@]+"${evaluation[@]}"})
   what="$(quoted "${training[@]}") # recipe $RECIPE"
   # Scores of another training are none of this row's, whatever becomes of it.

@@ -26,12 +26,12 @@ from cellclr_jax.encoder.apply import restore, site_profiles, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadUse
 from cellclr_jax.files import is_local
+from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import Evaluation, evaluate
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.profiles import aggregate_wells, has_treatments
 from cellclr_jax.profiling.protocol import AUTO, Options, Protocol
-from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
 from cellclr_jax.profiling.single_cells import (
     CellEvaluation,
     KeptCells,
@@ -60,6 +60,7 @@ def evaluate_run(
     data_dir: str | Path | None = None,
     data_access: str = "shards",
     out: str | Path | None = None,
+    overwrite: bool = False,
     protocol: Protocol,
     options: Options | None = None,
 ) -> None:
@@ -70,13 +71,14 @@ def evaluate_run(
       step: `last`, `best` (by validation loss) or a number.
       data_dir: where the dataset lies; None takes the run's.
       data_access: how crops are read (see `dataset.open_images`), whatever the run used.
-      out: where to write; None takes <workdir>/eval/<step>. An existing evaluation with other
-        settings is kept (see `report.write_evaluation`).
+      out: where to write; None takes <workdir>/eval/<step>.
+      overwrite: replaces an evaluation with other settings, too.
       protocol: the settings of the evaluation (see `_evaluate` for those of the baselines).
       options: what is computed and written in addition to the scores.
 
     Raises:
-      BadUse: there is no such run, checkpoint, dataset or column of labels.
+      BadUse: there is no such run, checkpoint, dataset or column of labels, or the folder holds an
+        evaluation with other settings.
       BadData: one of them cannot be read.
     """
     workdir = epath.Path(workdir)
@@ -105,11 +107,23 @@ def evaluate_run(
             )
         say("note: this is not the dataset that the run was trained on")
     options = options or Options()
+    folder = Path(out if out is not None else workdir / "eval" / str(number))
+    report.check_settings(folder, protocol, details, overwrite=overwrite)
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
-        folder = Path(out if out is not None else workdir / "eval" / str(number))
-        background = _background(workdir, encoding, protocol)
-        _write(scored, probed, folder, details, options, background)
+        results = report.Results(
+            evaluation=scored.get("trained"),
+            baselines={name: scored[name] for name in _PROFILES[1:] if name in scored},
+            details=details,
+            cells=probed,
+            **_background(workdir, encoding, protocol),
+        )
+        report.write_evaluation(folder, results, options=options, overwrite=overwrite)
+        if results.evaluation is not None:
+            report.print_scores(results.evaluation, baselines=results.baselines)
+        if probed is not None:
+            report.print_cells(probed)
+        print(f"written to {folder}")
 
 
 def _score(
@@ -148,10 +162,8 @@ def _score(
     return scored, evaluate_cells(sample, features, hold_out=options.hold_out)
 
 
-def _background(
-    workdir: epath.Path, encoding: CellEncoder, protocol: Protocol
-) -> report.Background:
-    """What the report shows of the run and its data in addition to the scores."""
+def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) -> dict[str, Any]:
+    """Returns what `report.Results` has of the run and its data besides the scores."""
     history = None
     with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
         lines = (workdir / METRICS).read_text().splitlines()
@@ -167,34 +179,7 @@ def _background(
         **environment(),
     }
     pictures = treatment_pictures(encoding.cells, protocol.control)
-    return report.Background(pictures, history, provenance)
-
-
-def _write(
-    scored: Mapping[str, Evaluation],
-    probed: CellEvaluation | None,
-    folder: Path,
-    details: Mapping[str, Any],
-    options: Options,
-    background: report.Background,
-) -> None:
-    """Writes the evaluation and prints its tables, baselines below."""
-    trained = scored.get("trained")
-    others = {name: scored[name] for name in _PROFILES[1:] if name in scored}
-    report.write_evaluation(
-        folder,
-        trained,
-        baselines=others,
-        details=details,
-        cells=probed,
-        options=options,
-        background=background,
-    )
-    if trained is not None:
-        report.print_scores(trained, baselines=others)
-    if probed is not None:
-        report.print_cells(probed)
-    print(f"written to {folder}")
+    return {"pictures": pictures, "history": history, "provenance": provenance}
 
 
 def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Options) -> Evaluation:

@@ -1,199 +1,327 @@
-"""Crops as small tinted pictures."""
+"""Crops as small tinted pictures, side by side in a strip for each group of cells.
+
+A picture has the channels below each other, in grey: the page lays them over each other in colour,
+or shows one of them, from the same picture.
+"""
 
 import base64
 import io
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.pages import CHANNEL_COLOURS, number
+from cellclr_jax.data.columns import is_control, round_concentrations
+from cellclr_jax.pages import CHANNEL_COLOURS
 
-# Crops in a row; fewer where there are many rows.
-_MOST_CROPS, _FEWEST_CROPS = 8, 2
-_ALL_CROPS = 900
-# Beyond so many rows the concentrations of a compound go into one, and then rows are left out.
-_MOST_ROWS = 200
-# Larger crops are made smaller, to this side in pixels.
-_SIDE = 96
-# Grey values span these percentiles of all crops that are shown, for each channel; a power below
-# one lifts what is dim, such as a cell's rim beside its nucleus.
+if TYPE_CHECKING:
+    from cellclr_jax.data.minibatches import Cells
+
+# Black and full colour are these percentiles of a channel; a power below one lifts what is dim,
+# such as a cell's rim beside its nucleus.
 _SPAN = (0.5, 99.8)
 _GAMMA = 0.75
 # Pixels of the black line between crops.
 _LINE = 2
-# WebP qualities, until all pictures together fit into this many bytes.
+SIDE = 96
+"""The side of a crop in its picture in pixels; larger crops are shrunk to it."""
+# WebP qualities, the best first, and the effort of the encoder, 0 to 6: more takes many times as
+# long for pictures that are a little smaller.
 _QUALITIES = (85, 70, 55, 40)
-_BUDGET = 2_000_000
-_SEED = 0
-# What a row is: the first of these that cells have, and that does not give too many rows.
-_GROUPINGS = (("compound", "concentration"), ("compound",), ("label",), ("moa",))
-# Cells of which nothing is known: so many rows, in the order of the table.
-_PARTS = 6
+_EFFORT = 2
+# Of this many groups it is tried how large their pictures become.
+_TRIED = 24
+# Pictures stand in the page in base64: four letters for three bytes.
+_GROWTH = 4 / 3
+# Allowance for pictures that turn out larger than those that were tried.
+_SLACK = 1.1
+# Cells whose brightness decides the scale of all pictures, where no cells are named.
+_SCALE_CELLS = 96
+# Of treatments: how many crops and their side, the best first.
+_TREATMENT_SIZES = ((8, SIDE), (6, SIDE), (6, 80), (5, 64), (4, 56), (3, 48), (2, 40))
+_COLOUR_NAMES = ("blue", "amber", "violet")
+# In the place of a concentration: no treatment has it.
+_OF_CONTROLS = -1.0
 
-ReadImages = Callable[[Sequence[int]], np.ndarray]
+ReadImages = Callable[[np.ndarray], np.ndarray]
+"""Reads images [k, S, S, C] uint8 or uint16 of k rows of a table of cells."""
+Key = TypeVar("Key", bound=Hashable)
+Treatment = tuple[str, float]
+"""Compound and concentration; 0 where none is known."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Crops of one treatment or label.
+class Strip:
+    """Crops of one group side by side.
 
     Attributes:
-      title, subtitle: such as 'taxol 0.3 µM', 'Microtubule stabilizers'.
-      cells: how many there are.
-      crops: how many are shown.
-      picture: [C * side, crops * side] grey, as a WebP data URI.
+      picture: a WebP file, grey, [C * side, crops * side].
+      crops: how many.
+      places: plate and well of each crop; '' where they are not known.
     """
 
-    title: str
-    subtitle: str
-    cells: int
+    picture: bytes = field(repr=False)
     crops: int
-    picture: str
+    places: list[str]
+
+    @property
+    def uri(self) -> str:
+        """The picture's address within a page."""
+        return data_uri(self.picture, "webp")
 
 
 @dataclass(frozen=True)
-class Montage:
-    """All rows of crops.
+class Pictures:
+    """Crops of treatments and controls.
 
     Attributes:
-      rows: in the page's order.
-      side: of a crop in its picture, in pixels.
-      columns: a row is one value of these; none where cells have no such column.
-      left_out: rows.
+      tiles: by treatment.
+      controls: of the controls; None where there are none.
+      control: their compound.
+      channels: names, from the top of a picture down.
+      side: of a crop in pixels.
+      scale: how grey values follow from intensities, in words.
     """
 
-    rows: list[Row]
+    tiles: Mapping[Treatment, Strip]
+    controls: Strip | None
+    control: str
+    channels: list[str]
     side: int
-    columns: tuple[str, ...]
-    left_out: int
+    scale: str
 
 
-def make_montage(cells: pd.DataFrame, read: ReadImages) -> Montage:
-    """Draws crops by chance, the same ones every time.
+def treatment_pictures(
+    cells: "Cells", control: str, *, budget_bytes: int = 12_000_000, seed: int = 0
+) -> Pictures:
+    """Draws some crops of each treatment at random, the same ones every time.
+
+    Many treatments have fewer and smaller crops, so that all pictures together fit into the
+    budget; where even the smallest do not, the last treatments have none.
 
     Args:
-      cells: the table of cells, at least one.
-      read: images [k, S, S, C] uint8 or uint16 of rows of the table.
+      cells: the dataset; without compounds there are no pictures.
+      control: the controls' compound, in any case.
+      budget_bytes: of all pictures as they stand in a page, in base64.
+      seed: of the draw; a treatment's crops do not depend on the other treatments.
+
+    Raises:
+      BadData: an image cannot be read.
     """
-    columns, groups = _groups(cells)
-    left_out = max(0, len(groups) - _MOST_ROWS)
-    groups = groups[:_MOST_ROWS]
-    most = int(np.clip(_ALL_CROPS // len(groups), _FEWEST_CROPS, _MOST_CROPS))
-    titles = [_words(cells, members, columns) for members in groups]
-    chosen = [_choose(members, most, title) for members, title in zip(groups, titles, strict=True)]
-    images = [_shrink(read(rows.tolist())) for rows in chosen]
-    pictures = _encode(_stretch(images))
-    rows = [
-        Row(*title, len(members), len(shown), picture)
-        for title, members, shown, picture in zip(titles, groups, chosen, pictures, strict=True)
-    ]
-    return Montage(rows, images[0].shape[1], columns, left_out)
+    treated, controls = _treatments_of(cells.table, control)
+    # The controls come first: every treatment is compared with them.
+    groups = ({(control, _OF_CONTROLS): controls} if len(controls) else {}) | treated
+    drawer = Drawer(
+        cells.images.read,
+        cells.table,
+        seed,
+        (control, controls) if len(controls) else ("", np.concatenate([*groups.values(), []])),
+    )
+    what = "control crops" if len(controls) else "crops of all treatments"
+    scale = (
+        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of "
+        f"{len(drawer.scale_rows)} {what}, channel by channel, the same for every picture."
+    )
+    strips, side = drawer.strips(groups, _TREATMENT_SIZES, budget_bytes)
+    shown = strips.pop((control, _OF_CONTROLS), None)
+    return Pictures(strips, shown, control, cells.channels, side, scale)
 
 
-def _groups(cells: pd.DataFrame) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """The columns that tell rows apart, and the cells of each row; mechanisms lie together."""
-    tried = [columns for columns in _GROUPINGS if set(columns) <= set(cells)]
-    if not tried:
-        return (), np.array_split(np.arange(len(cells)), min(_PARTS, len(cells)))
-    for columns in tried:
-        by = list(dict.fromkeys([*({"moa"} & set(cells)), *columns]))
-        codes = cells.groupby(by, dropna=False).ngroup().to_numpy()
-        if codes.max() < _MOST_ROWS:
-            break
-    groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    # Without a mechanism, or a label: last.
-    return columns, sorted(groups, key=lambda members: not cells[by[0]].iloc[members[0]])
+def _treatments_of(
+    table: pd.DataFrame, control: str
+) -> tuple[dict[Treatment, np.ndarray], np.ndarray]:
+    """Returns the rows of the cells of each treatment, and those of the controls."""
+    if "compound" not in table:
+        return {}, np.empty(0, np.int64)
+    compound = table["compound"].fillna("").astype(str)
+    controls = is_control(compound, control)
+    used = ~controls & (compound != "")
+    if "moa" in table:
+        used &= table["moa"].fillna("") != ""
+    dose = table.get("concentration", pd.Series(0.0, table.index)).fillna(0.0)
+    keys = pd.DataFrame({"compound": compound, "dose": round_concentrations(dose)}, table.index)
+    rows = np.flatnonzero(used)
+    groups: Mapping[Any, Any] = keys.iloc[rows].groupby(["compound", "dose"]).indices
+    treated = {(str(key[0]), float(key[1])): rows[own] for key, own in groups.items()}
+    return treated, np.flatnonzero(controls)
 
 
-def _words(cells: pd.DataFrame, members: np.ndarray, columns: Sequence[str]) -> tuple[str, str]:
-    """Title and subtitle of a row."""
-    if not columns:
-        first, last = members[0] + 1, members[-1] + 1
-        return f"cell {first:,}" if first == last else f"cells {first:,} to {last:,}", ""
-    cell = cells.iloc[members[0]]
-    name = str(cell[columns[0]]) or f"no {columns[0]}"
-    dose = cell["concentration"] if "concentration" in columns else 0
-    title = f"{name} {number(dose)} µM" if dose and dose == dose else name
-    moa = str(cell.get("moa", ""))
-    return title, "" if moa == name else moa
+class Drawer:
+    """Draws pictures of a table's cells, all on one scale of brightness.
+
+    Args:
+      read: images of rows of the table.
+      table: of cells; `plate` and `well` are used where they are known.
+      seed: of the draw.
+      scale: a name, and the rows of the cells whose brightness decides the scale.
+    """
+
+    def __init__(
+        self, read: ReadImages, table: pd.DataFrame, seed: int, scale: tuple[str, np.ndarray]
+    ) -> None:
+        self._read, self._seed = read, seed
+        columns = [
+            table[name].fillna("").astype(str) if name in table else pd.Series("", table.index)
+            for name in ("plate", "well")
+        ]
+        self._places = (columns[0] + " " + columns[1]).str.strip().to_numpy(object)
+        self._plates = pd.factorize(columns[0], sort=True)[0]
+        self._wells = pd.MultiIndex.from_arrays(columns).factorize(sort=True)[0]
+        name, rows = scale
+        self.scale_rows = self.choose((name, 0.0), np.sort(rows).astype(np.int64), _SCALE_CELLS)
+
+    def choose(self, key: Hashable, members: np.ndarray, most: int) -> np.ndarray:
+        """Draws up to `most` cells: one of every plate first, then of every well, then others.
+
+        Args:
+          key: of the group, whose draw does not depend on other groups.
+          members: rows to choose from.
+          most: how many.
+
+        Returns:
+          Their rows, by plate and well.
+        """
+        rng = np.random.default_rng([self._seed, zlib.crc32(repr(key).encode())])
+        rows = rng.permutation(members)
+        well = self._wells[rows]
+        _, first, number = np.unique(well, return_index=True, return_inverse=True)
+        drawn = np.argsort(first)
+        turn = np.empty(len(first), np.int64)
+        turn[drawn] = _occurrences(self._plates[rows[first[drawn]]])
+        chosen = rows[np.lexsort((turn[number], _occurrences(well)))[:most]]
+        return chosen[np.lexsort((chosen, self._wells[chosen], self._plates[chosen]))]
+
+    def strips(
+        self,
+        groups: Mapping[Key, np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        budget_bytes: int,
+    ) -> tuple[dict[Key, Strip], int]:
+        """Draws a strip for each group.
+
+        Args:
+          groups: rows of the table.
+          sizes: crops of a group and their side in pixels, the best first.
+          budget_bytes: of all pictures in base64. The first size and quality that fit are taken;
+            where none do, the last groups have no strip.
+
+        Returns:
+          Strips by group, and the side of a crop in pixels: small crops are not enlarged.
+        """
+        strips: dict[Key, Strip] = {}
+        if not groups:
+            return strips, sizes[0][1]
+        low, high = _range(self._read(self.scale_rows)[:, ::2, ::2])
+
+        def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
+            rows = self.choose(key, groups[key], crops)
+            images = _shrink(self._read(rows), side)
+            grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
+            grey[1:, :, :_LINE] = 0
+            count, height, width, channels = grey.shape
+            picture = grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
+            return Strip(_webp(picture, quality), count, self._places[rows].tolist())
+
+        tried = list(groups)[:: -(-len(groups) // _TRIED)]
+        for plan in _plans(sizes):
+            mean = np.mean([len(draw(key, *plan).picture) for key in tried])
+            if mean * len(groups) * _GROWTH * _SLACK <= budget_bytes:
+                break
+        used = 0.0
+        for key in groups:
+            strip = draw(key, *plan)
+            used += _GROWTH * len(strip.picture)
+            if used > budget_bytes:
+                break
+            strips[key] = strip
+        return strips, min(plan[1], *self._read(self.scale_rows[:1]).shape[1:3])
 
 
-def _choose(members: np.ndarray, most: int, name: tuple[str, str]) -> np.ndarray:
-    """Cells by chance; a row's do not depend on the other rows."""
-    rng = np.random.default_rng([_SEED, zlib.crc32(repr(name).encode())])
-    return np.sort(rng.choice(members, min(most, len(members)), replace=False))
+def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yields crops, side, quality: smaller pictures before bad ones, then the smallest as bad."""
+    for crops, side in sizes:
+        for quality in _QUALITIES[:2]:
+            yield crops, side, quality
+    for quality in _QUALITIES[2:]:
+        yield *sizes[-1], quality
 
 
-def _shrink(images: np.ndarray) -> np.ndarray:
-    """[k, S, S, C] -> [k, s, s, C] float32, s at most the largest side."""
+def _occurrences(codes: np.ndarray) -> np.ndarray:
+    """Returns [N] how many of the same code come before each."""
+    return pd.Series(codes).groupby(codes).cumcount().to_numpy()
+
+
+def _range(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what is black and full colour, [C] each, in images [..., C]."""
+    axes = tuple(range(images.ndim - 1))
+    low, high = np.percentile(images, _SPAN, axis=axes).astype(np.float32)
+    return low, np.where(high > low, high, low + 1)
+
+
+def stretch(
+    images: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
+) -> np.ndarray:
+    """Brightens images [..., C] to [0, 1] float32.
+
+    Args:
+      images: any type.
+      low, high: [C] intensities of black and full colour; by default of these images.
+    """
+    if low is None or high is None:
+        low, high = _range(images)
+    return np.asarray(np.clip((images - low) / (high - low), 0, 1) ** _GAMMA, np.float32)
+
+
+def resize(images: np.ndarray, side: int, method: str) -> np.ndarray:
+    """Resizes images [k, S, S, C] to [k, side, side, C] float32 by one of Pillow's methods."""
     from PIL import Image
 
-    images = images.astype(np.float32)
-    if images.shape[1] <= _SIDE:
-        return images
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((_SIDE, _SIDE), Image.Resampling.BOX))
-        for plane in np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
+    planes = np.moveaxis(images.astype(np.float32), -1, 1)
+    resized = [
+        np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling[method]))
+        for plane in planes.reshape(-1, *planes.shape[2:])
     ]
-    shape = (len(images), images.shape[-1], _SIDE, _SIDE)
-    return np.moveaxis(np.stack(planes).reshape(shape), 1, -1)
+    return np.moveaxis(np.stack(resized).reshape(*planes.shape[:2], side, side), 1, -1)
 
 
-def _stretch(rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Grey pictures [C * s, k * s] uint8, all with the same range in a channel."""
-    # A quarter of the pixels tells the range as well.
-    sample = np.concatenate([images[:, ::2, ::2] for images in rows])
-    low, high = np.percentile(sample, _SPAN, axis=(0, 1, 2)).astype(np.float32)
-    pictures = []
-    for images in rows:
-        bright = np.clip((images - low) / np.maximum(high - low, 1), 0, 1) ** _GAMMA
-        grey = np.rint(255 * bright).astype(np.uint8)
-        grey[1:, :, :_LINE] = 0
-        k, side, _, channels = grey.shape
-        pictures.append(grey.transpose(3, 1, 0, 2).reshape(channels * side, k * side))
-    return pictures
-
-
-def _encode(pictures: list[np.ndarray]) -> list[str]:
-    """WebP data URIs of the best quality that fits into the budget, or of the lowest."""
-    for quality in _QUALITIES:
-        encoded = [_webp(picture, quality) for picture in pictures]
-        if sum(map(len, encoded)) <= _BUDGET:
-            break
-    return [f"data:image/webp;base64,{base64.b64encode(e).decode()}" for e in encoded]
+def _shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Returns [k, s, s, C] float32, s at most `side`."""
+    side = min(side, *images.shape[1:3])
+    return images.astype(np.float32) if images.shape[1] == side else resize(images, side, "BOX")
 
 
 def _webp(picture: np.ndarray, quality: int) -> bytes:
+    """Encodes a grey picture as a WebP file."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=quality)
+    Image.fromarray(picture).save(buffer, "WEBP", quality=quality, method=_EFFORT)
     return buffer.getvalue()
 
 
-CROP = 96
-"""Pixels of the page that a crop's side takes at most, unless it is larger itself."""
-# Of `CHANNEL_COLOURS`; a channel that is alone is white.
-_COLOUR_NAMES = ("blue", "amber", "violet")
+def data_uri(picture: bytes, kind: str) -> str:
+    """Returns the address of a picture within a page; `kind` is 'webp' or 'png'."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def shown_side(side: int) -> int:
     """The side of a crop on the page: small crops are enlarged by a whole number."""
-    return side * max(1, CROP // side)
+    return side * max(1, SIDE // side)
 
 
 def composite(channels: Sequence[str]) -> str:
-    """What is shown in colour."""
+    """Names the channels that are shown in colour, with their colours."""
     return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
 
 
 def channel_style(channels: int, side: int) -> str:
-    """A rule for each channel of a row of crops: its part of the picture, its colour."""
+    """Returns a CSS rule for each channel of a strip: its part of the picture, its colour."""
     rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
     for c in range(channels):
+        # A channel by itself is white, and so is one without a colour.
         colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
         place = f"background-position: 0 0, 0 {-c * side}px"
         rules += [
@@ -207,5 +335,5 @@ def channel_style(channels: int, side: int) -> str:
 
 
 def _tint(colour: str) -> str:
-    """The row's grey picture in a colour."""
+    """Returns the CSS image of a strip's grey picture in a colour."""
     return f"linear-gradient({colour}, {colour}), var(--p)"

@@ -1,4 +1,4 @@
-"""A picture of some cells beside their random views: what the augmentations do, at a glance."""
+"""Draws some cells and their random views: what the augmentations do, at a glance."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from cellclr_jax.augment import view_keys
 from cellclr_jax.devices import stream
 from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.pages import CHANNEL_COLOURS
+from cellclr_jax.pages.crop_strips import resize, stretch
 from cellclr_jax.training.setup import Experiment
 from cellclr_jax.training.step import views_of
 
@@ -24,10 +25,6 @@ _FURTHER = 4
 _SMALLEST, _LARGEST = 96, 160
 # As on the quality page; further channels go into a row of their own.
 _COLOURS = np.array([list(bytes.fromhex(c[1:])) for c in CHANNEL_COLOURS], np.float32) / 255
-# Brightness spans these percentiles of a channel in all pictures of a cell; a power below one lifts
-# what is dim.
-_SPAN = (0.5, 99.8)
-_GAMMA = 0.75
 # Pixels between tiles, between a crop and its views, and of the line of titles.
 _GAP, _ROOM, _TITLE = 2, 10, 20
 _INK = (220, 220, 220)
@@ -48,7 +45,7 @@ def view_grid(
 
     Returns:
       [H, W, 3] uint8: a row a cell (one for every three channels), as bright as the cell's own
-      range allows; channels in colour, one alone in grey.
+      range allows; channels in colour, a single one in grey.
     """
     size = len(minibatch["image"])
     count = min(max(_ROWS // _bands(minibatch["image"].shape[-1]), 1), size)
@@ -76,7 +73,8 @@ def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
     side, channels = _side(views.shape[2]), crops.shape[-1]
     rows = []
     for crop, own in zip(crops, views, strict=True):
-        tiles = _stretch([_resize(image, side) for image in (crop, *own)])
+        resized = np.stack([_resize(image, side) for image in (crop, *own)])
+        tiles = stretch(np.nan_to_num(resized))  # a run that diverges is worth looking at
         for start in range(0, channels, len(_COLOURS)):
             rows.append(
                 _line([_colour(tile[..., start : start + len(_COLOURS)]) for tile in tiles])
@@ -113,20 +111,7 @@ def _left(position: int, side: int) -> int:
 
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """[h, w, C] float32 → [side, side, C]: pixels stay pixels where they are enlarged."""
-    from PIL import Image
-
-    method = Image.Resampling.NEAREST if side % image.shape[0] == 0 else Image.Resampling.BICUBIC
-    planes = np.moveaxis(np.asarray(image, np.float32), -1, 0)
-    resized = [Image.fromarray(plane).resize((side, side), method) for plane in planes]
-    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
-
-
-def _stretch(tiles: list[np.ndarray]) -> np.ndarray:
-    """[n, side, side, C] in [0, 1], all with the same range in a channel."""
-    stacked = np.nan_to_num(np.stack(tiles))  # a run that goes wrong is worth looking at
-    low, high = np.percentile(stacked, _SPAN, axis=(0, 1, 2)).astype(np.float32)
-    scale = np.where(high > low, high - low, 1)
-    return np.clip((stacked - low) / scale, 0, 1) ** _GAMMA
+    return resize(image[None], side, "NEAREST" if side % image.shape[0] == 0 else "BICUBIC")[0]
 
 
 def _colour(tile: np.ndarray) -> np.ndarray:
@@ -139,7 +124,7 @@ def _colour(tile: np.ndarray) -> np.ndarray:
 
 
 def _line(tiles: list[np.ndarray]) -> np.ndarray:
-    """Tiles [s, s, 3] beside each other."""
+    """Tiles [s, s, 3] side by side."""
     side = len(tiles[0])
     row = np.zeros((side, _left(len(tiles) - 1, side) + side, 3), np.uint8)
     for position, tile in enumerate(tiles):

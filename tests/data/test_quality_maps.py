@@ -5,21 +5,13 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from support.quality_content import (
-    CHANNELS,
-    fields_table,
-    figures_of,
-    make_content,
-    squares_of,
-    unpack,
-    words_of,
-)
+from support.quality_content import CHANNELS, fields_table, figures_of, make_content, squares_of
+from support.report_samples import words_of
 
 from cellclr_jax.data.quality import plate_maps
 from cellclr_jax.data.quality.measures import columns_of
-from cellclr_jax.data.quality.page import render_page
+from cellclr_jax.data.quality.page import UNKNOWN, render_page
 from cellclr_jax.data.quality.plate_maps import lay_out, parse_wells, row_name
-from cellclr_jax.pages import UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -74,8 +66,10 @@ def drawn():
 
 def wells_of(figure):
     """Plate and well of each square, its value, its row and column."""
-    labels = [re.match(r"<b>(\S+) (\S+)</b>", label).groups() for label in figure["labels"]]
-    return [(labels[well], value, at) for value, well, at in squares_of(figure, 0)]
+    return [
+        (re.match(r"<b>(\S+) (\S+)</b>", words).groups(), value, at)
+        for value, words, at in squares_of(figure)
+    ]
 
 
 def test_every_well_has_its_own_place_and_value(drawn):
@@ -95,19 +89,19 @@ def test_the_fields_of_a_well_lie_in_its_square_in_their_order(drawn):
     fields, wells, sites = drawn
     focus = fields.set_index(["plate", "well", "site"])["focus_dna"]
     places = {well: at for well, _, at in wells_of(wells)}
-    found = wells_of({**sites, "labels": wells["labels"]})
-    assert len(found) == len(fields)
-    for well, value, (y, x) in found:
+    assert len(wells_of(sites)) == len(fields)
+    for well, value, (y, x) in wells_of(sites):
         assert (y // 2, x // 2) == places[well]
-        assert value == pytest.approx(focus[*well, 1 + 2 * (y % 2) + x % 2], rel=1e-6)
-        assert sites["notes"][y][x].startswith(f"field {1 + 2 * (y % 2) + x % 2}: ")
+        number = 1 + 2 * (y % 2) + x % 2
+        assert value == pytest.approx(focus[*well, number], rel=1e-4)
+        assert f"<br>field {number}: " in sites["data"][0]["customdata"][y][x]
 
 
 def test_sites_are_in_order_whatever_the_order_of_the_table(drawn):
     fields, _, sites = drawn
     shuffled = fields.sort_values(["plate", "site"], ascending=[True, False], kind="stable")
     _, again = figures_of(render_page(make_content(shuffled.reset_index(drop=True))))
-    np.testing.assert_array_equal(unpack(again["data"][0]["z"]), unpack(sites["data"][0]["z"]))
+    assert again["data"][0]["z"] == sites["data"][0]["z"]
 
 
 def test_a_well_without_a_usable_field_is_not_one_without_cells():
@@ -117,9 +111,8 @@ def test_a_well_without_a_usable_field_is_not_one_without_cells():
     fields.loc[1, "cells"] = 0
     wells, sites = figures_of(render_page(make_content(fields)))
     values = [value for _, value, _ in wells_of(wells)]
-    assert np.isnan(values[0])
-    assert values[1] == 0
-    assert "no usable field in 1 field" in wells["labels"][0]
+    assert values[:2] == [None, 0]
+    assert "no usable field in 1 field" in squares_of(wells)[0][1]
     crosses = next(t for t in sites["data"] if t.get("marker", {}).get("symbol") == "x-thin-open")
     assert crosses["hovertext"] == ["<b>Week1_100/B02/s1</b><br>no file"]
 
@@ -132,8 +125,8 @@ def test_of_too_many_fields_the_worst_of_a_well_is_drawn(monkeypatch):
     assert "a well with the worst of its fields" in words_of(page)
     _, worst = figures_of(page)
     least = fields.groupby(["plate", "well"])["focus_dna"].min()
-    found = [value for value, _, _ in squares_of(worst, 0)]
-    np.testing.assert_allclose(sorted(found), sorted(least), rtol=1e-6)
+    found = [value for value, _, _ in squares_of(worst)]
+    np.testing.assert_allclose(sorted(found), sorted(least), rtol=1e-4)
     saturated = [value for value, _, _ in squares_of(worst, 3)]
     assert max(saturated) == pytest.approx(30)
 
@@ -142,7 +135,7 @@ def test_a_page_of_thousands_of_plates_shows_the_first_and_says_so():
     fields = fields_table(plates=900, wells=("B02",), sites=1)
     page = render_page(make_content(fields))
     wells, _ = figures_of(page)
-    assert len(wells["labels"]) == 40_000 // 96
+    assert len(squares_of(wells)) == 40_000 // 96
     assert "The first 416 of 900 plates are shown." in words_of(page)
     assert len(page) < 12_000_000
 
@@ -159,11 +152,8 @@ def test_a_well_of_thousands_of_fields_does_not_blow_up_the_others():
 def test_wells_without_a_plate_are_one_plate():
     fields = fields_table(plates=1).drop(columns="plate")
     wells, _ = figures_of(render_page(make_content(fields)))
-    assert [label.split("<br>")[0] for label in wells["labels"]] == [
-        "<b>B02</b>",
-        "<b>B03</b>",
-        "<b>C04</b>",
-    ]
+    named = [words.split("<br>")[0] for _, words, _ in squares_of(wells)]
+    assert named == ["<b>B02</b>", "<b>B03</b>", "<b>C04</b>"]
 
 
 def test_a_dataset_without_wells_has_histograms_of_all_its_fields():
@@ -171,7 +161,7 @@ def test_a_dataset_without_wells_has_histograms_of_all_its_fields():
     page = render_page(make_content(fields))
     (figure,) = figures_of(page)
     # Cells, and three measures of three channels.
-    assert [unpack(bars["y"]).sum() for bars in figure["data"]] == [len(fields)] * 10
+    assert [sum(bars["y"]) for bars in figure["data"]] == [len(fields)] * 10
     assert "How the fields differ" in words_of(page)
 
 
@@ -202,8 +192,8 @@ def test_one_of_a_kind_is_one():
     one = fields_table(plates=1, wells=("B02",), sites=1).assign(cells=1)
     page = render_page(make_content(one))
     wells, focus = figures_of(page)
-    assert wells["labels"][0].endswith("1 cell in 1 field")
-    assert "field 1: 1 cell" in [note for row in focus["notes"] for note in row]
+    assert squares_of(wells)[0][1].endswith("1 cell in 1 field")
+    assert squares_of(focus)[0][1].endswith("<br>field 1: 1 cell")
     bare = one[["field", "cells", "problem", *columns_of(CHANNELS)]].assign(label="round")
     bars = render_page(make_content(bare, columns=("label",)))
     assert "1 field" in figures_of(bars)[0]["data"][0]["hovertext"]
@@ -219,4 +209,4 @@ def test_wells_of_other_names_have_histograms():
 def test_fields_without_measures_have_a_map_of_their_cells():
     bare = fields_table(plates=1, sites=1)[["field", "cells", "problem", "well"]]
     (figure,) = figures_of(render_page(make_content(bare)))
-    assert [value for value, _, _ in squares_of({**figure}, 0)] == bare["cells"].tolist()
+    assert [value for value, _, _ in squares_of(figure)] == bare["cells"].tolist()

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cellclr_jax.data.quality.plate_maps import draw_light
-from cellclr_jax.pages import crop_strips
-from cellclr_jax.pages.crop_strips import make_montage
+from cellclr_jax.data.quality import summary
+from cellclr_jax.data.quality.page import draw_light
+from cellclr_jax.data.quality.summary import make_montage
 
 SIDE = 20
 
@@ -22,43 +22,46 @@ def picture_of(uri):
 
 
 class Images:
-    """Flat crops, bright in channel 0 by their row's number; remembers what was read."""
+    """Flat crops, bright in channel 0 by their row's number."""
 
     def __init__(self, channels=3, side=SIDE, dtype=np.uint16):
-        self.channels, self.side, self.dtype, self.read_rows = channels, side, dtype, []
+        self.channels, self.side, self.dtype = channels, side, dtype
 
     def read(self, rows):
-        self.read_rows.append(list(rows))
         images = np.zeros((len(rows), self.side, self.side, self.channels), self.dtype)
         images[..., 0] = np.reshape(rows, (-1, 1, 1))
         return images
 
 
-def test_a_row_shows_cells_of_its_treatment_alone():
+def shown_cells(row):
+    """Row numbers of the cells of a strip, of cells whose wells are numbered."""
+    return [int(place) for place in row.strip.places]
+
+
+def test_a_row_shows_cells_of_its_treatment_only():
     names = [f"c{i % 5}" for i in range(100)]
     cells = pd.DataFrame({"compound": names, "concentration": [i % 2 * 0.3 for i in range(100)]})
-    images = Images()
-    shown = make_montage(cells, images.read)
-    assert shown.columns == ("compound", "concentration")
+    cells["well"] = cells.index.astype(str)
+    shown = make_montage(cells, Images().read)
+    assert "A row a treatment;" in shown.text
     assert [row.title for row in shown.rows] == [
         title for i in range(5) for title in (f"c{i}", f"c{i} 0.3 µM")
     ]
-    for row, read in zip(shown.rows, images.read_rows, strict=True):
+    for row in shown.rows:
         compound, dose = row.title.split(" ")[0], 0.3 if "µM" in row.title else 0.0
         of_it = cells[(cells["compound"] == compound) & (cells["concentration"] == dose)].index
-        assert set(read) <= set(of_it)
-        assert len(set(read)) == row.crops == min(8, len(of_it))
+        assert set(shown_cells(row)) <= set(of_it)
+        assert len(set(shown_cells(row))) == row.strip.crops == min(8, len(of_it))
         assert row.cells == len(of_it)
 
 
 def test_a_rows_cells_do_not_depend_on_other_rows():
-    some = pd.DataFrame({"label": ["a"] * 50 + ["b"] * 50})
-    more = pd.DataFrame({"label": ["a"] * 50 + ["c"] * 50})
-    first, second = Images(), Images()
-    make_montage(some, first.read)
-    make_montage(more, second.read)
-    assert first.read_rows[0] == second.read_rows[0]
-    assert first.read_rows[1] != second.read_rows[1]
+    wells = np.arange(100).astype(str)
+    some = pd.DataFrame({"label": ["a"] * 50 + ["b"] * 50, "well": wells})
+    more = pd.DataFrame({"label": ["a"] * 50 + ["c"] * 50, "well": wells})
+    first, second = (make_montage(cells, Images().read).rows for cells in (some, more))
+    assert shown_cells(first[0]) == shown_cells(second[0])
+    assert shown_cells(first[1]) != shown_cells(second[1])
 
 
 def test_mechanisms_lie_together_and_what_has_none_comes_last():
@@ -85,12 +88,11 @@ def test_a_label_is_a_row_and_none_is_said_to_be_none():
 
 
 def test_cells_of_which_nothing_is_known_are_shown_in_their_order():
-    images = Images()
-    shown = make_montage(pd.DataFrame(index=range(60)), images.read)
-    assert shown.columns == ()
+    shown = make_montage(pd.DataFrame(index=range(60)), Images().read)
+    assert "Rows in the order" in shown.text
     assert [row.title for row in shown.rows][:2] == ["cells 1 to 10", "cells 11 to 20"]
     assert sum(row.cells for row in shown.rows) == 60
-    alone = make_montage(pd.DataFrame(index=range(1)), images.read)
+    alone = make_montage(pd.DataFrame(index=range(1)), Images().read)
     assert [row.title for row in alone.rows] == ["cell 1"]
 
 
@@ -98,19 +100,19 @@ def test_many_treatments_go_into_compounds_and_then_rows_are_left_out():
     numbers = np.arange(2000)
     cells = pd.DataFrame({"compound": numbers // 10 % 150, "concentration": numbers % 10 + 1.0})
     shown = make_montage(cells.astype({"compound": str}), Images().read)
-    assert shown.columns == ("compound",)
+    assert "A row a compound;" in shown.text
     assert len(shown.rows) == 150
-    assert all(2 <= row.crops <= 8 for row in shown.rows)
+    assert all(2 <= row.strip.crops <= 8 for row in shown.rows)
     labels = make_montage(pd.DataFrame({"label": [f"l{i:03}" for i in range(300)]}), Images().read)
     assert len(labels.rows) == 200
-    assert labels.left_out == 100
+    assert "100 more rows are not shown" in labels.text
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_channels_lie_below_each_other_and_crops_side_by_side(dtype):
     cells = pd.DataFrame({"label": ["a"] * 8})
     (row,) = make_montage(cells, Images(dtype=dtype).read).rows
-    picture = picture_of(row.picture)
+    picture = picture_of(row.strip.uri)
     grey = picture.reshape(3, SIDE, 8, SIDE, -1)[..., 0].transpose(0, 2, 1, 3)
     levels = grey[0, :, 5:-5, 5:-5].mean(axis=(1, 2))
     assert (np.diff(levels) > 10).all()
@@ -121,7 +123,7 @@ def test_channels_lie_below_each_other_and_crops_side_by_side(dtype):
 
 def test_a_channel_has_the_same_range_in_all_rows():
     cells = pd.DataFrame({"label": np.repeat(["a", "b"], 8)})
-    dim, bright = (picture_of(row.picture) for row in make_montage(cells, Images().read).rows)
+    dim, bright = (picture_of(row.strip.uri) for row in make_montage(cells, Images().read).rows)
     assert dim[:SIDE].max() < bright[:SIDE].max() - 50
 
 
@@ -130,15 +132,15 @@ def test_any_channels_and_sizes(channels, side, expected):
     cells = pd.DataFrame({"label": ["a"] * 3})
     shown = make_montage(cells, Images(channels, side).read)
     assert shown.side == expected
-    assert picture_of(shown.rows[0].picture).shape[:2] == (channels * expected, 3 * expected)
+    assert picture_of(shown.rows[0].strip.uri).shape[:2] == (channels * expected, 3 * expected)
 
 
 def test_pictures_get_coarser_before_the_page_gets_too_large(monkeypatch):
     noise = np.random.default_rng(0).integers(0, 65536, (8, 96, 96, 3), np.uint16)
     cells = pd.DataFrame({"label": ["a"] * 8})
-    fine = make_montage(cells, lambda rows: noise).rows[0].picture
-    monkeypatch.setattr(crop_strips, "_BUDGET", len(fine) // 2)
-    assert len(make_montage(cells, lambda rows: noise).rows[0].picture) < 0.8 * len(fine)
+    fine = make_montage(cells, lambda rows: noise).rows[0].strip.uri
+    monkeypatch.setattr(summary, "_BUDGET", len(fine) // 2)
+    assert len(make_montage(cells, lambda rows: noise).rows[0].strip.uri) < 0.8 * len(fine)
 
 
 def test_light_is_drawn_in_the_same_colours_for_all_plates():

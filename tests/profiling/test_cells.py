@@ -133,7 +133,7 @@ def test_the_class_is_the_label_and_without_treatments_what_else_tells_one(
 )
 def test_without_classes_there_is_a_table_and_a_reason(tmp_path, table, reason):
     found = evaluated(table)
-    metrics = report.write_evaluation(tmp_path, None, cells=found)
+    metrics = report.write_evaluation(tmp_path, report.Results(cells=found))
     assert reason in metrics["cells"]["undefined"]
     assert metrics["cells"]["scores"] == {}
     assert metrics["cells"]["cells"] == 120
@@ -169,7 +169,9 @@ def test_the_table_of_cells_has_all_metadata_and_features():
 
 def test_the_report_and_the_console_show_the_scores(tmp_path):
     found = evaluated(labelled(plate=plates()))
-    metrics = report.write_evaluation(tmp_path, None, cells=found, details={"channels": ["x"]})
+    metrics = report.write_evaluation(
+        tmp_path, report.Results(cells=found, details={"channels": ["x"]})
+    )
     assert set(metrics) == {"profiles", "notes", "run", "cells"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "metrics.json",
@@ -190,17 +192,53 @@ def test_the_report_and_the_console_show_the_scores(tmp_path):
 
 def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     scored = evaluate(planted())
-    alone = report.write_evaluation(tmp_path, scored)
-    both = report.write_evaluation(tmp_path, scored, cells=evaluated(labelled()))
+    alone = report.write_evaluation(tmp_path, report.Results(scored))
+    results = report.Results(scored, cells=evaluated(labelled()))
+    both = report.write_evaluation(tmp_path, results, overwrite=True)
     assert {name: both[name] for name in alone} == alone
     assert set(both) - set(alone) == {"cells"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h2>Map of treatments</h2>" in page
     assert "Classes of cells" in page
-    report.write_evaluation(tmp_path, None, cells=evaluated(labelled()))
+    of_cells = report.Results(cells=evaluated(labelled()))
+    with pytest.raises(BadUse, match="treatments were scored there"):
+        report.write_evaluation(tmp_path, of_cells)
+    report.write_evaluation(tmp_path, of_cells, overwrite=True)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"metrics.json", "report.html", "cells.parquet", "earlier"}
-    assert (tmp_path / "earlier" / "1" / "wells.parquet").exists()
+    assert left == {"metrics.json", "report.html", "cells.parquet"}
+
+
+def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
+    (tmp_path / "wells.parquet").write_bytes(b"theirs")
+    report.write_evaluation(tmp_path, report.Results(cells=evaluated(labelled())))
+    assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
+    with pytest.raises(BadUse, match=r"cells\.parquet exists, but no metrics\.json"):
+        report.write_evaluation(tmp_path / "other", report.Results(cells=evaluated(labelled())))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
+
+
+def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
+    table = labelled(plate=plates(), batch=plates())
+    sample = draw_sample(table, with_treatments=False)
+    looks = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
+    plate, nothing = (
+        evaluate_cells(sample, looks, hold_out=whole, classifiers=["knn"])
+        for whole in ("plate", "nothing")
+    )
+    report.write_evaluation(tmp_path, report.Results(cells=plate))
+    with pytest.raises(BadUse, match="grouped_by: 'plate' there, None here"):
+        report.write_evaluation(tmp_path, report.Results(cells=nothing))
+
+
+def test_without_batches_neither_nscb_nor_tvn_are_made_up():
+    scores = evaluate(planted()).scores
+    assert scores["none"].nsc.total == 4
+    assert scores["none"].nscb.undefined == "no batch is known"
+    assert scores["tvn"].nsc.undefined == "no batch is known"
+    assert scores["whitening"].nsc.total == 4
+    assert evaluate(planted()).scores["tvn"].nsc.total == 4
 
 
 def test_kept_cells_are_those_that_were_chosen_whatever_the_minibatches():

@@ -14,7 +14,7 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.comparison import compare
 from cellclr_jax.profiling.evaluation import evaluate
-from cellclr_jax.profiling.protocol import Options, Protocol
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.report.comparison_page import print_comparison, render_comparison
 
 
@@ -39,9 +39,7 @@ def wells(noise, seed=0):
 def written(folder, noise, *, config=None, protocol=None, seed=0):
     """A work directory with an evaluation."""
     found = evaluate(wells(noise, seed), protocol)
-    report.write_evaluation(
-        folder / "eval" / "10", found, details={"dataset": "d"}, options=Options(measures=())
-    )
+    report.write_evaluation(folder / "eval" / "10", report.Results(found, details={"dataset": "d"}))
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -132,11 +130,11 @@ def test_one_seed_is_no_spread_whatever_the_step(runs, tmp_path):
 
 def test_undefined_scores_leave_counts_whole_and_nothing_shared_is_not_tested(tmp_path):
     one = tmp_path / "one" / "eval" / "1"
-    report.write_evaluation(one, evaluate(wells(0.1).assign(batch="Week1")))
+    report.write_evaluation(one, report.Results(evaluate(wells(0.1).assign(batch="Week1"))))
     other = tmp_path / "other" / "eval" / "1"
     renamed = wells(0.1).replace({"c00": "d00", "c01": "d01", "c10": "d10", "c11": "d11"})
     renamed = renamed.replace({f"c{k}{i}": f"d{k}{i}" for k in (2, 3) for i in (0, 1)})
-    report.write_evaluation(other, evaluate(renamed))
+    report.write_evaluation(other, report.Results(evaluate(renamed)))
     found = compare([tmp_path / "one", tmp_path / "other"])
     out = io.StringIO()
     print_comparison(found, file=out)
@@ -148,7 +146,7 @@ def test_undefined_scores_leave_counts_whole_and_nothing_shared_is_not_tested(tm
 def test_compounds_whose_names_are_numbers_are_compared(tmp_path):
     numbered = wells(1.0).assign(compound=lambda t: t["compound"].str.replace("c", "1"))
     for name in ("one", "other"):
-        report.write_evaluation(tmp_path / name, evaluate(numbered), options=Options(measures=()))
+        report.write_evaluation(tmp_path / name, report.Results(evaluate(numbered)))
     assert len(compare([tmp_path / "one", tmp_path / "other"]).tests) == 6
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.report_samples import Images, make_cells, make_wells
 
 from cellclr_jax.data.minibatches import Cells
-from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
+from cellclr_jax.pages.crop_strips import Drawer, treatment_pictures
 
 
 def test_crops_show_every_plate_then_every_well_before_a_second_cell():
@@ -21,9 +21,8 @@ def test_crops_show_every_plate_then_every_well_before_a_second_cell():
     assert strip.crops == 8
     assert {p.split()[0] for p in strip.places} == {"P", "Q", "R"}
     assert len(set(strip.places)) == 6
-    from cellclr_jax.profiling.report.crop_pictures import _choose, _places_of
-
-    three = _choose(_places_of(cells.table), np.arange(30), 3, ("c", 1.0), 0)
+    drawer = Drawer(cells.images.read, cells.table, 0, ("", np.arange(30)))
+    three = drawer.choose(("c", 1.0), np.arange(30), 3)
     assert set(cells.table["plate"].iloc[three]) == {"P", "Q", "R"}
 
 
@@ -101,6 +100,3 @@ def test_cells_without_treatments_or_controls_have_what_they_have():
     assert "crops of all treatments" in found.scale
     unnamed = Cells(Path(), cells.images, cells.table[["compound"]], cells.manifest)
     assert treatment_pictures(unnamed, "DMSO").tiles["c1", 0.0].places == [""] * 8
-
-
-# ---- the page

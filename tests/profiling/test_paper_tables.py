@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from support.binaries import run as run_binary
 
+from cellclr_jax import paper_tables
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.report import paper_tables
 
 
 def score(correct, total):

@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
+from cellclr_jax.errors import BadUse
+from cellclr_jax.pages import look
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report import figures
-from cellclr_jax.profiling.report import folder as evaluation_folder
+from cellclr_jax.profiling.report import Results, figures
+from cellclr_jax.profiling.report.metrics_json import UNFINISHED
 
 
 def wells(seed=0, weeks=3, moas=4, shift=0.0):
@@ -39,10 +41,9 @@ def wells(seed=0, weeks=3, moas=4, shift=0.0):
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "eval" / "10"
     baselines = {"untrained": evaluate(wells(1)), "intensity": evaluate(wells(2))}
-    metrics = report.write_evaluation(
-        out, evaluate(wells()), baselines=baselines, details={"step": 10, "note": "<script>"}
-    )
-    return out, metrics
+    details = {"step": 10, "note": "<script>"}
+    results = Results(evaluate(wells()), baselines=baselines, details=details)
+    return out, report.write_evaluation(out, results)
 
 
 def test_every_file_is_there_and_none_besides(written):
@@ -101,9 +102,10 @@ def test_figures_are_large_enough_to_read(written):
 
 
 def test_few_treatments_have_no_map_and_the_reason_is_written(tmp_path):
-    report.write_evaluation(tmp_path, evaluate(wells()))
+    report.write_evaluation(tmp_path, Results(evaluate(wells())))
     assert (tmp_path / "tsne_none.png").exists()
-    metrics = report.write_evaluation(tmp_path, evaluate(wells(weeks=1)))
+    few = Results(evaluate(wells(weeks=1)))
+    metrics = report.write_evaluation(tmp_path, few, overwrite=True)
     assert "4 treatments: a map needs at least 8" in metrics["figures_skipped"]["tsne_none.png"]
     assert not (tmp_path / "tsne_none.png").exists()
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -113,7 +115,8 @@ def test_few_treatments_have_no_map_and_the_reason_is_written(tmp_path):
 
 def test_an_evaluation_without_controls_is_written_too(tmp_path):
     table = wells()
-    metrics = report.write_evaluation(tmp_path, evaluate(table[table["compound"] != "DMSO"]))
+    found = evaluate(table[table["compound"] != "DMSO"])
+    metrics = report.write_evaluation(tmp_path, Results(found))
     assert metrics["scores"]["tvn"]["nsc"]["accuracy"] is None
     assert "needed" in metrics["figures_skipped"]["confusion_tvn.png"]
     assert (tmp_path / "confusion_none.png").exists()
@@ -123,70 +126,46 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_an_evaluation_with_other_settings_is_kept(tmp_path, capsys, monkeypatch):
+def test_an_evaluation_with_other_settings_is_replaced_only_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda evaluation: ({"tsne_none.png": b"map"}, {}))
     (tmp_path / "notes.txt").write_text("mine")
-    plain = evaluate(wells())
-    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "last"})
-    first = files_of(tmp_path)
-    report.write_evaluation(tmp_path, plain, details={"step": 10, "checkpoint": "best"})
-    assert not (tmp_path / "earlier").exists(), "the same settings give the same scores"
-    assert capsys.readouterr().out == ""
-    other = evaluate(wells(), Protocol(standardize="controls"))
-    report.write_evaluation(tmp_path, other, details={"step": 10})
-    kept = tmp_path / "earlier" / "1"
-    assert capsys.readouterr().out == (
-        "note: an earlier evaluation with other settings (standardize was none, is controls) is "
-        f"now in {kept}\n"
-    )
-    del first["notes.txt"], first["metrics.json"]
-    assert first.keys() == files_of(kept).keys() - {"metrics.json"}
-    assert json.loads((kept / "metrics.json").read_text())["protocol"]["standardize"] == "none"
-    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["standardize"] != "none"
-    report.write_evaluation(tmp_path, other, details={"step": 20})
-    assert "(step was 10, is 20) is now in" in capsys.readouterr().out
-    assert (tmp_path / "earlier" / "2" / "tsne_none.png").exists()
-    (tmp_path / "metrics.json").write_text("{")
-    report.write_evaluation(tmp_path, other, details={"step": 20})
-    assert "its metrics.json cannot be read" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == ["1", "2", "3"]
+    measured = evaluate(wells(), measures=["mechanisms"])
+    report.write_evaluation(tmp_path, Results(measured, details={"step": 1, "checkpoint": "last"}))
+    assert (tmp_path / "mechanisms.csv").exists()
+    plain = Results(evaluate(wells()), details={"step": 1, "checkpoint": "best"})
+    report.write_evaluation(tmp_path, plain)
+    assert not (tmp_path / "mechanisms.csv").exists(), "the same settings give the same scores"
+    before = files_of(tmp_path)
+    other = Results(evaluate(wells(), Protocol(standardize="controls")), details={"step": 2})
+    wanted = r"other settings \(standardize: 'none' there, 'controls' here; step: 1 there, 2 here\)"
+    with pytest.raises(BadUse, match=wanted):
+        report.write_evaluation(tmp_path, other)
+    with pytest.raises(BadUse, match=wanted):
+        report.check_settings(tmp_path, other.evaluation.protocol, other.details, overwrite=False)
+    assert files_of(tmp_path) == before
+    report.check_settings(tmp_path, Protocol(), plain.details, overwrite=False)
+    report.check_settings(tmp_path, Protocol(statistic="mean"), plain.details, overwrite=True)
+    metrics = report.write_evaluation(tmp_path, other, overwrite=True)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(BadUse, match=r"metrics\.json: not a readable record"):
+        report.write_evaluation(tmp_path, other)
+    report.write_evaluation(tmp_path, other, overwrite=True)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    (tmp_path / "metrics.json").write_text("old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(evaluation_folder.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        evaluation_folder.write_file(tmp_path / "metrics.json", lambda path: path.write_text("new"))
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-    assert (tmp_path / "metrics.json").read_text() == "old"
+def test_files_that_no_evaluation_wrote_are_not_replaced(tmp_path):
+    (tmp_path / "wells.parquet").write_text("mine")
+    with pytest.raises(BadUse, match=r"wells\.parquet exists, but no metrics\.json"):
+        report.write_evaluation(tmp_path, Results(evaluate(wells())), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["wells.parquet"]
 
 
 def test_what_a_killed_evaluation_leaves_is_not_mixed_into_the_next(tmp_path):
-    report.write_evaluation(tmp_path, evaluate(wells(), measures=["mechanisms"]))
-    assert (tmp_path / "mechanisms.csv").exists()
-    (tmp_path / "metrics.json").unlink()
-    (tmp_path / evaluation_folder.UNFINISHED).touch()
-    report.write_evaluation(tmp_path, evaluate(wells(1)))
-    assert not (tmp_path / "mechanisms.csv").exists()
-    assert not (tmp_path / evaluation_folder.UNFINISHED).exists()
-    assert not (tmp_path / "earlier").exists()
-
-
-def test_an_evaluation_that_was_being_kept_when_the_process_was_killed_is_kept(tmp_path):
-    report.write_evaluation(tmp_path, evaluate(wells()))
-    orphan = tmp_path / "earlier" / ".99999999"  # no process has this number
-    orphan.mkdir(parents=True)
-    (tmp_path / "report.html").rename(orphan / "report.html")
-    report.write_evaluation(tmp_path, evaluate(wells()))
-    kept = tmp_path / "earlier" / "1"
-    assert {"report.html", "metrics.json", "wells.parquet"} <= {p.name for p in kept.iterdir()}
-    assert not orphan.exists()
-    assert (tmp_path / "report.html").exists()
+    (tmp_path / UNFINISHED).touch()
+    (tmp_path / "mechanisms.csv").write_text("of a killed one")
+    report.write_evaluation(tmp_path, Results(evaluate(wells(1))))
+    assert not {"mechanisms.csv", UNFINISHED} & files_of(tmp_path).keys()
 
 
 def test_console_table_has_counts_percentages_and_reasons():
@@ -203,19 +182,14 @@ def test_console_table_has_counts_percentages_and_reasons():
     assert "regularization 1, relative regularization no, statistic median, batches joined" in text
 
 
-def test_twelve_moas_have_twelve_shapes_and_no_two_of_24_look_alike():
-    looks = {
-        (figures.COLOURS[i % len(figures.COLOURS)], figures._SHAPES[i % len(figures._SHAPES)])
-        for i in range(24)
-    }
-    assert len(looks) == 24
-    assert len(set(figures._SHAPES)) == 12
+def test_no_two_of_96_labels_look_alike():
+    assert len({look(i) for i in range(96)}) == 96
 
 
 def test_more_than_anybody_reads_is_not_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "MOST_TREATMENTS", 10)
     monkeypatch.setattr(figures, "_MOST_MECHANISMS", 3)
-    metrics = report.write_evaluation(tmp_path, evaluate(wells()))
+    metrics = report.write_evaluation(tmp_path, Results(evaluate(wells())))
     assert metrics["figures_skipped"]["tsne_none.png"] == "12 treatments: a map has at most 10"
     confusion = "4 mechanisms: a matrix has at most 3"
     assert metrics["figures_skipped"]["confusion_tvn.png"] == confusion

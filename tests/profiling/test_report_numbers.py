@@ -1,6 +1,7 @@
 """What the report says and draws is what plain loops over the evaluation give."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,17 @@ from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.report import treatments, verdict
-from cellclr_jax.profiling.report.dose_series import dose_series
+from cellclr_jax.profiling.report.metrics_json import Results, ScoreSummary, Summary
 from cellclr_jax.profiling.report.score_charts import (
     compare_corrections,
     score_charts,
     training_charts,
 )
-from cellclr_jax.profiling.report.treatments import find_neighbourhoods
+from cellclr_jax.profiling.report.treatments import (
+    distances_from_controls,
+    dose_series,
+    find_neighbourhoods,
+)
 
 
 def test_three_neighbours_are_a_naive_loops():
@@ -108,29 +113,26 @@ def test_precision_and_recall_of_each_mechanism():
 
 def test_distances_from_controls_are_a_naive_loops():
     wells = make_wells()
-    series, reason = dose_series(evaluate(wells))
+    found, reason = dose_series(evaluate(wells))
     assert reason == ""
-    assert [one.compound for one in series] == [f"c{i}" for i in range(8)]
+    assert [one["compound"] for one in found["series"]] == [f"c{i}" for i in range(8)]
     features = [c for c in wells if c.startswith("cellclr_")]
     controls = wells[wells["compound"] == "DMSO"][features].to_numpy()
-    for one in series:
-        own = wells[wells["compound"] == one.compound]
+    for one in found["series"]:
+        own = wells[wells["compound"] == one["compound"]]
         scaled = (own[features].to_numpy() - controls.mean(0)) / controls.std(0)
-        expected = sorted(round(float(np.sqrt((z**2).mean())), 2) for z in scaled)
-        assert sorted(float(dot.text.split(": ")[1]) for dot in one.wells) == expected
-        assert [dot.text.split(" ")[0] for dot in one.treatments] == ["0.1", "1", "10"]
-        # A logarithmic axis: 0.1, 1 and 10 lie at equal distances; further away is higher up.
-        places = [dot.x for dot in one.treatments]
-        assert places[2] - places[1] == pytest.approx(places[1] - places[0], abs=0.2)
-        assert all(0 <= dot.y <= 170 for dot in one.wells)
+        expected = np.sqrt((scaled**2).mean(axis=1))
+        np.testing.assert_allclose(sorted(one["wells"]["y"]), sorted(expected), atol=1e-3)
+        assert one["treatments"]["x"] == [0.1, 1, 10]
+        medians = [np.median(expected[own["concentration"] == d]) for d in (0.1, 1, 10)]
+        np.testing.assert_allclose(one["treatments"]["y"], medians, atol=1e-3)
+        assert max(expected) <= found["top"] + 1e-9
 
 
-def test_controls_that_lie_where_they_lie_have_a_distance_of_one():
+def test_controls_have_a_distance_of_one_on_average():
     found = evaluate(make_wells())
-    from cellclr_jax.profiling.report.dose_series import _distances
-
     is_control = (found.wells["Metadata_Compound"] == "DMSO").to_numpy()
-    distances = _distances(found, is_control)[is_control]
+    distances = distances_from_controls(found.wells, is_control, found.protocol)[is_control]
     assert np.sqrt(np.mean(distances**2)) == pytest.approx(1.0)
 
 
@@ -143,7 +145,7 @@ def test_controls_that_lie_where_they_lie_have_a_distance_of_one():
 )
 def test_without_doses_or_controls_there_is_a_reason(wells, reason):
     series, why = dose_series(evaluate(wells))
-    assert series == []
+    assert series is None
     assert reason in why
 
 
@@ -151,42 +153,50 @@ def test_without_doses_or_controls_there_is_a_reason(wells, reason):
 
 
 def scored(correct, total, interval, *, p=0.0001, chance=0.09):
-    entry = {"correct": correct, "total": total, "accuracy": correct / total}
-    return entry | {"interval": list(interval), "p": p, "chance": chance}
+    return ScoreSummary(correct, total, correct / total, "", interval, chance, p)
 
 
-def metrics_of(nsc, nscb, drop, **baselines):
-    metrics = {"profiles": "trained", "notes": [], "run": {}}
-    metrics["scores"] = {"none": {"nsc": nsc, "nscb": nscb, "drop": drop}}
-    others = {n: {"none": {"nsc": s, "nscb": s, "drop": 0}} for n, s in baselines.items()}
-    return metrics | {"baselines": others}
+class Given(Results):
+    """Results of given scores and measures, instead of those of an evaluation."""
+
+    scores = measures = None
+
+    def __init__(self, scores, measures=None):
+        super().__init__()
+        self.__dict__.update(scores=scores, measures=measures or {})
+
+
+def scores_of(nsc, nscb, drop, **baselines):
+    others = {name: {"none": Summary(s, s, 0.0)} for name, s in baselines.items()}
+    return {"trained": {"none": Summary(nsc, nscb, drop)}, **others}
 
 
 GOOD = scored(43, 48, (0.78, 0.98))
+NONE = ScoreSummary(None, 0, None, "one batch alone")
+BARE = ScoreSummary(3, 4, 0.75)
 
 
 @pytest.mark.parametrize(
-    ("metrics", "heading"),
+    ("scores", "heading"),
     [
         (
-            metrics_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))),
+            scores_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))),
             "and than the best baseline (untrained)",
         ),
-        (metrics_of(GOOD, GOOD, 0.0, untrained=scored(40, 48, (0.7, 0.9))), "not clearly better"),
-        (metrics_of(GOOD, GOOD, 12.0), "better than chance; less so across batches"),
-        (metrics_of(scored(4, 48, (0, 0.2), p=0.4), GOOD, 0.0), "no better than chance"),
-        (metrics_of({"correct": 3, "total": 4, "accuracy": 0.75}, GOOD, 0.0), "How well"),
+        (scores_of(GOOD, GOOD, 0.0, untrained=scored(40, 48, (0.7, 0.9))), "not clearly better"),
+        (scores_of(GOOD, GOOD, 12.0), "better than chance; less so across batches"),
+        (scores_of(scored(4, 48, (0, 0.2), p=0.4), GOOD, 0.0), "no better than chance"),
+        (scores_of(BARE, GOOD, 0.0), "How well"),
     ],
 )
-def test_the_heading_follows_from_the_numbers(metrics, heading):
-    assert heading in verdict.judge(metrics)[0]
+def test_the_heading_follows_from_the_numbers(scores, heading):
+    assert heading in verdict.judge(Given(scores))[0]
 
 
 def test_the_verdict_names_counts_intervals_and_baselines():
     other = scored(40, 48, (0.7, 0.9))
-    metrics = metrics_of(GOOD, other, 6.25, untrained=scored(27, 48, (0.4, 0.7)))
-    said = verdict.judge(metrics)[1]
-    assert said == [
+    scores = scores_of(GOOD, other, 6.25, untrained=scored(27, 48, (0.4, 0.7)))
+    assert verdict.judge(Given(scores))[1] == [
         "Trained profiles name the mechanism of 43 of 48 treatments (89.6 %, 95 % interval 78.0 to "
         "98.0 %) from the nearest treatment of another compound (NSC, correction none).",
         "For comparison: untrained 27 of 48; mechanisms shuffled among compounds 9.0 %.",
@@ -196,45 +206,43 @@ def test_the_verdict_names_counts_intervals_and_baselines():
 
 
 def test_the_correction_of_the_verdict_is_not_the_one_that_scores_best():
-    metrics = metrics_of(GOOD, GOOD, 0.0)
-    metrics["scores"]["tvn"] = {"nsc": scored(9, 48, (0.1, 0.3)), "nscb": GOOD, "drop": 0.0}
-    said = verdict.judge(metrics)[1][0]
+    scores = scores_of(GOOD, GOOD, 0.0)
+    scores["trained"]["tvn"] = Summary(scored(9, 48, (0.1, 0.3)), GOOD, 0.0)
+    said = verdict.judge(Given(scores))[1][0]
     assert "9 of 48" in said
     assert "9 to 43 over the corrections" in said
-    metrics["scores"]["combat"] = {"nsc": GOOD, "nscb": GOOD, "drop": 0.0}
-    assert "9 of 48" in verdict.judge(metrics)[1][0]
+    scores["trained"]["combat"] = Summary(GOOD, GOOD, 0.0)
+    assert "9 of 48" in verdict.judge(Given(scores))[1][0]
 
 
-def test_undefined_scores_are_told_with_the_reason():
-    why = {"correct": None, "total": 0, "accuracy": None, "undefined": "one batch alone"}
-    metrics = metrics_of(why, why, None)
-    heading, said = verdict.judge(metrics)
+def test_undefined_scores_are_shown_with_the_reason():
+    scores = scores_of(NONE, NONE, None)
+    heading, said = verdict.judge(Given(scores))
     assert heading == "There is no score"
     assert "NSC is undefined under none: one batch alone." in said
-    assert verdict.score_rows(metrics)[0]["nsc"] == {"undefined": "one batch alone"}
-    assert score_charts(metrics) == []
-    half = verdict.judge(metrics_of(GOOD, why, None))[1]
-    assert half[-1] == "Whether that holds in another batch is not known: one batch alone."
-    assert len(score_charts(metrics_of(GOOD, why, None))) == 1
-    by_batch = verdict.judge(metrics_of(why, GOOD, None))[1][0]
+    assert verdict.score_rows(scores, {})[0].nsc.undefined == "one batch alone"
+    assert score_charts(scores) == []
+    half = scores_of(GOOD, NONE, None)
+    expected = "Whether that holds in another batch is not known: one batch alone."
+    assert verdict.judge(Given(half))[1][-1] == expected
+    assert len(score_charts(half)) == 1
+    by_batch = verdict.judge(Given(scores_of(NONE, GOOD, None)))[1][0]
     assert "another compound and batch (NSCB, correction none)" in by_batch
 
 
 def test_intervals_over_wells_stand_beside_those_over_compounds():
-    metrics = metrics_of(GOOD, GOOD, 0.0, untrained=GOOD)
-    metrics["measures"] = {"none": {"well_intervals": {"nsc": [0.8, 0.9], "nscb": None}}}
-    own, other = verdict.score_rows(metrics)
-    assert own["nsc"]["lines"][:2] == [
+    scores = scores_of(GOOD, GOOD, 0.0, untrained=GOOD)
+    measures = {"none": {"well_intervals": {"nsc": [0.8, 0.9], "nscb": None}}}
+    own, other = verdict.score_rows(scores, measures)
+    assert own.nsc.lines[:2] == [
         "95 %: 78.0 to 98.0 % over compounds",
         "95 %: 80.0 to 90.0 % over wells",
     ]
-    assert len(own["nscb"]["lines"]) == len(other["nsc"]["lines"]) == 2
-    metrics["measures"] = {"none": {"well_intervals": {"undefined": "too many"}}}
-    assert len(verdict.score_rows(metrics)[0]["nsc"]["lines"]) == 2
+    assert len(own.nscb.lines) == len(other.nsc.lines) == 2
 
 
 def test_dots_and_intervals_are_those_of_the_table():
-    (chart, _) = score_charts(metrics_of(GOOD, GOOD, 0.0, untrained=scored(24, 48, (0.4, 0.7))))
+    (chart, _) = score_charts(scores_of(GOOD, GOOD, 0.0, untrained=scored(24, 48, (0.4, 0.7))))
     chance, trained, untrained = chart["data"]
     assert chance["x"] == [9.0, 9.0]
     assert untrained["x"] == [50.0]
@@ -244,16 +252,14 @@ def test_dots_and_intervals_are_those_of_the_table():
     assert trained["hovertext"] == ["trained: 43 of 48 (89.6 %)"]
 
 
-def test_published_rows_are_shown_as_given():
-    assert verdict.published_rows({}) == []
-    rows = [{"method": "x", "kind": "y", "nsc": 96.0, "nscb": None, "source": "z 2020"}]
-    assert verdict.published_rows({"published": rows}) == [["x", "y", "96", "–", "–", "z 2020"]]
+def test_scores_are_read_from_json_as_they_were_written():
+    for summary in (Summary(GOOD, NONE, None), Summary(GOOD, replace(BARE, unanswerable=1), 2.5)):
+        assert Summary.from_json(json.loads(json.dumps(summary.as_json()))) == summary
 
 
 def test_corrections_are_compared_and_gaps_have_reasons():
-    metrics = metrics_of(GOOD, GOOD, -0.5)
-    metrics["scores"]["tvn"] = metrics["scores"]["none"]
-    metrics["measures"] = {
+    scores = dict.fromkeys(("none", "tvn"), Summary(GOOD, GOOD, -0.5))
+    measures = {
         "none": {
             "activity": {"share": 0.5},
             "batch_effect": {"balanced_accuracy": {"logistic": 0.9, "knn": 0.8}, "chance": 0.1}
@@ -262,7 +268,7 @@ def test_corrections_are_compared_and_gaps_have_reasons():
         },
         "tvn": {"activity": {"undefined": "no controls"}},
     }
-    found = compare_corrections(metrics)
+    found = compare_corrections(scores, measures)
     assert found.heads == ["none", "tvn"]
     rows = {title: values for title, *values in found.rows}
     assert rows["Drop, points"] == ["−0.5", "−0.5"]
@@ -275,7 +281,6 @@ def test_corrections_are_compared_and_gaps_have_reasons():
         "tvn: Activity is undefined: no controls",
     ]
     assert found.chart["data"][0]["x"][0] == pytest.approx(100 * 43 / 48)
-    assert compare_corrections({"profiles": "x"}) is None
 
 
 def test_training_is_drawn_over_epochs():
@@ -307,6 +312,3 @@ def test_json_within_a_page_can_end_nothing():
     assert json.loads(text) == {HOSTILE: [CLOSING, "&\u2028", 0.5, None, [0, 1]]}
     assert label(HOSTILE) == "&lt;script&gt;alert(1)&lt;/script&gt;"
     assert len(label("x" * 100)) == 42
-
-
-# ---- crops

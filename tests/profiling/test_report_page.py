@@ -11,14 +11,16 @@ from support.report_samples import (
     HOSTILE,
     QUOTED,
     hostile_page,
+    make_cell_evaluation,
     make_history,
-    make_metrics,
     make_wells,
     page_data,
     words_of,
 )
 
 from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.report import figures
+from cellclr_jax.profiling.report.metrics_json import Results
 from cellclr_jax.profiling.report.page import render_report
 
 
@@ -35,30 +37,26 @@ def found():
 
 
 def test_the_page_does_without_any_of_its_parts(found):
-    metrics = make_metrics(found)
-    bare = words_of(render_report(metrics))
-    assert "Trained profiles name the mechanism of" in bare
-    assert "Map of treatments" not in bare
-    alone = words_of(render_report(metrics, evaluation=found))
+    alone = words_of(render_report(Results(found)))
     for title in ("Map of treatments", "Wrong treatments", "Dose series", "Corrections compared"):
         assert title in alone
     assert "Training" not in alone
     assert "Published" not in alone
-    cells = {"undefined": "one class", "notes": ["a note"], "scores": {}}
-    only = words_of(render_report({"profiles": "trained", "notes": [], "run": {}, "cells": cells}))
+    only = words_of(render_report(Results(cells=make_cell_evaluation(["round"]))))
     assert "There is no score" in only
     assert "Cells are not scored: one class" in only
 
 
+def test_published_scores_stand_beside_bbbc021():
+    names = ("taxol", "ALLN", "emetine", "AZ-A", "PP-2", "etoposide", "cisplatin", "vincristine")
+    names = dict(enumerate(names))
+    words = words_of(render_report(Results(evaluate(make_wells(names=names)))))
+    assert "Published scores" in words
+    assert "Ljosa 2013, factor analysis" in words
+
+
 def test_classes_of_cells_have_their_tables():
-    probes = {
-        kind: {"balanced_accuracy": 0.8, "accuracy": 0.8, "recall": {HOSTILE: 0.9, "b": 0.7}}
-        for kind in ("knn", "logistic")
-    }
-    cells = {"label_column": "label", "classes": {HOSTILE: 1000, "b": 20}, "cells": 1020}
-    cells |= {"folds": 5, "grouped_by": "plate", "scores": {"trained": probes}, "chance": 0.5}
-    cells |= {"settings": {"neighbours": 20}, "notes": []}
-    page = render_report({"profiles": "trained", "notes": [], "run": {}, "cells": cells})
+    page = render_report(Results(cells=make_cell_evaluation([HOSTILE, "b"])))
     words = words_of(page)
     assert "How well classes of cells are told Trained features tell the label of cells" in words
     assert f"{HOSTILE} 1,000 90.0 % 90.0 %" in words
@@ -68,23 +66,24 @@ def test_classes_of_cells_have_their_tables():
 
 def test_four_treatments_one_batch_and_no_controls_have_a_page():
     few = evaluate(make_wells(weeks=1, moas=2, doses=(1.0,)))
-    data = page_data(render_report(make_metrics(few), evaluation=few))
+    data = page_data(render_report(Results(few)))
     assert "4 treatments: a map needs at least 8" in data["corrections"]["none"]["no_map"]
     assert "one batch" in data["confusion"]["none"]["nscb"]["undefined"]
     without = make_wells()
     without = evaluate(without[without["compound"] != "DMSO"])
-    page = render_report(make_metrics(without), evaluation=without)
+    page = render_report(Results(without))
     assert "needed" in page_data(page)["corrections"]["tvn"]["undefined"]
     assert "There are no dose series" in words_of(page)
 
 
-def test_figures_are_laid_in_where_nothing_is_drawn_from(found):
-    metrics = make_metrics(found) | {"figures_skipped": {"tsne_none.png": "too few"}}
-    assert "data:image/png;base64,eA==" in render_report(metrics, {"a.png": b"x"})
-    assert "tsne_none.png was not drawn: too few" in words_of(render_report(metrics))
-    assert "image/png" not in render_report(metrics, {"a.png": b"x"}, evaluation=found).replace(
-        get_plotlyjs(), ""
-    )
+def test_figures_are_laid_in_where_the_page_draws_nothing(found, monkeypatch):
+    pngs, skipped = {"a.png": b"x"}, {"tsne_none.png": "too few"}
+    drawn = render_report(Results(found), pngs, skipped).replace(get_plotlyjs(), "")
+    assert "image/png" not in drawn
+    monkeypatch.setattr(figures, "MOST_TREATMENTS", 3)
+    page = render_report(Results(found), pngs, skipped)
+    assert "data:image/png;base64,eA==" in page
+    assert "tsne_none.png was not drawn: too few" in words_of(page)
 
 
 def test_the_same_evaluation_gives_the_same_page(page):
@@ -156,7 +155,7 @@ say($("#panel").hidden);
 const named = plot.data.findIndex(trace => trace.name.includes("script"));
 Plotly.Fx.hover(plot, [{curveNumber: named, pointNumber: 0}]);
 say($("#map-plot .hoverlayer").textContent);
-$(".treatment").dispatchEvent(new MouseEvent("click", {bubbles: true}));
+$(".dose .plot").emit("plotly_click", {points: [{customdata: 0}]});
 say($("#panel-title").textContent);
 window.dispatchEvent(new Event("beforeprint"));
 say([...document.querySelectorAll("details")].every(one => one.open));
@@ -176,8 +175,8 @@ def test_a_browser_draws_the_page_without_a_complaint_or_a_request(page, tmp_pat
     seen = open_page(page, tmp_path / "browser")
     assert seen.console == []
     assert seen.requests == []
-    # The map, the matrix, two scores, the comparison, three charts of the training.
-    assert seen.dom.count('class="main-svg"') >= 2 * 8
+    # The map, the matrix, two scores, the comparison, three charts of the training, eight doses.
+    assert seen.dom.count('class="main-svg"') >= 2 * 16
     assert "<script>alert" not in seen.dom.replace(get_plotlyjs(), "")
 
 
@@ -212,7 +211,7 @@ def test_a_reader_chooses_points_searches_and_sees_cells(page, tmp_path):
 def test_a_page_of_few_treatments_opens_without_a_complaint(tmp_path):
     few = evaluate(make_wells(weeks=1, moas=2, doses=(1.0,)))
     path = tmp_path / "report.html"
-    path.write_text(render_report(make_metrics(few), evaluation=few), encoding="utf-8")
+    path.write_text(render_report(Results(few)), encoding="utf-8")
     choose = (
         "const s = document.querySelector('[data-choice=kind]'); s.value = 'nscb';"
         "s.dispatchEvent(new Event('change')); document.querySelector('#search').value = 'c1';"
@@ -225,11 +224,10 @@ def test_a_page_of_few_treatments_opens_without_a_complaint(tmp_path):
     assert "NSCB is undefined: all treatments lie in one batch" in seen.dom
 
 
-def test_a_page_of_cells_alone_opens_without_a_complaint(tmp_path):
-    cells = {"undefined": "one class", "notes": [], "scores": {}}
+def test_a_page_of_cells_only_opens_without_a_complaint(tmp_path):
     path = tmp_path / "report.html"
-    metrics = {"profiles": "trained", "notes": [], "run": {}, "cells": cells}
-    path.write_text(render_report(metrics, history=make_history()), encoding="utf-8")
+    results = Results(cells=make_cell_evaluation(), history=make_history())
+    path.write_text(render_report(results), encoding="utf-8")
     seen = open_page(path, tmp_path / "browser")
     assert seen.console == []
     assert seen.dom.count("js-plotly-plot") >= 2

@@ -1,9 +1,7 @@
 """Tables and images of datasets that were never built, for the quality page."""
 
-import base64
 import json
 import re
-from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -60,26 +58,19 @@ def make_content(fields, columns=("plate", "well", "compound", "concentration", 
     return Content(**told | changes)
 
 
-def words_of(page):
-    """What a reader reads: a page without its scripts, styles and tags."""
-    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", bare)).split())
-
-
 def figures_of(page):
     """The figures, each an object of its JSON."""
     found = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
     return [json.loads(figure) for figure in found]
 
 
-def unpack(packed):
-    """An array of a figure."""
-    values = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
-    shape = packed.get("shape", str(len(values)))
-    return values.reshape([int(side) for side in shape.split(",")])
-
-
-def squares_of(figure, trace):
-    """(value, number of its well, row and column) of each square of a map."""
-    values, wells = unpack(figure["data"][trace]["z"]), np.array(figure["index"])
-    return [(values[at], wells[at], at) for at in zip(*np.nonzero(wells >= 0), strict=True)]
+def squares_of(figure, trace=0):
+    """(value, words on hover, (row, column)) of each square of a map."""
+    words = figure["data"][0]["customdata"]
+    values = figure["data"][trace]["z"]
+    return [
+        (values[y][x], text, (y, x))
+        for y, row in enumerate(words)
+        for x, text in enumerate(row)
+        if text
+    ]

@@ -2,17 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cellclr_jax.profiling.measures.measured import Measured
 
 from cellclr_jax.data.minibatches import Cells
+from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling.evaluation import evaluate
-from cellclr_jax.profiling.report.crop_pictures import treatment_pictures
-from cellclr_jax.profiling.report.metrics_json import describe
+from cellclr_jax.profiling.report.metrics_json import Results
 from cellclr_jax.profiling.report.page import render_report
+from cellclr_jax.profiling.single_cells import CellEvaluation, Sample
+from cellclr_jax.profiling.single_cells.probes import Probe, ProbeScore
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = '"onmouseover="alert(1)'
@@ -42,7 +46,7 @@ def make_wells(seed=0, weeks=3, moas=4, doses=(0.1, 1.0, 10.0), dims=6, names=No
 
 
 class Images:
-    """Crops that are kept in memory, in the place of a dataset's."""
+    """Crops in memory, instead of those of a dataset."""
 
     def __init__(self, pixels):
         self.pixels, self.asked = pixels, []
@@ -72,8 +76,15 @@ def page_data(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def make_metrics(evaluation, **more):
-    return describe(evaluation, details={"step": 3, "note": HOSTILE}) | more
+def make_cell_evaluation(names=("round", "flat"), classifiers=("knn", "logistic")):
+    """Made-up scores of cells of these classes; of fewer than two classes none."""
+    sample = Sample(np.arange(1020), "label", np.empty(0), pd.DataFrame(), 1020, 0, {})
+    score = ProbeScore(0.8, 0.8, dict.fromkeys(names, 0.9), (0.8,))
+    classes = dict(zip(names, (1000, 20), strict=False))
+    undefined = "one class" if len(names) < 2 else ""
+    scores = {} if undefined else dict.fromkeys(classifiers, score)
+    probe = Probe(scores, classes, {}, 1020, 5, True, 0.5, undefined=undefined)
+    return CellEvaluation(sample, "plate", {"trained": probe}, {})
 
 
 def make_history():
@@ -93,15 +104,15 @@ def hostile_page():
     wells["moa"] = wells["moa"].replace({"m0": HOSTILE, "m1": QUOTED})
     wells["plate"] = wells["plate"].replace({"Week0_1": CLOSING})
     found = evaluate(wells)
-    measures = {name: {"activity": {"undefined": HOSTILE}} for name in found.scores}
-    published = [{"method": HOSTILE, "kind": "k", "nsc": 90.0, "source": QUOTED}]
-    metrics = make_metrics(found, measures=measures, published=published)
-    metrics["notes"] = [HOSTILE]
+    undefined = {"activity": Measured({"undefined": HOSTILE})}
+    scores = {name: replace(one, measures=undefined) for name, one in found.scores.items()}
     cells = make_cells(wells, channels=(HOSTILE, QUOTED, CLOSING))
     return render_report(
-        metrics,
-        evaluation=found,
-        pictures=treatment_pictures(cells, "DMSO"),
-        history=make_history().assign(**{f"online_{HOSTILE}": 0.5}),
-        provenance={HOSTILE: {CLOSING: QUOTED}},
+        Results(
+            replace(found, scores=scores, notes=[HOSTILE]),
+            details={"step": 3, "note": HOSTILE},
+            pictures=treatment_pictures(cells, "DMSO"),
+            history=make_history().assign(**{f"online_{HOSTILE}": 0.5}),
+            provenance={HOSTILE: {CLOSING: QUOTED}},
+        )
     )

@@ -1,6 +1,6 @@
 """qc.html: the quality page of a dataset."""
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,23 +18,15 @@ from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plate
 from cellclr_jax.data.quality.plate_maps import (
     PlateGrid,
     draw_fields,
-    draw_histograms,
-    draw_light,
     draw_wells,
     field_squares,
     place_fields,
     well_squares,
 )
 from cellclr_jax.errors import BadData
-from cellclr_jax.pages import UNKNOWN, template
-from cellclr_jax.pages.crop_strips import (
-    Montage,
-    ReadImages,
-    channel_style,
-    composite,
-    make_montage,
-    shown_side,
-)
+from cellclr_jax.files import write_text
+from cellclr_jax.pages import COLOURS, PALE_INK, SCALE, base_layout, label, render, script_json
+from cellclr_jax.pages.crop_strips import ReadImages, channel_style, composite, data_uri, shown_side
 
 PAGE = "qc.html"
 
@@ -71,15 +63,8 @@ def write_quality_page(
             illumination=illumination or {},
         )
     )
-    path = folder / PAGE
-    # The process in the name: two of them do not write into one file.
-    temporary = folder / f".{PAGE}.{os.getpid()}"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    write_text(folder / PAGE, page)
+    return folder / PAGE
 
 
 def _channels(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -122,6 +107,8 @@ def _typed(table: pd.DataFrame, channels: tuple[str, ...], folder: Path) -> pd.D
     return typed
 
 
+UNKNOWN = "not known for these images"
+"""What is said of a measure that no field has."""
 _INTENSITIES = {"mean": "mean intensity", "p50": "median intensity", "p99": "99th percentile"}
 _SHARPNESS = {"focus": "focus", "saturated": "saturated"}
 _PLATES = (
@@ -171,50 +158,39 @@ class _Figure:
     anchor: str
     title: str
     text: str
-    json: str
+    drawn: dict[str, Any]
     choices: Sequence[str] = ()
     marked: bool = False
 
 
 def render_page(content: Content) -> str:
-    """The quality page as HTML in one file without links."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
+    """Renders the quality page as one HTML file that loads nothing from anywhere."""
     outliers = find_outliers(content.fields, content.channels)
     plates = find_outlying_plates(content.fields, content.channels)
     counts = summary.Counts(
         len(content.fields), len(content.cells), len(plates), len(outliers), len(content.skipped)
     )
     heading, advice = summary.verdict(counts)
-    figures = _figures(content, outliers)
-    tables = [
-        *([summary.plate_table(plates)] if len(plates) else []),
-        *([summary.field_table(outliers)] if len(outliers) else []),
-        *([summary.skipped_table(content.skipped)] if content.skipped else []),
-    ]
-    montage = make_montage(content.cells, content.read)
+    montage = summary.make_montage(content.cells, content.read)
     side = shown_side(montage.side)
-    page = Environment(autoescape=True).from_string(template.PAGE)
-    return page.render(
+    return render(
+        "data/quality/quality.html.jinja",
+        title=f"{content.name}: quality",
         name=content.name,
-        verdict=heading,
+        heading=heading,
         advice=advice,
         numbers=summary.numbers(counts, content.cells),
-        # Its JSON has no '<', the only letter that could end the element it stands in.
-        figures=[{**vars(one), "json": Markup(one.json)} for one in figures],
+        figures=[
+            {**vars(one), "json": script_json(one.drawn)} for one in _figures(content, outliers)
+        ],
         light=draw_light(content.illumination) if content.illumination else None,
-        tables=tables,
+        tables=summary.tables(plates, outliers, content.skipped),
         channels=content.channels,
         montage=montage,
-        montage_text=_montage_text(montage),
         side=side,
         plural=plural,
         composite=composite(content.channels),
-        style=Markup(template.STYLE + channel_style(len(content.channels), side)),
-        script=Markup(template.SCRIPT),
-        plotly=Markup(get_plotlyjs()),
+        style=channel_style(len(content.channels), side),
     )
 
 
@@ -268,14 +244,129 @@ def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
     return fields.assign(**{str(name): 100 * fields[name] for name in shares})
 
 
-def _montage_text(montage: Montage) -> str:
-    """What the crops are."""
-    what = " and ".join(montage.columns).replace("compound and concentration", "treatment")
-    rows = f"A row a {what}" if what else "Rows in the order of the dataset"
-    are = "is" if montage.left_out == 1 else "are"
-    more = f" {plural(montage.left_out, 'more row')} {are} not shown."
-    rest = more if montage.left_out else ""
-    return (
-        f"{rows}; the crops are drawn by chance. A channel has the same range of brightness "
-        f"everywhere, so that rows can be compared.{rest}"
+# The longer side of a channel's picture in pixels, and the space between channels.
+_SIDE, _LIGHT_GAP = 96, 4
+# The scale spans these percentiles of all plates.
+_LIGHT_SPAN = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Light:
+    """Pictures [h, C * w] by plate as PNG data URIs, and the light at the ends of the colours."""
+
+    pictures: dict[str, str]
+    low: float
+    high: float
+
+
+def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
+    """Draws illumination functions, all in the same colours.
+
+    Args:
+      illumination: [h, w, C] by plate, the light relative to its mean; at least one.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    drawn = {plate: _resize(np.asarray(gain)) for plate, gain in illumination.items()}
+    values = np.concatenate([gain.ravel() for gain in drawn.values()])
+    low, high = np.percentile(values, _LIGHT_SPAN)
+    pictures = {}
+    for plate, gain in drawn.items():
+        share = np.clip((gain - low) / max(high - low, 1e-6), 0, 1)
+        space = np.full((len(gain), _LIGHT_GAP, 4), 255, np.uint8)
+        parts = [colormaps[SCALE.lower()](plane, bytes=True) for plane in np.moveaxis(share, -1, 0)]
+        spaced = [piece for part in parts for piece in (part, space)][:-1]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(spaced, axis=1)[..., :3]).save(buffer, "PNG", optimize=True)
+        pictures[plate] = data_uri(buffer.getvalue(), "png")
+    return Light(pictures, float(low), float(high))
+
+
+def _resize(gain: np.ndarray) -> np.ndarray:
+    """[h, w, C] float32 whose longer side is that of a picture."""
+    from PIL import Image
+
+    scale = _SIDE / max(gain.shape[:2])
+    size = (max(1, round(scale * gain.shape[1])), max(1, round(scale * gain.shape[0])))
+    planes = [
+        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
+        for plane in np.moveaxis(gain.astype(np.float32), -1, 0)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+_MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
+_BINS = 40
+_LONGEST = 60
+# Pixels: of a row of histograms, around all of them, and of the titles' letters.
+_ROW, _MARGIN, _TITLE_LETTERS = 180, 40, 12
+
+
+def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> dict[str, Any]:
+    """Draws the cells of a field, and below a row a measure and a column a channel.
+
+    Args:
+      fields: the usable rows of the table of fields.
+      channels: names, at least one.
+
+    Returns:
+      A Plotly figure.
+    """
+    from plotly.subplots import make_subplots
+
+    rows = [
+        [(f"{title}, {channel}", _values(fields, f"{measure}_{channel}")) for channel in channels]
+        for measure, title in _MEASURES.items()
+    ]
+    blank: list[tuple[str, np.ndarray]] = [("", np.empty(0))] * (len(channels) - 1)
+    rows.insert(0, [("cells of a field", _values(fields, "cells")), *blank])
+    figure = make_subplots(
+        rows=len(rows),
+        cols=len(channels),
+        specs=[[{} if title else None for title, _ in row] for row in rows],
+        subplot_titles=[label(title, _LONGEST) for row in rows for title, _ in row if title],
+        vertical_spacing=0.4 / len(rows),
+        horizontal_spacing=0.15 / len(channels),
     )
+    unknown = []
+    for y, row in enumerate(rows, start=1):
+        for x, (title, values) in enumerate(row, start=1):
+            if title and len(values):
+                figure.add_trace(_bars(values), row=y, col=x)
+            elif title:
+                place = {"row": y, "col": x, "xref": "x domain", "yref": "y domain"}
+                figure.add_annotation(text=UNKNOWN, x=0.5, y=0.5, showarrow=False, **place)
+                unknown.append((y, x))
+    figure.update_layout(
+        base_layout(_ROW * len(rows) + _MARGIN, bargap=0.04, template="none"),
+        margin={"l": _MARGIN, "r": 0, "t": _MARGIN, "b": _MARGIN},
+    )
+    figure.update_annotations(font_size=_TITLE_LETTERS, xanchor="center")
+    axis = {"fixedrange": True, "tickfont_color": PALE_INK, "ticklabelstandoff": 5}
+    figure.update_xaxes(**axis, showgrid=False, zeroline=False)
+    figure.update_yaxes(**axis, nticks=4, gridcolor="#e6e8eb")
+    for y, x in unknown:
+        figure.update_xaxes(visible=False, row=y, col=x)
+        figure.update_yaxes(visible=False, row=y, col=x)
+    drawn: dict[str, Any] = figure.to_plotly_json()
+    return drawn
+
+
+def _values(fields: pd.DataFrame, name: str) -> np.ndarray:
+    """A measure where it is known."""
+    values = fields[name].to_numpy(float) if name in fields else np.empty(0)
+    return values[np.isfinite(values)]
+
+
+def _bars(values: np.ndarray) -> dict[str, Any]:
+    """Numbers of fields by value: the page holds them, not every field."""
+    counts, edges = np.histogram(values, _BINS)
+    return {
+        "type": "bar",
+        "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
+        "y": counts.tolist(),
+        "marker": {"color": COLOURS[0]},
+        "hovertext": [plural(count, "field") for count in counts.tolist()],
+        "hovertemplate": "%{hovertext} at about %{x:,.4~g}<extra></extra>",
+    }

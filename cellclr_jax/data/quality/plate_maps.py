@@ -1,7 +1,5 @@
-"""Heatmaps of plates, of illumination, and histograms."""
+"""Heatmaps of plates: a square a well, or a square a field within its well."""
 
-import base64
-import io
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,22 +11,12 @@ import pandas as pd
 
 from cellclr_jax.console import plural
 from cellclr_jax.data.quality.measures import columns_of
-from cellclr_jax.pages import (
-    BACKGROUND,
-    BARS,
-    MARK,
-    PALE_INK,
-    SCALE,
-    SKIPPED,
-    UNKNOWN,
-    WIDTH,
-    base_layout,
-    figure_json,
-    number,
-    safe,
-    short,
-)
+from cellclr_jax.pages import COLOURS, GREY, PALE_GRID, PALE_INK, SCALE, base_layout, label, number
 
+# A field that stands out; one that could not be used is grey.
+_MARK = COLOURS[3]
+# Of a figure's drawing in pixels, without the scale of colours at its right.
+_WIDTH = 1060.0
 # Rows and columns of plates of 96, 384 and 1536 wells; fewer wells lie in a corner of the first.
 _FORMATS = ((8, 12), (16, 24), (32, 48))
 _WELL = re.compile(r"([A-Z]|A[A-F])(\d{1,2})", re.IGNORECASE)
@@ -108,7 +96,7 @@ def lay_out(plates: Sequence[str], places: np.ndarray, most: int) -> PlateGrid:
     shown = tuple(plates[: max(1, most // (rows * columns))])
     grids: list[PlateGrid] = []
     for across in range(1, len(shown) + 1):
-        side = min(_LARGEST, WIDTH / (across * (columns + _GAP)))
+        side = min(_LARGEST, _WIDTH / (across * (columns + _GAP)))
         if side < _SMALLEST and grids:
             break
         gap_rows = math.ceil(_NAME_HEIGHT / side)
@@ -130,9 +118,11 @@ _LETTERS, _SMALL_LETTERS, _LETTER_SHARE = 13, 10, 0.58
 _LEFT, _RIGHT, _TOP, _BOTTOM = 26, 84, 4, 24
 # Marks of single fields; beyond hundreds of them the colours say it.
 _MOST_MARKS = 500
+# Digits of a value; letters of a name and of a reason that are shown on hover.
+_DIGITS, _LONGEST, _LONGEST_REASON = 5, 60, 160
 
 
-def draw_wells(grid: PlateGrid, wells: pd.DataFrame, measures: Mapping[str, str]) -> str:
+def draw_wells(grid: PlateGrid, wells: pd.DataFrame, measures: Mapping[str, str]) -> dict[str, Any]:
     """Draws a square a well, coloured by one measure at a time.
 
     Args:
@@ -142,25 +132,24 @@ def draw_wells(grid: PlateGrid, wells: pd.DataFrame, measures: Mapping[str, str]
       measures: titles by column; the page lets the reader choose one, the first one is shown.
 
     Returns:
-      JSON for the page's script: 'data' and 'layout' of Plotly, and for the words on hover
-      'labels' of wells, 'index' [rows][columns] among them (-1: none) and 'notes' [rows][columns].
+      A Plotly figure: a heatmap for each measure, of which the first has the words on hover.
     """
-    numbered = wells.assign(well=np.arange(len(wells)), part=0, note="")
-    return _draw(grid, numbered, measures, (1, 1), [], {"labels": wells["label"].tolist()})
+    return _draw(grid, wells.assign(part=0), measures, (1, 1), [])
 
 
-def draw_fields(grid: PlateGrid, fields: pd.DataFrame, measures: Mapping[str, str]) -> str:
+def draw_fields(
+    grid: PlateGrid, fields: pd.DataFrame, measures: Mapping[str, str]
+) -> dict[str, Any]:
     """Draws a square a field within its well, the fields in reading order.
 
     Args:
       grid: of the plates.
-      fields: one row a field: `plate`, `row`, `column`, `well` (its row in `draw_wells`), `part`
-        (its number in the well), `note` (shown on hover), `outlier`, `skipped` (why it has a mark;
-        '' for none) and the measures.
+      fields: one row a field: `plate`, `row`, `column`, `label`, `part` (its number in the well),
+        `outlier`, `skipped` (why it has a mark; '' for none) and the measures.
       measures: as in `draw_wells`.
 
     Returns:
-      As `draw_wells`, whose labels it shares.
+      As `draw_wells`, with marks behind the heatmaps.
     """
     number = int(fields["part"].max()) + 1
     across = math.ceil(math.sqrt(number))
@@ -168,12 +157,12 @@ def draw_fields(grid: PlateGrid, fields: pd.DataFrame, measures: Mapping[str, st
     marks = [
         _marks(grid, fields[fields[column] != ""], column, parts, symbol, colour, width)
         for column, symbol, colour, width in (
-            ("skipped", "x-thin-open", SKIPPED, 2),
+            ("skipped", "x-thin-open", GREY, 2),
             ("outlier", "circle-open", "white", 5),  # the ring is seen on every colour
-            ("outlier", "circle-open", MARK, 2.5),
+            ("outlier", "circle-open", _MARK, 2.5),
         )
     ]
-    return _draw(grid, fields, measures, parts, marks, {})
+    return _draw(grid, fields, measures, parts, marks)
 
 
 def _draw(
@@ -182,24 +171,19 @@ def _draw(
     measures: Mapping[str, str],
     parts: tuple[int, int],
     marks: list[dict[str, Any]],
-    extra: dict[str, Any],
-) -> str:
-    """The figure: one heatmap a measure, of which one is seen."""
-    import plotly.graph_objects as go
-
+) -> dict[str, Any]:
+    """The figure: one heatmap a measure, of which one is seen, then the marks."""
     shape = grid.size[0] * parts[0], grid.size[1] * parts[1]
-    y, x = _positions(grid, squares, parts)
-    index = np.full(shape, -1)
-    index[y, x] = squares["well"]
-    notes = np.full(shape, "", object)
-    notes[y, x] = squares["note"]
+    place = _positions(grid, squares, parts)
     traces: list[dict[str, Any]] = []
     for column, title in measures.items():
-        values = np.full(shape, np.nan, np.float32)
-        values[y, x] = squares[column]
+        values = np.full(shape, np.nan)
+        values[place] = squares[column]
         traces.append(_heatmap(grid, values, title, parts, seen=not traces))
-    extra |= {"index": index.tolist(), "notes": notes.tolist() if squares["note"].any() else []}
-    return figure_json(go.Figure([*traces, *marks], _layout(grid, parts)), extra)
+    words = np.full(shape, "", object)
+    words[place] = squares["label"]
+    traces[0]["customdata"] = words
+    return {"data": [*traces, *marks], "layout": _layout(grid, parts)}
 
 
 def _positions(
@@ -222,7 +206,7 @@ def _heatmap(
     line = 1 if grid.side / max(parts) >= _LINED else 0
     return {
         "type": "heatmap",
-        "z": values,
+        "z": [[_rounded(value) for value in row] for row in values.tolist()],
         "x0": 0.5 / parts[1],
         "dx": 1 / parts[1],
         "y0": 0.5 / parts[0],
@@ -233,7 +217,8 @@ def _heatmap(
         "xgap": line,
         "ygap": line,
         "hoverongaps": False,
-        "hovertemplate": f"%{{text}}<br>{safe(title)}: <b>%{{z:,.4~g}}</b><extra></extra>",
+        "hovertemplate": "%{customdata}<br>"
+        f"{label(title, _LONGEST)}: <b>%{{z:,.4~g}}</b><extra></extra>",
         "visible": seen,
         "showscale": bool(len(known)),
         "colorbar": {
@@ -247,6 +232,11 @@ def _heatmap(
             "tickfont": {"color": PALE_INK},
         },
     }
+
+
+def _rounded(value: float) -> float | None:
+    """Cut to the digits that can be seen, since a page holds thousands of them."""
+    return None if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
 
 
 def _marks(
@@ -267,7 +257,7 @@ def _marks(
         "x": (x + 0.5) / parts[1],
         "y": (y + 0.5) / parts[0],
         "hovertext": [
-            f"<b>{safe(name)}</b><br>{safe(short(why, 160))}"
+            f"<b>{label(name, _LONGEST_REASON)}</b><br>{label(why, _LONGEST_REASON)}"
             for name, why in zip(fields["field"], fields[reason], strict=True)
         ],
         "hoverinfo": "text",
@@ -320,7 +310,7 @@ def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str,
     most = int(tile / (letters * _LETTER_SHARE))
     return [
         {
-            "text": safe(short(name, most)),
+            "text": label(name, most),
             "x": float(x),
             "y": float(y),
             "xanchor": "left",
@@ -333,19 +323,11 @@ def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str,
 
 
 def _ground(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
-    """A rectangle below each plate."""
+    """A rectangle below each plate, in the colour of a well without a value."""
+    rectangle = {"type": "rect", "layer": "below", "fillcolor": PALE_GRID, "line": {"width": 0}}
     return [
-        {
-            "type": "rect",
-            "layer": "below",
-            "x0": float(x),
-            "x1": float(x + grid.columns),
-            "y0": float(y),
-            "y1": float(y + grid.rows),
-            "fillcolor": BACKGROUND,
-            "line": {"width": 0},
-        }
-        for y, x in zip(top, left, strict=True)
+        {**rectangle, "x0": x, "x1": x + grid.columns, "y0": y, "y1": y + grid.rows}
+        for y, x in zip(top.tolist(), left.tolist(), strict=True)
     ]
 
 
@@ -361,8 +343,6 @@ def _lines(grid: PlateGrid) -> list[dict[str, Any]]:
 # Squares of a picture, the blank ones between plates among them: the page grows by tens of bytes
 # for each. With more fields than that a square is a well, and then the last plates are left out.
 _MOST_SQUARES = 40_000
-# Letters of a compound's or a mechanism's name that are shown on hover.
-_LONGEST = 60
 _SQUARE = ["plate", "row", "column"]
 
 
@@ -396,7 +376,7 @@ def place_fields(fields: pd.DataFrame) -> tuple[PlateGrid, pd.DataFrame] | None:
 def well_squares(
     grid: PlateGrid, placed: pd.DataFrame, channels: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Wells, as `plate_maps.draw_wells` takes them.
+    """Makes the table that `draw_wells` takes.
 
     Args:
       grid, placed: of `place_fields`.
@@ -404,7 +384,7 @@ def well_squares(
 
     Returns:
       The wells: cells of all their fields, means of the measures, words; and the fields with one
-      more column, `well`, the row of theirs.
+      more column, `label`, the words of their well.
     """
     measures = [name for name in columns_of(channels) if name in placed]
     # A well without a usable field has no count: it is not one without cells.
@@ -415,12 +395,12 @@ def well_squares(
     wells = wells.reset_index()
     first = grouped.head(1).to_dict("records")
     wells["label"] = [
-        _label(grid.plates[plate], row, cells, fields)
+        _words(grid.plates[plate], row, cells, fields)
         for plate, row, cells, fields in zip(
             wells["plate"], first, wells["cells"], grouped.size(), strict=True
         )
     ]
-    return wells, placed.assign(well=grouped.ngroup())
+    return wells, placed.assign(label=wells["label"].to_numpy()[grouped.ngroup()])
 
 
 def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame) -> pd.DataFrame:
@@ -435,10 +415,13 @@ def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame)
     fields = placed.assign(
         outlier=outliers["reason"].reindex(placed.index).fillna(""),
         skipped=placed["problem"],
-        note=[
-            f"field {site}: {'not usable' if problem else plural(cells, 'cell')}"
-            for site, cells, problem in zip(sites, placed["cells"], placed["problem"], strict=True)
+        label=[
+            f"{words}<br>field {site}: {'not usable' if problem else plural(cells, 'cell')}"
+            for words, site, cells, problem in zip(
+                placed["label"], sites, placed["cells"], placed["problem"], strict=True
+            )
         ],
+        well=placed["label"],
     )
     squares = grid.size[0] * grid.size[1] * (int(fields["part"].max()) + 1)
     return fields if squares <= _MOST_SQUARES else _worst_of_wells(fields)
@@ -446,16 +429,16 @@ def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame)
 
 def _worst_of_wells(fields: pd.DataFrame) -> pd.DataFrame:
     """One row a well: the least focus, the most saturation, a reason if any field has one."""
-    rules: dict[Hashable, str] = dict.fromkeys(("plate", "row", "column", "field"), "first")
+    rules: dict[Hashable, str] = dict.fromkeys((*_SQUARE, "field", "well"), "first")
     rules |= dict.fromkeys(("outlier", "skipped"), "max")  # text comes after no text
     rules |= {name: "min" for name in fields if str(name).startswith("focus_")}
     rules |= {name: "max" for name in fields if str(name).startswith("saturated_")}
-    worst = fields.groupby("well", sort=False).agg(rules).reset_index()
-    return worst.assign(part=0, note="the worst of its fields")
+    worst = fields.groupby(_SQUARE, sort=False).agg(rules).reset_index(drop=True)
+    return worst.assign(part=0, label=worst["well"] + "<br>the worst of its fields")
 
 
-def _label(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -> str:
-    """What is known of a well, for a figure: lines of safe text."""
+def _words(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -> str:
+    """Describes a well for a figure, in lines of escaped text."""
     dose = row.get("concentration")
     treatment = [
         str(row.get("compound") or ""),
@@ -464,134 +447,8 @@ def _label(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -
     known = [" ".join(filter(None, treatment)), row.get("moa"), row.get("label")]
     count = "no usable field" if np.isnan(cells) else plural(int(cells), "cell")
     lines = [
-        f"<b>{safe(' '.join(filter(None, (plate, str(row['well'])))))}</b>",
-        *(safe(short(str(text), _LONGEST)) for text in known if text),
+        f"<b>{label(' '.join(filter(None, (plate, str(row['well'])))), _LONGEST)}</b>",
+        *(label(text, _LONGEST) for text in known if text),
         f"{count} in {plural(fields, 'field')}",
     ]
     return "<br>".join(lines)
-
-
-# The longer side of a channel's picture in pixels, and the space between channels.
-_SIDE, _LIGHT_GAP = 96, 4
-# The scale spans these percentiles of all plates.
-_LIGHT_SPAN = (0.5, 99.5)
-
-
-@dataclass(frozen=True)
-class Light:
-    """Pictures [h, C * w] by plate as PNG data URIs, and the light at the ends of the colours."""
-
-    pictures: dict[str, str]
-    low: float
-    high: float
-
-
-def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
-    """Draws illumination functions, all in the same colours.
-
-    Args:
-      illumination: [h, w, C] by plate, the light relative to its mean; at least one.
-    """
-    from matplotlib import colormaps
-    from PIL import Image
-
-    drawn = {plate: _resize(np.asarray(gain)) for plate, gain in illumination.items()}
-    values = np.concatenate([gain.ravel() for gain in drawn.values()])
-    low, high = np.percentile(values, _LIGHT_SPAN)
-    pictures = {}
-    for plate, gain in drawn.items():
-        share = np.clip((gain - low) / max(high - low, 1e-6), 0, 1)
-        space = np.full((len(gain), _LIGHT_GAP, 4), 255, np.uint8)
-        parts = [colormaps[SCALE.lower()](plane, bytes=True) for plane in np.moveaxis(share, -1, 0)]
-        spaced = [piece for part in parts for piece in (part, space)][:-1]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(spaced, axis=1)[..., :3]).save(buffer, "PNG", optimize=True)
-        pictures[plate] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Light(pictures, float(low), float(high))
-
-
-def _resize(gain: np.ndarray) -> np.ndarray:
-    """[h, w, C] float32 whose longer side is that of a picture."""
-    from PIL import Image
-
-    scale = _SIDE / max(gain.shape[:2])
-    size = (max(1, round(scale * gain.shape[1])), max(1, round(scale * gain.shape[0])))
-    planes = [
-        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
-        for plane in np.moveaxis(gain.astype(np.float32), -1, 0)
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
-
-
-_MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
-_BINS = 40
-# Pixels: of a row of histograms, around all of them, and of the titles' letters.
-_ROW, _MARGIN, _TITLE_LETTERS = 180, 40, 12
-
-
-def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> str:
-    """Draws the cells of a field, and below a row a measure and a column a channel.
-
-    Args:
-      fields: the usable rows of the table of fields.
-      channels: names, at least one.
-
-    Returns:
-      JSON for the page's script: 'data' and 'layout' of Plotly.
-    """
-    from plotly.subplots import make_subplots
-
-    rows = [
-        [(f"{title}, {channel}", _values(fields, f"{measure}_{channel}")) for channel in channels]
-        for measure, title in _MEASURES.items()
-    ]
-    blank: list[tuple[str, np.ndarray]] = [("", np.empty(0))] * (len(channels) - 1)
-    rows.insert(0, [("cells of a field", _values(fields, "cells")), *blank])
-    figure = make_subplots(
-        rows=len(rows),
-        cols=len(channels),
-        specs=[[{} if title else None for title, _ in row] for row in rows],
-        subplot_titles=[safe(title) for row in rows for title, _ in row if title],
-        vertical_spacing=0.4 / len(rows),
-        horizontal_spacing=0.15 / len(channels),
-    )
-    unknown = []
-    for y, row in enumerate(rows, start=1):
-        for x, (title, values) in enumerate(row, start=1):
-            if title and len(values):
-                figure.add_trace(_bars(values), row=y, col=x)
-            elif title:
-                place = {"row": y, "col": x, "xref": "x domain", "yref": "y domain"}
-                figure.add_annotation(text=UNKNOWN, x=0.5, y=0.5, showarrow=False, **place)
-                unknown.append((y, x))
-    figure.update_layout(
-        base_layout(_ROW * len(rows) + _MARGIN, bargap=0.04),
-        margin={"l": _MARGIN, "r": 0, "t": _MARGIN, "b": _MARGIN},
-    )
-    figure.update_annotations(font_size=_TITLE_LETTERS, xanchor="center")
-    axis = {"fixedrange": True, "tickfont_color": PALE_INK, "ticklabelstandoff": 5}
-    figure.update_xaxes(**axis, showgrid=False, zeroline=False)
-    figure.update_yaxes(**axis, nticks=4, gridcolor="#e6e8eb")
-    for y, x in unknown:
-        figure.update_xaxes(visible=False, row=y, col=x)
-        figure.update_yaxes(visible=False, row=y, col=x)
-    return figure_json(figure)
-
-
-def _values(fields: pd.DataFrame, name: str) -> np.ndarray:
-    """A measure where it is known."""
-    values = fields[name].to_numpy(float) if name in fields else np.empty(0)
-    return values[np.isfinite(values)]
-
-
-def _bars(values: np.ndarray) -> dict[str, Any]:
-    """Numbers of fields by value: the page holds them, not every field."""
-    counts, edges = np.histogram(values, _BINS)
-    return {
-        "type": "bar",
-        "x": (edges[:-1] + edges[1:]) / 2,
-        "y": counts,
-        "marker": {"color": BARS},
-        "hovertext": [plural(count, "field") for count in counts.tolist()],
-        "hovertemplate": "%{hovertext} at about %{x:,.4~g}<extra></extra>",
-    }

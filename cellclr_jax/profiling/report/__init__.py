@@ -1,122 +1,97 @@
 """Writes an evaluation down: metrics.json, profile tables, figures, the HTML page, the console."""
 
-import functools
-import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.profiling.evaluation import Evaluation
+from cellclr_jax.files import atomic_write, write_json, write_text
+from cellclr_jax.profiling.evaluation import METRICS, Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Options
 from cellclr_jax.profiling.report import figures
-from cellclr_jax.profiling.report.crop_pictures import Pictures
-from cellclr_jax.profiling.report.folder import METRICS, REPORT, close_room, make_room, write_file
-from cellclr_jax.profiling.report.metrics_json import describe, describe_protocol
+from cellclr_jax.profiling.report.metrics_json import (
+    UNFINISHED,
+    Results,
+    check_folder,
+    check_settings,
+    describe,
+    describe_protocol,
+    remove_earlier,
+)
 from cellclr_jax.profiling.report.page import render_report
 from cellclr_jax.profiling.single_cells import CellEvaluation, cell_table, describe_cells
 from cellclr_jax.profiling.single_cells.probes import TITLES
 
+__all__ = [
+    "REPORT",
+    "Results",
+    "check_settings",
+    "measures_tables",
+    "neighbours_table",
+    "print_cells",
+    "print_scores",
+    "write_evaluation",
+]
 
-@dataclass(frozen=True)
-class Background:
-    """What the report shows beside the evaluation; each of it may be missing.
-
-    Attributes:
-      pictures: crops of the treatments.
-      history: of the training, one row an entry of metrics.jsonl.
-      provenance: config, commit, versions, data manifest: JSON values.
-    """
-
-    pictures: Pictures | None = field(default=None, repr=False)
-    history: pd.DataFrame | None = field(default=None, repr=False)
-    provenance: Mapping[str, object] | None = field(default=None, repr=False)
+REPORT = "report.html"
 
 
 def write_evaluation(
     out_dir: str | Path,
-    evaluation: Evaluation | None,
+    results: Results,
     *,
-    name: str = "trained",
-    baselines: Mapping[str, Evaluation] | None = None,
-    details: Mapping[str, object] | None = None,
-    cells: CellEvaluation | None = None,
     options: Options | None = None,
-    background: Background | None = None,
+    overwrite: bool = False,
 ) -> dict[str, object]:
     """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
 
-    Each file is written under another name and then moved into place: whoever reads the folder
-    finds a whole file or none. An evaluation with other settings that is there is kept (see
-    `evaluation_folder.make_room`), which is said.
+    Each file is written atomically; metrics.json, the last one, says that all others exist. An
+    earlier evaluation with the same settings is replaced.
 
     Args:
-      out_dir: the folder; made where it is missing.
-      evaluation: the profiles this is about; None where no treatment can be scored.
-      name: what they are called in the report.
-      baselines: other profiles of the same cells ('untrained', 'intensity'), by name.
-      details: what else belongs to the record (step, checkpoint, cells), JSON values; it goes to
-        metrics["run"] and into the report.
-      cells: the evaluation cell by cell, where there is one; its features of this name are written.
+      out_dir: the folder; created if missing.
+      results: of the evaluation.
       options: formats of the tables, and the layouts of the report's map.
-      background: what the report shows beside.
+      overwrite: replaces an evaluation with other settings, too.
 
     Returns:
       What was written to metrics.json.
 
     Raises:
-      BadUse: a format whose library is not installed, or files of something else are in the way;
-        nothing is written then.
+      BadUse: a format whose library is not installed; the folder holds an evaluation with other
+        settings, or files of something else; nothing is written then.
     """
-    out, options, background = Path(out_dir), options or Options(), background or Background()
+    out, options, evaluation = Path(out_dir), options or Options(), results.evaluation
     check_formats(options.formats)
     out.mkdir(parents=True, exist_ok=True)
-    metrics = describe(evaluation, name=name, baselines=baselines, details=details, cells=cells)
     drawn, skipped = _draw(evaluation)
+    profiles, listings = _profile_tables(results), {}
+    metrics = describe(results)
     if evaluation is not None:
         metrics["figures_skipped"] = skipped
-    page = _page(metrics, drawn, evaluation, options, background)
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    profiles, files = _profile_tables(evaluation, cells, name), _listings(evaluation)
-    files |= {file: functools.partial(Path.write_bytes, data=png) for file, png in drawn.items()}
-    names = {f"{stem}.{kind}" for stem in profiles for kind in options.formats} | set(files)
-    if note := make_room(out, metrics, names):
-        print(f"note: {note}")
+        listings = {"neighbours": neighbours_table(evaluation), **measures_tables(evaluation)}
+    files = {f"{stem}.{kind}" for stem in profiles for kind in options.formats}
+    files |= {*drawn, *(f"{stem}.csv" for stem in listings)}
+    check_folder(out, metrics, {*files, REPORT}, overwrite=overwrite)
+    page = render_report(results, drawn, skipped, with_umap=options.umap)
+    remove_earlier(out, files)
     for stem, table in profiles.items():
         write_table(table, out / stem, options.formats)
-    for file, write in files.items():
-        write_file(out / file, write)
-    write_file(out / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
-    # The last: where it is, all that it speaks of is there.
-    write_file(out / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
-    close_room(out)
+    for stem, table in listings.items():
+        with atomic_write(out / f"{stem}.csv") as part:
+            table.to_csv(part, index=False)
+    for file, png in drawn.items():
+        with atomic_write(out / file) as part:
+            part.write_bytes(png)
+    write_text(out / REPORT, page)
+    write_json(out / METRICS, metrics)
+    (out / UNFINISHED).unlink()
     return metrics
-
-
-def _page(
-    metrics: Mapping[str, object],
-    drawn: Mapping[str, bytes],
-    evaluation: Evaluation | None,
-    options: Options,
-    background: Background,
-) -> str:
-    """The HTML page."""
-    few = evaluation is not None and len(evaluation.treatments) <= figures.MOST_TREATMENTS
-    return render_report(
-        metrics,
-        drawn,
-        evaluation=evaluation if few else None,  # of more the page has scores and measures alone
-        pictures=background.pictures,
-        history=background.history,
-        provenance=background.provenance,
-        with_umap=options.umap,
-    )
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
@@ -203,25 +178,13 @@ def _draw(evaluation: Evaluation | None) -> tuple[dict[str, bytes], dict[str, st
         return figures.draw(evaluation)
 
 
-def _profile_tables(
-    evaluation: Evaluation | None, cells: CellEvaluation | None, name: str
-) -> dict[str, pd.DataFrame]:
-    """Tables of profiles by the names of their files."""
-    tables = {} if cells is None else {"cells": cell_table(cells, name)}
+def _profile_tables(results: Results) -> dict[str, pd.DataFrame]:
+    """Returns tables of profiles by the names of their files."""
+    evaluation, cells = results.evaluation, results.cells
+    tables = {} if cells is None else {"cells": cell_table(cells, results.name)}
     if evaluation is not None:
         tables |= {"wells": evaluation.wells, "treatments": evaluation.treatments}
     return tables
-
-
-def _listings(evaluation: Evaluation | None) -> dict[str, Callable[[Path], object]]:
-    """What writes neighbours.csv, and a file for each measure that has a table."""
-    if evaluation is None:
-        return {}
-    tables = {"neighbours": neighbours_table(evaluation), **measures_tables(evaluation)}
-    return {
-        f"{stem}.csv": functools.partial(table.to_csv, index=False)
-        for stem, table in tables.items()
-    }
 
 
 def measures_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:

@@ -1,19 +1,18 @@
 """Several runs on one page, in files that programs read, and on the console."""
 
-import functools
 import json
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
 
-from cellclr_jax.pages import script_json
+from cellclr_jax.files import atomic_write, write_json, write_text
+from cellclr_jax.pages import percent, render, script_json
 from cellclr_jax.profiling.comparison import Comparison, EvaluatedRun, data_of
-from cellclr_jax.profiling.report import verdict
-from cellclr_jax.profiling.report.folder import write_file
+from cellclr_jax.profiling.report.metrics_json import Summary
 from cellclr_jax.profiling.report.score_charts import score_charts
+from cellclr_jax.profiling.report.verdict import score_rows
 
 PAGE, RECORD, TABLE = "comparison.html", "comparison.json", "comparison.csv"
 _TITLES = {"nsc": "NSC", "nscb": "NSCB"}
@@ -23,7 +22,7 @@ def write_comparison(out_dir: str | Path, found: Comparison) -> None:
     """Writes comparison.html, comparison.csv (one row a run, correction and score) and .json.
 
     Args:
-      out_dir: the folder; made where it is missing.
+      out_dir: the folder; created if missing.
       found: of `comparison.compare`.
     """
     out = Path(out_dir)
@@ -35,42 +34,30 @@ def write_comparison(out_dir: str | Path, found: Comparison) -> None:
         "seeds": _rows(found.seeds),
         "notes": found.notes,
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     page = render_comparison(found)
-    write_file(out / TABLE, functools.partial(found.scores.to_csv, index=False))
-    write_file(out / PAGE, lambda path: path.write_text(page, encoding="utf-8"))
-    write_file(out / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+    with atomic_write(out / TABLE) as part:
+        found.scores.to_csv(part, index=False)
+    write_text(out / PAGE, page)
+    write_json(out / RECORD, record)
 
 
 def render_comparison(found: Comparison) -> str:
-    """The page as HTML in one file that loads nothing from anywhere."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    # To the charts and the table of a report, further runs are what baselines are.
-    first, *others = found.runs
-    metrics = {
-        "profiles": first.name,
-        "scores": first.metrics["scores"],
-        "baselines": {run.name: run.metrics["scores"] for run in others},
+    """Renders the page as one HTML file that loads nothing from anywhere."""
+    scores = {
+        run.name: {name: Summary.from_json(both) for name, both in run.metrics["scores"].items()}
+        for run in found.runs
     }
-    room = resources.files("cellclr_jax.profiling.report")
-    template, style = (
-        room.joinpath(name).read_text(encoding="utf-8")
-        for name in ("comparison.html.jinja", "report.css")
-    )
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(template).render(
+    return render(
+        "profiling/report/comparison.html.jinja",
+        title="CellCLR comparison",
+        name="CellCLR comparison",
         heading=_heading(found),
         notes=found.notes,
-        score_rows=verdict.score_rows(metrics),
-        charts=[script_json(chart) for chart in score_charts(metrics)],
+        score_rows=score_rows(scores, {}),
+        charts=[script_json(chart) for chart in score_charts(scores)],
         seeds=[_seed_row(row) for row in _rows(found.seeds)],
         tests=[_test_row(row) for row in _rows(found.tests)],
         runs=[_run_row(run) for run in found.runs],
-        style=Markup(style),
-        plotly=Markup(get_plotlyjs()),
     )
 
 
@@ -91,8 +78,8 @@ def print_comparison(found: Comparison, *, file: TextIO | None = None) -> None:
         )
     for row in _rows(found.tests):
         print(
-            f"{_TITLES[row['score']]}, {row['correction']}: {row['first']} alone right "
-            f"{row['first_only']}, {row['second']} alone {row['second_only']}, p = {_p(row['p'])}"
+            f"{_TITLES[row['score']]}, {row['correction']}: only {row['first']} right "
+            f"{row['first_only']}, only {row['second']} {row['second_only']}, p = {_p(row['p'])}"
             + (f" ({row['left_out']} queries are not shared)" if row["left_out"] else ""),
             file=out,
         )
@@ -128,7 +115,7 @@ def _score(row: dict[str, Any]) -> str:
     """'88/103 (85.4 %)' or 'undefined'."""
     if row["accuracy"] is None:
         return "undefined"
-    return f"{row['correct']}/{row['total']} ({verdict.percent_words(row['accuracy'])})"
+    return f"{row['correct']}/{row['total']} ({percent(row['accuracy'])})"
 
 
 def _p(value: object) -> str:

@@ -12,29 +12,19 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from cellclr_jax.console import plural
+from cellclr_jax.pages import look
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
 
-COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#56B4E9",
-    "#CC79A7",
-    "#B8A900",
-    "#000000",
-)
-"""Okabe and Ito's palette, told apart under every common colour blindness; black comes last."""
-# Twelve shapes for BBBC021's twelve MoAs: no two share one, whatever the colour.
+# matplotlib's markers, in the order of Plotly's `pages.SYMBOLS`.
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 _PIXELS_PER_INCH = 110
 # Below this many treatments a map of neighbourhoods shows nothing.
 _FEWEST_TREATMENTS = 8
 MOST_TREATMENTS = 5_000
 """Above this many, maps take minutes, and a page of them is slow to open."""
-# More rows of a matrix are not read by anybody.
+# A matrix of more rows cannot be read.
 _MOST_MECHANISMS = 60
 _PERPLEXITY = 10.0
 # Up to this many points the exact gradient is the faster one: the tree's threads cost more.
@@ -44,7 +34,7 @@ _UMAP_NEIGHBOURS = 10
 
 
 def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
-    """All figures of an evaluation.
+    """Draws all figures of an evaluation.
 
     Returns:
       PNG files by name ('confusion_none.png', 'tsne_tvn.png' …), and why each of the others was
@@ -65,7 +55,7 @@ def draw(evaluation: Evaluation) -> tuple[dict[str, bytes], dict[str, str]]:
 
 
 def confusion(nsc: Score, nscb: Score, title: str) -> bytes:
-    """Confusion matrices of NSC and NSCB side by side: counts, true MoA down, neighbour's across.
+    """Draws confusion matrices of NSC and NSCB side by side, the true MoAs down.
 
     Args:
       nsc: the not-same-compound score.
@@ -89,7 +79,7 @@ def confusion(nsc: Score, nscb: Score, title: str) -> bytes:
 
 
 def tsne(treatments: pd.DataFrame, title: str) -> bytes:
-    """t-SNE of the treatments by cosine distance, coloured by MoA and by batch.
+    """Draws a t-SNE map of the treatments by cosine distance, coloured by MoA and by batch.
 
     Args:
       treatments: treatment profiles; at least eight rows.
@@ -109,7 +99,7 @@ def tsne(treatments: pd.DataFrame, title: str) -> bytes:
 
 
 def place_treatments(treatments: pd.DataFrame, *, with_umap: bool = False) -> dict[str, np.ndarray]:
-    """Maps of the treatments by cosine distance.
+    """Lays out maps of the treatments by cosine distance.
 
     Args:
       treatments: treatment profiles; at least eight rows, none of them zeros.
@@ -159,7 +149,7 @@ def _why_no_confusion(nsc: Score, nscb: Score) -> str:
     return too_many if moas > _MOST_MECHANISMS else ""
 
 
-def _draw_confusion(axis: Axes, name: str, score: Score, moas: Sequence[str]) -> None:
+def _draw_confusion(axis: Axes, name: str, score: Score, moas: list[str]) -> None:
     """One matrix, its counts written into it."""
     axis.set_xticks(range(len(moas)), moas, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(moas)), moas)
@@ -168,12 +158,9 @@ def _draw_confusion(axis: Axes, name: str, score: Score, moas: Sequence[str]) ->
         axis.set_title(f"{name}: undefined")
         axis.set_xlim(-0.5, len(moas) - 0.5)
         return
-    position = {moa: index for index, moa in enumerate(moas)}
-    counts = np.zeros((len(moas), len(moas)), int)
-    pairs = score.neighbours[["moa", "neighbour_moa"]].itertuples(index=False)
-    for true, found in pairs:
-        if found in position:
-            counts[position[true], position[found]] += 1
+    neighbours = score.neighbours
+    pairs = pd.crosstab(neighbours["moa"], neighbours["neighbour_moa"])
+    counts = pairs.reindex(index=moas, columns=moas, fill_value=0).to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
     for row, column in np.argwhere(counts):
@@ -183,17 +170,16 @@ def _draw_confusion(axis: Axes, name: str, score: Score, moas: Sequence[str]) ->
 
 
 def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: str) -> None:
-    """A scatter plot with one colour and shape a label, and the legend beside it."""
+    """A scatter plot with one colour and shape a label, and a legend to its right."""
     for index, label in enumerate(sorted(set(labels), key=batch_order)):
         chosen = np.array([other == label for other in labels])
-        # 8 colours and 12 shapes repeat together after 24 labels; shifting then makes 96.
-        shape = _SHAPES[(index + index // 24) % len(_SHAPES)]
+        colour, shape = look(index)
         axis.scatter(
             points[chosen, 0],
             points[chosen, 1],
             s=60,
-            marker=shape,
-            color=COLOURS[index % len(COLOURS)],
+            marker=_SHAPES[shape],
+            color=colour,
             edgecolor="white",
             linewidth=0.5,
             label=label or "unknown",

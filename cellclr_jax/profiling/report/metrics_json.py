@@ -1,70 +1,242 @@
-"""What goes into metrics.json."""
+"""The record of an evaluation: metrics.json, and whether another evaluation may take its folder."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from cellclr_jax.profiling.evaluation import Evaluation
+import pandas as pd
+
+from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.files import differences, read_json
+from cellclr_jax.pages.crop_strips import Pictures
+from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
+from cellclr_jax.profiling.evaluation import METRICS, Evaluation
+from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score, batch_set, single_batch_moas
-from cellclr_jax.profiling.protocol import FITTED_ON_ALL
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 
+UNFINISHED = ".evaluating"
+"""Marks a folder whose evaluation has not written its metrics.json yet."""
+# Files of an evaluation that another one may not have.
+_OPTIONAL = (
+    "wells.*",
+    "treatments.*",
+    "cells.*",
+    "neighbours.csv",
+    *(f"{name}.csv" for name in MEASURES),
+    "confusion_*.png",
+    "tsne_*.png",
+)
+# Settings among what is recorded of single cells.
+_OF_CELLS = ("label_column", "grouped_by")
+# How the checkpoint was named; `step` says which one it is.
+_NO_SETTING = ("checkpoint",)
+# Letters of a difference in a message: a list of mechanisms can be long.
+_LONGEST = 120
 
-def describe(
-    evaluation: Evaluation | None,
-    *,
-    name: str = "trained",
-    baselines: Mapping[str, Evaluation] | None = None,
-    details: Mapping[str, object] | None = None,
-    cells: CellEvaluation | None = None,
-) -> dict[str, object]:
-    """What goes into metrics.json; see `write_evaluation`.
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """A score with its uncertainty, as metrics.json has it.
+
+    Attributes:
+      correct, total, accuracy, undefined, unanswerable: see `moa.Score`.
+      interval: of 95 %, of the accuracy; None where the score is undefined.
+      chance: accuracy where mechanisms are shuffled among compounds.
+      p: how often such a shuffle scores at least as well.
+    """
+
+    correct: int | None
+    total: int
+    accuracy: float | None
+    undefined: str = ""
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+    p: float | None = None
+    unanswerable: int = 0
+
+    @classmethod
+    def of(cls, score: Score) -> "ScoreSummary":
+        """Summarizes a score."""
+        if score.undefined:
+            return cls(score.correct, score.total, score.accuracy, score.undefined)
+        around = uncertainty(score)
+        return cls(
+            correct=score.correct,
+            total=score.total,
+            accuracy=score.accuracy,
+            interval=(around.low, around.high),
+            chance=around.chance,
+            p=around.p,
+            unanswerable=score.unanswerable,
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ScoreSummary":
+        """Reads a score of a metrics.json; a key that is missing has its default."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        if "interval" in known:
+            known["interval"] = tuple(known["interval"])
+        return cls(**known)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the score without what it does not have."""
+        always = ("correct", "total", "accuracy")
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name in always or (value is not None and value != "" and name != "unanswerable")
+        } | ({"unanswerable": self.unanswerable} if self.unanswerable else {})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scores of profiles under one correction; `drop` is NSC - NSCB in percentage points."""
+
+    nsc: ScoreSummary
+    nscb: ScoreSummary
+    drop: float | None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Summary":
+        """Reads the scores of a correction of a metrics.json."""
+        nsc, nscb = (ScoreSummary.from_json(values[kind]) for kind in ("nsc", "nscb"))
+        return cls(nsc, nscb, values["drop"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the scores as metrics.json has them."""
+        return {"nsc": self.nsc.as_json(), "nscb": self.nscb.as_json(), "drop": self.drop}
+
+
+Scores = Mapping[str, Mapping[str, Summary]]
+"""By the profiles' name, the evaluation's own first, then by correction."""
+
+
+def summarize(evaluation: Evaluation) -> dict[str, Summary]:
+    """Summarizes the scores of an evaluation, by correction."""
+    return {
+        name: Summary(ScoreSummary.of(found.nsc), ScoreSummary.of(found.nscb), found.drop)
+        for name, found in evaluation.scores.items()
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the files of an evaluation are made from.
+
+    Attributes:
+      evaluation: of the profiles this is about; None where no treatment can be scored.
+      name: what they are called.
+      baselines: other profiles of the same cells, by name.
+      details: what else belongs to the record (step, checkpoint, cells), JSON values.
+      cells: the evaluation cell by cell, if there is one.
+      pictures: crops of the treatments.
+      history: of the training, one row an entry of metrics.jsonl.
+      provenance: config, commit, versions, data manifest: JSON values.
+    """
+
+    evaluation: Evaluation | None = None
+    name: str = "trained"
+    baselines: Mapping[str, Evaluation] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
+    cells: CellEvaluation | None = None
+    pictures: Pictures | None = field(default=None, repr=False)
+    history: pd.DataFrame | None = field(default=None, repr=False)
+    provenance: Mapping[str, object] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, Summary]]:
+        """See `Scores`; empty without treatments."""
+        if self.evaluation is None:
+            return {}
+        sets = {self.name: self.evaluation, **self.baselines}
+        return {name: summarize(evaluation) for name, evaluation in sets.items()}
+
+    @cached_property
+    def measures(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Summaries of the measures by correction; corrections without measures are left out."""
+        if self.evaluation is None:
+            return {}
+        return {
+            correction: {name: found.summary for name, found in scores.measures.items()}
+            for correction, scores in self.evaluation.scores.items()
+            if scores.measures
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores must know."""
+        if self.evaluation is None:
+            return []
+        own = self.evaluation.notes
+        others = [(n, note) for n, other in self.baselines.items() for note in other.notes]
+        return [*own, *(f"{name}: {note}" for name, note in others if note not in own)]
+
+    @property
+    def baseline_protocols(self) -> dict[str, dict[str, object]]:
+        """The settings of baselines that were scored by others than the profiles."""
+        return {
+            name: describe_protocol(other)
+            for name, other in self.baselines.items()
+            if self.evaluation is not None and other.protocol != self.evaluation.protocol
+        }
+
+    @property
+    def published(self) -> list[dict[str, str]]:
+        """Scores that others have published; of BBBC021 only."""
+        if self.evaluation is None:
+            return []
+        of_bbbc021 = is_bbbc021(self.evaluation.treatments["Metadata_Compound"])
+        return published_scores() if of_bbbc021 else []
+
+
+def describe(results: Results) -> dict[str, Any]:
+    """Returns what goes into metrics.json.
 
     Returns:
       {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
       "accuracy", "interval", "chance", "p"}, "nscb": {…}, "drop"}}, "measures": {correction:
-      {name: summary}}, "baselines": {name: scores},
-      "baseline_protocols": {name: {…}} of those whose settings differ, "data": counts,
-      "published": of BBBC021, see `published.published_scores`,
-      "notes": [str], "run": details,
-      "cells": see `cell_record.describe_cells`}; without an evaluation of treatments only
-      "profiles", "notes", "run" and "cells".
+      {name: summary}}, "baselines": {name: scores}, "baseline_protocols": {name: {…}} of those
+      whose settings differ, "data": counts, "published": see `published.published_scores`,
+      "notes": [str], "run": details, "cells": see `single_cells.describe_cells`}; without an
+      evaluation of treatments only "profiles", "notes", "run" and "cells".
       Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
       null, "total": 0, "accuracy": null, "undefined": reason}.
     """
-    described: dict[str, object] = {"profiles": name}
-    notes: list[str] = []
-    if evaluation is not None:
-        baselines = baselines or {}
-        notes += evaluation.notes
-        for baseline, other in baselines.items():
-            notes += [f"{baseline}: {note}" for note in other.notes if note not in evaluation.notes]
+    described: dict[str, Any] = {"profiles": results.name}
+    if results.evaluation is not None:
+        own, *others = (_as_json(summaries) for summaries in results.scores.values())
         described |= {
-            "protocol": describe_protocol(evaluation),
-            "scores": describe_scores(evaluation),
-            "measures": {
-                correction: {name: found.summary for name, found in scores.measures.items()}
-                for correction, scores in evaluation.scores.items()
-                if scores.measures
-            },
-            "baselines": {key: describe_scores(other) for key, other in baselines.items()},
-            "baseline_protocols": {
-                key: describe_protocol(other)
-                for key, other in baselines.items()
-                if other.protocol != evaluation.protocol
-            },
-            "data": evaluation.data,
+            "protocol": describe_protocol(results.evaluation),
+            "scores": own,
+            "measures": results.measures,
+            "baselines": dict(zip(results.baselines, others, strict=True)),
+            "baseline_protocols": results.baseline_protocols,
+            "data": results.evaluation.data,
         }
-        if is_bbbc021(evaluation.treatments["Metadata_Compound"]):
-            described["published"] = published_scores()
-    described |= {"notes": notes, "run": dict(details or {})}
-    return described | ({} if cells is None else {"cells": describe_cells(cells)})
+        if results.published:
+            described["published"] = results.published
+    described |= {"notes": results.notes, "run": dict(results.details)}
+    return described | ({"cells": describe_cells(results.cells)} if results.cells else {})
+
+
+def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Returns the scores by correction as they go into metrics.json."""
+    return _as_json(summarize(evaluation))
+
+
+def _as_json(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
+    return {correction: summary.as_json() for correction, summary in summaries.items()}
 
 
 def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
-    """The settings as they go into `metrics.json`, with what was computed from the data."""
+    """Returns the settings as they go into metrics.json, with what was computed from the data."""
     left_out, treatments = evaluation.protocol.left_out, evaluation.treatments
     if left_out is None:
         rule = evaluation.protocol.batches
@@ -85,55 +257,101 @@ def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, object]]:
-    """The scores as they go into `metrics.json`."""
-    return {
-        name: {"nsc": _describe(s.nsc), "nscb": _describe(s.nscb), "drop": s.drop}
-        for name, s in evaluation.scores.items()
+def check_settings(
+    out: str | Path, protocol: Protocol, details: Mapping[str, object], *, overwrite: bool
+) -> None:
+    """Refuses a folder before anything is computed for it; see `check_folder`.
+
+    Args:
+      out: the folder.
+      protocol: of the evaluation that is about to begin.
+      details: its `Results.details`.
+      overwrite: accepts any earlier evaluation.
+
+    Raises:
+      BadUse: the folder holds an evaluation of treatments with other settings.
+    """
+    known = {name: value for name, value in asdict(protocol).items() if value is not None}
+    path = Path(out) / METRICS
+    if overwrite or not path.exists() or "protocol" not in _read(path):
+        return
+    _refuse_different(path, {"run": dict(details), "protocol": known})
+
+
+def check_folder(
+    out: Path, metrics: Mapping[str, Any], files: Collection[str], *, overwrite: bool
+) -> None:
+    """Refuses a folder in which something lies that must not be replaced.
+
+    Args:
+      out: the folder.
+      metrics: what will be written to metrics.json.
+      files: names of what else will be written.
+      overwrite: replaces an evaluation whatever its settings.
+
+    Raises:
+      BadUse: an evaluation with other settings is there, or a file that no evaluation wrote.
+    """
+    path = out / METRICS
+    if not path.exists() and not (out / UNFINISHED).exists():
+        if taken := sorted(name for name in files if (out / name).exists()):
+            raise BadUse(
+                f"{out / taken[0]} exists, but no {METRICS}: no evaluation wrote it; take another "
+                "--out"
+            )
+    elif path.exists() and not overwrite:
+        _refuse_different(path, metrics)
+
+
+def remove_earlier(out: Path, files: Collection[str]) -> None:
+    """Removes the earlier evaluation's metrics.json, and its files that will not be replaced.
+
+    Args:
+      out: a folder that `check_folder` accepted; it is marked `UNFINISHED` from now on.
+      files: names of what will be written.
+    """
+    was_evaluated = (out / METRICS).exists() or (out / UNFINISHED).exists()
+    (out / UNFINISHED).touch()
+    # Where there is a metrics.json, all files that it describes exist: it goes first.
+    (out / METRICS).unlink(missing_ok=True)
+    if was_evaluated:
+        for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):
+            if path.name not in files:
+                path.unlink()
+
+
+def _refuse_different(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Raises BadUse where the evaluation at `path` has other settings than `metrics`."""
+    older = _read(path)
+    there, here = _settings(older), _settings(json.loads(json.dumps(metrics)))
+    shared = [name for name in there if name in here]
+    found = differences({n: there[n] for n in shared}, {n: here[n] for n in shared})
+    for part, what in (("protocol", "treatments"), ("cells", "single cells")):
+        # An evaluation that has just begun has no record of cells yet.
+        if "profiles" in metrics and (part in older) != (part in metrics):
+            found.insert(0, f"{what} were{'' if part in older else ' not'} scored there")
+    if found:
+        listed = "; ".join(f if len(f) <= _LONGEST else f"{f[: _LONGEST - 1]}…" for f in found)
+        raise BadUse(
+            f"{path.parent} holds an evaluation with other settings ({listed}): take another "
+            "--out=DIR, or --overwrite to replace it"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a metrics.json; BadUse where it cannot be read."""
+    try:
+        return read_json(path, "record of an evaluation")
+    except BadData as error:
+        raise BadUse(f"{error}: take another --out=DIR, or --overwrite to replace it") from error
+
+
+def _settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides an evaluation, by name."""
+    cells = metrics.get("cells", {})
+    described = {
+        **metrics.get("run", {}),
+        **metrics.get("protocol", {}),
+        **{name: cells[name] for name in _OF_CELLS if name in cells},
     }
-
-
-def _describe(score: Score) -> dict[str, object]:
-    """One score and what surrounds it, or why there is none."""
-    described: dict[str, object] = {
-        "correct": score.correct,
-        "total": score.total,
-        "accuracy": score.accuracy,
-    }
-    if score.undefined:
-        described["undefined"] = score.undefined
-        return described
-    around = uncertainty(score)
-    described["interval"] = [around.low, around.high]
-    described |= {"chance": around.chance, "p": around.p}
-    if score.unanswerable:
-        described["unanswerable"] = score.unanswerable
-    return described
-
-
-def mapping(value: object) -> Mapping[str, object]:
-    """The value where it is a JSON object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def real(values: object, name: str) -> float | None:
-    """A finite number of a JSON object; None where it has none of this name."""
-    value = mapping(values).get(name)
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if usable and math.isfinite(value) else None  # type: ignore[arg-type]
-
-
-def pair(value: object) -> tuple[float, float] | None:
-    """Two numbers, such as the ends of an interval; None for anything else."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return None
-    low, high = value
-    if not all(isinstance(end, (int, float)) for end in (low, high)):
-        return None
-    return float(low), float(high)
-
-
-def is_undefined(values: object) -> bool:
-    """Whether a score or measure was not computed: it says why, or is not there at all."""
-    found = mapping(values)
-    return not found or "undefined" in found
+    return {name: value for name, value in described.items() if name not in _NO_SETTING}

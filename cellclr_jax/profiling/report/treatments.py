@@ -1,14 +1,18 @@
-"""The report's map of treatments, their neighbours, and the confusion matrix."""
+"""What the report's script draws of treatments: map, neighbours, confusion matrix, dose series."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.console import plural
-from cellclr_jax.pages import SCALE, label, number
+from cellclr_jax.data.columns import round_concentrations
+from cellclr_jax.errors import BadData
+from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, label, look, number
+from cellclr_jax.profiling.correction import standardize
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.moa import (
@@ -20,15 +24,15 @@ from cellclr_jax.profiling.moa import (
 )
 from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report.figures import COLOURS, place_treatments, why_no_map
+from cellclr_jax.profiling.report.figures import place_treatments, why_no_map
+from cellclr_jax.profiling.report.verdict import KINDS
 
 SHOWN = 3
-KINDS = ("nsc", "nscb")
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Who is nearest to each of N treatments.
+    """The nearest treatments of each of N treatments.
 
     Attributes:
       rows: [N, 3] int, the nearest first; -1 where there is none.
@@ -50,7 +54,7 @@ def treatment_keys(treatments: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def find_neighbourhoods(scores: CorrectionScores, protocol: Protocol) -> dict[str, Neighbourhood]:
-    """The three nearest treatments of each under NSC's and NSCB's rule.
+    """Finds the three nearest treatments of each under NSC's and NSCB's rule.
 
     Args:
       scores: of a correction that could be fitted.
@@ -102,28 +106,13 @@ def _as_scored(
     return Neighbourhood(rows, cosines, correct)
 
 
-# As matplotlib's in the PNG files, in the same order.
-SYMBOLS = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "triangle-down",
-    "cross",
-    "x",
-    "star",
-    "triangle-left",
-    "pentagon",
-    "triangle-right",
-    "hexagon",
-)
 # Colour, symbol and name of right, wrong, and no query.
 _STATES = (
-    ("#0072B2", "circle", "right"),
-    ("#D55E00", "x", "wrong"),
-    ("#7a8290", "circle-open", "no query"),
+    (COLOURS[0], "circle", "right"),
+    (COLOURS[3], "x", "wrong"),
+    (GREY, "circle-open", "no query"),
 )
-# A legend of more names than this tells nobody anything.
+# A legend of more names than this cannot be read.
 _LONGEST_LEGEND = 30
 # Digits of a place on the map, and of a cosine.
 _DIGITS = 3
@@ -150,7 +139,7 @@ class Treatments:
 
 
 def describe_treatments(table: pd.DataFrame) -> Treatments:
-    """What is known of the treatments of a profile table.
+    """Collects what is known of the treatments of a profile table.
 
     Args:
       table: one row a treatment, `profiles.treatment_profiles`.
@@ -170,14 +159,14 @@ def describe_treatments(table: pd.DataFrame) -> Treatments:
 
 
 def treatment_name(compound: str, dose: float) -> str:
-    """Such as 'taxol 0.3 µM'; the compound alone where no concentration is told."""
+    """Returns a name such as 'taxol 0.3 µM', without a concentration where none is known."""
     return f"{compound} {number(dose)} µM" if dose == dose and dose != 0 else compound
 
 
 def map_data(
     evaluation: Evaluation, treatments: Treatments, *, with_umap: bool = False
-) -> dict[str, object]:
-    """What the page's script draws maps, search and tables of wrong treatments from.
+) -> dict[str, Any]:
+    """Returns what the page's script draws maps, search and tables of wrong treatments from.
 
     Args:
       evaluation: its treatments are at least one.
@@ -200,7 +189,7 @@ def map_data(
 
 def _correction(
     scores: CorrectionScores, evaluation: Evaluation, treatments: Treatments, with_umap: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Places, hover texts and neighbours under one correction; or why there are none."""
     if scores.treatments.empty:
         return {"undefined": scores.nsc.undefined}
@@ -217,7 +206,7 @@ def _correction(
     }
 
 
-def _near(near: Neighbourhood) -> dict[str, object]:
+def _near(near: Neighbourhood) -> dict[str, Any]:
     """Neighbours of every treatment as JSON."""
     return {
         "rows": near.rows,
@@ -228,7 +217,7 @@ def _near(near: Neighbourhood) -> dict[str, object]:
 
 
 def _hover(treatments: Treatments, near: Mapping[str, Neighbourhood]) -> list[str]:
-    """What is told of each treatment when it is pointed at."""
+    """The text on hover of each treatment."""
     shown = near["nsc"] if not near["nsc"].undefined else near["nscb"]
     texts = []
     for row, name in enumerate(treatments.names):
@@ -250,10 +239,10 @@ def _about(treatments: Treatments, row: int) -> str:
     return ", ".join(parts)
 
 
-def _colourings(treatments: Treatments) -> list[dict[str, object]]:
+def _colourings(treatments: Treatments) -> list[dict[str, Any]]:
     """What points can be coloured by: groups with a colour and a symbol each, or numbers."""
     batches = ["several" if BATCH_SEPARATOR in name else name for name in treatments.batches]
-    found: list[dict[str, object]] = [
+    found: list[dict[str, Any]] = [
         {"title": "mechanism of action", "groups": _groups(treatments.moas)},
         {"title": "batch", "groups": _groups(batches)},
         {"title": "compound", "groups": _groups(treatments.compounds)},
@@ -264,32 +253,31 @@ def _colourings(treatments: Treatments) -> list[dict[str, object]]:
     return found
 
 
-def _groups(labels: Sequence[str]) -> list[dict[str, object]]:
+def _groups(labels: Sequence[str]) -> list[dict[str, Any]]:
     """Each label's rows with a look that no other of the first 24 has."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(labels):
         rows.setdefault(name, []).append(row)
     ordered = sorted(rows, key=batch_order)
-    return [
-        {
-            "label": label(name or "unknown"),
-            "colour": COLOURS[index % len(COLOURS)],
-            # 8 colours and 12 symbols repeat together after 24 labels; shifting then makes 96.
-            "symbol": SYMBOLS[(index + index // 24) % len(SYMBOLS)],
-            "rows": rows[name],
-            "legend": len(ordered) <= _LONGEST_LEGEND,
-        }
-        for index, name in enumerate(ordered)
-    ]
-
-
-"""The scores as metrics name them: not-same-compound, not-same-compound-or-batch."""
+    groups = []
+    for index, name in enumerate(ordered):
+        colour, symbol = look(index)
+        groups.append(
+            {
+                "label": label(name or "unknown"),
+                "colour": colour,
+                "symbol": SYMBOLS[symbol],
+                "rows": rows[name],
+                "legend": len(ordered) <= _LONGEST_LEGEND,
+            }
+        )
+    return groups
 
 
 _NOBODY = "no neighbour"
 
 
-def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, object]]:
+def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """Counts of every correction and score as JSON values; names are escaped for Plotly.
 
     Returns:
@@ -319,14 +307,11 @@ def count_answers(neighbours: pd.DataFrame) -> tuple[list[str], list[str], np.nd
     answered = neighbours["predicted" if "predicted" in neighbours else "neighbour_moa"]
     moas = sorted(set(neighbours["moa"]) | set(answered) - {""}, key=_order)
     answers = [*moas, ""] if (answered == "").any() else moas
-    row, column = ({name: i for i, name in enumerate(names)} for names in (moas, answers))
-    counts = np.zeros((len(moas), len(answers)), int)
-    rows, columns = neighbours["moa"].map(row), answered.map(column)
-    np.add.at(counts, (rows.to_numpy(int), columns.to_numpy(int)), 1)
-    return moas, answers, counts
+    counts = pd.crosstab(neighbours["moa"], answered)
+    return moas, answers, counts.reindex(index=moas, columns=answers, fill_value=0).to_numpy()
 
 
-def _describe(score: Score) -> Mapping[str, object]:
+def _describe(score: Score) -> Mapping[str, Any]:
     """One score's counts, or why there are none."""
     if score.undefined:
         return {"undefined": score.undefined}
@@ -354,3 +339,83 @@ def _order(name: str) -> tuple[list[tuple[int, str]], str]:
 def _share(part: int, whole: int) -> float | None:
     """part / whole, None where there is no whole."""
     return float(part / whole) if whole else None
+
+
+_FEWEST_DOSES = 3
+# What control wells span: these percentiles of their distances.
+_USUAL = (5, 95)
+
+
+def dose_series(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
+    """Returns how far the wells of every compound with several concentrations are from controls.
+
+    The distance of a well is the root mean square of its features in units of the control wells'
+    spread: 1 on average over the controls, whatever the number of features.
+
+    Returns:
+      ({'usual': [low, high] of control wells, 'top': the largest distance, 'series': sorted by
+      compound, each with 'compound', 'moa', 'wells' (x: concentrations, y: distances, text) and
+      'treatments' (the median of each concentration: x, y, text, rows of the treatments)}; why
+      there are none, or ''). Texts are escaped for Plotly, names are not.
+    """
+    wells, protocol = evaluation.wells, evaluation.protocol
+    is_control = (wells["Metadata_Compound"] == protocol.control).to_numpy()
+    doses = np.asarray(round_concentrations(wells["Metadata_Concentration"]), np.float64)
+    usable = ~is_control & np.isfinite(doses) & (doses > 0)
+    table = wells.assign(dose=doses)[usable]
+    several = table.groupby("Metadata_Compound")["dose"].nunique()
+    long = several.index[several >= _FEWEST_DOSES]
+    if not len(long):
+        return None, f"no compound has {_FEWEST_DOSES} concentrations"
+    try:
+        distance = distances_from_controls(wells, is_control, protocol)
+    except BadData as error:
+        return None, str(error)
+    table = table.assign(distance=distance[usable])
+    table = table[table["Metadata_Compound"].isin(long)]
+    usual = np.percentile(distance[is_control], _USUAL)
+    rows = {key: row for row, key in enumerate(treatment_keys(evaluation.treatments))}
+    series = [_series(str(name), own, rows) for name, own in table.groupby("Metadata_Compound")]
+    return {"usual": usual, "top": max(table["distance"].max(), usual[1]), "series": series}, ""
+
+
+def distances_from_controls(
+    wells: pd.DataFrame, is_control: np.ndarray, protocol: Protocol
+) -> np.ndarray:
+    """Returns [N] the distance of every well from the control wells; see `dose_series`.
+
+    Raises:
+      BadData: there are too few controls.
+    """
+    by_plate = protocol.standardize == "plates"
+    scaled, _ = standardize(
+        wells[own_features(wells)].to_numpy(np.float64),
+        is_control,
+        plates=wells["Metadata_Plate"].to_numpy(object) if by_plate else None,
+        robust=protocol.robust,
+    )
+    return np.sqrt(np.mean(scaled**2, axis=1))
+
+
+def _series(
+    compound: str, wells: pd.DataFrame, rows: Mapping[tuple[str, float], int]
+) -> dict[str, Any]:
+    """One compound's wells, and the median of each concentration."""
+    places = wells["Metadata_Plate"].astype(str) + " " + wells["Metadata_Well"].astype(str)
+    medians = wells.groupby("dose")["distance"].median()
+    doses = medians.index.astype(float).tolist()
+    return {
+        "compound": compound,
+        "moa": str(wells["Metadata_MoA"].iloc[0]),
+        "wells": {
+            "x": wells["dose"].to_numpy(),
+            "y": wells["distance"].to_numpy().round(_DIGITS),
+            "text": [label(place) for place in places],
+        },
+        "treatments": {
+            "x": doses,
+            "y": medians.to_numpy().round(_DIGITS),
+            "text": [f"{number(dose)} µM" for dose in doses],
+            "rows": [rows.get((compound, dose), -1) for dose in doses],
+        },
+    }
