@@ -16,7 +16,7 @@ LAYERS = {
     "models": (),
     "objectives": ("models",),
     "data": ("pages", "simulation"),
-    "pages": (),
+    "pages": ("data.columns", "data.minibatches"),
     "simulation": ("data",),
     "profiling": ("data", "pages"),
 }
