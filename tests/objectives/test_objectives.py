@@ -90,13 +90,12 @@ def test_a_run_with_a_teacher_resumes_to_the_bit_and_logs_its_metrics(config, tm
         np.testing.assert_array_equal(*jax.device_get(leaves))
 
 
-@pytest.mark.parametrize("count", [4, 8])
 @pytest.mark.parametrize("name", ["vicreg", "distillation"])
-def test_devices_do_not_change_the_step(config, name, count):
+def test_devices_do_not_change_the_step(config, name):
     config.objective = name
     config.vicreg.width = 16
     states = []
-    for number in (1, count):
+    for number in (1, 8):
         experiment, mesh = make_experiment(config), devices.make_mesh(number)
         program = compile_program(experiment, mesh)
         cells = experiment.encoder.cells.read(experiment.train_rows[: config.minibatch_size])
