@@ -190,13 +190,14 @@ class _Run:
                 process=(jax.process_index(), jax.process_count()),
             )
         )
-        restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh))
+        restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh).saved())
         damaged = restored[2] if restored else self.checkpoints.unranked
         for step in damaged if self.workdir is not None else ():
             say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
         if restored is None:
             return self._first_state(), data
-        state, progress, _ = restored
+        saved, progress, _ = restored
+        state = TrainState(**saved)
         self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
@@ -290,7 +291,7 @@ class _Run:
         }
         if self.start is not None:
             progress[START] = self.start
-        self.checkpoints.save(step, state, progress, validation_loss=loss)
+        self.checkpoints.save(step, state.saved(), progress, validation_loss=loss)
 
     def _flush(self, step: int) -> None:
         """Fetches the metrics of the steps since the last time and records their mean."""

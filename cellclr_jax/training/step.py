@@ -5,6 +5,7 @@ objective's loss and its gradient, the optimiser. It is a function of (state, mi
 it over a mesh with the minibatch sharded by rows.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,11 @@ class TrainState(flax.struct.PyTreeNode):
     def variables(self) -> Variables:
         """What Flax applies the model with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def saved(self) -> dict[str, Any]:
+        """Returns the fields by name as a checkpoint holds them: without those that are None."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
