@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from cellclr_jax.profiling.measures.measured import Measured
 
 from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling.evaluation import evaluate
+from cellclr_jax.profiling.measures.measure import Measured
 from cellclr_jax.profiling.report.metrics_json import Results
 from cellclr_jax.profiling.report.page import render_report
 from cellclr_jax.profiling.single_cells import CellEvaluation, Sample
