@@ -39,7 +39,6 @@ from cellclr_jax.training.setup import (
 )
 from cellclr_jax.training.step import Metrics, TrainState
 from cellclr_jax.training.stop_signals import Interrupted, stop_signals_noted
-from cellclr_jax.training.view_pictures import view_grid
 
 
 def train(
@@ -239,6 +238,8 @@ class _Run:
         if self.workdir is not None:
             say(f"first step after {time.monotonic() - self.began:.1f} s")
         if step == 1:
+            from cellclr_jax.training.view_pictures import view_grid  # loads the report's pictures
+
             views = view_grid(self.experiment, self.mesh, minibatch, self.key)
             self.log.pictures("views", views, step)
         self.log.restart_clock(step)
