@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,16 +58,6 @@ def write_truth(path: Path, field: PaintedField) -> None:
     partial.replace(path)
 
 
-def unfinished(out_dir: Path) -> Iterator[Path]:
-    """Truths that a process which was killed has left half written."""
-    return out_dir.glob(f"{TRUTH_DIR}/*/*{_PARTIAL}")
-
-
-def sites(settings: SimulatorSettings) -> range:
-    """The numbers of a well's fields."""
-    return range(1, settings.sites + 1)
-
-
 def plate_dir(out_dir: Path, well: Well) -> Path:
     """Where a plate's fields lie."""
     return out_dir / f"Week{well.week}" / well.plate
@@ -112,7 +101,7 @@ def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) 
         writer.writerow(header)
         number = 0
         for well in wells:
-            for site in sites(settings):
+            for site in range(1, settings.sites + 1):
                 number += 1
                 row: list[object] = [plates.index(well.plate), number]
                 for name in file_names(settings, well, site):
@@ -168,7 +157,8 @@ def start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
     check_folder(out_dir, settings, overwrite)
     if any(_differences(record, settings) for record in _records(out_dir)):
         _remove_content(out_dir)
-    for path in [*out_dir.glob(".simulation.*"), *unfinished(out_dir)]:
+    half_written = f"{TRUTH_DIR}/*/*{_PARTIAL}"
+    for path in [*out_dir.glob(".simulation.*"), *out_dir.glob(half_written)]:
         path.unlink()
     files.write_json(out_dir / STARTED, _identity(settings))
 
