@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from cellclr_jax import devices
 from cellclr_jax.augment import make_views, resize_all, view_keys
 from cellclr_jax.encoder.preprocessing import normalized, preprocess
 from cellclr_jax.errors import BadUse
 from cellclr_jax.training import optimizers
+from cellclr_jax.training.loop import describe
 from cellclr_jax.training.setup import make_experiment
 from cellclr_jax.training.step import views_of
 
@@ -98,6 +100,13 @@ def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experim
     assert float(corrected.schedule(made.total_steps)) == pytest.approx(0, abs=1e-9)
     with pytest.raises(BadUse, match="legacy_per_epoch is a cosine without warm-up"):
         experiment(**{"schedule.warmup_epochs": 1.0})
+
+
+def test_a_cosine_that_rises_again_is_noted(experiment):
+    mesh = devices.make_mesh(1)
+    assert "rises again" not in describe(experiment(epochs=12), mesh, Path("run"))
+    longer = experiment(epochs=100)
+    assert f"rises again after {longer.steps_per_epoch} epochs" in describe(longer, mesh, Path("r"))
 
 
 def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
