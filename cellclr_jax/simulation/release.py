@@ -39,12 +39,12 @@ def write_field(
     args = {"level": ZLIB_LEVEL} if settings.compression == "zlib" else None
     for name, layer in zip(file_names(settings, well, site), digits, strict=True):
         path = plate_dir(out_dir, well) / name
-        # One thread: each core has a process of its own.
+        # One thread: each core has its own process.
         tifffile.imwrite(path, layer, compression=compression, compressionargs=args, maxworkers=1)
 
 
 def write_truth(path: Path, field: PaintedField) -> None:
-    """Writes a field's truth; complete or not there, since it tells that the field is finished."""
+    """Writes a field's truth; whole or not at all: it marks the field as finished."""
     partial = path.with_suffix(f".{os.getpid()}{_PARTIAL}")
     np.savez_compressed(
         partial,
@@ -117,7 +117,7 @@ LOCK = ".simulating"
 
 # What a release may leave before it is marked: a lock, records that are half written.
 _OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
-# All that a release consists of besides its records.
+# All that a release consists of except its records.
 _CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
 
 

@@ -139,7 +139,7 @@ def not_written(folder: str, error: Exception) -> str:
     free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
     return (
         f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
-        "once that is mended, the same command goes on from the newest one"
+        "once that is fixed, the same command goes on from the newest one"
     )
 
 
@@ -159,7 +159,7 @@ class Checkpoints:
 
     Args:
       directory: of the checkpoints; created if missing.
-      keep_every: also keeps one every so many steps, besides the last and the best; 0: none.
+      keep_every: also keeps one every so many steps, in addition to the last and the best; 0: none.
       read_only: neither writes nor deletes anything, so that a run may go on in the folder.
 
     Attributes:
@@ -223,7 +223,7 @@ class Checkpoints:
         Args:
           step: the state's step.
           state: a tree of arrays over the mesh; it may be donated right after.
-          progress: a JSON object: what a run needs to resume, besides the state.
+          progress: a JSON object: what a run needs to resume, except the state.
           validation_loss: ranks the checkpoint; None leaves it unranked.
 
         Raises:
@@ -371,7 +371,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error of several processes one of them may be gone: nobody waits for it.
+        # After an error of several processes one of them may be gone, so none waits for another.
         if kind is None or jax.process_count() == 1:
             self.close()
 
@@ -423,9 +423,9 @@ class Checkpoints:
         """Raises BadUse if a checkpoint's state, or parts of it, have another tree."""
         path = epath.Path(self.directory) / str(step) / _STATE
         there = ocp.StandardCheckpointHandler().metadata(path).tree
-        if told := differences(shapes(there, parts), here):
+        if different := differences(shapes(there, parts), here):
             raise BadUse(
-                f"checkpoint {path.parent} is of another model or optimiser ({told}): {advice}"
+                f"checkpoint {path.parent} is of another model or optimiser ({different}): {advice}"
             )
 
 

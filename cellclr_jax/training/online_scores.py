@@ -39,7 +39,7 @@ class OnlineScore:
 
     Where there are treatments, the cells are spread evenly over all wells of annotated compounds
     and controls; their mean profiles, z-scored by the controls where there are two wells of them,
-    give NSC and NSCB. The k-NN tells the class of a cell (its label, else MoA, else compound) by
+    give NSC and NSCB. The k-NN predicts the class of a cell (its label, else MoA, else compound) by
     cells of other plates, or at least of other wells. Where there is neither, there is no score.
 
     Args:
@@ -201,7 +201,7 @@ def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.nda
 
 
 def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
-    """The cells that the k-NN is asked about; a control has no MoA to tell."""
+    """Draws the cells that the k-NN classifies; controls have no MoA."""
     if {"moa", "compound"} <= set(cells):
         controls = is_control(cells["compound"].fillna(""), control)
         cells = cells.assign(moa=cells["moa"].mask(controls, ""))

@@ -19,7 +19,7 @@ from cellclr_jax.training.step import views_of
 
 # Rows of the picture; a cell has one for every three channels.
 _ROWS = 8
-# Views of a cell besides those of the first step.
+# Views of a cell in addition to those of the first step.
 _FURTHER = 4
 # Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
 _SMALLEST, _LARGEST = 96, 160
