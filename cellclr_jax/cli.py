@@ -240,20 +240,15 @@ def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
         name = str(error.args[0] if error.args else error)
         with contextlib.suppress(ValueError, SyntaxError):  # it quotes a text within a text
             name = str(ast.literal_eval(name))
+        reason = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
         if not any(arg.startswith("--config.") and _in_flag(name, arg) for arg in argv):
-            message = f"--config cannot be loaded: {type(error).__name__}: {name}"
-            _fail(message, 2, debug="--debug" in argv)
-        message = (
-            f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
-        )
-        _fail(message, 2, debug="--debug" in argv)
+            reason = f"--config cannot be loaded: {type(error).__name__}: {name}"
+        _fail(reason, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
-        message = str(error)
-        if (
-            "Traceback (most recent call last)" in message
-        ):  # of ml_collections, what the config raised
-            message = f"--config cannot be loaded: {message.strip().splitlines()[-1]}"
-        _fail(f"{message} (--help lists the flags)", 2, debug="--debug" in argv)
+        reason = str(error)
+        if "Traceback (most recent call last)" in reason:  # ml_collections': the config raised
+            reason = f"--config cannot be loaded: {reason.strip().splitlines()[-1]}"
+        _fail(f"{reason} (--help lists the flags)", 2, debug="--debug" in argv)
     if arguments is not None and FLAGS[arguments].present:
         FLAGS[arguments].value = [*(FLAGS[arguments].value or []), *rest[1:]]
     elif len(rest) > 1:
