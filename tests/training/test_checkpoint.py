@@ -106,7 +106,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(saved, file):
     jax.tree.map(np.testing.assert_array_equal, found, state())
 
 
-DAMAGED = [None, "", "[]", '{"validation_loss": null}']
+DAMAGED = [None, '{"validation_loss": null}']
 
 
 @pytest.fixture

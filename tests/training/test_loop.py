@@ -85,14 +85,6 @@ def test_the_step_is_traced_once(config):
     assert compiled.step._cache_size() == 1
 
 
-def test_the_state_is_described_without_a_program(config):
-    experiment, mesh = make_experiment(config), sharding.make_mesh(2)
-    described = setup.state_template(experiment, mesh)
-    state = setup.compile_program(experiment, mesh).init(sharding.root_key(0, mesh))
-    kind = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), (described, state))
-    assert kind[0] == kind[1]
-
-
 def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
     def peeking(self, step, state, metrics, position):
         return metrics["loss"] + np.float32(1)
