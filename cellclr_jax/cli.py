@@ -192,8 +192,8 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
         full = error.errno in _FULL or "No space left" in str(error)
         _fail(f"{error}{'; free some space and run the same command again' if full else ''}", 1)
     except Exception as error:
-        told = f"{type(error).__name__}: {error} (--debug shows the traceback)"
-        _fail(_explain(error) or told, 1)
+        message = f"{type(error).__name__}: {error} (--debug shows the traceback)"
+        _fail(_explain(error) or message, 1)
     finally:
         stop_raising()
     sys.exit(0)
@@ -240,16 +240,15 @@ def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
         name = str(error.args[0] if error.args else error)
         with contextlib.suppress(ValueError, SyntaxError):  # it quotes a text within a text
             name = str(ast.literal_eval(name))
+        reason = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
         if not any(arg.startswith("--config.") and _in_flag(name, arg) for arg in argv):
-            told = f"--config cannot be loaded: {type(error).__name__}: {name}"
-            _fail(told, 2, debug="--debug" in argv)
-        told = f"no such setting in the config: {name} (cellclr_jax/default_config.py lists them)"
-        _fail(told, 2, debug="--debug" in argv)
+            reason = f"--config cannot be loaded: {type(error).__name__}: {name}"
+        _fail(reason, 2, debug="--debug" in argv)
     except (flags.Error, OSError, ImportError, LookupError, ValueError, TypeError) as error:
-        told = str(error)
-        if "Traceback (most recent call last)" in told:  # of ml_collections, what the config raised
-            told = f"--config cannot be loaded: {told.strip().splitlines()[-1]}"
-        _fail(f"{told} (--help lists the flags)", 2, debug="--debug" in argv)
+        reason = str(error)
+        if "Traceback (most recent call last)" in reason:  # ml_collections': the config raised
+            reason = f"--config cannot be loaded: {reason.strip().splitlines()[-1]}"
+        _fail(f"{reason} (--help lists the flags)", 2, debug="--debug" in argv)
     if arguments is not None and FLAGS[arguments].present:
         FLAGS[arguments].value = [*(FLAGS[arguments].value or []), *rest[1:]]
     elif len(rest) > 1:

@@ -77,7 +77,7 @@ def _with_commas(amount: float) -> str:
 
 
 def _parts(done: int, total: int) -> int:
-    """How many of the parts that are told of are done."""
+    """How many of the parts with a line of their own are done."""
     return done * _PROGRESS_LINES // max(total, 1)
 
 

@@ -218,7 +218,7 @@ def keep_compiled_programs(choice: str | None) -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     try:
         folder = Path(choice) if choice else _folder()
-        # They are code: nobody else may put some there.
+        # They are code: no other user may write some there.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -236,8 +236,8 @@ def _folder() -> Path:
     kind = platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-        kind += f"-{hashlib.blake2b(told.encode(), digest_size=4).hexdigest()}"
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        kind += f"-{hashlib.blake2b(flags.encode(), digest_size=4).hexdigest()}"
     return Path(cache, "cellclr_jax", "xla", kind)
 
 

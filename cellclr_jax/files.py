@@ -26,7 +26,7 @@ AnyPath = TypeVar("AnyPath", bound=Any)
 
 @contextlib.contextmanager
 def atomic_write(path: AnyPath) -> Iterator[AnyPath]:
-    """Yields a temporary path beside `path`, and moves the file written there to `path`.
+    """Yields a temporary path next to `path`, and moves the file written there to `path`.
 
     If the body raises, or writes no file, `path` stays as it was and no other file remains.
 

@@ -4,18 +4,18 @@
 #   bash launch/demo.sh [FLAG …]            flags go to the training binary: --config.epochs=2
 #
 # Settings, from the environment:
-#   DATA     where the dataset lies or will be built     (data at the root of the repository)
+#   DATA     the dataset's directory, built if missing   (data at the root of the repository)
 #   RUN      the work directory                          (runs/demo at the root of the repository)
 #   EXTRAS   extras to install, e.g. cuda on a machine with a GPU; without it JAX's CPU wheel
 #   PYTHON   the Python to make .venv with, 3.11 or newer
 #
-# Run again, it skips what is done: the environment, the dataset, the trained steps. A run with other settings needs a
-# work directory of its own: RUN=runs/short bash launch/demo.sh --config.epochs=2
+# A second call skips finished work: the environment, the dataset, the trained steps. A run with other settings needs
+# its own work directory: RUN=runs/short bash launch/demo.sh --config.epochs=2
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# newest_report DIR: the report of the evaluation made last.
+# newest_report DIR: prints the path of the newest evaluation's report.
 newest_report() {
   local report newest=""
   for report in "$1"/eval/*/report.html; do

@@ -2,13 +2,13 @@
 # The Python environment of the launch scripts. Sourced, never run:
 #
 #   source launch/environment.sh
-#   environment_ready test        # '' for the package alone, else extras of setup.py: test, cuda, 'cuda,test'
+#   environment_ready test        # '' for the package without extras, else extras of setup.py: test, cuda, 'cuda,test'
 #   "$CELLCLR_PYTHON" -m cellclr_jax.main …
 #
 # Uses the active virtual environment (VIRTUAL_ENV, or CONDA_PREFIX other than conda's base), otherwise makes and keeps
 # `.venv` at the root of the repository with the first of $PYTHON, python3.12, python3.11, python3.13, python3, python
 # that is Python 3.11 or newer and can make environments. A stamp in the environment, the hash of setup.py, skips the
-# installation the next time. Needs no network but the package index that pip is set up for.
+# installation the next time. Needs only the network of the package index that pip is set up for.
 #
 # Exit status 2: no suitable Python. 1: the installation failed.
 
@@ -18,7 +18,7 @@ CELLCLR_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CELLCLR_PYTHON=""
 export CELLCLR_ROOT CELLCLR_PYTHON
 
-# fail MESSAGE [STATUS]: one clear line, then the end of the script.
+# fail MESSAGE [STATUS]: prints the message in one line and ends the script.
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit "${2:-1}"
@@ -29,12 +29,12 @@ step() {
   printf '[%s/%s] %s (%s s)\n' "$1" "$2" "$3" "$SECONDS"
 }
 
-# usage FILE: the comment at the head of a script is its help.
+# usage FILE: prints the comment at the head of a script.
 usage() {
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$1"
 }
 
-# quoted WORD…: the words as a shell reads them back, in plain bash 3.2 (macOS).
+# quoted WORD…: prints the words quoted for a shell; works in bash 3.2 (macOS).
 quoted() {
   local word separator=""
   for word in "$@"; do
@@ -47,17 +47,17 @@ quoted() {
   echo
 }
 
-# check_config FILE: an experiment that is not there ends the script; an argument may follow it, as in FILE:ARGUMENT.
+# check_config FILE: ends the script if the experiment does not exist; FILE may have an argument, as in FILE:ARGUMENT.
 check_config() {
   [ -f "${1%%:*}" ] || fail "no experiment ${1%%:*} (--config): there are $(cd "$CELLCLR_ROOT" && echo configs/*.py)" 2
 }
 
-# gpu_settings: what JAX reads from the environment on GPUs; what is set there already stays.
+# gpu_settings: sets the variables that JAX reads on GPUs, unless they are set already.
 gpu_settings() {
   local overlap=--xla_gpu_enable_latency_hiding_scheduler
-  # Without it JAX trains on the CPU, silently, where it finds no GPU.
+  # Without it JAX silently trains on the CPU if it finds no GPU.
   export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
-  # JAX takes three quarters unasked. The rest is for what is not its own: cuDNN, NCCL, the driver.
+  # JAX takes three quarters by default. The rest is for cuDNN, NCCL and the driver.
   if [ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
     export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.9}
   fi
@@ -65,7 +65,7 @@ gpu_settings() {
   case ${XLA_FLAGS:-} in *"$overlap="*) ;; *) export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }$overlap=true" ;; esac
 }
 
-# absolute PATH: as seen from the caller's directory; URLs such as gs://… stay as they are.
+# absolute PATH: prints a path of the caller's directory as an absolute one; URLs such as gs://… stay as they are.
 absolute() {
   case $1 in
     /* | *://*) printf '%s\n' "$1" ;;
@@ -73,7 +73,7 @@ absolute() {
   esac
 }
 
-# python_version COMMAND: prints 3.12.1; fails when the command does not run, as pyenv's shims of unselected versions.
+# python_version COMMAND: prints 3.12.1; fails if the command does not run, e.g. pyenv's shim of an unselected version.
 python_version() {
   "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
 }
@@ -88,7 +88,7 @@ new_enough() {
 # find_python: prints the first command that is new enough and can make environments; explains and exits otherwise.
 find_python() {
   local candidate version found="" candidates=(python3.12 python3.11 python3.13 python3 python)
-  # A chosen Python is taken or refused, never silently replaced.
+  # A chosen Python is used or refused, never silently replaced.
   if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
   for candidate in "${candidates[@]}"; do
     version=$(python_version "$candidate") || continue
@@ -105,7 +105,7 @@ find_python() {
 Install Python 3.12, or name one: PYTHON=/path/to/python3.12 bash $0" 2
 }
 
-# environment_works DIR: its Python runs, is new enough and has pip; a half-made environment does not.
+# environment_works DIR: whether its Python runs, is new enough and has pip; not so in a half-made environment.
 environment_works() {
   local version
   version=$(python_version "$1/bin/python") || return 1
@@ -117,12 +117,12 @@ active_environment() {
   if [ -n "${VIRTUAL_ENV:-}" ]; then
     printf '%s\n' "$VIRTUAL_ENV"
   elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
-    # conda's base is often active unasked, and belongs to conda
+    # conda's base is often active by default, and belongs to conda
     printf '%s\n' "$CONDA_PREFIX"
   fi
 }
 
-# use_active DIR: takes the active environment, or says why it cannot be used.
+# use_active DIR: uses the active environment, or reports why it cannot be used.
 use_active() {
   local version
   version=$(python_version "$1/bin/python") ||
@@ -133,7 +133,7 @@ use_active() {
     fail "the active environment $1 has no pip: run python -m ensurepip, or deactivate it" 2
 }
 
-# make_environment DIR: makes .venv, in place of a broken one.
+# make_environment DIR: makes .venv, and replaces a broken one.
 make_environment() {
   local python
   python=$(find_python)
@@ -145,13 +145,13 @@ make_environment() {
   "$python" -m venv "$1" || fail "$python -m venv $1 failed"
 }
 
-# setup_hash: what an installation depends on: setup.py, and where the editable package lies.
+# setup_hash: prints a hash of what an installation depends on: setup.py and the path of the repository.
 setup_hash() {
   "$CELLCLR_PYTHON" -c 'import hashlib, sys
 print(hashlib.sha256(open(sys.argv[1], "rb").read() + sys.argv[1].encode()).hexdigest())' "$CELLCLR_ROOT/setup.py"
 }
 
-# installed DIR HASH EXTRAS: whether a stamp says so; without extras any stamp will do, as all include the package.
+# installed DIR HASH EXTRAS: whether a stamp exists; without extras any stamp suffices, since all include the package.
 installed() {
   local stamp
   for stamp in "$1/.cellclr-installed${3:+-$3}" "$1/.cellclr-installed-"*; do
@@ -161,7 +161,7 @@ installed() {
   return 1
 }
 
-# install DIR HASH EXTRAS: the package, editable, with its extras; the stamp comes last.
+# install DIR HASH EXTRAS: installs the package, editable, with its extras; writes the stamp last.
 install() {
   local stamp="$1/.cellclr-installed${3:+-$3}"
   rm -f "$stamp"
@@ -175,7 +175,7 @@ install() {
 environment_ready() {
   local extras=${1:-} directory hash
   directory=$(active_environment)
-  # An activated .venv of ours that is broken is made again as well.
+  # The repository's own .venv is made again if it is active and broken.
   if [ -n "$directory" ] && { [ "$directory" != "$CELLCLR_ROOT/.venv" ] || environment_works "$directory"; }; then
     use_active "$directory"
   else

@@ -8,19 +8,19 @@
 #   --data=DIR       DATA      the dataset's directory                     (data at the root of the repository)
 #   --run=DIR        RUN       the work directory                          (runs/<name of the config's file> there)
 #   --config=FILE    CONFIG    the experiment                              (configs/simclr.py)
-#   --gpus=0,2       GPUS      these GPUs alone, numbered as by nvidia-smi (all that CUDA_VISIBLE_DEVICES leaves)
+#   --gpus=0,2       GPUS      only these GPUs, numbered as by nvidia-smi (all that CUDA_VISIBLE_DEVICES leaves)
 #   --memory=0.9     MEMORY    share of each GPU's memory that is taken    (0.9)
 #   --deterministic  DETERMINISTIC=1  the same kernels each time, so that a run that was stopped ends as one that was
 #                              not, bit for bit; slower
 #   --restarts=N     RESTARTS  how often training that a signal has ended, such as SIGKILL for want of memory, is
-#                              started again; it goes on from its newest checkpoint            (3)
+#                              started again; it resumes from its newest checkpoint            (3)
 #   --log=FILE       LOG       what training prints, in addition to the console (gpu.log in the work directory)
 #   --dry-run                  prints the command, quoted to be copied, and runs nothing
 #                    EXTRAS    extras to install: cuda, for drivers from 525 on                 (cuda)
 #                    PYTHON    the Python to make .venv with, 3.11 or newer
-# XLA_FLAGS, XLA_CLIENT_MEM_FRACTION and JAX_PLATFORMS stay as they are where they are set.
+# XLA_FLAGS, XLA_CLIENT_MEM_FRACTION and JAX_PLATFORMS are kept if they are set.
 #
-# The same command goes on where training was stopped. SIGTERM, SIGHUP and Ctrl-C are handed on: training saves a
+# The same command resumes training that was stopped. SIGTERM, SIGHUP and Ctrl-C are passed on: training saves a
 # checkpoint first. Several machines without Slurm: give --distributed=true and a RUN that all see, and set on each
 # JAX_COORDINATOR_ADDRESS=<first machine>:1234, JAX_NUM_PROCESSES=<machines> and JAX_PROCESS_ID=0, 1, ….
 #
@@ -54,7 +54,7 @@ parse() {
   done
 }
 
-# matches VALUE EXPRESSION NAME EXAMPLE: a setting that could not be right ends the script.
+# matches VALUE EXPRESSION NAME EXAMPLE: ends the script if a setting does not match the expression.
 matches() {
   [[ $1 =~ ^$2$ ]] || fail "$3 is '$1'; expected for example $4 (--help explains)" 2
 }
@@ -87,7 +87,7 @@ settings() {
   gpu_settings
 }
 
-# check_driver: a driver that is missing or too old is told before anything is installed.
+# check_driver: reports a missing or old driver before anything is installed.
 check_driver() {
   local version
   command -v nvidia-smi >/dev/null || fail "nvidia-smi is not on the PATH: this machine has no NVIDIA driver"
@@ -98,7 +98,7 @@ check_driver() {
     fail "the NVIDIA driver is ${version:-unknown}: JAX needs $OLDEST_DRIVER or newer"
 }
 
-# check_gpus: JAX sees GPUs, and as many as were named.
+# check_gpus: checks that JAX sees GPUs, and as many as were named.
 check_gpus() {
   local found named
   found=$(XLA_PYTHON_CLIENT_PREALLOCATE=false "$CELLCLR_PYTHON" -c 'import jax
@@ -111,8 +111,8 @@ print(len(gpus), gpus[0].device_kind)') || fail "JAX finds no GPU (its message i
   fi
 }
 
-# train: one start of the training; prints to the console and to the log. Nothing but its end ends that, so that a
-# signal to all processes does not take the pipe away from training that is saving.
+# train: starts the training once; prints to the console and to the log. tee ignores signals and ends with the training,
+# so that a signal to all processes does not close the pipe of training that is saving.
 train() {
   local status=0 before=-1
   CHILD=""
@@ -120,9 +120,9 @@ train() {
   "$CELLCLR_PYTHON" -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
     ${FLAGS[@]+"${FLAGS[@]}"} > >(trap '' INT TERM HUP && exec tee -a "$LOG") 2>&1 &
   CHILD=$!
-  # One that came before this script knew whom to hand it to.
+  # A signal that came before the training's process was known.
   [ "$SIGNALS" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
-  # A signal ends the waiting, not the training.
+  # A signal ends `wait`, not the training.
   while [ "$before" -ne "$SIGNALS" ]; do
     before=$SIGNALS status=0
     wait "$CHILD" || status=$?
@@ -130,7 +130,7 @@ train() {
   return "$status"
 }
 
-# train_on: trains to the end, with a new start after each end by a signal from elsewhere.
+# train_on: trains to the end; starts the training again whenever a signal from elsewhere has ended it.
 train_on() {
   local start=0 status
   while true; do

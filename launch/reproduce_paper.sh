@@ -7,7 +7,7 @@
 #                                                   two CPU cores, whose scores mean nothing
 #
 # Settings, as flags or as variables of the environment:
-#   --data=DIR       DATA     where the dataset lies or will be built     (data, with --small data/small, at the root)
+#   --data=DIR       DATA     the dataset's directory, built if missing   (data, with --small data/small, at the root)
 #   --out=DIR        OUT      runs and tables                             (runs/paper, with --small runs/paper_small)
 #   --tables=A,B     TABLES   some of the tables of paper_tables.tsv: "DMSO share,encoders"  (all)
 #   --seeds=0,1,2    SEEDS    trains each run with each of these          (0)
@@ -16,30 +16,30 @@
 #                    EXTRAS   extras to install: cuda, cuda13 or tpu; JAX's CPU wheel without
 #                    PYTHON   the Python to make .venv with, 3.11 or newer
 #
-# Which rows there are stands in launch/paper_tables.tsv. Run again, the same command goes on where it was stopped: the
-# dataset, weights, trained steps and scores that are there stay. A run that fails is told, and the others go on. SIGTERM,
-# SIGHUP and Ctrl-C are handed on: training saves a checkpoint first. OUT/tables.md, tables.csv and augmentations.png are
-# written anew after each row, and hold all rows, those of other calls among them.
+# launch/paper_tables.tsv lists the rows. The same command resumes where it was stopped: existing dataset, weights,
+# trained steps and scores are kept. A run that fails is reported, and the others go on. SIGTERM, SIGHUP and Ctrl-C are
+# passed on: training saves a checkpoint first. OUT/tables.md, tables.csv and augmentations.png are written again after
+# each row, with all rows, also those of other calls.
 #
-# Exit status: 0 all rows are there, 1 something failed, 2 wrong usage, 129, 130 or 143 stopped by a signal.
+# Exit status: 0 all rows are complete, 1 something failed, 2 wrong usage, 129, 130 or 143 stopped by a signal.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ROWS="$CELLCLR_ROOT/launch/paper_tables.tsv"
 CONFIG=configs/simclr_paper.py:resnet50 # of the base
-# Of the project that publishes the weights; the end of each name begins its SHA-256.
+# Files of torchvision's weights; each name ends with the beginning of the file's SHA-256.
 WEIGHTS_URL=https://download.pytorch.org/models
 WEIGHTS="resnet18-f37072fd resnet50-0676ba61 resnet101-63fe2227"
 SMALL=0
 DRY_RUN=0
-PRINTED="" # by a dry run, to print none twice
+PRINTED="" # commands that a dry run has printed; none is printed twice
 TRAINING=() # flags of every training
 SCORING=()  # flags of every evaluation
 FAILED=()
 LIST=0
-CHILD=""   # what runs; "starting" until its number is known
-RECIPE=""  # a sum of what the configs of rows are made of
+CHILD=""   # process of the running command; "starting" until it is known
+RECIPE=""  # checksum of the files that decide a row's config
 SIGNALLED=0 # 128 and the number of the signal that ended this script's work
 
 parse() {
@@ -59,7 +59,7 @@ parse() {
   done
 }
 
-# rows: the lines of paper_tables.tsv, of the tables that are asked for.
+# rows: prints the lines of paper_tables.tsv of the chosen tables.
 rows() {
   awk -F '\t' -v asked="${TABLES:-}" '
     BEGIN { count = split(asked, names, ","); for (i = 1; i <= count; i++) wanted[names[i]] = 1 }
@@ -77,7 +77,7 @@ check_settings() {
   [[ ${SEEDS:-0} =~ ^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$ ]] || fail "SEEDS is '$SEEDS'; expected for example 0,1,2" 2
 }
 
-# check_rows: each row has all its columns; a run has one training, a folder of scores one evaluation.
+# check_rows: checks that each row has all columns, each run one training and each folder of scores one evaluation.
 check_rows() {
   local problem
   problem=$({ TABLES="" rows | awk -F '\t' 'NF != 6 { print "has " NF " columns, 6 by tabs were expected: " $0 }'
@@ -88,7 +88,7 @@ check_rows() {
   [ -z "$problem" ] || fail "$ROWS: a row ${problem%%$'\n'*}" 2
 }
 
-# run COMMAND…: runs a command, or prints it. A signal goes to the command, and ends this script when that has ended.
+# run COMMAND…: runs or prints a command. A signal is passed to the command, and ends this script once that has ended.
 run() {
   local status
   if [ "$DRY_RUN" = 1 ]; then
@@ -98,9 +98,9 @@ run() {
   CHILD=starting
   "$@" &
   CHILD=$!
-  # One that came before this script knew whom to hand it to.
+  # A signal that came before the command's process was known.
   [ "$SIGNALLED" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
-  # A signal ends the waiting, not the command, however often it comes.
+  # A signal ends `wait`, not the command, however often it comes.
   while true; do
     status=0
     wait "$CHILD" || status=$?
@@ -112,7 +112,7 @@ run() {
   return "$status"
 }
 
-# hand_on STATUS: what a signal does.
+# hand_on STATUS: passes a signal to the running command as SIGTERM.
 hand_on() {
   SIGNALLED=$1
   case $CHILD in
@@ -139,12 +139,12 @@ build() {
   fi || fail "stage 2 (dataset) failed"
 }
 
-# sum_of FILE: its SHA-256; macOS has another program for it.
+# sum_of FILE: prints its SHA-256; macOS has another program for it.
 sum_of() {
   if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi
 }
 
-# fetch NAME: a file of ImageNet weights, checked by its sum before it gets its name.
+# fetch NAME: downloads a file of ImageNet weights, and checks its sum before it gets its name.
 fetch() {
   local file="weights/$1.pth"
   [ ! -f "$file" ] || return 0
@@ -156,7 +156,7 @@ fetch() {
   run mv "$file.part" "$file"
 }
 
-# imagenet: ImageNet weights as work directories weights/<encoder>.
+# imagenet: converts ImageNet weights into work directories weights/<encoder>.
 imagenet() {
   local name
   run mkdir -p weights
@@ -168,13 +168,13 @@ imagenet() {
   done
 }
 
-# checkpoint RUN: one that is there.
+# checkpoint RUN: prints a checkpoint of the run, if there is one.
 checkpoint() {
   local found=("$1"/checkpoints/[0-9]*)
   printf '%s\n' "${found[0]}"
 }
 
-# once MARK RESULT WHAT COMMAND…: runs a command, unless MARK says that WHAT was run to its end and RESULT is there.
+# once MARK RESULT WHAT COMMAND…: runs a command, unless MARK holds WHAT (it was finished) and RESULT exists.
 once() {
   local mark=$1 result=$2 what=$3
   shift 3
@@ -200,13 +200,13 @@ places() {
     { run = $3 "/seed" seed; print $1, $2, seed, run, run "/scores/" $5, $4, $6 }'
 }
 
-# asked: the places of the tables and seeds that are asked for.
+# asked: prints the places of the chosen tables and seeds.
 asked() {
   local seed
   for seed in $(tr , ' ' <<<"${SEEDS:-0}"); do places "$seed" "${TABLES:-}"; done
 }
 
-# write_rows: the places of all tables, with the seeds of this call and of those before, for cellclr_jax.paper_tables.
+# write_rows: writes the places of all tables, with seeds of this and earlier calls, for cellclr_jax.paper_tables.
 write_rows() {
   local seed seeds
   seeds=$({ tr , '\n' <<<"${SEEDS:-0}"; cut -s -f 3 "$OUT/rows.tsv" 2>/dev/null || true; } |
@@ -214,7 +214,7 @@ write_rows() {
   for seed in $seeds; do places "$seed" ""; done >"$OUT/rows.tsv.part" && mv "$OUT/rows.tsv.part" "$OUT/rows.tsv"
 }
 
-# alone: takes OUT for this call; one that was killed does not keep it.
+# alone: locks OUT for this call; the lock of a killed call does not count.
 alone() {
   local mark="$OUT/.running" holder
   holder=$(cat "$mark" 2>/dev/null || true)
@@ -226,7 +226,7 @@ alone() {
   trap "rm -f $(printf '%q' "$mark")" EXIT
 }
 
-# train_and_score RUN SCORES SEED TRAINING EVALUATION: one row; a training that other rows share is done once.
+# train_and_score RUN SCORES SEED TRAINING EVALUATION: does one row; a training that rows share is done once.
 train_and_score() {
   local config="--config=$CONFIG" training=() evaluation=() scored="$OUT/$2/scored" what
   [ "$4" = - ] || read -r -a training <<<"$4"
@@ -238,7 +238,7 @@ train_and_score() {
   evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --overwrite --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
     ${evaluation[@]+"${evaluation[@]}"})
   what="$(quoted "${training[@]}") # recipe $RECIPE"
-  # Scores of another training are none of this row's, whatever becomes of it.
+  # Scores of another training do not belong to this row, even if the new training fails.
   if [ "$DRY_RUN" = 0 ] && [ "$(cat "$scored" 2>/dev/null)" != "$what $(quoted "${evaluation[@]}")" ]; then
     rm -f "$scored"
   fi
@@ -246,7 +246,7 @@ train_and_score() {
   once "$scored" "$OUT/$2/metrics.json" "$what $(quoted "${evaluation[@]}")" "$CELLCLR_PYTHON" "${evaluation[@]}"
 }
 
-# all_rows: each row with each seed.
+# all_rows: trains and scores each row with each seed.
 all_rows() {
   local table row seed folder scores training evaluation number=0 total
   total=$(($(asked | wc -l)))

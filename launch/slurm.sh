@@ -32,10 +32,10 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-# Slurm runs a copy of this file from its spool directory, so that the place of the repository comes from the job.
+# Slurm runs a copy of this file from its spool directory, so the repository's path comes from the job.
 ROOT=${CELLCLR_ROOT:-${SLURM_SUBMIT_DIR:-}}
 
-# visible_gpus: how many GPUs this task sees.
+# visible_gpus: prints how many GPUs this task sees.
 visible_gpus() {
   local ids
   if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
@@ -47,7 +47,7 @@ visible_gpus() {
 }
 
 # choose_gpus: on Slurm JAX takes one GPU a task, the one with the task's own number among those visible. That is wrong
-# for a task that drives a whole node, and for a task to which Slurm shows its own GPU alone, as number 0.
+# for a task that drives a whole node, and for a task to which Slurm shows only its own GPU, as number 0.
 choose_gpus() {
   local gpus tasks ids
   gpus=$(visible_gpus)
@@ -59,8 +59,8 @@ choose_gpus() {
   export JAX_LOCAL_DEVICE_IDS=$ids
 }
 
-# run_task FLAG…: one process of the training; tells the batch script by a marker why it ended. Slurm signals every
-# process of the task, so that nothing is forwarded; bash runs the trap when the training process has ended.
+# run_task FLAG…: runs one process of the training; a marker file tells the batch script why it ended. Slurm signals
+# every process of the task, so nothing is forwarded; bash runs the trap when the training process has ended.
 run_task() {
   local status=0 preempted=0
   trap 'preempted=1' TERM
@@ -71,12 +71,12 @@ run_task() {
     # The other tasks may still be saving: a bad status would make srun kill them.
     exit 0
   fi
-  # srun ends the other tasks with SIGTERM when one fails: this marker outweighs theirs.
+  # srun ends the other tasks with SIGTERM when one fails: this marker takes precedence over theirs.
   if [ "$status" -ne 0 ]; then touch "$MARKER.failed"; fi
   exit "$status"
 }
 
-# requeue: puts the job back into the queue, unless somebody has cancelled it.
+# requeue: puts the job back into the queue, unless it was cancelled.
 requeue() {
   if scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
     echo "ended by SIGTERM: requeue job $SLURM_JOB_ID"
@@ -86,7 +86,7 @@ requeue() {
   fi
 }
 
-# run_job FLAG…: what the batch script does on the first node.
+# run_job FLAG…: the batch script, which runs on the first node.
 run_job() {
   local status=0 cpus=${SLURM_CPUS_PER_TASK:-}
   [ -n "${DATA:-}" ] || fail "set DATA to the dataset's directory: DATA=/shared/data sbatch launch/slurm.sh" 2
@@ -98,7 +98,7 @@ run_job() {
   case ${EXTRAS-cuda} in *cuda*) gpu_settings ;; esac
   step 2 2 "train on ${SLURM_JOB_NUM_NODES:-1} node(s), start ${SLURM_RESTART_COUNT:-0}"
   trap 'touch "$MARKER.preempted"' TERM
-  # Since Slurm 22.05 srun does not take over --cpus-per-task by itself.
+  # Since Slurm 22.05 srun does not inherit --cpus-per-task.
   srun --kill-on-bad-exit=1 ${cpus:+"--cpus-per-task=$cpus"} bash "$ROOT/launch/slurm.sh" task \
     --distributed=true --config="${CONFIG:-configs/simclr.py}" \
     --workdir="${RUN:-$ROOT/runs/slurm-${SLURM_JOB_NAME:-cellclr}}" --config.data_dir="$DATA" "$@" || status=$?

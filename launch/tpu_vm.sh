@@ -44,7 +44,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" # fail, usage, CELLCLR_RO
 REMOTE=cellclr                  # the checkout on the workers, below the home directory
 TRAINING_FAILED=3               # apart from 1 and 255, which gcloud and ssh use for a broken connection
 CONNECTION_LOST=4               # for good: the training may go on
-RETRIES=${RETRIES:-40}          # how often, and after how many seconds, a broken connection is taken up again
+RETRIES=${RETRIES:-40}          # how often, and after how many seconds, it connects again
 RETRY_SECONDS=${RETRY_SECONDS:-15}
 QUEUE_SECONDS=${QUEUE_SECONDS:-30}
 FLAGS=()                        # what goes to the training binary
@@ -99,7 +99,7 @@ create() {
   fi
 }
 
-# wait_in_queue: until the queued resource has its VM.
+# wait_in_queue: waits until the queued resource has its VM.
 wait_in_queue() {
   local state told="" failures=0 ask=(queue describe "$NAME" "--format=value(state.state)")
   if [ "$DRY_RUN" = 1 ]; then
@@ -145,7 +145,7 @@ run() {
   follow
 }
 
-# follow: the log of worker 0 until training ends; an interrupted connection is taken up again.
+# follow: shows the log of worker 0 until training ends; connects again after an interruption.
 follow() {
   local status attempt=0
   while true; do
@@ -184,7 +184,7 @@ delete() {
     read -r answer || true
     case $answer in y | Y | yes) ;; *) fail "$NAME was not deleted, and costs money while it exists" ;; esac
   fi
-  # By force a queued resource takes its VM along.
+  # --force deletes the VM with its queued resource.
   if [ "$QUEUED" = 1 ]; then queue delete "$NAME" --force --quiet; else tpu delete "$NAME" --quiet; fi
 }
 
@@ -192,10 +192,10 @@ everything() {
   local status=0 queued="" again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a process of its own, so that its end can be handled
   export NAME ZONE PROJECT TYPE RUNTIME SPOT QUEUED DATA RUN CONFIG OUT DRY_RUN BUCKET
   trap 'fail "interrupted; $NAME still exists, and costs money" 130' INT
-  create # nothing is deleted that this call has not made
+  create # only a VM that this call has made is deleted
   "${again[@]}" setup || status=$?
   [ "$status" -ne 0 ] || "${again[@]}" run ${FLAGS[@]+"${FLAGS[@]}"} || status=$?
-  # What a failed training has saved is worth having as well.
+  # Fetches what a failed training has saved, too.
   case $status in
     0) "${again[@]}" fetch || fail "fetch failed; $NAME still exists with the work directory, and costs money" ;;
     "$CONNECTION_LOST") fail "$NAME was not deleted, as its training may go on, and costs money" "$CONNECTION_LOST" ;;
@@ -216,14 +216,14 @@ everything() {
 worker_setup() {
   local python=.venv/bin/python uv="$HOME/.local/bin/uv"
   cd "$CELLCLR_ROOT"
-  # Python 3.12's own pip, should an image bring it, wants to be told.
+  # The pip of a system's Python 3.12 installs into it only with this flag.
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user --upgrade uv
   [ -x "$python" ] || "$uv" venv --quiet --python=3.12 .venv
   "$uv" pip install --quiet --python="$python" -e '.[tpu]'
   echo "$(hostname): $("$python" --version) is set up"
 }
 
-# worker-run DATA FLAG…, on a worker: starts the training detached from the connection, once.
+# worker-run DATA FLAG…, on a worker: starts the training once, detached from the connection.
 worker_run() {
   local data=$1
   shift
@@ -234,7 +234,7 @@ worker_run() {
   case $data in
     gs://*)
       mkdir -p data
-      # What an earlier dataset has left there would be read as part of this one.
+      # Files of an earlier dataset would be read as part of this one.
       gcloud storage rsync --recursive --delete-unmatched-destination-objects "$data" data
       data="$CELLCLR_ROOT/data"
       ;;
@@ -245,7 +245,7 @@ worker_run() {
   echo "$(hostname): training runs as process $!"
 }
 
-# worker-train FLAG…, on a worker: the training, and its exit status in a file.
+# worker-train FLAG…, on a worker: trains, and writes the exit status to a file.
 worker_train() {
   local status=0
   cd "$CELLCLR_ROOT"
@@ -261,7 +261,7 @@ worker_follow() {
   [ "$(cat train.status 2>/dev/null)" = 0 ] || exit "$TRAINING_FAILED"
 }
 
-# matches VALUE EXPRESSION NAME EXAMPLE: a setting that could not be right ends the script.
+# matches VALUE EXPRESSION NAME EXAMPLE: ends the script if a setting does not match the expression.
 matches() {
   [[ $1 =~ ^$2$ ]] || fail "$3 is '$1'; expected for example $4 (--help explains)" 2
 }
@@ -271,7 +271,7 @@ set_defaults() {
   SPOT=${SPOT:-0} BUCKET=${BUCKET:-} DATA=${DATA:-} RUN=${RUN:-} CONFIG=${CONFIG:-configs/simclr.py} OUT=${OUT:-runs}
 }
 
-# parse FLAG…: settings into variables, the rest into FLAGS.
+# parse FLAG…: puts settings into variables, the rest into FLAGS.
 parse() {
   local flag
   for flag in "$@"; do
@@ -313,7 +313,7 @@ check() {
     fail "gcloud is not on the PATH: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
 }
 
-# check_experiment: the workers have the experiment, which is told before anything costs money.
+# check_experiment: checks that the workers will have the experiment, before anything costs money.
 check_experiment() {
   case $CONFIG in /*) fail "--config=$CONFIG: an experiment of the checkout was expected, such as configs/simclr.py" 2 ;; esac
   (cd "$CELLCLR_ROOT" && check_config "$CONFIG")

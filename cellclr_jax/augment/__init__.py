@@ -167,19 +167,10 @@ def _complete(config: Settings) -> dict[str, dict[str, Any]]:
         raise ValueError(f"unknown augmentation {sorted(unknown)}: choose among {known}")
     complete: dict[str, dict[str, Any]] = {}
     for name, given in config.items():
-        settings, defaults = dict(given or {}), _defaults(OPERATIONS[name])
+        settings = dict(given or {})
+        defaults = inspect.getfullargspec(OPERATIONS[name]).kwonlydefaults or {}
         if superfluous := set(settings) - set(defaults):
             known = ", ".join(defaults)
             raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")
         complete[name] = {**defaults, **settings}
-        if missing := [
-            key for key, value in complete[name].items() if value is inspect.Parameter.empty
-        ]:
-            raise ValueError(f"{name} needs a value for {missing}")
     return {name: kept for name, kept in complete.items() if kept.get("probability") != 0}
-
-
-def _defaults(operation: Callable[..., jax.Array]) -> dict[str, Any]:
-    """The settings of an operation with their defaults, `Parameter.empty` where there is none."""
-    parameters = inspect.signature(operation).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -19,7 +19,7 @@ Range = tuple[float, float]
 # How many boxes a random resized crop draws before it takes the whole image, as in torchvision.
 _CROP_TRIES = 10
 
-# Share of its area below which a moved triangle counts as a line: float32 tells it from no other.
+# Share of its area below which a moved triangle counts as a line, as float32 computes it.
 _FLAT = 1e-6
 
 

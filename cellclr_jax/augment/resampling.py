@@ -56,7 +56,7 @@ def _interpolation(span: Span, size: int, source: int) -> jax.Array:
 def smooth_field(key: jax.Array, shape: tuple[int, int], smoothness: float) -> jax.Array:
     """White noise smoothed by a Gaussian of this width, of unit variance everywhere; [H, W].
 
-    The noise lives on a grid of one sigma, which the Gaussian cannot tell from a finer one.
+    The noise lives on a grid of one sigma, finer noise would be the same after the Gaussian.
     """
     bases = []
     for side in shape:
@@ -124,7 +124,7 @@ def _triangles(places: jax.Array, size: int) -> jax.Array:
 def _fold(place: jax.Array, side: int) -> jax.Array:
     """Where a place lies once all mirrors at a side's ends are undone; in [0, side - 1]."""
     period = max(2 * (side - 1), 1)
-    # A place that float32 cannot tell from the next pixel is rounded past the end.
+    # A place that float32 cannot distinguish from the next pixel is rounded past the end.
     return jnp.clip(jnp.abs(place - period * jnp.round(place / period)), 0.0, side - 1.0)
 
 

@@ -92,8 +92,8 @@ def make_model(
       dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
       remat: computes the encoder's blocks again in the backward pass instead of keeping what is
         inside them; parameters have the same names either way.
-      encoder_settings: attributes of the encoder beside these (e.g. the CNN's widths).
-      head_settings: of the head, such as attributes of `ProjectionHead` besides dtype.
+      encoder_settings: other attributes of the encoder (e.g. the CNN's widths).
+      head_settings: of the head, such as attributes of `ProjectionHead` except dtype.
       make_head: (head_settings, dtype) -> head; None for a `ProjectionHead`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Batch normalisation with torchvision's momentum and epsilon, and backward passes of its own.
+"""Batch normalisation with torchvision's momentum and epsilon, and its own backward passes.
 
 The running variance is that of the minibatch, biased as Flax's; PyTorch's is larger by n / (n - 1).
 
@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: [..., I] float.
-          kernel: [I, C] float32, or None for the normalisation alone, where C is I.
+          kernel: [I, C] float32, or None for only the normalisation, where C is I.
 
         Returns:
           [..., C] in `dtype`. The gradient does not flow through the running statistics.

@@ -129,7 +129,7 @@ def _kernel_slope(images: jax.Array, slope: jax.Array, size: int, stride: int) -
     """A kernel's gradient [size, size, C, F]: channels as images, images as channels.
 
     It is written in the order of axes that the CPU backend has a fast program for. Of itself it
-    would change to that order outside of loops alone, and be a hundred times slower inside.
+    would change to that order only outside of loops, and be a hundred times slower inside.
     """
     around = [
         (size // 2, size - size // 2 - length + (steps - 1) * stride)

@@ -162,7 +162,7 @@ def contrast(
     block_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """NT-Xent and, from the same tiles, what tells how the representation fares under it.
+    """NT-Xent and, from the same tiles, metrics of the representation.
 
     Args and errors are those of `nt_xent`.
 

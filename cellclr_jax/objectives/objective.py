@@ -96,7 +96,7 @@ class Objective(abc.ABC):
     settings that cannot be.
 
     Attributes:
-      metrics: what `loss` reports besides the loss itself.
+      metrics: what `loss` reports in addition to the loss.
       title: what the loss is, in a few words.
       views: groups of views of each cell.
       labels: columns of the cells whose values `loss` needs.
@@ -136,7 +136,7 @@ class Objective(abc.ABC):
         """Returns the state at step 0 that no gradient trains, a tree of arrays; None for none.
 
         Args:
-          key: of a stream of its own.
+          key: of its own stream.
           labels: number of distinct values by column.
         """
         return None

@@ -37,7 +37,6 @@ from cellclr_jax.simulation.plate_layout import (
 )
 from cellclr_jax.simulation.release import (
     plate_dir,
-    sites,
     truth_path,
     write_field,
     write_image_csv,
@@ -120,7 +119,7 @@ def _write_release(
     for well in wells:
         plate_dir(out_dir, well).mkdir(parents=True, exist_ok=True)
         truth_path(out_dir, well, 1).parent.mkdir(parents=True, exist_ok=True)
-    jobs = [(well, site) for well in wells for site in sites(settings)]
+    jobs = [(well, site) for well in wells for site in range(1, settings.sites + 1)]
     work = functools.partial(_paint_job, out_dir, settings)
     cells = 0
     with Progress(len(jobs), progress, task="simulated") as shown:

@@ -150,7 +150,7 @@ def plate_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
 
 
 def compound_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
-    """Draws what a compound does to all its wells besides acting on cells."""
+    """Draws what a compound does to all its wells apart from acting on cells."""
     return LevelNuisance(
         gain=_gains(rng, COMPOUND_GAIN * strength),
         background=_triple(rng.exponential(COMPOUND_GLOW * strength, 3)),

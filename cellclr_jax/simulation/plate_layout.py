@@ -193,7 +193,7 @@ def plate_wells(settings: SimulatorSettings) -> list[Well]:
       BadUse: a week's treatments do not fit on a plate.
     """
     every = treatments(settings)
-    control = next(t for t in reversed(every) if _is_positive_control(t))
+    control = [t for t in every if t.compound == compound_name(POSITIVE_CONTROL, 1)][-1]
     wells = []
     number = FIRST_PLATE
     for week in range(1, settings.weeks + 1):
@@ -209,21 +209,16 @@ def plate_wells(settings: SimulatorSettings) -> list[Well]:
     return wells
 
 
-def _is_positive_control(treatment: Treatment) -> bool:
-    return treatment.compound == compound_name(POSITIVE_CONTROL, 1)
-
-
 def _plate(
     settings: SimulatorSettings, week: int, number: int, replicate: int, here: list[Treatment]
 ) -> list[Well]:
     """The wells of one plate: DMSO in its places, the treatments shuffled over the others."""
     rng = random_stream(settings, _PLATE, number)
     others = [str(well) for well in rng.permutation([w for w in WELLS if w not in DMSO_WELLS])]
-    places = [*DMSO_WELLS, *others]
+    # DMSO beyond its usual places lies among the treatments.
+    places = [*DMSO_WELLS[: settings.dmso_wells], *others]
     untreated = Treatment(CONTROL, 0.0, CONTROL, week, Population(UNTREATED, UNTREATED, 0.0))
     held = [untreated] * settings.dmso_wells + here
-    if settings.dmso_wells < len(DMSO_WELLS):
-        places = [*DMSO_WELLS[: settings.dmso_wells], *others]
     on_week = week_nuisance(random_stream(settings, _WEEK, week), settings.nuisance)
     on_plate = plate_nuisance(rng, settings.nuisance)
     wells = []

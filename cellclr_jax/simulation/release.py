@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,12 +39,12 @@ def write_field(
     args = {"level": ZLIB_LEVEL} if settings.compression == "zlib" else None
     for name, layer in zip(file_names(settings, well, site), digits, strict=True):
         path = plate_dir(out_dir, well) / name
-        # One thread: each core has a process of its own.
+        # One thread: each core has its own process.
         tifffile.imwrite(path, layer, compression=compression, compressionargs=args, maxworkers=1)
 
 
 def write_truth(path: Path, field: PaintedField) -> None:
-    """Writes a field's truth; complete or not there, since it tells that the field is finished."""
+    """Writes a field's truth; whole or not at all: it marks the field as finished."""
     partial = path.with_suffix(f".{os.getpid()}{_PARTIAL}")
     np.savez_compressed(
         partial,
@@ -57,16 +56,6 @@ def write_truth(path: Path, field: PaintedField) -> None:
         in_focus=field.in_focus,
     )
     partial.replace(path)
-
-
-def unfinished(out_dir: Path) -> Iterator[Path]:
-    """Truths that a process which was killed has left half written."""
-    return out_dir.glob(f"{TRUTH_DIR}/*/*{_PARTIAL}")
-
-
-def sites(settings: SimulatorSettings) -> range:
-    """The numbers of a well's fields."""
-    return range(1, settings.sites + 1)
 
 
 def plate_dir(out_dir: Path, well: Well) -> Path:
@@ -112,7 +101,7 @@ def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) 
         writer.writerow(header)
         number = 0
         for well in wells:
-            for site in sites(settings):
+            for site in range(1, settings.sites + 1):
                 number += 1
                 row: list[object] = [plates.index(well.plate), number]
                 for name in file_names(settings, well, site):
@@ -128,7 +117,7 @@ LOCK = ".simulating"
 
 # What a release may leave before it is marked: a lock, records that are half written.
 _OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
-# All that a release consists of besides its records.
+# All that a release consists of except its records.
 _CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
 
 
@@ -168,7 +157,8 @@ def start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
     check_folder(out_dir, settings, overwrite)
     if any(_differences(record, settings) for record in _records(out_dir)):
         _remove_content(out_dir)
-    for path in [*out_dir.glob(".simulation.*"), *unfinished(out_dir)]:
+    half_written = f"{TRUTH_DIR}/*/*{_PARTIAL}"
+    for path in [*out_dir.glob(".simulation.*"), *out_dir.glob(half_written)]:
         path.unlink()
     files.write_json(out_dir / STARTED, _identity(settings))
 

@@ -14,7 +14,6 @@ from cellclr_jax.simulation.phenotypes import Phenotype
 ANGLES = 512  # bins of the outline tables: 1 px apart at a radius of 80 px
 WINDOW_HALF = 128  # the largest window that a cell may fill
 GRID_HALF = 176  # with room for nuclear pieces off a cell's centre
-GRID_SIZE = 2 * GRID_HALF + 1
 
 _Y, _X = np.mgrid[-GRID_HALF : GRID_HALF + 1, -GRID_HALF : GRID_HALF + 1].astype(np.float32)
 DISTANCE = np.hypot(_X, _Y)  # [353, 353] float32, pixels

@@ -23,7 +23,7 @@ PERINUCLEAR_ACTIN = 0.3  # share of actin missing about the nucleus
 NUCLEUS_RIM, NUCLEUS_SLOPE = 0.72, 9.0
 NUCLEOLI_WITHIN = 0.55  # of the nucleus's radius; further out they would notch its outline
 # Cells are thin at their edges: tubulin has fallen to a third at this share of the radius and so
-# many pixels more, which small cells, thick up to their edge, need beside the share.
+# many pixels more, which small cells, thick up to their edge, need in addition to the share.
 TUBULIN_FADE, TUBULIN_FADE_MORE = 0.95, 12.0
 PERINUCLEAR_ACTIN_REACH = 0.55  # of the cell's radius: the thick cytoplasm about the nucleus
 BALL_SLOPE = 14.0  # pixels to a rounded cell's full thickness: two thirds of its radius

@@ -15,7 +15,7 @@ from cellclr_jax.simulation.shapes import WINDOW_HALF
 NOISE_SIZE = 512
 STAMP_HALF = WINDOW_HALF  # fibres fill the largest cell
 STAMP_SIZE = 2 * STAMP_HALF + 1
-ORIENTATIONS = 12  # steps of 15 degrees: finer than the eye tells in fibres
+ORIENTATIONS = 12  # steps of 15 degrees: finer than the eye sees in fibres
 STAMPS = 14
 # A network of microtubules: streams of fibres that begin within STREAM_WIDTH pixels of each other.
 STREAMS, STREAM_FIBRES, STREAM_WIDTH = 13, 12, 9.0

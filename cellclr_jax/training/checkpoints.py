@@ -139,7 +139,7 @@ def not_written(folder: str, error: Exception) -> str:
     free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
     return (
         f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
-        "once that is mended, the same command goes on from the newest one"
+        "once that is fixed, the same command goes on from the newest one"
     )
 
 
@@ -159,7 +159,7 @@ class Checkpoints:
 
     Args:
       directory: of the checkpoints; created if missing.
-      keep_every: also keeps one every so many steps, besides the last and the best; 0: none.
+      keep_every: also keeps one every so many steps, in addition to the last and the best; 0: none.
       read_only: neither writes nor deletes anything, so that a run may go on in the folder.
 
     Attributes:
@@ -182,7 +182,11 @@ class Checkpoints:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
-        self.unranked = [] if read_only else self._set_aside_unranked()
+        self.unranked: list[int] = []
+        if not read_only:  # Orbax would delete them
+            first, folder = jax.process_index() == 0, epath.Path(self.directory)
+            self.unranked = unranked(folder) if first and folder.is_dir() else []
+            self._set_aside(self.unranked)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -219,7 +223,7 @@ class Checkpoints:
         Args:
           step: the state's step.
           state: a tree of arrays over the mesh; it may be donated right after.
-          progress: a JSON object: what a run needs to resume, besides the state.
+          progress: a JSON object: what a run needs to resume, except the state.
           validation_loss: ranks the checkpoint; None leaves it unranked.
 
         Raises:
@@ -268,7 +272,9 @@ class Checkpoints:
             except Exception as error:  # of many kinds, TensorStore's are bare
                 failures[step] = first_line(error)
                 continue
-            self._set_aside(failures)
+            if failures:
+                self._set_aside(failures)
+                self._manager.reload()
             return *restored, sorted([*failures, *self.unranked])
         if failures:
             listed = "; ".join(f"step {step}: {why}" for step, why in failures.items())
@@ -281,14 +287,10 @@ class Checkpoints:
         Raises:
           BadData: it cannot be read.
         """
-        try:
+        with self._named_damage(step):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
             )
-        except MemoryError:
-            raise
-        except Exception as error:  # as above
-            raise self._unreadable(step, error) from error
         progress: dict[str, Any] = restored[_PROGRESS]
         return progress
 
@@ -346,13 +348,10 @@ class Checkpoints:
         abstract = _abstract(template)
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
-        try:
+        with self._named_damage(step):
             self._check_tree(step, shapes(template), parts or template, advice)
-            return self._restore(step, part)
-        except (MemoryError, BadUse):
-            raise
-        except Exception as error:  # as above
-            raise self._unreadable(step, error) from error
+            found = self._restore(step, part)
+        return found
 
     def wait(self) -> None:
         """Waits until all saves have reached the disk.
@@ -372,7 +371,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error of several processes one of them may be gone: nobody waits for it.
+        # After an error of several processes one of them may be gone, so none waits for another.
         if kind is None or jax.process_count() == 1:
             self.close()
 
@@ -386,32 +385,27 @@ class Checkpoints:
         except Exception as error:
             raise BadData(not_written(self.directory, error)) from error
 
-    def _unreadable(self, step: int, error: Exception) -> BadData:
-        """Returns the error for a requested checkpoint that cannot be read."""
-        others = ", ".join(str(other) for other in self.steps() if other != step)
-        return BadData(
-            f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
-            + (f"other steps are {others}" if others else "it is the only one")
-        )
-
-    def _set_aside_unranked(self) -> list[int]:
-        """Moves unranked checkpoints aside in the first process, while all others wait."""
-        directory = epath.Path(self.directory)
-        mine = jax.process_index() == 0 and directory.is_dir()
-        moved = unranked(directory) if mine else []
-        for step in moved:  # Orbax would delete them
-            move_aside(directory / str(step), directory.parent / _ASIDE)
-        multihost_utils.sync_global_devices("the checkpoints tell their losses")
-        return moved
+    @contextlib.contextmanager
+    def _named_damage(self, step: int) -> Iterator[None]:
+        """Raises BadData for a requested checkpoint that cannot be read."""
+        try:
+            yield
+        except (MemoryError, BadUse):
+            raise
+        except Exception as error:  # of many kinds, TensorStore's are bare
+            others = ", ".join(str(other) for other in self.steps() if other != step)
+            raise BadData(
+                f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
+                + (f"other steps are {others}" if others else "it is the only one")
+            ) from error
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Moves checkpoints into the folder `unreadable`, under free names."""
-        aside = epath.Path(self.directory).parent / _ASIDE
-        for step in steps:
-            if jax.process_index() == 0:
-                move_aside(epath.Path(self.directory) / str(step), aside)
-            multihost_utils.sync_global_devices(f"set aside {step}")
-        self._manager.reload()
+        """Moves checkpoints into `unreadable` in the first process, while all others wait."""
+        directory = epath.Path(self.directory)
+        if jax.process_index() == 0:
+            for step in steps:
+                move_aside(directory / str(step), directory.parent / _ASIDE)
+        multihost_utils.sync_global_devices("checkpoints are set aside")
 
     def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
         restored = self._manager.restore(
@@ -429,9 +423,9 @@ class Checkpoints:
         """Raises BadUse if a checkpoint's state, or parts of it, have another tree."""
         path = epath.Path(self.directory) / str(step) / _STATE
         there = ocp.StandardCheckpointHandler().metadata(path).tree
-        if told := differences(shapes(there, parts), here):
+        if different := differences(shapes(there, parts), here):
             raise BadUse(
-                f"checkpoint {path.parent} is of another model or optimiser ({told}): {advice}"
+                f"checkpoint {path.parent} is of another model or optimiser ({different}): {advice}"
             )
 
 

@@ -6,7 +6,7 @@ is differentiated at the codes, and each micro-batch is encoded again and takes 
 back to the parameters.
 
 The result is the gradient of `loss(encode(first) ‖ encode(second) ‖ …)`. Where a row's code depends
-on that row alone this is the gradient of the whole minibatch. With batch normalisation it is that
+only on that row this is the gradient of the whole minibatch. With batch normalisation it is that
 of a network which normalises each micro-batch by the micro-batch's own statistics, as data-parallel
 training does that does not share statistics among devices.
 
@@ -35,13 +35,13 @@ def value_and_grad(
     Args:
       encode: codes of a micro-batch, and what else is seen there; pure, so that it does the same
         both times.
-      loss: of the codes of all rows, in the order of `rows`, and what else it tells.
+      loss: of the codes of all rows, in the order of `rows`, and what else it returns.
       params: a tree of float arrays.
       rows: a tree of arrays [B, ...].
       pieces: micro-batches, a divisor of B; 1 encodes all rows at once, and once.
 
     Returns:
-      ((loss, what else it tells), gradient: a tree like `params` in float32, what `encode` saw:
+      ((loss, what else it returns), gradient: a tree like `params` in float32, what `encode` saw:
       arrays [pieces, ...]).
 
     Raises:
@@ -58,7 +58,7 @@ def value_and_grad(
     if pieces == 1:
         return _all_at_once(encode, loss, params, rows)
     codes, seen = encode_in_pieces(partial(encode, params), rows, pieces=pieces)
-    told, slopes = jax.value_and_grad(loss, has_aux=True)(codes)
+    aux, slopes = jax.value_and_grad(loss, has_aux=True)(codes)
 
     def add_piece(total: Any, index: jax.Array) -> tuple[Any, None]:
         piece, slope = _piece((rows, slopes), index, pieces)
@@ -71,7 +71,7 @@ def value_and_grad(
         lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
     )
     gradient, _ = jax.lax.scan(add_piece, zeros, jnp.arange(pieces))
-    return told, gradient, seen
+    return aux, gradient, seen
 
 
 def encode_in_pieces(
@@ -105,12 +105,12 @@ def _all_at_once(
 
     def whole(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         codes, seen = encode(params, rows)
-        value, told = loss(codes)
-        return value, (told, seen)
+        value, aux = loss(codes)
+        return value, (aux, seen)
 
-    (value, (told, seen)), gradient = jax.value_and_grad(whole, has_aux=True)(params)
+    (value, (aux, seen)), gradient = jax.value_and_grad(whole, has_aux=True)(params)
     gradient = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
-    return (value, told), gradient, jax.tree.map(lambda x: x[None], seen)
+    return (value, aux), gradient, jax.tree.map(lambda x: x[None], seen)
 
 
 def _piece(rows: Any, index: jax.Array, pieces: int) -> Any:

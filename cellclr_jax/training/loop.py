@@ -39,7 +39,6 @@ from cellclr_jax.training.setup import (
 )
 from cellclr_jax.training.step import Metrics, TrainState
 from cellclr_jax.training.stop_signals import Interrupted, stop_signals_noted
-from cellclr_jax.training.view_pictures import view_grid
 
 
 def train(
@@ -58,7 +57,7 @@ def train(
       workdir: where everything is written, a folder or a bucket (gs://…).
       mesh: the devices; None takes all.
       profile_steps: traces so many steps into <workdir>/profile.
-      wandb: a project of Weights & Biases that is told what the run tells; None for none.
+      wandb: a project of Weights & Biases that gets the metrics; None for none.
       began: from when the time to the first step counts, on `time.monotonic`; None: from now.
 
     Returns:
@@ -101,7 +100,7 @@ def train(
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
     """Describes a run in a line: dataset, model, steps, devices; notes a rising learning rate."""
     config = experiment.config
-    told = (
+    line = (
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
         f"{len(experiment.validation_rows):,} more for validation; {experiment.total_steps:,} "
         f"steps of {config.minibatch_size:,} cells on {mesh.size} × "
@@ -109,11 +108,11 @@ def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
     )
     falling, period = config.epochs - config.schedule.hold_epochs, experiment.steps_per_epoch
     if config.schedule.legacy_per_epoch and falling > period:
-        told += (
+        line += (
             f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
             "here: --config.schedule.legacy_per_epoch=False ends it with the run"
         )
-    return told
+    return line
 
 
 class _Run:
@@ -229,7 +228,7 @@ class _Run:
         )
 
     def _trace(self, start: int, steps: int) -> Trace:
-        """Of the first process alone: all do the same."""
+        """Traces only the first process: all do the same."""
         folder = None if self.workdir is None else Path(self.workdir) / PROFILE
         last = self.experiment.total_steps
         return Trace(folder, first_step=start + 1, last_step=last, steps=steps)
@@ -240,6 +239,8 @@ class _Run:
         if self.workdir is not None:
             say(f"first step after {time.monotonic() - self.began:.1f} s")
         if step == 1:
+            from cellclr_jax.training.view_pictures import view_grid  # loads the report's pictures
+
             views = view_grid(self.experiment, self.mesh, minibatch, self.key)
             self.log.pictures("views", views, step)
         self.log.restart_clock(step)
@@ -283,7 +284,7 @@ class _Run:
     def _save(
         self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None
     ) -> None:
-        """Saves what was found finite just now; never a state that nobody looked at."""
+        """Saves a state whose metrics were found finite just now."""
         progress = {
             "data": dict(position),
             "config": as_json(self.config),

@@ -1,4 +1,4 @@
-"""Scores of a running training: what a fixed subset of the cells tells about its representation.
+"""Scores of a running training, of a fixed subset of the cells.
 
 The same scores as the evaluation's, of fewer cells: they show where a run is going, not how good
 it is.
@@ -39,7 +39,7 @@ class OnlineScore:
 
     Where there are treatments, the cells are spread evenly over all wells of annotated compounds
     and controls; their mean profiles, z-scored by the controls where there are two wells of them,
-    give NSC and NSCB. The k-NN tells the class of a cell (its label, else MoA, else compound) by
+    give NSC and NSCB. The k-NN predicts the class of a cell (its label, else MoA, else compound) by
     cells of other plates, or at least of other wells. Where there is neither, there is no score.
 
     Args:
@@ -53,8 +53,6 @@ class OnlineScore:
         self._every = experiment.config.online.every_epochs
         self._last_epoch = experiment.config.epochs
         self._said: set[str] = set()
-        if not self._every:
-            return
         table, self._control = experiment.encoder.cells.table, experiment.config.control
         treated = has_treatments(table, self._control)
         size = self._size(experiment.config.online.cells)
@@ -86,12 +84,11 @@ class OnlineScore:
         """
         features = self._features(variables)
         found: dict[str, float] = {}
-        if self._sites is not None:
-            sites = self._sites
-            found |= self._attempt("nsc", lambda: self._score_treatments(sites, features))
-        if self._sample.label_column:
-            name = f"knn_{self._sample.label_column}"
-            found |= self._attempt(name, lambda: self._score_cells(name, features))
+        for name, score in (("nsc", self._score_treatments), ("k-NN", self._score_cells)):
+            try:
+                found |= score(features)
+            except BadData as error:  # must not end the training
+                self._note(name, str(error))
         return found
 
     def _features(self, variables: Variables) -> np.ndarray:
@@ -123,12 +120,13 @@ class OnlineScore:
             out_shardings=devices.by_rows(self._mesh),
         )
 
-    def _score_treatments(
-        self, sites: tuple[pd.DataFrame, np.ndarray], features: np.ndarray
-    ) -> dict[str, float]:
+    def _score_treatments(self, features: np.ndarray) -> dict[str, float]:
+        if self._sites is None:
+            return {}
+        sites, index = self._sites
         names = profiles.feature_names(features.shape[1])
-        accumulator = profiles.WellAccumulator(sites[0], names)
-        accumulator.add(features, sites[1])
+        accumulator = profiles.WellAccumulator(sites, names)
+        accumulator.add(features, index)
         wells = profiles.aggregate_wells(accumulator.table(), features=names)
         controls = is_control(wells["Metadata_Compound"], self._control).sum()
         protocol = evaluation.Protocol(
@@ -145,7 +143,10 @@ class OnlineScore:
                     found[kind + ending] = score.accuracy
         return found
 
-    def _score_cells(self, name: str, features: np.ndarray) -> dict[str, float]:
+    def _score_cells(self, features: np.ndarray) -> dict[str, float]:
+        if not self._sample.label_column:
+            return {}
+        name = f"knn_{self._sample.label_column}"
         evaluated = evaluate_cells(
             self._sample, {_ONLINE: features[self._sample.rows]}, classifiers=_CLASSIFIERS
         )
@@ -153,14 +154,6 @@ class OnlineScore:
             self._note(name, evaluated.undefined)
             return {}
         return {name: evaluated.probes[_ONLINE].scores["knn"].balanced_accuracy}
-
-    def _attempt(self, name: str, score: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """A score that the data do not allow must not end the training."""
-        try:
-            return score()
-        except BadData as error:
-            self._note(name, str(error))
-            return {}
 
     def _size(self, asked: int) -> int:
         cells = self._encoding.cells
@@ -208,7 +201,7 @@ def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.nda
 
 
 def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
-    """The cells that the k-NN is asked about; a control has no MoA to tell."""
+    """Draws the cells that the k-NN classifies; controls have no MoA."""
     if {"moa", "compound"} <= set(cells):
         controls = is_control(cells["compound"].fillna(""), control)
         cells = cells.assign(moa=cells["moa"].mask(controls, ""))

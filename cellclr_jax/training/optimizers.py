@@ -132,9 +132,9 @@ def make_optimizer(
       schedule: learning rate by step.
       weight_decay: acts on what `decayed` says.
       momentum: of LARS and SGD.
-      trust_coefficient: of LARS, whose trust ratio scales kernels alone.
+      trust_coefficient: of LARS, whose trust ratio scales only kernels.
       decayed: `kernels`, neither biases nor normalisation scales (see `is_kernel`); `all`
-        parameters, as PyTorch does unasked.
+        parameters, as PyTorch does by default.
 
     Raises:
       ValueError: for an unknown name, or another `decayed`.

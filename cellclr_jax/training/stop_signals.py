@@ -44,7 +44,7 @@ def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
             when = "at a step that all processes agree on" if several else "after this step"
             with contextlib.suppress(OSError):  # nobody reads it
                 os.write(2, f"\n{_NAMES[signal.Signals(number)]}: saving {when}\n".encode())
-            if several:  # JAX has a handler of its own, for SIGTERM alone, that tells the others
+            if several:  # JAX's handler, only of SIGTERM, informs the others
                 signal.raise_signal(signal.SIGTERM)
         came.append(signal.Signals(number))
         if number == signal.SIGINT:
@@ -59,8 +59,8 @@ def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
 
     own = set(_NAMES) - {signal.SIGTERM} if several else set(_NAMES)
     # A job in the background ignores Ctrl-C, which is meant for another one.
-    heard = [number for number in own if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in heard}
+    handled = [number for number in own if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
     try:
         yield asked
     finally:

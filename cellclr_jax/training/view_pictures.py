@@ -19,13 +19,13 @@ from cellclr_jax.training.step import views_of
 
 # Rows of the picture; a cell has one for every three channels.
 _ROWS = 8
-# Views of a cell besides those of the first step.
+# Views of a cell in addition to those of the first step.
 _FURTHER = 4
 # Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
 _SMALLEST, _LARGEST = 96, 160
 # As on the quality page; further channels go into a row of their own.
 _COLOURS = np.array([list(bytes.fromhex(c[1:])) for c in CHANNEL_COLOURS], np.float32) / 255
-# Pixels between tiles, between a crop and its views, and of the line of titles.
+# Pixels between tiles, between crop, views of the step, further views and cells, and of titles.
 _GAP, _ROOM, _TITLE = 2, 10, 20
 _INK = (220, 220, 220)
 
@@ -70,28 +70,16 @@ def view_grid(
 
 def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
     """[k, h, w, C] crops and their [k, n, H, W, C] views as one picture with titles."""
-    side, channels = _side(views.shape[2]), crops.shape[-1]
-    rows = []
+    size = views.shape[2]
+    side = min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
+    cells = []
     for crop, own in zip(crops, views, strict=True):
         resized = np.stack([_resize(image, side) for image in (crop, *own)])
         tiles = stretch(np.nan_to_num(resized))  # a run that diverges is worth looking at
-        for start in range(0, channels, len(_COLOURS)):
-            rows.append(
-                _line([_colour(tile[..., start : start + len(_COLOURS)]) for tile in tiles])
-            )
-    tops = [_top(number, side, _bands(channels)) for number in range(len(rows) + 1)]
-    picture = np.zeros((tops[-1], rows[0].shape[1], 3), np.uint8)
-    for top, row in zip(tops, rows, strict=False):
-        picture[top : top + side] = row
-    places = [_left(i, side) for i in range(1 + views.shape[1])]
-    titles = {places[0]: "crop", places[1]: "views at step 1"}
-    titles[places[1 + at_step]] = "further views"
-    return _write(picture, titles)
-
-
-def _side(size: int) -> int:
-    """The side of a tile in pixels for views of this side."""
-    return min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
+        cells.append(np.pad(_cell(tiles, at_step), ((0, _ROOM), (0, 0), (0, 0))))
+    lefts = (0, side + _ROOM, (1 + at_step) * side + 2 * _ROOM + (at_step - 1) * _GAP)
+    titles = dict(zip(lefts, ("crop", "views at step 1", "further views"), strict=True))
+    return _write(np.pad(np.concatenate(cells), ((_TITLE, 0), (0, 0), (0, 0))), titles)
 
 
 def _bands(channels: int) -> int:
@@ -99,38 +87,30 @@ def _bands(channels: int) -> int:
     return -(-channels // len(_COLOURS))
 
 
-def _top(row: int, side: int, together: int) -> int:
-    """The first pixel of a row; room parts cells that have several."""
-    return _TITLE + row * (side + _GAP) + (_ROOM * (row // together) if together > 1 else 0)
-
-
-def _left(position: int, side: int) -> int:
-    """The first pixel of the tile at a position; room parts crop, the step's views, the others."""
-    return position * (side + _GAP) + _ROOM * ((position > 0) + (position > 2))
-
-
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """[h, w, C] float32 → [side, side, C]: pixels stay pixels where they are enlarged."""
     return resize(image[None], side, "NEAREST" if side % image.shape[0] == 0 else "BICUBIC")[0]
 
 
+def _cell(tiles: np.ndarray, at_step: int) -> np.ndarray:
+    """Crop, views of the step and further views [n, s, s, C] side by side; a row for 3 channels."""
+    gaps = [_ROOM if place in (0, at_step) else _GAP for place in range(len(tiles))]
+    rows = []
+    for start in range(0, tiles.shape[-1], len(_COLOURS)):
+        coloured = [_colour(tile[..., start : start + len(_COLOURS)]) for tile in tiles]
+        padded = [
+            np.pad(tile, ((0, _GAP), (0, gap), (0, 0)))
+            for tile, gap in zip(coloured, gaps, strict=True)
+        ]
+        rows.append(np.concatenate(padded, axis=1))
+    return np.concatenate(rows)
+
+
 def _colour(tile: np.ndarray) -> np.ndarray:
     """[s, s, c] in [0, 1], c up to 3, to [s, s, 3] uint8: light on light, as on a screen."""
     colours = _COLOURS if tile.shape[-1] > 1 else np.ones((1, 3), np.float32)
-    dark = np.ones((*tile.shape[:2], 3), np.float32)
-    for channel, colour in zip(np.moveaxis(tile, -1, 0), colours, strict=False):
-        dark *= 1 - channel[..., None] * colour
-    return np.rint(255 * (1 - dark)).astype(np.uint8)
-
-
-def _line(tiles: list[np.ndarray]) -> np.ndarray:
-    """Tiles [s, s, 3] side by side."""
-    side = len(tiles[0])
-    row = np.zeros((side, _left(len(tiles) - 1, side) + side, 3), np.uint8)
-    for position, tile in enumerate(tiles):
-        left = _left(position, side)
-        row[:, left : left + side] = tile
-    return row
+    lit = colours[: tile.shape[-1]] * tile[..., None]
+    return np.rint(255 * (1 - np.prod(1 - lit, axis=2))).astype(np.uint8)
 
 
 def _write(picture: np.ndarray, titles: Mapping[int, str]) -> np.ndarray:

@@ -124,21 +124,6 @@ def test_a_warp_gathers_pixels_but_on_tpus(platform, gathers):
     assert ("gather" in traced.lower(lowering_platforms=(platform,)).as_text()) == gathers
 
 
-def test_a_warp_equals_opencvs():
-    cv2 = pytest.importorskip("cv2")
-    image = cv2.GaussianBlur(np.random.default_rng(0).uniform(size=(96, 96, 3)), (0, 0), 2)
-    image = image.astype(np.float32)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for key in jax.random.split(jax.random.key(0), 20):
-        matrix = np.asarray(geometry.affine_map(key, image.shape, 30.0))
-        want = cv2.warpAffine(
-            image, matrix, (96, 96), flags=flags, borderMode=cv2.BORDER_REFLECT_101
-        )
-        got = resampling.warp_affine(image, jnp.asarray(matrix))
-        # OpenCV may round places to 1/32 of a pixel.
-        np.testing.assert_allclose(got, want, atol=0.01)
-
-
 @pytest.mark.parametrize("place", [(0, 0), (3, 20), (23, 23)])
 def test_the_identity_leaves_an_image_as_it_is(place):
     image = np.random.default_rng(0).uniform(size=(24, 24, 3)).astype(np.float32)

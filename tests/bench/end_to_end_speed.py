@@ -1,19 +1,17 @@
 """Cells a second from crops on disk to updated parameters, beside PyTorch with a host chain.
 
-pip install torch albumentations
+pip install torch torchvision albumentations
 python tests/bench/end_to_end_speed.py [--models=demo,resnet18] [--data_dir=DIR] [--files=png]
 
 CellCLR trains as `main` does: shards, normalisation and the paper's augmentations in the step. The
 peer reads the same crops from a file each (16-bit PNG, or NPY), augments them by albumentations in
 a DataLoader of two workers, and trains the same network with the same optimiser and precision.
-It runs as it is, and with the large pages that CellCLR asks the C library for. All take turns.
+It runs as it is, and with large pages of the C library. All take turns.
 Without `--data_dir` a small dataset is simulated first.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from simulated_cells import build_simulated
 from turns import Elsewhere, Step
 
 from cellclr_jax import cli
@@ -42,13 +41,6 @@ class Case:
 
 
 CASES = {"demo": Case("cnn", 256, 48, True), "resnet18": Case("resnet18", 64, 96, False)}
-
-
-def simulate(data_dir: Path) -> None:
-    """Builds a dataset of some thousand simulated cells."""
-    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated", "--noqc"]
-    command += [f"--data_dir={data_dir}", "--weeks=2", "--plates_per_week=1"]
-    subprocess.run([*command, "--simulator=height=512,width=640"], check=True, capture_output=True)
 
 
 def experiment_config(case: Case, data_dir: Path) -> Any:
@@ -176,7 +168,7 @@ def theirs(case: Case, folder: Path, count: int, suffix: str) -> tuple[Step, flo
 
     began = time.perf_counter()
     peer = torch_peer.Peer(
-        torch_peer.make_model(case.encoder, channels=3, norm=case.norm, projection=128),
+        torch_peer.make_model(case.encoder, norm=case.norm),
         temperature=0.1,
         dtype=torch.float32,
         channels_last=True,
@@ -251,9 +243,10 @@ def main() -> None:
 
     devices.use_all_cores(min(case.cells for case in CASES.values()))
     with tempfile.TemporaryDirectory() as scratch:
-        data_dir, folder = settings.data_dir or Path(scratch) / "data", Path(scratch) / "files"
-        if settings.data_dir is None:
-            simulate(data_dir)
+        data_dir, folder = settings.data_dir, Path(scratch) / "files"
+        if data_dir is None:
+            small = ("--noqc", "--simulator=height=512,width=640")
+            data_dir = build_simulated(Path(scratch), 96, *small)
         folder.mkdir()
         print(f"{export(data_dir, folder, settings.files):,} cells")
         for name in settings.models.split(","):

@@ -10,8 +10,7 @@ where true regions below 100 pixels, the segmentation's smallest, are set aside 
 second set of measures on simulated untreated fields of three densities and three blurs, whose
 truth is known, and the time for one field of 1024x1280 on one core.
 
-`--robust` also varies every constant by a quarter up and down, and chooses the constants that
-split touching nuclei anew for each real field from the eleven others.
+`--robust` also varies every constant by a quarter up and down.
 """
 
 import argparse
@@ -184,37 +183,12 @@ def print_variations(real: list[Field], simulated: list[Field]) -> None:
             print(f"|{_cells(ours)}{recalls[1]}", flush=True)
 
 
-def print_left_out(fields: list[Field]) -> None:
-    """Prints the totals where each field is segmented with what is best on the others."""
-    grid = [
-        {"notch": notch, "_LINE": line, "_WINDOW": window}
-        for notch, line, window in itertools.product(
-            (1.05, 1.4, 1.75), (0.1275, 0.17, 0.2125), (3, 5, 7)
-        )
-    ]
-    tables = [scored(fields, altered(changes)) for changes in grid]
-    names = [name for name, _, _ in fields]
-    sums, chosen = [Score(), Score()], []
-    for left in names:
-        merits = []
-        for table in tables:
-            others = sum((table[name][0] for name in names if name != left), Score())
-            merits.append(others.f1_half + others.f1_most)
-        best = int(np.argmax(merits))
-        chosen.append(best)
-        sums = [total + one for total, one in zip(sums, tables[best][left], strict=True)]
-    print("\nconstants chosen on eleven fields, measured on the twelfth")
-    print(f"all {_cells(sums[0])}, from {SMALLEST} pixels on {_cells(sums[1])}{_rest(sums[1])}")
-    for best in sorted(set(chosen)):
-        print(f"  chosen {chosen.count(best):2d} times: {grid[best]}")
-
-
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     beside = os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")
     parser.add_argument("--shared", type=Path, default=beside, help="where data/nuclei lies")
-    parser.add_argument("--robust", action="store_true", help="vary and re-choose the constants")
+    parser.add_argument("--robust", action="store_true", help="vary the constants")
     args = parser.parse_args()
     real = hand_drawn_fields(args.shared / "data" / "nuclei")
     simulated = [simulated_field(*pair) for pair in itertools.product(DENSITIES, BLURS)]
@@ -226,7 +200,6 @@ def main() -> None:
     print_times([simulated[4], simulated[7], *([mosaic(real)] if real else [])])
     if args.robust and real:
         print_variations(real, simulated)
-        print_left_out(real)
 
 
 if __name__ == "__main__":

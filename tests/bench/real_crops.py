@@ -12,7 +12,7 @@ with more seeds, and with other arguments it is refused.
 the cells, without labels) is level over the last thirty epochs. Scores, which decided nothing, are
 of the last checkpoint and of all cells.
 
-Writes settings.json, scores.json and figures of points; no image leaves the dataset's folder.
+Writes settings.json and scores.json; no image leaves the dataset's folder.
 """
 
 import argparse
@@ -22,23 +22,19 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.crop_scores import TOLD, Scores, corrected, is_control, means, scores_of  # noqa: E402
+from support.crop_scores import TOLD, Scores, scores_of  # noqa: E402
 
 from cellclr_jax.data.dataset import find_dataset, read_manifest  # noqa: E402
 from cellclr_jax.errors import BadData, BadUse  # noqa: E402
+from cellclr_jax.files import atomic_write, differences, write_json  # noqa: E402
 from cellclr_jax.run_folder import CONFIG, check_same  # noqa: E402
 
 KINDS = ("trained", "untrained", "intensity", "pixels")
@@ -83,21 +79,13 @@ def train(folder: Path, data_dir: Path, config: str, changes: dict[str, int | fl
     binary("embed", f"--workdir={folder / 'run'}", f"--out={folder / 'embedding'}")
 
 
-def check_settings(out: Path, settings: dict[str, object], sources: list[str]) -> None:
-    """BadUse, which says what differs, where OUT is of other settings; seeds may be added.
-
-    A folder of before there was settings.json has the source that its dataset was built from.
-    """
-    path, source = out / SETTINGS, settings["source"]
-    held = {} if sources == [f"{source}/crops"] else {"source": ", ".join(sources)}
-    held = settings | (json.loads(path.read_text()) if path.exists() else held)
-    differences = [
-        f"{name}: {held[name]!r} there, {value!r} here"
-        for name, value in settings.items()
-        if held[name] != value and not (name == "seeds" and set(held[name]) <= set(value))
-    ]
-    if differences:
-        raise BadUse(f"{out} holds other results ({'; '.join(differences)}): choose another --out")
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """BadUse, which says what differs, where OUT is of other settings; seeds may be added."""
+    path = out / SETTINGS
+    held = json.loads(path.read_text()) if path.exists() else settings
+    added = ("seeds",) if set(held["seeds"]) <= set(settings["seeds"]) else ()
+    if found := differences(held, settings, ignored=added):
+        raise BadUse(f"{out} holds other results ({'; '.join(found)}): choose another --out")
 
 
 def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> None:
@@ -106,13 +94,6 @@ def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> Non
         wanted = runpy.run_path(str(ROOT / config))["get_config"]()
         wanted.update_from_flattened_dict(changes)
         check_same(json.loads(path.read_text()), wanted, folder / "run")
-
-
-def write(path: Path, content: object) -> None:
-    """JSON, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(path)
 
 
 def features_of(folder: Path) -> dict[str, np.ndarray]:
@@ -142,9 +123,8 @@ def features_of(folder: Path) -> dict[str, np.ndarray]:
         if cells["Metadata_CellId"].tolist() != encoding.cells.table["cell_id"].tolist():
             raise BadData(f"{folder / 'embedding'} does not hold the cells of the dataset")
         own = cells.filter(regex=r"^cellclr_\d+$").to_numpy(np.float32)
-        part = path.with_name("part.npz")
-        np.savez(part, **(kept.features | {"trained": own}))
-        part.replace(path)
+        with atomic_write(path) as part, part.open("wb") as file:
+            np.savez(file, **(kept.features | {"trained": own}))
     with np.load(path) as found:
         return {kind: found[kind] for kind in KINDS}
 
@@ -170,11 +150,11 @@ def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
         if not path.exists():
             features, cells = features_of(folder), cells_of(folder)
             scores = {kind: scores_of(features[kind], cells) for kind in KINDS}
-            write(path, scores)
+            write_json(path, scores)
         for kind, scores in json.loads(path.read_text()).items():
             if folder == folders[0] or kind in ("trained", "untrained"):
                 found[kind].append(scores)
-    write(out / "scores.json", found)
+    write_json(out / "scores.json", found)
     return found
 
 
@@ -232,29 +212,6 @@ def print_corrections(found: dict[str, list[Scores]]) -> None:
             print(f"| {' | '.join(row)} |")
 
 
-def draw(folder: Path, out: Path) -> None:
-    """Sites by their first two principal components, coloured by treatment and by plate."""
-    features, cells = features_of(folder), cells_of(folder)
-    figure, axes = plt.subplots(2, len(KINDS), figsize=(4 * len(KINDS), 7), squeeze=False)
-    for column, kind in enumerate(KINDS):
-        values, rows = means(features[kind], cells, "sites")
-        plates = rows["plate"].to_numpy(object)
-        values = corrected(values, is_control(rows), plates, "controls")
-        points = PCA(2, svd_solver="full").fit_transform(values)
-        treatments = rows["compound"] + " " + rows["concentration"].map("{:g} µM".format)
-        for line, names in enumerate((treatments, rows["plate"])):
-            axis = axes[line][column]
-            for name in sorted(set(names)):
-                some = points[(names == name).to_numpy()]
-                axis.scatter(some[:, 0], some[:, 1], s=18, label=name)
-            axis.set_title(kind)
-    for line in axes:
-        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(out / "sites.png", dpi=120)
-    plt.close(figure)
-
-
 def main() -> None:
     """Builds, trains, embeds, scores and prints; what is done is skipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,16 +237,15 @@ def go(given: argparse.Namespace) -> None:
     settings = {"source": str(source), "epochs": given.epochs, "config": given.config}
     settings |= {"seeds": seeds, "dataset": made["fingerprint"]}
     runs = {out / f"seed{seed}": settings_of(seed, given.epochs) for seed in seeds}
-    check_settings(out, settings, made["origin"]["inputs"])
+    check_settings(out, settings)
     for folder, changes in runs.items():
         check_run(folder, given.config, changes)
-    write(out / SETTINGS, settings)
+    write_json(out / SETTINGS, settings)
     for folder, changes in runs.items():
         if not (folder / "features.npz").exists():
             train(folder, out / "data", given.config, changes)
             features_of(folder)
     found = all_scores(list(runs), out)
-    draw(next(iter(runs)), out)
     for folder in runs:
         print_losses(folder)
     print_features(found)

@@ -2,10 +2,9 @@
 
     python tests/bench/simulator_calibration.py --out=DIR [--nuisance=1.0] [--fields=60]
 
-writes `calibration.png` (real crops above, simulated below, both with the same contrast),
-`mechanisms.png` (one row of 96x96 crops a mechanism at the highest dose, each crop with its own
-contrast) and prints a table. The real crops are found through CELLCLR_SHARED (or `../shared`);
-without them the table holds the simulated column alone.
+writes `calibration.png` (real crops above, simulated below, both with the same contrast) and prints
+a table. The real crops are found through CELLCLR_SHARED (or `../shared`); without them the table
+holds only the simulated column.
 """
 
 import argparse
@@ -32,7 +31,6 @@ from cellclr_jax.simulation.plate_layout import (
     Well,
     field_streams,
     plate_wells,
-    treatments,
 )
 from cellclr_jax.simulation.textures import texture_bank
 
@@ -124,34 +122,6 @@ def show_crops(real: np.ndarray | None, simulated: np.ndarray, path: Path) -> No
     plt.imsave(path, np.concatenate(blocks, 0))
 
 
-def show_mechanisms(settings: SimulatorSettings, path: Path, a_compound: int = 7) -> None:
-    """Writes one row of 96x96 crops for DMSO and each mechanism, two compounds at the top dose."""
-    wells = plate_wells(settings)
-    rows = []
-    for moa in ["DMSO", *dict.fromkeys(t.moa for t in treatments(settings))]:
-        top = {w.treatment.compound: w for w in wells if w.treatment.moa == moa}
-        for well in wells:
-            best = top.get(well.treatment.compound)
-            if best and well.treatment.concentration > best.treatment.concentration:
-                top[well.treatment.compound] = well
-        chosen = (
-            list(top.values())[:2] if moa != "DMSO" else [w for w in wells if w.well == "B02"][:2]
-        )
-        tiles = []
-        for well in chosen:
-            crops = crops_of(*painted(settings, well), 96).astype(np.float32)
-            keep = np.random.default_rng(1).permutation(len(crops))[:a_compound]
-            tiles += [_own_contrast(crop) for crop in crops[keep]]
-        tiles += [np.zeros((96, 96, 3))] * (2 * a_compound - len(tiles))
-        rows.append(np.concatenate(tiles, 1))
-    plt.imsave(path, np.concatenate(rows, 0))
-
-
-def _own_contrast(crop: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(crop, 1, axis=(0, 1)), np.percentile(crop, 99.7, axis=(0, 1))
-    return (np.clip((crop - low) / (high - low), 0, 1) ** 0.8)[..., [0, 2, 1]]
-
-
 def fields_a_second(count: int) -> float:
     """Speed of writing about `count` fields with all cores, start of workers included."""
     settings = SimulatorSettings(weeks=2, plates_per_week=1, sites=max(1, round(count / 60)))
@@ -161,7 +131,7 @@ def fields_a_second(count: int) -> float:
 
 
 def main() -> None:
-    """Prints the table and writes the pictures."""
+    """Prints the table and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nuisance", type=float, default=1.0)
@@ -175,7 +145,6 @@ def main() -> None:
     for name, value in ours.items():
         print(f"{name:24s} {theirs[name] if theirs else float('nan'):9.2f} {value:9.2f}")
     show_crops(real, simulated, args.out / "calibration.png")
-    show_mechanisms(settings, args.out / "mechanisms.png")
     if args.fields:
         began = time.monotonic()
         print(f"{fields_a_second(args.fields):.1f} fields/s ({time.monotonic() - began:.0f} s)")

@@ -5,8 +5,8 @@ python tests/bench/step_speed.py [--models=demo,cnn,resnet18,resnet50] [--dtype=
 Same architecture, batch, precision and optimiser (SGD with momentum; NT-Xent): forward, backward,
 update, on views that lie on the device already. CellCLR's minibatch is divided among its devices as
 in training (one per core on CPUs). PyTorch runs in a process of its own, in both memory layouts,
-through torch.compile in the better one, and once more with the large pages that CellCLR asks the C
-library for. All take turns; medians over the turns are compared.
+through torch.compile in the better one, and once more with large pages of the C library. All take
+turns; medians over the turns are compared.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def theirs(case: Case, dtype: str, layout: str, compiled: bool) -> tuple[Step, f
 
     torch.manual_seed(0)
     peer = torch_peer.Peer(
-        torch_peer.make_model(case.encoder, channels=3, norm=case.norm, projection=128),
+        torch_peer.make_model(case.encoder, norm=case.norm),
         temperature=TEMPERATURE,
         dtype=getattr(torch, dtype),
         channels_last=layout == "channels_last",

@@ -1,95 +1,45 @@
-"""The networks of `cellclr_jax.models`, the loss and the step once more in plain PyTorch.
+"""The networks of `cellclr_jax.models`, the loss and the step in plain PyTorch.
 
-They are what the benchmarks measure CellCLR against: laid out like torchvision's, with the head,
-the loss and the optimiser of the same config.
+The benchmarks measure CellCLR against them: torchvision's ResNets and the published CNN, with the
+head, the loss and the optimiser of the same config.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-RESNETS = {"resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
-STAGE_WIDTHS = (64, 128, 256, 512)
 CNN_WIDTHS = (16, 32, 64, 64)
 
 
-class CNN(nn.Sequential):
+def _cnn(norm: bool) -> nn.Module:
     """Convolution, normalisation, ReLU and 2×2 pooling for each width, then the spatial mean."""
-
-    def __init__(self, widths: Sequence[int], *, channels: int, norm: bool) -> None:
-        layers: list[nn.Module] = []
-        for inside, outside in zip((channels, *widths), widths, strict=False):
-            layers.append(nn.Conv2d(inside, outside, 3, padding=1, bias=not norm))
-            layers += [nn.BatchNorm2d(outside)] if norm else []
-            layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.width = widths[-1]
+    layers: list[nn.Module] = []
+    for inside, outside in zip((3, *CNN_WIDTHS), CNN_WIDTHS, strict=False):
+        layers.append(nn.Conv2d(inside, outside, 3, padding=1, bias=not norm))
+        layers += [nn.BatchNorm2d(outside)] if norm else []
+        layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-class Block(nn.Module):
-    """A residual block: two 3×3 convolutions (`basic`), or 1×1, 3×3, 1×1 (`bottleneck`)."""
-
-    def __init__(self, kind: str, inside: int, width: int, stride: int) -> None:
-        super().__init__()
-        outside = width if kind == "basic" else 4 * width
-        shapes = [(inside, width, 3, stride), (width, width, 3, 1)]
-        if kind == "bottleneck":
-            shapes = [(inside, width, 1, 1), (width, width, 3, stride), (width, outside, 1, 1)]
-        layers: list[nn.Module] = []
-        for shape in shapes:
-            layers += [*_normalised(*shape), nn.ReLU(inplace=True)]
-        self.path = nn.Sequential(*layers[:-1])
-        same = stride == 1 and inside == outside
-        self.shortcut = (
-            nn.Identity() if same else nn.Sequential(*_normalised(inside, outside, 1, stride))
-        )
-        self.outside = outside
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, outside, H / stride, W / stride]."""
-        return torch.relu(self.path(x) + self.shortcut(x))
-
-
-class ResNet(nn.Sequential):
-    """A residual network without its classification layer."""
-
-    def __init__(self, kind: str, depths: Sequence[int], *, channels: int) -> None:
-        stem = [*_normalised(channels, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-        blocks: list[nn.Module] = []
-        inside = 64
-        for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, depths, strict=True)):
-            for i in range(depth):
-                block = Block(kind, inside, width, 2 if stage and not i else 1)
-                blocks.append(block)
-                inside = block.outside
-        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.width = inside
-
-
-def _normalised(inside: int, outside: int, size: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inside, outside, size, stride, size // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(outside)]
-
-
-def make_model(name: str, *, channels: int, norm: bool, projection: int) -> nn.Module:
-    """An encoder with its head.
+def make_model(name: str, *, norm: bool, projection: int = 128) -> nn.Module:
+    """An encoder with its head, for images of three channels.
 
     Args:
-      name: cnn, resnet18 or resnet50.
-      channels: of the images.
+      name: cnn, or a ResNet of torchvision's.
       norm: batch normalisation in the CNN and in the head (ResNets have it anyway).
       projection: width of the head's result.
     """
-    if name in RESNETS:
-        kind, depths = RESNETS[name]
-        encoder: CNN | ResNet = ResNet(kind, depths, channels=channels)
+    if name == "cnn":
+        encoder, width = _cnn(norm), CNN_WIDTHS[-1]
     else:
-        encoder = CNN(CNN_WIDTHS, channels=channels, norm=norm)
-    inner = [nn.BatchNorm1d(encoder.width)] if norm else []
-    first = nn.Linear(encoder.width, encoder.width, bias=not norm)
+        encoder = getattr(torchvision.models, name)(weights=None)
+        width, encoder.fc = encoder.fc.in_features, nn.Identity()
+    inner = [nn.BatchNorm1d(width)] if norm else []
+    first = nn.Linear(width, width, bias=not norm)
     return nn.Sequential(
-        encoder, first, *inner, nn.ReLU(inplace=True), nn.Linear(encoder.width, projection)
+        encoder, first, *inner, nn.ReLU(inplace=True), nn.Linear(width, projection)
     )
 
 

@@ -11,13 +11,14 @@ is short.
 
 import argparse
 import random
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from simulated_cells import build_simulated
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -28,14 +29,6 @@ from support.training_runs import rows  # noqa: E402
 SETTINGS = ("--config.epochs=200", "--config.checkpoint.save_every_steps=5")
 # Of one machine and one program; rates and waiting are another matter.
 UNLIKE = ("cells_per_second", "input_wait")
-
-
-def build(data_dir: Path) -> None:
-    """Some hundred simulated cells."""
-    command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated"]
-    command += [f"--data_dir={data_dir}", "--weeks=2", "--plates_per_week=1", "--crop_size=48"]
-    command += ["--simulator=height=300,width=360,dmso_wells=3", "--workers=1"]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 
 
 def compare(one: Path, other: Path) -> None:
@@ -60,9 +53,10 @@ def main() -> None:
     settings = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cellclr_torture_"))
     print(f"seed {settings.seed}, in {folder}", flush=True)
-    build(folder / "data")
-    Patient(folder / "alone", folder / "data", SETTINGS).finish()
-    patient = Patient(folder / "run", folder / "data", SETTINGS, settings.seed)
+    small = "--simulator=height=300,width=360,dmso_wells=3"  # some hundred cells
+    data_dir = build_simulated(folder, 48, small, "--workers=1")
+    Patient(folder / "alone", data_dir, SETTINGS).finish()
+    patient = Patient(folder / "run", data_dir, SETTINGS, settings.seed)
     begun = time.monotonic()
     for number in range(1, settings.faults + 1):
         fault = patient.random.choice(FAULTS)
@@ -73,7 +67,7 @@ def main() -> None:
     minutes = (time.monotonic() - begun) / 60
     print(f"{settings.faults} faults in {minutes:.1f} min: the same parameters, bit for bit")
     if not settings.keep:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Elsewhere:
 
     Args:
       maker: of the programs, a function of a module.
-      large_pages: whether the process has them as CellCLR does by a setting of glibc.
+      large_pages: whether its C library asks the system for large pages (a setting of glibc).
     """
 
     def __init__(self, maker: Maker, *, large_pages: bool = False) -> None:

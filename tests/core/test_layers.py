@@ -23,6 +23,8 @@ LAYERS = {
 WITHOUT_JAX = ("data", "pages", "simulation", "profiling", "errors", "files", "console", "cli")
 # Reading a dataset, which training and inference do, needs none of these.
 BUILDING = ("data.building", "data.sources", "data.readers", "data.segmentation", "data.quality")
+# What draws pages, which training loads only where its first step is pictured.
+PAGES = ("profiling.report", "pages")
 
 
 def is_in(module, packages):
@@ -74,7 +76,7 @@ def test_reading_a_dataset_loads_nothing_of_building_one(module):
 
 def test_training_loads_few_modules_and_no_report():
     loaded = structure.closure("training.loop")
-    assert not {name for name in loaded if is_in(name, ("profiling.report", "pages"))}
+    assert not {name for name in loaded if is_in(name, PAGES)}
     assert len(loaded) <= 70
 
 

@@ -72,14 +72,6 @@ def test_no_python_and_python_without_venv_are_named(house: House) -> None:
     assert "apt install python3.12-venv" in done.stderr
 
 
-def test_shim_that_does_not_run_is_passed_over(python: House) -> None:
-    python.put("python3.11", FAKE_PYTHON)
-    python.put("python3.12", "#!/usr/bin/env bash\necho 'not selected' >&2; exit 127\n")
-    done = python.run("demo.sh")
-    assert done.returncode == 0, done.stderr
-    assert "with python3.11" in done.stdout
-
-
 def test_stamp_skips_the_second_installation_until_setup_changes(python: House) -> None:
     install = "pip install --quiet --disable-pip-version-check -e .[test]"
     assert python.run("test.sh").returncode == 0
@@ -129,12 +121,6 @@ def test_active_environment_is_used(python: House, tmp_path: Path, variable: str
     assert f"{own} has 3.9.1" in done.stderr
 
 
-def test_base_environment_of_conda_is_left_alone(python: House) -> None:
-    done = python.run("demo.sh", CONDA_PREFIX="/opt/conda", CONDA_DEFAULT_ENV="base")
-    assert done.returncode == 0
-    assert python.calls()[0] == "venv"
-
-
 def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> None:
     done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
     run, data = python.elsewhere / "my run", python.root / "data"
@@ -175,14 +161,6 @@ def test_tests_run_all_stages_and_pass_arguments_on(python: House) -> None:
     assert done.returncode == 1
     assert "stage 4 (mypy) failed" in done.stderr
     assert python.calls()[-1] == "mypy"
-
-
-@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "tpu_vm.sh", "gpu.sh"])
-def test_help_is_the_comment_at_the_head(house: House, script: str) -> None:
-    done = house.run(script, "--help")
-    assert done.returncode == 0
-    assert f"bash launch/{script}" in done.stdout
-    assert "set -euo" not in done.stdout
 
 
 def test_flags_of_xla_are_known_to_it() -> None:

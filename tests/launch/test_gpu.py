@@ -170,7 +170,7 @@ def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Sig
 
 @pytest.mark.parametrize(
     "arguments",
-    [["epochs=3"], ["--config=nix.py"], ["--gpus=all"], ["--memory=90"], ["--restarts=-1"]],
+    [["epochs=3"], ["--config=nix.py"], ["--memory=90"]],
 )
 def test_gpu_wrong_use_is_one_line_and_status_2(gpus: House, arguments: list[str]) -> None:
     done = gpus.run("gpu.sh", *arguments)

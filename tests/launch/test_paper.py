@@ -111,10 +111,6 @@ def test_one_call_fills_a_folder_at_a_time(house):
     [
         ("x\tno run\n", "a row has 2 columns, 6 by tabs were expected: x\tno run"),
         (
-            "corrections\tmine\tbase\t-\t-\t--standardize=plates\n",
-            "gives the scores base/seed0/scores/as_published another evaluation: mine",
-        ),
-        (
             "minibatch\tmine\ttemperature_0.5\t--config.temperature=0.6\t-\t-\n",
             "gives the run temperature_0.5/seed0 another training: mine",
         ),
@@ -168,21 +164,6 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(house):
     assert calls(house, "eval") == []
     again = house.run("reproduce_paper.sh", "--small", "--tables=temperature")
     assert again.returncode == 0
-
-
-@pytest.mark.parametrize("status", ["130", "143"])
-def test_a_row_that_a_signal_stopped_stops_all(house, status):
-    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.main", FAIL_STATUS=status)
-    assert done.returncode == int(status)
-    assert "the same command goes on" in done.stderr
-    assert len(calls(house, "main")) == 1
-
-
-def test_tables_that_cannot_be_written_are_told_and_rows_go_on(house):
-    done = small(house, "--tables=temperature", FAIL_MODULE="cellclr_jax.paper_tables")
-    assert done.returncode == 1
-    assert "failed: the tables after temperature: 0.5" in done.stderr
-    assert len(calls(house, "eval")) == 5
 
 
 @pytest.mark.parametrize(

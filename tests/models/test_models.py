@@ -34,22 +34,6 @@ def test_resnets_have_torchvisions_parameters(name):
     assert variables["params"]["head"]["l1"]["kernel"].shape == (width, width)
 
 
-def test_bottleneck_shapes_follow_resnet_v1_5():
-    encoder = init(make_model("resnet50"))["params"]["encoder"]
-    block = encoder["layer2_0"]
-    assert block["conv1"]["kernel"].shape == (1, 1, 256, 128)
-    assert block["conv2"]["kernel"].shape == (3, 3, 128, 128)
-    assert block["conv3"]["kernel"].shape == (1, 1, 128, 512)
-    assert block["downsample_conv"]["kernel"].shape == (1, 1, 256, 512)
-    assert "downsample_conv" not in encoder["layer2_1"]
-
-
-def test_published_cnn_has_its_widths_and_biases():
-    encoder = init(make_model("cnn"))["params"]["encoder"]
-    assert [encoder[f"conv{i}"]["kernel"].shape[-1] for i in (1, 2, 3, 4)] == [16, 32, 64, 64]
-    assert all("bias" in encoder[f"conv{i}"] for i in (1, 2, 3, 4))
-
-
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("settings", [{}, {"norm": "batch"}])
 def test_an_image_is_embedded_alike_in_any_minibatch(channels, settings):

@@ -127,21 +127,11 @@ def test_each_treatment_is_on_every_plate_of_its_week_and_control_on_all() -> No
     "wrong",
     [
         {"weeks": 1},
-        {"plates_per_week": 0},
-        {"compounds_per_moa": 1},
         {"doses": 99},
         {"compression": "jpeg"},
-        {"nuisance": -0.1},
-        {"nuisance": float("nan")},
-        {"nuisance": float("inf")},
         {"effect": float("inf")},
-        {"density": float("inf")},
         {"density": float("nan")},
-        {"density": 0},
         {"height": 8},
-        {"height": 100_000},
-        {"width": 100_000},
-        {"seed": -1},
     ],
 )
 def test_bad_settings_are_bad_use(wrong: dict) -> None:

@@ -80,15 +80,6 @@ def test_layout_and_columns_are_those_of_bbbc021(release: Path) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_header_is_the_real_files_header() -> None:
-    if not REAL.is_dir():
-        pytest.skip(f"no real BBBC021 metadata in {REAL}: set CELLCLR_SHARED")
-    header = (REAL / "BBBC021_v1_image.csv").read_text().splitlines()[0].strip()
-    assert header == IMAGE_COLUMNS
-    with (REAL / "BBBC021_v1_moa.csv").open(newline="") as file:
-        assert {row["moa"] for row in csv.DictReader(file)} == {"DMSO", *MOA_PHENOTYPES}
-
-
 def test_every_row_has_a_mechanism_and_every_plate_dmso(release: Path) -> None:
     with (release / "BBBC021_v1_moa.csv").open(newline="") as file:
         moa = {(r["compound"], float(r["concentration"])): r["moa"] for r in csv.DictReader(file)}
@@ -228,15 +219,6 @@ def test_removal_that_is_cut_short_leaves_no_field_that_counts_as_written(
 
 
 REMOVE = shutil.rmtree
-
-
-def test_overwriting_removes_nothing_but_a_release(release: Path, tmp_path: Path) -> None:
-    week = tmp_path / "Week1"
-    week.mkdir()
-    with pytest.raises(BadUse, match="no simulated release"):
-        simulate_release(tmp_path, SMALL, progress=False, overwrite=True)
-    assert list(tmp_path.iterdir()) == [week]
-    assert simulate_release(release, SMALL, progress=False, overwrite=True).reused
 
 
 def test_second_run_at_once_says_so_and_leaves(tmp_path: Path) -> None:

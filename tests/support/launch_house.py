@@ -27,7 +27,10 @@ case "$1 $2" in
     echo "$*${JAX_LOCAL_DEVICE_IDS:+ gpus=$JAX_LOCAL_DEVICE_IDS}" >>"$CALLS"
     if [ "$1" = cellclr_jax.eval ]; then
       mkdir -p "${2#--workdir=}/eval/7" && touch "${2#--workdir=}/eval/7/report.html"
-      case $3 in --out=*) mkdir -p "${3#--out=}" && touch "${3#--out=}/metrics.json" ;; esac
+      for word in "$@"; do
+        out=${word#--out=}
+        if [ "$out" != "$word" ]; then mkdir -p "$out" && touch "$out/metrics.json"; fi
+      done
     fi
     case "$1 $3" in
       "cellclr_jax.main --workdir="*)

@@ -12,7 +12,7 @@ from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.apply import restore
 from cellclr_jax.errors import BadUse
 from cellclr_jax.training import loop, setup
-from cellclr_jax.training.initial_weights import InitialWeights, read_initial_weights
+from cellclr_jax.training.initial_weights import read_initial_weights
 from cellclr_jax.training.setup import make_experiment
 
 
@@ -77,19 +77,6 @@ def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
     assert same(again.params, finished.params)
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_starts_from_them_again(
-    config, other, tmp_path, capsys
-):
-    loop.train(config, tmp_path, devices.make_mesh(1))
-    (saved,) = (tmp_path / "checkpoints").iterdir()
-    (saved / "metrics" / "metrics").write_text("")
-    state = first_state(config, tmp_path)
-    assert same(state.params["encoder"], other[1].params["encoder"])
-    told = capsys.readouterr().err
-    assert f"the checkpoint of step {saved.name} cannot be read: moved to unreadable/" in told
-    assert "starting from the weights in" in told
-
-
 def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
     config, other, tmp_path
 ):
@@ -127,15 +114,6 @@ def test_channels_of_another_order_are_refused(config, other):
     variables = setup.state_template(made, devices.make_mesh(1)).variables
     with pytest.raises(BadUse, match="was trained on the channels"):
         read_initial_weights(config.init, "cnn", variables, cells)
-
-
-def test_parts_take_the_place_of_what_was_there():
-    variables = {"params": {"encoder": 1, "head": 2}, "batch_stats": {}}
-    initial = InitialWeights({"params": {"encoder": 3}}, 0)
-    assert initial.in_place_of(variables) == {
-        "params": {"encoder": 3, "head": 2},
-        "batch_stats": {},
-    }
 
 
 def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys):

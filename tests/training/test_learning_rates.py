@@ -55,16 +55,3 @@ def test_the_published_cosine_hardly_falls_in_a_run_of_its_length():
     """600 epochs of some 1,600 steps: a rate that should end at 0 ends at 70 % of its peak."""
     schedule = optimizers.legacy_cosine(1.0, steps_per_epoch=1600, constant_epochs=10)
     assert float(schedule(600 * 1600 - 1)) == pytest.approx(0.70, abs=0.01)
-
-
-def test_the_published_cosine_is_pytorchs_own():
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=13)
-    ours = optimizers.legacy_cosine(0.1, steps_per_epoch=13, constant_epochs=10)
-    for epoch in range(60):
-        rate = optimizer.param_groups[0]["lr"]
-        assert float(ours(epoch * 13 + 5)) == pytest.approx(rate, abs=1e-7)
-        optimizer.step()
-        if epoch >= 10:
-            scheduler.step()

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.layout_pb2 import Layout
 
 from cellclr_jax.errors import BadUse
 from cellclr_jax.objectives import nt_xent
@@ -89,14 +87,6 @@ def test_rows_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 3, 5]
 
 
-def test_a_row_begins_with_what_is_looked_for_first(tmp_path):
-    log = open_log(tmp_path)
-    log.record(1, 1, {"alignment": 1.0, "lr": 0.1, **TRAINING, "uniformity": float("nan")})
-    log.close()
-    (row,) = rows(tmp_path)
-    assert list(row) == ["step", "epoch", "loss", "contrastive_accuracy", "alignment", "lr"]
-
-
 def test_a_rate_that_was_not_measured_is_left_out(tmp_path, clock):
     log = open_log(tmp_path)
     clock.now += 60  # compilation
@@ -134,11 +124,6 @@ def test_lines_tell_what_is_new_and_nothing_else(tmp_path, capsys, clock):
     log.close()
 
 
-def test_a_finished_run_compiles_nothing(tmp_path, capsys):
-    open_log(tmp_path, first_step=100).close()
-    assert capsys.readouterr().err == ""
-
-
 def test_a_terminal_has_a_bar(tmp_path, monkeypatch, clock):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -157,20 +142,6 @@ def test_a_terminal_has_a_bar(tmp_path, monkeypatch, clock):
     assert "loss 2.0000  acc 50.0%  2 cells/s  input 0%" in told
     assert "03:16 left" in told
     assert "validation loss 2.0000" in told
-
-
-def test_validation_rows_are_named_and_printed(tmp_path, capsys):
-    log = open_log(tmp_path)
-    log.record_epoch(20, 2, TRAINING)
-    log.close()
-    assert rows(tmp_path)[0] == {
-        "step": 20,
-        "epoch": 2,
-        "validation_loss": 2.0,
-        "validation_contrastive_accuracy": 0.5,
-    }
-    told = "epoch 2/10  step 20/100  validation loss 2.0000  acc 50.0%"
-    assert told in capsys.readouterr().err
 
 
 def test_online_scores_are_named_and_printed(tmp_path, capsys):
@@ -239,24 +210,6 @@ def test_tensorboard_has_a_section_for_each_kind(tmp_path, clock):
     }
 
 
-def test_tensorboard_lays_training_over_validation(tmp_path):
-    open_log(tmp_path).close()
-    (layout,) = [v for tag, _, v in values(tmp_path) if tag == "custom_scalars__config__"]
-    (overview,) = Layout.FromString(layout.tensor.string_val[0]).category
-    charts = {chart.title: list(chart.multiline.tag) for chart in overview.chart}
-    assert charts["loss"] == ["train/loss", "validation/loss"]
-
-
-def test_tensorboard_shows_a_picture_as_it_is(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
-    log = open_log(tmp_path)
-    log.pictures("views", picture, 0)
-    log.close()
-    (shown,) = [v.image for tag, _, v in values(tmp_path) if tag == "views"]
-    image = Image.open(io.BytesIO(shown.encoded_image_string))
-    np.testing.assert_array_equal(np.asarray(image), picture)
-
-
 def test_tensorboard_hides_what_a_killed_run_did_after_its_checkpoint(tmp_path, monkeypatch):
     log = open_log(tmp_path)
     log.record(6, 1, TRAINING)
@@ -289,26 +242,6 @@ def test_a_collapse_is_told_once(tmp_path, capsys):
     ] * 2
     (text,) = [v for tag, _, v in values(tmp_path) if tag == "warnings/text_summary"]
     assert b"config.optimizer.learning_rate" in text.tensor.string_val[0]
-
-
-def test_a_collapse_is_told_once_in_a_run_that_was_killed(tmp_path, capsys):
-    log = open_log(tmp_path)
-    told_of(log, capsys, HEALTHY)
-    log.close()
-    dead = HEALTHY | {"embedding_spread": 0.003}
-    log = open_log(tmp_path, first_step=1)
-    assert told_of(log, capsys, dead) == 1
-    log.close()
-    log = open_log(tmp_path, first_step=2)
-    assert told_of(log, capsys, dead) == 0
-    log.close()
-
-
-def test_guessing_in_one_point_is_a_collapse_when_it_lasts(tmp_path, capsys):
-    log = open_log(tmp_path)
-    assert told_of(log, capsys, *[IN_ONE_POINT] * 2, HEALTHY, *[IN_ONE_POINT] * 2) == 0
-    assert told_of(log, capsys, IN_ONE_POINT) == 1
-    log.close()
 
 
 @pytest.mark.parametrize("kind", ["untrained", "cone", "good", "collapsed"])

@@ -185,29 +185,6 @@ def test_adam_equals_pytorchs_formula(seed, decayed):
     assert_close(got, want, rtol=1e-4)
 
 
-def test_adam_equals_pytorch_itself():
-    torch = pytest.importorskip("torch")
-    params = {
-        layer: {name: torch.nn.Parameter(torch.tensor(leaf)) for name, leaf in leaves.items()}
-        for layer, leaves in start(0).items()
-    }
-    leaves = [leaf for layer in params.values() for leaf in layer.values()]
-    adam = torch.optim.Adam(leaves, lr=1.0, weight_decay=1e-2)
-    for step in range(STEPS):
-        gradient = noise(0, step)
-        adam.param_groups[0]["lr"] = rate(step)
-        for layer, named in params.items():
-            for name, leaf in named.items():
-                leaf.grad = torch.tensor(gradient[layer][name], dtype=leaf.dtype)
-        adam.step()
-    theirs = over(lambda _, leaf: leaf.detach().numpy(), params)
-    loop = torch_adam(start(0), lambda step, _: noise(0, step), decay=1e-2, everywhere=True)
-    assert_close(loop, theirs, rtol=1e-9)
-    optimizer = optimizers.make_optimizer("adam", schedule(), weight_decay=1e-2, decayed="all")
-    got = ours(optimizer, start(0), lambda step, _: noise(0, step))
-    assert_close(got, theirs, rtol=1e-4)
-
-
 @pytest.mark.parametrize("name", ["lars", "adam", "adamw", "sgd"])
 def test_all_parameters_are_decayed_if_asked_for(name):
     rate = 0.1

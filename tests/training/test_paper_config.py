@@ -1,7 +1,5 @@
 """The published recipe: its numbers, what turns each quirk off, and what the step makes of them."""
 
-import ast
-import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -104,13 +102,11 @@ def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experim
         experiment(**{"schedule.warmup_epochs": 1.0})
 
 
-def test_a_cosine_that_rises_again_is_told(experiment):
+def test_a_cosine_that_rises_again_is_noted(experiment):
     mesh = devices.make_mesh(1)
-    made = experiment(epochs=12)
-    assert made.steps_per_epoch > 2
-    assert "rises again" not in describe(made, mesh, Path("run"))
-    longer = experiment(epochs=10 + made.steps_per_epoch + 1)
-    assert f"rises again after {made.steps_per_epoch} epochs" in describe(longer, mesh, Path("run"))
+    assert "rises again" not in describe(experiment(epochs=12), mesh, Path("run"))
+    longer = experiment(epochs=100)
+    assert f"rises again after {longer.steps_per_epoch} epochs" in describe(longer, mesh, Path("r"))
 
 
 def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
@@ -132,52 +128,6 @@ def test_operations_name_the_views_that_are_used(experiment):
     assert views.shape[2:4] == (32, 32)  # images are resized where no operation crops
     with pytest.raises(BadUse, match=r"config.operations: 'shear' is not in config.views"):
         experiment(operations=("shear",))
-
-
-def test_colours_are_not_jittered_in_images_that_have_none(experiment):
-    with pytest.raises(BadUse, match=r"color_jitter works on images in \[0, 1\]"):
-        experiment(**{"normalization.method": "zscore", "normalization.bits": 0,
-                      "normalization.legacy_invert": False})  # fmt: skip
-
-
-def turned_off():
-    """What the config's docstring says turns each quirk off, one after the other."""
-    text = (CONFIGS / "simclr_paper.py").read_text().split('"""')[1]
-    items = text.split("\n- ")[1:]
-    found = [re.findall(r"--config\.([\w.]+)=('[^']*'|[\w.]+)", item) for item in items]
-    return {
-        item.split(":")[0]: {name: read_setting(value) for name, value in settings if value}
-        for item, settings in zip(items, found, strict=True)
-        if settings
-    }
-
-
-def read_setting(text):
-    try:
-        return ast.literal_eval(text.strip("'.,;"))
-    except (ValueError, SyntaxError):
-        return text.rstrip(".,;")
-
-
-@pytest.mark.parametrize("quirk", turned_off())
-def test_what_turns_a_quirk_off_does_as_it_is_written(experiment, quirk):
-    settings = turned_off()[quirk]
-    made = experiment(**settings)
-    flat = made.config
-    for name, value in settings.items():
-        got = flat
-        for part in name.split("."):
-            got = got[part]
-        assert got == value, name
-
-
-def test_each_quirk_of_the_docstring_is_there():
-    text = (CONFIGS / "simclr_paper.py").read_text()
-    assert len(turned_off()) == text.split('"""')[1].count("\n- ") == 8
-    instead = next(settings for name, settings in turned_off().items() if "stains" in name)
-    published = recipe().operations
-    swapped = tuple("jitter_channels" if n == "color_jitter" else n for n in published)
-    assert instead == {"operations": swapped}
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,8 @@ from support.tiny_run import get_config
 from support.training_runs import checkpoints, crash_at, rows, same
 
 from cellclr_jax import devices as sharding
-from cellclr_jax.encoder import evaluate_run
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import TRAINING, locked
-from cellclr_jax.profiling.evaluation import Protocol
 from cellclr_jax.training import loop
 from cellclr_jax.training.checkpoints import Checkpoints
 
@@ -127,12 +125,6 @@ def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path):
     assert same(part, state.variables)
 
 
-@pytest.fixture
-def config_unknown(monkeypatch):
-    """Runs whose checkpoints say nothing of their config, as older ones do."""
-    monkeypatch.setattr(loop, "as_json", lambda config: {})
-
-
 def test_a_checkpoint_of_another_config_is_refused_wherever_it_lies(config, tmp_path):
     crashed(config, tmp_path / "run", 4)
     shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "other" / "checkpoints")
@@ -142,23 +134,6 @@ def test_a_checkpoint_of_another_config_is_refused_wherever_it_lies(config, tmp_
         with pytest.raises(BadUse, match=r"another config \(temperature: 0\.1 there, 0\.5 here\)"):
             run(config, workdir)
         assert not (workdir / "config.json").exists()
-
-
-def test_a_checkpoint_of_another_network_is_refused_and_left_where_it_is(
-    config, tmp_path, config_unknown
-):
-    crashed(config, tmp_path, 4)
-    written = json.loads((tmp_path / "config.json").read_text())
-    written["model"]["cnn"]["widths"] = [8, 16]
-    (tmp_path / "config.json").write_text(json.dumps(written))
-    config.model.cnn.widths = (8, 16)
-    told = r"other shapes: params/encoder/\S+ \(8,\), here \(16,\).* more\): take the config"
-    with pytest.raises(BadUse, match=told):
-        run(config, tmp_path)
-    with pytest.raises(BadUse, match=told):
-        evaluate_run.evaluate_run(tmp_path, protocol=Protocol())
-    assert [path.name for path in checkpoints(tmp_path)] == ["3"]
-    assert not (tmp_path / "unreadable").exists()
 
 
 def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):

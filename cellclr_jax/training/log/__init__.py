@@ -129,7 +129,7 @@ class RunLog:
         self._write(step, epoch, {name: row[name] for name in self._first if name in row} | row)
         self._console.row(step, epoch, metrics, pace)
         if warning:
-            self._console.tell(f"warning: {warning}")
+            self._console.line(f"warning: {warning}")
             for chart in self._charts:
                 chart.text(step, "warnings", warning)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from cellclr_jax.objectives import Objective
 
 # Of the first row's spread. A healthy encoder's spread changes by a few times its size, with the
-# embeddings' scale; what is left at a hundredth is rounding beside a common offset.
+# embeddings' scale; what is left at a hundredth is rounding of a common offset.
 _LEAST_SPREAD = 0.01
 # One row may be a few steps at the very beginning.
 _ROWS = 3

@@ -66,9 +66,9 @@ class Console:
             dynamic_ncols=True,
         )
         if self._compiling and self._bar.disable:
-            self.tell("compiling the step, which takes a while the first time")
+            self.line("compiling the step, which takes a while the first time")
 
-    def tell(self, message: str) -> None:
+    def line(self, message: str) -> None:
         """Prints a line where anything is shown."""
         if self._shown:
             say(message)
@@ -97,16 +97,16 @@ class Console:
             self._bar.set_description_str(text)
         elif (now := time.monotonic()) - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self.tell(f"{self._place(step, epoch)}  {text}")
+            self.line(f"{self._place(step, epoch)}  {text}")
 
     def validation(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Prints a line of validation metrics."""
-        self.tell(f"{self._place(step, epoch)}  validation {self._formatted(metrics)}")
+        self.line(f"{self._place(step, epoch)}  validation {self._formatted(metrics)}")
 
     def scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
         """Prints a line of online scores."""
-        told = "  ".join(f"{_title(name)} {value:.1%}" for name, value in scores.items())
-        self.tell(f"{self._place(step, epoch)}  {told}")
+        text = "  ".join(f"{_title(name)} {value:.1%}" for name, value in scores.items())
+        self.line(f"{self._place(step, epoch)}  {text}")
 
     def close(self) -> None:
         """Leaves the bar as it is."""
