@@ -152,12 +152,6 @@ def test_images_are_the_pixels_around_the_nuclei(release, tmp_path):
         assert images[i]["image"].dtype == np.uint16
 
 
-def test_the_number_of_workers_does_not_change_a_byte(release, tmp_path):
-    one = build(release, tmp_path / "one", workers=1)
-    two = build(release, tmp_path / "two", workers=2)
-    assert contents(one) == contents(two)
-
-
 def test_the_fingerprint_follows_the_pixels(release, tmp_path):
     first = dataset.read_manifest(build(release, tmp_path / "first"))
     image = tifffile.imread(release / BROKEN)
@@ -479,12 +473,6 @@ def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
     with pytest.raises(FileNotFoundError):
         swap_in(tmp_path / "new" / path.name, path.parent)
     assert contents(path) == before
-
-
-def test_a_builder_without_cells_says_how_to_build(tmp_path):
-    made = builder.Bbbc021(data_dir=str(tmp_path), config="annotated")
-    with pytest.raises(BadUse, match=r"python -m cellclr_jax\.build"):
-        made.download_and_prepare(download_dir=str(tmp_path / "downloads"))
 
 
 def test_real_crops_arrive_with_their_metadata(shared, tmp_path):

@@ -22,14 +22,6 @@ def test_differences_name_nested_settings_one_by_one() -> None:
     assert differences(built, built) == []
 
 
-def test_a_group_of_settings_that_only_one_has_differs() -> None:
-    assert differences({}, {"simulation": {"seed": 1}}) == ["simulation.seed is None, not 1"]
-    assert differences({"cut": 3}, {"cut": {"size": 3}}) == [
-        "cut is 3, not None",
-        "cut.size is None, not 3",
-    ]
-
-
 def test_a_summary_counts_one_as_one() -> None:
     cells = pd.DataFrame(
         {"plate": ["a"], "well": ["A1"], "compound": ["x"], "concentration": [3.0]}
@@ -101,14 +93,3 @@ def test_what_differs_is_said(release, what, there, back):
     assert contents_differences(after, before)[:1] == [back]
     assert is_extension(before, after) == (back.startswith("1 plate fewer"))
     assert is_extension(after, before) == (back.startswith("1 plate more"))
-
-
-def test_long_lists_of_plates_are_cut():
-    plates = {f"Week1_{n}": {"files": 1, "digest": "a"} for n in range(9)}
-    other = {name: {"files": 1, "digest": "b"} for name in plates}
-    first = {"Week0_0": plates["Week1_0"]}
-    assert contents_differences(first, {**first, **plates}) == [
-        "9 plates more: Week1_0, Week1_1, Week1_2, Week1_3, Week1_4, …"
-    ]
-    assert contents_differences(plates, other)[5:] == ["so have 4 other plates"]
-    assert contents_differences({}, plates) == ["what it was built from is not in its manifest"]

@@ -32,11 +32,6 @@ def die_at_two(number: int) -> int:
     return number
 
 
-def refuse(number: int) -> int:
-    """Fails as reading a bad file does."""
-    raise BadData(f"{number} is bad")
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers: int) -> None:
     numbers, processes = zip(*map_in_order(slow_when_early, range(8), workers), strict=True)
@@ -71,12 +66,6 @@ def test_worker_takes_one_thread() -> None:
 def test_killed_worker_is_bad_data() -> None:
     with pytest.raises(BadData, match="killed, most likely for want of memory"):
         list(map_in_order(die_at_two, range(8), 2))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_errors_of_the_work_are_passed_on(workers: int) -> None:
-    with pytest.raises(BadData, match="0 is bad"):
-        list(map_in_order(refuse, [0, 1], workers))
 
 
 def test_cores_are_those_this_process_may_use() -> None:
@@ -125,8 +114,3 @@ def test_the_narrowest_group_decides_and_cached_files_are_no_use(machine):
     (machine / "groups" / "slice" / "memory.current").write_text(f"{3 * GIB}")
     (machine / "groups" / "slice" / "memory.stat").write_text("")
     assert workers.available_bytes() == GIB
-
-
-def test_where_nothing_tells_a_number_is_assumed(machine, monkeypatch):
-    monkeypatch.setattr(workers, "_MEMINFO", machine / "absent")
-    assert workers.available_bytes() == 8 * GIB
