@@ -148,21 +148,17 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
     path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
     path.write_bytes(path.read_bytes()[:-30])
-    cause = f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged"
-    with pytest.raises(BadData) as listed:
-        list(find_tiffs(path))
-    assert str(listed.value) == f"{cause}; delete it and download it again (--download)"
-    # Who downloads checks it as well, and knows better what to do.
-    with pytest.raises(BadData) as checked:
-        check_zip(path)
-    assert str(checked.value) == cause
+    assert refused(path) == (
+        f"{path}: not a readable zip (File is not a zip file): cut short or damaged, download it "
+        "again (--download)"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
 def test_what_is_no_zip_is_named(tmp_path, content):
     path = tmp_path / "page.zip"
     path.write_bytes(content)
-    assert refused(path) == f"{path}: not a readable zip (File is not a zip file)"
+    assert refused(path).startswith(f"{path}: not a readable zip (File is not a zip file)")
 
 
 # Offsets in an entry of a zip's directory: the version needed to unpack it, and its flags, of which

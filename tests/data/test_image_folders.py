@@ -228,7 +228,7 @@ def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, mo
 def test_a_bare_name_that_two_images_have_is_refused(folder, table):
     save(folder / "drug" / "a.png", picture())
     table.write_text("file,label\na.png,x\n")
-    with pytest.raises(BadData, match=r"line 2: 'a\.png' may be .*control/a\.png or .*drug/a\.png"):
+    with pytest.raises(BadData, match=r"line 2: 'a\.png' may be any of several images"):
         tabled(folder, table, {})
 
 
