@@ -153,7 +153,8 @@ def estimate_light(
       method: one of `METHODS`.
     """
     # Sorted, so that the sums over fields come out alike to the last bit in any order.
-    ordered = np.stack(sorted(blocks, key=lambda block: block.tobytes()))
+    by_content: list[np.ndarray] = sorted(blocks, key=lambda block: block.tobytes())
+    ordered = np.stack(by_content)
     if method == "median":
         estimate, offset = median_light, np.zeros(len(channels))
     else:
