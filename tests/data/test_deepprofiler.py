@@ -155,20 +155,6 @@ def test_a_cell_that_was_drawn_twice_counts_once(export):
         deepprofiler_fields(Request((export,)))
 
 
-def test_rows_and_images_without_each_other_are_problems(export):
-    files = sorted(export.rglob("*.png"))
-    files[0].unlink()
-    save(export, load(export).iloc[1:])
-    source = deepprofiler_fields(Request((export,)))
-    assert sum(len(field.cells) for field in source.fields) == 4
-    (unlisted, why), (lost, where) = source.problems
-    assert source.lost == 2 * len(source.fields) / 4
-    assert unlisted == "P2/A01/3/0@40.5x30.25.png"
-    assert why == f"no row of {export / 'sc-metadata.csv'}"
-    assert lost == files[0].relative_to(export).as_posix()
-    assert where == f"{export / 'sc-metadata.csv'}, line 4: no such image"
-
-
 def test_several_exports_come_together(tmp_path):
     one = write_export(tmp_path / "one", wells=WELLS[:1])
     two = write_export(tmp_path / "two", wells=WELLS[1:])

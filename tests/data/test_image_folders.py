@@ -354,13 +354,6 @@ def test_tables_that_are_none_are_named(folder, table):
         folder_fields(Request((folder,), options={"label_columns": ["label=x"]}))
 
 
-def test_the_number_of_channels_has_to_be_the_declared_one(folder):
-    source = folder_fields(Request((folder,), channels=("dna", "actin", "tubulin")))
-    assert source.channels == ("dna", "actin", "tubulin")
-    with pytest.raises(BadUse, match="have 3 channels, --channels=dna,actin names 2"):
-        folder_fields(Request((folder,), channels=("dna", "actin")))
-
-
 def test_most_images_decide_and_the_others_are_named_when_they_are_read(folder):
     save(folder / "control" / "a.png", picture(shape=(12, 10)))
     (folder / "drug" / "d.png").write_bytes(b"no PNG")

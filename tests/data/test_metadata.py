@@ -1,7 +1,5 @@
 """The metadata tables: every way they are written reads alike, and errors name file and line."""
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from cellclr_jax.data.tables import bbbc021
@@ -66,10 +64,13 @@ def test_blank_lines_byte_order_mark_and_header_case_are_understood(tmp_path):
 
 
 def test_concentrations_that_went_through_float32_still_join(tmp_path):
-    images = pd.DataFrame(
-        {"compound": ["a", "a", "b"], "concentration": [np.float64(np.float32(0.3)), 0.03, 0.3]}
+    lines = [IMAGE_HEADER, image_row(compound="a", concentration="0.300000012")]
+    lines += [image_row(well="C03", compound="a", concentration="0.03")]
+    lines += [image_row(well="D04", compound="b", concentration="0.3")]
+    images = bbbc021.read_image_csv(write(tmp_path / "image.csv", lines))
+    moa = bbbc021.read_moa_csv(
+        write(tmp_path / "moa.csv", ["compound,concentration,moa", "a,0.3,M"])
     )
-    moa = pd.DataFrame({"compound": ["a"], "concentration": [0.3], "moa": ["M"], "row": [2]})
     assert bbbc021.annotate(images, moa)["moa"].tolist() == ["M", "", ""]
 
 
