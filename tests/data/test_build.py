@@ -102,7 +102,7 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert run(*flags, "--qc").stdout == f"look at it: {path / 'qc.html'}\n"
     other = run(*flags, "--crop_size=24")
     assert other.returncode == 2
-    assert "crop_size is 32, not 24" in other.stderr
+    assert "crop_size: 32 there, 24 here" in other.stderr
     rebuilt = run(*flags, "--crop_size=24", "--overwrite", "--workers=1")
     assert rebuilt.returncode == 1
     assert "--max_skipped=0.01" in rebuilt.stderr
@@ -143,7 +143,8 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     other = run(*flags, f"--input={moved}")
     assert other.returncode == 2
     assert (
-        "was built otherwise: plate Week1_101 has other files or metadata (9 files" in other.stderr
+        "was built otherwise: 2 plates with other files or metadata: Week1_101, Week2_102."
+        in other.stderr
     )
 
 
@@ -215,4 +216,4 @@ def test_simulated_plates_become_a_dataset(tmp_path):
     assert not (tmp_path / "simulated_release").exists()
     other = run(*flags, "--seed=4")
     assert other.returncode == 2
-    assert "otherwise: simulation.seed is 3, not 4." in other.stderr
+    assert "otherwise: simulation.seed: 3 there, 4 here." in other.stderr

@@ -35,7 +35,7 @@ from cellclr_jax.console import Progress
 from cellclr_jax.data.building import pieces
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_skipped, make_manifest, write_manifest
-from cellclr_jax.data.building.pieces import ExtractedCells, Piece, PieceSummary, problems_of
+from cellclr_jax.data.building.pieces import ExtractedCells, Piece, problems_of
 from cellclr_jax.data.building.plate_light import fit_lights
 from cellclr_jax.data.building.versions import finished_cells, new_version, pieces_folder
 from cellclr_jax.data.building.workers import map_in_order, map_on_beam, pipeline_options
@@ -302,41 +302,38 @@ def extract(
             plates, source.channels, plan.illumination, data_dir, run=run, show=plan.show
         )
     planned = pieces.plan_pieces(fields, plan.crops, lights)
-    _follow(plan, planned, place, run, [one for plate in finished.values() for one in plate])
+    known = [cells for plate in finished.values() for cells in plate]
     by_plate = dict(finished)
-    for piece in planned:
-        cells = pieces.read_piece(piece, place, plan.crops)
-        if cells is None:
-            raise BadData(f"{place}: a piece of this build is damaged; run the command again")
+    for piece, cells in zip(planned, _written(plan, planned, place, run, known), strict=True):
         by_plate.setdefault(piece.plate, []).append(cells)
     order = dict.fromkeys(field.plate for field in source.fields)
     return [cells for plate in order for cells in by_plate[plate]], lights
 
 
-def _follow(
+def _written(
     plan: Plan,
     planned: Sequence[Piece],
     place: Path,
-    run: Callable[..., Iterable[PieceSummary]],
-    finished: Iterable[ExtractedCells],
-) -> None:
+    run: Callable[..., Iterable[ExtractedCells]],
+    known: Iterable[ExtractedCells],
+) -> Iterator[ExtractedCells]:
     """Has the pieces written, shows progress and stops when too many fields cannot be used."""
-    there = [pieces.read_piece(piece, place, plan.crops) for piece in planned]
-    held = sum(len(one.fields) for one in there if one is not None)
+    held = sum(len(piece.fields) for piece in planned if (place / piece.key).exists())
     total = sum(len(piece.fields) for piece in planned)
     if held and plan.show:
         print(f"resuming an earlier build: {held:,} of {total:,} fields are done")
     skipped, lost = list(plan.source.problems), plan.source.lost_fields
-    for cells in finished:
+    for cells in known:
         skipped += problems_of(cells.fields)
         lost += cells.fields["lost"].sum()
     work = functools.partial(pieces.write_piece, place=place, settings=plan.crops)
     with Progress(total, plan.show) as progress:
-        for summary in run(work, planned):
-            skipped += summary.problems
-            lost += summary.lost
-            progress.step(units=summary.fields, cells=summary.cells)
+        for cells in run(work, planned):
+            skipped += problems_of(cells.fields)
+            lost += cells.fields["lost"].sum()
+            progress.step(units=len(cells.fields), cells=len(cells.cells))
             _check_skipped(plan, skipped, lost)
+            yield cells
 
 
 def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) -> None:
