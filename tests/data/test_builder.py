@@ -137,7 +137,7 @@ def test_row_i_of_the_table_is_record_i_with_the_pixels_around_its_nucleus(relea
             else:
                 # Records hold 32 bits, the table the 64 of the image table.
                 assert np.float32(value) == np.float32(row[column])
-        np.testing.assert_array_equal(images[i]["image"], record["image"])
+        np.testing.assert_array_equal(images.read([i])[0], record["image"])
         field = fields[str(row["cell_id"]).rpartition("/")[0]].read()
         top, left = int(row["y"] + 0.5) - 16, int(row["x"] + 0.5) - 16
         np.testing.assert_array_equal(record["image"], field[top : top + 32, left : left + 32])
@@ -198,7 +198,7 @@ def test_settings_change_the_cells(release, tmp_path):
     source = open_source("raw", Request((release,), channels=two, annotated=False))
     crops = dataclasses.replace(CROPS, size=24, channels=two, border="pad")
     path = build(release, tmp_path, crops, source=source)
-    assert dataset.open_images(path)[0]["image"].shape == (24, 24, 2)
+    assert dataset.open_images(path).read([0])[0].shape == (24, 24, 2)
     cells = dataset.read_cells(path)
     assert len(cells) == len(source.fields) * (CELLS_A_FIELD + 1)
     assert set(cells["compound"]) == {"DMSO", "taxol", "PP-2", "unknown"}
@@ -215,9 +215,9 @@ def test_masks_are_kept_or_zero_what_is_not_the_cell(release, tmp_path):
     assert masks.dtype == np.uint8
     assert masks[0][16, 16] == 2
     for i in (0, 1):
-        np.testing.assert_array_equal(kept[i]["image"], plain[i]["image"])
-        expected = np.where(masks[i][:, :, None] > 0, plain[i]["image"], 0)
-        np.testing.assert_array_equal(zeroed[i]["image"], expected)
+        np.testing.assert_array_equal(kept.read([i])[0], plain.read([i])[0])
+        expected = np.where(masks[i][:, :, None] > 0, plain.read([i])[0], 0)
+        np.testing.assert_array_equal(zeroed.read([i])[0], expected)
 
 
 def location_files(folder, centers):
@@ -379,7 +379,7 @@ def test_a_piece_is_made_again_when_its_light_is_another(release, tmp_path, monk
     turned = build(release, tmp_path / "killed", illumination="median")
     first, second = (dataset.open_images(path) for path in (fresh, turned))
     for row in (0, len(first) - 1):
-        assert not np.array_equal(first[row]["image"], second[row]["image"])
+        assert not np.array_equal(first.read([row])[0], second.read([row])[0])
 
 
 def test_too_few_fields_leave_the_light_as_it_is(release, tmp_path, monkeypatch, capsys):
@@ -454,4 +454,4 @@ def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
         rows = cells.index[cells["cell_id"].str.startswith(f"{field.name}/")]
         assert tuple(cells["cell_id"][rows]) == field.cells
         for i, file in zip(rows, field.files, strict=True):
-            np.testing.assert_array_equal(images[i]["image"], np.load(file.path))
+            np.testing.assert_array_equal(images.read([i])[0], np.load(file.path))

@@ -66,23 +66,6 @@ def test_masks_equal_distances_pixel_by_pixel(labels, centers, size, border, rad
                 assert mask[i, j] in (0, 1)
 
 
-@pytest.mark.parametrize(("size", "border"), SIZES)
-def test_windows_are_those_of_the_crops(labels, centers, size, border):
-    """An image that is its own labels shows the nucleus where the mask says so."""
-    image = np.repeat(labels[..., None], 3, axis=-1).astype(np.uint16)
-    crops = extract_crops(image, centers, size=size, border=border)
-    numbers = np.arange(1, len(centers) + 1)
-    masks = crop_masks(labels, numbers, centers, size=size, border=border, radius=5)
-    if border == "drop":
-        numbers = numbers[fits(centers, labels.shape, size)]
-    assert len(masks) == len(crops)
-    assert (crops[masks == 2] == np.repeat(numbers, (masks == 2).sum(axis=(1, 2)))[:, None]).all()
-    same = crops[..., 0] == numbers[:, None, None]
-    if border != "pad":  # mirrored nuclei are nobody's
-        np.testing.assert_array_equal(masks == 2, same)
-    assert (masks[same] != 1).all()
-
-
 def test_no_pixel_has_two_owners(labels, centers):
     owned = np.zeros(labels.shape, int)
     for number, center in enumerate(centers, start=1):

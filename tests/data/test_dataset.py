@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support.tiny_dataset import CELLS, random_images, write_dataset
+from support.tiny_dataset import random_images, write_dataset
 
 from cellclr_jax.data import dataset as datasets
 from cellclr_jax.errors import BadData, BadUse
@@ -57,18 +57,6 @@ def test_a_message_lists_the_datasets_that_are_there(tmp_path):
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
     with pytest.raises(BadUse, match="<builder>/<config> was expected"):
         datasets.find_dataset(tmp_path, name)
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [{}, {"label": ["round"] * CELLS}, {"plate": ["p"] * CELLS, "concentration": [0.3] * CELLS}],
-)
-def test_tables_hold_the_columns_of_their_source(tmp_path, columns):
-    table = datasets.read_cells(write_dataset(tmp_path, IMAGES, columns=columns))
-    assert list(table) == ["cell_id", *columns, "x", "y"]
-    assert table["cell_id"].tolist() == [f"cell {i}" for i in range(CELLS)]
-    for name, values in columns.items():
-        assert table[name].tolist() == values
 
 
 @pytest.mark.parametrize("name", ["cells", "fields"])
