@@ -119,7 +119,6 @@ class ShardImages(ImageSource):
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
         """See `ImageSource`."""
-        _fits(out, (len(rows), *self.shape), self.dtype)
         self._unpack("image", self._checked(rows), out)
 
     def masks(self, rows: Rows) -> np.ndarray:
@@ -189,7 +188,6 @@ class MappedImages(ImageSource):
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
         """See `ImageSource`."""
-        _fits(out, (len(rows), *self.shape), self.dtype)
         rows = self._checked(rows)
         size = self._array[0].nbytes
         for row in rows.tolist():
@@ -204,9 +202,3 @@ class MappedImages(ImageSource):
     def masks(self, rows: Rows) -> np.ndarray:
         """See `ImageSource`."""
         return self._shards.masks(rows)
-
-
-def _fits(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises ValueError where an array is not what images can be read into."""
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"an array {dtype} {shape} was expected, not {out.dtype} {out.shape}")

@@ -85,18 +85,6 @@ def test_cells_without_a_window_keep_their_pixels(labels, centers):
     assert (wider > 0).sum() > (alone > 0).sum()
 
 
-def test_bad_use_is_refused(labels, centers):
-    with pytest.raises(ValueError, match="2 numbers of nuclei for 6 centres"):
-        crop_masks(labels, [1, 2], centers, size=8, border="drop", radius=3)
-    for radius in (-1, float("nan")):
-        with pytest.raises(ValueError, match="0 or more"):
-            crop_masks(labels, [1], centers[:1], size=8, border="drop", radius=radius)
-    with pytest.raises(ValueError, match="drop, pad, shift"):
-        crop_masks(labels, [1], centers[:1], size=8, border="wrap", radius=3)
-    with pytest.raises(ValueError, match="60x80 pixels holds no window of 64"):
-        crop_masks(labels, [1], centers[:1], size=64, border="shift", radius=3)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_what_is_not_the_cells_becomes_black(labels, centers, dtype):
     rng = np.random.default_rng(0)

@@ -161,20 +161,6 @@ def test_what_is_no_zip_is_named(tmp_path, content):
     assert refused(path).startswith(f"{path}: not a readable zip (File is not a zip file)")
 
 
-# Offsets in an entry of a zip's directory: the version needed to unpack it, and its flags, of which
-# bit 11 says that the name is UTF-8.
-@pytest.mark.parametrize(
-    ("offset", "value"), [(6, 255), (8, 1 << 11)], ids=["newer version", "name not UTF-8"]
-)
-def test_a_zip_of_an_unknown_kind_is_named(tmp_path, offset, value):
-    path = zip_of(tmp_path / "odd.zip", ("a__b.tif", b""))
-    content = bytearray(path.read_bytes().replace(b"__", b"\xff\xfe"))
-    entry = content.index(b"PK\x01\x02") + offset
-    content[entry : entry + 2] = value.to_bytes(2, "little")
-    path.write_bytes(content)
-    assert refused(path).startswith(f"{path}: not a readable zip (")
-
-
 @pytest.mark.parametrize(
     ("compression", "reason"),
     [(zipfile.ZIP_STORED, "Bad CRC-32"), (zipfile.ZIP_DEFLATED, "")],

@@ -99,8 +99,6 @@ def test_a_weighted_epoch_makes_room_for_as_many_controls_as_a_treatment_has():
     assert splits.epoch_size(groups, "weighted") == 2000
     few = np.repeat([0, 1], [3, 40])
     assert splits.epoch_size(few, "weighted", few == 0) == 43  # there are no more
-    with pytest.raises(BadUse, match="sampling 'often'"):
-        splits.epoch_size(groups, "often")
 
 
 def test_cells_of_an_epoch_tell_controls_however_they_are_spelled():

@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from cellclr_jax.data.building import workers
-from cellclr_jax.data.building.workers import map_in_order, usable_cores
+from cellclr_jax.data.building.workers import map_in_order
 from cellclr_jax.errors import BadData
 
 
@@ -40,23 +40,6 @@ def test_results_come_in_order(workers: int) -> None:
     assert list(map_in_order(slow_when_early, [], workers)) == []
 
 
-def test_work_keeps_close_to_whoever_takes_the_results() -> None:
-    class Asked(list):
-        """A list that tells how far it was read."""
-
-        last = -1
-
-        def __iter__(self):
-            for self.last, item in enumerate(super().__iter__()):
-                yield item
-
-    items = Asked(range(100))
-    results = map_in_order(abs, items, 2)
-    assert next(results) == 0
-    assert items.last < 10
-    results.close()
-
-
 def test_worker_takes_one_thread() -> None:
     counts = [count for found in map_in_order(threads, [0, 1], 2) for count in found]
     assert counts
@@ -66,17 +49,6 @@ def test_worker_takes_one_thread() -> None:
 def test_killed_worker_is_bad_data() -> None:
     with pytest.raises(BadData, match="killed, most likely for want of memory"):
         list(map_in_order(die_at_two, range(8), 2))
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-    if hasattr(os, "sched_setaffinity"):
-        allowed = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, {min(allowed)})
-            assert usable_cores() == 1
-        finally:
-            os.sched_setaffinity(0, allowed)
 
 
 GIB = 1 << 30

@@ -32,9 +32,10 @@ from tensorflow_datasets.core import writer as tfds_writer
 
 from cellclr_jax import files
 from cellclr_jax.console import Progress
+from cellclr_jax.data import dataset
 from cellclr_jax.data.building import pieces
 from cellclr_jax.data.building.extraction import CropSettings
-from cellclr_jax.data.building.manifest import describe_skipped, make_manifest, write_manifest
+from cellclr_jax.data.building.manifest import describe_skipped, make_manifest
 from cellclr_jax.data.building.pieces import ExtractedCells, Piece, problems_of
 from cellclr_jax.data.building.plate_light import fit_lights
 from cellclr_jax.data.building.versions import finished_cells, new_version, pieces_folder
@@ -420,4 +421,6 @@ def _write_tables(
         skipped=[*plan.source.problems, *problems_of(fields)],
         fingerprint=files.digest(*fields["digest"]),
     )
-    write_manifest(directory, manifest, cells, fields)
+    cells.to_parquet(directory / dataset.CELLS, index=False)
+    fields.to_parquet(directory / dataset.FIELDS, index=False)
+    files.write_json(directory / dataset.MANIFEST, manifest)

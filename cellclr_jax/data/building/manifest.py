@@ -4,7 +4,6 @@ import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from cellclr_jax.console import plural
 from cellclr_jax.data.building.extraction import CUTTING_VERSION
 from cellclr_jax.data.building.pieces import describe
 from cellclr_jax.data.columns import is_control
-from cellclr_jax.data.dataset import CELLS, FIELDS, MANIFEST
+from cellclr_jax.data.dataset import MANIFEST
 from cellclr_jax.data.illumination import FIT_VERSION
 from cellclr_jax.data.sources import entry
 from cellclr_jax.data.sources.plates import some_of
@@ -141,15 +140,6 @@ def make_manifest(
         "fingerprint": fingerprint,
         "versions": {"python": platform.python_version(), **_versions()},
     }
-
-
-def write_manifest(
-    directory: Path, manifest: dict[str, Any], cells: pd.DataFrame, fields: pd.DataFrame
-) -> None:
-    """Writes `manifest.json`, `cells.parquet` and `fields.parquet` into a folder."""
-    cells.to_parquet(directory / CELLS, index=False)
-    fields.to_parquet(directory / FIELDS, index=False)
-    files.write_json(directory / MANIFEST, manifest)
 
 
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
