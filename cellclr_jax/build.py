@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from cellclr_jax import cli
+from cellclr_jax import cli, files
 from cellclr_jax.data import sources
 from cellclr_jax.data.sources import SOURCES
 from cellclr_jax.errors import BadUse
@@ -315,7 +315,7 @@ def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") 
     if record.get("format") != manifest.FORMAT:
         _refuse_other(path, ["another version of this software wrote it"])
     wanted = settings(request, source.channels if source else ())
-    _refuse_other(path, manifest.differences(record["settings"], wanted))
+    _refuse_other(path, files.differences(record["settings"], wanted))
     if source is None:
         return False
     built, held = record["origin"].get("contents", {}), manifest.describe_contents(source)

@@ -41,14 +41,9 @@ def crop_masks(
       territory (within `radius` of its nucleus and nearer to it than to any other), 0 elsewhere.
 
     Raises:
-      ValueError: numbers and centres of different length, a negative radius, or as for
-        `extract_crops`.
+      ValueError: as for `extract_crops`.
     """
     cells, points = np.asarray(numbers, np.int64), np.asarray(centers, np.float64).reshape(-1, 2)
-    if len(cells) != len(points):
-        raise ValueError(f"{len(cells)} numbers of nuclei for {len(points)} centres")
-    if not radius >= 0:
-        raise ValueError(f"a radius of {radius} pixels: 0 or more was expected")
     if border == "drop":
         cells = cells[fits(points, labels.shape, size)]
     owners = np.stack([labels, _territories(labels, radius)], axis=-1)

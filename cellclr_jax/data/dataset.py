@@ -26,8 +26,6 @@ _FILES = ("dataset_info.json", "features.json", CELLS, MANIFEST)
 _REBUILD = "build it again with --overwrite"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(r"\w[\w.-]*")
-# Datasets that a message names; a folder may hold any number.
-_DATASETS_NAMED = 20
 _DTYPES = (np.uint8, np.uint16)
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
 # What every table has, whatever is known of its cells or fields.
@@ -63,8 +61,7 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
     from cellclr_jax.data.sources import how_to_build  # what reads a dataset needs no source
 
     there = _datasets(Path(data_dir))
-    more = f" and {len(there) - _DATASETS_NAMED} more" if len(there) > _DATASETS_NAMED else ""
-    listed = f"; there is {', '.join(there[:_DATASETS_NAMED])}{more}" if there else ""
+    listed = f"; there is {', '.join(there)}" if there else ""
     raise BadUse(
         f"no dataset {builder}/{config} in {data_dir}{listed}. "
         f"{how_to_build(builder, config, data_dir)}"

@@ -2,20 +2,19 @@
 
 import functools
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from cellclr_jax import files
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.errors import BadData
 
-# How the light is estimated: from the cells of all fields (see `light_field.relative_light`), or as
+# How the light is estimated: from the cells of all fields (see `relative_light`), or as
 # CellProfiler does, which divides the camera's offset with the rest.
 METHODS = ("regression", "median")
 # Raised when the same fields give another light.
@@ -30,7 +29,6 @@ _DARKEST, _DARK_FIELDS = 1, 5
 # A fit has a few thousand numbers.
 _MOST_BYTES = 16 << 20
 _DIGEST_BYTES = 16
-_ARRAYS = ("gain", "offset", "shape", "channels", "fields")
 _REDO = "delete it and build again, it is then fitted anew"
 # Rows that are corrected together: their intermediate results stay in the processor's cache.
 _ROWS = 32
@@ -84,16 +82,10 @@ class Illumination:
     @functools.cached_property
     def _full(self) -> tuple[np.ndarray, np.ndarray]:
         """[H, W, C] float32 twice: a pixel's factor, and what is added then (rounding included)."""
-        from scipy import ndimage
-
         zoom = (self.shape[0] / self.gain.shape[0], self.shape[1] / self.gain.shape[1], 1)
         gain = ndimage.zoom(self.gain, zoom, order=1, mode="nearest", grid_mode=True)
         factor = np.float32(1) / gain
         return factor, self.offset * (1 - factor) + np.float32(0.5)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What other processes need: they make the rest themselves faster than it travels.
-        return {name: value for name, value in self.__dict__.items() if name != "_full"}
 
     def digest(self) -> str:
         """Hex digest of everything that decides what `apply` does."""
@@ -106,21 +98,16 @@ class Illumination:
     def save(self, path: Path) -> None:
         """Writes an .npz file, complete or not at all; OSError where that cannot be."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    gain=self.gain,
-                    offset=self.offset,
-                    shape=np.array(self.shape, np.int64),
-                    channels=np.array(self.channels, np.str_),
-                    fields=np.array(self.fields, np.int64),
-                    digest=np.array(self.digest()),
-                )
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.atomic_write(path) as part, part.open("wb") as file:
+            np.savez(
+                file,
+                gain=self.gain,
+                offset=self.offset,
+                shape=np.array(self.shape, np.int64),
+                channels=np.array(self.channels, np.str_),
+                fields=np.array(self.fields, np.int64),
+                digest=np.array(self.digest()),
+            )
 
     @classmethod
     def load(cls, path: Path) -> "Illumination":
@@ -130,95 +117,57 @@ class Illumination:
           BadData: the file is missing, damaged, or something else.
         """
         try:
-            arrays = _read_arrays(path)
-            height, width = arrays["shape"].tolist()
-            light = cls(
-                gain=arrays["gain"],
-                offset=arrays["offset"],
-                shape=(height, width),
-                channels=tuple(arrays["channels"].tolist()),
-                fields=int(arrays["fields"]),
-            )
-            sound = _is_sound(light) and light.digest() == str(arrays["digest"])
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > _MOST_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, more than {_MOST_BYTES:,}")
+            with np.load(path, allow_pickle=False) as arrays:
+                height, width = arrays["shape"].tolist()
+                light = cls(
+                    gain=arrays["gain"],
+                    offset=arrays["offset"],
+                    shape=(height, width),
+                    channels=tuple(arrays["channels"].tolist()),
+                    fields=int(arrays["fields"]),
+                )
+                if light.digest() != str(arrays["digest"]):
+                    raise ValueError("its content is not what was saved")
         except Exception as error:
             # A damaged file makes its readers raise anything at all.
             raise BadData(f"{path}: not a readable illumination ({error}); {_REDO}") from error
-        if not sound:
-            raise BadData(f"{path}: its content does not fit together; {_REDO}")
         return light
 
 
-class IlluminationFit:
-    """Takes the fields of a plate one by one and estimates their light, in bounded memory."""
+def estimate_light(
+    blocks: Sequence[np.ndarray],
+    shape: tuple[int, int],
+    channels: Sequence[str],
+    method: str = "regression",
+) -> Illumination:
+    """Estimates the light of fields, whose order does not matter.
 
-    def __init__(self, channels: Sequence[str], method: str = "regression") -> None:
-        """Starts without a field.
-
-        Args:
-          channels: names.
-          method: one of `METHODS`.
-        """
-        if method not in METHODS:
-            raise BadUse(f"illumination {method!r}: one of {', '.join(METHODS)} was expected")
-        self._channels, self._method = tuple(channels), method
-        self._shape: tuple[int, ...] = ()
-        self._kept: list[np.ndarray] = []
-        self._every, self._seen = 1, 0
-
-    def add(self, field: np.ndarray) -> None:
-        """Takes a field; of very many, evenly spaced ones are kept.
-
-        Args:
-          field: [H, W, C] uint16.
-
-        Raises:
-          BadData: no field of these channels, or of another shape than the first.
-        """
-        if field.ndim != 3 or field.shape[2] != len(self._channels) or not field.size:
-            raise BadData(
-                f"a field of shape {field.shape}, (H, W, {len(self._channels)}) was expected"
-            )
-        if self._seen and field.shape != self._shape:
-            raise BadData(f"a field of shape {field.shape}, the plate's others have {self._shape}")
-        self._shape = field.shape
-        if self._seen % self._every == 0:
-            if len(self._kept) == MOST_FIELDS:
-                self._kept = self._kept[::2]
-                self._every *= 2
-            self._kept.append(block_means(field))
-        self._seen += 1
-
-    @property
-    def kept(self) -> int:
-        """How many fields are remembered, at most `MOST_FIELDS`."""
-        return len(self._kept)
-
-    def result(self) -> Illumination:
-        """Estimates the light of the fields so far.
-
-        The order of the fields does not matter as long as all are kept.
-
-        Raises:
-          BadData: there was no field.
-        """
-        if not self._kept:
-            raise BadData("no field to estimate the light from")
-        # Sorted, so that the sums over fields come out alike to the last bit in any order.
-        order = sorted(range(len(self._kept)), key=lambda field: self._kept[field].tobytes())
-        blocks = np.stack([self._kept[field] for field in order])
-        if self._method == "median":
-            estimate, offset = median_light, np.zeros(blocks.shape[-1])
-        else:
-            darkest = np.percentile(blocks, _DARKEST, axis=(1, 2))
-            estimate, offset = relative_light, np.percentile(darkest, _DARK_FIELDS, axis=0)
-        gains = [estimate(blocks[..., channel]) for channel in range(blocks.shape[-1])]
-        return Illumination(
-            gain=np.stack(gains, axis=-1).astype(np.float32),
-            offset=offset.astype(np.float32),
-            shape=(self._shape[0], self._shape[1]),
-            channels=self._channels,
-            fields=len(self._kept),
-        )
+    Args:
+      blocks: `block_means` [h, w, C] of each field, at least one.
+      shape: (H, W) of the fields.
+      channels: names.
+      method: one of `METHODS`.
+    """
+    # Sorted, so that the sums over fields come out alike to the last bit in any order.
+    by_content: list[np.ndarray] = sorted(blocks, key=lambda block: block.tobytes())
+    ordered = np.stack(by_content)
+    if method == "median":
+        estimate, offset = median_light, np.zeros(len(channels))
+    else:
+        darkest = np.percentile(ordered, _DARKEST, axis=(1, 2))
+        estimate, offset = relative_light, np.percentile(darkest, _DARK_FIELDS, axis=0)
+    gains = [estimate(ordered[..., channel]) for channel in range(len(channels))]
+    return Illumination(
+        gain=np.stack(gains, axis=-1).astype(np.float32),
+        offset=offset.astype(np.float32),
+        shape=shape,
+        channels=tuple(channels),
+        fields=len(blocks),
+    )
 
 
 def fit_plate(
@@ -241,42 +190,19 @@ def fit_plate(
     Raises:
       BadData: not one field can be read.
     """
-    fits: dict[tuple[int, ...], IlluminationFit] = {}
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
     for field in fields[:: -(-len(fields) // MOST_FIELDS) or 1]:
         try:
             pixels = field.read()
         except BadData:
             continue
-        fits.setdefault(pixels.shape, IlluminationFit(channels, method)).add(pixels)
-    if not fits:
+        height, width, _ = pixels.shape
+        found.setdefault((height, width), []).append(block_means(pixels))
+    if not found:
         plate = fields[0].plate if fields else ""
         raise BadData(f"plate {plate!r}: not one of its {len(fields)} fields can be read")
-    return max(fits.values(), key=lambda fit: fit.kept).result()
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; ValueError and others where they are too large or not there."""
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > _MOST_BYTES:
-        raise ValueError(f"it unpacks to {size:,} bytes, more than the {_MOST_BYTES:,} allowed")
-    with np.load(path, allow_pickle=False) as there:
-        return {name: there[name] for name in (*_ARRAYS, "digest")}
-
-
-def _is_sound(light: Illumination) -> bool:
-    """Whether types, shapes and ranges are those of a fit."""
-    height, width, channels = light.gain.shape
-    return (
-        light.gain.dtype == light.offset.dtype == np.float32
-        and light.offset.shape == (channels,)
-        and len(light.channels) == channels
-        and 0 < height <= light.shape[0]
-        and 0 < width <= light.shape[1]
-        and bool(np.isfinite(light.gain).all() and np.isfinite(light.offset).all())
-        and bool((light.gain >= np.float32(LEAST_GAIN)).all())
-        and light.fields > 0
-    )
+    shape, blocks = max(found.items(), key=lambda item: len(item[1]))
+    return estimate_light(blocks, shape, channels, method)
 
 
 # Fields are looked at in blocks of this side, in pixels: smaller than a nucleus, so that a block

@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, SupportsIndex, cast
+from typing import cast
 
 import numpy as np
 
@@ -23,10 +23,9 @@ Rows = Sequence[int] | np.ndarray
 
 
 class ImageSource(abc.ABC):
-    """Random access to the images of a dataset, for Grain or a loop; it can be pickled.
+    """Random access to the images of a dataset; a row is that of `cells.parquet`.
 
-    `read(rows)` is a minibatch, `source[i]` is {'image': [S, S, C]}, a row is that of
-    `cells.parquet`. Where the pixels come from changes nothing but the time it takes.
+    Where the pixels come from changes nothing but the time it takes.
 
     Attributes:
       shape: [S, S, C] of an image.
@@ -77,17 +76,6 @@ class ImageSource(abc.ABC):
     def __len__(self) -> int:
         return self._cells
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        return self.__getitems__([index.__index__()])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        return [{"image": image} for image in self.read(indices)]
-
-    def __repr__(self) -> str:
-        # Grain compares it when an iterator's state is restored: paths and the way of reading may
-        # differ, data may not.
-        return f"ImageSource(cells={len(self)}, shape={self.shape}, dtype={self.dtype})"
-
     def _checked(self, rows: Rows) -> np.ndarray:
         """The rows as int64."""
         array = np.asarray(rows)
@@ -131,7 +119,6 @@ class ShardImages(ImageSource):
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
         """See `ImageSource`."""
-        _fits(out, (len(rows), *self.shape), self.dtype)
         self._unpack("image", self._checked(rows), out)
 
     def masks(self, rows: Rows) -> np.ndarray:
@@ -194,14 +181,13 @@ class MappedImages(ImageSource):
         super().__init__(shards.shape, shards.dtype, len(shards))
         self.has_masks = shards.has_masks
         self._shards, self._array = shards, array
-        self._path, self._offset = path, array.offset
+        self._offset = array.offset
         self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows only arrays
         # Next to what is read lies nothing that will be: the system is not to read ahead.
         self._map.madvise(mmap.MADV_RANDOM)
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
         """See `ImageSource`."""
-        _fits(out, (len(rows), *self.shape), self.dtype)
         rows = self._checked(rows)
         size = self._array[0].nbytes
         for row in rows.tolist():
@@ -216,12 +202,3 @@ class MappedImages(ImageSource):
     def masks(self, rows: Rows) -> np.ndarray:
         """See `ImageSource`."""
         return self._shards.masks(rows)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MappedImages, (self._shards, self._path)
-
-
-def _fits(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises ValueError where an array is not what images can be read into."""
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"an array {dtype} {shape} was expected, not {out.dtype} {out.shape}")

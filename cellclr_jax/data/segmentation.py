@@ -65,7 +65,6 @@ def segment_nuclei(
     sigma: float = 1.0,
     notch: float = 1.4,
     min_area: int = 100,
-    max_area: int | None = None,
 ) -> np.ndarray:
     """Labels the nuclei of a DNA image.
 
@@ -77,7 +76,6 @@ def segment_nuclei(
         each side, than the thinner part, in pixels; a difference in brightness counts too. Less
         splits more.
       min_area: smaller objects are debris, in pixels.
-      max_area: larger objects are clumps or dust, in pixels; None keeps them.
 
     Returns:
       labels [H, W] int32: 0 is background, nuclei are 1..N in the order of their first pixel. Each
@@ -100,7 +98,7 @@ def segment_nuclei(
     depth = _depth(smooth, np.where(mask, level, np.float32(np.inf)))
     basins = _basins(depth, bright, mask, notch)
     outlined = _outline(smooth, basins, lifted, background)
-    return _by_size(outlined, min_area, max_area)
+    return _by_size(outlined, min_area)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -271,7 +269,7 @@ def _holes(inside: np.ndarray, owner: np.ndarray, largest: int) -> np.ndarray:
     return kept[gaps]
 
 
-def _by_size(labels: np.ndarray, min_area: int, max_area: int | None) -> np.ndarray:
+def _by_size(labels: np.ndarray, min_area: int) -> np.ndarray:
     """Keeps the largest region of each object, drops regions by area, and numbers the rest 1..N."""
     from skimage.measure import label
 
@@ -283,7 +281,5 @@ def _by_size(labels: np.ndarray, min_area: int, max_area: int | None) -> np.ndar
     largest = np.zeros(owner.max() + 1, np.intp)
     largest[owner[by_area]] = by_area  # the last one written is the largest
     kept = (largest[owner] == np.arange(len(area))) & (area >= min_area)
-    if max_area is not None:
-        kept &= area <= max_area
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[regions]

@@ -98,7 +98,8 @@ def balanced_groups(table: pd.DataFrame, sampling: str) -> np.ndarray:
     Raises:
       BadUse: an unknown sampling, or the table has neither compounds nor labels.
     """
-    _check(sampling)
+    if sampling not in SAMPLING:
+        raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
     if sampling == "uniform":
         return np.zeros(len(table), np.int64)
     columns = [name for name in ("compound", "concentration") if name in table]
@@ -130,7 +131,6 @@ def epoch_size(groups: np.ndarray, sampling: str, controls: np.ndarray | None = 
         and, for each group of controls, as many as a treatment has on average.
       controls: [N] bool, which cells are controls; None: none is.
     """
-    _check(sampling)
     if sampling != "weighted" or controls is None or controls.all():
         return len(groups)
     treated, control_groups = groups[~controls], len(np.unique(groups[controls]))
@@ -162,10 +162,7 @@ def epoch_order(
     Returns:
       [N] or [count] int64 indices into `groups`.
 
-    Raises:
-      BadUse: for an unknown sampling.
     """
-    _check(sampling)
     rng = np.random.default_rng((seed, epoch))
     if sampling == "uniform":
         return rng.permutation(len(groups))
@@ -179,11 +176,6 @@ def epoch_order(
     lucky = set(rng.permutation(len(members))[:rest])
     drawn = [_cycle(rng, group, share + (i in lucky)) for i, group in enumerate(members)]
     return rng.permutation(np.concatenate(drawn))
-
-
-def _check(sampling: str) -> None:
-    if sampling not in SAMPLING:
-        raise BadUse(f"sampling {sampling!r}: one of {', '.join(SAMPLING)} was expected")
 
 
 def _cycle(rng: np.random.Generator, group: np.ndarray, count: int) -> np.ndarray:

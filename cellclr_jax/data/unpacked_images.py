@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -119,26 +118,15 @@ def _write_pixels(shards: ShardImages, file: BinaryIO, show: bool) -> None:
     np.lib.format.write_array_header_1_0(file, header)
     # Written as any file is: to fill a mapped one is no faster, and a full disk then kills the
     # process.
-    buffer = np.empty((_block_cells(shards), *shards.shape), shards.dtype)
-    for rows in _blocks(shards, show):
-        part = buffer[: len(rows)]
-        shards.read_into(rows, part)
-        file.write(part.data)
-
-
-def _blocks(shards: ShardImages, show: bool) -> Iterator[np.ndarray]:
-    """All rows in their order, a block at a time, with a progress bar."""
-    size = _block_cells(shards)
+    size = max(1, min(len(shards), _BLOCK_BYTES // _image_bytes(shards)))
+    buffer = np.empty((size, *shards.shape), shards.dtype)
     with Progress(len(shards), show, unit="cell", task="unpacked onto the disk") as progress:
         for start in range(0, len(shards), size):
             rows = np.arange(start, min(start + size, len(shards)))
-            yield rows
+            part = buffer[: len(rows)]
+            shards.read_into(rows, part)
+            file.write(part.data)
             progress.step(units=len(rows))
-
-
-def _block_cells(shards: ShardImages) -> int:
-    """Cells of a block, all of them where they are few."""
-    return max(1, min(len(shards), _BLOCK_BYTES // _image_bytes(shards)))
 
 
 def _image_bytes(shards: ShardImages) -> int:

@@ -21,7 +21,7 @@ import psutil
 
 from cellclr_jax.data import crops, segmentation
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
-from cellclr_jax.data.illumination import IlluminationFit
+from cellclr_jax.data.illumination import block_means, estimate_light
 from cellclr_jax.data.quality.measures import measure_field
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
@@ -91,15 +91,13 @@ def steps(release: Path) -> None:
     fields = open_source("raw", Request((release,))).fields[:STEPS_REPEATED]
     settings = CropSettings(96, CHANNELS, RELEASE_COLUMNS)
     images = [field.read() for field in fields]
-    fit = IlluminationFit(CHANNELS)
-    for image in images:
-        fit.add(image)
-    light = fit.result()
+    blocks = [block_means(image) for image in images]
+    light = estimate_light(blocks, images[0].shape[:2], CHANNELS)
     labels = [segmentation.segment_nuclei(image[..., 0]) for image in images]
     centers = [crops.nucleus_centers(one) for one in labels]
     print(f"cells a field: {np.mean([len(one) for one in centers]):.0f}; ms a field on one core:")
     timed("read three zlib TIFFs", lambda i: fields[i].read())
-    timed("add to the light's fit", lambda i: fit.add(images[i]))
+    timed("means for the light", lambda i: block_means(images[i]))
     timed("correct the light", lambda i: light.apply(images[i]))
     timed("measure quality", lambda i: measure_field(images[i], CHANNELS))
     timed("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))

@@ -103,7 +103,7 @@ def export(data_dir: Path, folder: Path, suffix: str) -> int:
 
     cells = minibatches.open_cells(str(data_dir), "annotated", "shards")
     for row in range(len(cells.table)):
-        pixels = cells.images[row]["image"]
+        pixels = cells.images.read([row])[0]
         if suffix == "png":
             cv2.imwrite(str(folder / f"{row}.png"), pixels)
         else:

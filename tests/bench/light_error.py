@@ -9,6 +9,7 @@ cells are.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.painted_cells import field_of
 
-from cellclr_jax.data.illumination import METHODS, IlluminationFit, block_means
+from cellclr_jax.data.illumination import METHODS, block_means, estimate_light
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation.camera import Optics, expose
 
@@ -46,23 +47,17 @@ def main() -> None:
     counts = sorted({20, options.fields})
     known = block_means(np.round(10_000 * truth()[..., None]).astype(np.uint16))[..., 0]
     print(f"uneven before: {unevenness(known):.1f} %; left, in % of the light:")
-    fits = {
-        (method, glow, count): IlluminationFit(CHANNELS, method)
-        for method in METHODS
-        for glow in (0.0, GLOW)
-        for count in counts
-    }
+    blocks: dict[float, list[np.ndarray]] = {0.0: [], GLOW: []}
     for seed in range(options.fields):
         painted = field_of(None, seed, SIDE).image
         gain = tuple(np.random.default_rng(seed).lognormal(0, GAIN_SPREAD, 3))
         optics = Optics(gain=gain, vignette=VIGNETTE, tilt=TILT)
         for glow in (0.0, GLOW):
             image = expose(np.random.default_rng(seed), painted + np.float32(glow), optics)
-            for (_, lit, count), fit in fits.items():
-                if lit == glow and seed < count:
-                    fit.add(image.transpose(1, 2, 0))
-    for (method, glow, count), fit in fits.items():
-        left = [unevenness(known / gain) for gain in np.moveaxis(fit.result().gain, -1, 0)]
+            blocks[glow].append(block_means(image.transpose(1, 2, 0)))
+    for method, glow, count in itertools.product(METHODS, blocks, counts):
+        light = estimate_light(blocks[glow][:count], (SIDE, SIDE), CHANNELS, method)
+        left = [unevenness(known / gain) for gain in np.moveaxis(light.gain, -1, 0)]
         told = "  ".join(f"{name} {value:4.1f}" for name, value in zip(CHANNELS, left, strict=True))
         background = "lit as the cells" if glow else "the camera's"
         print(f"{method:<11}{count:4} fields, background {background:<17}{told}")

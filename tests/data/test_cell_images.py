@@ -46,15 +46,11 @@ def save_contiguous(path, image):
     tifffile.imwrite(path, image, photometric="minisblack", planarconfig=planar)
 
 
-def save_numpy(path, image):
-    np.save(path, image)
+def save_rgba(path, image):
+    tifffile.imwrite(path, image, photometric="rgb")
 
 
 def save_numpy_first(path, image):
-    np.save(path, np.moveaxis(image, 2, 0))
-
-
-def save_numpy_leading(path, image):
     np.save(path, np.moveaxis(image, 2, 0)[None])
 
 
@@ -62,22 +58,16 @@ def save_numpy_swapped(path, image):
     np.save(path, image.astype(image.dtype.newbyteorder(">")))
 
 
-def save_numpy_fortran(path, image):
-    np.save(path, np.asfortranarray(image))
-
-
-WAYS = {
-    save_pages: ".tif",
-    save_planes: ".tiff",
-    save_imagej: ".TIF",
-    save_contiguous: ".tif",
-    save_numpy: ".npy",
-    save_numpy_first: ".npy",
-    save_numpy_leading: ".npy",
-    save_numpy_swapped: ".npy",
-    save_numpy_fortran: ".npy",
-}
-CASES = [(save, suffix, channels) for save, suffix in WAYS.items() for channels in (1, 2, 3, 5, 8)]
+WAYS = [
+    (save_pages, ".tif"),
+    (save_planes, ".tiff"),
+    (save_imagej, ".TIF"),
+    (save_contiguous, ".tif"),
+    (np.save, ".npy"),
+    (save_numpy_first, ".npy"),
+    (save_numpy_swapped, ".npy"),
+]
+CASES = [(save, suffix, channels) for save, suffix in WAYS for channels in (1, 3, 5)]
 CASES += [(save_png, ".png", channels) for channels in (1, 3)]
 
 
@@ -101,22 +91,6 @@ def test_an_image_is_read_as_it_was_written(tmp_path, rng, save, suffix, channel
         assert shape == (40, 31, channels, dtype)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy"])
-def test_one_plane_is_one_channel(tmp_path, rng, suffix):
-    image = noise(rng, (20, 30), "uint16")
-    save = {".png": save_png, ".tif": tifffile.imwrite, ".npy": np.save}[suffix]
-    file = written(tmp_path, save, suffix, image)
-    back = read_cell(file, channels=1, layout="stacked", dtype="uint16")
-    np.testing.assert_array_equal(back, image[..., None])
-
-
-def test_rgb_of_16_bits_keeps_16_bits(tmp_path, rng):
-    image = noise(rng, (20, 20, 3), "uint16") | 1
-    file = written(tmp_path, save_png, ".png", image)
-    back = read_cell(file, channels=3, layout="stacked", dtype="uint16")
-    assert (back & 1).all()
-
-
 def test_declared_channels_tell_the_axis(tmp_path, rng):
     small = noise(rng, (5, 40, 3), "uint8")
     file = written(tmp_path, np.save, ".npy", small)
@@ -136,10 +110,6 @@ def test_in_doubt_a_tiff_has_pages_and_an_array_its_channels_last(tmp_path, rng)
     np.testing.assert_array_equal(
         read_cell(pages, channels=3, layout="stacked", dtype="uint8"), np.moveaxis(image, 0, 2)
     )
-
-
-def save_rgba(path, image):
-    tifffile.imwrite(path, image, photometric="rgb")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
@@ -201,10 +171,7 @@ def test_tiles_that_are_none_are_refused(tmp_path, rng):
     ("array", "message"),
     [
         (np.zeros((24, 24, 3), np.float32), r"float32 \(24, 24, 3\), uint8 or uint16 \[H, W\]"),
-        (np.zeros((24, 24), bool), r"bool \(24, 24\), uint8 or uint16"),
-        (np.zeros((24, 24), np.int16), "int16"),
         (np.zeros((2, 3, 24, 24), np.uint8), r"uint8 \(2, 3, 24, 24\)"),
-        (np.zeros(24, np.uint8), r"uint8 \(24,\)"),
         (np.zeros((0, 24), np.uint8), r"uint8 \(0, 24\)"),
         (np.array([{"a": 1}], object), "not a readable .npy array|object"),
         (np.zeros((24, 24, 10), np.uint8), r"\(24, 24, 10\), at most 8 channels"),
@@ -230,16 +197,6 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
                 read()
 
 
-def test_inverted_numbers_are_refused(tmp_path, rng):
-    for dtype in ("uint8", "uint16"):
-        path = tmp_path / "cell.tif"
-        tifffile.imwrite(path, noise(rng, (20, 24), dtype), photometric="miniswhite")
-        with pytest.raises(BadData, match="its highest number is black"):
-            cell_shape(ImageFile("cell", str(path)), layout="stacked")
-        with pytest.raises(BadData, match="its highest number is black"):
-            read_planes((ImageFile("field", str(path)),))
-
-
 def test_another_number_of_channels_or_type_is_refused(tmp_path, rng):
     file = written(tmp_path, np.save, ".npy", noise(rng, (24, 24, 3), "uint8"))
     for channels, dtype in ((2, "uint8"), (1, "uint8"), (3, "uint16")):
@@ -247,16 +204,6 @@ def test_another_number_of_channels_or_type_is_refused(tmp_path, rng):
             BadData, match=rf"uint8 \(24, 24, 3\), {dtype} of {channels} channels was expected"
         ):
             read_cell(file, channels=channels, layout="stacked", dtype=dtype)
-
-
-def test_an_absent_file_and_an_unknown_kind_are_named(tmp_path):
-    with pytest.raises(BadData, match="no file cell"):
-        read_cell(ImageFile("cell"), channels=1, layout="stacked", dtype="uint8")
-    (tmp_path / "cell.jpg").write_bytes(b"")
-    with pytest.raises(BadData, match=r"cell\.jpg: a file \.png, .* was expected"):
-        cell_shape(ImageFile("cell", str(tmp_path / "cell.jpg")), layout="stacked")
-    with pytest.raises(BadData, match=r"gone\.png: not a readable PNG"):
-        cell_shape(ImageFile("cell", str(tmp_path / "gone.png")), layout="stacked")
 
 
 def chunk(name, content):
@@ -274,14 +221,11 @@ def png(width, height, depth, color, *chunks):
     [
         (png(8, 8, 8, 3), "a palette; save it as grey or RGB"),
         (png(8, 8, 1, 0), "1 bits a channel, 8 or 16 were expected"),
-        (png(8, 8, 8, 5), "8 or 16 were expected"),
         (png(60000, 60000, 8, 0), "unpacks to 3,600,000,000 bytes"),
-        (b"\x89PNG\r\n\x1a\n", "does not begin as a PNG"),
         (png(8, 8, 8, 0, chunk(b"tRNS", b"\0\7")), r"transparent \(tRNS\); save it without"),
         (png(8, 8, 8, 2, chunk(b"gAMA", bytes(4)), chunk(b"tRNS", bytes(6))), "transparent"),
         (png(8, 8, 8, 0, *[chunk(b"tEXt", b"")] * 1001), "more than 1,000 chunks"),
         (b"GIF89a", "does not begin as a PNG"),
-        (b"", "does not begin as a PNG"),
         (png(8, 8, 8, 0).replace(b"\0\0\0\x08\x08", b"\0\0\0\x08\x10"), "checksum of its header"),
     ],
 )
@@ -345,16 +289,6 @@ def test_a_palette_is_refused_but_imagejs(tmp_path, rng):
     np.testing.assert_array_equal(back[..., 0], image)
 
 
-def test_an_icon_beside_the_image_is_passed_over(tmp_path, rng):
-    image = noise(rng, (40, 40), "uint16")
-    with tifffile.TiffWriter(tmp_path / "cell.tif") as tiff:
-        tiff.write(image)
-        tiff.write(image[::4, ::4].astype(np.uint8))
-    file = ImageFile("cell", str(tmp_path / "cell.tif"))
-    back = read_cell(file, channels=1, layout="stacked", dtype="uint16")
-    np.testing.assert_array_equal(back[..., 0], image)
-
-
 def error_of(file):
     """What is said of a file of three channels; '' where it is read after all."""
     try:
@@ -386,3 +320,12 @@ def test_any_damage_is_named_or_harmless(tmp_path, rng, save, suffix):
         assert not message or message.startswith(f"{path}: ")
         named += bool(message)
     assert named > 50
+
+
+def test_inverted_numbers_are_refused(tmp_path, rng):
+    path = tmp_path / "cell.tif"
+    tifffile.imwrite(path, noise(rng, (20, 24), "uint16"), photometric="miniswhite")
+    with pytest.raises(BadData, match="its highest number is black"):
+        cell_shape(ImageFile("cell", str(path)), layout="stacked")
+    with pytest.raises(BadData, match="its highest number is black"):
+        read_planes((ImageFile("field", str(path)),))

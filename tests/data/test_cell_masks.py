@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from cellclr_jax.data.cell_masks import crop_masks, zero_elsewhere
 from cellclr_jax.data.crops import extract_crops, fits, nucleus_centers
@@ -67,23 +66,6 @@ def test_masks_equal_distances_pixel_by_pixel(labels, centers, size, border, rad
                 assert mask[i, j] in (0, 1)
 
 
-@pytest.mark.parametrize(("size", "border"), SIZES)
-def test_windows_are_those_of_the_crops(labels, centers, size, border):
-    """An image that is its own labels shows the nucleus where the mask says so."""
-    image = np.repeat(labels[..., None], 3, axis=-1).astype(np.uint16)
-    crops = extract_crops(image, centers, size=size, border=border)
-    numbers = np.arange(1, len(centers) + 1)
-    masks = crop_masks(labels, numbers, centers, size=size, border=border, radius=5)
-    if border == "drop":
-        numbers = numbers[fits(centers, labels.shape, size)]
-    assert len(masks) == len(crops)
-    assert (crops[masks == 2] == np.repeat(numbers, (masks == 2).sum(axis=(1, 2)))[:, None]).all()
-    same = crops[..., 0] == numbers[:, None, None]
-    if border != "pad":  # mirrored nuclei are nobody's
-        np.testing.assert_array_equal(masks == 2, same)
-    assert (masks[same] != 1).all()
-
-
 def test_no_pixel_has_two_owners(labels, centers):
     owned = np.zeros(labels.shape, int)
     for number, center in enumerate(centers, start=1):
@@ -103,34 +85,6 @@ def test_cells_without_a_window_keep_their_pixels(labels, centers):
     assert (wider > 0).sum() > (alone > 0).sum()
 
 
-def test_windows_may_lie_around_other_points_than_the_centre(labels):
-    (mask,) = crop_masks(labels, [1], np.array([[20.0, 30.0]]), size=40, border="pad", radius=0)
-    moved = np.zeros((40, 40), bool)
-    moved[: 60 - 20, :] = (labels == 1)[:40, 10:50]
-    np.testing.assert_array_equal(mask == 2, moved)
-
-
-def test_nothing_in_nothing_out(labels):
-    for border in ("drop", "pad", "shift"):
-        masks = crop_masks(labels, [], np.empty((0, 2)), size=8, border=border, radius=3)
-        assert masks.shape == (0, 8, 8)
-    empty = np.zeros((30, 30), np.int32)
-    (mask,) = crop_masks(empty, [1], np.array([[15, 15]]), size=8, border="drop", radius=3)
-    assert not mask.any()
-
-
-def test_bad_use_is_refused(labels, centers):
-    with pytest.raises(ValueError, match="2 numbers of nuclei for 6 centres"):
-        crop_masks(labels, [1, 2], centers, size=8, border="drop", radius=3)
-    for radius in (-1, float("nan")):
-        with pytest.raises(ValueError, match="0 or more"):
-            crop_masks(labels, [1], centers[:1], size=8, border="drop", radius=radius)
-    with pytest.raises(ValueError, match="drop, pad, shift"):
-        crop_masks(labels, [1], centers[:1], size=8, border="wrap", radius=3)
-    with pytest.raises(ValueError, match="60x80 pixels holds no window of 64"):
-        crop_masks(labels, [1], centers[:1], size=64, border="shift", radius=3)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_what_is_not_the_cells_becomes_black(labels, centers, dtype):
     rng = np.random.default_rng(0)
@@ -141,13 +95,3 @@ def test_what_is_not_the_cells_becomes_black(labels, centers, dtype):
     assert black.dtype == dtype
     np.testing.assert_array_equal(black, crops * (masks > 0)[..., None].astype(dtype))
     assert (black[masks > 0] == crops[masks > 0]).all()
-
-
-def test_territories_grow_with_the_radius_and_hold_their_nucleus(centers, labels):
-    before = np.zeros((len(centers), 31, 31), bool)
-    for radius in (0, 2, 5, 9, 14):
-        masks = crop_masks(labels, range(1, 7), centers, size=31, border="pad", radius=radius)
-        assert (before <= (masks > 0)).all()
-        before = masks > 0
-        area = ndimage.sum_labels(np.ones_like(labels), labels, range(1, 7))
-        assert ((masks == 2).sum(axis=(1, 2)) == area)[[0, 1, 3]].all()

@@ -1,8 +1,6 @@
 """Folders of crops: each crop finds its row, and a damaged one costs its own field alone."""
 
-import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -73,37 +71,6 @@ def test_the_first_crop_does_not_decide_the_shape(release, damage):
     # The others of its field are kept.
     assert [len(one.rows) for one in cells] == [2, 3]
     assert cells[0].lost == pytest.approx(1 / 3)
-
-
-def test_crops_that_are_all_broken_are_named(release):
-    crops = write_crops(release, release / "crops")
-    for file in crops.iterdir():
-        file.write_bytes(b"")
-    with pytest.raises(BadData, match=r"none of 6 crops can be used: .*_0\.npy: not a readable"):
-        open_source("crops", Request((crops,)))
-
-
-def test_damaged_crops_are_skipped_whatever_the_damage(release):
-    crops = write_crops(release, release / "crops", count=60)
-    source = open_source("crops", Request((crops,)))
-    rng = np.random.default_rng(0)
-    damaged = source.fields[0]
-    for file in damaged.files:
-        content = bytearray(Path(file.path).read_bytes())
-        for place in rng.integers(0, 128, 4):
-            content[place] = rng.integers(256)
-        Path(file.path).write_bytes(content[: rng.choice([len(content), 90, 8])])
-    # Each crop alone: the first damage of a field would hide the others.
-    fields = [
-        dataclasses.replace(damaged, files=(file,), cells=(cell,))
-        for file, cell in zip(damaged.files, damaged.cells, strict=True)
-    ]
-    settings = CropSettings(24, source.channels, RELEASE_COLUMNS)
-    cells = [extract_field(field, settings) for field in [*fields, source.fields[1]]]
-    assert len(cells[-1].rows) == 60
-    assert sum(bool(one.problem) for one in cells) > 50
-    for field, one in zip(fields, cells, strict=False):
-        assert len(one.rows) == 1 or one.problem.startswith(field.files[0].path)
 
 
 def test_wrong_crops_are_named(release, tmp_path):

@@ -23,10 +23,6 @@ def test_centers_equal_scipys(rng):
     np.testing.assert_allclose(centers, expected, rtol=1e-5)
 
 
-def test_centers_of_nothing():
-    assert nucleus_centers(np.zeros((5, 6), np.int32)).shape == (0, 2)
-
-
 # A window of 96 pixels cannot be shifted into a field of 60.
 @pytest.mark.parametrize(
     ("size", "border"),
@@ -58,16 +54,6 @@ def test_fits_tells_which_are_dropped(rng, field):
         extract_crops(field, centers, size=16),
         extract_crops(field, centers[inside], size=16, border="shift"),
     )
-
-
-def test_the_nucleus_is_in_the_middle(field):
-    (crop,) = extract_crops(field, np.array([[30.4, 40.0]]), size=10)
-    np.testing.assert_array_equal(crop[5, 5], field[30, 40])
-
-
-@pytest.mark.parametrize("border", ["drop", "pad", "shift"])
-def test_no_centers_no_crops(field, border):
-    assert extract_crops(field, np.empty((0, 2)), size=8, border=border).shape == (0, 8, 8, 3)
 
 
 def test_bad_rules_are_refused(field):

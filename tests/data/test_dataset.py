@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support.tiny_dataset import CELLS, random_images, write_dataset
+from support.tiny_dataset import random_images, write_dataset
 
 from cellclr_jax.data import dataset as datasets
 from cellclr_jax.errors import BadData, BadUse
@@ -53,37 +53,10 @@ def test_a_message_lists_the_datasets_that_are_there(tmp_path):
             datasets.find_dataset(tmp_path, name)
 
 
-def test_a_message_does_not_list_hundreds(tmp_path):
-    path = write_dataset(tmp_path, IMAGES)
-    for number in range(30):
-        shutil.copytree(path.parent, tmp_path / "single_cells" / f"a{number:02d}")
-    with pytest.raises(BadUse, match=r"single_cells/a19 and 11 more\. Build"):
-        datasets.find_dataset(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["", "/", "..", "../all", "a/../b", "a/b/c", "/etc", "*/all"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
     with pytest.raises(BadUse, match="<builder>/<config> was expected"):
         datasets.find_dataset(tmp_path, name)
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [{}, {"label": ["round"] * CELLS}, {"plate": ["p"] * CELLS, "concentration": [0.3] * CELLS}],
-)
-def test_tables_hold_the_columns_of_their_source(tmp_path, columns):
-    table = datasets.read_cells(write_dataset(tmp_path, IMAGES, columns=columns))
-    assert list(table) == ["cell_id", *columns, "x", "y"]
-    assert table["cell_id"].tolist() == [f"cell {i}" for i in range(CELLS)]
-    for name, values in columns.items():
-        assert table[name].tolist() == values
-
-
-def test_the_table_of_fields_is_read(dataset):
-    table = datasets.read_fields(dataset)
-    assert table.to_dict("records") == [
-        {"field": "here", "cells": CELLS, "problem": "", "digest": "00"}
-    ]
 
 
 @pytest.mark.parametrize("name", ["cells", "fields"])
@@ -160,8 +133,3 @@ def test_a_missing_shard_is_told(dataset):
     next(dataset.glob("*array_record-00001*")).unlink()
     with pytest.raises(BadData, match=r"no file .*array_record-00001"):
         datasets.open_images(dataset)
-
-
-def test_an_unknown_access_is_refused(dataset):
-    with pytest.raises(BadUse, match="'disk': one of shards, mapped was expected"):
-        datasets.open_images(dataset, "disk")

@@ -137,13 +137,6 @@ def test_the_class_may_be_called_otherwise(export, drop, add, label):
     assert source.fields[0].metadata.get("label") == label
 
 
-def test_16_bits_are_read(tmp_path):
-    source = deepprofiler_fields(
-        Request((write_export(tmp_path / "export", dtype=np.uint16),), channels=CHANNELS)
-    )
-    assert source.dtype == "uint16"
-
-
 def test_the_number_of_tiles_has_to_be_the_declared_one(export):
     with pytest.raises(
         BadUse, match=r"have 5 channels \(a mask .* may be the last\), --channels=a,b names 2"
@@ -159,37 +152,6 @@ def test_a_cell_that_was_drawn_twice_counts_once(export):
     assert source.problems == []
     save(export, pd.concat([table, table.iloc[:1].assign(Class_Name="taxol")]))
     with pytest.raises(BadData, match=r"line 8: image 'P2/.*' is also on line 2"):
-        deepprofiler_fields(Request((export,)))
-
-
-def test_rows_and_images_without_each_other_are_problems(export):
-    files = sorted(export.rglob("*.png"))
-    files[0].unlink()
-    save(export, load(export).iloc[1:])
-    source = deepprofiler_fields(Request((export,)))
-    assert sum(len(field.cells) for field in source.fields) == 4
-    (unlisted, why), (lost, where) = source.problems
-    assert source.lost == 2 * len(source.fields) / 4
-    assert unlisted == "P2/A01/3/0@40.5x30.25.png"
-    assert why == f"no row of {export / 'sc-metadata.csv'}"
-    assert lost == files[0].relative_to(export).as_posix()
-    assert where == f"{export / 'sc-metadata.csv'}, line 4: no such image"
-
-
-def test_a_broken_image_does_not_decide(export):
-    first = min(export.rglob("*.png"))
-    first.write_bytes(first.read_bytes()[:100])
-    source = deepprofiler_fields(Request((export,)))
-    assert len(source.channels) == 5
-    with pytest.raises(BadData, match=rf"{first.name}: not a readable PNG"):
-        source.fields[0].read(0)
-
-
-def test_images_that_are_no_tiles_are_named(tmp_path):
-    export = write_export(tmp_path / "export")
-    for path in export.rglob("*.png"):
-        path.write_bytes(imagecodecs.png_encode(np.zeros((16, 40), np.uint8)))
-    with pytest.raises(BadData, match=r"none of 6 images .* \(16, 40\), grey square tiles"):
         deepprofiler_fields(Request((export,)))
 
 

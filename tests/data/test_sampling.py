@@ -99,27 +99,6 @@ def test_a_weighted_epoch_makes_room_for_as_many_controls_as_a_treatment_has():
     assert splits.epoch_size(groups, "weighted") == 2000
     few = np.repeat([0, 1], [3, 40])
     assert splits.epoch_size(few, "weighted", few == 0) == 43  # there are no more
-    with pytest.raises(BadUse, match="sampling 'often'"):
-        splits.epoch_size(groups, "often")
-
-
-def test_rare_treatments_of_a_weighted_epoch_are_used_up():
-    """They come equally often only as long as all last: what is published, and no more."""
-    groups = np.repeat([0, 1, 2], [900, 60, 40])
-    order = splits.epoch_order(groups, seed=0, epoch=0, sampling="weighted", count=150)
-    counts = np.bincount(groups[order])
-    assert counts[0] > counts[1] > counts[2]
-    early = np.mean(
-        [
-            np.bincount(
-                groups[splits.epoch_order(groups, seed=0, epoch=e, sampling="weighted", count=6)],
-                minlength=3,
-            )
-            for e in range(500)
-        ],
-        axis=0,
-    )
-    np.testing.assert_allclose(early, 2, atol=0.2)
 
 
 def test_cells_of_an_epoch_tell_controls_however_they_are_spelled():

@@ -3,7 +3,6 @@ import pickle
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from support.tiny_release import PLATES, file_name, write_crops, write_csv, write_release
 
@@ -35,19 +34,6 @@ def test_fields_come_in_order_with_their_metadata(release):
     assert tuple(field.metadata) == source.columns
     assert source.channels == ("dna", "tubulin", "actin")
     assert pickle.loads(pickle.dumps(field)) == field
-
-
-def test_all_wells_are_there_when_asked_for(release):
-    source = open_source("raw", Request((release,), annotated=False))
-    assert len(source.fields) == 8
-    assert {f.metadata["moa"] for f in source.fields if f.metadata["compound"] == "unknown"} == {""}
-
-
-def test_several_roots_are_joined(release):
-    roots = (release / "Week1", release / "Week2" / PLATES[1])
-    tables = {name: release / f"BBBC021_v1_{name}.csv" for name in ("image", "moa")}
-    request = Request(roots, image_csv=tables["image"], moa_csv=tables["moa"])
-    assert len(open_source("raw", request).fields) == 6
 
 
 def test_a_plate_without_files_is_absent_and_a_gap_is_not(release):
@@ -101,36 +87,6 @@ def test_a_chosen_plate_without_files_is_refused(release, plates):
             open_source(source, Request((folder,), plates=plates))
 
 
-def test_a_chosen_plate_without_a_wanted_well_is_refused(tmp_path):
-    release = write_release(tmp_path / "release")
-    path = release / "BBBC021_v1_image.csv"
-    table = pd.read_csv(path, dtype=str)
-    second = table["Image_Metadata_Plate_DAPI"] == PLATES[1]
-    table.loc[second, "Image_Metadata_Compound"] = "unknown"
-    table.to_csv(path, index=False)
-    request = Request((release,), plates=(PLATES[1],))
-    with pytest.raises(BadUse, match=r"--plates=Week2_102: no well .* --config=all"):
-        open_source("raw", request)
-    assert open_source("raw", dataclasses.replace(request, annotated=False)).fields
-
-
-def test_a_misspelt_treatment_is_named_with_file_and_line(release):
-    path = release / "BBBC021_v1_moa.csv"
-    path.write_text(path.read_text().replace("taxol,0.3", "taxolx,0.3"))
-    with pytest.raises(BadData, match=r"moa\.csv, line 3: compound 'taxolx' at 0\.3 is on no row"):
-        open_source("raw", Request((release,)))
-
-
-def test_concentrations_can_be_grouped(release):
-    path = release / "BBBC021_v1_image.csv"
-    head, _, tail = path.read_text().partition("taxol,0.3")
-    path.write_text(f"{head}taxol,0.300000012{tail}")
-    fields = open_source("raw", Request((release,))).fields
-    assert {f.metadata["concentration"] for f in fields if f.metadata["compound"] == "taxol"} == {
-        0.3
-    }
-
-
 def test_channels_come_as_declared(release):
     source = open_source("raw", Request((release,), channels=("actin", "dna")))
     names = [file.name.split("_")[2][:2] for file in source.fields[0].files]
@@ -162,13 +118,6 @@ def test_tables_that_do_not_belong_together_are_refused(release):
 def test_a_wrong_input_is_named(request_, message):
     with pytest.raises(BadUse, match=message):
         open_source("raw", request_)
-
-
-def test_an_unknown_source_lists_those_that_exist():
-    with pytest.raises(
-        BadUse, match="'plates': one of raw, crops, deepprofiler, folder, simulated"
-    ):
-        open_source("plates", Request(()))
 
 
 @dataclasses.dataclass(frozen=True)

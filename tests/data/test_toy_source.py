@@ -10,7 +10,7 @@ import numpy as np
 from support.tiny_release import disc_field
 
 from cellclr_jax.data import dataset, sources
-from cellclr_jax.data.sources.source import CellGroup, Field, Source
+from cellclr_jax.data.sources.source import Field, Source
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,33 +37,14 @@ def toy_plates(request):
     return Source(fields, ("plate", "well"), channels, nuclei="hoechst")
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyCells(CellGroup):
-    """Given images of one channel, each of one brightness."""
-
-    def read(self, number):
-        return np.full((20, 30, 1), number, np.uint8)
-
-    def fingerprint(self):
-        return self.name
-
-
-def toy_cells(request):
-    group = ToyCells("cells/1", {"label": "x"}, ("a", "b", "c"))
-    return Source([group], ("label",), ("grey",), dtype="uint8")
-
-
 def add_to_registry():
     sources.SOURCES["toy"] = sources.SourceEntry(
         toy_plates, "toys", dataset="toys", flags=("crop_size", "min_area"), whole_fields=True
     )
-    sources.SOURCES["toy_cells"] = sources.SourceEntry(
-        toy_cells, "toy cells", flags=("crop_size", "fit")
-    )
 
 
 def build(*flags):
-    """Runs this file: the build with the registry's two further entries."""
+    """Runs this file: the build with the registry's further entry."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     command = [sys.executable, __file__, *flags, "--workers=1"]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -87,16 +68,6 @@ def test_plates_of_any_number_of_channels_become_a_dataset(tmp_path):
     assert wrong.returncode == 2
     assert "--border: --source=toy does not use it" in wrong.stderr
     assert "--source=toy --input=DIR" in build("--help").stdout
-
-
-def test_single_cells_of_any_size_become_a_dataset(tmp_path):
-    result = build("--source=toy_cells", f"--data_dir={tmp_path}", "--crop_size=16")
-    assert result.returncode == 0, result.stderr
-    path = dataset.find_dataset(tmp_path, "single_cells/all")
-    assert dataset.read_cells(path)["cell_id"].tolist() == ["a", "b", "c"]
-    images = dataset.open_images(path).read([0, 1, 2])
-    assert images.shape == (3, 16, 16, 1)
-    assert images[:, 8, 8, 0].tolist() == [0, 1, 2]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from cellclr_jax.data.building import workers
-from cellclr_jax.data.building.workers import map_in_order, usable_cores
+from cellclr_jax.data.building.workers import map_in_order
 from cellclr_jax.errors import BadData
 
 
@@ -32,34 +32,12 @@ def die_at_two(number: int) -> int:
     return number
 
 
-def refuse(number: int) -> int:
-    """Fails as reading a bad file does."""
-    raise BadData(f"{number} is bad")
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers: int) -> None:
     numbers, processes = zip(*map_in_order(slow_when_early, range(8), workers), strict=True)
     assert numbers == tuple(range(8))
     assert (os.getpid() in processes) == (workers == 1)
     assert list(map_in_order(slow_when_early, [], workers)) == []
-
-
-def test_work_keeps_close_to_whoever_takes_the_results() -> None:
-    class Asked(list):
-        """A list that tells how far it was read."""
-
-        last = -1
-
-        def __iter__(self):
-            for self.last, item in enumerate(super().__iter__()):
-                yield item
-
-    items = Asked(range(100))
-    results = map_in_order(abs, items, 2)
-    assert next(results) == 0
-    assert items.last < 10
-    results.close()
 
 
 def test_worker_takes_one_thread() -> None:
@@ -71,23 +49,6 @@ def test_worker_takes_one_thread() -> None:
 def test_killed_worker_is_bad_data() -> None:
     with pytest.raises(BadData, match="killed, most likely for want of memory"):
         list(map_in_order(die_at_two, range(8), 2))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_errors_of_the_work_are_passed_on(workers: int) -> None:
-    with pytest.raises(BadData, match="0 is bad"):
-        list(map_in_order(refuse, [0, 1], workers))
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-    if hasattr(os, "sched_setaffinity"):
-        allowed = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, {min(allowed)})
-            assert usable_cores() == 1
-        finally:
-            os.sched_setaffinity(0, allowed)
 
 
 GIB = 1 << 30
@@ -125,8 +86,3 @@ def test_the_narrowest_group_decides_and_cached_files_are_no_use(machine):
     (machine / "groups" / "slice" / "memory.current").write_text(f"{3 * GIB}")
     (machine / "groups" / "slice" / "memory.stat").write_text("")
     assert workers.available_bytes() == GIB
-
-
-def test_where_nothing_tells_a_number_is_assumed(machine, monkeypatch):
-    monkeypatch.setattr(workers, "_MEMINFO", machine / "absent")
-    assert workers.available_bytes() == 8 * GIB

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import io
 import shutil
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,12 @@ from tensorflow_datasets.core import writer as tfds_writer
 
 from cellclr_jax import files
 from cellclr_jax.console import Progress
+from cellclr_jax.data import dataset
 from cellclr_jax.data.building import pieces
 from cellclr_jax.data.building.extraction import CropSettings
-from cellclr_jax.data.building.manifest import describe_skipped, make_manifest, write_manifest
-from cellclr_jax.data.building.pieces import ExtractedCells, Piece, PieceSummary, problems_of
-from cellclr_jax.data.building.plate_light import fit_light, light_files
+from cellclr_jax.data.building.manifest import describe_skipped, make_manifest
+from cellclr_jax.data.building.pieces import ExtractedCells, Piece, problems_of
+from cellclr_jax.data.building.plate_light import fit_lights
 from cellclr_jax.data.building.versions import finished_cells, new_version, pieces_folder
 from cellclr_jax.data.building.workers import map_in_order, map_on_beam, pipeline_options
 from cellclr_jax.data.columns import COLUMNS
@@ -52,7 +52,7 @@ _CELLS_A_WORKER = 4_000
 
 
 class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes finished cells as a TFDS dataset; subclasses name datasets."""
+    """Single-cell images, with the labels and metadata that came with them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 - TFDS's own attribute
@@ -67,25 +67,20 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     url_infos = None
 
     def __init__(
-        self,
-        *,
-        crops: CropSettings | None = None,
-        extracted: Sequence[ExtractedCells] | None = None,
-        workers: int = 1,
-        show: bool = False,
-        **kwargs: Any,
+        self, dataset: str, crops: CropSettings, extracted: Sequence[ExtractedCells], **kwargs: Any
     ) -> None:
-        """Prepares to write, or to read, a dataset.
+        """Prepares to write a dataset.
 
         Args:
-          crops: how the cells were cut; None: the default of a build.
-          extracted: the finished cells in order; None: the dataset exists.
-          workers: processes that write shards.
-          show: whether progress is shown.
-          **kwargs: `data_dir` and `config` of TFDS.
+          dataset: its name.
+          crops: how the cells were cut.
+          extracted: the finished cells in order.
+          **kwargs: `workers` (processes that write shards), `show` (whether progress is shown), and
+            `data_dir` and `config` of TFDS.
         """
-        self._crops = crops or CropSettings(96, ("dna", "tubulin", "actin"), ())
-        self._extracted, self._workers, self._show = extracted, workers, show
+        self.name = dataset
+        self._crops, self._extracted = crops, extracted
+        self._workers, self._show = kwargs.pop("workers"), kwargs.pop("show")
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -99,11 +94,6 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     def _shard_iterators_per_split(
         self, dl_manager: Any
     ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-        if self._extracted is None:
-            raise BadUse(
-                "this dataset is built from images: "
-                "python -m cellclr_jax.build --source=… --input=DIR --data_dir=DIR"
-            )
         shards = [one for one in self._extracted if len(one.cells)]
         return {"train": [functools.partial(self._generate_examples, one) for one in shards]}
 
@@ -153,21 +143,6 @@ def _write_shard(
     features = cell_features(crops)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     return tfds_writer.ShardWriter(features, serializer, writer).write(examples(), path)
-
-
-class Bbbc021(CellBuilder):
-    """Single-cell images of BBBC021v1 (MCF-7, three channels, 16 bit), or of plates like it."""
-
-
-class SingleCells(CellBuilder):
-    """Single-cell images of any origin, with the labels and metadata that came with them."""
-
-
-def builder_class(dataset: str) -> type[CellBuilder]:
-    """The TFDS builder of a dataset; a dataset that has none gets one of its name."""
-    known = {one.name: one for one in (Bbbc021, SingleCells)}
-    made = functools.partial(types.new_class, "Cells", (CellBuilder,), {"skip_registration": True})
-    return known.get(dataset) or made(lambda body: body.update(name=dataset))
 
 
 def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
@@ -324,45 +299,42 @@ def extract(
     lights: dict[str, Path] = {}
     if plan.illumination:
         plates = [field for field in fields if isinstance(field, Field)]
-        lights = light_files(plates, source.channels, plan.illumination, data_dir)
-        fit_light(plates, source.channels, plan.illumination, lights, run, plan.show)
-        lights = {plate: file for plate, file in lights.items() if file.exists()}
+        lights = fit_lights(
+            plates, source.channels, plan.illumination, data_dir, run=run, show=plan.show
+        )
     planned = pieces.plan_pieces(fields, plan.crops, lights)
-    _follow(plan, planned, place, run, [one for plate in finished.values() for one in plate])
+    known = [cells for plate in finished.values() for cells in plate]
     by_plate = dict(finished)
-    for piece in planned:
-        cells = pieces.read_piece(piece, place, plan.crops)
-        if cells is None:
-            raise BadData(f"{place}: a piece of this build is damaged; run the command again")
+    for piece, cells in zip(planned, _written(plan, planned, place, run, known), strict=True):
         by_plate.setdefault(piece.plate, []).append(cells)
     order = dict.fromkeys(field.plate for field in source.fields)
     return [cells for plate in order for cells in by_plate[plate]], lights
 
 
-def _follow(
+def _written(
     plan: Plan,
     planned: Sequence[Piece],
     place: Path,
-    run: Callable[..., Iterable[PieceSummary]],
-    finished: Iterable[ExtractedCells],
-) -> None:
+    run: Callable[..., Iterable[ExtractedCells]],
+    known: Iterable[ExtractedCells],
+) -> Iterator[ExtractedCells]:
     """Has the pieces written, shows progress and stops when too many fields cannot be used."""
-    there = [pieces.read_piece(piece, place, plan.crops) for piece in planned]
-    held = sum(len(one.fields) for one in there if one is not None)
+    held = sum(len(piece.fields) for piece in planned if (place / piece.key).exists())
     total = sum(len(piece.fields) for piece in planned)
     if held and plan.show:
         print(f"resuming an earlier build: {held:,} of {total:,} fields are done")
     skipped, lost = list(plan.source.problems), plan.source.lost_fields
-    for cells in finished:
+    for cells in known:
         skipped += problems_of(cells.fields)
         lost += cells.fields["lost"].sum()
     work = functools.partial(pieces.write_piece, place=place, settings=plan.crops)
     with Progress(total, plan.show) as progress:
-        for summary in run(work, planned):
-            skipped += summary.problems
-            lost += summary.lost
-            progress.step(units=summary.fields, cells=summary.cells)
+        for cells in run(work, planned):
+            skipped += problems_of(cells.fields)
+            lost += cells.fields["lost"].sum()
+            progress.step(units=len(cells.fields), cells=len(cells.cells))
             _check_skipped(plan, skipped, lost)
+            yield cells
 
 
 def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) -> None:
@@ -410,9 +382,10 @@ def _write_dataset(plan: Plan, extracted: Sequence[ExtractedCells], folder: Path
         how = dataclasses.replace(how, beam_runner=plan.beam_runner, beam_options=options)
     # TFDS reports a download, though there is none, and wants a folder for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        builder = builder_class(plan.dataset)(
-            crops=plan.crops,
-            extracted=extracted,
+        builder = CellBuilder(
+            plan.dataset,
+            plan.crops,
+            extracted,
             # A process takes seconds to start.
             workers=min(plan.workers, 1 + total // _CELLS_A_WORKER),
             show=plan.show,
@@ -448,4 +421,6 @@ def _write_tables(
         skipped=[*plan.source.problems, *problems_of(fields)],
         fingerprint=files.digest(*fields["digest"]),
     )
-    write_manifest(directory, manifest, cells, fields)
+    cells.to_parquet(directory / dataset.CELLS, index=False)
+    fields.to_parquet(directory / dataset.FIELDS, index=False)
+    files.write_json(directory / dataset.MANIFEST, manifest)

@@ -4,7 +4,6 @@ import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,9 +13,10 @@ from cellclr_jax.console import plural
 from cellclr_jax.data.building.extraction import CUTTING_VERSION
 from cellclr_jax.data.building.pieces import describe
 from cellclr_jax.data.columns import is_control
-from cellclr_jax.data.dataset import CELLS, FIELDS, MANIFEST
+from cellclr_jax.data.dataset import MANIFEST
 from cellclr_jax.data.illumination import FIT_VERSION
 from cellclr_jax.data.sources import entry
+from cellclr_jax.data.sources.plates import some_of
 from cellclr_jax.data.sources.source import Source
 
 # Plates that a difference names; a screen may have hundreds.
@@ -56,18 +56,17 @@ def contents_differences(built: Contents, held: Contents) -> list[str]:
     """
     if not built:
         return ["what it was built from is not in its manifest"]
-    other = [name for name in held if name in built and held[name] != built[name]]
-    changed = [
-        f"plate {name or 'without a name'} has other files or metadata "
-        f"({plural(held[name]['files'], 'file')}, were {built[name]['files']})"
-        for name in other[:_PLATES_NAMED]
-    ]
-    if len(other) > _PLATES_NAMED:
-        changed.append(f"so have {plural(len(other) - _PLATES_NAMED, 'other plate')}")
+    found = {
+        "more": added_plates(built, held),
+        "fewer": added_plates(held, built),
+        "with other files or metadata": [
+            name or "without a name" for name in held if built.get(name, held[name]) != held[name]
+        ],
+    }
     return [
-        *_plates("more", added_plates(built, held)),
-        *_plates("fewer", added_plates(held, built)),
-        *changed,
+        f"{plural(len(names), 'plate')} {how}: {some_of(names, _PLATES_NAMED)}"
+        for how, names in found.items()
+        if names
     ]
 
 
@@ -80,14 +79,6 @@ def is_extension(built: Contents, held: Contents) -> bool:
     """Whether an input holds every plate that a dataset was built from unchanged, and further."""
     unchanged = all(held.get(name) == content for name, content in built.items())
     return bool(built) and unchanged and len(held) > len(built)
-
-
-def _plates(how: str, names: Sequence[str]) -> list[str]:
-    """Such as ["2 plates more: a, b"]; [] for none."""
-    if not names:
-        return []
-    more = ", …" if len(names) > _PLATES_NAMED else ""
-    return [f"{plural(len(names), 'plate')} {how}: {', '.join(names[:_PLATES_NAMED])}{more}"]
 
 
 # Raised when the meaning of a key changes.
@@ -121,7 +112,7 @@ def make_manifest(
     """Collects the description of a dataset as a JSON object; equal input gives equal objects.
 
     Args:
-      settings: everything that decides the content (see `differences`).
+      settings: everything that decides the content (see `files.differences`).
       origin: where it came from: paths, tables, absent plates, contents.
       image: 'shape' [S, S, C], 'dtype' and 'channels' of a record's image.
       columns: of the metadata.
@@ -149,42 +140,6 @@ def make_manifest(
         "fingerprint": fingerprint,
         "versions": {"python": platform.python_version(), **_versions()},
     }
-
-
-def write_manifest(
-    directory: Path, manifest: dict[str, Any], cells: pd.DataFrame, fields: pd.DataFrame
-) -> None:
-    """Writes `manifest.json`, `cells.parquet` and `fields.parquet` into a folder."""
-    cells.to_parquet(directory / CELLS, index=False)
-    fields.to_parquet(directory / FIELDS, index=False)
-    files.write_json(directory / MANIFEST, manifest)
-
-
-def differences(built: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Names the settings in which a finished dataset differs from a wanted one.
-
-    Returns:
-      Such as "crop_size is 96, not 64" or "simulation.seed is 0, not 1"; empty where they agree.
-    """
-    there, here = _flat(built), _flat(wanted)
-    return [
-        f"{key} is {there.get(key)}, not {here.get(key)}"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by dotted name, as messages show them."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = (
-                ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            )
-    return flat
 
 
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:

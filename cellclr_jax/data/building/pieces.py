@@ -64,20 +64,6 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class PieceSummary:
-    """What came of a piece.
-
-    `problems` are (field, reason); `lost` is how many fields' worth of cells they cost.
-
-    """
-
-    fields: int
-    cells: int
-    problems: tuple[tuple[str, str], ...]
-    lost: float
-
-
-@dataclasses.dataclass(frozen=True)
 class ExtractedCells:
     """Finished cells of one plate: of a piece, or of a dataset that is extended. Can be pickled.
 
@@ -100,15 +86,6 @@ class ExtractedCells:
             for number, row in enumerate(rows):
                 example = {name: images[number] for name, images in pixels.items()}
                 yield example | {str(name): value for name, value in row.items()}
-
-    def summary(self) -> PieceSummary:
-        """Counts cells, fields and problems."""
-        return PieceSummary(
-            len(self.fields),
-            len(self.cells),
-            tuple(problems_of(self.fields)),
-            float(self.fields["lost"].sum()),
-        )
 
 
 def problems_of(fields: pd.DataFrame) -> list[tuple[str, str]]:
@@ -151,8 +128,8 @@ def describe(field: ImageGroup, contents: Sequence[str]) -> str:
     return json.dumps([field.name, dict(field.metadata), cells, field.centers, *contents])
 
 
-def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSummary:
-    """Extracts a piece, unless it is finished.
+def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells:
+    """Extracts a piece, unless it is finished, and returns its cells.
 
     Args:
       piece: what to extract.
@@ -165,17 +142,17 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
     """
     done = read_piece(piece, place, settings)
     if done is not None:
-        return done.summary()
+        return done
     light = _light(piece.illumination, piece.light) if piece.illumination else None
     cut = [extract_field(field, settings, light) for field in piece.fields]
     # With a name of its own: two machines of a cluster may make one piece.
     part = place / f"{piece.key}.{uuid.uuid4().hex}{_PARTIAL}"
     part.mkdir()
     try:
-        _save(part / _IMAGES, np.concatenate([no_images(settings), *(one.images for one in cut)]))
+        np.save(part / _IMAGES, np.concatenate([no_images(settings), *(one.images for one in cut)]))
         if settings.masks == "keep":
             masks = [one.masks for one in cut if one.masks is not None]
-            _save(part / _MASKS, np.concatenate(masks))
+            np.save(part / _MASKS, np.concatenate(masks))
         tables = (
             (dataset.CELLS, [row for one in cut for row in one.rows]),
             (dataset.FIELDS, [_field_row(*pair) for pair in zip(piece.fields, cut, strict=True)]),
@@ -183,7 +160,9 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
         for name, rows in tables:
             _typed(pd.DataFrame(rows)).to_parquet(part / name, index=False)
         for path in part.iterdir():
-            _sync(path)
+            # To the disk: a name may outlive a power cut that pixels do not.
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         shutil.rmtree(place / piece.key, ignore_errors=True)  # damaged, as it was not finished
         part.rename(place / piece.key)
     finally:
@@ -191,7 +170,7 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> PieceSumma
     done = read_piece(piece, place, settings)
     if done is None:
         raise BadData(f"{place / piece.key}: the piece cannot be read again")
-    return done.summary()
+    return done
 
 
 def read_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells | None:
@@ -226,10 +205,6 @@ def _mapped(path: Path) -> np.ndarray:
     return array
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    np.save(path, array, allow_pickle=False)
-
-
 def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
     """The row of a field in the table of fields."""
     return {
@@ -247,12 +222,6 @@ def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The same type for a column in all pieces, whatever its values happen to be."""
     kinds = {name: _TYPES[COLUMNS[name]] for name in table if name in COLUMNS}
     return table.astype(kinds)
-
-
-def _sync(path: Path) -> None:
-    """Writes a file through to the disk: its name may outlive a power cut that pixels do not."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @functools.lru_cache(maxsize=2)

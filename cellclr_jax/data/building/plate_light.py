@@ -1,7 +1,7 @@
 """The light of each plate: fitted once, kept next to the datasets for later builds."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,50 +22,16 @@ _DIGITS, _NAME = 16, 60
 MapInOrder = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-@dataclass(frozen=True)
-class PlateLight:
-    """A plate's fields and the file of its light."""
-
-    plate: str
-    fields: tuple[Field, ...]
-    channels: tuple[str, ...]
-    method: str
-    path: Path
-
-
-def light_files(
-    fields: Sequence[Field], channels: Sequence[str], method: str, data_dir: Path
-) -> dict[str, Path]:
-    """The file of each plate's light, which may not exist: other pixels or channels, other file.
-
-    Args:
-      fields: of raw plates.
-      channels: their names.
-      method: of the fit.
-      data_dir: the lights lie in its folder `illumination`.
-    """
-    stamps: dict[str, list[str]] = {}
-    for field in fields:
-        stamps.setdefault(field.plate, []).append(describe(field, [field.fingerprint()]))
-    how = f"{'-'.join(channels)}-{method}{FIT_VERSION}"
-    return {
-        # A name for any file system, whatever the plate is called.
-        plate: data_dir
-        / _FOLDER
-        / f"{quote(plate, safe='')[:_NAME]}-{files.digest(*lines)[:_DIGITS]}-{how}.npz"
-        for plate, lines in stamps.items()
-    }
-
-
-def fit_light(
+def fit_lights(
     fields: Sequence[Field],
     channels: Sequence[str],
     method: str,
-    paths: Mapping[str, Path],
+    data_dir: Path,
+    *,
     run: MapInOrder,
     show: bool,
-) -> None:
-    """Fits the light of every plate, unless its file exists.
+) -> dict[str, Path]:
+    """Fits the light of every plate, unless its file exists: other pixels or channels, other file.
 
     A plate with too few readable fields gets none, which is reported.
 
@@ -73,44 +39,53 @@ def fit_light(
       fields: of raw plates.
       channels: their names.
       method: one of `illumination.METHODS`.
-      paths: `light_files` of it.
+      data_dir: the lights lie in its folder `illumination`.
       run: `map`, in many processes.
       show: whether progress is shown.
+
+    Returns:
+      The file of each plate's light.
     """
-    members: dict[str, list[Field]] = {}
+    plates: dict[str, list[Field]] = {}
     for field in fields:
-        members.setdefault(field.plate, []).append(field)
-    missing = [
-        PlateLight(plate, tuple(group), tuple(channels), method, paths[plate])
-        for plate, group in members.items()
-        if not paths[plate].exists()
-    ]
+        plates.setdefault(field.plate, []).append(field)
+    how = f"{'-'.join(channels)}-{method}{FIT_VERSION}.npz"
+    paths = {}
+    for plate, members in plates.items():
+        content = files.digest(*(describe(field, [field.fingerprint()]) for field in members))
+        # A name for any file system, whatever the plate is called.
+        name = f"{quote(plate, safe='')[:_NAME]}-{content[:_DIGITS]}-{how}"
+        paths[plate] = data_dir / _FOLDER / name
+    missing = [(path, plates[plate]) for plate, path in paths.items() if not path.exists()]
     if missing:
+        fit = functools.partial(_fit, channels=tuple(channels), method=method)
         with Progress(len(missing), show, unit="plate", task="illumination") as progress:
-            for few in run(fit_one, missing):
+            for few in run(fit, missing):
                 if few:
                     print(few, flush=True)
                 progress.step()
+    return {plate: path for plate, path in paths.items() if path.exists()}
 
 
-def fit_one(plate: PlateLight) -> str:
-    """Fits and saves the light of one plate, unless it is there.
+def _fit(job: tuple[Path, Sequence[Field]], *, channels: Sequence[str], method: str) -> str:
+    """Fits and saves the light of one plate, (file, fields), unless the file is there.
 
     Returns:
       Why it gets none, or ''.
     """
-    if plate.path.exists():
+    path, fields = job
+    if path.exists():
         return ""
     try:
-        light = fit_plate(plate.fields, plate.channels, plate.method)
+        light = fit_plate(fields, channels, method)
     except BadData as error:
-        return f"the light of {plate.plate} is not corrected: {error}"
+        return f"the light of {fields[0].plate} is not corrected: {error}"
     if light.fields < FEWEST_FIELDS:
         return (
-            f"the light of {plate.plate} is not corrected: {light.fields} fields tell too little "
-            f"about it, at least {FEWEST_FIELDS} were expected"
+            f"the light of {fields[0].plate} is not corrected: {light.fields} fields tell too "
+            f"little about it, at least {FEWEST_FIELDS} were expected"
         )
-    light.save(plate.path)
+    light.save(path)
     return ""
 
 

@@ -228,33 +228,28 @@ def _unlike(file: ImageFile, stored: Stored, expected: str) -> BadData:
 
 def _read_tiff(file: ImageFile) -> np.ndarray:
     """The pixels of a TIFF, whatever its shape and type."""
+    import tifffile
+
     # tifffile reports a broken file on the console as well; the error below names it once.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if not file.path:
         raise BadData(f"no file {file.name}")
+    source: str | io.BytesIO = file.path
     try:
-        image = _decode_tiff(file)
+        if file.member:
+            check_bytes(file.member_bytes, _MOST_BYTES)
+            source = io.BytesIO(read_member(file))
+        else:
+            check_regular(file.path)
+        with tifffile.TiffFile(source) as tiff:
+            check_tiff(tiff, _MOST_BYTES)
+            # Many processes read at once: a decoder of its own for each strip would not help.
+            image = np.asarray(tiff.asarray(maxworkers=1))
+        if not image.size:
+            raise ValueError("no image in it")
     except MemoryError:
         raise
     except Exception as error:
         # A damaged file makes its decoders raise anything at all.
         raise BadData(f"{file.where}: not a readable TIFF ({error})") from error
-    if not image.size:
-        raise BadData(f"{file.where}: not a readable TIFF (no image in it)")
     return image
-
-
-def _decode_tiff(file: ImageFile) -> np.ndarray:
-    """Reads a TIFF, or raises whatever its decoders do, and ValueError where it is too large."""
-    import tifffile
-
-    source: str | io.BytesIO = file.path
-    if file.member:
-        check_bytes(file.member_bytes, _MOST_BYTES)
-        source = io.BytesIO(read_member(file))
-    else:
-        check_regular(file.path)
-    with tifffile.TiffFile(source) as tiff:
-        check_tiff(tiff, _MOST_BYTES)
-        # Many processes read at once: a decoder of its own for each strip would not help.
-        return np.asarray(tiff.asarray(maxworkers=1))

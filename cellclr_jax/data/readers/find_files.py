@@ -3,18 +3,15 @@
 import contextlib
 import functools
 import io
-import lzma
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from cellclr_jax.data.tables.bbbc021 import ZIP_PREFIX
 from cellclr_jax.errors import BadData, BadUse
@@ -22,17 +19,6 @@ from cellclr_jax.errors import BadData, BadUse
 _TIFF = (".tif", ".tiff")
 # Fields come sorted by plate, so a process has few zips in use at a time.
 _OPEN_ZIPS = 4
-# All that `zipfile` raises on a zip that is damaged or of a newer kind, and, of an entry, what its
-# decompressors do.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    OSError,
-    NotImplementedError,
-    ValueError,
-    OverflowError,
-    struct.error,
-)
-_ENTRY_ERRORS = (*_ZIP_ERRORS, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 # What an archive of images stays below. The largest one to be expected holds all cells of BBBC021
 # as files of their own: 450,000. Its directory takes some 160 bytes for each, and is read at once.
 _MOST_ENTRIES = 500_000
@@ -48,10 +34,6 @@ _HARMLESS = 256 << 20
 _HEADER_BYTES = 30
 _ENCRYPTED = 0x1
 _BLOCK = 1 << 20
-
-
-class _CutShort(BadData):
-    """A zip that begins as one and has no readable end."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +104,8 @@ def find_tiffs(root: Path) -> Iterator[tuple[str, ImageFile]]:
 
 def _zip_tiffs(path: Path) -> Iterator[tuple[str, ImageFile]]:
     """(plate folder, file) of every TIFF in a zip."""
-    try:
-        with _open_zip(path) as archive:
-            members = archive.infolist()
-    except _CutShort as error:
-        raise BadData(f"{error}; delete it and download it again (--download)") from error
+    with _open_zip(path) as archive:
+        members = archive.infolist()
     for member in members:
         if not _is_tiff(member):
             continue
@@ -153,7 +132,8 @@ def check_zip(path: Path) -> None:
                 with archive.open(member) as opened:
                     while opened.read(_BLOCK):
                         pass
-            except _ENTRY_ERRORS as error:
+            except Exception as error:
+                # A damaged entry makes its decompressors raise anything at all.
                 raise BadData(f"{path}: entry {member.filename!r} is damaged ({error})") from error
 
 
@@ -191,11 +171,12 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             check_regular(path)
             file = stack.enter_context(_BoundedFile(io.FileIO(path)))
             archive = stack.enter_context(zipfile.ZipFile(file))
-        except _ZIP_ERRORS as error:
-            reason = f"{path}: not a readable zip ({error})"
-            if _begins_as_zip(path, error):
-                raise _CutShort(f"{reason}: it was cut short or damaged") from error
-            raise BadData(reason) from error
+        except Exception as error:
+            # So does a damaged zip its reader.
+            hint = ""
+            if isinstance(error, zipfile.BadZipFile):
+                hint = ": cut short or damaged, download it again (--download)"
+            raise BadData(f"{path}: not a readable zip ({error}){hint}") from error
         members = archive.infolist()
         for member in members:
             if reason := _refusal(member):
@@ -204,14 +185,6 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         _check_sizes(path, members)
         _check_places(path, members, archive.start_dir)
         yield archive
-
-
-def _begins_as_zip(path: Path, error: Exception) -> bool:
-    """Whether what cannot be read as a zip begins as one: it has no readable end."""
-    if not isinstance(error, zipfile.BadZipFile):
-        return False
-    with path.open("rb") as opened:
-        return opened.read(4) == b"PK\x03\x04"
 
 
 def _entry(member: zipfile.ZipInfo) -> PurePosixPath:
@@ -339,6 +312,8 @@ def _unreadable(error: OSError) -> NoReturn:
 # Kinds of files that an error lists where no image is found.
 _KINDS_NAMED = 3
 _DRIVE = re.compile(r"[A-Za-z]:")
+# In the place of a number: several images go by that name.
+_SEVERAL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,10 +400,7 @@ class CellFinder:
         # In the order in which they are asked: below the input, below the table's own folder.
         self._paths = (
             _numbered(cell.below for cell in cells),
-            _numbered(
-                Path(place[len(folder) :]).as_posix() if place.startswith(folder) else ""
-                for place in places
-            ),
+            _numbered(place.removeprefix(folder) for place in places),
         )
         self._names = _numbered(PurePosixPath(cell.below).name for cell in cells)
 
@@ -455,15 +427,11 @@ class CellFinder:
         if path.is_absolute() or _DRIVE.match(text):
             return self._places.get(self._place(text, path))
         for index in (*self._paths, self._names) if len(path.parts) == 1 else self._paths:
-            number = index.first.get(str(path))
-            if number is None:
-                continue
-            if str(path) in index.second:
-                first, second = (
-                    self._cells[n].file.path for n in (number, index.second[str(path)])
-                )
-                raise ValueError(f"{text!r} may be {first} or {second}; a path was expected")
-            return number
+            number = index.get(str(path))
+            if number == _SEVERAL:
+                raise ValueError(f"{text!r} may be any of several images; a path was expected")
+            if number is not None:
+                return number
         return None
 
     def _place(self, text: str, path: PurePosixPath) -> str:
@@ -482,19 +450,11 @@ class CellFinder:
         return {os.path.abspath(cell.file.path): n for n, cell in enumerate(self._cells)}
 
 
-class _Places(NamedTuple):
-    """The first place of each key, and the second of those that have one."""
-
-    first: dict[str, int]
-    second: dict[str, int]
-
-
-def _numbered(keys: Iterable[str]) -> _Places:
-    """Where each key is."""
-    places = _Places({}, {})
+def _numbered(keys: Iterable[str]) -> dict[str, int]:
+    """Where each key is, `_SEVERAL` where it comes again."""
+    places: dict[str, int] = {}
     for number, key in enumerate(keys):
-        if places.first.setdefault(key, number) != number:
-            places.second.setdefault(key, number)
+        places[key] = _SEVERAL if key in places else number
     return places
 
 

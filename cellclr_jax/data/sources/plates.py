@@ -136,8 +136,8 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
     """Reads the tables that are named, or lie in or above an input.
 
     Returns:
-      `read_image_csv`'s table with MoAs, sorted by plate, well and site, concentrations rounded
-      so that they can be grouped; the paths of the tables, 'image table' and 'MoA table' if any.
+      `read_image_csv`'s table with MoAs, sorted by plate, well and site; the paths of the tables,
+      'image table' and 'MoA table' if any.
 
     Raises:
       BadUse: a table cannot be found, or a plate that is asked for is not in it.
@@ -153,8 +153,7 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
             "build all wells with --config=all"
         )
     table = bbbc021.read_image_csv(image_csv)
-    rounded = bbbc021.round_concentrations(table["concentration"])
-    table = _with_moa(table.assign(concentration=rounded), image_csv, moa_csv)
+    table = _with_moa(table, image_csv, moa_csv)
     unknown = sorted(set(request.plates) - set(table["plate"]))
     if unknown:
         raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")

@@ -4,7 +4,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cellclr_jax.console import plural
 from cellclr_jax.data.readers import MOST_CHANNELS, cell_shape, read_some
@@ -17,6 +17,9 @@ from cellclr_jax.errors import BadData, BadUse
 # Cells that are read together. Whoever waits for one waits for all of them, and one that is broken
 # costs the others; many small groups would cost more time than their cells.
 _GROUP = 64
+
+
+_Item = TypeVar("_Item")
 
 
 class Cell(NamedTuple):
@@ -203,7 +206,13 @@ def tabled_cells(
     absent = sorted({plates[row] for row in lost} & wanted - present)
     there = wanted & present
     gaps = [row for row in lost if plates[row] in there]
-    problems = _unlisted_problems(table, unlisted) + _gap_problems(table, gaps)
+    problems = [
+        (some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in _lots(unlisted)
+    ]
+    for lot in _lots(gaps):
+        lines = some_of([str(table.lines[row]) for row in lot])
+        reason = f"{table.path}, line {lines}: no such image{_count(lot, 'rows')}"
+        problems.append((some_of([table.files[row] for row in lot]), reason))
     return TabledCells(cells, problems, len(unlisted) + len(gaps), absent)
 
 
@@ -232,23 +241,9 @@ def _rows_of_files(
     return row_of, lost
 
 
-def _unlisted_problems(table: CellTable, below: Sequence[str]) -> list[tuple[str, str]]:
-    """The problems of images without a row, some at a time: there may be a million."""
-    lots = [below[start : start + _GROUP] for start in range(0, len(below), _GROUP)]
-    return [(some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in lots]
-
-
-def _gap_problems(table: CellTable, rows: Sequence[int]) -> list[tuple[str, str]]:
-    """The same of rows without an image."""
-    lots = [rows[start : start + _GROUP] for start in range(0, len(rows), _GROUP)]
-    return [
-        (
-            some_of([table.files[row] for row in lot]),
-            f"{table.path}, line {some_of([str(table.lines[row]) for row in lot])}: no such image"
-            + _count(lot, "rows"),
-        )
-        for lot in lots
-    ]
+def _lots(items: Sequence[_Item]) -> list[Sequence[_Item]]:
+    """Some at a time, for messages: there may be a million."""
+    return [items[start : start + _GROUP] for start in range(0, len(items), _GROUP)]
 
 
 def _count(lot: Sequence[Any], what: str) -> str:

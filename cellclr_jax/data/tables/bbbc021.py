@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cellclr_jax.data.columns import SYNONYMS, round_concentrations
@@ -50,9 +51,10 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
 
     Returns:
       Columns plate, well, batch, compound (str), site, replicate (int), concentration (float, µM,
-      >= 0), dna_file, tubulin_file, actin_file ('<PathName>/<FileName>') and row (the line of the
-      file, from 1). The batch is the plate's name up to its first underscore; the site is the
-      number in `_s<n>_` of the DNA file's name; a column of their own comes before either.
+      >= 0, rounded so that it can be grouped), dna_file, tubulin_file, actin_file
+      ('<PathName>/<FileName>') and row (the line of the file, from 1). The batch is the plate's
+      name up to its first underscore; the site is the number in `_s<n>_` of the DNA file's name; a
+      column of their own comes before either.
 
     Raises:
       BadUse: there is no such file.
@@ -70,7 +72,7 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
             "site": _sites(table, path),
             "batch": _batches(table, path),
             "compound": table["compound"],
-            "concentration": parse(table["concentration"], rows, _concentration, path),
+            "concentration": _concentrations(table, path),
             "replicate": parse(table["replicate"], rows, _replicate, path),
             **{f"{channel}_file": _files(table, channel) for channel in CHANNELS},
             "row": rows,
@@ -103,13 +105,12 @@ def read_moa_csv(path: str | Path) -> pd.DataFrame:
     moa = pd.DataFrame(
         {
             "compound": table["compound"],
-            "concentration": parse(table["concentration"], rows, _concentration, path),
+            "concentration": _concentrations(table, path),
             "moa": table["moa"],
             "row": rows,
         }
     )
-    keys = moa.assign(concentration=round_concentrations(moa["concentration"]))
-    reject_duplicates(keys, ["compound", "concentration"], path)
+    reject_duplicates(moa, ["compound", "concentration"], path)
     return moa
 
 
@@ -168,8 +169,12 @@ def require_imaged(
         )
 
 
-def _concentration(text: str) -> float:
-    return amount("concentration", text)
+def _concentrations(table: pd.DataFrame, path: str | Path) -> np.ndarray:
+    """The concentrations, rounded."""
+    rows = table["row"].tolist()
+    return round_concentrations(
+        parse(table["concentration"], rows, lambda text: amount("concentration", text), path)
+    )
 
 
 def _replicate(text: str) -> int:
@@ -220,21 +225,13 @@ def _files(table: pd.DataFrame, channel: str) -> list[str]:
 
 
 def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float]]:
-    """(compound, rounded concentration) of each row."""
-    return zip(table["compound"], round_concentrations(table["concentration"]), strict=True)
+    """(compound, concentration) of each row."""
+    return zip(table["compound"], table["concentration"], strict=True)
 
 
 def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:
     """Raises BadData where two fields of one well disagree on what was put on it."""
-    treatment = pd.DataFrame(
-        {
-            "plate": images["plate"],
-            "well": images["well"],
-            "compound": images["compound"],
-            "concentration": round_concentrations(images["concentration"]),
-            "row": images["row"],
-        }
-    ).drop_duplicates(["plate", "well", "compound", "concentration"])
+    treatment = images.drop_duplicates(["plate", "well", "compound", "concentration"])
     mixed = treatment[treatment.duplicated(["plate", "well"])]
     if len(mixed):
         row = mixed.iloc[0]

@@ -1,6 +1,5 @@
 """Tables with a row a cell: its image, and what is known of it."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import Any
 from cellclr_jax.data.columns import COLUMNS, SYNONYMS, round_concentrations
 from cellclr_jax.data.tables.csv import (
     amount,
-    find_column,
     number_or_none,
     parse,
+    read_columns,
     some_names,
     stream_rows,
     whole,
 )
-from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.errors import BadUse
 
 # The names that the column of the images goes by, in lower case, the likelier first.
 _FILE_NAMES: tuple[str, ...] = (
@@ -83,47 +82,25 @@ def read_cell_table(
       BadData: it cannot be read, names no images, two of its columns have one name, or a value is
         not of its column's type.
     """
-    rows = stream_rows(path)
-    _, header = next(rows)
-    places = _columns_of(path, [name.strip() for name in header], names, chosen or {})
-    lines: list[int] = []
-    texts: dict[str, list[str]] = {what: [] for what in places}
-    for line, values in rows:
-        lines.append(line)
-        for what, place in places.items():
-            # Millions of rows repeat a few plates and labels: one string of each is kept.
-            texts[what].append(sys.intern(values[place].strip()))
-    if not lines:
-        raise BadData(f"{path}: a header and no rows")
-    files = texts.pop("file")
+    chosen = {what: name.lower() for what, name in (chosen or {}).items()}
+    if chosen:
+        header = [name.strip() for name in next(stream_rows(path))[1]]
+        for what, name in chosen.items():
+            if name not in map(str.lower, header):
+                raise BadUse(
+                    f"--label_columns={what}={name}: {path} has no such column, but "
+                    f"{some_names(header)}"
+                )
+    wanted = {**names, **{what: (name,) for what, name in chosen.items()}}
+    table = read_columns(path, {"file": wanted.pop("file")}, wanted)
+    lines = table["row"].tolist()
+    texts = {what: table[what].tolist() for what in wanted}
     columns: dict[str, Sequence[Any]] = {
         what: _values(what, column, lines, path) for what, column in texts.items() if any(column)
     }
     if "compound" in columns and "concentration" not in columns:
         columns["concentration"] = [0.0] * len(lines)
-    return CellTable(str(path), lines, files, columns)
-
-
-def _columns_of(
-    path: str | Path,
-    header: Sequence[str],
-    names: Mapping[str, Sequence[str]],
-    chosen: Mapping[str, str],
-) -> dict[str, int]:
-    """Where each column is that the file has."""
-    there = {name.lower() for name in header}
-    shown = some_names(header)
-    for what, name in chosen.items():
-        if name.lower() not in there:
-            raise BadUse(f"--label_columns={what}={name}: {path} has no such column, but {shown}")
-    wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
-    places = {what: find_column(header, known, path) for what, known in wanted.items()}
-    if places["file"] is None:
-        raise BadData(
-            f"{path}, line 1: no column {names['file'][0]!r} (any case) that names the images; "
-            f"the header has {shown}"
-        )
-    return {what: place for what, place in places.items() if place is not None}
+    return CellTable(str(path), lines, table["file"].tolist(), columns)
 
 
 def _values(

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -129,20 +130,26 @@ def read_columns(
       BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, a column
         is there twice, or there are no rows.
     """
-    (_, header), *rows = stream_rows(path)
-    header = [name.strip() for name in header]
-    table = {}
+    rows = stream_rows(path)
+    header = [name.strip() for name in next(rows)[1]]
+    places = {}
     for column, names in {**required, **optional}.items():
-        index = find_column(header, names, path)
-        if index is None and column in required:
+        places[column] = find_column(header, names, path)
+        if places[column] is None and column in required:
             raise BadData(
                 f"{path}, line 1: no column {names[0]!r} (any case); the header has "
                 f"{some_names(header)}"
             )
-        table[column] = ["" if index is None else values[index].strip() for _, values in rows]
-    if not rows:
+    lines: list[int] = []
+    table: dict[str, list[str]] = {column: [] for column in places}
+    for line, values in rows:
+        lines.append(line)
+        for column, place in places.items():
+            # Millions of rows repeat a few plates and labels: one string of each is kept.
+            table[column].append("" if place is None else sys.intern(values[place].strip()))
+    if not lines:
         raise BadData(f"{path}: a header and no rows")
-    return pd.DataFrame({**table, "row": [line for line, _ in rows]})
+    return pd.DataFrame({**table, "row": lines})
 
 
 def require_text(table: pd.DataFrame, column: str, path: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.data.tables.csv import some_names, stream_rows
-from cellclr_jax.errors import BadData, BadUse
+from cellclr_jax.data.tables.csv import amount, some_names, stream_rows
+from cellclr_jax.errors import BadData
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
 # An image table may hold such columns for the mean of an image's objects: no nucleus lies there.
@@ -42,10 +41,6 @@ class ObjectTable:
         """The error that says what is wrong with the header, and what it has."""
         return BadData(f"{self.path}, line 1: {reason}; the header has {some_names(self.names)}")
 
-    def require_centers(self) -> None:
-        """Raises BadData where the header names no centre, or those of several objects."""
-        _ = self._axes
-
     def center(self, values: Sequence[str]) -> tuple[float, float] | None:
         """The centre of a row's nucleus.
 
@@ -53,18 +48,18 @@ class ObjectTable:
           (row, column) in pixels from 0; None where a row of several objects has no nucleus.
 
         Raises:
-          BadData: as `require_centers`.
+          BadData: the header names no centre, or those of several objects.
           ValueError: a coordinate is no number of at least 0.
         """
-        x, y = (values[column] for column in self._axes)
+        x, y = (values[column] for column in self.axes)
         # Where another object has more members than the nuclei, their columns are filled up.
-        if self.combined and not _is_number(x) and not _is_number(y):
+        if self.combined and {x.strip().lower(), y.strip().lower()} <= {"", "nan"}:
             return None
-        return _coordinate("y", y), _coordinate("x", x)
+        return amount("y", y.strip()), amount("x", x.strip())
 
     @functools.cached_property
-    def _axes(self) -> tuple[int, int]:
-        """The columns of x and y."""
+    def axes(self) -> tuple[int, int]:
+        """The columns of x and y; BadData where there are none, or those of several objects."""
         found: dict[str, dict[str, int]] = {}
         kinds = dict.fromkeys(("location", "areashape"))
         for kind, (column, name) in itertools.product(kinds, enumerate(self.names)):
@@ -111,21 +106,6 @@ def open_table(path: Path) -> ObjectTable:
     return ObjectTable(path, joined, rows, combined=True)
 
 
-def _coordinate(axis: str, text: str) -> float:
-    """A finite number of at least 0."""
-    value = float(text) if _is_number(text) else math.nan
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{axis} {text.strip()!r}: a number of at least 0 was expected")
-    return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return not math.isnan(float(text))
-    except ValueError:
-        return False
-
-
 _PLACE = tuple(SYNONYMS[name] for name in ("plate", "well", "site"))
 _NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
 _FILE = re.compile(r"(?:image_)?filename_.+")
@@ -167,57 +147,40 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
       (name, reason) of each field of which nothing is known.
 
     Raises:
-      BadUse: there is no such file or folder, or fields without plate, well and site are looked for
-        by them.
+      BadUse: there is no such file or folder.
       BadData: a table cannot be read, says not which field a row belongs to, has a coordinate that
         is no number of at least 0, or a centre twice; or not one of the fields is in it.
     """
-    if path.is_dir():
-        found, where = _from_locations(path, fields)
-    else:
-        found, where = _from_table(path, fields), {}
+    found = _from_locations(path, fields) if path.is_dir() else _from_table(path, fields)
     filled = [
         replace(field, centers=tuple(found[index]))
         for index, field in enumerate(fields)
         if index in found
     ]
     problems = [
-        (field.name, where.get(index, f"no row of it in {path}"))
+        (field.name, f"nothing of it in {path}")
         for index, field in enumerate(fields)
         if index not in found
     ]
     if fields and not filled:
-        name, reason = problems[0]
-        raise BadData(f"{path}: holds not one of the {len(fields)} fields; {name}: {reason}")
+        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
     return filled, problems
 
 
-def _from_locations(
-    path: Path, fields: Sequence[Field]
-) -> tuple[dict[int, _Centers], dict[int, str]]:
-    """Centres by a field's index, and what is missing of the others."""
+def _from_locations(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
+    """Centres by a field's index."""
     inside = (path / "inputs" / "locations", path / "locations")
     root = next((folder for folder in inside if folder.is_dir()), path)
-    folders = {folder.name: folder for folder in root.iterdir() if folder.is_dir()}
-    places = _by_place(fields)
-    if len(places) < len(fields):
-        raise BadUse(
-            f"{path}: locations are found by plate, well and site, which this source does not have"
-        )
+    plates = {field.plate for field in fields}
     files = _location_files(
-        [folders[plate] for plate in sorted({p for p, _, _ in places}) if plate in folders]
+        sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name in plates)
     )
     found: dict[int, _Centers] = {}
-    missing = {}
-    for place, index in places.items():
+    for place, index in _by_place(fields).items():
         if place in files:
             found[index] = {}
             _collect(open_table(files[place]), _always(index), found)
-        elif place[0] in folders:
-            missing[index] = f"no file {'-'.join(place[1:])}-Nuclei.csv in {folders[place[0]]}"
-        else:
-            missing[index] = f"no folder {place[0]} in {root}"
-    return found, missing
+    return found
 
 
 def _always(index: int) -> _Locate:
@@ -252,7 +215,7 @@ def _from_table(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
 
 def _collect(table: ObjectTable, locate: _Locate, found: dict[int, _Centers]) -> None:
     """Adds the centres of a table to those that are found, by the index of their field."""
-    table.require_centers()
+    _ = table.axes  # an empty table as well must have them
     for line, values in table.rows:
         try:
             index = locate(values)
@@ -362,15 +325,11 @@ def _image_table(table: ObjectTable) -> Path:
 
 
 def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
-    """The indices of the fields that have a plate, a well and a site."""
-    places: dict[_Place, int] = {}
-    for index, field in enumerate(fields):
-        if {"plate", "well", "site"} <= set(field.metadata):
-            place = _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"]))
-            if place in places:
-                raise BadData(f"fields {fields[places[place]].name} and {field.name} are the same")
-            places[place] = index
-    return places
+    """The index of each field."""
+    return {
+        _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"])): index
+        for index, field in enumerate(fields)
+    }
 
 
 def _place(plate: str, well: str, site: str) -> _Place:
