@@ -63,17 +63,6 @@ def test_what_is_planted_perfectly_is_found_beyond_chance():
     assert told["chance"]["nearest_share"] < 0.4
 
 
-def test_noise_is_retrieved_by_chance():
-    treatment, plate = layout()
-    found = [
-        retrieve(np.random.default_rng(seed).normal(size=(len(plate), 8)), treatment, plate)
-        for seed in range(20)
-    ]
-    assert abs(np.mean([one.means[0] for one in found]) - 0.2) < 0.05
-    assert abs(np.mean([one.by_chance.mean(axis=0) for one in found], axis=0)[0] - 0.2) < 0.03
-    assert np.mean([one.summary()["p"]["mean_average_precision"] < 0.1 for one in found]) < 0.3
-
-
 def test_what_a_plate_shares_with_itself_does_not_count():
     """Replicates that are equal within a plate, and have nothing in common between plates."""
     treatment, plate = layout(plates=6, wells=3)

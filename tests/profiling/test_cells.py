@@ -232,15 +232,6 @@ def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
         report.write_evaluation(tmp_path, report.Results(cells=nothing))
 
 
-def test_without_batches_neither_nscb_nor_tvn_are_made_up():
-    scores = evaluate(planted()).scores
-    assert scores["none"].nsc.total == 4
-    assert scores["none"].nscb.undefined == "no batch is known"
-    assert scores["tvn"].nsc.undefined == "no batch is known"
-    assert scores["whitening"].nsc.total == 4
-    assert evaluate(planted()).scores["tvn"].nsc.total == 4
-
-
 def test_kept_cells_are_those_that_were_chosen_whatever_the_minibatches():
     features = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     chosen = np.array([0, 7, 8, 31, 49])

@@ -123,25 +123,6 @@ def test_every_correction_and_score_equals_plain_loops(seed):
     assert set(found.scores["none"].nscb.excluded["moa"]) == {"of one batch"}
 
 
-@pytest.mark.parametrize("by", ["controls", "plates"])
-def test_standardisation_equals_plain_loops(by):
-    table = screen(0)
-    values = table.filter(like="cellclr_").to_numpy()
-    scaled = np.empty_like(values)
-    for row in range(len(values)):
-        same = is_dmso(table)
-        if by == "plates":
-            same = same & (table["plate"] == table["plate"][row]).to_numpy()
-        columns = list(zip(*values[same].tolist(), strict=True))
-        centre = [statistics.fmean(column) for column in columns]
-        spread = [statistics.pstdev(column) for column in columns]
-        scaled[row] = (values[row] - centre) / spread
-    scores = evaluate(table, Protocol(standardize=by)).scores["none"]
-    assert (scores.nsc.correct, scores.nsc.total) == naive_score(
-        naive_treatments(table, scaled), False
-    )
-
-
 @pytest.mark.parametrize("correction", ["harmony", "combat"])
 def test_corrections_of_libraries_are_scored_with_a_note(correction):
     pytest.importorskip("harmonypy" if correction == "harmony" else "scanpy")
