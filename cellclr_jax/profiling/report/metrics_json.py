@@ -12,12 +12,11 @@ import pandas as pd
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import differences, read_json
 from cellclr_jax.pages.crop_strips import Pictures
-from cellclr_jax.profiling.correction_libraries import FITTED_ON_ALL
 from cellclr_jax.profiling.evaluation import METRICS, Evaluation
 from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score, batch_set, single_batch_moas
-from cellclr_jax.profiling.protocol import Protocol
+from cellclr_jax.profiling.protocol import FITTED_ON_ALL, Protocol
 from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 
