@@ -59,18 +59,7 @@ class WellAccumulator:
         Args:
           embeddings: [N, D] any float type.
           index: [N] int, the row of each cell; a negative one marks padding, which is ignored.
-
-        Raises:
-          ValueError: the shapes do not match, or an index is past the last row.
         """
-        embeddings, index = np.asarray(embeddings), np.asarray(index)
-        if index.ndim != 1 or embeddings.shape != (len(index), len(self.features)):
-            raise ValueError(
-                f"embeddings [N, {len(self.features)}] and index [N] were expected, not "
-                f"{embeddings.shape} and {index.shape}"
-            )
-        if index.max(initial=-1) >= len(self._counts):
-            raise ValueError(f"index {index.max()} where there are {len(self._counts)} rows")
         real = index >= 0
         rows, sums = group_sums(embeddings[real], index[real])
         self._sums[rows] += sums

@@ -100,16 +100,14 @@ def probe(
 
     Raises:
       BadData: there are no features, or one is not finite or too large to compute with.
-      ValueError: the lengths differ.
     """
     labels, features = np.asarray(labels, object), np.asarray(features)
-    lengths = {len(features), len(labels), len(labels if groups is None else groups)}
-    if features.ndim != 2 or len(lengths) > 1:
-        raise ValueError("features [N, D], labels [N] and groups [N] were expected")
     if not features.shape[1]:
         raise BadData("there are no features (0 columns): there is nothing to tell classes by")
-    if not np.isfinite(features).all():
-        raise BadData(f"row {_first_bad(features)} of the features holds NaN or an infinite value")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite)) + 1
+        raise BadData(f"row {row} of the features holds NaN or an infinite value")
     kept, left_out = usable(labels, groups)
     names, codes = np.unique(labels[kept].astype(str), return_inverse=True)
     classes = dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True))
@@ -230,8 +228,3 @@ def _recall(codes: np.ndarray, right: np.ndarray, classes: int) -> np.ndarray:
     counts = np.bincount(codes, minlength=classes)
     shares = np.bincount(codes, weights=right, minlength=classes) / np.maximum(counts, 1)
     return np.where(counts > 0, shares, np.nan)
-
-
-def _first_bad(features: np.ndarray) -> int:
-    """The number, from 1, of the first row that is not finite."""
-    return int(np.argmin(np.isfinite(features).all(axis=1))) + 1
