@@ -179,7 +179,6 @@ def tvn(
       BadData: as `whiten`; or a batch has fewer than two controls.
       BadUse: a negative or non-finite λ.
     """
-    _check_batches(is_control, batches)
     whitened = whiten(profiles, is_control, regularization=regularization, relative=relative)
     return coral(whitened, is_control, batches, regularization=regularization, relative=relative)
 

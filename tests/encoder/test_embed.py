@@ -159,19 +159,6 @@ def test_wells_are_means_of_cells_and_treatments_medians_of_wells(embedded):
     assert evaluate(read_profiles(embedded / "wells.parquet").table, Protocol())
 
 
-def test_the_record_has_the_settings_and_whether_it_is_finished(embedded):
-    record = json.loads((embedded / "embedding.json").read_text())
-    assert record["finished"] is True
-    assert record["counts"] == {"cells": CELLS, "wells": 8, "treatments": 7}
-    settings = record["settings"]
-    assert settings["step"] == 7
-    assert settings["dataset"] == settings["trained_on"]
-    assert settings["dataset_name"] == "single_cells/all/1.0.0"
-    assert settings["channels"] == ["dna", "tubulin", "actin"]
-    assert settings["chunk_cells"] == CHUNK
-    assert record["environment"]["versions"]["jax"] == jax.__version__
-
-
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(embedded, workdir, plates, tmp_path):
     out = tmp_path / "out"
     killed = subprocess.run(

@@ -264,24 +264,6 @@ def test_percentile_normalisation_follows_the_plate(config):
     assert isinstance(experiment.cells, minibatches.Cells)
 
 
-def test_names_of_channels_and_spelling_of_controls_change_no_score(trained, data_dir, tmp_path):
-    workdir, _, state = trained
-    told = evaluated(workdir, data_dir, tmp_path / "told")
-    assert told["baseline_protocols"]["intensity"]["standardize"] == "controls"
-
-    def lower(table):
-        return table.assign(compound=table["compound"].replace("DMSO", "dmso"))
-
-    other = changed(data_dir, tmp_path / "data", lower)
-    manifest = next(other.rglob("manifest.json"))
-    name_channels(manifest.parent, ["image", "site", "index"])
-    silent = changed_progress(workdir, state, tmp_path / "run", lambda p: {**p, "channels": None})
-    found = evaluated(silent, other, tmp_path / "found")
-    assert found["baseline_protocols"] == told["baseline_protocols"]
-    assert found["baselines"] == told["baselines"]
-    assert found["scores"] == told["scores"]
-
-
 def test_a_well_with_two_compounds_is_told_before_anything_is_embedded(
     trained, data_dir, tmp_path, monkeypatch
 ):

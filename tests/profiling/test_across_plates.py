@@ -129,17 +129,6 @@ def test_the_measure_is_that_of_treated_wells():
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
 
 
-def test_controls_neither_ask_nor_answer():
-    wells = planted(0, noise=3.0)
-    is_control = wells["Metadata_Compound"] == "DMSO"
-    features = list(wells.filter(regex="^f"))
-    moved = wells.copy()
-    moved.loc[is_control, features] = wells.loc[~is_control, features].to_numpy()[
-        : is_control.sum()
-    ]
-    assert across_plates(corrected(moved)).summary == across_plates(corrected(wells)).summary
-
-
 def test_what_has_no_retrieval_says_why():
     values = np.random.default_rng(0).normal(size=(4, 3))
     rows = [("P", "B", name, 1.0, "m") for name in "abab"]

@@ -208,17 +208,6 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     assert left == {"metrics.json", "report.html", "cells.parquet"}
 
 
-def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
-    (tmp_path / "wells.parquet").write_bytes(b"theirs")
-    report.write_evaluation(tmp_path, report.Results(cells=evaluated(labelled())))
-    assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
-    with pytest.raises(BadUse, match=r"cells\.parquet exists, but no metrics\.json"):
-        report.write_evaluation(tmp_path / "other", report.Results(cells=evaluated(labelled())))
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
-
-
 def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
     table = labelled(plate=plates(), batch=plates())
     sample = draw_sample(table, with_treatments=False)
