@@ -224,9 +224,7 @@ def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
     Raises:
       BadData: a well has two compounds, concentrations, MoAs or batches, or a treatment two MoAs.
     """
-    if not set(_WELL) <= set(metadata):
-        return None
-    known = (metadata[_WELL] != "").all(axis=1).to_numpy()
+    known = (metadata.reindex(columns=_WELL, fill_value="") != "").all(axis=1).to_numpy()
     if not known.any():
         return None
     own = [CELL_ID, *_PLACE.values()]

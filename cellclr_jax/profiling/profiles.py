@@ -121,10 +121,9 @@ def aggregate_wells(
     """
     if through not in AGGREGATES:
         raise BadUse(f"aggregate {through!r}: one of {', '.join(AGGREGATES)} was expected")
-    missing = [c for c in (_SITE if through == "site" else _WELL) if c not in cells]
-    if missing:
-        raise BadData(f"aggregating by {through} needs column {', '.join(missing)}")
     for column in _SITE if through == "site" else _WELL:
+        if column not in cells:
+            raise BadData(f"aggregating by {through} needs column {column}")
         if cells[column].isna().any():
             row = int(np.argmax(cells[column].isna().to_numpy()))
             raise BadData(f"row {row + 1}: {column} is missing")

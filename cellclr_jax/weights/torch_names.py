@@ -259,8 +259,6 @@ def listed(names: Iterable[str]) -> str:
 
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# An entry that only a batch normalisation has; a counter counts batches only next to it.
-_VARIANCE = "running_var"
 # Removed from any entry; removed only if every entry has it.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
 
@@ -270,7 +268,7 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
 
     Args:
       entries: arrays by name; `module.` is removed from any, `backbone.` and `encoder.` if all
-        have it; a counter that is no batch normalisation's stays.
+        have it.
 
     Raises:
       BadData: two of them would have one name.
@@ -282,7 +280,7 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
             twice = [name for name in named if prefix + name in named]
             raise BadData(f"with and without {prefix!r} there are {listed(twice)}")
         named = shorter
-    return {name: array for name, array in named.items() if not _is_counter(name, named)}
+    return {name: array for name, array in named.items() if name.split(".")[-1] != COUNTER}
 
 
 def split_classifier(entries: Entries) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -316,11 +314,6 @@ def recognise(entries: Entries) -> Network:
         hidden, width = (_length(shapes.get(f"l{i}.weight", ())) for i in (1, 2))
         network = replace(network, head=(hidden or network.features, width or 1))
     return network
-
-
-def _is_counter(name: str, entries: Mapping[str, object]) -> bool:
-    module, _, last = name.rpartition(".")
-    return last == COUNTER and f"{module}.{_VARIANCE}" in entries
 
 
 def _prefix_of(named: Mapping[str, object]) -> str | None:

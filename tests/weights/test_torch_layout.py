@@ -96,14 +96,6 @@ def test_a_prefix_that_not_every_entry_has_stays(resnet):
     assert "backbone.conv1.weight" in refusal(bare(wrapped))
 
 
-def test_a_counter_goes_beside_its_variance_alone(resnet):
-    count = np.zeros((), np.int64)
-    counted = changed(resnet, module__bn1__num_batches_tracked=count)
-    assert bare(counted).keys() == resnet.keys()
-    stray = changed(resnet, conv1__num_batches_tracked=count, num_batches_tracked=count)
-    assert "superfluous: conv1.num_batches_tracked, num_batches_tracked" in refusal(bare(stray))
-
-
 def test_two_entries_of_one_name_are_refused(resnet):
     with pytest.raises(BadData, match=r"with and without 'module\.' there are conv1\.weight$"):
         bare(changed(resnet, module__conv1__weight=np.zeros(3)))
