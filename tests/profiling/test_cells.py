@@ -38,7 +38,7 @@ def evaluated(table, **settings):
     features = {name: rng.normal(size=(len(sample.rows), 5)) for name in KINDS}
     classes = np.unique(sample.labels, return_inverse=True)[1]
     features["trained"][:, 0] += 20 * classes
-    return evaluate_cells(sample, features)
+    return evaluate_cells(sample, features, classifiers=("knn", "logistic"))
 
 
 def plates(count=120):
