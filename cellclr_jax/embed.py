@@ -58,9 +58,6 @@ def main() -> None:
     for name in ("workdir", "out"):
         if not FLAGS[name].value:
             raise BadUse(f"--{name}=DIR was expected (see --help)")
-    from cellclr_jax.profiling.exports import check_formats
-
-    check_formats(FLAGS.formats)
     from cellclr_jax import devices
     from cellclr_jax.encoder.apply import MINIBATCH
     from cellclr_jax.encoder.embed_dataset import embed_run

@@ -1,7 +1,6 @@
 """Embeds a dataset: resumable tables of cells, wells and treatments."""
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,13 @@ from jax.sharding import Mesh
 from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.data import dataset
-from cellclr_jax.data.columns import COLUMNS, NAMES
+from cellclr_jax.data.columns import CELL_ID, CELL_NAMES, COLUMNS
 from cellclr_jax.encoder.apply import restore, visit_chunks
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import differences, digest, is_local, locked, read_json, write_json
 from cellclr_jax.profiling import profiles
-from cellclr_jax.profiling.exports import CELL_ID, check_formats, write_table
+from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.run_folder import (
     as_json,
     converted_from,
@@ -38,15 +37,14 @@ RECORD = "embedding.json"
 PARTS, WELLS, TREATMENTS = "cells", "wells", "treatments"
 _LOCK = ".embedding"
 # Temporary files of a process that was killed (see `files.atomic_write`).
-_UNFINISHED = re.compile(r"\.(part-\d+|wells|treatments|embedding)\.\w+\.\d+")
+_UNFINISHED = (f"{PARTS}/.part-*", f".{WELLS}.*", f".{TREATMENTS}.*", f".{RECORD}.*")
 # What the encoder is called among the variables of a checkpoint.
 _ENCODER = "trained"
 # Settings of a run that decide what its encoder makes of a crop, besides the weights.
 _OF_ENCODER = ("model", "normalization", "image_size")
 # Settings of a build that decide what a crop looks like.
 _OF_CROPS = ("crop_size", "border", "illumination", "masks")
-# What is stored of a cell besides `columns.NAMES`: its name and where it lies in its field.
-_CELL = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
+# Where a cell lies in its field, in pixels.
 _PLACE = {"x": "Metadata_X", "y": "Metadata_Y"}
 # Cells that are summed at once, as float64.
 _BLOCK = 4096
@@ -95,8 +93,6 @@ def embed_run(
     check_formats(formats)
     if not is_local(epath.Path(out)):
         raise BadUse(f"--out={out} is no folder of this machine")
-    if chunk_cells < 1:
-        raise BadUse(f"--chunk_cells={chunk_cells}: at least 1 was expected")
     workdir, out = epath.Path(workdir), Path(out)
     config = read_config(workdir)
     trained_in = (config.data_dir, config.dataset)
@@ -133,7 +129,7 @@ def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
     """
     texts = [name for name, kind in COLUMNS.items() if kind is str and name in cells]
     table = cells.assign(**{name: cells[name].fillna("").astype(str) for name in texts})
-    names = {name: new for name, new in _CELL.items() if name in table}
+    names = {name: new for name, new in CELL_NAMES.items() if name in table}
     if table[list(_PLACE)].notna().any(axis=None):
         names |= _PLACE
     return table[list(names)].rename(columns=names).reset_index(drop=True)
@@ -228,9 +224,7 @@ def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
     Raises:
       BadData: a well has two compounds, concentrations, MoAs or batches, or a treatment two MoAs.
     """
-    if not set(_WELL) <= set(metadata):
-        return None
-    known = (metadata[_WELL] != "").all(axis=1).to_numpy()
+    known = (metadata.reindex(columns=_WELL, fill_value="") != "").all(axis=1).to_numpy()
     if not known.any():
         return None
     own = [CELL_ID, *_PLACE.values()]
@@ -304,25 +298,25 @@ def choose_dataset(data_dir: str | Path, of_run: str, named: str | None) -> str:
     Raises:
       BadUse: there is none, or there are several; the message lists them.
     """
-    if named is not None:
-        return named
-    with contextlib.suppress(BadUse):
-        dataset.find_dataset(data_dir, of_run)
-        return of_run
-    there = []
-    for path in sorted(Path(data_dir).glob("*/*")):
-        name = f"{path.parent.name}/{path.name}"
+
+    def exists(name: str) -> bool:
         with contextlib.suppress(BadUse):
             dataset.find_dataset(data_dir, name)
-            there.append(name)
-    if len(there) > 1:
+            return True
+        return False
+
+    if named is not None or exists(of_run):
+        return named or of_run
+    found = sorted(f"{path.parent.name}/{path.name}" for path in Path(data_dir).glob("*/*"))
+    found = [name for name in found if exists(name)]
+    if len(found) > 1:
         raise BadUse(
             f"{data_dir} has no dataset of the run's name, {of_run}, and several others: choose by "
-            f"--dataset one of {', '.join(there)}"
+            f"--dataset one of {', '.join(found)}"
         )
-    if not there:
+    if not found:
         dataset.find_dataset(data_dir, of_run)  # says how to build it
-    return there[0]
+    return found[0]
 
 
 def _embed(
@@ -334,68 +328,52 @@ def _embed(
 ) -> None:
     """Embeds the cells of the missing parts, and writes the profiles of all of them."""
     wells = wells_of(parts.metadata)
-    record: dict[str, Any] = {}
     missing = np.zeros(len(parts.chunks), bool)
     if parts.writes:
-        record = _open_record(parts.out, _settings(encoding, encoder, parts, origin))
+        settings = _settings(encoding, encoder, parts, origin)
+        _open_record(parts.out, settings)
         missing = parts.missing()
-        if missing.any():
-            write_json(parts.out / RECORD, record | {"finished": False})
-            if not missing.all():
-                say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
+        if not missing.all():
+            say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
     missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
     chunks = [rows for rows, absent in zip(parts.chunks, missing, strict=True) if absent]
     visit_chunks(encoding, mesh, encoder, chunks, parts.add, intensities=False)
-    if not parts.writes:
-        return
-    complete = record.get("finished") and not chunks and _have_profiles(parts.out, record)
-    if not complete:
+    if parts.writes:
         counts = {"cells": len(parts.metadata), **write_profiles(parts, wells)}
-        record |= {"finished": True, "counts": counts, "environment": environment()}
-        write_json(parts.out / RECORD, record)
-    counted = ", ".join(plural(n, what.removesuffix("s")) for what, n in record["counts"].items())
-    print(f"{counted}: {'all exist in' if complete else 'written to'} {parts.out}")
+        record = {"settings": settings, "finished": True, "counts": counts}
+        write_json(parts.out / RECORD, record | {"environment": environment()})
+        counted = ", ".join(plural(n, what.removesuffix("s")) for what, n in counts.items())
+        print(f"{counted}: written to {parts.out}")
 
 
-def _have_profiles(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the tables of wells and treatments of a finished embedding exist."""
-    kinds = record["settings"]["formats"]
-    names = [name for name in record["counts"] if name != "cells"]
-    return all((out / f"{name}.{kind}").is_file() for name in names for kind in kinds)
-
-
-def _open_record(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Begins the record of an embedding, or continues an existing one with the same settings.
+def _open_record(out: Path, settings: Mapping[str, Any]) -> None:
+    """Begins the record of an embedding, or checks that an existing one has the same settings.
 
     Args:
       out: the folder; the caller has locked it.
       settings: what decides the features and their files.
-
-    Returns:
-      The record: "finished", "settings"; once it is finished "counts" and "environment".
 
     Raises:
       BadUse: the folder holds an embedding with other settings, or files of something else.
       BadData: the record cannot be read.
     """
     path = out / RECORD
-    for folder in (out, out / PARTS):
-        for left in folder.glob(".*"):
-            if _UNFINISHED.fullmatch(left.name):
-                left.unlink()
-    if not path.exists():
+    if path.exists():
+        known = read_json(path, "record of an embedding").get("settings")
+        if changed := differences(known, settings):
+            raise BadUse(
+                f"{out} holds an embedding with other settings ({'; '.join(changed)}): take "
+                "another --out, or the same settings"
+            )
+    else:
         for name in (PARTS, f"{WELLS}.*", f"{TREATMENTS}.*"):
             for found in out.glob(name):
                 raise BadUse(f"{found} exists, and no {RECORD}: take another --out")
-        write_json(path, {"settings": settings, "finished": False})
+    for pattern in _UNFINISHED:
+        for left in out.glob(pattern):
+            left.unlink()
+    write_json(path, {"settings": settings, "finished": False})
     (out / PARTS).mkdir(exist_ok=True)
-    record = read_json(path, "record of an embedding")
-    if changed := differences(record.get("settings"), settings):
-        raise BadUse(
-            f"{out} holds an embedding with other settings ({'; '.join(changed)}): take another "
-            "--out, or the same settings"
-        )
-    return record
 
 
 def _settings(
@@ -422,26 +400,17 @@ def _notes(
     """Differences between the crops that are embedded and those that were trained on."""
     cells = encoding.cells
     side, seen = cells.image_shape[0], encoding.config.image_size
-    here = cells.manifest
     source = converted_from(progress)
-    if source is None and progress["dataset"] == here["fingerprint"]:
+    if source is None and progress["dataset"] == cells.manifest["fingerprint"]:
         return []
     notes = [source or "this is not the dataset that the run was trained on"]
     if side != seen:
         notes.append(f"crops of {side} pixels are resized to the {seen} that the encoder sees")
-    if source is not None:
-        return notes
-    try:
+    with contextlib.suppress(BadUse, BadData):  # that dataset may be gone
         there = dataset.read_manifest(dataset.find_dataset(*trained_in))
-    except (BadUse, BadData):
-        there = None
-    if there is None or there["fingerprint"] != progress["dataset"]:
-        notes.append(
-            f"the one it was trained on is not at {trained_in[0]}: whether crops are alike in size "
-            "and intensity is unknown"
-        )
-    elif found := differences(_of_crops(there), _of_crops(here)):
-        notes.append(f"crops differ from those that were trained on: {'; '.join(found)}")
+        found = differences(_of_crops(there), _of_crops(cells.manifest))
+        if found and there["fingerprint"] == progress.get("dataset"):
+            notes.append(f"crops differ from those that were trained on: {'; '.join(found)}")
     return notes
 
 
@@ -456,7 +425,5 @@ def _digest_of_arrays(tree: Any) -> str:
     """A digest of all arrays of a tree, their places in it and their types."""
     contents: list[str | bytes] = []
     for place, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        values = np.ascontiguousarray(array)
-        contents += [f"{jax.tree_util.keystr(place)} {values.dtype} {values.shape}"]
-        contents += [values.tobytes()]
+        contents += [f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}", array.tobytes()]
     return digest(*contents)

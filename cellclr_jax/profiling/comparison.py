@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,7 @@ def _named(runs: list[EvaluatedRun]) -> list[EvaluatedRun]:
         raise BadUse(f"{twice[0]} is given twice")
     names = [run.name for run in runs]
     return [
-        run
-        if names.count(run.name) == 1
-        else EvaluatedRun(str(run.folder), run.folder, run.metrics, run.neighbours, run.config)
-        for run in runs
+        run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs
     ]
 
 
@@ -218,25 +215,20 @@ def _seeds(runs: list[EvaluatedRun], scores: pd.DataFrame) -> pd.DataFrame:
             data = {name: run.metrics["run"].get(name) for name in _DATA}
             key = json.dumps([rest, run.metrics["protocol"], data], sort_keys=True)
             groups.setdefault(key, {}).setdefault(run.config.get("seed"), run.name)
-    rows = []
+    tables = []
     for names in (list(seeds.values()) for seeds in groups.values() if len(seeds) > 1):
         own = scores[scores["run"].isin(names) & scores["accuracy"].notna()]
-        for (correction, kind), found in own.groupby(["correction", "score"], sort=False):
-            accuracies = found["accuracy"].astype(float)
-            if len(accuracies) > 1:
-                rows.append(
-                    {
-                        "runs": ", ".join(found["run"]),
-                        "correction": correction,
-                        "score": kind,
-                        "count": len(accuracies),
-                        "mean": accuracies.mean(),
-                        "deviation": accuracies.std(),
-                        "least": accuracies.min(),
-                        "greatest": accuracies.max(),
-                    }
-                )
-    return pd.DataFrame(rows)
+        found = own.astype({"accuracy": float}).groupby(["correction", "score"], sort=False)
+        table = found.agg(
+            runs=("run", ", ".join),
+            count=("accuracy", "size"),
+            mean=("accuracy", "mean"),
+            deviation=("accuracy", "std"),
+            least=("accuracy", "min"),
+            greatest=("accuracy", "max"),
+        )
+        tables.append(table[table["count"] > 1].reset_index())
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def data_of(run: EvaluatedRun) -> str:

@@ -85,8 +85,6 @@ def _robust(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[np.ndarray]:
     """Row numbers of each plate."""
     names = np.asarray(plates, object)
-    if names.shape != is_control.shape:
-        raise ValueError(f"plates [N] were expected, not {names.shape}")
     groups = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
     few = [
         f"{name!r} has {is_control[rows].sum()}"
@@ -181,7 +179,6 @@ def tvn(
       BadData: as `whiten`; or a batch has fewer than two controls.
       BadUse: a negative or non-finite λ.
     """
-    _check_batches(is_control, batches)
     whitened = whiten(profiles, is_control, regularization=regularization, relative=relative)
     return coral(whitened, is_control, batches, regularization=regularization, relative=relative)
 
@@ -270,11 +267,6 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """float64 [N, D] and bool [N]; BadData without two controls; `what` is fitted on them."""
     profiles, is_control = np.asarray(profiles, np.float64), np.asarray(is_control, bool)
-    if profiles.ndim != 2 or is_control.shape != profiles.shape[:1]:
-        raise ValueError(
-            f"profiles [N, D] and is_control [N] were expected, not {profiles.shape} and "
-            f"{is_control.shape}"
-        )
     if is_control.sum() < FEWEST_CONTROLS:
         raise BadData(
             f"{what} is fitted on control wells: at least {FEWEST_CONTROLS} are needed, there "
@@ -288,8 +280,6 @@ def _checked(
 def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) -> None:
     """Raises BadData where a batch has too few controls to be aligned by them."""
     labels = np.asarray(batches, object)
-    if labels.shape != np.shape(is_control):
-        raise ValueError(f"batches [N] were expected, not {labels.shape}")
     for batch in dict.fromkeys(labels.tolist()):
         count = int(np.asarray(is_control, bool)[labels == batch].sum())
         if count < FEWEST_CONTROLS:
@@ -371,8 +361,6 @@ def _checked_batches(
 ) -> tuple[np.ndarray, np.ndarray]:
     """float64 [N, D] and the names [N] of at least two batches."""
     profiles, names = np.asarray(profiles, np.float64), np.asarray(batches, object)
-    if profiles.ndim != 2 or names.shape != profiles.shape[:1]:
-        raise ValueError(f"profiles [N, D] and batches [N] were expected, not {profiles.shape}")
     _check_known(names)
     if len(set(names.tolist())) < 2:
         raise BadData(f"{what} needs two batches: all wells lie in {names[0]!r}")

@@ -234,15 +234,17 @@ def _score(
     treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
     of = partial(profiles.treatments_of, base, values, features, statistic=protocol.statistic)
     treatments = of(used=treated)
-    how: dict[str, Any] = {"features": features, "control": protocol.control}
-    rule: dict[str, Any] = {"batches": protocol.batches, "left_out": protocol.left_out}
+    how: dict[str, Any] = {
+        "features": features,
+        "control": protocol.control,
+        "batches": protocol.batches,
+        "left_out": protocol.left_out,
+    }
+    nsc, nscb = moa.both_scores(treatments, **how)[1]
     if protocol.batches == "week1":
         first = treated.copy()
         first[treated] = profiles.in_first_batch(base[treated])
-        nsc = moa.not_same_compound(treatments, **how)
-        nscb = moa.not_same_compound_or_batch(of(used=first), **how, **rule)
-    else:
-        nsc, nscb = moa.both_scores(treatments, **how, **rule)[1]
+        nscb = moa.not_same_compound_or_batch(of(used=first), **how)
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)

@@ -127,10 +127,8 @@ def _observed(values: pd.Series) -> Any:
     if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
         return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
     texts = _texts(values)
-    known = sorted(set(texts.dropna()))
-    place = {text: number for number, text in enumerate(known)}
-    codes = [place.get(text, -1) for text in texts]
-    return pd.Categorical.from_codes(codes, categories=pd.Index(known, dtype=object))
+    known = pd.Index(sorted(set(texts.dropna())), dtype=object)
+    return pd.Categorical.from_codes(known.get_indexer(texts), categories=known)
 
 
 def _texts(values: pd.Series) -> pd.Series:

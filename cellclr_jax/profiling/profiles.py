@@ -59,18 +59,7 @@ class WellAccumulator:
         Args:
           embeddings: [N, D] any float type.
           index: [N] int, the row of each cell; a negative one marks padding, which is ignored.
-
-        Raises:
-          ValueError: the shapes do not match, or an index is past the last row.
         """
-        embeddings, index = np.asarray(embeddings), np.asarray(index)
-        if index.ndim != 1 or embeddings.shape != (len(index), len(self.features)):
-            raise ValueError(
-                f"embeddings [N, {len(self.features)}] and index [N] were expected, not "
-                f"{embeddings.shape} and {index.shape}"
-            )
-        if index.max(initial=-1) >= len(self._counts):
-            raise ValueError(f"index {index.max()} where there are {len(self._counts)} rows")
         real = index >= 0
         rows, sums = group_sums(embeddings[real], index[real])
         self._sums[rows] += sums
@@ -132,10 +121,9 @@ def aggregate_wells(
     """
     if through not in AGGREGATES:
         raise BadUse(f"aggregate {through!r}: one of {', '.join(AGGREGATES)} was expected")
-    missing = [c for c in (_SITE if through == "site" else _WELL) if c not in cells]
-    if missing:
-        raise BadData(f"aggregating by {through} needs column {', '.join(missing)}")
     for column in _SITE if through == "site" else _WELL:
+        if column not in cells:
+            raise BadData(f"aggregating by {through} needs column {column}")
         if cells[column].isna().any():
             row = int(np.argmax(cells[column].isna().to_numpy()))
             raise BadData(f"row {row + 1}: {column} is missing")

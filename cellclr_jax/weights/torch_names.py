@@ -81,9 +81,10 @@ class Slot:
 def slots(network: Network) -> dict[str, Slot]:
     """Lists the slot of each entry of a network, by its name in the network's layout."""
     found = {}
-    for name, slot in _SLOTS[network.encoder](network):
+    is_cnn = network.encoder == "cnn"
+    for name, slot in _cnn_slots(network) if is_cnn else _resnet_slots(network):
         first, _, rest = name.partition(".")
-        renamed = network.layout == "published" and network.encoder != "cnn"
+        renamed = network.layout == "published" and not is_cnn
         found[f"{PUBLISHED[first]}.{rest}" if renamed else name] = slot
     if network.head is not None:
         hidden, width = network.head
@@ -198,12 +199,6 @@ def _resnet_slots(network: Network) -> Iterator[tuple[str, Slot]]:
             inside = outside
 
 
-_SLOTS: Mapping[str, Callable[[Network], Iterator[tuple[str, Slot]]]] = {
-    "cnn": _cnn_slots,
-    **dict.fromkeys(RESNETS, _resnet_slots),
-}
-
-
 def _convolution(
     theirs: str, ours: str, kernel: tuple[int, int, int], bias: bool = False
 ) -> Iterator[tuple[str, Slot]]:
@@ -263,16 +258,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-# Names of other networks that a file may hold.
-_OTHERS: Mapping[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (2, 2, 2, 2)): "resnet26",
-    ("bottleneck", (3, 8, 36, 3)): "resnet152",
-    ("bottleneck", (3, 24, 36, 3)): "resnet200",
-}
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# An entry that only a batch normalisation has; a counter counts batches only next to it.
-_VARIANCE = "running_var"
 # Removed from any entry; removed only if every entry has it.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
 
@@ -282,7 +268,7 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
 
     Args:
       entries: arrays by name; `module.` is removed from any, `backbone.` and `encoder.` if all
-        have it; a counter that is no batch normalisation's stays.
+        have it.
 
     Raises:
       BadData: two of them would have one name.
@@ -294,7 +280,7 @@ def bare(entries: Entries) -> dict[str, np.ndarray]:
             twice = [name for name in named if prefix + name in named]
             raise BadData(f"with and without {prefix!r} there are {listed(twice)}")
         named = shorter
-    return {name: array for name, array in named.items() if not _is_counter(name, named)}
+    return {name: array for name, array in named.items() if name.split(".")[-1] != COUNTER}
 
 
 def split_classifier(entries: Entries) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -330,11 +316,6 @@ def recognise(entries: Entries) -> Network:
     return network
 
 
-def _is_counter(name: str, entries: Mapping[str, object]) -> bool:
-    module, _, last = name.rpartition(".")
-    return last == COUNTER and f"{module}.{_VARIANCE}" in entries
-
-
 def _prefix_of(named: Mapping[str, object]) -> str | None:
     """A prefix to remove."""
     if any(name.startswith(_PARALLEL) for name in named):
@@ -352,39 +333,18 @@ def _torchvision_name(name: str) -> str:
 
 
 def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> Network:
-    """The ResNet with the most similar names; shapes are by torchvision's names."""
+    """The ResNet with as many blocks in each stage; shapes are by torchvision's names."""
     found = [re.match(r"layer([1-4])\.(\d{1,4})\.", name) for name in shapes]
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     depths = tuple(len({i for s, i in blocks if s == stage}) for stage in (1, 2, 3, 4))
     bottleneck = any(name.endswith(".conv3.weight") for name in shapes)
     kind = "bottleneck" if bottleneck else "basic"
+    name = next((name for name, own in RESNETS.items() if own == (kind, depths)), None)
+    if name is None:
+        known = ", ".join(f"{name} ({of} {deep})" for name, (of, deep) in RESNETS.items())
+        raise BadData(f"a ResNet of {kind} blocks {depths}: one of {known} was expected")
     stem = shapes.get("conv1.weight", ())
-    channels = stem[1] if len(stem) == 4 else 3
-    if foreign := _foreign(shapes, kind, depths):
-        raise BadData(f"seems to be {foreign}: one of {', '.join(RESNETS)} was expected")
-
-    def alike(name: str) -> float:
-        names = slots(Network(name, channels, "torchvision")).keys()
-        return len(names & shapes.keys()) / len(names | shapes.keys())
-
-    return Network(max(RESNETS, key=alike), channels, layout)
-
-
-def _foreign(
-    shapes: Mapping[str, tuple[int, ...]], kind: str, depths: tuple[int, ...]
-) -> str | None:
-    """A phrase for a ResNet that is not supported; None for others."""
-    size = next((n.removeprefix("resnet") for n, of in RESNETS.items() if of == (kind, depths)), "")
-    if any(re.match(r"conv1\.\d+\.", name) for name in shapes):
-        return f"a resnet{size}d or its like, whose first layer is several convolutions"
-    if any(".se." in name for name in shapes):
-        return f"a seresnet{size}, whose blocks weigh their channels"
-    middle = shapes.get("layer1.0.conv2.weight", ())
-    if kind == "bottleneck" and len(middle) == 4 and middle[0] != middle[1]:
-        return f"a resnext{size}, whose convolutions are grouped"
-    if kind == "bottleneck" and len(middle) == 4 and middle[0] > STAGE_WIDTHS[0]:
-        return f"a wide_resnet{size}, whose blocks have {middle[0]} channels inside"
-    return _OTHERS.get((kind, depths))
+    return Network(name, stem[1] if len(stem) == 4 else 3, layout)
 
 
 def _recognise_cnn(shapes: Mapping[str, tuple[int, ...]]) -> Network:

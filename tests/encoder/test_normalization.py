@@ -100,14 +100,10 @@ def test_standardised_images_have_the_mean_and_deviation_of_their_channels(crops
         ({"method": "zscore_minmax", "bits": 16}, "0 or 8"),
         ({"method": "zscore_minmax", "legacy_invert": True}, "needs bits 8"),
         ({"method": "zscore", "bits": 8}, r"in \[0, 1\]"),
+        ({"method": "log"}, "unknown"),
+        ({"method": "fixed"}, "needs low"),
     ],
 )
-def test_levels_of_what_has_none_are_refused(crops, settings, message):
+def test_settings_that_cannot_be_are_refused(crops, settings, message):
     with pytest.raises(ValueError, match=message):
         normalize(crops, **settings)
-
-
-@pytest.mark.parametrize(("method", "message"), [("log", "unknown"), ("fixed", "needs low")])
-def test_wrong_settings_are_named(crops, method, message):
-    with pytest.raises(ValueError, match=message):
-        normalize(crops, method)

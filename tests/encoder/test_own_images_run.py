@@ -36,11 +36,11 @@ def succeed(binary, *flags):
     return done.stdout
 
 
-def write_images(folder, classes=CLASSES):
+def write_images(folder):
     """Discs on a noisy background, three channels, a subfolder for each class."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    for name, (radius, level) in classes.items():
+    for name, (radius, level) in CLASSES.items():
         (folder / name).mkdir(parents=True)
         for number in range(IMAGES):
             row, column = SIDE / 2 + rng.normal(size=2)
@@ -48,43 +48,21 @@ def write_images(folder, classes=CLASSES):
             image = 30 + level * disc[:, :, None] + rng.normal(0, 6, (SIDE, SIDE, 3))
             pixels = np.clip(image, 0, 255).astype(np.uint8)
             (folder / name / f"{number}.png").write_bytes(imagecodecs.png_encode(pixels))
-    return folder
 
 
-def build(folder, data_dir, *flags):
+def test_labels_of_subfolders_are_scored(tmp_path):
+    images, data_dir, workdir = (tmp_path / name for name in ("images", "data", "work"))
+    write_images(images)
     succeed(
-        "build", "--source=folder", f"--input={folder}", f"--data_dir={data_dir}",
-        f"--crop_size={SIDE}", "--workers=1", *flags,
+        "build", "--source=folder", f"--input={images}", f"--data_dir={data_dir}",
+        f"--crop_size={SIDE}", "--workers=1",
     )  # fmt: skip
-    return data_dir
-
-
-def train(workdir, data_dir):
-    config = workdir.parent / "own.py"
+    config = tmp_path / "own.py"
     config.write_text(CONFIG)
-    return run(
+    succeed(
         "main", f"--config={config}", *SETTINGS, f"--workdir={workdir}",
         f"--config.data_dir={data_dir}",
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "cells")
-
-
-@pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    """The data folder and work directory of a run on these images."""
-    base = tmp_path_factory.mktemp("run")
-    data_dir, workdir = build(folder, base / "data"), base / "work"
-    done = train(workdir, data_dir)
-    assert done.returncode == 0, done.stderr
-    return data_dir, workdir
-
-
-def test_labels_of_subfolders_are_scored(trained):
-    _, workdir = trained
     printed = succeed("eval", f"--workdir={workdir}")
     out = next((workdir / "eval").iterdir())
     metrics = json.loads((out / "metrics.json").read_text())
@@ -105,31 +83,3 @@ def test_labels_of_subfolders_are_scored(trained):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Classes of cells" in page
     assert f"{100 * scores['trained']['balanced_accuracy']:.1f} %" in page
-
-
-def test_images_without_labels_are_embedded_and_there_is_nothing_to_score(trained, tmp_path):
-    _, workdir = trained
-    plain = write_images(tmp_path / "cells", {"": (6, 100)})
-    data_dir = build(plain, tmp_path / "data")
-    printed = succeed(
-        "eval", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={tmp_path / 'out'}",
-        "--data_access=mapped",
-    )  # fmt: skip
-    assert list(data_dir.rglob("images-*.npy"))
-    assert "nothing to score" in printed
-    table = pd.read_parquet(tmp_path / "out" / "cells.parquet")
-    assert len(table) == IMAGES
-    assert "Metadata_Label" not in table
-
-
-def test_channels_of_other_names_are_refused_in_one_line(trained, folder, tmp_path):
-    _, workdir = trained
-    data_dir = build(folder, tmp_path / "data", "--channels=er,golgi,dna")
-    told = run("eval", f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={tmp_path / 'o'}")
-    assert told.returncode == 2
-    assert "er, golgi, dna" in told.stderr
-    assert "--channels=" in told.stderr
-    assert "Traceback" not in told.stderr
-    again = train(workdir, data_dir)
-    assert again.returncode == 2
-    assert "er, golgi, dna" in again.stderr

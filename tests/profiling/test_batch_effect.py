@@ -120,11 +120,6 @@ def test_one_batch_or_no_controls_have_no_effect():
     assert "no batches" in batch_effect(corrected(nameless)).summary["undefined"]
 
 
-def test_constant_features_are_no_obstacle():
-    wells = pd.concat([controls(of_batch=3.0), pd.DataFrame({"f_constant": [0.1] * 66})], axis=1)
-    assert scores(wells)["logistic"] > 0.95
-
-
 def test_controls_that_a_correction_levelled_carry_a_caution():
     """Where each batch's mean is 0, its known plate lies opposite to the one that is held out."""
     wells = controls(of_plate=3.0)

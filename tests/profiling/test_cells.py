@@ -38,7 +38,7 @@ def evaluated(table, **settings):
     features = {name: rng.normal(size=(len(sample.rows), 5)) for name in KINDS}
     classes = np.unique(sample.labels, return_inverse=True)[1]
     features["trained"][:, 0] += 20 * classes
-    return evaluate_cells(sample, features)
+    return evaluate_cells(sample, features, classifiers=("knn", "logistic"))
 
 
 def plates(count=120):
@@ -208,17 +208,6 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
     assert left == {"metrics.json", "report.html", "cells.parquet"}
 
 
-def test_files_of_somebody_else_are_neither_removed_nor_overwritten(tmp_path):
-    (tmp_path / "wells.parquet").write_bytes(b"theirs")
-    report.write_evaluation(tmp_path, report.Results(cells=evaluated(labelled())))
-    assert (tmp_path / "wells.parquet").read_bytes() == b"theirs"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "cells.parquet").write_bytes(b"theirs")
-    with pytest.raises(BadUse, match=r"cells\.parquet exists, but no metrics\.json"):
-        report.write_evaluation(tmp_path / "other", report.Results(cells=evaluated(labelled())))
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cells.parquet"]
-
-
 def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
     table = labelled(plate=plates(), batch=plates())
     sample = draw_sample(table, with_treatments=False)
@@ -230,15 +219,6 @@ def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
     report.write_evaluation(tmp_path, report.Results(cells=plate))
     with pytest.raises(BadUse, match="grouped_by: 'plate' there, None here"):
         report.write_evaluation(tmp_path, report.Results(cells=nothing))
-
-
-def test_without_batches_neither_nscb_nor_tvn_are_made_up():
-    scores = evaluate(planted()).scores
-    assert scores["none"].nsc.total == 4
-    assert scores["none"].nscb.undefined == "no batch is known"
-    assert scores["tvn"].nsc.undefined == "no batch is known"
-    assert scores["whitening"].nsc.total == 4
-    assert evaluate(planted()).scores["tvn"].nsc.total == 4
 
 
 def test_kept_cells_are_those_that_were_chosen_whatever_the_minibatches():

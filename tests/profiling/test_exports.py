@@ -1,7 +1,6 @@
 """Tables for other programs: every value comes back, whatever the names, or nothing is there."""
 
 import importlib.util
-import os
 
 import numpy as np
 import pandas as pd
@@ -151,23 +150,6 @@ def test_columns_that_cannot_be_told_apart_or_counted_are_refused(tmp_path):
         write_table(twice, tmp_path / "wells")
     with pytest.raises(BadData, match="'note' is neither a number"):
         write_table(table.assign(note="x"), tmp_path / "wells")
-
-
-@pytest.mark.parametrize("kind", ["parquet", "csv", "h5ad"])
-def test_what_was_there_stays_when_the_disk_is_full(tmp_path, monkeypatch, kind):
-    if kind == "h5ad":
-        pytest.importorskip("anndata")
-    (path,) = write_table(wells(), tmp_path / "wells", [kind])
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_table(wells(seed=1), tmp_path / "wells", [kind])
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_table_without_rows_or_features_is_written(tmp_path):

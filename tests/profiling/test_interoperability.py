@@ -62,25 +62,20 @@ def scores_of(found):
     }
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_standardised_by_pycytominer_the_scores_are_ours(wells, kind, tmp_path):
-    (path,) = write_table(wells, tmp_path / "wells", [kind])
+def test_standardised_by_pycytominer_the_scores_are_ours(wells, tmp_path):
+    (path,) = write_table(wells, tmp_path / "wells", ["csv"])
     # Features whose controls are constant are left out by the one and divided by 1 by the other.
     controls = wells[wells["Metadata_Compound"] == "DMSO"]
     features = [name for name in features_of(wells) if controls[name].std() > 0]
-    table = pd.read_parquet(path) if kind == "parquet" else pd.read_csv(path)
     normalized = pycytominer.normalize(
-        table,
+        pd.read_csv(path),
         features=features,
         meta_features=[name for name in wells if name.startswith("Metadata_")],
         samples="Metadata_Compound == 'DMSO'",
         method="standardize",
     )
-    back = tmp_path / f"normalized.{kind}"
-    if kind == "parquet":
-        normalized.to_parquet(back, index=False)
-    else:
-        normalized.to_csv(back, index=False)
+    back = tmp_path / "normalized.csv"
+    normalized.to_csv(back, index=False)
     kept = wells[[name for name in wells if name.startswith("Metadata_") or name in features]]
     found = scores_of(evaluate(read_profiles(back).table, Protocol()))
     wanted = scores_of(evaluate(kept, Protocol(standardize="controls")))
@@ -128,70 +123,3 @@ def test_pycytominers_wells_of_exported_cells_are_ours(tmp_path):
     ours = profiles.aggregate_wells(read, features=features)
     assert found["Metadata_Well"].tolist() == ours["Metadata_Well"].tolist()
     np.testing.assert_allclose(found[features], ours[features], rtol=1e-4, atol=1e-5)
-
-
-def test_pycytominer_selects_features_of_ours(wells, tmp_path):
-    (path,) = write_table(wells, tmp_path / "wells")
-    table = pd.read_parquet(path)
-    features = features_of(wells)
-    twin, flat = f"{features[0]}_again", f"{features[0]}_flat"
-    table = table.assign(**{twin: table[features[0]] * 2.0, flat: 1.0})
-    operations = ["variance_threshold", "correlation_threshold"]
-    selected = pycytominer.feature_select(
-        table, features=[*features, twin, flat], operation=operations
-    )
-    kept = features_of(selected)
-    assert flat not in kept
-    assert not {features[0], twin} <= set(kept)
-    assert 1 < len(kept) <= len(features)
-    (again,) = write_table(selected, tmp_path / "selected", ["csv"])
-    found = evaluate(read_profiles(again).table, features=kept)
-    assert found.scores["none"].nsc.total > 5
-
-
-def naive_average_precision(profiles, moas, compounds, query):
-    """Of a treatment: other compounds of its MoA among all of other MoAs, by plain loops."""
-    a = profiles[query]
-    ranked = []
-    for other, b in enumerate(profiles):
-        if other == query:
-            continue
-        positive = moas[other] == moas[query] and compounds[other] != compounds[query]
-        if positive or moas[other] != moas[query]:
-            ranked.append((a @ b / np.sqrt((a @ a) * (b @ b)), positive))
-    ranked.sort(key=lambda pair: -pair[0])
-    precisions, found = [], 0
-    for rank, (_, positive) in enumerate(ranked, start=1):
-        if positive:
-            found += 1
-            precisions.append(found / rank)
-    return np.mean(precisions) if precisions else np.nan
-
-
-def test_copairs_average_precision_of_exported_treatments_is_the_naive_one(wells, tmp_path):
-    from copairs import map as copairs
-
-    features = features_of(wells)
-    annotated = wells[(wells["Metadata_MoA"] != "") & (wells["Metadata_Compound"] != "DMSO")]
-    treatments = profiles.treatment_profiles(annotated, features=features)
-    values = treatments[features]
-    treatments[features] = (values - values.mean()) / values.std().replace(0, 1)
-    (path,) = write_table(treatments, tmp_path / "treatments")
-    read = pd.read_parquet(path)
-    found = copairs.average_precision(
-        read[[name for name in read if name.startswith("Metadata_")]],
-        read[features].to_numpy(),
-        pos_sameby=["Metadata_MoA"],
-        pos_diffby=["Metadata_Compound"],
-        neg_sameby=[],
-        neg_diffby=["Metadata_MoA"],
-        progress_bar=False,
-    )
-    moas, compounds = read["Metadata_MoA"].tolist(), read["Metadata_Compound"].tolist()
-    wanted = [
-        naive_average_precision(values, moas, compounds, query)
-        for values in [read[features].to_numpy()]
-        for query in range(len(read))
-    ]
-    np.testing.assert_allclose(found["average_precision"], wanted, rtol=1e-5)
-    assert np.nanmean(wanted) > 0.2

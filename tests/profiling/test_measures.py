@@ -37,7 +37,7 @@ def test_a_new_measure_is_in_metrics_csv_report_and_flags(tmp_path, monkeypatch,
     parsed("--measures=strength")
     options = eval_binary.option_flags()
     found = evaluate(planted(), measures=options.measures)
-    report.write_evaluation(tmp_path, found, options=options)
+    report.write_evaluation(tmp_path, report.Results(found), options=options)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["measures"]) == {"none", "whitening", "tvn"}
     assert 0 < metrics["measures"]["tvn"]["strength"]["share"] <= 1

@@ -177,16 +177,6 @@ def test_a_profile_of_zeros_is_wrong_and_nobodys_neighbour():
     assert np.isnan(score.neighbours["similarity"][0])
 
 
-def test_a_numeric_compound_id_is_not_a_feature():
-    rng = np.random.default_rng(0)
-    rows = [(f"c{i:02d}", d, f"moa{i // 2}", "W1") for i in range(20) for d in (1, 2)]
-    table = treatments(rows, rng.normal(size=(40, 4)))
-    clean = moa.not_same_compound(table)
-    leak = [1e6 * int(row[0][1:]) for row in rows]
-    for name in ("compound_id", "CompoundID", "Metadata_Number", "drug_index", "innocent"):
-        assert moa.not_same_compound(table.assign(**{name: leak})) == clean, name
-
-
 def test_errors_say_what_is_wrong():
     table = random_treatments(0)
     with pytest.raises(BadUse, match="joined, disjoint, week1"):

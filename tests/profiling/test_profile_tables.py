@@ -91,9 +91,10 @@ def test_two_names_for_one_thing_must_agree():
 
 
 def test_names_that_pandas_would_take_for_missing_stay_text(tmp_path):
-    table = plain().assign(plate="007_1")
+    table = plain().assign(plate="007_1", cellcount=9)
     table.loc[1, "compound"] = "NA"
     found = tables.read_profiles(save(table, tmp_path / "t.csv")).table
+    assert found["Metadata_CellCount"].tolist() == [9] * len(table)  # numbers, not text
     assert found["Metadata_Compound"][1] == "NA"
     assert found["Metadata_Plate"][0] == "007_1"
 

@@ -112,7 +112,7 @@ def naive_score(treatments, other_batch):
     return right, queries
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_correction_and_score_equals_plain_loops(seed):
     table = screen(seed)
     found = evaluate(table, Protocol(regularization=RIDGE))
@@ -121,25 +121,6 @@ def test_every_correction_and_score_equals_plain_loops(seed):
         assert (scores.nsc.correct, scores.nsc.total) == naive_score(treatments, False), name
         assert (scores.nscb.correct, scores.nscb.total) == naive_score(treatments, True), name
     assert set(found.scores["none"].nscb.excluded["moa"]) == {"of one batch"}
-
-
-@pytest.mark.parametrize("by", ["controls", "plates"])
-def test_standardisation_equals_plain_loops(by):
-    table = screen(0)
-    values = table.filter(like="cellclr_").to_numpy()
-    scaled = np.empty_like(values)
-    for row in range(len(values)):
-        same = is_dmso(table)
-        if by == "plates":
-            same = same & (table["plate"] == table["plate"][row]).to_numpy()
-        columns = list(zip(*values[same].tolist(), strict=True))
-        centre = [statistics.fmean(column) for column in columns]
-        spread = [statistics.pstdev(column) for column in columns]
-        scaled[row] = (values[row] - centre) / spread
-    scores = evaluate(table, Protocol(standardize=by)).scores["none"]
-    assert (scores.nsc.correct, scores.nsc.total) == naive_score(
-        naive_treatments(table, scaled), False
-    )
 
 
 @pytest.mark.parametrize("correction", ["harmony", "combat"])

@@ -52,13 +52,6 @@ def test_floats_of_safetensors_are_read_as_those_of_pytorch(tmp_path):
     assert one["count"].dtype == np.int64
 
 
-def test_brain_floats_need_no_pytorch(tmp_path):
-    header = {"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
-    content = np.array([1.5, -2.0], "<f4").view("<u4") >> 16
-    (tmp_path / "a.safetensors").write_bytes(framed(header, content.astype("<u2").tobytes()))
-    assert files.read_entries(tmp_path / "a.safetensors")["a"].tolist() == [1.5, -2.0]
-
-
 def test_a_number_too_large_for_float32_is_named(tmp_path):
     entries = {n: a.astype(np.float64) for n, a in entries_of(SMALL).items() if "num" not in n}
     entries["l1.bias"][2] = 1e300

@@ -1,6 +1,7 @@
 """Entries of PyTorch are recognised by name and shape; each that is not as expected is named."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from cellclr_jax.weights.torch_names import (
     Network,
     bare,
     recognise,
-    shapes_of,
     slots,
     split_classifier,
     to_entries,
@@ -82,14 +82,6 @@ def test_axes_are_moved_as_a_loop_would():
         assert ours["head"]["l2"]["kernel"][i, o] == matrix[o, i]
 
 
-def test_shapes_are_those_of_the_variables():
-    def shaped(tree):
-        return {k: shaped(v) if isinstance(v, dict) else v.shape for k, v in tree.items()}
-
-    for network in (RESNET, *NETWORKS[4:]):
-        assert shapes_of(network) == shaped(to_variables(entries_of(network), network))
-
-
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.encoder.module."])
 def test_prefixes_are_taken_off(resnet, prefix):
     wrapped = {prefix + name: array for name, array in resnet.items()}
@@ -104,14 +96,6 @@ def test_a_prefix_that_not_every_entry_has_stays(resnet):
     assert "backbone.conv1.weight" in refusal(bare(wrapped))
 
 
-def test_a_counter_goes_beside_its_variance_alone(resnet):
-    count = np.zeros((), np.int64)
-    counted = changed(resnet, module__bn1__num_batches_tracked=count)
-    assert bare(counted).keys() == resnet.keys()
-    stray = changed(resnet, conv1__num_batches_tracked=count, num_batches_tracked=count)
-    assert "superfluous: conv1.num_batches_tracked, num_batches_tracked" in refusal(bare(stray))
-
-
 def test_two_entries_of_one_name_are_refused(resnet):
     with pytest.raises(BadData, match=r"with and without 'module\.' there are conv1\.weight$"):
         bare(changed(resnet, module__conv1__weight=np.zeros(3)))
@@ -121,13 +105,6 @@ def test_a_classifier_is_known(resnet):
     rest, left_out = split_classifier(changed(resnet, fc__weight=np.zeros((9, 512))))
     assert rest.keys() == resnet.keys()
     assert left_out == ["fc.weight"]
-
-
-def test_what_only_begins_as_a_classifier_is_superfluous(resnet):
-    odd = changed(resnet, fc__0__weight=np.zeros((9, 512)), fc__scale=np.zeros(3))
-    rest, left_out = split_classifier(odd | {"fc.bias": np.zeros(9)})
-    assert left_out == ["fc.bias"]
-    assert "superfluous: fc.0.weight, fc.scale" in refusal(rest)
 
 
 def test_what_is_missing_superfluous_or_misshapen_is_named(resnet):
@@ -144,10 +121,10 @@ def test_what_is_missing_superfluous_or_misshapen_is_named(resnet):
 
 
 def test_of_many_the_first_few_are_named(resnet):
-    told = refusal({n: a for n, a in resnet.items() if not n.startswith("layer4.1.")})
+    told = refusal({n: a for n, a in resnet.items() if not n.startswith("layer4.1.bn")})
     assert "resnet18" in told
-    assert "missing: layer4.1.conv1.weight" in told
-    assert told.endswith("and 7 more")
+    assert "missing: layer4.1.bn1.weight" in told
+    assert told.endswith("and 5 more")
 
 
 def test_numbers_that_are_none_are_named(resnet):
@@ -162,29 +139,26 @@ def resized(network, name, shape):
     return entries_of(network) | {name: np.zeros(shape, np.float32)}
 
 
-def blocks(kind, depths):
-    """Names of a ResNet that is none of ours; its shapes are never looked at."""
-    last = 2 if kind == "basic" else 3
-    names = ["conv1.weight"]
-    for stage, depth in enumerate(depths, 1):
-        names += [f"layer{stage}.{i}.conv{last}.weight" for i in range(depth)]
-    return {name: np.zeros((64, 64, 1, 1), np.float32) for name in names}
-
-
 @pytest.mark.parametrize(
-    ("entries", "named"),
+    ("entries", "told"),
     [
-        (blocks("basic", (3, 4, 6, 3)), "resnet34"),
-        (blocks("bottleneck", (3, 8, 36, 3)), "resnet152"),
-        (resized(NETWORKS[3], "layer1.0.conv2.weight", (128, 128, 3, 3)), "wide_resnet101"),
-        (resized(NETWORKS[3], "layer1.0.conv2.weight", (128, 4, 3, 3)), "resnext101"),
-        (resized(RESNET, "conv1.0.weight", (32, 3, 3, 3)), "resnet18d"),
-        (resized(RESNET, "layer1.0.se.fc1.weight", (4, 64, 1, 1)), "seresnet18"),
+        (
+            {n: a for n, a in entries_of(RESNET).items() if not n.startswith("layer4.1.")},
+            r"a ResNet of basic blocks \(2, 2, 2, 1\): one of resnet18 \(basic",
+        ),
+        (
+            resized(NETWORKS[3], "layer1.0.conv2.weight", (128, 4, 3, 3)),  # as of a ResNeXt
+            r"a resnet101 .* layer1.0.conv2.weight \(128, 4, 3, 3\), \(64, 64, 3, 3\) expected",
+        ),
+        (
+            resized(RESNET, "layer1.0.se.fc1.weight", (4, 64, 1, 1)),
+            "superfluous: layer1.0.se.fc1.weight",
+        ),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["depth", "grouped", "squeezed"],
 )
-def test_another_architecture_is_told_as_what_it_seems_to_be(entries, named):
-    assert f"seems to be {named}" in refusal(entries) or f"a {named}" in refusal(entries)
+def test_another_architecture_is_refused_by_what_it_has(entries, told):
+    assert re.search(told, refusal(entries))
 
 
 def test_what_is_no_network_is_told_by_its_entries():
@@ -192,14 +166,6 @@ def test_what_is_no_network_is_told_by_its_entries():
     assert "blocks.0.attn.qkv.weight, blocks.1" in told
     assert "and 9 more" in told
     assert "none at all" in refusal({})
-
-
-def test_a_cnn_in_another_order_of_layers_is_refused():
-    entries = entries_of(NETWORKS[4])
-    moved = {name.replace("features.3.", "features.4."): a for name, a in entries.items()}
-    told = refusal(moved)
-    assert "missing: features.3.weight, features.3.bias" in told
-    assert "superfluous: features.4.weight, features.4.bias" in told
 
 
 def test_half_a_head_is_refused(resnet):

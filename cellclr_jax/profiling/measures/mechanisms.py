@@ -60,13 +60,11 @@ def confusion(score: Score) -> tuple[list[str], np.ndarray]:
       (M names of queries and neighbours, sorted; [M, M] int, row: the query's, column: the
       predicted one; [M, M + 1] where some query has no neighbour).
     """
-    asked, told = (score.neighbours[name].astype(str).tolist() for name in ("moa", "predicted"))
+    asked, told = (score.neighbours[name].astype(str) for name in ("moa", "predicted"))
     moas = sorted({*asked, *told} - {""})
-    answers = [*moas, *([""] if "" in told else [])]
-    counts = np.zeros((len(moas), len(answers)), np.int64)
-    for query, answer in zip(asked, told, strict=True):
-        counts[moas.index(query), answers.index(answer)] += 1
-    return moas, counts
+    answers = [*moas, *({""} & set(told))]
+    counts = pd.crosstab(asked, told).reindex(index=moas, columns=answers, fill_value=0)
+    return moas, counts.to_numpy(np.int64)
 
 
 def _by_moa(moas: list[str], counts: np.ndarray) -> pd.DataFrame:

@@ -41,9 +41,7 @@ class Uncertainty:
     p: float
 
 
-def uncertainty(
-    score: Score, *, resamples: int = _COMPOUND_RESAMPLES, seed: int = _SEED
-) -> Uncertainty:
+def uncertainty(score: Score, *, resamples: int = _COMPOUND_RESAMPLES) -> Uncertainty:
     """Computes interval and chance level of a defined score, both by compounds.
 
     Treatments of one compound are not independent: if one of its concentrations is right, the
@@ -55,7 +53,6 @@ def uncertainty(
     Args:
       score: of `moa.not_same_compound` or `moa.not_same_compound_or_batch`.
       resamples: of either kind.
-      seed: of the random numbers: the same score has the same interval.
 
     Raises:
       ValueError: the score is undefined, or of more than one neighbour.
@@ -64,7 +61,7 @@ def uncertainty(
         raise ValueError(f"an undefined score has no interval: {score.undefined}")
     if score.voters != 1:
         raise ValueError(f"of {score.voters} neighbours that vote there is no chance level")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(_SEED)  # the same score has the same interval
     asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
     index, names = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
     own, other = index[: len(asked)], index[len(asked) :]

@@ -97,7 +97,6 @@ def draw_sample(
     with_treatments: bool,
     label: str | None = None,
     size: int = MOST_CELLS,
-    seed: int = SEED,
 ) -> Sample | None:
     """Draws cells by class, the same ones each time.
 
@@ -107,7 +106,6 @@ def draw_sample(
       label: the column of the classes; None takes the first existing one of label and, without
         treatments, moa and compound.
       size: how many to draw at most.
-      seed: of the draw.
 
     Returns:
       The sample; of all cells if there are no two classes to tell apart; None if treatments are
@@ -132,7 +130,7 @@ def draw_sample(
     if len(np.unique(labels[kept].astype(str))) < 2:
         kept = np.full(len(cells), True)
     candidates = np.flatnonzero(kept)
-    rows = candidates[stratified_subset(labels[candidates], size, seed=seed)]
+    rows = candidates[stratified_subset(labels[candidates], size, seed=SEED)]
     names = [name for name in CELL_NAMES if name in cells]
     table = cells.iloc[rows][names].rename(columns=CELL_NAMES).reset_index(drop=True)
     labelled = int((labels != "").sum())

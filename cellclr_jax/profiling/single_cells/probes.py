@@ -1,7 +1,7 @@
 """Probes: how well classifiers predict the class of a cell from its features, cross-validated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,6 @@ class Probe:
       left_out: why each other class was not.
       cells: how many were used.
       folds: how many there were.
-      grouped: whether groups were kept together.
       chance: the balanced accuracy of guessing, 1 / classes.
       unanswerable: cells whose class was in no other fold; they count as wrong.
       undefined: why there is no score, or ''.
@@ -66,7 +65,6 @@ class Probe:
     left_out: dict[str, str]
     cells: int
     folds: int
-    grouped: bool
     chance: float | None
     unanswerable: int = 0
     undefined: str = ""
@@ -100,44 +98,48 @@ def probe(
 
     Raises:
       BadData: there are no features, or one is not finite or too large to compute with.
-      ValueError: the lengths differ.
     """
     labels, features = np.asarray(labels, object), np.asarray(features)
-    lengths = {len(features), len(labels), len(labels if groups is None else groups)}
-    if features.ndim != 2 or len(lengths) > 1:
-        raise ValueError("features [N, D], labels [N] and groups [N] were expected")
     if not features.shape[1]:
         raise BadData("there are no features (0 columns): there is nothing to tell classes by")
-    if not np.isfinite(features).all():
-        raise BadData(f"row {_first_bad(features)} of the features holds NaN or an infinite value")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite)) + 1
+        raise BadData(f"row {row} of the features holds NaN or an infinite value")
     kept, left_out = usable(labels, groups)
     names, codes = np.unique(labels[kept].astype(str), return_inverse=True)
     classes = dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True))
     if len(names) < 2:
         reason = f"{len(names) or 'no'} class{'' if len(names) == 1 else 'es'} with enough cells"
         undefined = f"{reason}: at least 2 are needed"
-        return Probe({}, classes, left_out, len(codes), 0, groups is not None, None, 0, undefined)
+        return Probe({}, classes, left_out, len(codes), 0, None, undefined=undefined)
     inner = None if groups is None else np.unique(np.asarray(groups)[kept], return_inverse=True)[1]
     # Threads wait for each other on a busy machine, and one rounds alike on any machine.
     with threadpool_limits(limits=1):
-        found = _probe(features[kept], names, codes, inner, classifiers, seed)
-    return replace(found, left_out=left_out)
+        predicted, fold, unanswerable = _predicted(features[kept], codes, inner, classifiers, seed)
+    return Probe(
+        scores={name: _score(names, codes, answers, fold) for name, answers in predicted.items()},
+        classes=classes,
+        left_out=left_out,
+        cells=len(codes),
+        folds=int(fold.max()) + 1,
+        chance=1 / len(names),
+        unanswerable=unanswerable,
+    )
 
 
-def _probe(
+def _predicted(
     features: np.ndarray,
-    names: np.ndarray,
     codes: np.ndarray,
     groups: np.ndarray | None,
     classifiers: Sequence[str],
     seed: int,
-) -> Probe:
-    """See `probe`; `codes` are positions in `names`."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, int]:
+    """The class [N] that each classifier predicts, the fold [N], and `Probe.unanswerable`."""
     predicted = {name: np.empty_like(codes) for name in classifiers}
-    fold = np.empty_like(codes)
-    unanswerable, folds = 0, 0
-    for fitted, asked in folds_of(codes, groups, seed):
-        fold[asked], folds = folds, folds + 1
+    fold, unanswerable = np.empty_like(codes), 0
+    for number, (fitted, asked) in enumerate(folds_of(codes, groups, seed)):
+        fold[asked] = number
         unanswerable += int((~np.isin(codes[asked], codes[fitted])).sum())
         known, unknown = _standardized(features[fitted], features[asked])
         for name in classifiers:
@@ -146,16 +148,7 @@ def _probe(
                 continue
             model = classifier(name, len(fitted), seed).fit(known, codes[fitted])
             predicted[name][asked] = model.predict(unknown)
-    return Probe(
-        scores={name: _score(names, codes, answers, fold) for name, answers in predicted.items()},
-        classes=dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True)),
-        left_out={},
-        cells=len(codes),
-        folds=folds,
-        grouped=groups is not None,
-        chance=1 / len(names),
-        unanswerable=unanswerable,
-    )
+    return predicted, fold, unanswerable
 
 
 def _standardized(fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -230,8 +223,3 @@ def _recall(codes: np.ndarray, right: np.ndarray, classes: int) -> np.ndarray:
     counts = np.bincount(codes, minlength=classes)
     shares = np.bincount(codes, weights=right, minlength=classes) / np.maximum(counts, 1)
     return np.where(counts > 0, shares, np.nan)
-
-
-def _first_bad(features: np.ndarray) -> int:
-    """The number, from 1, of the first row that is not finite."""
-    return int(np.argmin(np.isfinite(features).all(axis=1))) + 1
