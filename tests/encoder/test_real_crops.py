@@ -197,7 +197,7 @@ def drive(few_crops, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_driver_goes_from_crops_to_tables(drive, tmp_path, monkeypatch):
+def test_the_driver_goes_from_crops_to_tables(drive, tmp_path):
     """A tiny network, two epochs, some of the real crops; then nothing is done twice."""
     out = tmp_path / "out"
     printed, ran = drive(out)
@@ -206,7 +206,6 @@ def test_the_driver_goes_from_crops_to_tables(drive, tmp_path, monkeypatch):
     assert printed.count("\n| intensity |") == 3
     assert "seed0: validation loss" in printed
     assert json.loads((out / "settings.json").read_text())["epochs"] == 2
-    monkeypatch.setattr("real_crops.draw", lambda folder, out: None)
     assert drive(out) == (printed, [])
     with pytest.raises(SystemExit, match="epochs: 2 there, 3 here"):
         drive(out, "--epochs=3")
