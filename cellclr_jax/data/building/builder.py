@@ -255,10 +255,8 @@ def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = F
         the extended dataset, or an unknown Beam runner.
       BadData: too many unusable fields, or no cell at all.
     """
-    folder, version = (
-        dataset_folder(data_dir, plan.dataset, plan.config),
-        str(CellBuilder.VERSION),
-    )
+    folder = dataset_folder(data_dir, plan.dataset, plan.config)
+    version = str(CellBuilder.VERSION)
     if (folder / version).exists() and not (replace or extend):
         raise BadUse(f"{folder / version} exists already: --overwrite replaces it")
     finished = finished_cells(folder / version) if extend else {}

@@ -82,16 +82,16 @@ def read_cell_table(
       BadData: it cannot be read, names no images, two of its columns have one name, or a value is
         not of its column's type.
     """
-    chosen = {what: name.lower() for what, name in (chosen or {}).items()}
+    chosen = chosen or {}
     if chosen:
         header = [name.strip() for name in next(stream_rows(path))[1]]
         for what, name in chosen.items():
-            if name not in map(str.lower, header):
+            if name.lower() not in map(str.lower, header):
                 raise BadUse(
                     f"--label_columns={what}={name}: {path} has no such column, but "
                     f"{some_names(header)}"
                 )
-    wanted = {**names, **{what: (name,) for what, name in chosen.items()}}
+    wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
     table = read_columns(path, {"file": wanted.pop("file")}, wanted)
     lines = table["row"].tolist()
     texts = {what: table[what].tolist() for what in wanted}
