@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_access = "shards"
     config.validation_fraction = 0.05
     # uniform: each cell once an epoch; balanced: every treatment equally often; weighted: as the
-    # published code (see data/sampling.py).
+    # published code (see data/splits.py).
     config.sampling = "uniform"
     config.control = CONTROL  # the controls' compound
     config.control_fraction = 1.0  # the share of control cells that take part in training
@@ -139,7 +139,7 @@ def _schedule() -> ConfigDict:
     settings.warmup_epochs = 10.0  # rising linearly
     settings.hold_epochs = 0.0  # at the peak, after the warm-up
     settings.final = 0.0  # at the end, as a share of the peak
-    settings.legacy_per_epoch = False  # the published code's cosine (optim.legacy_cosine)
+    settings.legacy_per_epoch = False  # the published code's cosine (optimizers.legacy_cosine)
     return settings
 
 

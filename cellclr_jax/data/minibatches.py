@@ -109,7 +109,7 @@ def training_minibatches(
         are left out of that epoch.
       epochs: how many there are.
       seed: of the order.
-      sampling: how an epoch chooses its cells (see `sampling.epoch_order`).
+      sampling: how an epoch chooses its cells (see `splits.epoch_order`).
       control: the controls' compound.
       process: (index, count) of this process; it reads its contiguous share of each minibatch.
 
