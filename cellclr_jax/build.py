@@ -346,7 +346,7 @@ def _tidy(path: Path) -> None:
     from cellclr_jax.data.quality.page import PAGE
 
     manifest = dataset.read_manifest(path)
-    remove_pieces(path.parent)
+    remove_pieces(path.parent, manifest["settings"])
     cells = plural(manifest["counts"]["cells"], "cell")
     print(f"already built: {path} ({cells}); --overwrite rebuilds")
     if not (path / PAGE).exists():

@@ -62,10 +62,10 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _add_objectives(config: ConfigDict) -> None:
     """Adds the settings of each objective that are not settings of the config itself."""
-    from cellclr_jax.objectives import OBJECTIVES
+    from cellclr_jax.objectives import OBJECTIVES, SHARED_SETTINGS
 
     for name, objective in OBJECTIVES.items():
-        own = {f.name: f.default for f in fields(objective) if f.name not in config}
+        own = {f.name: f.default for f in fields(objective) if f.name not in SHARED_SETTINGS}
         if own:
             config[name] = ConfigDict(own)
 

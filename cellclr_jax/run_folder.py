@@ -16,6 +16,7 @@ import ml_collections
 from etils import epath
 
 from cellclr_jax import default_config
+from cellclr_jax.augment import OPERATIONS, defaults_of
 from cellclr_jax.console import plural
 from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.errors import BadUse
@@ -158,7 +159,7 @@ def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: o
     Raises:
       BadUse: they differ; the message names the differences.
     """
-    if found := differences(_completed(old), _completed(as_json(config)), ignored=_FREE):
+    if found := differences(_comparable(old), _comparable(as_json(config)), ignored=_FREE):
         raise BadUse(
             f"{run} holds a run of another config ({'; '.join(found)}): "
             "choose another --workdir, or the same settings"
@@ -201,11 +202,18 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes the recorded settings of a run with the defaults."""
+    """Completes the recorded settings of a run with the defaults, but not those of its views."""
     defaults = as_json(default_config.get_config())
-    named = old.get(_VIEWS, defaults[_VIEWS])
-    defaults[_VIEWS] = {name: defaults[_VIEWS][name] for name in defaults[_VIEWS] if name in named}
-    return _filled(defaults, old)
+    return _filled({**defaults, _VIEWS: {}}, {_VIEWS: defaults[_VIEWS], **old})
+
+
+def _comparable(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes settings, and each operation of the views with the operation's own defaults."""
+    settings = _completed(old)
+    for name in settings[_VIEWS].keys() & OPERATIONS.keys():
+        own = json.loads(json.dumps(defaults_of(name)))  # tuples become lists, as in a record
+        settings[_VIEWS][name] = {**own, **(settings[_VIEWS][name] or {})}
+    return settings
 
 
 def _filled(defaults: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:

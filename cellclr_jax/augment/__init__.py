@@ -160,6 +160,11 @@ def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
     return image
 
 
+def defaults_of(name: str) -> dict[str, Any]:
+    """The settings of an operation with their defaults."""
+    return dict(inspect.getfullargspec(OPERATIONS[name]).kwonlydefaults or {})
+
+
 def _complete(config: Settings) -> dict[str, dict[str, Any]]:
     """The operations that do something, by their name, with all of their settings."""
     if unknown := set(config) - set(OPERATIONS):
@@ -167,8 +172,7 @@ def _complete(config: Settings) -> dict[str, dict[str, Any]]:
         raise ValueError(f"unknown augmentation {sorted(unknown)}: choose among {known}")
     complete: dict[str, dict[str, Any]] = {}
     for name, given in config.items():
-        settings = dict(given or {})
-        defaults = inspect.getfullargspec(OPERATIONS[name]).kwonlydefaults or {}
+        settings, defaults = dict(given or {}), defaults_of(name)
         if superfluous := set(settings) - set(defaults):
             known = ", ".join(defaults)
             raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")

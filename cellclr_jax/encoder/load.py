@@ -14,7 +14,7 @@ from cellclr_jax.devices import stream
 from cellclr_jax.encoder.preprocessing import Preprocessing, plate_percentiles
 from cellclr_jax.errors import BadUse
 from cellclr_jax.models import ContrastiveModel, make_model
-from cellclr_jax.objectives import OBJECTIVES, Objective
+from cellclr_jax.objectives import OBJECTIVES, SHARED_SETTINGS, Objective
 
 # {"params": ..., "batch_stats": ...}, what Flax applies a model with.
 Variables = dict[str, Any]
@@ -87,8 +87,7 @@ def make_cell_encoder(config: ml_collections.ConfigDict) -> CellEncoder:
 def make_objective(config: ml_collections.ConfigDict) -> Objective:
     """Builds the objective that the config names.
 
-    Its settings are those of `config.<name>`, and those of the config itself that have the name of
-    one of its fields, such as `temperature`.
+    Its settings are those of `config.<name>`, and the `SHARED_SETTINGS` of the config itself.
 
     Raises:
       BadUse: for an objective or setting that does not exist or cannot be.
@@ -97,7 +96,7 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     if name not in OBJECTIVES:
         raise BadUse(f"config.objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
     known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
-    shared = {field: config[field] for field in known if field in config}
+    shared = {setting: config[setting] for setting in SHARED_SETTINGS if setting in known}
     try:
         return OBJECTIVES[name](**shared, **plain(config.get(name) or {}))
     except (TypeError, ValueError) as error:
@@ -115,10 +114,10 @@ def _preprocessing(config: ml_collections.ConfigDict, channels: int) -> Preproce
     low, high = settings.pop("percentiles")
     if settings["method"] == "percentile" and not 0 <= low < high <= 100:
         raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
-    preprocessing = Preprocessing(size=config.image_size, **settings)
     try:
+        preprocessing = Preprocessing(size=config.image_size, **settings)
         preprocessing.check(channels)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise BadUse(f"config.normalization: {error}") from error
     return preprocessing
 

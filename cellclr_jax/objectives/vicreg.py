@@ -1,5 +1,6 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906): invariance, variance and covariance of views."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,8 +57,8 @@ class VICReg(Objective):
     def __post_init__(self) -> None:
         """Checks the settings."""
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 0 was expected")
+            if not 0 <= (weight := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} is {weight}: a finite number from 0 on was expected")
         if self.width < 1:
             raise ValueError(f"width is {self.width}: at least 1 was expected")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from etils import epath
 from jax.sharding import Mesh
@@ -86,6 +87,8 @@ def train(
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(run.claimed())
+            # Again, now that nobody else writes: another process may just have ended there.
+            open_run(workdir, config).check_dataset(experiment.encoder.cells)
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
@@ -211,7 +214,10 @@ class _Run:
         if self.workdir is not None:
             init = self.config.init
             say(f"starting from the weights in {init.workdir}, step {self.initial.step}")
-        return state.replace(**self.initial.in_place_of(state.variables))
+        variables = self.initial.in_place_of(state.variables)
+        if state.teacher is not None:  # a copy: the step takes the student's buffers
+            state = state.replace(teacher=jax.tree.map(jnp.array, variables))
+        return state.replace(**variables)
 
     def _open_log(self, start: int, wandb: str | None) -> RunLog:
         if self.workdir is not None and not self.validation:

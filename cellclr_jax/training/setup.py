@@ -229,6 +229,8 @@ def _with_labels(
             known = ", ".join(map(str, cells.table))
             raise BadUse(f"config.objective needs labels {column!r}: the dataset has {known}")
         codes, values = pd.factorize(cells.table[column])
+        if unknown := int((codes < 0).sum()):
+            raise BadUse(f"config.objective needs labels {column!r}: {unknown:,} cells have none")
         labels[LABEL + column], counts[column] = codes.astype(np.int32), len(values)
     return dataclasses.replace(encoder, cells=dataclasses.replace(cells, per_cell=labels)), counts
 

@@ -74,11 +74,14 @@ def test_an_operation_added_to_the_defaults_changes_no_earlier_run(workdir):
     assert run.notes == ("note: views.elastic is left out: the run began without it",)
 
 
-def test_a_setting_added_to_an_operation_has_its_default(workdir):
-    change(workdir, lambda content: content["views"]["elastic"].pop("smoothness"))
+def test_a_setting_that_an_operation_did_not_name_had_the_operations_own_default(workdir):
     config = default_config.get_config()
+    change(workdir, lambda content: content["views"]["elastic"].pop("smoothness"))
     assert open_run(workdir, config).config == config
-    assert read_config(workdir).views.elastic.smoothness == config.views.elastic.smoothness
+    # The config's default, 0.5, is not that of the operation, with which the run trained.
+    change(workdir, lambda content: content["views"]["add_noise"].pop("probability"))
+    with pytest.raises(BadUse, match=r"views\.add_noise\.probability: 1\.0 there, 0\.5 here"):
+        open_run(workdir, config)
 
 
 def test_an_operation_that_is_asked_for_is_not_left_out_unnoticed(workdir):

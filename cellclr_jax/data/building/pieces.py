@@ -163,8 +163,12 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedC
             # To the disk: a name may outlive a power cut that pixels do not.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(place / piece.key, ignore_errors=True)  # damaged, as it was not finished
-        part.rename(place / piece.key)
+        try:
+            part.rename(place / piece.key)
+        except OSError:  # it exists: another machine has made it meanwhile, or it is damaged
+            if read_piece(piece, place, settings) is None:
+                shutil.rmtree(place / piece.key, ignore_errors=True)
+                part.rename(place / piece.key)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     done = read_piece(piece, place, settings)

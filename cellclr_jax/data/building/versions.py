@@ -65,16 +65,25 @@ def pieces_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
       folder: of the dataset's versions, locked by the caller.
       settings: of the build.
     """
-    place = folder / _PIECES / files.digest(json.dumps(settings, sort_keys=True))
+    place = _place_of(folder, settings)
     place.mkdir(parents=True, exist_ok=True)
     sweep(place)
     yield place
     remove_pieces(folder)
 
 
-def remove_pieces(folder: Path) -> None:
-    """Removes the pieces of all builds; first their name: no half is taken for the whole."""
-    place = folder / _PIECES
+def _place_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+    return folder / _PIECES / files.digest(json.dumps(settings, sort_keys=True))
+
+
+def remove_pieces(folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Removes the pieces of all builds, or of one; first their name: no half passes for the whole.
+
+    Args:
+      folder: of the dataset's versions.
+      settings: of the build; None for all builds.
+    """
+    place = folder / _PIECES if settings is None else _place_of(folder, settings)
     if place.exists():
         gone = place.with_name(f"{_PIECES}.gone")
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Writes an evaluation down: metrics.json, profile tables, figures, the HTML page, the console."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TextIO
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.files import atomic_write, write_json, write_text
+from cellclr_jax.files import atomic_write, write_text
 from cellclr_jax.profiling.evaluation import METRICS, Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
@@ -79,6 +80,8 @@ def write_evaluation(
     files |= {*drawn, *(f"{stem}.csv" for stem in listings)}
     check_folder(out, metrics, {*files, REPORT}, overwrite=overwrite)
     page = render_report(results, drawn, skipped, with_umap=options.umap)
+    # Before anything is removed: a number that is not finite raises here.
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     remove_earlier(out, files)
     for stem, table in profiles.items():
         write_table(table, out / stem, options.formats)
@@ -89,8 +92,8 @@ def write_evaluation(
         with atomic_write(out / file) as part:
             part.write_bytes(png)
     write_text(out / REPORT, page)
-    write_json(out / METRICS, metrics)
-    (out / UNFINISHED).unlink()
+    write_text(out / METRICS, text)
+    (out / UNFINISHED).unlink(missing_ok=True)
     return metrics
 
 

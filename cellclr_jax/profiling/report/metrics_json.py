@@ -274,7 +274,7 @@ def check_settings(
     path = Path(out) / METRICS
     if overwrite or not path.exists() or "protocol" not in _read(path):
         return
-    _refuse_different(path, {"run": dict(details), "protocol": known})
+    _refuse_different(path, {"run": dict(details), "protocol": known}, complete=False)
 
 
 def check_folder(
@@ -299,7 +299,7 @@ def check_folder(
                 "--out"
             )
     elif path.exists() and not overwrite:
-        _refuse_different(path, metrics)
+        _refuse_different(path, metrics, complete=True)
 
 
 def remove_earlier(out: Path, files: Collection[str]) -> None:
@@ -316,15 +316,19 @@ def remove_earlier(out: Path, files: Collection[str]) -> None:
     if was_evaluated:
         for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):
             if path.name not in files:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
-def _refuse_different(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Raises BadUse where the evaluation at `path` has other settings than `metrics`."""
+def _refuse_different(path: Path, metrics: Mapping[str, Any], *, complete: bool) -> None:
+    """Raises BadUse where the evaluation at `path` has other settings than `metrics`.
+
+    If `metrics` are complete, a setting that only one of them has is a difference, too.
+    """
     older = _read(path)
     there, here = _settings(older), _settings(json.loads(json.dumps(metrics)))
-    shared = [name for name in there if name in here]
-    found = differences({n: there[n] for n in shared}, {n: here[n] for n in shared})
+    if not complete:
+        there, here = ({n: s[n] for n in s if n in there and n in here} for s in (there, here))
+    found = differences(there, here)
     for part, what in (("protocol", "treatments"), ("cells", "single cells")):
         # An evaluation that has just begun has no record of cells yet.
         if "profiles" in metrics and (part in older) != (part in metrics):

@@ -146,8 +146,8 @@ class RunLog:
         Args:
           step: optimiser steps taken.
           epoch: that just ended.
-          scores: shares in [0, 1] by name (see `online_scores.OnlineScore`); nothing is written of none,
-            nor where there is a row of this step already.
+          scores: shares in [0, 1] by name (see `online_scores.OnlineScore`); nothing is written
+            without scores, nor where there is a row of this step already.
         """
         if not scores or self._is_scored(step):
             return
