@@ -225,7 +225,7 @@ def damaged(content):
     [
         (damaged, r"entry 'Week1_101/.*' is damaged \(Bad CRC-32"),
         (lambda content: content[:-5000], r"not a readable zip \(.*cut short or damaged"),
-        (lambda content: b"<html>" + bytes(5000), r"zip \(File is not a zip file\);"),
+        (lambda content: b"<html>" + bytes(5000), r"zip \(File is not a zip file\)"),
         (lambda content: zip_of_notes(), r"no TIFF in it: not a plate of images"),
     ],
 )

@@ -83,7 +83,7 @@ def make_cell_evaluation(names=("round", "flat"), classifiers=("knn", "logistic"
     classes = dict(zip(names, (1000, 20), strict=False))
     undefined = "one class" if len(names) < 2 else ""
     scores = {} if undefined else dict.fromkeys(classifiers, score)
-    probe = Probe(scores, classes, {}, 1020, 5, True, 0.5, undefined=undefined)
+    probe = Probe(scores, classes, {}, 1020, folds=5, chance=0.5, undefined=undefined)
     return CellEvaluation(sample, "plate", {"trained": probe}, {})
 
 
