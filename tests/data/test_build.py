@@ -13,6 +13,7 @@ from support.tiny_release import PLATES, file_name, write_release, zip_plates
 
 from cellclr_jax.data import dataset
 from cellclr_jax.errors import BadUse
+from cellclr_jax.files import digest
 
 SMALL = ("--crop_size=32", "--min_area=60")
 SMALL_SIMULATION = (
@@ -90,15 +91,19 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert "20 cells" in first.stderr
     path = dataset.find_dataset(tmp_path / "out")
     assert len(dataset.read_cells(path)) == 20
-    # What a kill at the very end leaves: pieces, and no page.
+    # What a kill at the very end leaves: pieces, and no page; and pieces of another build.
+    settings = dataset.read_manifest(path)["settings"]
+    pieces = path.parent / "pieces"
+    done, other_build = pieces / digest(json.dumps(settings, sort_keys=True)), pieces / "0123"
     page = (path / "qc.html").read_text()
     (path / "qc.html").unlink()
-    (path.parent / "pieces" / "0123").mkdir(parents=True)
+    done.mkdir(parents=True)
+    other_build.mkdir()
     again = run(*flags)
     assert again.returncode == 0
     assert again.stdout.startswith(f"already built: {path} (20 cells)")
     assert (path / "qc.html").read_text() == page
-    assert not (path.parent / "pieces").exists()
+    assert list(pieces.iterdir()) == [other_build]
     assert run(*flags, "--qc").stdout == f"look at it: {path / 'qc.html'}\n"
     other = run(*flags, "--crop_size=24")
     assert other.returncode == 2
