@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
@@ -87,8 +88,10 @@ def train(
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(run.claimed())
-            # Again, now that nobody else writes: another process may just have ended there.
-            open_run(workdir, config).check_dataset(experiment.encoder.cells)
+        # Again, now that no other job writes: one may just have ended there. Reading a checkpoint
+        # waits for all processes, so each looks, and none before the folder is claimed.
+        multihost_utils.sync_global_devices("the work directory is claimed")
+        open_run(workdir, config).check_dataset(experiment.encoder.cells)
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
         folder = workdir.resolve() / CHECKPOINTS
         checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
