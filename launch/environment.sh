@@ -161,12 +161,13 @@ installed() {
   return 1
 }
 
-# install DIR HASH EXTRAS: installs the package, editable, with its extras; writes the stamp last.
+# install DIR HASH EXTRAS: installs the package, editable, with its extras; writes the stamp last. Python compiles each
+# module at its first import: compiling all of every package takes half of pip's time.
 install() {
   local stamp="$1/.cellclr-installed${3:+-$3}"
   rm -f "$stamp"
   echo "      installing cellclr_jax${3:+[$3]} into $1 (minutes the first time)"
-  (cd "$CELLCLR_ROOT" && "$CELLCLR_PYTHON" -m pip install --quiet --disable-pip-version-check -e ".${3:+[$3]}") ||
+  (cd "$CELLCLR_ROOT" && "$CELLCLR_PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile -e ".${3:+[$3]}") ||
     fail "the installation failed: pip install -e '.${3:+[$3]}' (its message is above)"
   printf '%s\n' "$2" >"$stamp"
 }

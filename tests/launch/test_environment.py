@@ -73,7 +73,7 @@ def test_no_python_and_python_without_venv_are_named(house: House) -> None:
 
 
 def test_stamp_skips_the_second_installation_until_setup_changes(python: House) -> None:
-    install = "pip install --quiet --disable-pip-version-check -e .[test]"
+    install = "pip install --quiet --disable-pip-version-check --no-compile -e .[test]"
     assert python.run("test.sh").returncode == 0
     assert python.calls()[:2] == ["venv", install]
     assert python.run("test.sh").returncode == 0
