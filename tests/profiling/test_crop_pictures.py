@@ -8,7 +8,7 @@ import pytest
 from support.report_samples import Images, make_cells, make_wells
 
 from cellclr_jax.data.minibatches import Cells
-from cellclr_jax.pages.crop_strips import Drawer, treatment_pictures
+from cellclr_jax.pages.crop_strips import choose, treatment_pictures
 
 
 def test_crops_show_every_plate_then_every_well_before_a_second_cell():
@@ -21,8 +21,7 @@ def test_crops_show_every_plate_then_every_well_before_a_second_cell():
     assert strip.crops == 8
     assert {p.split()[0] for p in strip.places} == {"P", "Q", "R"}
     assert len(set(strip.places)) == 6
-    drawer = Drawer(cells.images.read, cells.table, 0, ("", np.arange(30)))
-    three = drawer.choose(("c", 1.0), np.arange(30), 3)
+    three = choose(cells.table, np.arange(30), 3, key=("c", 1.0))
     assert set(cells.table["plate"].iloc[three]) == {"P", "Q", "R"}
 
 
