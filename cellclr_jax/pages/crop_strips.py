@@ -124,10 +124,11 @@ def treatment_pictures(
         scale=scale,
         seed=seed,
     )
+    crops = min(_SCALE_CELLS, len(scale[1]))
     what = "control crops" if len(controls) else "crops of all treatments"
     words = (
-        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of "
-        f"{min(_SCALE_CELLS, len(scale[1]))} {what}, channel by channel, the same for every picture."
+        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of {crops} {what}, "
+        "channel by channel, the same for every picture."
     )
     shown = strips.pop((control, _OF_CONTROLS), None)
     return Pictures(strips, shown, control, cells.channels, side, words)

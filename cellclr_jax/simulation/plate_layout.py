@@ -19,13 +19,15 @@ from cellclr_jax.simulation.camera import (
     week_nuisance,
     well_conditions,
 )
-from cellclr_jax.simulation.mechanisms import (
+from cellclr_jax.simulation.phenotypes import (
     MOA_PHENOTYPES,
     ONE_WEEK_MOAS,
+    UNTREATED,
     compound_name,
     compound_phenotype,
+    dose_effect,
+    towards,
 )
-from cellclr_jax.simulation.phenotypes import UNTREATED, dose_effect, towards
 from cellclr_jax.simulation.population import Population
 
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))

@@ -8,10 +8,9 @@ from scipy import ndimage
 from skimage.measure import label, regionprops
 from support.painted_cells import field_of
 
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
-from cellclr_jax.simulation.phenotypes import UNTREATED, dose_effect, towards
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES, UNTREATED, dose_effect, towards
 from cellclr_jax.simulation.plate_layout import SimulatorSettings, treatments
-from cellclr_jax.simulation.shapes import INTERPHASE, MITOTIC, ROUNDED
+from cellclr_jax.simulation.population import INTERPHASE, MITOTIC, ROUNDED
 
 # Pixels inside a free edge of a cell: its cortex, and beyond it.
 EDGE, WITHIN = (2, 6), (10, 16)

@@ -17,8 +17,8 @@ from cellclr_jax.data.crops import nucleus_centers
 from cellclr_jax.data.segmentation import segment_nuclei
 from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation.camera import Optics, expose
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES, ONE_WEEK_MOAS
 from cellclr_jax.simulation.painter import PaintedField, paint_field
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES, ONE_WEEK_MOAS
 from cellclr_jax.simulation.plate_layout import (
     CONCENTRATIONS,
     SimulatorSettings,

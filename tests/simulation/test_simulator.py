@@ -25,7 +25,7 @@ from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation import release as release_files
 from cellclr_jax.simulation import simulate_release
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES
 from cellclr_jax.simulation.plate_layout import SimulatorSettings, field_streams, plate_wells
 
 ROOT = Path(__file__).parents[2]
