@@ -226,13 +226,11 @@ def _plate(
     wells = []
     for well, treatment in sorted(zip(places, held, strict=False), key=lambda pair: pair[0]):
         own = random_stream(settings, _WELL, number, WELLS.index(well))
-        there = well_conditions(own, settings.nuisance, on_week, on_plate, treatment.nuisance)
-        population = replace(
-            treatment.population,
-            density=settings.density * there.density,
-            flow=there.flow,
-            alignment=there.alignment,
+        optics, cells = well_conditions(
+            own, settings.nuisance, on_week, on_plate, treatment.nuisance
         )
+        cells["density"] *= settings.density
+        population = replace(treatment.population, **cells)
         name = f"Week{week}_{number}"
-        wells.append(Well(week, name, replicate, well, treatment, population, there.optics))
+        wells.append(Well(week, name, replicate, well, treatment, population, optics))
     return wells

@@ -29,6 +29,7 @@ from cellclr_jax.run_folder import (
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.weights.files import check_output, not_written, read_entries, write_entries
 from cellclr_jax.weights.torch_names import (
+    RESNETS,
     Layout,
     Network,
     bare,
@@ -113,6 +114,11 @@ def export_weights(
     check_output(output)
     workdir = epath.Path(workdir)
     config = read_config(workdir)
+    if config.model.encoder not in (_CNN, *RESNETS):
+        raise BadUse(
+            f"the encoder {config.model.encoder} of {workdir} has no names in PyTorch: one of "
+            f"{', '.join((_CNN, *RESNETS))} was expected"
+        )
     head = make_objective(config).head(plain(config.model.head), jnp.float32)
     fits = isinstance(head, ProjectionHead) and (
         head.depth == 0 or (head.depth == 2 and head.norm == "none" and head.bias)
@@ -213,10 +219,9 @@ def _write(
     for left in (folder / CHECKPOINTS, unfinished):  # of a conversion that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        everywhere = devices.replicated(devices.make_mesh())
         state = {"step": jnp.zeros((), jnp.int32), **variables}
         with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
-            checkpoints.save(0, jax.device_put(state, everywhere), progress)
+            checkpoints.save(0, jax.device_put(state, _one_device()), progress)
         write_config(config, epath.Path(unfinished))
         for name in (CHECKPOINTS, CONFIG):
             (unfinished / name).replace(folder / name)
@@ -238,7 +243,7 @@ def _restore(
     """
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
-    place = devices.replicated(devices.make_mesh())
+    place = _one_device()
     with Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True) as checkpoints:
         number = checkpoints.find(step)
         channels = channel_count(checkpoints.progress(number)) or _USUAL_CHANNELS
@@ -247,12 +252,13 @@ def _restore(
             cnn = config.model.cnn
             network = replace(network, widths=tuple(cnn.widths), norm=cnn.norm)
         if head is not None and head.depth:
-            network = replace(network, head=(head.hidden or network.features, head.width))
-        template = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place),
-            shapes_of(network),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+            network = replace(network, head=(head.hidden, head.width))
+        template = jax.tree.map(lambda leaf: leaf.update(sharding=place), shapes_of(network))
         parts = [f"{kind}/{name}" for kind, tree in template.items() for name in tree]
         variables, _ = checkpoints.restore_part(number, template, parts=parts)
     return number, jax.device_get(variables), network
+
+
+def _one_device() -> jax.sharding.Sharding:
+    """Where a conversion keeps its arrays: it computes nothing."""
+    return devices.replicated(devices.make_mesh(1))

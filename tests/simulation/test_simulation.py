@@ -151,7 +151,7 @@ def test_nuisance_zero_images_all_wells_alike_and_one_does_not() -> None:
 
 
 def test_weeks_differ_in_gain_blur_background_light_and_density() -> None:
-    settings = SimulatorSettings(weeks=6, plates_per_week=20, dmso_wells=30)
+    settings = SimulatorSettings(weeks=6, plates_per_week=5, dmso_wells=30)
     weeks = [
         [
             well
