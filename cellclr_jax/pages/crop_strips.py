@@ -181,14 +181,15 @@ def draw_strips(
     if not groups:
         return strips, sizes[0][1]
     known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
-    known = known.reset_index(drop=True)
     names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
+    keys = ("plate", ["plate", "well"])
+    places = np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
     rows = np.sort(scale[1]).astype(np.int64)
-    brightness = read(choose(known, rows, _SCALE_CELLS, key=(scale[0], 0.0), seed=seed))
+    brightness = read(choose(places, rows, _SCALE_CELLS, key=(scale[0], 0.0), seed=seed))
     low, high = _range(brightness[:, ::2, ::2])
 
     def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
-        rows = choose(known, groups[key], crops, key=key, seed=seed)
+        rows = choose(places, groups[key], crops, key=key, seed=seed)
         images = _shrink(read(rows), side)
         grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
         grey[1:, :, :_LINE] = 0
@@ -212,12 +213,12 @@ def draw_strips(
 
 
 def choose(
-    places: pd.DataFrame, members: np.ndarray, most: int, *, key: Hashable, seed: int = 0
+    places: np.ndarray, members: np.ndarray, most: int, *, key: Hashable, seed: int = 0
 ) -> np.ndarray:
     """Draws up to `most` cells: one of every plate first, then of every well, then others.
 
     Args:
-      places: [N] rows, one a cell: `plate` and `well`.
+      places: [N, 2] int, the number of each cell's plate and that of its well.
       members: rows to choose from.
       most: how many.
       key: of the group, whose draw does not depend on other groups.
@@ -227,11 +228,18 @@ def choose(
       Their rows, by plate and well.
     """
     rng = np.random.default_rng([seed, zlib.crc32(repr(key).encode())])
-    drawn = places.iloc[rng.permutation(members)]
-    cell = drawn.groupby(["plate", "well"]).cumcount()
-    well = drawn[cell == 0].groupby("plate").cumcount().reindex(drawn.index, fill_value=0)
-    chosen = drawn.iloc[np.lexsort((well, cell))[:most]].sort_index()
-    return chosen.sort_values(["plate", "well"], kind="stable").index.to_numpy()
+    rows = rng.permutation(members)
+    plate, well = places[rows].T
+    cell = _occurrences(well)
+    first, order = cell == 0, np.zeros(len(rows), np.int64)
+    order[first] = _occurrences(plate[first])
+    chosen = rows[np.lexsort((order, cell))[:most]]
+    return chosen[np.lexsort((chosen, *places[chosen].T[::-1]))]
+
+
+def _occurrences(codes: np.ndarray) -> np.ndarray:
+    """Returns [N] how many of the same code come before each."""
+    return pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
 
 def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
