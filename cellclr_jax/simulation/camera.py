@@ -159,7 +159,7 @@ def well_conditions(
     week: LevelNuisance,
     plate: LevelNuisance,
     compound: LevelNuisance,
-) -> tuple[Optics, dict[str, float]]:
+) -> tuple[Optics, float, float, float]:
     """Draws a well's own differences and adds those of its week, plate and compound.
 
     Args:
@@ -189,7 +189,7 @@ def well_conditions(
     alignment = compound.alignment + strength * float(rng.exponential(WELL_ALIGNMENT))
     # A compound that aligns its cells decides which way; otherwise the well does.
     flow = compound.flow if compound.alignment > 0 else float(rng.uniform(0, np.pi))
-    return optics, {"density": density, "flow": flow, "alignment": alignment}
+    return optics, density, flow, alignment
 
 
 def _gains(rng: np.random.Generator, sigma: float) -> Triple:

@@ -226,11 +226,15 @@ def _plate(
     wells = []
     for well, treatment in sorted(zip(places, held, strict=False), key=lambda pair: pair[0]):
         own = random_stream(settings, _WELL, number, WELLS.index(well))
-        optics, cells = well_conditions(
+        optics, density, flow, alignment = well_conditions(
             own, settings.nuisance, on_week, on_plate, treatment.nuisance
         )
-        cells["density"] *= settings.density
-        population = replace(treatment.population, **cells)
+        population = replace(
+            treatment.population,
+            density=settings.density * density,
+            flow=flow,
+            alignment=alignment,
+        )
         name = f"Week{week}_{number}"
         wells.append(Well(week, name, replicate, well, treatment, population, optics))
     return wells

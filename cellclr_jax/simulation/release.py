@@ -193,7 +193,7 @@ def write_moa_csv(path: Path, settings: SimulatorSettings) -> None:
 def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) -> None:
     """Writes one row a field with BBBC021's columns."""
     plates = list(dict.fromkeys(well.plate for well in wells))
-    rows = []
+    rows: list[dict[str, object]] = []
     for well in wells:
         for site in range(1, settings.sites + 1):
             row: dict[str, object] = {

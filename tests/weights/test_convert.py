@@ -34,14 +34,14 @@ from cellclr_jax.encoder.embed_dataset import embed_run
 from cellclr_jax.encoder.evaluate_run import evaluate_run
 from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import TRAINING, file_sha256, locked
+from cellclr_jax.files import TRAINING, locked
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.protocol import Options, Protocol
 from cellclr_jax.profiling.report import figures
 from cellclr_jax.run_folder import open_run, read_config, write_config
 from cellclr_jax.training.checkpoints import Checkpoints
 from cellclr_jax.weights.import_export import export_weights
-from cellclr_jax.weights.torch_names import shapes_of, to_variables
+from cellclr_jax.weights.torch_names import to_variables
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +100,6 @@ def test_a_file_says_what_it_is_and_a_left_out_head_is_noted(resnet, tmp_path, c
     assert back.keys() == entries_of(NETWORKS["resnet"]).keys()
 
 
-def test_the_state_is_what_a_run_saves(small):
-    with Checkpoints(small[1] / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [0]
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        template = {"step": jax.ShapeDtypeStruct((), np.int32), **shapes_of(SMALL)}
-        template = jax.tree.map(lambda leaf: leaf.update(sharding=place), template)
-        state, progress, _ = checkpoints.restore_newest(template)
-    assert state["step"] == 0
-    want = to_variables(without_counters(entries_of(SMALL)), SMALL)
-    got = {kind: jax.device_get(state[kind]) for kind in want}
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert progress["converted"]["channels"] == 3
-    assert progress["converted"]["sha256"] == file_sha256(small[0])
-
-
 def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys):
     source, workdir = small
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
@@ -130,8 +115,6 @@ def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert "something else" in refusal(BadUse, convert, other, tmp_path / "run")
-    write_config(get_config(), epath.Path(tmp_path / "trained"))
-    assert "something else" in refusal(BadUse, convert, other, tmp_path / "trained")
 
 
 def test_a_config_that_names_another_encoder_is_refused(small, tmp_path):
@@ -251,12 +234,6 @@ def test_an_encoder_without_names_in_pytorch_is_refused(tmp_path):
     assert "one of cnn, resnet18, resnet50, resnet101 was expected" in refusal(
         BadUse, export_weights, tmp_path, "last", output, layout=None
     )
-
-
-def test_a_cnn_is_written_without_its_head(small, tmp_path):
-    export_weights(small[1], "last", tmp_path / "out.safetensors", layout="torchvision")
-    want = {n: a for n, a in entries_of(SMALL).items() if n.startswith("features.")}
-    assert same(load_file(tmp_path / "out.safetensors"), want)
 
 
 def test_evaluation_and_embedding_say_where_weights_are_from(
