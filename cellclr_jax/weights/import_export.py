@@ -119,12 +119,11 @@ def export_weights(
             f"the encoder {config.model.encoder} of {workdir} has no names in PyTorch: one of "
             f"{', '.join((_CNN, *RESNETS))} was expected"
         )
-    head = make_objective(config).head(plain(config.model.head), jnp.float32)
-    fits = isinstance(head, ProjectionHead) and (
-        head.depth == 0 or (head.depth == 2 and head.norm == "none" and head.bias)
-    )
-    layout = layout or ("published" if config.model.encoder == _CNN and fits else "torchvision")
-    if layout == "published" and not fits:
+    head = _published_head(config)
+    if layout is None:
+        is_cnn = config.model.encoder == _CNN
+        layout = "published" if is_cnn and head is not None else "torchvision"
+    if layout == "published" and head is None:
         raise BadUse(
             "--layout=published has a head of two linear layers without norm, the run's "
             f"(objective {config.get('objective', 'nt_xent')}) is another: --layout=torchvision "
@@ -135,12 +134,21 @@ def export_weights(
     )
     entries = to_entries(variables, network)
     write_entries(output, entries, {"layout": layout, "encoder": network.encoder})
-    if layout == "torchvision" and (not fits or head.depth):
-        say("note: the head is left out" + (": --layout=published has it" if fits else ""))
+    if layout == "torchvision" and (head is None or head.depth):
+        say("note: the head is left out" + (": --layout=published has it" if head else ""))
     say(
         f"{network.encoder} of step {number}, {len(entries)} entries with their counters, "
         f"written to {output}"
     )
+
+
+def _published_head(config: Any) -> ProjectionHead | None:
+    """Builds the head of a run; None if the layout `published` has no names for its layers."""
+    head = make_objective(config).head(plain(config.model.head), jnp.float32)
+    if not isinstance(head, ProjectionHead):
+        return None
+    fits = head.depth == 0 or (head.depth == 2 and head.norm == "none" and head.bias)
+    return head if fits else None
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:

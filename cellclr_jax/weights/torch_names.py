@@ -92,7 +92,7 @@ class Slot(NamedTuple):
 def shapes_of(network: Network) -> Variables:
     """Computes the shapes of a network's variables, {"params": …, "batch_stats": …}."""
     is_cnn = network.encoder == "cnn"
-    head = {"depth": 0}
+    head: dict[str, int | None] = {"depth": 0}
     if network.head is not None:
         head = {"hidden": network.head[0], "width": network.head[1]}
     model = make_model(
@@ -172,12 +172,12 @@ def _torch_name(path: tuple[str, ...], network: Network) -> str:
         number = int(modules[0].removeprefix("conv").removeprefix("bn")) - 1
         module = _CNN_STRIDE[network.norm] * number + modules[0].startswith("bn")
         return f"features.{module}.{leaf}"
-    block = modules[-1].replace("downsample_conv", "downsample.0")
-    modules[-1] = block.replace("downsample_bn", "downsample.1")
-    first, _, number = modules[0].partition("_")  # of layer1_0
+    for ours, theirs in (("downsample_conv", "downsample.0"), ("downsample_bn", "downsample.1")):
+        modules[-1] = modules[-1].replace(ours, theirs)
+    first, *block = modules[0].split("_")  # of layer1_0
     if network.layout == "published":
         first = PUBLISHED[first]
-    return ".".join([first, *filter(None, [number]), *modules[1:], leaf])
+    return ".".join([first, *block, *modules[1:], leaf])
 
 
 def _to_flax(path: tuple[str, ...], axes: Sequence[int]) -> tuple[int, ...]:
