@@ -55,8 +55,8 @@ flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles
 flags.DEFINE_bool(
     "exact_names",
     False,
-    "Profiles: spellings that differ by case, spaces or dashes are other names, and words such as NA "
-    "are names, too.",
+    "Profiles: spellings that differ by case, spaces or dashes are other names, and words such as "
+    "NA are names, too.",
 )
 flags.DEFINE_string(
     "out",

@@ -186,10 +186,13 @@ def _treatment_lines(cells: pd.DataFrame) -> list[str]:
     width = max(map(len, cells["compound"]))
     lines = []
     for compound, group in cells.groupby("compound"):
-        numbers = group.groupby("concentration").size()
+        numbers = group.groupby("concentration", dropna=False).size()
         known = set(group["moa"]) if "moa" in group else set()
         moas = ", ".join(moa for moa in sorted(known) if moa and moa != compound)
-        doses = "  ".join(f"{dose:g}: {count:,}" for dose, count in numbers.items())
+        doses = "  ".join(
+            f"{'unknown' if dose != dose else f'{dose:g}'}: {count:,}"
+            for dose, count in numbers.items()
+        )
         lines.append(f"  {compound:<{width}}  {doses}{f'  ({moas})' if moas else ''}")
     return lines
 
