@@ -125,6 +125,11 @@ class Names:
             self._note(column, counts, spelling, len(codes))
         return np.array([*(spelling[text] for text in texts), ""], object)[codes]
 
+    def note_missing(self, column: str, missing: "np.ndarray") -> None:
+        """Adds a note on how many of [N] bool rows have no value in a column, if any."""
+        if count := int(missing.sum()):
+            self.notes.append(f"{column}: missing in {count:,} of {len(missing):,} rows")
+
     def _spell(self, column: str, text: str) -> str:
         """The spelling of a name, '' for a word that means 'missing'."""
         if is_missing(text) and fold(text) not in self._known:

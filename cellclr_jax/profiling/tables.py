@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.console import plural
 from cellclr_jax.data.columns import (
     CONTROL,
     NAMES,
@@ -134,7 +133,7 @@ def _canonical(
 ) -> ProfileTable:
     """Names, joins, checks and orders; `source` begins every message."""
     try:
-        _reject_repeated(raw.columns)
+        _reject_repeated(raw.columns, source)
         # Features are copied once, at the end: there is room for few copies of a large table.
         table = _with_wells(canonical_metadata(raw), names)
         if image_csv is not None:
@@ -186,7 +185,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     read = partial(pd.read_csv, path, keep_default_na=False, encoding="utf-8-sig")
     written = [str(name).strip() for name in read(header=None, nrows=1, dtype=str).iloc[0]]
     reject_other_separator(written, path)
-    _reject_repeated(pd.Index(name for name in written if name))
+    _reject_repeated(pd.Index(name for name in written if name), str(path))
     header = [str(column) for column in read(nrows=0).columns]
     text = metadata_names(header)
     table = read(
@@ -213,10 +212,10 @@ def _with_index(table: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _reject_repeated(columns: pd.Index) -> None:
+def _reject_repeated(columns: pd.Index, source: str) -> None:
     """Raises BadData where two columns have one name."""
     if len(twice := columns[columns.duplicated()]):
-        raise BadData(f"column {str(twice[0])!r} is there twice: delete or rename one")
+        raise BadData(f"{source}: column {str(twice[0])!r} is there twice: delete or rename one")
 
 
 def _with_counts(table: pd.DataFrame) -> pd.DataFrame:
@@ -277,12 +276,8 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
     doses = set_controls(_amounts(table["Metadata_Concentration"]), compounds, control)
     table["Metadata_Compound"] = compounds.to_numpy()
     table["Metadata_Concentration"] = doses
-    for unknown, what in (
-        ((compounds == "").to_numpy(), "compound: they are not used"),
-        (np.isnan(doses), "concentration: those of a compound are one treatment"),
-    ):
-        if count := int(unknown.sum()):
-            names.notes.append(f"{plural(count, 'row')} without a {what}")
+    names.note_missing("compound", (compounds == "").to_numpy())
+    names.note_missing("concentration", np.isnan(doses))
     if "Metadata_Batch" not in table:
         plates = table["Metadata_Plate"]
         named = plates.str.contains("_", regex=False).all()

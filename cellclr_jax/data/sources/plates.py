@@ -50,7 +50,8 @@ def raw_fields(request: Request) -> Source:
     kept: list[Field] = [field for field in fields if field.plate in present]
     problems: list[tuple[str, str]] = []
     if request.centers is not None:
-        kept, problems = read_centers(request.centers, kept)
+        kept, problems, about = read_centers(request.centers, kept)
+        notes = [*notes, *about]
         tables["centres"] = str(request.centers)
     return Source(
         kept,
@@ -155,6 +156,8 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], lis
         )
     names = request.names()
     table = bbbc021.read_image_csv(image_csv, names)
+    names.note_missing("compound", (table["compound"] == "").to_numpy())
+    names.note_missing("concentration", table["concentration"].isna().to_numpy())
     table = _with_moa(table, image_csv, moa_csv, names)
     unknown = sorted(set(request.plates) - set(table["plate"]))
     if unknown:

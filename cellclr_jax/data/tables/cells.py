@@ -122,7 +122,6 @@ def _concentrations(columns: Mapping[str, Sequence[Any]], count: int, names: Nam
     """The concentrations, rounded, and a note on unknown ones."""
     compounds = pd.Series(columns.get("compound", [""] * count))
     found = set_controls(columns.get("concentration", [math.nan] * count), compounds)
-    if unknown := int(np.isnan(found).sum()):
-        names.notes.append(f"concentration: unknown in {unknown:,} of {count:,} rows")
+    names.note_missing("concentration", np.isnan(found))
     # One object for all unknown ones: cells of equal metadata are grouped by a dictionary.
     return [math.nan if np.isnan(dose) else dose for dose in found.tolist()]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
+from cellclr_jax.data.names import fold, is_missing, well_key
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.data.tables.csv import amount, some_names, stream_rows
+from cellclr_jax.data.tables.csv import amount, find_columns, some_names, stream_rows
 from cellclr_jax.errors import BadData
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
@@ -35,7 +36,7 @@ class ObjectTable:
 
     def column(self, names: Sequence[str]) -> int | None:
         """Where the first of some names is that the header has."""
-        return next((self.names.index(name) for name in names if name in self.names), None)
+        return next(iter(find_columns(self.names, names)), None)
 
     def bad_header(self, reason: str) -> BadData:
         """The error that says what is wrong with the header, and what it has."""
@@ -45,17 +46,16 @@ class ObjectTable:
         """The centre of a row's nucleus.
 
         Returns:
-          (row, column) in pixels from 0; None where a row of several objects has no nucleus.
+          (row, column) in pixels from 0; None where it is missing.
 
         Raises:
           BadData: the header names no centre, or those of several objects.
           ValueError: a coordinate is no number of at least 0.
         """
-        x, y = (values[column] for column in self.axes)
-        # Where another object has more members than the nuclei, their columns are filled up.
-        if self.combined and {x.strip().lower(), y.strip().lower()} <= {"", "nan"}:
+        x, y = (values[column].strip() for column in self.axes)
+        if is_missing(x) and is_missing(y):
             return None
-        return amount("y", y.strip()), amount("x", x.strip())
+        return amount("y", y), amount("x", x)
 
     @functools.cached_property
     def axes(self) -> tuple[int, int]:
@@ -106,12 +106,11 @@ def open_table(path: Path) -> ObjectTable:
     return ObjectTable(path, joined, rows, combined=True)
 
 
-_PLACE = tuple(SYNONYMS[name] for name in ("plate", "well", "site"))
+_PLACE_COLUMNS = ("plate", "well", "site")
 _NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
 _FILE = re.compile(r"(?:image_)?filename_.+")
 _LOCATIONS = re.compile(r"(.+)-([^-]+)-nuclei\.csv", re.IGNORECASE)
-# `B2` is `B02`; `f01`, `s1`, `1` and `1.0` are the same site.
-_WELL_NAME = re.compile(r"([a-z]+)0*(\d+)", re.IGNORECASE)
+# `f01`, `s1`, `1` and `1.0` are the same site.
 _SITE_NAME = re.compile(r"[a-z]*0*(\d+)(?:\.0*)?", re.IGNORECASE)
 _EXPECTED = (
     "columns Metadata_Plate, Metadata_Well and Metadata_Site, or FileName_<channel>, or "
@@ -126,7 +125,9 @@ _Place = tuple[str, str, str]
 _Locate = Callable[[list[str]], int | None]
 
 
-def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list[tuple[str, str]]]:
+def read_centers(
+    path: Path, fields: Sequence[Field]
+) -> tuple[list[Field], list[tuple[str, str]], list[str]]:
     """Fills the centres of fields from what another program has found.
 
     Rows of fields that are not asked for are passed over: a build may take a few wells of a plate.
@@ -145,13 +146,17 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
       The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
       () where a table is empty, or the image table lists a field that has no nucleus.
       (name, reason) of each field of which nothing is known.
+      Notes: how many nuclei are left out because their centre is missing.
 
     Raises:
       BadUse: there is no such file or folder.
-      BadData: a table cannot be read, says not which field a row belongs to, has a coordinate that
-        is no number of at least 0, or a centre twice; or not one of the fields is in it.
+      BadData: a table cannot be read, does not say which field a row belongs to or contradicts
+        itself about it, has a coordinate that is no number of at least 0, or a centre twice; or
+        not one of the fields is in it.
     """
-    found = _from_locations(path, fields) if path.is_dir() else _from_table(path, fields)
+    missing: list[str] = []
+    read = _from_locations if path.is_dir() else _from_table
+    found = read(path, fields, missing)
     filled = [
         replace(field, centers=tuple(found[index]))
         for index, field in enumerate(fields)
@@ -164,27 +169,25 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
     ]
     if fields and not filled:
         raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
-    return filled, problems
+    notes = []
+    if missing:
+        notes.append(f"nuclei without a centre, left out: {len(missing):,}, first {missing[0]}")
+    return filled, problems, notes
 
 
-def _from_locations(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
-    """Centres by a field's index."""
+def _from_locations(path: Path, fields: Sequence[Field], missing: list[str]) -> dict[int, _Centers]:
+    """Centres by a field's index; adds where one is missing."""
     inside = (path / "inputs" / "locations", path / "locations")
     root = next((folder for folder in inside if folder.is_dir()), path)
-    plates = {field.plate for field in fields}
-    files = _location_files(
-        sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name in plates)
-    )
+    plates = {fold(field.plate) for field in fields}
+    folders = (folder for folder in root.iterdir() if fold(folder.name) in plates)
+    files = _location_files(sorted(folder for folder in folders if folder.is_dir()))
     found: dict[int, _Centers] = {}
     for place, index in _by_place(fields).items():
         if place in files:
             found[index] = {}
-            _collect(open_table(files[place]), _always(index), found)
+            _collect(open_table(files[place]), lambda _, index=index: index, found, missing)
     return found
-
-
-def _always(index: int) -> _Locate:
-    return lambda _: index
 
 
 def _location_files(plates: Sequence[Path]) -> dict[_Place, Path]:
@@ -201,20 +204,22 @@ def _location_files(plates: Sequence[Path]) -> dict[_Place, Path]:
     return files
 
 
-def _from_table(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
-    """Centres by a field's index."""
+def _from_table(path: Path, fields: Sequence[Field], missing: list[str]) -> dict[int, _Centers]:
+    """Centres by a field's index; adds where one is missing."""
     table, finder = open_table(path), _Finder(fields)
     found: dict[int, _Centers] = {}
     locate = finder.rows_of(table)
     if locate is None:
         listed, locate = _by_image_number(table, finder)
         found = {index: {} for index in listed}
-    _collect(table, locate, found)
+    _collect(table, locate, found, missing)
     return found
 
 
-def _collect(table: ObjectTable, locate: _Locate, found: dict[int, _Centers]) -> None:
-    """Adds the centres of a table to those that are found, by the index of their field."""
+def _collect(
+    table: ObjectTable, locate: _Locate, found: dict[int, _Centers], missing: list[str]
+) -> None:
+    """Adds the centres of a table to `found` by the index of their field, or to `missing`."""
     _ = table.axes  # an empty table as well must have them
     for line, values in table.rows:
         try:
@@ -225,59 +230,70 @@ def _collect(table: ObjectTable, locate: _Locate, found: dict[int, _Centers]) ->
             center = table.center(values)
         except ValueError as error:
             raise BadData(f"{table.path}, line {line}: {error}") from error
-        if center in there:
+        if center is None:
+            # Where another object has more members than the nuclei, their columns are filled up.
+            if not table.combined:
+                missing.append(f"{table.path}, line {line}")
+        elif there.setdefault(center, line) != line:
             raise BadData(
                 f"{table.path}, line {line}: the centre of line {there[center]} again; each "
                 "nucleus was expected once"
             )
-        if center is not None:
-            there[center] = line
 
 
 class _Finder:
     """Finds fields by plate, well and site, or else by the name of one of their files."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
+        self._names = [field.name for field in fields]
         self._places = _by_place(fields)
+        self._place_of = {index: place for place, index in self._places.items()}
         # With its plate, and without ('') for tables that tell none: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
-        for index, field in enumerate(fields):
-            for file in field.file_names:
-                for plate in ("", field.plate):
+        for place, index in self._places.items():
+            for file in fields[index].file_names:
+                for plate in ("", place[0]):
                     self._files.setdefault((plate, _file_name(file)), set()).add(index)
 
     def rows_of(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
-        place = [table.column(names) for names in _PLACE]
+        place = [table.column(SYNONYMS[name]) for name in _PLACE_COLUMNS]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
         if None in place and not files:
             return None
         known: dict[tuple[str, ...], int | None] = {}
 
         def locate(values: list[str]) -> int | None:
-            texts = [values[i].strip() if i is not None else "" for i in (*place, *files)]
-            key = tuple(texts)
+            key = tuple(values[i].strip() if i is not None else "" for i in (*place, *files))
             if key not in known:
+                texts = ["" if is_missing(text) else text for text in key]
                 known[key] = self._find(texts[:3], texts[3:])
             return known[key]
 
         return locate
 
     def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
-        """The index of a field; ValueError where it could be one of several."""
-        index = self._places.get(_place(*place))
-        if index is not None:
-            return index
+        """The index of a field; ValueError where it could be one of several, or two."""
+        wanted = _place(*place)
+        index = self._places.get(wanted)
         for name in files:
-            fields = self._files.get((place[0], _file_name(name)), set())
-            if len(fields) > 1:
+            fields = self._files.get((wanted[0], _file_name(name)), set())
+            if len(fields) > 1 and index is None:
                 raise ValueError(
                     f"{len(fields)} fields have a file {name!r}: a column Metadata_Plate that "
                     "tells them apart was expected"
                 )
-            if fields:
-                return next(iter(fields))
-        return None
+            if not fields or index in fields:
+                continue
+            other = next(iter(fields))
+            its = self._place_of[other]
+            if any(part not in ("", its[number]) for number, part in enumerate(wanted)):
+                raise ValueError(
+                    f"plate, well and site are {', '.join(wanted)}, but the file {name!r} is of "
+                    f"{self._names[other]}: correct one of them"
+                )
+            index, wanted = other, its
+        return index
 
 
 def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
@@ -333,8 +349,7 @@ def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
 
 
 def _place(plate: str, well: str, site: str) -> _Place:
-    match = _WELL_NAME.fullmatch(well)
-    return plate, f"{match[1].upper()}{int(match[2]):02d}" if match else well, _site(site)
+    return fold(plate), well_key(well), _site(site)
 
 
 def _site(text: str) -> str:
@@ -344,4 +359,4 @@ def _site(text: str) -> str:
 
 
 def _file_name(path: str) -> str:
-    return PurePosixPath(path.replace("\\", "/")).name
+    return fold(PurePosixPath(path.replace("\\", "/")).name)
