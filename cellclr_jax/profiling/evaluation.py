@@ -153,13 +153,16 @@ def _evaluate(
 ) -> Evaluation:
     """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
-    needed = protocol.standardize != "none" or protocol.control != Protocol.control
-    if needed and not is_control.any():
+    if not is_control.any():
         common = base["Metadata_Compound"].value_counts().index[:_NAMED]
-        raise BadUse(
+        message = (
             f"control {protocol.control!r}: no well has this compound; --control names another, "
             f"such as {', '.join(map(repr, common))}"
         )
+        if protocol.control != Protocol.control:
+            raise BadUse(message)
+        if protocol.standardize != "none":
+            raise BadData(f"standardisation by controls: {message}")
     wells = with_features(base, values, features)
     if protocol.standardize != "none":
         values, features, about = _standardized(base, values, features, is_control, protocol)
@@ -227,8 +230,9 @@ def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
     notes = list(wells.notes)
-    if unused:
-        notes.append(f"not used: {plural(unused, 'well')} without a MoA or compound")
+    for what, column in (("MoA", "Metadata_MoA"), ("compound", "Metadata_Compound")):
+        if count := int((~used & (table[column] == "")).sum()):
+            notes.append(f"not used: {plural(count, 'well')} without a {what}")
     if wells.left_out:
         shown = [f"{name} ({reason})" for name, reason in list(wells.left_out.items())[:_LISTED]]
         more = len(wells.left_out) - len(shown)

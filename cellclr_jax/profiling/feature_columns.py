@@ -33,8 +33,8 @@ _IDENTIFYING = re.compile(
     r"|field|center|centre|location|timestamp|date|run"
 )
 
-# Tables of which published scores are known, by the SHA-256 of their sorted features: numbers and
-# places of objects among them are kept, or the scores could not be compared.
+# Tables with published scores, by the SHA-256 of their sorted columns of compartments: numbers and
+# places of objects are kept in these, or the scores could not be compared.
 _PUBLISHED = {
     "55c6568e0d3635f1cc10eced0fb1dca56609964544ed5aa3bde13d4dc69dc701": "Ljosa et al. 2013",
 }
@@ -138,11 +138,13 @@ def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Col
             _require_numeric(table, name)
         return Columns(own, left)
     keys = _keys(canonical_metadata(table) if known is None else known)
-    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-    published = _PUBLISHED.get(digest, "")
+    compartments = "\n".join(sorted(filter(_COMPARTMENT.match, names)))
+    published = _PUBLISHED.get(hashlib.sha256(compartments.encode()).hexdigest(), "")
     features, left_out = [], {}
     for name in names:
-        reason = "" if published else _why_not_a_feature(name, table[name], keys)
+        reason = "a number or place of objects, not a measurement"
+        if published or not _NO_MEASUREMENT.search(name):
+            reason = _why_not_a_feature(name, table[name], keys)
         if reason:
             left_out[name] = reason
         else:
@@ -166,8 +168,6 @@ def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[st
 
 def _why_not_a_feature(name: str, values: pd.Series, keys: dict[str, np.ndarray]) -> str:
     """'' for a feature, else the reason."""
-    if _NO_MEASUREMENT.search(name):
-        return "a number or place of objects, not a measurement"
     if _COMPARTMENT.match(name):
         _require_numeric(values.to_frame(name), name)
         return ""
