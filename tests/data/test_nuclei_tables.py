@@ -280,7 +280,7 @@ def test_a_row_that_contradicts_itself_about_its_field_is_named(tmp_path, fields
     header = [*dict(by_place(0)), *[f"FileName_{n}" for n in files], *CENTER]
     good = [*PLACES[0], *images[:1] * len(files), 1, 2]
     path = write(tmp_path / "Nuclei.csv", header, good, [*place, *images, 3, 4])
-    with pytest.raises(BadData, match=r"Nuclei\.csv, line 3: plate, well and site are .* 'B02_s"):
+    with pytest.raises(BadData, match=r"Nuclei\.csv, line 3: the row is of .* its file 'B02_s"):
         read_centers(path, fields)
 
 

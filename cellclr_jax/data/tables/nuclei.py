@@ -288,9 +288,10 @@ class _Finder:
             other = next(iter(fields))
             its = self._place_of[other]
             if any(part not in ("", its[number]) for number, part in enumerate(wanted)):
+                mine = ", ".join(filter(None, place)) if index is None else self._names[index]
                 raise ValueError(
-                    f"plate, well and site are {', '.join(wanted)}, but the file {name!r} is of "
-                    f"{self._names[other]}: correct one of them"
+                    f"the row is of {mine}, but its file {name!r} of {self._names[other]}: correct "
+                    "one of them"
                 )
             index, wanted = other, its
         return index
