@@ -72,7 +72,7 @@ def metadata_names(columns: Iterable[object]) -> dict[str, str]:
     names = [str(column) for column in columns]
     for name in names:
         plain.setdefault(plain_name(name), []).append(name)
-    renamed = {}
+    renamed: dict[str, str] = {}
     for key, canonical in METADATA.items():
         found = (plain[alias] for alias in SYNONYMS.get(key, (key,)) if alias in plain)
         renamed |= dict.fromkeys(next(found, ()), canonical)

@@ -6,7 +6,7 @@ with BBBC021's image and MoA tables if the table does not say what was in a well
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from cellclr_jax.data.columns import (
 )
 from cellclr_jax.data.names import Names, fold
 from cellclr_jax.data.tables import bbbc021
-from cellclr_jax.data.tables.csv import amount_or_nan, reject_other_separator
+from cellclr_jax.data.tables.csv import amount_or_nan, reject_other_separator, whole
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import (
     Columns,
@@ -42,7 +42,8 @@ _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL"
 _EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 )
-_COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
+_COUNTS = {"Metadata_CellCount", "Metadata_WellCount"}
+_AMOUNT = partial(amount_or_nan, "concentration")
 # pandas writes a second column 'x' as 'x.1'.
 _REPEATED = re.compile(r"\.\d+$")
 
@@ -144,7 +145,8 @@ def _canonical(
         if "Metadata_MoA" not in table:
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
         table["Metadata_MoA"] = names.merge("moa", table["Metadata_MoA"])
-        table = _with_counts(table)
+        for column in _COUNTS & set(table):
+            table[column] = _parsed(table[column], partial(whole, column)).astype(np.int64)
         split = split_columns(raw, table) if features is None else Columns(list(features), {})
         if not split.features:
             raise BadData(f"no feature columns; left out were {_listed(split.left_out)}")
@@ -182,16 +184,19 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Reads a CSV file without the blank rows and columns that spreadsheets append."""
-    read = partial(pd.read_csv, path, keep_default_na=False, encoding="utf-8-sig")
-    written = [str(name).strip() for name in read(header=None, nrows=1, dtype=str).iloc[0]]
+    how: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).iloc[0]
+    written = [str(name).strip() for name in first]
     reject_other_separator(written, path)
     _reject_repeated(pd.Index(name for name in written if name), str(path))
-    header = [str(column) for column in read(nrows=0).columns]
+    header = [str(column) for column in pd.read_csv(path, nrows=0, **how).columns]
     text = metadata_names(header)
-    table = read(
+    table = pd.read_csv(
+        path,
         dtype=dict.fromkeys(text, str),
         na_values={column: _MISSING for column in header if column not in text},
         low_memory=False,
+        **how,
         **_EXACT,
     )
     nameless = [name for name, own in zip(header, written, strict=True) if not own]
@@ -216,23 +221,6 @@ def _reject_repeated(columns: pd.Index, source: str) -> None:
     """Raises BadData where two columns have one name."""
     if len(twice := columns[columns.duplicated()]):
         raise BadData(f"{source}: column {str(twice[0])!r} is there twice: delete or rename one")
-
-
-def _with_counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of cells and wells as integers; a CSV's come as text."""
-    for column in _COUNTS:
-        if column not in table:
-            continue
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        wrong = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers)))
-        if wrong.any():
-            row = _first(wrong)
-            raise BadData(
-                f"row {row + 1}: {column} {table[column].iloc[row]!r} is no whole number of at "
-                "least 0"
-            )
-        table = table.assign(**{column: numbers.astype(np.int64)})
-    return table
 
 
 def _with_wells(table: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -273,7 +261,7 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
     # One spelling even of exact names: later code compares it as it is.
     control = control_spelling(compounds, control)
     compounds = compounds.mask(is_control(compounds, control), control)
-    doses = set_controls(_amounts(table["Metadata_Concentration"]), compounds, control)
+    doses = set_controls(_parsed(table["Metadata_Concentration"], _AMOUNT), compounds, control)
     table["Metadata_Compound"] = compounds.to_numpy()
     table["Metadata_Concentration"] = doses
     names.note_missing("compound", (compounds == "").to_numpy())
@@ -286,13 +274,13 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
     return table, control
 
 
-def _amounts(values: pd.Series) -> np.ndarray:
-    """[N] float64 concentrations; NaN where unknown."""
-    codes, distinct = pd.factorize(values.astype(object))
-    numbers = np.full(len(distinct) + 1, np.nan)
+def _parsed(values: pd.Series, parse_text: Callable[[str], float]) -> np.ndarray:
+    """[N] float64, each distinct value parsed once; BadData names the row of a ValueError."""
+    codes, distinct = pd.factorize(values.astype(object), use_na_sentinel=False)
+    numbers = np.empty(len(distinct))
     for place, value in enumerate(distinct):
         try:
-            numbers[place] = amount_or_nan("concentration", str(value).strip())
+            numbers[place] = parse_text("" if pd.isna(value) else str(value).strip())
         except ValueError as error:
             raise BadData(f"row {_first(codes == place)}: {error}") from error
     return numbers[codes]
@@ -339,7 +327,7 @@ def _reject_contradiction(table: pd.DataFrame, name: str, joined: pd.Series, nam
         return
     other = joined.to_numpy()
     if name == "concentration":
-        own = set_controls(_amounts(table[column]), table["Metadata_Compound"])
+        own = set_controls(_parsed(table[column], _AMOUNT), table["Metadata_Compound"])
         wrong = ~np.isnan(own) & (own != other)
     else:
         own = names.merge(name, table[column])

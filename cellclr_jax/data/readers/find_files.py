@@ -427,11 +427,11 @@ class CellFinder:
             raise ValueError(
                 f"{text!r} leads out of the images' folder; a path below it was expected"
             )
-        name, indices = str(path), self._paths
+        name, indices = str(path), [*self._paths]
         if path.is_absolute() or _DRIVE.match(text):
-            name, indices = self._place(text, path), (self._places,)
+            name, indices = self._place(text, path), [self._places]
         elif len(path.parts) == 1:
-            indices = (*self._paths, self._names)
+            indices.append(self._names)
         for index in indices:
             number = index.get(name)
             if number == _SEVERAL:
