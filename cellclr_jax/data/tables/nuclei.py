@@ -1,10 +1,10 @@
 """Tables of nuclei found by CellProfiler or DeepProfiler."""
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
@@ -57,7 +57,7 @@ class ObjectTable:
             return None
         return amount("y", y), amount("x", x)
 
-    @functools.cached_property
+    @cached_property
     def axes(self) -> tuple[int, int]:
         """The columns of x and y; BadData where there are none, or those of several objects."""
         found: dict[str, dict[str, int]] = {}
@@ -117,8 +117,6 @@ _EXPECTED = (
     "ImageNumber and a table *Image.csv next to it were expected"
 )
 
-# A field's centres (row, column), in the order of the table, each with its line there.
-_Centers = dict[tuple[float, float], int]
 # (plate, well, site) as they are compared.
 _Place = tuple[str, str, str]
 # Finds the index of a row's field; None where it belongs to none. ValueError where it cannot.
@@ -154,108 +152,102 @@ def read_centers(
         itself about it, has a coordinate that is no number of at least 0, or a centre twice; or
         not one of the fields is in it.
     """
-    missing: list[str] = []
-    read = _from_locations if path.is_dir() else _from_table
-    found = read(path, fields, missing)
-    filled = [
-        replace(field, centers=tuple(found[index]))
-        for index, field in enumerate(fields)
-        if index in found
-    ]
+    finder = _Fields(fields)
+    if path.is_dir():
+        _read_locations(path, finder)
+    else:
+        table = open_table(path)
+        finder.collect(table, finder.locator(table) or _by_image_number(table, finder))
+    found, missing = finder.centers, finder.missing
+    if fields and not found:
+        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
+    filled = [replace(fields[index], centers=tuple(found[index])) for index in sorted(found)]
     problems = [
         (field.name, f"nothing of it in {path}")
         for index, field in enumerate(fields)
         if index not in found
     ]
-    if fields and not filled:
-        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
     notes = []
     if missing:
         notes.append(f"nuclei without a centre, left out: {len(missing):,}, first {missing[0]}")
     return filled, problems, notes
 
 
-def _from_locations(path: Path, fields: Sequence[Field], missing: list[str]) -> dict[int, _Centers]:
-    """Centres by a field's index; adds where one is missing."""
+def _read_locations(path: Path, finder: "_Fields") -> None:
+    """Collects the centres of DeepProfiler's tables, one for each field."""
     inside = (path / "inputs" / "locations", path / "locations")
     root = next((folder for folder in inside if folder.is_dir()), path)
-    plates = {fold(field.plate) for field in fields}
-    folders = (folder for folder in root.iterdir() if fold(folder.name) in plates)
-    files = _location_files(sorted(folder for folder in folders if folder.is_dir()))
-    found: dict[int, _Centers] = {}
-    for place, index in _by_place(fields).items():
-        if place in files:
-            found[index] = {}
-            _collect(open_table(files[place]), lambda _, index=index: index, found, missing)
-    return found
-
-
-def _location_files(plates: Sequence[Path]) -> dict[_Place, Path]:
-    """The tables in the folders of plates."""
-    files: dict[_Place, Path] = {}
-    for plate in plates:
-        for file in sorted(plate.iterdir()):
+    plates = {plate for plate, _, _ in finder.places}
+    read: dict[int, str] = {}
+    for folder in sorted(root.iterdir()):
+        if not folder.is_dir() or fold(folder.name) not in plates:
+            continue
+        for file in sorted(folder.iterdir()):
             match = _LOCATIONS.fullmatch(file.name)
-            if match:
-                place = _place(plate.name, *match.groups())
-                if place in files:
-                    raise BadData(f"{file}: the same field as {files[place].name}")
-                files[place] = file
-    return files
-
-
-def _from_table(path: Path, fields: Sequence[Field], missing: list[str]) -> dict[int, _Centers]:
-    """Centres by a field's index; adds where one is missing."""
-    table, finder = open_table(path), _Finder(fields)
-    found: dict[int, _Centers] = {}
-    locate = finder.rows_of(table)
-    if locate is None:
-        listed, locate = _by_image_number(table, finder)
-        found = {index: {} for index in listed}
-    _collect(table, locate, found, missing)
-    return found
-
-
-def _collect(
-    table: ObjectTable, locate: _Locate, found: dict[int, _Centers], missing: list[str]
-) -> None:
-    """Adds the centres of a table to `found` by the index of their field, or to `missing`."""
-    _ = table.axes  # an empty table as well must have them
-    for line, values in table.rows:
-        try:
-            index = locate(values)
+            index = finder.places.get(_place(folder.name, *match.groups())) if match else None
             if index is None:
                 continue
-            there = found.setdefault(index, {})
-            center = table.center(values)
-        except ValueError as error:
-            raise BadData(f"{table.path}, line {line}: {error}") from error
-        if center is None:
-            # Where another object has more members than the nuclei, their columns are filled up.
-            if not table.combined:
-                missing.append(f"{table.path}, line {line}")
-        elif there.setdefault(center, line) != line:
-            raise BadData(
-                f"{table.path}, line {line}: the centre of line {there[center]} again; each "
-                "nucleus was expected once"
-            )
+            if index in read:
+                raise BadData(f"{file}: the same field as {read[index]}")
+            read[index] = file.name
+            finder.centers[index] = {}
+            finder.collect(open_table(file), partial(_given, index))
 
 
-class _Finder:
-    """Finds fields by plate, well and site, or else by the name of one of their files."""
+def _given(index: int, _: list[str]) -> int:
+    """The index of the only field of a table."""
+    return index
+
+
+class _Fields:
+    """Finds the fields of rows by plate, well and site, or by their files; collects centres.
+
+    Attributes:
+      places: the index of each field.
+      centers: by the index of a field, its centres (row, column) in the order of the table, each
+        with its line there.
+      missing: table and line of nuclei without a centre.
+    """
 
     def __init__(self, fields: Sequence[Field]) -> None:
+        self.places = {
+            _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"])): index
+            for index, field in enumerate(fields)
+        }
+        self.centers: dict[int, dict[tuple[float, float], int]] = {}
+        self.missing: list[str] = []
         self._names = [field.name for field in fields]
-        self._places = _by_place(fields)
-        self._place_of = {index: place for place, index in self._places.items()}
+        self._place_of = {index: place for place, index in self.places.items()}
         # With its plate, and without ('') for tables that tell none: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
-        for place, index in self._places.items():
+        for place, index in self.places.items():
             for file in fields[index].file_names:
                 for plate in ("", place[0]):
                     self._files.setdefault((plate, _file_name(file)), set()).add(index)
 
-    def rows_of(self, table: ObjectTable) -> _Locate | None:
+    def collect(self, table: ObjectTable, locate: _Locate) -> None:
+        """Adds the centres of a table."""
+        _ = table.axes  # an empty table as well must have them
+        for line, values in table.rows:
+            try:
+                index = locate(values)
+                if index is None:
+                    continue
+                there = self.centers.setdefault(index, {})
+                center = table.center(values)
+            except ValueError as error:
+                raise BadData(f"{table.path}, line {line}: {error}") from error
+            if center is None:
+                # Where another object has more members than nuclei, their columns are filled up.
+                if not table.combined:
+                    self.missing.append(f"{table.path}, line {line}")
+            elif there.setdefault(center, line) != line:
+                raise BadData(
+                    f"{table.path}, line {line}: the centre of line {there[center]} again; each "
+                    "nucleus was expected once"
+                )
+
+    def locator(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
         place = [table.column(SYNONYMS[name]) for name in _PLACE_COLUMNS]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
@@ -275,7 +267,7 @@ class _Finder:
     def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
         """The index of a field; ValueError where it could be one of several, or two."""
         wanted = _place(*place)
-        index = self._places.get(wanted)
+        index = self.places.get(wanted)
         for name in files:
             fields = self._files.get((wanted[0], _file_name(name)), set())
             if len(fields) > 1 and index is None:
@@ -297,10 +289,10 @@ class _Finder:
         return index
 
 
-def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
-    """The indices of the fields listed in the image table, and a function that finds a row's."""
+def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
+    """Finds a row's field by the image table, whose fields have no centres yet."""
     images = open_table(_image_table(table))
-    locate = finder.rows_of(images)
+    locate = finder.locator(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
     shared = [(own, its) for own, its in pairs if own is not None and its is not None]
     if locate is None or None in pairs[-1]:
@@ -325,7 +317,8 @@ def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _L
             raise ValueError(f"ImageNumber {key[-1]!r} is not in {images.path}")
         return known[key]
 
-    return list(lines), numbered
+    finder.centers |= {index: {} for index in lines}
+    return numbered
 
 
 def _image_table(table: ObjectTable) -> Path:
@@ -339,14 +332,6 @@ def _image_table(table: ObjectTable) -> Path:
     if not same and len(others) != 1:
         raise BadData(f"{table.path}: no table *Image.csv of its export next to it; {_EXPECTED}")
     return max(same or others, key=lambda path: len(path.name))
-
-
-def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
-    """The index of each field."""
-    return {
-        _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"])): index
-        for index, field in enumerate(fields)
-    }
 
 
 def _place(plate: str, well: str, site: str) -> _Place:
