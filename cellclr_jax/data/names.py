@@ -142,8 +142,9 @@ class Names:
     ) -> None:
         """Adds notes on the words taken as missing and the spellings merged."""
         words = [text for text, kept in spelling.items() if text and not kept]
+        # In ASCII: two spellings may look the same.
         merged = [
-            f"{text!r} = {kept!r}" for text, kept in spelling.items() if kept and kept != text
+            f"{text!a} = {kept!a}" for text, kept in spelling.items() if kept and kept != text
         ]
         notes = []
         if words:
