@@ -17,6 +17,7 @@ import pandas as pd
 
 from cellclr_jax.data.columns import (
     CONTROL,
+    METADATA,
     NAMES,
     SYNONYMS,
     control_spelling,
@@ -189,10 +190,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     written = [str(name).strip() for name in first]
     reject_other_separator(written, path)
     _reject_repeated(pd.Index(name for name in written if name), str(path))
-    header = [str(column) for column in pd.read_csv(path, nrows=0, **how).columns]
-    text = metadata_names(header)
+    header = [name or f"Unnamed: {place}" for place, name in enumerate(written)]
+    known = set(METADATA.values())
+    text = [name for name, canonical in metadata_names(header).items() if canonical in known]
     table = pd.read_csv(
         path,
+        header=0,
+        names=header,
         dtype=dict.fromkeys(text, str),
         na_values={column: _MISSING for column in header if column not in text},
         low_memory=False,
