@@ -54,6 +54,12 @@ flags.DEFINE_string("url", "", "Download: another address that holds the same fi
 flags.DEFINE_integer("downloads", 4, "Download: files at once.", 1, 16)
 flags.DEFINE_string("image_csv", None, "The image table, if not in the input or above it.")
 flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or above it.")
+flags.DEFINE_bool(
+    "exact_names",
+    False,
+    "Spellings in tables that differ by case, spaces or dashes are other names, and words such as "
+    "NA are names, too.",
+)
 flags.DEFINE_integer("crop_size", 96, "Side of a stored crop in pixels.", 8, 1024)
 flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
 flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
@@ -146,6 +152,7 @@ def request_flags() -> "Request":
         },
         workers=FLAGS.workers or workers.usable_workers(),
         overwrite=FLAGS.overwrite,
+        exact_names=FLAGS.exact_names,
     )
 
 
@@ -187,6 +194,7 @@ def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
         "source": FLAGS.source,
         "channels": list(channels),
         **{name: FLAGS[name].value for name in used},
+        **({"exact_names": True} if FLAGS.exact_names else {}),
         **({"nuclei": "from a table" if FLAGS.centers else "found"} if entry.whole_fields else {}),
         **sources.source_settings(FLAGS.source, request),
     }

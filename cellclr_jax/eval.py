@@ -52,6 +52,12 @@ flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, a
 flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
 flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
 flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
+flags.DEFINE_bool(
+    "exact_names",
+    False,
+    "Profiles: spellings that differ by case, spaces or dashes are other names, and words such as "
+    "NA are names, too.",
+)
 flags.DEFINE_string(
     "out",
     None,
@@ -226,12 +232,15 @@ def evaluate_profiles() -> None:
         image_csv=FLAGS.image_csv,
         moa_csv=FLAGS.moa_csv,
         control=protocol.control,
+        exact_names=FLAGS.exact_names,
     )
     wells, protocol = _one_row_a_well(table, protocol)
     from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
     from cellclr_jax.run_folder import environment
 
     details: dict[str, object] = {"columns_left_out": list(table.left_out)}
+    if FLAGS.exact_names:
+        details["exact_names"] = True
     for name, path in {"table": read.pop("profiles"), **read}.items():
         if path is not None:
             details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
@@ -262,6 +271,7 @@ def _one_row_a_well(
     from cellclr_jax.profiling.profiles import aggregate_wells
 
     table, features = profiles.table, profiles.features
+    protocol = replace(protocol, control=profiles.control)
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
     # A row that counts its cells is a well or a site. Without a site it is listed twice by mistake,
     # which `evaluate` reports.
@@ -283,7 +293,7 @@ _INPUTS = {
 # A flag that says something about one kind of input is an error beside another.
 _ONLY_WITH = {
     "workdir": ("step", "data_dir", "data_access", "distributed", "label", "hold_out"),
-    "profiles": ("image_csv", "moa_csv"),
+    "profiles": ("image_csv", "moa_csv", "exact_names"),
 }
 # Flags of a comparison; all else was decided when the runs were evaluated.
 _OF_A_COMPARISON = ("compare", "out", "debug")

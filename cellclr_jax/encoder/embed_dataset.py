@@ -56,7 +56,7 @@ _WELL = ["Metadata_Plate", "Metadata_Well"]
 _UNKNOWN: dict[str, str | float] = {
     "Metadata_Batch": "",
     "Metadata_MoA": "",
-    "Metadata_Concentration": 0.0,
+    "Metadata_Concentration": np.nan,
 }
 
 

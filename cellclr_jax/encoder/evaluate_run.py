@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from cellclr_jax import devices
 from cellclr_jax.console import say
-from cellclr_jax.data.columns import is_control
+from cellclr_jax.data.columns import control_spelling, is_control
 from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.apply import restore, site_profiles, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
@@ -108,6 +108,9 @@ def evaluate_run(
         say("note: this is not the dataset that the run was trained on")
     options = options or Options()
     folder = Path(out if out is not None else workdir / "eval" / str(number))
+    if "compound" in encoding.cells.table:
+        compounds = encoding.cells.table["compound"].fillna("")
+        protocol = replace(protocol, control=control_spelling(compounds, protocol.control))
     report.check_settings(folder, protocol, details, overwrite=overwrite)
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
@@ -198,4 +201,5 @@ def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Optio
     if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
     measures = options.measures if name == "trained" else ()
-    return evaluate(wells, protocol, features=features, measures=measures)
+    # The build has merged the spellings of names, or was told not to.
+    return evaluate(wells, protocol, features=features, measures=measures, exact_names=True)

@@ -17,6 +17,7 @@ from cellclr_jax.profiling.evaluation import METRICS
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")
 _AGREEMENT = ("both", "first_only", "second_only", "neither")
+_NUMBERS = ("concentration", "neighbour_concentration", "similarity")
 # Names that may look like numbers.
 _TEXT = [f"{whose}{name}" for whose in ("", "neighbour_") for name in ("compound", "moa", "batch")]
 # What else runs of several seeds have in common; of one seed, one evaluation counts.
@@ -95,7 +96,7 @@ def read_run(path: str | Path) -> EvaluatedRun:
         neighbours = pd.read_csv(
             folder / NEIGHBOURS,
             keep_default_na=False,
-            na_values={"neighbour_concentration": "", "similarity": ""},
+            na_values=dict.fromkeys(_NUMBERS, ""),
             dtype=dict.fromkeys(_TEXT, str),
         )
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Evaluates well profiles: corrections, scores, measures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,8 @@ MOST_MEASURED = 20_000
 """Wells: for more, measures take longer than all else, and are computed only if named."""
 # Of λ: a mean variance below this share of it makes a correction nearly an identity.
 _WEAK = 0.1
-# Names of columns in a note.
-_LISTED = 10
+# Names of columns in a note; of compounds in an error.
+_LISTED, _NAMED = 10, 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def evaluate(
     *,
     features: Sequence[str] | None = None,
     measures: Sequence[str] | None = (),
+    exact_names: bool = False,
 ) -> Evaluation:
     """Scores well profiles under each correction.
 
@@ -108,6 +109,7 @@ def evaluate(
       features: the feature columns; by default those of `feature_columns.split_columns`.
       measures: which of `measures.MEASURES` to compute of each correction's profiles; None for all,
         or for none of more than `MOST_MEASURED` wells.
+      exact_names: keeps spellings of names apart (see `tables.read_profiles`).
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
@@ -123,7 +125,10 @@ def evaluate(
     protocol = protocol or Protocol()
     table = wells
     if not isinstance(table, ProfileTable):
-        table = canonical_table(table, control=protocol.control, features=features)
+        table = canonical_table(
+            table, control=protocol.control, features=features, exact_names=exact_names
+        )
+    protocol = replace(protocol, control=table.control)
     base, values, notes = _used_wells(table, protocol.control)
     names = list(table.features)
     del table, wells  # there is room for few copies of a large table
@@ -148,8 +153,16 @@ def _evaluate(
 ) -> Evaluation:
     """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
-    if protocol.control != Protocol.control and not is_control.any():
-        raise BadUse(f"control {protocol.control!r}: no well has this compound")
+    if not is_control.any():
+        common = base["Metadata_Compound"].value_counts().index[:_NAMED]
+        message = (
+            f"control {protocol.control!r}: no well has this compound; --control names another, "
+            f"such as {', '.join(map(repr, common))}"
+        )
+        if protocol.control != Protocol.control:
+            raise BadUse(message)
+        if protocol.standardize != "none":
+            raise BadData(f"standardisation by controls: {message}")
     wells = with_features(base, values, features)
     if protocol.standardize != "none":
         values, features, about = _standardized(base, values, features, is_control, protocol)
@@ -185,6 +198,8 @@ def _standardized(
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Standardized values, the names of their features, and a note on those left out."""
     by_plate = protocol.standardize == "plates"
+    if by_plate and (base["Metadata_Plate"] == "").any():
+        raise BadData("--standardize=plates: the table names no plates (Metadata_Plate)")
     values, kept = standardize(
         values,
         is_control,
@@ -209,11 +224,15 @@ def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
             "row a well was expected (profiles.aggregate_wells averages sites and cells)"
         )
     is_control = table["Metadata_Compound"] == control
-    used = is_control | (table["Metadata_MoA"] != "")
+    known = (table["Metadata_Compound"] != "") & (table["Metadata_MoA"] != "")
+    used = is_control | known
     if not (used & ~is_control).any():
         raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
-    notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
+    notes = list(wells.notes)
+    for what, column in (("MoA", "Metadata_MoA"), ("compound", "Metadata_Compound")):
+        if count := int((~used & (table[column] == "")).sum()):
+            notes.append(f"not used: {plural(count, 'well')} without a {what}")
     if wells.left_out:
         shown = [f"{name} ({reason})" for name, reason in list(wells.left_out.items())[:_LISTED]]
         more = len(wells.left_out) - len(shown)
@@ -260,7 +279,7 @@ def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[
         "wells": len(table),
         "control_wells": int(is_control.sum()),
         "treatments": len(
-            treated.groupby(["Metadata_Compound", "Metadata_Concentration"], sort=False).size()
+            treated[["Metadata_Compound", "Metadata_Concentration"]].drop_duplicates()
         ),
         "compounds": treated["Metadata_Compound"].nunique(),
         "moas": treated["Metadata_MoA"].nunique(),

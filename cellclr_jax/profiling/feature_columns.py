@@ -4,21 +4,25 @@ A compound's number among the features would leak the answer, so a numeric colum
 a measurement to count as one. Columns that are left out are reported with the reason.
 """
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import METADATA
+from cellclr_jax.data.columns import METADATA, SYNONYMS, has_prefix, plain_name
 from cellclr_jax.errors import BadData
 
-_PREFIX = re.compile(r"^(image_)?metadata_", re.IGNORECASE)
-# BBBC021's image table ends its plate and well with the channel they were read from.
-_SUFFIX = re.compile(r"_(dapi|dna)$", re.IGNORECASE)
 _OWN_FEATURE = re.compile(r"^cellclr_\d+$")
-# CellProfiler's compartments: such a column is a measurement, whatever else its name says.
+# CellProfiler's numbers of objects and their relatives, and where they lie in the image.
+_NO_MEASUREMENT = re.compile(
+    r"(^|_)((first|second)?closest)?(object_?number|image_?number|number_object|parent|children"
+    r"|location|trackobjects|areashape_center|areashape_boundingbox(minimum|maximum))(_|$)",
+    re.IGNORECASE,
+)
+# CellProfiler's compartments: any other such column is a measurement, whatever its name says.
 _COMPARTMENT = re.compile(r"^(cells?|cytoplasm|nuclei|nucleus)_", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 # A column with one of these words in its name identifies a row and does not describe its cells.
@@ -28,6 +32,12 @@ _IDENTIFYING = re.compile(
     r"|plate|well|site|batch|week|replicate|row|rows|column|columns|col|cols|table|image|object"
     r"|field|center|centre|location|timestamp|date|run"
 )
+
+# Tables with published scores, by the SHA-256 of their sorted columns of compartments: numbers and
+# places of objects are kept in these, or the scores could not be compared.
+_PUBLISHED = {
+    "55c6568e0d3635f1cc10eced0fb1dca56609964544ed5aa3bde13d4dc69dc701": "Ljosa et al. 2013",
+}
 
 # Rows that are compared before all others.
 _FIRST = 100
@@ -40,34 +50,51 @@ class Columns:
     Attributes:
       features: the numeric columns that are measurements, in the table's order.
       left_out: the columns that are neither features nor metadata, and why.
+      published: whose table it is, if it is one whose features are kept as published.
     """
 
     features: list[str]
     left_out: dict[str, str]
+    published: str = ""
+
+
+def metadata_names(columns: Iterable[object]) -> dict[str, str]:
+    """Finds the columns that are metadata by their names.
+
+    Args:
+      columns: names of all columns of a table.
+
+    Returns:
+      The `Metadata_*` name of each, in the table's order. Of several names for one thing
+      (`columns.SYNONYMS`), only the likeliest is renamed.
+    """
+    plain: dict[str, list[str]] = {}
+    names = [str(column) for column in columns]
+    for name in names:
+        plain.setdefault(plain_name(name), []).append(name)
+    renamed: dict[str, str] = {}
+    for key, canonical in METADATA.items():
+        found = (plain[alias] for alias in SYNONYMS.get(key, (key,)) if alias in plain)
+        renamed |= dict.fromkeys(next(found, ()), canonical)
+    return {n: renamed.get(n, n) for n in names if n in renamed or has_prefix(n)}
 
 
 def canonical_metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """Renames metadata columns to `Metadata_*` (CellProfiler's, plain, in any case).
+    """Renames the metadata columns of a table to `Metadata_*`, and keeps only these.
 
     Raises:
       BadData: two columns mean the same and differ.
     """
-    names = [canonical_name(str(column)) or str(column) for column in table.columns]
-    renamed = table.set_axis(names, axis=1)
+    renamed = metadata_names(table.columns)
+    table = table[list(renamed)]
+    names = list(renamed.values())
     for name in sorted({name for name in names if names.count(name) > 1}):
-        values = renamed.loc[:, [n == name for n in names]].astype(str).to_numpy()
+        sources = [column for column, other in renamed.items() if other == name]
+        values = table[sources].astype(str).to_numpy()
         if (values != values[:, :1]).any():
-            sources = [str(c) for c, n in zip(table.columns, names, strict=True) if n == name]
             raise BadData(f"columns {', '.join(sources)} mean the same and differ: keep one")
-    return renamed.loc[:, ~renamed.columns.duplicated()]
-
-
-def canonical_name(column: str) -> str | None:
-    """The `Metadata_*` name of a column that is known metadata, else None."""
-    stripped = _PREFIX.sub("", column)
-    if stripped != column:
-        stripped = _SUFFIX.sub("", stripped)
-    return METADATA.get(stripped.lower().replace("_", "").replace(" ", ""))
+    table = table.set_axis(names, axis=1)
+    return table.loc[:, ~table.columns.duplicated()]
 
 
 def own_features(table: pd.DataFrame) -> list[str]:
@@ -79,17 +106,14 @@ def own_features(table: pd.DataFrame) -> list[str]:
     return [str(column) for column in table if not str(column).startswith("Metadata_")]
 
 
-def metadata_columns(table: pd.DataFrame) -> list[str]:
-    """The columns that are metadata, by their names, in the table's order."""
-    return [str(c) for c in table if canonical_name(str(c)) or _PREFIX.match(str(c))]
-
-
 def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Columns:
     """Separates features from all other columns.
 
     1. `Metadata_*`, `Image_Metadata_*` and the names of `METADATA` are metadata.
     2. If there are `cellclr_<n>` columns, only they are features.
-    3. A column of a CellProfiler compartment (Cells_, Cytoplasm_, Nuclei_) is a feature.
+    3. CellProfiler's numbers of objects, of their parents and children, and places in the image
+       are left out, but of published tables (`_PUBLISHED`). Any other column of a compartment
+       (Cells_, Cytoplasm_, Nuclei_) is a feature.
     4. A column is left out if its name contains an identifying word (id, number, count, dose …), it
        is text, or its whole numbers stand one to one for a compound, MoA, plate, batch or
        concentration.
@@ -105,7 +129,7 @@ def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Col
     Raises:
       BadData: a feature column is text, or most but not all of a column are numbers.
     """
-    metadata = set(metadata_columns(table))
+    metadata = metadata_names(table.columns)
     names = [str(column) for column in table if str(column) not in metadata]
     own = [name for name in names if _OWN_FEATURE.match(name)]
     if own:
@@ -113,15 +137,19 @@ def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Col
         for name in own:
             _require_numeric(table, name)
         return Columns(own, left)
-    keys = _keys(canonical_metadata(table[list(metadata)]) if known is None else known)
+    keys = _keys(canonical_metadata(table) if known is None else known)
+    compartments = "\n".join(sorted(filter(_COMPARTMENT.match, names)))
+    published = _PUBLISHED.get(hashlib.sha256(compartments.encode()).hexdigest(), "")
     features, left_out = [], {}
     for name in names:
-        reason = _why_not_a_feature(name, table[name], keys)
+        reason = "a number or place of objects, not a measurement"
+        if published or not _NO_MEASUREMENT.search(name):
+            reason = _why_not_a_feature(name, table[name], keys)
         if reason:
             left_out[name] = reason
         else:
             features.append(name)
-    return Columns(features, left_out)
+    return Columns(features, left_out, published)
 
 
 def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[str]) -> pd.DataFrame:

@@ -162,7 +162,7 @@ def treatment_profiles(
 
     Raises:
       BadUse: an unknown statistic.
-      BadData: a treatment has two MoAs, or a well neither compound nor concentration.
+      BadData: a treatment has two MoAs, or a well no compound.
     """
     features = split_columns(wells).features if features is None else list(features)
     return treatments_of(wells, wells[features].to_numpy(np.float64), features, statistic=statistic)
@@ -188,12 +188,12 @@ def treatments_of(
     if statistic not in STATISTICS:
         raise BadUse(f"statistic {statistic!r}: one of {', '.join(STATISTICS)} was expected")
     used = np.ones(len(wells), bool) if used is None else used
+    nameless = used & (wells["Metadata_Compound"].fillna("") == "").to_numpy()
+    if nameless.any():
+        raise BadData(f"row {int(np.argmax(nameless)) + 1} has no compound: name its treatment")
     grouped = _by_treatment(wells[used].fillna({"Metadata_Batch": "", "Metadata_MoA": ""}))
     index = np.full(len(wells), -1)
-    index[used] = grouped.ngroup().fillna(-1).to_numpy(np.int64)
-    if (index[used] < 0).any():
-        row = int(np.argmax(used & (index < 0)))
-        raise BadData(f"row {row + 1} has no compound or no concentration: name its treatment")
+    index[used] = grouped.ngroup().to_numpy()
     of_groups = group_medians if statistic == "median" else group_means
     return with_features(_of_treatments(grouped), of_groups(values, index), features)
 
@@ -206,18 +206,25 @@ def in_first_batch(wells: pd.DataFrame) -> np.ndarray:
 
 
 def _by_treatment(wells: pd.DataFrame) -> "DataFrameGroupBy[Any, Any]":
-    """The metadata of each treatment's wells."""
+    """The metadata of each treatment's wells; an unknown concentration (NaN) is one of its own."""
     columns = [f"Metadata_{name}" for name in (*_PER_WELL, "CellCount")]
     rounded = round_concentrations(wells["Metadata_Concentration"])
     metadata = wells[[column for column in columns if column in wells]]
-    return metadata.groupby([wells["Metadata_Compound"].to_numpy(), rounded], sort=True)
+    keys = [wells["Metadata_Compound"].to_numpy(), rounded]
+    return metadata.groupby(keys, sort=True, dropna=False)
 
 
 def _of_treatments(grouped: "DataFrameGroupBy[Any, Any]") -> pd.DataFrame:
     """Metadata of each treatment."""
     mixed = grouped["Metadata_MoA"].nunique() > 1
     if mixed.any():
-        raise BadData(f"{mixed[mixed].index[0]} has two MoAs: keep one a treatment")
+        (compound, dose), group = next(
+            (key, moas.unique()) for key, moas in grouped["Metadata_MoA"] if moas.nunique() > 1
+        )
+        raise BadData(
+            f"{compound!r} at {dose:g} has two MoAs, {group[0]!r} and {group[1]!r}: keep one a "
+            "treatment"
+        )
     table = pd.DataFrame(
         {
             "Metadata_MoA": grouped["Metadata_MoA"].first(),
@@ -253,11 +260,12 @@ def _groups(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, np.ndar
         if not len(differing):
             continue
         if column.removeprefix("Metadata_") in _PER_WELL:
-            row = table.iloc[differing[0]]
-            other = table.iloc[first[index[differing[0]]]]
+            row = differing[0]
+            # As a list: NumPy's numbers name their type.
+            values = table[column].iloc[[first[index[row]], row]].tolist()
             raise BadData(
-                f"{_name(row, keys)} has two values of {column}, {other[column]!r} and "
-                f"{row[column]!r}: give all its cells the same"
+                f"{_name(table.iloc[row], keys)} has two values of {column}, {values[0]!r} and "
+                f"{values[1]!r}: give all its cells the same"
             )
         metadata = metadata.drop(columns=column)
     return metadata, index
@@ -289,8 +297,8 @@ def has_treatments(cells: pd.DataFrame, control: str) -> bool:
 def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """Lists the sites (or wells, where no sites are known) of a dataset.
 
-    An unknown batch becomes '', so that nothing is computed between batches, and an unknown
-    concentration 0.
+    An unknown batch becomes '', so that nothing is computed between batches; an unknown
+    concentration is NaN.
 
     Args:
       cells: one row a cell: plate, well, compound, moa and other columns of `data.columns.COLUMNS`.
@@ -303,10 +311,10 @@ def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     # Groups are made by all columns: a site with two compounds becomes two sites, which
     # `check_wells` then refuses; otherwise one of the compounds would be lost.
     table = cells.loc[known, [name for name in NAMES if name in cells]]
-    table = table.fillna({"batch": "", "moa": "", "concentration": 0.0})
+    table = table.fillna({"batch": "", "moa": ""})
     groups = table.groupby(list(table), sort=True, dropna=False)
     sites = groups.size().index.to_frame(index=False).rename(columns=NAMES)
-    for column, value in (("Metadata_Batch", ""), ("Metadata_Concentration", 0.0)):
+    for column, value in (("Metadata_Batch", ""), ("Metadata_Concentration", np.nan)):
         if column not in sites:
             sites[column] = value
     index = np.full(len(cells), -1)

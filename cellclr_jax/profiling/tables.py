@@ -4,35 +4,49 @@ CSV, gzipped CSV or Parquet; CellProfiler's, pycytominer's or plain column names
 with BBBC021's image and MoA tables if the table does not say what was in a well.
 """
 
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import CONTROL, NAMES, is_control
+from cellclr_jax.data.columns import (
+    CONTROL,
+    METADATA,
+    NAMES,
+    SYNONYMS,
+    control_spelling,
+    is_control,
+    set_controls,
+)
+from cellclr_jax.data.names import Names, fold
 from cellclr_jax.data.tables import bbbc021
+from cellclr_jax.data.tables.csv import amount_or_nan, reject_other_separator, whole
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import (
     Columns,
     canonical_metadata,
-    canonical_name,
-    metadata_columns,
+    metadata_names,
     split_columns,
     with_features,
 )
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")
-# Missing measurements; in a metadata column these are names like any other.
+# Missing measurements; words in metadata are left to `data.names`.
 _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
 # By default, pandas 2 reads numbers fast and is off by some units in the last place.
 _EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 )
-_COUNTS = ("Metadata_CellCount", "Metadata_WellCount")
+_COUNTS = {"Metadata_CellCount", "Metadata_WellCount"}
+_AMOUNT = partial(amount_or_nan, "concentration")
+# pandas writes a second column 'x' as 'x.1'.
+_REPEATED = re.compile(r"\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,16 @@ class ProfileTable:
       features: the feature columns.
       left_out: columns of the file that are neither, and why.
       values: [N, D] float64, the features again; the table shares their memory.
+      control: the controls' compound, as the table spells it.
+      notes: what was merged, and what was taken as missing.
     """
 
     table: pd.DataFrame
     features: list[str]
     left_out: dict[str, str]
     values: np.ndarray = field(repr=False)
+    control: str = CONTROL
+    notes: list[str] = field(default_factory=list)
 
 
 def read_profiles(
@@ -58,6 +76,7 @@ def read_profiles(
     image_csv: str | Path | None = None,
     moa_csv: str | Path | None = None,
     control: str = CONTROL,
+    exact_names: bool = False,
 ) -> ProfileTable:
     """Reads a profile table and joins the metadata tables.
 
@@ -65,73 +84,88 @@ def read_profiles(
       path: .csv, .csv.gz or .parquet; one row a well, site or cell.
       image_csv: gives compound, concentration, batch and replicate of each (plate, well).
       moa_csv: gives the MoA of each (compound, concentration).
-      control: the controls' compound; it needs neither concentration nor MoA.
+      control: the controls' compound, in any spelling; it needs neither concentration nor MoA.
+      exact_names: keeps spellings apart and words such as 'NA' as names (see `data.names`).
 
     Returns:
-      The table, with Metadata_Plate, _Well, _Batch, _Compound, _Concentration (float, µM) and
-      _MoA ('' where not annotated). Without plate and well each row is a well of its own; without
-      a batch the plate's name up to the first underscore is one, or '' where it has none.
+      The table, with Metadata_Plate, _Well, _Batch, _Compound, _Concentration (float, µM; NaN if
+      unknown) and _MoA; text is '' where unknown. Without wells each row is a well of its own;
+      without a batch the plate's name up to the first underscore is one, or '' where it has none.
 
     Raises:
       BadUse: no such file, or an unknown format.
-      BadData: the file cannot be read, lacks a column, contradicts the tables it is joined with,
-        or holds a feature value that is missing or not finite.
+      BadData: the file cannot be read, lacks a column, has one twice, names wells twice but no
+        plates, contradicts the tables it is joined with, or holds a feature value that is missing
+        or not finite.
     """
     raw = _read(Path(path))
     if not len(raw):
         raise BadData(f"{path}: the table has no rows")
-    return _canonical(raw, str(path), image_csv, moa_csv, control)
+    names = Names(exact=exact_names, known=[control])
+    return _canonical(raw, str(path), names, control, image_csv=image_csv, moa_csv=moa_csv)
 
 
 def canonical_table(
-    table: pd.DataFrame, *, control: str = CONTROL, features: Sequence[str] | None = None
+    table: pd.DataFrame,
+    *,
+    control: str = CONTROL,
+    features: Sequence[str] | None = None,
+    exact_names: bool = False,
 ) -> ProfileTable:
     """Brings a table in memory into canonical form; see `read_profiles`.
 
     Args:
-      table: as a file's.
+      table: as a file's; plates, wells and other metadata may be in its index.
       control: the controls' compound.
       features: the feature columns; by default those of `feature_columns.split_columns`.
+      exact_names: see `read_profiles`.
     """
-    table = table.reset_index(drop=True)
-    return _canonical(table, "profile table", None, None, control, features)
+    names = Names(exact=exact_names, known=[control])
+    return _canonical(_with_index(table), "profile table", names, control, features)
 
 
 def _canonical(
     raw: pd.DataFrame,
     source: str,
-    image_csv: str | Path | None,
-    moa_csv: str | Path | None,
+    names: Names,
     control: str,
     features: Sequence[str] | None = None,
+    image_csv: str | Path | None = None,
+    moa_csv: str | Path | None = None,
 ) -> ProfileTable:
     """Names, joins, checks and orders; `source` begins every message."""
     try:
-        if len(twice := raw.columns[raw.columns.duplicated()].difference(metadata_columns(raw))):
-            raise BadData(f"feature {str(twice[0])!r} is there twice")
+        _reject_repeated(raw.columns, source)
         # Features are copied once, at the end: there is room for few copies of a large table.
-        table = _with_wells(canonical_metadata(raw[metadata_columns(raw)]))
+        table = _with_wells(canonical_metadata(raw), names)
         if image_csv is not None:
-            table = _join_images(table, bbbc021.read_image_csv(image_csv), image_csv)
-        table = _with_treatments(table, control)
+            table = _join_images(table, bbbc021.read_image_csv(image_csv, names), image_csv, names)
+        table, control = _with_treatments(table, control, names)
         if moa_csv is not None:
-            table = _join_moa(table, bbbc021.read_moa_csv(moa_csv))
+            table = _join_moa(table, bbbc021.read_moa_csv(moa_csv, names), names)
         if "Metadata_MoA" not in table:
             raise BadData("no column 'moa' (any case, with or without Metadata_): give --moa_csv")
-        table["Metadata_MoA"] = _text(table["Metadata_MoA"])
-        table = _with_counts(table)
+        table["Metadata_MoA"] = names.merge("moa", table["Metadata_MoA"])
+        for column in _COUNTS & set(table):
+            table[column] = _parsed(table[column], partial(whole, column)).astype(np.int64)
         split = split_columns(raw, table) if features is None else Columns(list(features), {})
+        if not split.features:
+            raise BadData(f"no feature columns; left out were {_listed(split.left_out)}")
+        values = _numbers(raw, split.features)
+        _check_values(values, split.features)
     except BadData as error:
         message = str(error)
         raise BadData(message if message.startswith(source) else f"{source}: {message}") from error
-    if not split.features:
-        raise BadData(f"{source}: no feature columns; left out were {_listed(split.left_out)}")
-    values = _numbers(raw, split.features)
-    _require_finite(values, split.features, source)
     first = [name for name in NAMES.values() if name in table]
     others = [c for c in table if str(c).startswith("Metadata_") and c not in first]
     table = with_features(table[[*first, *others]], values, split.features)
-    return ProfileTable(table, split.features, split.left_out, values)
+    notes = [*names.notes]
+    if split.published:
+        notes.append(
+            f"all features of {split.published} are used as published, numbers and places of "
+            "objects among them"
+        )
+    return ProfileTable(table, split.features, split.left_out, values, control, notes)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -142,82 +176,123 @@ def _read(path: Path) -> pd.DataFrame:
         raise BadUse(f"{path}: one of {', '.join(_FORMATS)} was expected")
     try:
         if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        header = [str(column) for column in pd.read_csv(path, nrows=0).columns]
-        return pd.read_csv(
-            path,
-            dtype={column: str for column in header if canonical_name(column)},
-            keep_default_na=False,
-            na_values={column: _MISSING for column in header if not canonical_name(column)},
-            low_memory=False,
-            encoding="utf-8-sig",
-            **_EXACT,
-        )
+            return _with_index(pd.read_parquet(path))
+        return _read_csv(path)
     except (EOFError, zlib.error, OSError, UnicodeDecodeError, ValueError) as error:
         # pandas' and pyarrow's own errors are ValueErrors; a truncated gzip file is an EOFError.
         raise BadData(f"{path}: cannot be read ({error}); is it complete?") from error
 
 
-def _with_counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of cells and wells as integers; a CSV's come as text."""
-    for column in _COUNTS:
-        if column not in table:
-            continue
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        wrong = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers)))
-        if wrong.any():
-            row = _first(wrong)
-            raise BadData(
-                f"row {row + 1}: {column} {table[column].iloc[row]!r} is no whole number of at "
-                "least 0"
-            )
-        table = table.assign(**{column: numbers.astype(np.int64)})
-    return table
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Reads a CSV file without the blank rows and columns that spreadsheets append."""
+    how: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).iloc[0]
+    written = [str(name).strip() for name in first]
+    reject_other_separator(written, path)
+    _reject_repeated(pd.Index(name for name in written if name), str(path))
+    header = [name or f"Unnamed: {place}" for place, name in enumerate(written)]
+    known = set(METADATA.values())
+    text = [name for name, canonical in metadata_names(header).items() if canonical in known]
+    table = pd.read_csv(
+        path,
+        header=0,
+        names=header,
+        dtype=dict.fromkeys(text, str),
+        na_values={column: _MISSING for column in header if column not in text},
+        low_memory=False,
+        **how,
+        **_EXACT,
+    )
+    nameless = [name for name, own in zip(header, written, strict=True) if not own]
+    table = table.drop(columns=[name for name in nameless if table[name].isna().all()])
+    blank = np.ones(len(table), bool)
+    for column in table:
+        blank &= (table[column].isna() | (table[column] == "")).to_numpy()
+        if not blank.any():
+            return table
+    return table[~blank].reset_index(drop=True)
 
 
-def _with_wells(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds missing columns of plate and well, and strips both."""
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """Makes columns of the metadata in an index; any other index only numbers the rows."""
+    known = metadata_names(name for name in table.index.names if name is not None)
+    if levels := [name for name in known if name not in table]:
+        table = table.reset_index(levels)
+    return table.reset_index(drop=True)
+
+
+def _reject_repeated(columns: pd.Index, source: str) -> None:
+    """Raises BadData where two columns have one name."""
+    if len(twice := columns[columns.duplicated()]):
+        raise BadData(f"{source}: column {str(twice[0])!r} is there twice: delete or rename one")
+
+
+def _with_wells(table: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Adds missing columns of plate and well, and merges the spellings of both."""
     table = table.copy()
-    if "Metadata_Plate" not in table:
-        table["Metadata_Plate"] = ""
+    for name in ("plate", "well"):
+        column = NAMES[name]
+        if column in table:
+            table[column] = names.merge(name, table[column])
+            empty = table[column] == ""
+            if empty.all():
+                del table[column]
+            elif empty.any():
+                raise BadData(f"row {_first(empty)}: the {name} is empty")
     if "Metadata_Well" not in table:
         table["Metadata_Well"] = [f"row {index + 1}" for index in range(len(table))]
-    for name in ("Plate", "Well"):
-        table[f"Metadata_{name}"] = _text(table[f"Metadata_{name}"])
+    if "Metadata_Plate" not in table:
+        repeated = table["Metadata_Well"].duplicated()
+        if repeated.any():
+            well = table["Metadata_Well"].iloc[_first(repeated) - 1]
+            raise BadData(
+                f"row {_first(repeated)}: well {well!r} again, and no column names the plates: "
+                f"Metadata_Plate (or {', '.join(SYNONYMS['plate'][1:])}) was expected"
+            )
+        table["Metadata_Plate"] = ""
     return table
 
 
-def _with_treatments(table: pd.DataFrame, control: str) -> pd.DataFrame:
-    """Checks compound and concentration, and adds the batch where it is missing."""
+def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[pd.DataFrame, str]:
+    """Merges compounds, reads concentrations, adds a missing batch; also the controls' spelling."""
     for name in ("Compound", "Concentration"):
         if f"Metadata_{name}" not in table:
             raise BadData(
                 f"no column {name.lower()!r} (any case, with or without Metadata_): give "
                 "--image_csv"
             )
-    compounds = _text(table["Metadata_Compound"])
-    if (compounds == "").any():
-        raise BadData(f"row {_first(compounds == '')}: the compound is empty")
-    numbers = pd.to_numeric(table["Metadata_Concentration"], errors="coerce")
-    controls = is_control(compounds, control)
-    numbers = numbers.mask(controls & numbers.isna(), 0.0)
-    wrong = ~(np.isfinite(numbers) & (numbers >= 0))
-    if wrong.any():
-        row = _first(wrong)
-        value = table["Metadata_Concentration"].iloc[row - 1]
-        raise BadData(f"row {row}: concentration {value!r}: a number of at least 0 was expected")
-    # One spelling for the controls: all later code compares names as they are.
-    table["Metadata_Compound"] = compounds.mask(controls, control)
-    table["Metadata_Concentration"] = numbers.astype(np.float64)
+    compounds = pd.Series(names.merge("compound", table["Metadata_Compound"]))
+    # One spelling even of exact names: later code compares it as it is.
+    control = control_spelling(compounds, control)
+    compounds = compounds.mask(is_control(compounds, control), control)
+    doses = set_controls(_parsed(table["Metadata_Concentration"], _AMOUNT), compounds, control)
+    table["Metadata_Compound"] = compounds.to_numpy()
+    table["Metadata_Concentration"] = doses
+    names.note_missing("compound", (compounds == "").to_numpy())
+    names.note_missing("concentration", np.isnan(doses))
     if "Metadata_Batch" not in table:
         plates = table["Metadata_Plate"]
         named = plates.str.contains("_", regex=False).all()
         table["Metadata_Batch"] = plates.str.partition("_")[0] if named else ""
-    table["Metadata_Batch"] = _text(table["Metadata_Batch"])
-    return table
+    table["Metadata_Batch"] = names.merge("batch", table["Metadata_Batch"])
+    return table, control
 
 
-def _join_images(table: pd.DataFrame, images: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+def _parsed(values: pd.Series, parse_text: Callable[[str], float]) -> np.ndarray:
+    """[N] float64, each distinct value parsed once; BadData names the row of a ValueError."""
+    codes, distinct = pd.factorize(values.astype(object), use_na_sentinel=False)
+    numbers = np.empty(len(distinct))
+    for place, value in enumerate(distinct):
+        try:
+            numbers[place] = parse_text("" if pd.isna(value) else str(value).strip())
+        except ValueError as error:
+            raise BadData(f"row {_first(codes == place)}: {error}") from error
+    return numbers[codes]
+
+
+def _join_images(
+    table: pd.DataFrame, images: pd.DataFrame, path: str | Path, names: Names
+) -> pd.DataFrame:
     """Takes compound, concentration, batch and replicate from the image table."""
     columns = ["plate", "well", "compound", "concentration", "batch", "replicate"]
     wells = images.drop_duplicates(["plate", "well"])[columns]
@@ -232,42 +307,41 @@ def _join_images(table: pd.DataFrame, images: pd.DataFrame, path: str | Path) ->
             f"row {row}: well {well!r} of plate {plate!r} is not in {path} (nor are "
             f"{int(missing.sum()) - 1} other rows)"
         )
-    names = {"compound": "Compound", "concentration": "Concentration", "batch": "Batch"}
-    for column, name in names.items():
-        _reject_contradiction(table, f"Metadata_{name}", joined[column])
-        table[f"Metadata_{name}"] = joined[column].to_numpy()
+    for name in ("compound", "concentration", "batch"):
+        _reject_contradiction(table, name, joined[name], names)
+        table[NAMES[name]] = joined[name].to_numpy()
     if "Metadata_Replicate" not in table:
         table["Metadata_Replicate"] = joined["replicate"].to_numpy(np.int64)
     return table
 
 
-def _join_moa(table: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
+def _join_moa(table: pd.DataFrame, moa: pd.DataFrame, names: Names) -> pd.DataFrame:
     """Takes the MoA from the MoA table."""
     keys = table[["Metadata_Compound", "Metadata_Concentration"]]
     annotated = bbbc021.annotate(keys.set_axis(["compound", "concentration"], axis=1), moa)
-    _reject_contradiction(table, "Metadata_MoA", annotated["moa"])
+    _reject_contradiction(table, "moa", annotated["moa"], names)
     table["Metadata_MoA"] = annotated["moa"].to_numpy()
     return table
 
 
-def _reject_contradiction(table: pd.DataFrame, column: str, joined: pd.Series) -> None:
+def _reject_contradiction(table: pd.DataFrame, name: str, joined: pd.Series, names: Names) -> None:
     """Raises BadData where the table contradicts the file joined to it."""
+    column = NAMES[name]
     if column not in table:
         return
-    if pd.api.types.is_numeric_dtype(joined):
-        own = pd.to_numeric(table[column], errors="coerce")
-        said = own.notna()
-        differs = bbbc021.round_concentrations(own) != bbbc021.round_concentrations(joined)
+    other = joined.to_numpy()
+    if name == "concentration":
+        own = set_controls(_parsed(table[column], _AMOUNT), table["Metadata_Compound"])
+        wrong = ~np.isnan(own) & (own != other)
     else:
-        own = _text(table[column])
-        said = own != ""
-        differs = own.to_numpy() != joined.to_numpy()
-    wrong = said.to_numpy() & differs
+        own = names.merge(name, table[column])
+        wrong = (own != "") & (own != other)
     if wrong.any():
         row = _first(wrong)
+        # Not NumPy's numbers, whose repr names their type.
+        first, second = (values[wrong].tolist()[0] for values in (own, other))
         raise BadData(
-            f"row {row}: {column} is {own.iloc[row - 1]!r} here and {joined.iloc[row - 1]!r} in "
-            "the file joined to it"
+            f"row {row}: {column} is {first!r} here and {second!r} in the file joined to it"
         )
 
 
@@ -279,22 +353,24 @@ def _numbers(raw: pd.DataFrame, features: list[str]) -> np.ndarray:
     return table.to_numpy(np.float64, na_value=np.nan, copy=True)
 
 
-def _require_finite(values: np.ndarray, features: list[str], source: str) -> None:
-    """Raises BadData where a feature is missing, NaN or infinite."""
+def _check_values(values: np.ndarray, features: list[str]) -> None:
+    """Raises BadData where a feature is missing, NaN or infinite, or there twice."""
     bad = ~np.isfinite(values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise BadData(
-            f"{source}: feature {features[column]!r} is missing or not finite in row {row + 1} "
+            f"feature {features[column]!r} is missing or not finite in row {row + 1} "
             f"(line {row + 2} of a CSV file); {bad.sum()} such values in {bad.any(axis=1).sum()} "
             f"rows and {bad.any(axis=0).sum()} features"
         )
-
-
-def _text(values: pd.Series) -> pd.Series:
-    """Stripped text, '' for a missing value."""
-    text = values.astype(object).where(values.notna(), "")
-    return text.map(lambda value: str(value).strip()).astype(object)
+    first: dict[str, int] = {}
+    for place, name in enumerate(features):
+        column = values[:, place]
+        other = first.setdefault(_REPEATED.sub("", fold(name)), place)
+        if other != place and np.array_equal(values[:, other], column) and np.ptp(column) > 0:
+            raise BadData(
+                f"features {features[other]!r} and {name!r} are the same column: delete one"
+            )
 
 
 def _first(condition: pd.Series | np.ndarray) -> int:

@@ -132,7 +132,7 @@ class OnlineScore:
         protocol = evaluation.Protocol(
             standardize="controls" if controls > 1 else "none", control=self._control
         )
-        scored = evaluation.evaluate(wells, protocol, features=names).scores
+        scored = evaluation.evaluate(wells, protocol, features=names, exact_names=True).scores
         found = {}
         for correction, ending in _ENDINGS.items():
             for kind in ("nsc", "nscb"):

@@ -21,4 +21,5 @@ def test_controls_are_no_treatment_however_they_are_spelled() -> None:
         }
     )
     assert count_kinds(cells) == {"plate": 2, "well": 3, "treatment": 2}
-    assert count_kinds(cells[["well", "compound"]].assign(label="x")) == {"label": 1}
+    labelled = cells[["well", "compound"]].assign(label=["x", "", "x", "x"])
+    assert count_kinds(labelled) == {"label": 1}

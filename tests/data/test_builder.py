@@ -201,7 +201,7 @@ def test_settings_change_the_cells(release, tmp_path):
     assert dataset.open_images(path).read([0])[0].shape == (24, 24, 2)
     cells = dataset.read_cells(path)
     assert len(cells) == len(source.fields) * (CELLS_A_FIELD + 1)
-    assert set(cells["compound"]) == {"DMSO", "taxol", "PP-2", "unknown"}
+    assert set(cells["compound"]) == {"DMSO", "taxol", "PP-2", "other"}
 
 
 def test_masks_are_kept_or_zero_what_is_not_the_cell(release, tmp_path):

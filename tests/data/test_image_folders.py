@@ -321,8 +321,8 @@ def test_tables_that_are_none_are_named(folder, table):
     table.write_text("name,label\ndrug/c.png,x\n")
     with pytest.raises(BadData, match=r"line 1: no column 'file' .* the header has name, label"):
         tabled(folder, table, {})
-    table.write_text("file,label,LABEL\ndrug/c.png,x,y\n")
-    with pytest.raises(BadData, match=r"columns 2 and 3 are called 'label' and 'LABEL': which"):
+    table.write_text("file,label,Metadata_Label\ndrug/c.png,x,x\ndrug/d.png,x,y\n")
+    with pytest.raises(BadData, match=r"line 3: columns label, Metadata_Label mean the same and"):
         tabled(folder, table, {})
     table.write_text("file,label\n")
     with pytest.raises(BadData, match="a header and no rows"):

@@ -1,7 +1,9 @@
 """The metadata tables: every way they are written reads alike, and errors name file and line."""
 
+import numpy as np
 import pytest
 
+from cellclr_jax.data.names import Names
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.errors import BadData, BadUse
 
@@ -58,9 +60,34 @@ def test_moa_csv_reads_alike_however_it_is_written(tmp_path, end, number, quote)
 
 def test_blank_lines_byte_order_mark_and_header_case_are_understood(tmp_path):
     path = tmp_path / "moa.csv"
-    path.write_bytes(b"\xef\xbb\xbfCompound,CONCENTRATION,MoA\n\nNA,1,None\n\n")
-    moa = bbbc021.read_moa_csv(path)
+    path.write_bytes(b"\xef\xbb\xbfCompound,CONCENTRATION,MoA,\n\nNA,1,None,\n,,,\n")
+    moa = bbbc021.read_moa_csv(path, Names(exact=True))
     assert (moa["compound"][0], moa["moa"][0], moa["row"][0]) == ("NA", "None", 3)
+    path.write_text("Compound;CONCENTRATION;MoA\na;0,5;m\n")
+    with pytest.raises(BadData, match=r"moa\.csv, line 1: .* separated by semicolons"):
+        bbbc021.read_moa_csv(path)
+
+
+def test_tables_read_together_have_one_spelling_of_each_name(tmp_path):
+    lines = [
+        IMAGE_HEADER,
+        image_row(compound="PP-2"),
+        image_row(2, well="b2", compound="pp\u20112"),
+    ]
+    lines += [image_row(well="C03", compound="x", concentration="NA")]
+    lines += [image_row(well="C04", compound="dmso", concentration="")]
+    lines += [image_row(well="C05", compound="unknown", plate="week1_22123")]
+    names = Names()
+    images = bbbc021.read_image_csv(write(tmp_path / "image.csv", lines), names)
+    assert images["compound"].tolist() == ["PP-2", "PP-2", "x", "dmso", ""]
+    assert images["well"].tolist() == ["B02", "B02", "C03", "C04", "C05"]
+    assert set(images["plate"]) == {"Week1_22123"}
+    np.testing.assert_array_equal(images["concentration"], [0, 0, np.nan, 0, 0])
+    treatments = ["pp-2,0,M", "PP-2,0,m", "X,,N", "DMSO,0,-"]
+    lines = ["compound,concentration,moa", *treatments]
+    moa = bbbc021.read_moa_csv(write(tmp_path / "moa.csv", lines), names)
+    assert bbbc021.annotate(images, moa)["moa"].tolist() == ["M", "M", "N", "", ""]
+    assert len(names.notes) == 7
 
 
 def test_concentrations_that_went_through_float32_still_join(tmp_path):
@@ -100,7 +127,8 @@ def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentrat
     [
         ([image_row(concentration="-1")], r"image.csv, line 2: concentration '-1'"),
         ([image_row(), image_row(2, concentration="1 uM")], r"line 3: concentration '1 uM'"),
-        ([image_row(compound="")], r"line 2: the compound is empty"),
+        ([image_row(well="NA")], r"line 2: the well is empty"),
+        ([image_row(), image_row(well="b2")], r"line 3: .*site 1 is also on line 2"),
         ([image_row(replicate="x")], r"line 2: replicate 'x'"),
         ([image_row(site="x")], r"line 2: no site in the file name"),
         ([image_row(plate="22123")], r"line 2: plate '22123' names no batch"),

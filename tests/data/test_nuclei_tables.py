@@ -78,8 +78,8 @@ def write_images(path, key, numbers=range(4)):
 
 
 def centers_of(read):
-    filled, problems = read
-    assert problems == []
+    filled, problems, notes = read
+    assert problems == notes == []
     return [field.centers for field in filled]
 
 
@@ -88,7 +88,7 @@ def test_deepprofilers_locations_are_read(tmp_path, fields, folder):
     write_locations(tmp_path / folder)
     assert centers_of(read_centers(tmp_path, fields)) == CENTERS
     assert centers_of(read_centers(tmp_path / folder, fields)) == CENTERS
-    filled, _ = read_centers(tmp_path, fields)
+    filled, _, _ = read_centers(tmp_path, fields)
     assert [field.name for field in filled] == [field.name for field in fields]
     assert filled[0].files == fields[0].files
     assert fields[0].centers is None
@@ -113,7 +113,7 @@ def test_a_field_without_locations_is_a_problem_and_an_empty_table_is_none(tmp_p
     with pytest.raises(BadData, match=r"C11-1-Nuclei\.csv, line 1: no columns Location_Center_X"):
         read_centers(tmp_path, fields)
     write(tmp_path / "P1" / "C11-1-Nuclei.csv", ("location_center_y", "LOCATION_CENTER_X"))
-    filled, problems = read_centers(tmp_path, fields)
+    filled, problems, _ = read_centers(tmp_path, fields)
     assert [(field.name, field.centers) for field in filled] == [
         ("P1/B02/s1", CENTERS[0]),
         ("P1/C11/s1", ()),
@@ -177,7 +177,7 @@ def test_image_numbers_are_looked_up_in_the_exports_image_table(
 def test_a_listed_field_without_nuclei_is_empty_and_an_unlisted_one_a_problem(tmp_path, fields):
     path = write(tmp_path / "Nuclei.csv", *cellprofiler_rows(by_number, nuclei=NUCLEI[:1]))
     write_images(tmp_path / "Image.csv", by_place, range(3))
-    filled, problems = read_centers(path, fields)
+    filled, problems, _ = read_centers(path, fields)
     assert [field.centers for field in filled] == [CENTERS[0], (), ()]
     assert problems == [("P2/B02/s1", f"nothing of it in {path}")]
 
@@ -238,7 +238,7 @@ def test_the_same_file_name_on_two_plates_needs_the_plate(tmp_path):
     [
         ("a", "1", r"line 4: x 'a': a number of at least 0"),
         ("1", "-0.5", r"line 4: y '-0\.5'"),
-        ("", "", r"line 4: y ''"),
+        ("", "1", r"line 4: x ''"),
         ("inf", "1", r"line 4: x 'inf'"),
         ("10.5", "20.25", r"line 4: the centre of line 2 again"),
     ],
@@ -254,6 +254,34 @@ def test_a_bad_coordinate_is_named_with_its_line(tmp_path, fields, x, y, message
     write(root / "P1" / "B02-1-Nuclei.csv", header, *NUCLEI[0], (x, y))
     with pytest.raises(BadData, match=rf"B02-1-Nuclei\.csv, {message}"):
         read_centers(root, fields)
+
+
+def test_a_nucleus_without_a_centre_is_left_out_and_counted(tmp_path, fields):
+    rows = cellprofiler_rows(by_place)
+    rows[1:1] = [[*PLACES[0], 3, missing, missing, 99] for missing in ("nan", "", "n/a")]
+    path = write(tmp_path / "Nuclei.csv", *rows)
+    filled, problems, notes = read_centers(path, fields)
+    assert ([field.centers for field in filled], problems) == (CENTERS, [])
+    assert notes == [f"nuclei without a centre, left out: 3, first {path}, line 2"]
+
+
+@pytest.mark.parametrize(
+    ("place", "files"),
+    [
+        (("P1", "B02", 2), [0]),
+        (("P1", "C11", 1), [0]),
+        (("P1", "B02", 9), [0]),  # of no field that is asked for
+        (("P1", "", ""), [0, 1]),
+        (("", "", 2), [0]),
+    ],
+)
+def test_a_row_that_contradicts_itself_about_its_field_is_named(tmp_path, fields, place, files):
+    images = [name_of(*PLACES[number]) for number in files]
+    header = [*dict(by_place(0)), *[f"FileName_{n}" for n in files], *CENTER]
+    good = [*PLACES[0], *images[:1] * len(files), 1, 2]
+    path = write(tmp_path / "Nuclei.csv", header, good, [*place, *images, 3, 4])
+    with pytest.raises(BadData, match=r"Nuclei\.csv, line 3: the row is of .* its file 'B02_s"):
+        read_centers(path, fields)
 
 
 CENTER = ["Location_Center_X", "Location_Center_Y"]

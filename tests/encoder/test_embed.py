@@ -341,7 +341,7 @@ def test_wells_need_no_compound_and_treatments_no_batch():
     assert embed_dataset.treatments_of(wells, []) is None
     wells, _ = wells_of(cell_metadata(cells.drop(columns=["batch", "moa", "concentration"])))
     treatments = embed_dataset.treatments_of(wells, [])
-    assert treatments["Metadata_Concentration"].tolist() == [0.0] * 7
+    assert treatments["Metadata_Concentration"].isna().tolist() == [True] * 7
     assert wells_of(cell_metadata(cells[["cell_id", "x", "y"]])) is None
     assert wells_of(cell_metadata(cells.assign(well=None))) is None
 

@@ -262,12 +262,12 @@ def test_sites_hold_what_is_known_and_leave_out_what_belongs_to_no_well():
     assert index.tolist() == [1, 0, 1, -1, 0, 1]
     assert sites["Metadata_Well"].tolist() == ["A1", "A2"]
     assert sites["Metadata_Batch"].tolist() == ["", ""]
-    assert sites["Metadata_Concentration"].tolist() == [0.0, 0.0]
+    assert sites["Metadata_Concentration"].isna().all()
     assert "Metadata_Label" not in sites
     sites, index = sites_of(table.assign(site=[1, 1, 2, 1, 1, 2], concentration=np.nan))
     assert index.tolist() == [1, 0, 2, -1, 0, 2]
     assert sites["Metadata_Site"].tolist() == [1, 1, 2]
-    assert sites["Metadata_Concentration"].tolist() == [0.0, 0.0, 0.0]
+    assert sites["Metadata_Concentration"].isna().all()
 
 
 def test_a_site_with_two_compounds_is_not_taken_for_one():

@@ -132,7 +132,7 @@ def test_a_batch_without_controls_makes_tvn_alone_undefined():
 
 def test_unannotated_wells_are_not_used_and_counted():
     wells = planted()
-    extra = wells.iloc[-2:].assign(compound="unknown", moa="", well=["C1", "C2"])
+    extra = wells.iloc[-2:].assign(compound="other", moa="", well=["C1", "C2"])
     found = evaluate(pd.concat([wells, extra]))
     assert found.data["wells"] == len(wells)
     assert "not used: 2 wells without a MoA" in found.notes

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling import feature_columns, tables
+from cellclr_jax.profiling import Protocol, evaluate, feature_columns, tables
 
 
 def plain(count=12):
@@ -70,10 +70,16 @@ def test_codes_are_caught_whatever_their_name(key):
     assert found.features == ["Cells_A", "Nuclei_B", "x1", "x2"]
 
 
-def test_cellprofiler_measurements_stay_whatever_their_name_says():
-    names = ["Cells_AreaShape_Center_X", "Nuclei_Number_Object_Number", "Cytoplasm_Parent_Cells"]
-    table = plain().assign(**dict.fromkeys(names, 1.5))
-    assert set(names) <= set(feature_columns.split_columns(table).features)
+def test_cellprofiler_measurements_stay_and_numbers_and_places_of_objects_do_not():
+    measured = ["Cells_AreaShape_EulerNumber", "Nuclei_Neighbors_NumberOfNeighbors_3"]
+    measured += ["Nuclei_AreaShape_BoundingBoxArea", "Cells_Intensity_IntegratedIntensity_Target"]
+    others = ["Cells_AreaShape_Center_X", "Nuclei_Number_Object_Number", "Cytoplasm_Parent_Cells"]
+    others += ["Nuclei_Children_Cells_Count", "Cells_Neighbors_FirstClosestObjectNumber_3"]
+    others += ["Nuclei_Location_MaxIntensity_X_DNA", "Mito_AreaShape_BoundingBoxMaximum_Y"]
+    table = plain().assign(**dict.fromkeys([*measured, *others], 1.5))
+    found = feature_columns.split_columns(table)
+    assert set(measured) <= set(found.features)
+    assert set(others) == set(found.left_out)
 
 
 def test_beside_own_embeddings_nothing_else_is_a_feature():
@@ -90,22 +96,47 @@ def test_two_names_for_one_thing_must_agree():
         feature_columns.canonical_metadata(table.assign(Metadata_Well="B02"))
 
 
-def test_names_that_pandas_would_take_for_missing_stay_text(tmp_path):
+def test_exact_names_stay_text_but_for_controls(tmp_path):
     table = plain().assign(plate="007_1", cellcount=9)
     table.loc[1, "compound"] = "NA"
-    found = tables.read_profiles(save(table, tmp_path / "t.csv")).table
-    assert found["Metadata_CellCount"].tolist() == [9] * len(table)  # numbers, not text
-    assert found["Metadata_Compound"][1] == "NA"
-    assert found["Metadata_Plate"][0] == "007_1"
-
-
-def test_controls_are_one_compound_however_they_are_written(tmp_path):
-    table = plain()
     table.loc[0, "compound"] = "dmso"
-    table["concentration"] = table["concentration"].astype(object).mask(table["moa"] == "DMSO", "")
-    found = tables.read_profiles(save(table, tmp_path / "t.csv")).table
-    assert (found["Metadata_Compound"] == "DMSO").sum() == 4
-    assert found["Metadata_Concentration"][0] == 0
+    table.loc[2, "well"] = "b1"
+    path = save(table, tmp_path / "t.csv")
+    found = tables.read_profiles(path, exact_names=True)
+    assert found.table["Metadata_CellCount"].tolist() == [9] * len(table)  # numbers, not text
+    assert found.table["Metadata_Compound"].tolist()[:2] == ["DMSO", "NA"]
+    assert found.table["Metadata_Plate"][0] == "007_1"
+    assert found.table["Metadata_Well"].nunique() == 12
+    assert found.notes == []
+    with pytest.raises(BadData, match="well B01 of plate 007_1 is listed twice"):
+        evaluate(tables.read_profiles(path))
+
+
+def test_spellings_are_merged_and_missing_values_counted(tmp_path):
+    table = plain(24).rename(columns={"plate": "Assay_Plate_Barcode"})
+    path = save(table, tmp_path / "plain.csv")
+    wanted = tables.read_profiles(path).table
+    table.loc[3, ["compound", "moa"]] = ["dmso ", "Dmso"]
+    table.loc[1, ["compound", "moa"]] = ["C1", "M1"]
+    table.loc[0, "well"], table.loc[1, "well"] = "b-0", "r02c01"
+    table["concentration"] = table["concentration"].astype(object).mask(table["moa"] == "DMSO", "-")
+    found = tables.read_profiles(save(table, tmp_path / "t.csv"), control="dmso")
+    assert found.control == "DMSO"
+    pd.testing.assert_frame_equal(
+        found.table.drop(columns="Metadata_Well"), wanted.drop(columns="Metadata_Well")
+    )
+    assert [note.split(":")[0] for note in found.notes] == ["compound", "moa"]
+    table.loc[[1, 4], "concentration"] = ["n/a", "NaN"]
+    table.loc[5, "moa"], table.loc[7, "compound"] = "unknown", "none"
+    found = tables.read_profiles(save(table, tmp_path / "t.csv"))
+    assert np.flatnonzero(found.table["Metadata_Concentration"].isna()).tolist() == [1, 4]
+    assert "concentration: missing in 2 of 24 rows" in found.notes
+    assert "compound: missing in 1 of 24 rows" in found.notes
+    assert any(note.startswith("moa: 1 of 24 values mean 'missing'") for note in found.notes)
+    evaluation = evaluate(found, Protocol(corrections=("none",)))
+    assert len(evaluation.wells) == 22
+    # Those of a compound are one treatment.
+    assert evaluation.treatments["Metadata_Concentration"].isna().sum() == 2
 
 
 def write_metadata(folder, table):
@@ -151,7 +182,9 @@ def test_metadata_comes_from_the_tables_beside_it(tmp_path):
         ({"Cells_A": [np.inf] * 12}, "feature 'Cells_A' is missing or not finite in row 1"),
         ({"Cells_A": ["1"] * 11 + ["x"]}, "feature 'Cells_A': row 12 holds 'x', not a number"),
         ({"x1": ["1.5"] * 11 + ["#REF"]}, "feature 'x1': row 12 holds '#REF', not a number"),
-        ({"compound": ["", *["c"] * 11]}, "row 1: the compound is empty"),
+        ({"plate": ["", *["p"] * 11]}, "row 1: the plate is empty"),
+        ({"well": ["B02", "NA", *["c"] * 10]}, "row 2: the well is empty"),
+        ({"x2": np.arange(12.0), "X2": np.arange(12.0)}, "features 'x2' and 'X2' are the same"),
         ({"concentration": [0, -1, *[1] * 10]}, "row 2: concentration '-1'"),
         ({"concentration": [0, "a", *[1] * 10]}, "row 2: concentration 'a'"),
     ],
@@ -203,5 +236,44 @@ def test_missing_values_of_any_type_and_repeated_features_are_named(tmp_path):
     with pytest.raises(BadData, match=f"feature '{name}' is missing or not finite in row 2 "):
         tables.read_profiles(tmp_path / "t.parquet")
     twice = pd.concat([table, table[[name]]], axis=1)
-    with pytest.raises(BadData, match=f"feature '{name}' is there twice"):
+    with pytest.raises(BadData, match=f"column '{name}' is there twice"):
         tables.canonical_table(twice)
+    twice.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(BadData, match=f"t.csv: column '{name}' is there twice"):
+        tables.read_profiles(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("index", [["plate", "well"], ["Metadata_Plate"], ["moa", "concentration"]])
+def test_metadata_in_the_index_is_found(tmp_path, index):
+    table = plain().rename(
+        columns=dict(zip(["plate"], index, strict=False)) if "_" in index[0] else {}
+    )
+    wanted = tables.canonical_table(table).table
+    indexed = table.set_index(index)
+    pd.testing.assert_frame_equal(tables.canonical_table(indexed).table, wanted)
+    found = tables.read_profiles(save(indexed, tmp_path / "t.parquet")).table
+    pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_wells_without_plates_are_unique(tmp_path):
+    table = plain().drop(columns="plate")
+    assert set(tables.canonical_table(table).table["Metadata_Plate"]) == {""}
+    with pytest.raises(BadData, match="names no plates"):
+        evaluate(table, Protocol(standardize="plates"))
+    twice = pd.concat([table, table.assign(well=table["well"].str.lower())])
+    message = "row 13: well 'B00' again, and no column names the plates: .*barcode"
+    with pytest.raises(BadData, match=message):
+        tables.canonical_table(twice)
+
+
+def test_what_spreadsheets_append_is_ignored_and_other_separators_named(tmp_path):
+    path = save(plain(), tmp_path / "t.csv")
+    wanted = tables.read_profiles(path).table
+    header, *rows = path.read_text().splitlines()
+    lines = [header + ",,", *[row + ",," for row in rows], "," * 10, "," * 10]
+    path.write_text("\n".join(lines))
+    pd.testing.assert_frame_equal(tables.read_profiles(path).table, wanted)
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        path.write_text("\n".join([header, *rows]).replace(",", separator))
+        with pytest.raises(BadData, match=f"t.csv, line 1: .* separated by {name}"):
+            tables.read_profiles(path)

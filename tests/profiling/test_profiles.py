@@ -125,7 +125,7 @@ def test_doses_that_differ_by_rounding_are_one_treatment_and_two_moas_an_error()
     wells["Metadata_Concentration"] *= np.where(wells["Metadata_Batch"] == "Week1", 1, 1 + 1e-8)
     assert len(profiles.treatment_profiles(wells)) == 3
     wells.loc[0, "Metadata_MoA"] = "other"
-    with pytest.raises(BadData, match="two MoAs"):
+    with pytest.raises(BadData, match="'c0' at 1 has two MoAs, 'other' and 'm0'"):
         profiles.treatment_profiles(wells)
 
 
@@ -142,7 +142,8 @@ def test_a_well_that_contradicts_itself_is_named_with_both_values(column):
     table = cells()
     profiles.check_wells(table)
     name, other = f"Metadata_{column}", 7.5 if column == "Concentration" else "other"
-    plate, well, value = table.loc[5, ["Metadata_Plate", "Metadata_Well", name]]
+    plate, well = table.loc[5, ["Metadata_Plate", "Metadata_Well"]]
+    value = table[name].tolist()[5]
     table.loc[5, name] = other
     with pytest.raises(BadData) as told:
         profiles.check_wells(table)
@@ -168,5 +169,9 @@ def test_treatments_of_no_known_batch_or_concentration():
     wells = profiles.aggregate_wells(cells())
     unknown = profiles.treatment_profiles(wells.assign(Metadata_Batch=np.nan))
     assert set(unknown["Metadata_Batch"]) == {""}
-    with pytest.raises(BadData, match="row 1 has no compound or no concentration"):
-        profiles.treatment_profiles(wells.assign(Metadata_Concentration=np.nan))
+    doses = wells["Metadata_Concentration"].where(wells["Metadata_Batch"] == "Week1")
+    found = profiles.treatment_profiles(wells.assign(Metadata_Concentration=doses))
+    assert found["Metadata_WellCount"].tolist() == [1] * 6
+    assert found["Metadata_Concentration"].isna().tolist() == [False, True] * 3
+    with pytest.raises(BadData, match="row 1 has no compound"):
+        profiles.treatment_profiles(wells.assign(Metadata_Compound=np.nan))

@@ -19,7 +19,7 @@ HEADER = [
     "Image_Metadata_Concentration",
 ]
 # Well, compound, concentration: two annotated treatments, the control, one without an MoA.
-WELLS = (("B02", "DMSO", 0), ("C03", "taxol", 0.3), ("D04", "PP-2", 3), ("E05", "unknown", 1))
+WELLS = (("B02", "DMSO", 0), ("C03", "taxol", 0.3), ("D04", "PP-2", 3), ("E05", "other", 1))
 MOA = (("DMSO", 0, "DMSO"), ("taxol", 0.3, "Microtubule stabilizers"), ("PP-2", 3, "Epithelial"))
 PREFIX = "Week1_150607_"
 PLATES = ("Week1_101", "Week2_102")

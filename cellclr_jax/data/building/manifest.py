@@ -183,20 +183,24 @@ def describe_skipped(manifest: dict[str, Any]) -> list[str]:
 
 def _treatment_lines(cells: pd.DataFrame) -> list[str]:
     """One line a compound: its MoA, then 'concentration: cells' for each concentration."""
+    cells = cells.assign(compound=cells["compound"].replace("", _NAMELESS))
     width = max(map(len, cells["compound"]))
     lines = []
     for compound, group in cells.groupby("compound"):
-        numbers = group.groupby("concentration").size()
+        numbers = group.groupby("concentration", dropna=False).size()
         known = set(group["moa"]) if "moa" in group else set()
         moas = ", ".join(moa for moa in sorted(known) if moa and moa != compound)
-        doses = "  ".join(f"{dose:g}: {count:,}" for dose, count in numbers.items())
+        doses = "  ".join(
+            f"{'unknown' if dose != dose else f'{dose:g}'}: {count:,}"
+            for dose, count in numbers.items()
+        )
         lines.append(f"  {compound:<{width}}  {doses}{f'  ({moas})' if moas else ''}")
     return lines
 
 
 def _label_lines(cells: pd.DataFrame) -> list[str]:
     """One line a label."""
-    numbers = cells.groupby("label").size()
+    numbers = cells["label"].replace("", _NAMELESS).value_counts().sort_index()
     width = max(map(len, numbers.index.astype(str)))
     return [f"  {label:<{width}}  {count:,}" for label, count in numbers.items()]
 
@@ -212,6 +216,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+# In the place of an unknown compound or label.
+_NAMELESS = "(unknown)"
 # What is counted of cells, by the columns that tell it apart.
 _COUNTED = {
     "plate": ["plate"],
@@ -229,11 +235,13 @@ def count_kinds(cells: pd.DataFrame) -> dict[str, int]:
 
     Returns:
       By the singular of what is counted, in that order; what the table has no columns for is left
-      out. Controls are no treatment.
+      out. Controls are no treatment, and an empty name is none.
     """
     found = {}
     for what, names in _COUNTED.items():
         if set(names) <= set(cells):
-            counted = cells[~is_control(cells["compound"])] if what == "treatment" else cells
+            counted = cells[(cells[names] != "").all(axis=1)]
+            if what == "treatment":
+                counted = counted[~is_control(counted["compound"])]
             found[what] = int(counted.groupby(names, dropna=False).ngroups)
     return found

@@ -1,7 +1,6 @@
 """Heatmaps of plates: a square a well, or a square a field within its well."""
 
 import math
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cellclr_jax.console import plural
+from cellclr_jax.data.names import well_position
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.pages import COLOURS, GREY, PALE_GRID, PALE_INK, SCALE, base_layout, label, number
 
@@ -19,7 +19,6 @@ _MARK = COLOURS[3]
 _WIDTH = 1060.0
 # Rows and columns of plates of 96, 384 and 1536 wells; fewer wells lie in a corner of the first.
 _FORMATS = ((8, 12), (16, 24), (32, 48))
-_WELL = re.compile(r"([A-Z]|A[A-F])(\d{1,2})", re.IGNORECASE)
 # The side of a well in pixels: no larger on one plate; small enough that all plates are seen at a
 # glance, within this height of the page; but never smaller than can be pointed at.
 _LARGEST, _SMALLEST = 60.0, 6.0
@@ -64,18 +63,13 @@ class PlateGrid:
 
 
 def parse_wells(names: Sequence[str]) -> np.ndarray:
-    """Rows and columns of wells such as 'B02', 'b2' or 'AF48'.
+    """Rows and columns of wells; see `names.well_position`.
 
     Returns:
       [N, 2] int, from 0; -1 for what is no well's name.
     """
-    places = np.full((len(names), 2), -1)
-    for place, name in zip(places, names, strict=True):
-        match = _WELL.fullmatch(str(name).strip())
-        if match and 1 <= int(match[2]) <= _FORMATS[-1][1]:
-            letters = match[1].upper()
-            place[:] = ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1), int(match[2]) - 1
-    return places
+    places = [well_position(str(name)) or (-1, -1) for name in names]
+    return np.array(places, np.int64).reshape(-1, 2)
 
 
 def row_name(row: int) -> str:

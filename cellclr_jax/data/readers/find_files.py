@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -396,7 +397,9 @@ class CellFinder:
         places = [os.path.abspath(cell.file.path) for cell in cells]
         self._cells = cells
         # An input may be a link, and the table speak of what it leads to.
-        self._roots = [(os.path.abspath(i), os.path.realpath(i)) for i in inputs]
+        self._roots = [
+            (_composed(os.path.abspath(i)), _composed(os.path.realpath(i))) for i in inputs
+        ]
         # In the order in which they are asked: below the input, below the table's own folder.
         self._paths = (
             _numbered(cell.below for cell in cells),
@@ -417,17 +420,20 @@ class CellFinder:
         Raises:
           ValueError: nothing is named, more than one image is, or the path leads elsewhere.
         """
-        path = PurePosixPath(text.replace("\\", "/"))
+        path = PurePosixPath(_composed(text.replace("\\", "/")))
         if not path.parts:
             raise ValueError("the name of the image is empty")
         if ".." in path.parts:
             raise ValueError(
                 f"{text!r} leads out of the images' folder; a path below it was expected"
             )
+        name, indices = str(path), [*self._paths]
         if path.is_absolute() or _DRIVE.match(text):
-            return self._places.get(self._place(text, path))
-        for index in (*self._paths, self._names) if len(path.parts) == 1 else self._paths:
-            number = index.get(str(path))
+            name, indices = self._place(text, path), [self._places]
+        elif len(path.parts) == 1:
+            indices.append(self._names)
+        for index in indices:
+            number = index.get(name)
             if number == _SEVERAL:
                 raise ValueError(f"{text!r} may be any of several images; a path was expected")
             if number is not None:
@@ -447,13 +453,18 @@ class CellFinder:
     @functools.cached_property
     def _places(self) -> dict[str, int]:
         """The number of each image by its absolute path; few tables need it."""
-        return {os.path.abspath(cell.file.path): n for n, cell in enumerate(self._cells)}
+        return _numbered(os.path.abspath(cell.file.path) for cell in self._cells)
+
+
+def _composed(path: str) -> str:
+    """A path with composed letters (NFC): macOS stores 'é' as two characters, tables as one."""
+    return unicodedata.normalize("NFC", path)
 
 
 def _numbered(keys: Iterable[str]) -> dict[str, int]:
     """Where each key is, `_SEVERAL` where it comes again."""
     places: dict[str, int] = {}
-    for number, key in enumerate(keys):
+    for number, key in enumerate(map(_composed, keys)):
         places[key] = _SEVERAL if key in places else number
     return places
 

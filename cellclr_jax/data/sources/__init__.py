@@ -68,7 +68,7 @@ class SourceEntry:
 
 
 _HERE = __name__
-_TABLES = ("image_csv", "moa_csv")
+_TABLES = ("image_csv", "moa_csv", "exact_names")
 _CUT = ("crop_size", "border", "min_area", "illumination", "masks", "cell_radius")
 _DOWNLOAD = ("download", "url", "downloads")
 
@@ -92,13 +92,13 @@ SOURCES: dict[str, SourceEntry] = {
         f"{_HERE}.deepprofiler:deepprofiler_fields",
         "single cells that DeepProfiler exported",
         arguments="--input=EXPORT",
-        flags=("crop_size", "fit"),
+        flags=("crop_size", "fit", "exact_names"),
     ),
     "folder": SourceEntry(
         f"{_HERE}.image_folders:folder_fields",
         "images of single cells",
         arguments="--input=IMAGES [--labels_csv=FILE]",
-        flags=("crop_size", "fit"),
+        flags=("crop_size", "fit", "exact_names"),
         options=(
             Option("string", "labels_csv", None, "Folder: a table with one row for each image."),
             Option(

@@ -34,7 +34,7 @@ def crop_fields(request: Request) -> Source:
     check_inputs(request.inputs)
     channels = request.channels or CROP_CHANNELS
     crops = _list_crops(request.inputs)
-    table, tables = annotated_table(request)
+    table, tables, notes = annotated_table(request)
     image_csv = tables["image table"]
     rows = _rows_of_stems(table, set(crops), image_csv)
     table = wanted_rows(table, request)
@@ -70,6 +70,7 @@ def crop_fields(request: Request) -> Source:
         crop_size=size,
         tables=tables,
         problems=problems,
+        notes=notes,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cellclr_jax.data.names import Names
 from cellclr_jax.data.readers.find_files import cell_ids, list_cells
 from cellclr_jax.data.sources.single_cells import Cell, check_plates, make_source, tabled_cells
 from cellclr_jax.data.sources.source import Request, Source
@@ -20,7 +21,7 @@ from cellclr_jax.data.tables.cells import CELL_COLUMNS, CellTable, read_cell_tab
 from cellclr_jax.errors import BadData, BadUse
 
 _TABLE = "sc-metadata.csv"
-_NAMES = {
+_SYNONYMS = {
     **CELL_COLUMNS,
     "file": ("image_name", *CELL_COLUMNS["file"]),
     "label": ("class_name", "label", "class", "treatment", "metadata_treatment", "target"),
@@ -54,11 +55,12 @@ def deepprofiler_fields(request: Request) -> Source:
     """
     files = list_cells(request.inputs, (".png",))
     names = cell_ids(files)
-    tables = [_with_places(_read_table(root)) for root in request.inputs]
+    shared = request.names()
+    tables = [_with_places(_read_table(root, shared)) for root in request.inputs]
     columns = _common_columns(tables)
     check_plates(request, tables)
     cells: list[Cell] = []
-    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": []}
+    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": [], "notes": shared.notes}
     for root, table in enumerate(tables):
         own = [(file, name) for file, name in zip(files, names, strict=True) if file.root == root]
         found = tabled_cells(request, table, own, repeats=True)
@@ -74,14 +76,14 @@ def deepprofiler_fields(request: Request) -> Source:
     return make_source(request, cells, columns, layout="side_by_side", **about)
 
 
-def _read_table(root: Path) -> CellTable:
+def _read_table(root: Path, names: Names) -> CellTable:
     """The table of an export."""
     path = root / _TABLE
     if not path.is_file():
         raise BadUse(
             f"{root}: no {_TABLE} in it; the folder that DeepProfiler exported to was expected"
         )
-    return read_cell_table(path, _NAMES)
+    return read_cell_table(path, _SYNONYMS, names=names)
 
 
 def _common_columns(tables: Sequence[CellTable]) -> tuple[str, ...]:

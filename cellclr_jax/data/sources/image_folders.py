@@ -35,7 +35,8 @@ def folder_fields(request: Request) -> Source:
     labels_csv = _labels_csv(request)
     chosen = request.options.get("label_columns", ())
     if labels_csv is not None:
-        table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
+        names = request.names()
+        table = read_cell_table(labels_csv, chosen=_label_columns(chosen), names=names)
         check_plates(request, [table])
         found = tabled_cells(request, table, named_files)
         return make_source(
@@ -47,7 +48,7 @@ def folder_fields(request: Request) -> Source:
             problems=found.problems,
             lost=found.lost,
             absent_plates=found.absent_plates,
-            notes=_columns_used(labels_csv, table),
+            notes=[*_columns_used(labels_csv, table), *names.notes],
         )
     if chosen:
         raise BadUse("--label_columns says nothing without --labels_csv")
@@ -89,7 +90,7 @@ def _label_columns(given: Sequence[str]) -> dict[str, str]:
 
 def _columns_used(path: Path, table: CellTable) -> list[str]:
     """Says which columns of a table are used, where some are not."""
-    _, header = next(stream_rows(path))
+    header = [name for name in next(stream_rows(path))[1] if name.strip()]
     # One column names the images.
     unused = len(header) - 1 - len(table.columns)
     if unused <= 0:

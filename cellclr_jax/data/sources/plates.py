@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax.data.columns import COLUMNS, is_control
+from cellclr_jax.data.names import Names, fold
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
 from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
 from cellclr_jax.data.tables import bbbc021
@@ -18,7 +19,7 @@ from cellclr_jax.errors import BadData, BadUse
 NUCLEI = "dna"
 """The channel in which nuclei are found."""
 
-# The files of one name in folders of one name.
+# The files of one name in folders of one name, as `fold` gives both.
 _Found = dict[tuple[str, str], list[ImageFile]]
 
 
@@ -31,7 +32,7 @@ def raw_fields(request: Request) -> Source:
             f"--channels={','.join(channels)}: some of {', '.join(CHANNELS)} were expected, "
             f"{NUCLEI} among them (nuclei are found in it)"
         )
-    everything, tables = annotated_table(request)
+    everything, tables, notes = annotated_table(request)
     table = wanted_rows(everything, request)
     found = _find(request)
     fields = [_new_field(row, channels, found) for row in records(table)]
@@ -49,7 +50,8 @@ def raw_fields(request: Request) -> Source:
     kept: list[Field] = [field for field in fields if field.plate in present]
     problems: list[tuple[str, str]] = []
     if request.centers is not None:
-        kept, problems = read_centers(request.centers, kept)
+        kept, problems, about = read_centers(request.centers, kept)
+        notes = [*notes, *about]
         tables["centres"] = str(request.centers)
     return Source(
         kept,
@@ -59,7 +61,7 @@ def raw_fields(request: Request) -> Source:
         tables=tables,
         problems=problems,
         absent_plates=absent,
-        notes=_unlisted(everything, found, tables["image table"]),
+        notes=[*_unlisted(everything, found, tables["image table"]), *notes],
     )
 
 
@@ -68,7 +70,7 @@ def _find(request: Request) -> _Found:
     found: _Found = {}
     for root in request.inputs:
         for folder, file in find_tiffs(root):
-            found.setdefault((folder, file.name), []).append(file)
+            found.setdefault((fold(folder), fold(file.name)), []).append(file)
     if not found:
         raise BadUse(f"{named(request.inputs)}: no TIFF and no zip of a plate in it")
     return found
@@ -78,7 +80,7 @@ def _locate(name: str, plate: str, found: _Found) -> ImageFile:
     """The file of a table's '<PathName>/<FileName>': same file name, in a folder of that plate."""
     path = PurePosixPath(name)
     for folder in dict.fromkeys((path.parent.name, plate)):
-        if files := found.get((folder, path.name)):
+        if files := found.get((fold(folder), fold(path.name))):
             return _only(files, path)
     return ImageFile(name)
 
@@ -107,8 +109,8 @@ def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
 def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
     """Says how many TIFFs of the table's plates are on none of its rows."""
     columns = [f"{name}_file" for name in CHANNELS]
-    listed = {PurePosixPath(path).name for name in columns for path in table[name]}
-    plates = set(table["plate"])
+    listed = {fold(PurePosixPath(path).name) for name in columns for path in table[name]}
+    plates = set(map(fold, table["plate"]))
     strays = [
         files[0].where
         for (folder, name), files in found.items()
@@ -132,12 +134,12 @@ RELEASE_COLUMNS = (
 )
 
 
-def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
+def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
     """Reads the tables that are named, or lie in or above an input.
 
     Returns:
       `read_image_csv`'s table with MoAs, sorted by plate, well and site; the paths of the tables,
-      'image table' and 'MoA table' if any.
+      'image table' and 'MoA table' if any; notes on names in them.
 
     Raises:
       BadUse: a table cannot be found, or a plate that is asked for is not in it.
@@ -152,21 +154,26 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str]]:
             f"no {MOA_CSV} in {named(request.inputs)} or above: name it with --moa_csv, or "
             "build all wells with --config=all"
         )
-    table = bbbc021.read_image_csv(image_csv)
-    table = _with_moa(table, image_csv, moa_csv)
+    names = request.names()
+    table = bbbc021.read_image_csv(image_csv, names)
+    names.note_missing("compound", (table["compound"] == "").to_numpy())
+    names.note_missing("concentration", table["concentration"].isna().to_numpy())
+    table = _with_moa(table, image_csv, moa_csv, names)
     unknown = sorted(set(request.plates) - set(table["plate"]))
     if unknown:
         raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")
     table = table.sort_values(["plate", "well", "site"], kind="stable")
     tables = {"image table": str(image_csv)} | ({"MoA table": str(moa_csv)} if moa_csv else {})
-    return table, tables
+    return table, tables, names.notes
 
 
-def _with_moa(table: pd.DataFrame, image_csv: Path, moa_csv: Path | None) -> pd.DataFrame:
+def _with_moa(
+    table: pd.DataFrame, image_csv: Path, moa_csv: Path | None, names: Names
+) -> pd.DataFrame:
     """Adds the mechanism of action; '' everywhere where there is no table of them."""
     if moa_csv is None:
         return table.assign(moa="")
-    moa = bbbc021.read_moa_csv(moa_csv)
+    moa = bbbc021.read_moa_csv(moa_csv, names)
     try:
         annotated = bbbc021.annotate(table, moa)
     except BadData as error:

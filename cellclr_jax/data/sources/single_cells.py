@@ -123,7 +123,8 @@ def _group(
         groups[cell.metadata].append(cell)
     fields: list[CellGroup] = []
     numbers: Counter[str] = Counter()
-    for values in sorted(groups):
+    # An unknown concentration, NaN, comes after all others of its compound.
+    for values in sorted(groups, key=lambda key: [(value != value, value) for value in key]):
         metadata = dict(zip(columns, values, strict=True))
         name = _group_name(metadata)
         group = sorted(groups[values], key=lambda cell: cell.name)

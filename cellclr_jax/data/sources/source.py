@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cellclr_jax.data.names import Names
 from cellclr_jax.data.readers import read_cell, read_planes
 from cellclr_jax.data.readers.find_files import ImageFile
 
@@ -212,6 +213,7 @@ class Request:
       options: values of the options that the source itself declares, by name.
       workers: processes.
       overwrite: replaces simulated plates of other settings.
+      exact_names: keeps spellings of names in tables apart (see `data.names`).
     """
 
     inputs: tuple[Path, ...]
@@ -224,3 +226,8 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     overwrite: bool = False
+    exact_names: bool = False
+
+    def names(self) -> Names:
+        """The names of the tables that are read for this request."""
+        return Names(exact=self.exact_names)

@@ -1,15 +1,17 @@
 """BBBC021's image and MoA tables."""
 
+import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.columns import SYNONYMS, round_concentrations
+from cellclr_jax.data.columns import SYNONYMS, set_controls
+from cellclr_jax.data.names import Names, is_missing
 from cellclr_jax.data.tables.csv import (
-    amount,
+    amount_or_nan,
     parse,
     read_columns,
     reject_duplicates,
@@ -42,16 +44,18 @@ _MOA_COLUMNS = {name: SYNONYMS[name] for name in ("compound", "concentration", "
 _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
 
 
-def read_image_csv(path: str | Path) -> pd.DataFrame:
+def read_image_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame:
     """Reads the image table: one row a field of view.
 
     Args:
       path: BBBC021_v1_image.csv or a file with its columns (names match whatever their case;
         `Replicate`, `Metadata_Site` and `Metadata_Batch` may be missing).
+      names: of the tables that are read together; None: this table's.
 
     Returns:
-      Columns plate, well, batch, compound (str), site, replicate (int), concentration (float, µM,
-      >= 0, rounded so that it can be grouped), dna_file, tubulin_file, actin_file
+      Columns plate, well, batch, compound (str, '' if unknown), site, replicate (int),
+      concentration (float, µM, >= 0, rounded so that it can be grouped; NaN if unknown, 0 then for
+      controls), dna_file, tubulin_file, actin_file
       ('<PathName>/<FileName>') and row (the line of the file, from 1). The batch is the plate's
       name up to its first underscore; the site is the number in `_s<n>_` of the DNA file's name; a
       column of their own comes before either.
@@ -61,8 +65,11 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
       BadData: a column or value is missing or unparsable, a field or a DNA file is listed twice,
         or two fields of a well differ in their treatment.
     """
+    names = names or Names()
     table = read_columns(path, _IMAGE_COLUMNS, _OPTIONAL_IMAGE_COLUMNS)
-    for column in ("plate", "well", "compound", "dna_name"):
+    for column in ("plate", "well", "compound"):
+        table[column] = names.merge(column, table[column])
+    for column in ("plate", "well", "dna_name"):
         require_text(table, column, path)
     rows = table["row"].tolist()
     images = pd.DataFrame(
@@ -70,9 +77,9 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
             "plate": table["plate"],
             "well": table["well"],
             "site": _sites(table, path),
-            "batch": _batches(table, path),
+            "batch": names.merge("batch", _batches(table, path)),
             "compound": table["compound"],
-            "concentration": _concentrations(table, path),
+            "concentration": set_controls(_amounts(table, path), table["compound"]),
             "replicate": parse(table["replicate"], rows, _replicate, path),
             **{f"{channel}_file": _files(table, channel) for channel in CHANNELS},
             "row": rows,
@@ -85,33 +92,31 @@ def read_image_csv(path: str | Path) -> pd.DataFrame:
     return images
 
 
-def read_moa_csv(path: str | Path) -> pd.DataFrame:
+def read_moa_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame:
     """Reads the MoA table: one row a treatment (compound and concentration).
 
     Args:
       path: BBBC021_v1_moa.csv or a file with columns compound, concentration, moa.
+      names: of the tables that are read together; None: this table's.
 
     Returns:
-      Columns compound, moa (str), concentration (float, µM, >= 0) and row (the file's line).
+      Columns compound, moa (str), concentration (float, µM, >= 0; NaN if unknown, 0 then for
+      controls) and row (the file's line). Rows without an MoA are left out.
 
     Raises:
       BadUse: there is no such file.
-      BadData: a column or value is missing or unparsable, or a treatment is listed twice.
+      BadData: a column or compound is missing, a concentration unparsable, or a treatment is
+        listed with two MoAs.
     """
+    names = names or Names()
     table = read_columns(path, _MOA_COLUMNS, {})
+    for column in ("compound", "moa"):
+        table[column] = names.merge(column, table[column])
     require_text(table, "compound", path)
-    require_text(table, "moa", path)
-    rows = table["row"].tolist()
-    moa = pd.DataFrame(
-        {
-            "compound": table["compound"],
-            "concentration": _concentrations(table, path),
-            "moa": table["moa"],
-            "row": rows,
-        }
-    )
-    reject_duplicates(moa, ["compound", "concentration"], path)
-    return moa
+    table["concentration"] = set_controls(_amounts(table, path), table["compound"])
+    table = table[table["moa"] != ""].drop_duplicates(["compound", "concentration", "moa"])
+    reject_duplicates(table, ["compound", "concentration"], path)
+    return table.reset_index(drop=True)
 
 
 def annotate(images: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
@@ -157,29 +162,28 @@ def require_imaged(
     for row, (compound, dose) in zip(moa["row"], _treatments(moa), strict=True):
         if (compound, dose) in imaged:
             continue
-        doses = sorted(value for name, value in imaged if name == compound)
+        doses = sorted(value for name, value in imaged if name == compound and value is not None)
         there = (
             f" (there it has {', '.join(f'{value:g}' for value in doses)})"
             if doses
             else " at any concentration"
         )
+        at = "no concentration" if dose is None else f"{dose:g}"
         raise BadData(
-            f"{moa_csv}, line {row}: compound {compound!r} at {dose:g} is on no row of "
+            f"{moa_csv}, line {row}: compound {compound!r} at {at} is on no row of "
             f"{image_csv}{there}"
         )
 
 
-def _concentrations(table: pd.DataFrame, path: str | Path) -> np.ndarray:
-    """The concentrations, rounded."""
-    rows = table["row"].tolist()
-    return round_concentrations(
-        parse(table["concentration"], rows, lambda text: amount("concentration", text), path)
-    )
+def _amounts(table: pd.DataFrame, path: str | Path) -> list[float]:
+    """The concentrations as numbers; NaN if unknown."""
+    read = partial(amount_or_nan, "concentration")
+    return parse(table["concentration"], table["row"].tolist(), read, path)
 
 
 def _replicate(text: str) -> int:
     """A whole number; 1 where the table has none."""
-    return whole("replicate", text) if text else 1
+    return 1 if is_missing(text) else whole("replicate", text)
 
 
 def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
@@ -224,9 +228,10 @@ def _files(table: pd.DataFrame, channel: str) -> list[str]:
     return [f"{path}/{name}" if path else name for path, name in zip(paths, names, strict=True)]
 
 
-def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float]]:
-    """(compound, concentration) of each row."""
-    return zip(table["compound"], table["concentration"], strict=True)
+def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float | None]]:
+    """(compound, concentration) of each row; None for an unknown concentration."""
+    doses = (None if math.isnan(dose) else dose for dose in table["concentration"])
+    return zip(table["compound"], doses, strict=True)
 
 
 def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:

@@ -1,14 +1,20 @@
 """Tables with a row a cell: its image, and what is known of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cellclr_jax.data.columns import COLUMNS, SYNONYMS, round_concentrations
+import numpy as np
+import pandas as pd
+
+from cellclr_jax.data.columns import COLUMNS, SYNONYMS, set_controls
+from cellclr_jax.data.names import Names, is_missing
 from cellclr_jax.data.tables.csv import (
-    amount,
-    number_or_none,
+    amount_or_nan,
+    number_or_nan,
     parse,
     read_columns,
     some_names,
@@ -17,19 +23,10 @@ from cellclr_jax.data.tables.csv import (
 )
 from cellclr_jax.errors import BadUse
 
-# The names that the column of the images goes by, in lower case, the likelier first.
-_FILE_NAMES: tuple[str, ...] = (
-    "file",
-    "filename",
-    "file_name",
-    "path",
-    "file_path",
-    "filepath",
-    "image",
-)
-_FILE_NAMES += ("image_name", "image_path")
+# What the column of the images is called, the likelier first.
+_FILE_NAMES = ("file", "filename", "path", "filepath", "image", "imagename", "imagepath")
 CELL_COLUMNS: dict[str, tuple[str, ...]] = {"file": _FILE_NAMES, **SYNONYMS}
-"""The names of the columns of a table of cells."""
+"""The names of the columns of a table of cells, as `columns.plain_name` gives them."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +60,28 @@ class CellTable:
 
 def read_cell_table(
     path: str | Path,
-    names: Mapping[str, Sequence[str]] = CELL_COLUMNS,
+    synonyms: Mapping[str, Sequence[str]] = CELL_COLUMNS,
     chosen: Mapping[str, str] | None = None,
+    names: Names | None = None,
 ) -> CellTable:
     """Reads a table of cells.
 
-    A column without a single value counts as missing. Where there are compounds and no
-    concentrations, those are 0, and so is a single one that is empty. A site or replicate that is
-    empty is 0 as well: unknown.
+    A column without a single value counts as missing. Where there are compounds, an unknown
+    concentration is NaN, and 0 for controls. An unknown site or replicate is 0.
 
     Args:
       path: a CSV file with a header.
-      names: the names that each column goes by, in lower case.
-      chosen: the name of some columns in this file; they go by no other. Case never matters.
+      synonyms: the names that each column goes by.
+      chosen: the name of some columns in this file, in any case; they go by no other.
+      names: of the tables that are read together; None: this table's.
 
     Raises:
       BadUse: there is no such file, or it has not a chosen column.
-      BadData: it cannot be read, names no images, two of its columns have one name, or a value is
-        not of its column's type.
+      BadData: it cannot be read, names no images, two of its columns have one name and differ, or
+        a value is not of its column's type.
     """
     chosen = chosen or {}
+    names = names or Names()
     if chosen:
         header = [name.strip() for name in next(stream_rows(path))[1]]
         for what, name in chosen.items():
@@ -91,35 +90,38 @@ def read_cell_table(
                     f"--label_columns={what}={name}: {path} has no such column, but "
                     f"{some_names(header)}"
                 )
-    wanted = {**names, **{what: (name.lower(),) for what, name in chosen.items()}}
-    table = read_columns(path, {"file": wanted.pop("file")}, wanted)
+    wanted = {**synonyms, **{what: (name,) for what, name in chosen.items()}}
+    table = read_columns(path, {"file": wanted.pop("file")}, wanted, exact=chosen)
     lines = table["row"].tolist()
-    texts = {what: table[what].tolist() for what in wanted}
-    columns: dict[str, Sequence[Any]] = {
-        what: _values(what, column, lines, path) for what, column in texts.items() if any(column)
-    }
-    if "compound" in columns and "concentration" not in columns:
-        columns["concentration"] = [0.0] * len(lines)
+    columns: dict[str, Sequence[Any]] = {}
+    for what in wanted:
+        texts = table[what]
+        if COLUMNS.get(what) is str:
+            values: Sequence[Any] = names.merge(what, texts).tolist()
+            known = any(values)
+        else:
+            values = parse(texts, lines, partial(_number, what), path)
+            known = not all(map(is_missing, set(texts)))
+        if known:
+            columns[what] = values
+    if {"compound", "concentration"} & columns.keys():
+        columns["concentration"] = _concentrations(columns, len(lines), names)
     return CellTable(str(path), lines, table["file"].tolist(), columns)
 
 
-def _values(
-    what: str, texts: Sequence[str], lines: Sequence[int], path: str | Path
-) -> Sequence[Any]:
-    """A column's values, of their type."""
-    if COLUMNS.get(what) is str:
-        return texts
-    parsers: dict[str, Callable[[str, str], Any]] = {
-        "concentration": _or_zero(amount),
-        "x": number_or_none,
-        "y": number_or_none,
-    }
-    parse_text = parsers.get(what, _or_zero(whole))
-    values = parse(texts, lines, lambda text: parse_text(what, text), path)
-    # Rounded as those of a release are: cells of one concentration belong together.
-    return round_concentrations(values).tolist() if what == "concentration" else values
+def _number(what: str, text: str) -> float:
+    """A value of a column of numbers; an unknown site or replicate is 0, other numbers are NaN."""
+    if what == "concentration":
+        return amount_or_nan(what, text)
+    if what in ("x", "y"):
+        return number_or_nan(what, text)
+    return 0 if is_missing(text) else whole(what, text)
 
 
-def _or_zero(parse_text: Callable[[str, str], float]) -> Callable[[str, str], float]:
-    """Wraps a parser to return 0 for an empty text."""
-    return lambda what, text: parse_text(what, text) if text else 0
+def _concentrations(columns: Mapping[str, Sequence[Any]], count: int, names: Names) -> list[float]:
+    """The concentrations, rounded, and a note on unknown ones."""
+    compounds = pd.Series(columns.get("compound", [""] * count))
+    found = set_controls(columns.get("concentration", [math.nan] * count), compounds)
+    names.note_missing("concentration", np.isnan(found))
+    # One object for all unknown ones: cells of equal metadata are grouped by a dictionary.
+    return [math.nan if np.isnan(dose) else dose for dose in found.tolist()]

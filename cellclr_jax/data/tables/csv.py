@@ -3,13 +3,15 @@
 import csv
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.data.columns import plain_name
+from cellclr_jax.data.names import is_missing
 from cellclr_jax.errors import BadData, BadUse
 
 # A header of CellProfiler's has hundreds of names; an error shows as many.
@@ -23,12 +25,12 @@ def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
     Yields:
       (line of the file, from 1; values) of each line that is not blank, the header's first. All
-      have as many values.
+      have as many values. A line of nothing but commas, as spreadsheets append, is blank.
 
     Raises:
       BadUse: there is no such file.
-      BadData: the file is empty, not UTF-8, a value holds a line break or a NUL character, or a
-        row has too many or too few values.
+      BadData: the file is empty, not UTF-8, separated by semicolons or tabs, a value holds a line
+        break or a NUL character, or a row has too many or too few values.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +40,9 @@ def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         # Universal newlines: CRLF and bare CR arrive as LF, whatever the platform.
         with path.open(encoding="utf-8-sig") as lines:
             for line, values in _records(lines, path):
-                header = header or values
+                if header is None:
+                    header = values
+                    reject_other_separator(header, path)
                 if len(values) != len(header):
                     raise BadData(
                         f"{path}, line {line}: {len(values)} values, the header has {len(header)}"
@@ -63,7 +67,7 @@ def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]
                     "on a line of its own"
                 )
             before = reader.line_num
-            if values:
+            if any(map(str.strip, values)):
                 yield reader.line_num, values
     except csv.Error as error:
         raise BadData(f"{path}, line {before + 1}: {error}") from error
@@ -77,76 +81,85 @@ def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
         yield line
 
 
-def find_column(header: Sequence[str], names: Sequence[str], path: str | Path) -> int | None:
-    """Finds a column by its name, whatever its case.
+def reject_other_separator(header: Sequence[str], path: str | Path) -> None:
+    """Raises BadData where a header, split at its commas, has more semicolons or tabs."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if sum(column.count(separator) for column in header) >= len(header):
+            raise BadData(
+                f"{path}, line 1: the columns are separated by {name}; commas were expected, and "
+                "points in numbers: save it as CSV UTF-8, comma delimited"
+            )
+
+
+def find_columns(header: Sequence[str], names: Sequence[str], *, exact: bool = False) -> list[int]:
+    """Finds a column by its name.
 
     Args:
       header: the names in the file.
-      names: those that the column goes by, in lower case; the first one found is taken.
-      path: the file.
+      names: those that the column goes by; the first one found is taken.
+      exact: compares names but for their case; otherwise by `columns.plain_name`.
 
     Returns:
-      Its place from 0; None where it is not there.
-
-    Raises:
-      BadData: two columns have that name.
+      Its places from 0: none where it is missing, several where columns have one name.
     """
-    lower = [name.lower() for name in header]
-    for name in names:
-        places = [place for place, other in enumerate(lower) if other == name]
-        if len(places) > 1:
-            first, second = places[:2]
-            raise BadData(
-                f"{path}, line 1: columns {first + 1} and {second + 1} are called "
-                f"{header[first]!r} and {header[second]!r}: which of them is meant?"
-            )
-        if places:
-            return places[0]
-    return None
+    form = str.lower if exact else plain_name
+    forms = [form(name) for name in header]
+    places = ([n for n, other in enumerate(forms) if other == form(name)] for name in names)
+    return next(filter(None, places), [])
 
 
 def some_names(header: Sequence[str]) -> str:
     """The first names of a header, for messages."""
-    return ", ".join(header[:_NAMES_SHOWN])
+    return ", ".join([name for name in header if name.strip()][:_NAMES_SHOWN])
 
 
 def read_columns(
     path: str | Path,
     required: Mapping[str, Sequence[str]],
     optional: Mapping[str, Sequence[str]],
+    *,
+    exact: Collection[str] = (),
 ) -> pd.DataFrame:
     """Reads named columns of a CSV file as text.
 
     Args:
       path: the file.
-      required: what each column is called in the result -> the names (in lower case) that it goes
-        by in the file, whatever their case; the first one found is taken.
+      required: what each column is called in the result -> the names that it goes by in the file
+        (see `find_columns`); the first one found is taken.
       optional: the same; where none is found the column is ''.
+      exact: which of these are found by exactly their name, in any case.
 
     Returns:
       The columns, and `row`, the line of the file, from 1.
 
     Raises:
-      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, a column
-        is there twice, or there are no rows.
+      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, two
+        columns have one name and differ, or there are no rows.
     """
     rows = stream_rows(path)
     header = [name.strip() for name in next(rows)[1]]
     places = {}
     for column, names in {**required, **optional}.items():
-        places[column] = find_column(header, names, path)
-        if places[column] is None and column in required:
+        places[column] = find_columns(header, names, exact=column in exact)
+        if not places[column] and column in required:
             raise BadData(
                 f"{path}, line 1: no column {names[0]!r} (any case); the header has "
                 f"{some_names(header)}"
             )
+    repeated = {column: found for column, found in places.items() if len(found) > 1}
     lines: list[int] = []
     table: dict[str, list[str]] = {column: [] for column in places}
     for line, values in rows:
         lines.append(line)
-        for column, place in places.items():
+        for column, found in places.items():
             # Millions of rows repeat a few plates and labels: one string of each is kept.
-            table[column].append("" if place is None else sys.intern(values[place].strip()))
+            table[column].append(sys.intern(values[found[0]].strip()) if found else "")
+        for found in repeated.values():
+            if len({values[place].strip() for place in found}) > 1:
+                names = ", ".join(header[place] for place in found)
+                raise BadData(
+                    f"{path}, line {line}: columns {names} mean the same and differ: keep one"
+                )
     if not lines:
         raise BadData(f"{path}: a header and no rows")
     return pd.DataFrame({**table, "row": lines})
@@ -209,10 +222,15 @@ def amount(what: str, text: str) -> float:
     return value
 
 
-def number_or_none(what: str, text: str) -> float:
-    """A number, NaN for an empty text; ValueError for anything else, naming it as `what`."""
+def amount_or_nan(what: str, text: str) -> float:
+    """`amount`, NaN where the text means 'missing'."""
+    return math.nan if is_missing(text) else amount(what, text)
+
+
+def number_or_nan(what: str, text: str) -> float:
+    """A number, NaN where the text means 'missing'; ValueError for anything else."""
     value = _number(text)
-    if text and not abs(value) <= _MOST_NUMBER:
+    if not (abs(value) <= _MOST_NUMBER or is_missing(text)):
         raise ValueError(f"{what} {text!r}: a number was expected")
     return value
 

@@ -1,15 +1,16 @@
 """Tables of nuclei found by CellProfiler or DeepProfiler."""
 
-import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
+from cellclr_jax.data.names import fold, is_missing, well_key
 from cellclr_jax.data.sources.source import Field
-from cellclr_jax.data.tables.csv import amount, some_names, stream_rows
+from cellclr_jax.data.tables.csv import amount, find_columns, some_names, stream_rows
 from cellclr_jax.errors import BadData
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
@@ -35,7 +36,7 @@ class ObjectTable:
 
     def column(self, names: Sequence[str]) -> int | None:
         """Where the first of some names is that the header has."""
-        return next((self.names.index(name) for name in names if name in self.names), None)
+        return next(iter(find_columns(self.names, names)), None)
 
     def bad_header(self, reason: str) -> BadData:
         """The error that says what is wrong with the header, and what it has."""
@@ -45,19 +46,18 @@ class ObjectTable:
         """The centre of a row's nucleus.
 
         Returns:
-          (row, column) in pixels from 0; None where a row of several objects has no nucleus.
+          (row, column) in pixels from 0; None where it is missing.
 
         Raises:
           BadData: the header names no centre, or those of several objects.
           ValueError: a coordinate is no number of at least 0.
         """
-        x, y = (values[column] for column in self.axes)
-        # Where another object has more members than the nuclei, their columns are filled up.
-        if self.combined and {x.strip().lower(), y.strip().lower()} <= {"", "nan"}:
+        x, y = (values[column].strip() for column in self.axes)
+        if is_missing(x) and is_missing(y):
             return None
-        return amount("y", y.strip()), amount("x", x.strip())
+        return amount("y", y), amount("x", x)
 
-    @functools.cached_property
+    @cached_property
     def axes(self) -> tuple[int, int]:
         """The columns of x and y; BadData where there are none, or those of several objects."""
         found: dict[str, dict[str, int]] = {}
@@ -106,27 +106,26 @@ def open_table(path: Path) -> ObjectTable:
     return ObjectTable(path, joined, rows, combined=True)
 
 
-_PLACE = tuple(SYNONYMS[name] for name in ("plate", "well", "site"))
+_PLACE_COLUMNS = ("plate", "well", "site")
 _NUMBERS = (("tablenumber", "image_tablenumber"), ("imagenumber", "image_imagenumber"))
 _FILE = re.compile(r"(?:image_)?filename_.+")
 _LOCATIONS = re.compile(r"(.+)-([^-]+)-nuclei\.csv", re.IGNORECASE)
-# `B2` is `B02`; `f01`, `s1`, `1` and `1.0` are the same site.
-_WELL_NAME = re.compile(r"([a-z]+)0*(\d+)", re.IGNORECASE)
+# `f01`, `s1`, `1` and `1.0` are the same site.
 _SITE_NAME = re.compile(r"[a-z]*0*(\d+)(?:\.0*)?", re.IGNORECASE)
 _EXPECTED = (
     "columns Metadata_Plate, Metadata_Well and Metadata_Site, or FileName_<channel>, or "
     "ImageNumber and a table *Image.csv next to it were expected"
 )
 
-# A field's centres (row, column), in the order of the table, each with its line there.
-_Centers = dict[tuple[float, float], int]
 # (plate, well, site) as they are compared.
 _Place = tuple[str, str, str]
 # Finds the index of a row's field; None where it belongs to none. ValueError where it cannot.
 _Locate = Callable[[list[str]], int | None]
 
 
-def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list[tuple[str, str]]]:
+def read_centers(
+    path: Path, fields: Sequence[Field]
+) -> tuple[list[Field], list[tuple[str, str]], list[str]]:
     """Fills the centres of fields from what another program has found.
 
     Rows of fields that are not asked for are passed over: a build may take a few wells of a plate.
@@ -145,145 +144,155 @@ def read_centers(path: Path, fields: Sequence[Field]) -> tuple[list[Field], list
       The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
       () where a table is empty, or the image table lists a field that has no nucleus.
       (name, reason) of each field of which nothing is known.
+      Notes: how many nuclei are left out because their centre is missing.
 
     Raises:
       BadUse: there is no such file or folder.
-      BadData: a table cannot be read, says not which field a row belongs to, has a coordinate that
-        is no number of at least 0, or a centre twice; or not one of the fields is in it.
+      BadData: a table cannot be read, does not say which field a row belongs to or contradicts
+        itself about it, has a coordinate that is no number of at least 0, or a centre twice; or
+        not one of the fields is in it.
     """
-    found = _from_locations(path, fields) if path.is_dir() else _from_table(path, fields)
-    filled = [
-        replace(field, centers=tuple(found[index]))
-        for index, field in enumerate(fields)
-        if index in found
-    ]
+    finder = _Fields(fields)
+    if path.is_dir():
+        _read_locations(path, finder)
+    else:
+        table = open_table(path)
+        finder.collect(table, finder.locator(table) or _by_image_number(table, finder))
+    found, missing = finder.centers, finder.missing
+    if fields and not found:
+        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
+    filled = [replace(fields[index], centers=tuple(found[index])) for index in sorted(found)]
     problems = [
         (field.name, f"nothing of it in {path}")
         for index, field in enumerate(fields)
         if index not in found
     ]
-    if fields and not filled:
-        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
-    return filled, problems
+    notes = []
+    if missing:
+        notes.append(f"nuclei without a centre, left out: {len(missing):,}, first {missing[0]}")
+    return filled, problems, notes
 
 
-def _from_locations(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
-    """Centres by a field's index."""
+def _read_locations(path: Path, finder: "_Fields") -> None:
+    """Collects the centres of DeepProfiler's tables, one for each field."""
     inside = (path / "inputs" / "locations", path / "locations")
     root = next((folder for folder in inside if folder.is_dir()), path)
-    plates = {field.plate for field in fields}
-    files = _location_files(
-        sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name in plates)
-    )
-    found: dict[int, _Centers] = {}
-    for place, index in _by_place(fields).items():
-        if place in files:
-            found[index] = {}
-            _collect(open_table(files[place]), _always(index), found)
-    return found
-
-
-def _always(index: int) -> _Locate:
-    return lambda _: index
-
-
-def _location_files(plates: Sequence[Path]) -> dict[_Place, Path]:
-    """The tables in the folders of plates."""
-    files: dict[_Place, Path] = {}
-    for plate in plates:
-        for file in sorted(plate.iterdir()):
+    plates = {plate for plate, _, _ in finder.places}
+    read: dict[int, str] = {}
+    for folder in sorted(root.iterdir()):
+        if not folder.is_dir() or fold(folder.name) not in plates:
+            continue
+        for file in sorted(folder.iterdir()):
             match = _LOCATIONS.fullmatch(file.name)
-            if match:
-                place = _place(plate.name, *match.groups())
-                if place in files:
-                    raise BadData(f"{file}: the same field as {files[place].name}")
-                files[place] = file
-    return files
-
-
-def _from_table(path: Path, fields: Sequence[Field]) -> dict[int, _Centers]:
-    """Centres by a field's index."""
-    table, finder = open_table(path), _Finder(fields)
-    found: dict[int, _Centers] = {}
-    locate = finder.rows_of(table)
-    if locate is None:
-        listed, locate = _by_image_number(table, finder)
-        found = {index: {} for index in listed}
-    _collect(table, locate, found)
-    return found
-
-
-def _collect(table: ObjectTable, locate: _Locate, found: dict[int, _Centers]) -> None:
-    """Adds the centres of a table to those that are found, by the index of their field."""
-    _ = table.axes  # an empty table as well must have them
-    for line, values in table.rows:
-        try:
-            index = locate(values)
+            index = finder.places.get(_place(folder.name, *match.groups())) if match else None
             if index is None:
                 continue
-            there = found.setdefault(index, {})
-            center = table.center(values)
-        except ValueError as error:
-            raise BadData(f"{table.path}, line {line}: {error}") from error
-        if center in there:
-            raise BadData(
-                f"{table.path}, line {line}: the centre of line {there[center]} again; each "
-                "nucleus was expected once"
-            )
-        if center is not None:
-            there[center] = line
+            if index in read:
+                raise BadData(f"{file}: the same field as {read[index]}")
+            read[index] = file.name
+            finder.centers[index] = {}
+            finder.collect(open_table(file), partial(_given, index))
 
 
-class _Finder:
-    """Finds fields by plate, well and site, or else by the name of one of their files."""
+def _given(index: int, _: list[str]) -> int:
+    """The index of the only field of a table."""
+    return index
+
+
+class _Fields:
+    """Finds the fields of rows by plate, well and site, or by their files; collects centres.
+
+    Attributes:
+      places: the index of each field.
+      centers: by the index of a field, its centres (row, column) in the order of the table, each
+        with its line there.
+      missing: table and line of nuclei without a centre.
+    """
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        self._places = _by_place(fields)
+        self.places = {
+            _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"])): index
+            for index, field in enumerate(fields)
+        }
+        self.centers: dict[int, dict[tuple[float, float], int]] = {}
+        self.missing: list[str] = []
+        self._names = [field.name for field in fields]
+        self._place_of = {index: place for place, index in self.places.items()}
         # With its plate, and without ('') for tables that tell none: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
-        for index, field in enumerate(fields):
-            for file in field.file_names:
-                for plate in ("", field.plate):
+        for place, index in self.places.items():
+            for file in fields[index].file_names:
+                for plate in ("", place[0]):
                     self._files.setdefault((plate, _file_name(file)), set()).add(index)
 
-    def rows_of(self, table: ObjectTable) -> _Locate | None:
+    def collect(self, table: ObjectTable, locate: _Locate) -> None:
+        """Adds the centres of a table."""
+        _ = table.axes  # an empty table as well must have them
+        for line, values in table.rows:
+            try:
+                index = locate(values)
+                if index is None:
+                    continue
+                there = self.centers.setdefault(index, {})
+                center = table.center(values)
+            except ValueError as error:
+                raise BadData(f"{table.path}, line {line}: {error}") from error
+            if center is None:
+                # Where another object has more members than nuclei, their columns are filled up.
+                if not table.combined:
+                    self.missing.append(f"{table.path}, line {line}")
+            elif there.setdefault(center, line) != line:
+                raise BadData(
+                    f"{table.path}, line {line}: the centre of line {there[center]} again; each "
+                    "nucleus was expected once"
+                )
+
+    def locator(self, table: ObjectTable) -> _Locate | None:
         """What finds the index of a row's field (None: of no field), if the table tells."""
-        place = [table.column(names) for names in _PLACE]
+        place = [table.column(SYNONYMS[name]) for name in _PLACE_COLUMNS]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
         if None in place and not files:
             return None
         known: dict[tuple[str, ...], int | None] = {}
 
         def locate(values: list[str]) -> int | None:
-            texts = [values[i].strip() if i is not None else "" for i in (*place, *files)]
-            key = tuple(texts)
+            key = tuple(values[i].strip() if i is not None else "" for i in (*place, *files))
             if key not in known:
+                texts = ["" if is_missing(text) else text for text in key]
                 known[key] = self._find(texts[:3], texts[3:])
             return known[key]
 
         return locate
 
     def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
-        """The index of a field; ValueError where it could be one of several."""
-        index = self._places.get(_place(*place))
-        if index is not None:
-            return index
+        """The index of a field; ValueError where it could be one of several, or two."""
+        wanted = _place(*place)
+        index = self.places.get(wanted)
         for name in files:
-            fields = self._files.get((place[0], _file_name(name)), set())
-            if len(fields) > 1:
+            fields = self._files.get((wanted[0], _file_name(name)), set())
+            if len(fields) > 1 and index is None:
                 raise ValueError(
                     f"{len(fields)} fields have a file {name!r}: a column Metadata_Plate that "
                     "tells them apart was expected"
                 )
-            if fields:
-                return next(iter(fields))
-        return None
+            if not fields or index in fields:
+                continue
+            other = next(iter(fields))
+            its = self._place_of[other]
+            if any(part not in ("", its[number]) for number, part in enumerate(wanted)):
+                mine = ", ".join(filter(None, place)) if index is None else self._names[index]
+                raise ValueError(
+                    f"the row is of {mine}, but its file {name!r} of {self._names[other]}: correct "
+                    "one of them"
+                )
+            index, wanted = other, its
+        return index
 
 
-def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _Locate]:
-    """The indices of the fields listed in the image table, and a function that finds a row's."""
+def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
+    """Finds a row's field by the image table, whose fields have no centres yet."""
     images = open_table(_image_table(table))
-    locate = finder.rows_of(images)
+    locate = finder.locator(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
     shared = [(own, its) for own, its in pairs if own is not None and its is not None]
     if locate is None or None in pairs[-1]:
@@ -308,7 +317,8 @@ def _by_image_number(table: ObjectTable, finder: _Finder) -> tuple[list[int], _L
             raise ValueError(f"ImageNumber {key[-1]!r} is not in {images.path}")
         return known[key]
 
-    return list(lines), numbered
+    finder.centers |= {index: {} for index in lines}
+    return numbered
 
 
 def _image_table(table: ObjectTable) -> Path:
@@ -324,17 +334,8 @@ def _image_table(table: ObjectTable) -> Path:
     return max(same or others, key=lambda path: len(path.name))
 
 
-def _by_place(fields: Sequence[Field]) -> dict[_Place, int]:
-    """The index of each field."""
-    return {
-        _place(field.plate, str(field.metadata["well"]), str(field.metadata["site"])): index
-        for index, field in enumerate(fields)
-    }
-
-
 def _place(plate: str, well: str, site: str) -> _Place:
-    match = _WELL_NAME.fullmatch(well)
-    return plate, f"{match[1].upper()}{int(match[2]):02d}" if match else well, _site(site)
+    return fold(plate), well_key(well), _site(site)
 
 
 def _site(text: str) -> str:
@@ -344,4 +345,4 @@ def _site(text: str) -> str:
 
 
 def _file_name(path: str) -> str:
-    return PurePosixPath(path.replace("\\", "/")).name
+    return fold(PurePosixPath(path.replace("\\", "/")).name)

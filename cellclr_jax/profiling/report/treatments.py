@@ -48,8 +48,8 @@ class Neighbourhood:
 
 
 def treatment_keys(treatments: pd.DataFrame) -> list[tuple[str, float]]:
-    """(compound, concentration) of each treatment."""
-    doses = treatments["Metadata_Concentration"].astype(float)
+    """(compound, concentration) of each treatment; 0 where the concentration is unknown."""
+    doses = treatments["Metadata_Concentration"].astype(float).fillna(0.0)
     return list(zip(treatments["Metadata_Compound"].astype(str), doses, strict=True))
 
 
@@ -89,9 +89,9 @@ def _as_scored(
     asked = score.neighbours
     for compound, dose, other, other_dose, cosine, right in zip(
         asked["compound"],
-        asked["concentration"],
+        asked["concentration"].fillna(0.0),
         asked["neighbour_compound"],
-        asked["neighbour_concentration"],
+        asked["neighbour_concentration"].fillna(0.0),
         asked["similarity"],
         asked["correct"],
         strict=True,
