@@ -86,6 +86,22 @@ def test_a_normalised_product_equals_product_and_normalisation(mean):
     )
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(50.0, 0.1), (-300.0, 2.0)])
+def test_the_variance_of_a_product_far_from_zero_is_exact_in_bfloat16(mean, deviation):
+    x = (mean + deviation * draw(8, 9, 9, 16)).astype(jnp.bfloat16)
+    kernel = (draw(16, 64, seed=5) / 4).astype(jnp.bfloat16).astype(jnp.float32)
+    state = {"params": variables(64)["params"], "batch_stats": {"mean": 0.0, "var": 0.0}}
+    y, updated = ours(dtype=jnp.bfloat16).apply(state, x, kernel, mutable=["batch_stats"])
+    product = np.asarray(x, np.float64).reshape(-1, 16) @ np.asarray(kernel, np.float64)
+    got = updated["batch_stats"]
+    np.testing.assert_allclose(got["var"] / 0.1, product.var(0), rtol=0.02)
+    np.testing.assert_allclose(got["mean"] / 0.1, product.mean(0), rtol=1e-3, atol=0.01)
+    unit = (product - product.mean(0)) / np.sqrt(product.var(0) + 1e-5)
+    scale, bias = (np.asarray(state["params"][name]) for name in ("scale", "bias"))
+    want = unit * scale + bias
+    np.testing.assert_allclose(np.asarray(y, np.float32).reshape(-1, 64), want, atol=0.1)
+
+
 def test_outside_of_training_a_product_is_a_product():
     x, kernel, state = draw(4, 3, 3, 5), draw(5, 9, seed=5), variables(9)
     module = ours(train=False)
