@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("source", next(iter(SOURCES)), list(SOURCES), "Where cells come from.")
-flags.DEFINE_list(
+flags.DEFINE_string(
     "input",
-    [],
-    "Folders or zips. Where plates are downloaded or simulated to; by default into --data_dir.",
+    "",
+    "Folders or zips, separated by commas. Where plates are downloaded or simulated to; by default "
+    "into --data_dir.",
 )
 flags.DEFINE_string("data_dir", "data", "Where datasets are stored.")
 flags.DEFINE_enum(
@@ -111,7 +112,7 @@ def check_flags() -> None:
     idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
     if idle and not FLAGS.download:
         raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
-    if FLAGS.download and len(FLAGS.input) > 1:
+    if FLAGS.download and len(inputs()) > 1:
         raise BadUse("--download fetches into one --input folder")
     if FLAGS.beam_option and not FLAGS.beam_runner:
         raise BadUse("--beam_option says nothing without --beam_runner")
@@ -152,7 +153,9 @@ def request_flags() -> "Request":
 def inputs() -> tuple[Path, ...]:
     """The input paths; simulated and downloaded plates have a default."""
     if FLAGS.input:
-        return tuple(Path(path) for path in FLAGS.input)
+        one = Path(FLAGS.input)  # its name may have commas
+        given = [one] if one.exists() else FLAGS.input.split(",")
+        return tuple(Path(path) for path in given)
     default = "plates" if FLAGS.download else sources.entry(FLAGS.source).default_input
     return (Path(FLAGS.data_dir) / default,) if default else ()
 
@@ -211,6 +214,7 @@ def main() -> None:
         _write_page(_built_dataset(data_dir))
         return
     if FLAGS.download:
+        files.make_writable(data_dir, "--data_dir")
         _download()
     request = request_flags()
     entry = sources.entry(FLAGS.source)
@@ -227,6 +231,7 @@ def main() -> None:
         if built and not _is_to_be_extended(built, request, source):
             _tidy(built)
             return
+        files.make_writable(data_dir, "--data_dir")
         source = source or sources.open_source(FLAGS.source, request)
         path = _build(data_dir, source, request, built)
         _summarize(path)

@@ -25,7 +25,7 @@ from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.apply import restore, site_profiles, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadUse
-from cellclr_jax.files import is_local
+from cellclr_jax.files import is_local, make_writable
 from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import Evaluation, evaluate
@@ -109,6 +109,8 @@ def evaluate_run(
     options = options or Options()
     folder = Path(out if out is not None else workdir / "eval" / str(number))
     report.check_settings(folder, protocol, details, overwrite=overwrite)
+    if jax.process_index() == 0:
+        make_writable(folder, "--out")
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
         results = report.Results(

@@ -14,7 +14,7 @@ from etils import epath
 from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked
+from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked, make_writable
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
@@ -72,6 +72,7 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
     }
     there = _is_there(folder, origin, config)
     if not there:
+        make_writable(folder, "--workdir")
         with locked(folder.resolve(), TRAINING, IN_USE):
             # Again: another process may have made it until now.
             there = _is_there(folder, origin, config)
