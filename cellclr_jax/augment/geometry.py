@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from cellclr_jax.augment.resampling import (
     Span,
+    interpolation,
+    resample,
     resample_box,
     shift_along,
     smooth_field,
@@ -284,19 +286,19 @@ CROPS: Mapping[str, Callable[..., tuple[Span, Span]]] = {
 }
 """Operations that resize a box of the image to their setting `size`, and what draws the box."""
 TURNS = ("flip_horizontal", "flip_vertical", "rotate_quarter")
-"""Operations that mirror and transpose, which `crop_and_turn` merges with a crop."""
+"""Operations that mirror and transpose, in the order in which `crop_and_turn` applies them."""
 
 
 def crop_and_turn(
     image: jax.Array, keys: Mapping[str, jax.Array], settings: Mapping[str, Mapping[str, Any]]
 ) -> jax.Array:
-    """A crop, then flips and quarter turns in the given order, as one resampling.
+    """A crop, then flips and quarter turns, as one resampling with mirrored weights.
 
     Args:
       image: [H, W, C].
       keys: of each operation by its name.
-      settings: all settings of each operation by its name: one of `CROPS` first, then some of
-        `TURNS` in the order in which they are applied.
+      settings: all settings of each operation by its name: one of `CROPS`, and some of `TURNS`,
+        which are applied in that order.
 
     Returns:
       [size, size, C], or [H, W, C].
@@ -304,36 +306,28 @@ def crop_and_turn(
     Raises:
       ValueError: for a quarter turn of an image that is not square.
     """
-    crop, *turns = settings
+    crop = next(name for name in settings if name in CROPS)
     box = dict(settings[crop])
     size = box.pop("size")
     height, width = size or image.shape[0], size or image.shape[1]
     rows, columns = CROPS[crop](image.shape, keys[crop], **box)
-    transposed: jax.Array | None = None
+    down = interpolation(rows, height, image.shape[0])
+    across = interpolation(columns, width, image.shape[1])
 
-    def mirror(vertical: jax.Array, horizontal: jax.Array) -> tuple[Span, Span]:
-        """Mirrors the axes of the result, which are the box's other ones where transposed."""
-        if transposed is None:
-            return rows.mirror(vertical), columns.mirror(horizontal)
-        return (
-            rows.mirror(jnp.where(transposed, horizontal, vertical)),
-            columns.mirror(jnp.where(transposed, vertical, horizontal)),
+    def mirrored(weights: jax.Array, on: jax.Array) -> jax.Array:
+        return jnp.where(on, weights[::-1], weights)
+
+    if "flip_horizontal" in settings:
+        across = mirrored(
+            across, is_flipped(keys["flip_horizontal"], **settings["flip_horizontal"])
         )
-
-    never = jnp.zeros((), bool)
-    for name in turns:
-        if name == "flip_horizontal":
-            rows, columns = mirror(never, is_flipped(keys[name], **settings[name]))
-        elif name == "flip_vertical":
-            rows, columns = mirror(is_flipped(keys[name], **settings[name]), never)
-        else:
-            require_square((height, width))
-            count = quarter_turns(keys[name], **settings[name])
-            odd = count % 2 == 1
-            transposed = odd if transposed is None else jnp.logical_xor(transposed, odd)
-            # A turn by 90 degrees transposes, then mirrors the rows of the result.
-            rows, columns = mirror(jnp.logical_xor(odd, count >= 2), count >= 2)
-    upright = resample_box(image, rows, columns, height, width)
-    if transposed is None:
-        return upright
-    return jnp.where(transposed, jnp.swapaxes(upright, 0, 1), upright)
+    if "flip_vertical" in settings:
+        down = mirrored(down, is_flipped(keys["flip_vertical"], **settings["flip_vertical"]))
+    if "rotate_quarter" not in settings:
+        return resample(image, down, across)
+    require_square((height, width))
+    turns = quarter_turns(keys["rotate_quarter"], **settings["rotate_quarter"])
+    # A turn by 90 degrees is a mirrored image transposed, one by 180 is mirrored along both axes.
+    odd, half = turns % 2 == 1, turns >= 2
+    upright = resample(image, mirrored(down, half), mirrored(across, jnp.logical_xor(odd, half)))
+    return jnp.where(odd, jnp.swapaxes(upright, 0, 1), upright)
