@@ -46,7 +46,7 @@ from cellclr_jax.run_folder import (
     origin_of,
     read_config,
 )
-from cellclr_jax.training.log.metrics_file import METRICS
+from cellclr_jax.training.log.metrics_file import METRICS_LOG
 
 # What is scored, the run's own first; a single cell has no number of cells.
 _FEATURES = ("trained", "untrained", "intensity", "pixels")
@@ -168,7 +168,7 @@ def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) 
     """Returns what `report.Results` has of the run and its data besides the scores."""
     history = None
     with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
-        lines = (workdir / METRICS).read_text().splitlines()
+        lines = (workdir / METRICS_LOG).read_text().splitlines()
         history = pd.DataFrame([json.loads(line) for line in lines])
     manifest = {
         name: value

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cellclr_jax.models.batch_norm import BatchNorm, batch_norm
-from cellclr_jax.models.cpu_kernels import convolution, max_pool_3x3
+from cellclr_jax.models.cpu_kernels import convolution
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         x = images.astype(self.dtype)
         x = convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
-        x = max_pool_3x3(x)
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, self.depths, strict=True), 1):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
