@@ -13,11 +13,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from cellclr_jax import devices
+from cellclr_jax import default_config, devices
 from cellclr_jax.console import say
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local
+from cellclr_jax.objectives import Objective
 from cellclr_jax.run_folder import as_json, describe_dataset, open_run, write_config
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.feed import Feed
@@ -104,7 +105,7 @@ def train(
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
-    """Describes a run in a line: dataset, model, steps, devices; notes a rising learning rate."""
+    """Describes a run in a line: dataset, model, steps, devices; and notes in further lines."""
     config = experiment.config
     line = (
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
@@ -118,6 +119,12 @@ def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
             f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
             "here: --config.schedule.legacy_per_epoch=False ends it with the run"
         )
+    usual = default_config.get_config().model.head.to_dict()
+    if (
+        type(experiment.objective).head is not Objective.head
+        and config.model.head.to_dict() != usual
+    ):
+        line += f"\nnote: config.model.head has no effect: {config.objective} has its own head"
     return line
 
 

@@ -11,6 +11,8 @@ from cellclr_jax import devices
 from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.apply import restore
 from cellclr_jax.errors import BadUse
+from cellclr_jax.objectives import Teacher
+from cellclr_jax.objectives.nt_xent import NTXent
 from cellclr_jax.training import loop, setup
 from cellclr_jax.training.initial_weights import read_initial_weights
 from cellclr_jax.training.setup import make_experiment
@@ -67,6 +69,13 @@ def test_the_head_comes_along_where_it_is_asked_for(config, other, tmp_path):
     with_head = first_state(config, tmp_path / "with")
     assert same(with_head.params, other[1].params)
     assert not same(without.params["head"], other[1].params["head"])
+
+
+def test_a_teacher_starts_from_the_same_weights(config, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(NTXent, "teacher", Teacher())
+    state = first_state(config, tmp_path)
+    assert same(state.teacher, state.variables)
+    assert same(state.teacher["params"]["encoder"], other[1].params["encoder"])
 
 
 def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
