@@ -173,7 +173,7 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     _parse(sys.argv, doc, arguments)
     keep_freed_memory()
     raise_at_sigterm()
-    if not FLAGS.debug:  # threads of libraries go on for a moment after an error, and fail, too
+    if not FLAGS.debug:  # threads of libraries run on for a moment after an error, and fail, too
         sys.unraisablehook = lambda unraisable: None
         logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
@@ -276,7 +276,7 @@ def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoR
     """Prints the error in one line (or its traceback with `--debug`) and exits with `status`."""
     # A library may have made something else of it on the way.
     if Terminated.came:
-        error, status = "stopped by SIGTERM; the same command goes on with what is done", 143
+        error, status = "stopped by SIGTERM; the same command resumes", 143
     if FLAGS.debug if debug is None else debug:
         traceback.print_exc()
     message = " ".join(str(error).split())

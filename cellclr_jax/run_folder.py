@@ -94,7 +94,7 @@ def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunF
 
     A setting that a run's record lacks has its default: whoever adds a setting gives it a default
     that changes nothing. An operation of `views` that the record lacks, and that is asked for as
-    by default, was added since the run began: the run goes on without it.
+    by default, was added since the run began: the run continues without it.
 
     Writes nothing.
 
@@ -116,7 +116,7 @@ def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunF
             resumes = bool(set(kept.steps()) - set(unranked(directory)))
     if source := converted_from(progress):
         raise BadUse(
-            f"{workdir} holds {source}, no run to go on with: train in a --workdir of its own, "
+            f"{workdir} holds {source}, no run to resume: train in a --workdir of its own, "
             "with --config.init.workdir naming this one"
         )
     notes: list[str] = []

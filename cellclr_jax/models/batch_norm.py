@@ -18,24 +18,15 @@ BATCH_NORM_EPSILON = 1e-5
 _Result = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def batch_norm(
-    *, train: bool, dtype: jnp.dtype, name: str, zero_scale: bool = False
-) -> "BatchNorm":
-    """Batch normalisation over the whole (global) minibatch, statistics in float32.
+class BatchNorm(nn.Module):
+    """Batch normalisation over the whole (global) minibatch and all axes but the last.
 
-    Args:
+    Parameters, statistics and results are those of Flax's own.
+
+    Attributes:
       train: uses the minibatch's statistics and updates the running ones; else the running ones.
       dtype: of the computation; parameters and statistics stay float32.
-      name: of the parameters.
       zero_scale: starts the scale at 0, so that a residual block starts as the identity.
-    """
-    return BatchNorm(train=train, dtype=dtype, zero_scale=zero_scale, name=name)
-
-
-class BatchNorm(nn.Module):
-    """Parameters, statistics and results of Flax's own, over all axes but the last.
-
-    Attributes: see `batch_norm`.
     """
 
     train: bool

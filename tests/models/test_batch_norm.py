@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.batch_norm import BatchNorm
 from cellclr_jax.models.resnet import Bottleneck
 
 FLAX = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
@@ -18,7 +18,7 @@ def draw(*shape, seed=0, mean=0.0):
 
 
 def ours(*, train=True, dtype=jnp.float32):
-    return batch_norm(train=train, dtype=dtype, name=None)
+    return BatchNorm(train=train, dtype=dtype)
 
 
 def variables(channels):

@@ -106,7 +106,7 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
         ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
         ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
          r"--config.init.head=False takes its encoder alone"),
-        ({"model.cnn.norm": "none"}, "another model .*it has beside batch_stats/encoder|it lacks"),
+        ({"model.cnn.norm": "none"}, "another model .*it also has batch_stats/encoder|it lacks"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(config, tmp_path, change, message):

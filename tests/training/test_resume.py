@@ -143,7 +143,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore lines")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    with pytest.raises(BadData, match=r"could not be written .*MB free\).*goes on") as caught:
+    with pytest.raises(BadData, match=r"could not be written .*MB free\).*resumes") as caught:
         run(config, tmp_path)
     assert "\n" not in str(caught.value)
 
