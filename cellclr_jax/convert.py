@@ -32,8 +32,8 @@ flags.DEFINE_enum(
     "layout",
     None,
     ["torchvision", "published"],
-    "Names in --output: torchvision, only the encoder, by default of a ResNet; or published, "
-    "features.* and the head's l1 and l2, by default of a CNN.",
+    "Names in --output: torchvision, only the encoder; or published, features.* and the head's l1 "
+    "and l2, by default for a CNN whose head has these two layers.",
 )
 _ONLY_WITH = {"input": ("config",), "output": ("step", "layout")}
 

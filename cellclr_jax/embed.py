@@ -2,7 +2,7 @@
 
   python -m cellclr_jax.embed --workdir=RUN --out=DIR [--data_dir=DIR] [--dataset=NAME]
                               [--step=last|best|N] [--formats=parquet,csv,h5ad]
-                              [--chunk_cells=50000] [--data_access=shards|mapped]
+                              [--chunk_cells=50000] [--data_access=shards|mapped] [--overwrite]
 
 The dataset is one that `python -m cellclr_jax.build` made; it need not be the run's, but has its
 channels. Writes cells/part-00000.parquet and so on, wells.parquet and treatments.parquet if
@@ -38,6 +38,7 @@ flags.DEFINE_string(
     "Where to write. An existing embedding with the same settings is resumed, one with others is "
     "refused.",
 )
+flags.DEFINE_bool("overwrite", False, "Replaces an embedding with other settings.")
 flags.DEFINE_list(
     "formats",
     ["parquet"],
@@ -76,6 +77,7 @@ def main() -> None:
         data_access=FLAGS.data_access,
         formats=FLAGS.formats,
         chunk_cells=FLAGS.chunk_cells,
+        overwrite=FLAGS.overwrite,
     )
 
 

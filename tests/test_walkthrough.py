@@ -6,16 +6,12 @@ than a minute. Each test is one step, and uses what the steps before it wrote.
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import binaries
 
 from cellclr_jax.profiling import Protocol, evaluate
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +22,9 @@ def folder(tmp_path_factory):
 
 def cellclr(binary, *flags):
     """Runs `python -m cellclr_jax.<binary> <flags>` and returns what it prints."""
-    command = [sys.executable, "-m", f"cellclr_jax.{binary}", *flags]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    done = binaries.run(binary, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_step_1_build_a_dataset_of_single_cells(folder):

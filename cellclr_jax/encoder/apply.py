@@ -1,7 +1,7 @@
-"""Cells to embeddings: a run's encoder, restored, visits every cell of a dataset once."""
+"""Applies the restored encoder of a run to every cell of a dataset."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from cellclr_jax.run_folder import check_channels
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.initial_weights import START, read_initial_weights
 
-# Cells of a minibatch; forward passes alone, so that it fits wherever training does.
+# Cells of a minibatch: only forward passes, so that it fits wherever training does.
 MINIBATCH = 512
 
 Features = dict[str, jax.Array]
@@ -59,19 +59,19 @@ def restore(
     checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
     with contextlib.closing(checkpoints):
         number = checkpoints.find(step)
-        # Asked first: arrays of another number of channels cannot even be restored.
+        # First: arrays of another number of channels cannot even be restored.
         check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
         init = jax.jit(encoding.init_variables, out_shardings=devices.replicated(mesh))
         untrained = init(devices.root_key(encoding.config.seed, mesh))
         trained, progress = checkpoints.restore_part(number, untrained)
-    started = _as_it_started(encoding, untrained, progress)
+    started = _initial_variables(encoding, untrained, progress)
     return number, {"trained": trained, "untrained": started}, progress
 
 
-def _as_it_started(
+def _initial_variables(
     encoding: CellEncoder, random: Variables, progress: Mapping[str, Any]
 ) -> Variables:
-    """The variables that training started from, which may be those of another run."""
+    """Returns the variables that training started from, which may be those of another run."""
     if (start := progress.get(START)) is None:
         return random
     config = encoding.config
@@ -93,7 +93,7 @@ def site_profiles(
     *receivers: Receiver,
     pixels: PixelComponents | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Mean features of each site, every cell visited once.
+    """Computes mean features of each site in one pass over the cells.
 
     Args:
       encoding: dataset, model and normalisation; the dataset has plates, wells and compounds.
@@ -103,8 +103,8 @@ def site_profiles(
       pixels: see `visit`.
 
     Returns:
-      A profile table for each encoder, one named `intensity`, and `pixels` where they are asked
-      for; one row a site, with Metadata_CellCount.
+      A profile table for each encoder, one named `intensity`, and one named `pixels` if components
+      are given; one row a site, with Metadata_CellCount.
 
     Raises:
       BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
@@ -134,9 +134,11 @@ def visit(
     variables: Mapping[str, Variables],
     rows: np.ndarray,
     *receivers: Receiver,
+    intensities: bool = True,
     pixels: PixelComponents | None = None,
+    chunk_cells: int | None = None,
 ) -> None:
-    """Embeds cells, each once, and hands their features on minibatch by minibatch.
+    """Embeds cells, each once, and passes their features on minibatch by minibatch.
 
     Args:
       encoding: dataset, model and normalisation.
@@ -145,37 +147,19 @@ def visit(
       rows: [N] of the dataset.
       receivers: are called with each minibatch: its rows, features of each encoder and those
         named `intensity`.
-      pixels: components of the dataset; with them there are features named `pixels`.
-    """
-    visit_chunks(encoding, mesh, variables, [rows], *receivers, pixels=pixels)
-
-
-def visit_chunks(
-    encoding: CellEncoder,
-    mesh: Mesh,
-    variables: Mapping[str, Variables],
-    chunks: Sequence[np.ndarray],
-    *receivers: Receiver,
-    intensities: bool = True,
-    pixels: PixelComponents | None = None,
-) -> None:
-    """Visits chunks of cells one after the other as `visit` does.
-
-    No minibatch has cells of two chunks: what is computed of one does not depend on the others.
-
-    Args:
-      encoding, mesh, variables, receivers, pixels: see `visit`.
-      chunks: [n] rows of the dataset each.
       intensities: whether there are features named `intensity`.
+      pixels: components of the dataset; with them there are features named `pixels`.
+      chunk_cells: minibatches end after every so many rows, so that the features of such a chunk
+        do not depend on the rows before it; None: only after the last row.
     """
     embed = compile_embedding(encoding, mesh, intensities=intensities, pixels=pixels)
     size = devices.round_up(MINIBATCH, mesh)
     process = (jax.process_index(), jax.process_count())
-    cells = sum(len(rows) for rows in chunks)
-    with Progress(cells, process[0] == 0, unit="cell", task="embedded") as progress:
-        for rows in chunks:
+    step = chunk_cells or max(len(rows), 1)
+    with Progress(len(rows), process[0] == 0, unit="cell", task="embedded") as progress:
+        for start in range(0, len(rows), step):
             read = minibatches.sequential_minibatches(
-                encoding.cells, rows, minibatch_size=size, process=process
+                encoding.cells, rows[start : start + step], minibatch_size=size, process=process
             )
             for real, local in read:
                 found = devices.to_host(embed(variables, devices.to_global(mesh, local)))
@@ -192,11 +176,11 @@ def compile_embedding(
     intensities: bool = True,
     pixels: PixelComponents | None = None,
 ) -> Callable[..., Features]:
-    """A jitted function (variables by name, minibatch) → features [B, D] by name.
+    """Returns a jitted function (variables by name, minibatch) → features [B, D] by name.
 
-    Each encoder sees the normalised crops as they are, with running statistics; `intensity` are
-    statistics of the raw ones, where `intensities` are asked for, and `pixels` the components of
-    the normalised ones, where there are some.
+    Each encoder is applied to the normalised crops, with running statistics. If `intensities`,
+    `intensity` has statistics of the raw crops; if `pixels`, `pixels` has the components of the
+    normalised ones.
     """
 
     def embed(

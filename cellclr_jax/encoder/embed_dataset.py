@@ -1,6 +1,7 @@
 """Embeds a dataset: resumable tables of cells, wells and treatments."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.data import dataset
 from cellclr_jax.data.columns import CELL_ID, CELL_NAMES, COLUMNS
-from cellclr_jax.encoder.apply import restore, visit_chunks
+from cellclr_jax.encoder.apply import restore, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import (
@@ -44,7 +45,9 @@ CHUNK_CELLS = 50_000
 RECORD = "embedding.json"
 PARTS, WELLS, TREATMENTS = "cells", "wells", "treatments"
 _LOCK = ".embedding"
-# Temporary files of a process that was killed (see `files.atomic_write`).
+# Tables of an embedding, and temporary files of a process that was killed (see
+# `files.atomic_write`).
+_TABLES = (f"{PARTS}/part-*", f"{WELLS}.*", f"{TREATMENTS}.*")
 _UNFINISHED = (f"{PARTS}/.part-*", f".{WELLS}.*", f".{TREATMENTS}.*", f".{RECORD}.*")
 # What the encoder is called among the variables of a checkpoint.
 _ENCODER = "trained"
@@ -75,8 +78,9 @@ def embed_run(
     data_access: str = "shards",
     formats: Sequence[str] = ("parquet",),
     chunk_cells: int = CHUNK_CELLS,
+    overwrite: bool = False,
 ) -> None:
-    """Embeds every cell of a dataset, or resumes an earlier call after its last complete part.
+    """Embeds every cell of a dataset, or resumes an earlier call with the missing parts.
 
     Of several processes each embeds its share of every minibatch; the first one writes.
 
@@ -91,10 +95,12 @@ def embed_run(
       data_access: how crops are read (see `dataset.open_images`), whatever the run used.
       formats: of `exports.FORMATS`, for every table; Parquet is written in any case.
       chunk_cells: cells of a part.
+      overwrite: replaces an embedding with other settings.
 
     Raises:
       BadUse: there is no such run, checkpoint, dataset or format; the folder holds an embedding
-        with other settings, or another process is writing into it.
+        with other settings and `overwrite` is false, or files that no embedding wrote; or another
+        process is writing into it.
       BadData: one of them cannot be read; wells or treatments contradict themselves; the embedding
         of a cell is not finite.
     """
@@ -117,17 +123,17 @@ def embed_run(
         if jax.process_index() == 0:
             for note in _notes(encoding, progress, trained_in):
                 say(f"note: {note}")
-        # The Parquet file of a part is written last: where it exists, the others do.
         kinds = (*(kind for kind in dict.fromkeys(formats) if kind != "parquet"), "parquet")
         metadata = cell_metadata(encoding.cells.table)
         parts = Parts(out, metadata, chunk_cells, kinds, writes=jax.process_index() == 0)
         encoder = {_ENCODER: variables[_ENCODER]}
-        origin = {"step": number, "trained_on": origin_of(progress)}
-        _embed(encoding, mesh, encoder, parts, origin)
+        settings = {"step": number, "trained_on": origin_of(progress)}
+        settings |= _settings(encoding, encoder, parts)
+        _embed(encoding, mesh, encoder, parts, settings, overwrite=overwrite)
 
 
 def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
-    """Renames what is known of each cell to `Metadata_*` columns.
+    """Renames the metadata of cells to `Metadata_*` columns.
 
     Args:
       cells: [N] rows of a dataset (see `dataset.read_cells`).
@@ -164,19 +170,21 @@ class Parts:
     _collected: list[np.ndarray] = field(default_factory=list, init=False)
 
     @property
-    def chunks(self) -> list[np.ndarray]:
-        """The rows of each part."""
-        rows = np.arange(len(self.metadata))
-        return [rows[i : i + self.chunk_cells] for i in range(0, len(rows), self.chunk_cells)]
+    def count(self) -> int:
+        """How many parts there are."""
+        return math.ceil(len(self.metadata) / self.chunk_cells)
 
     def path(self, number: int) -> Path:
         """Of a part, without the suffix."""
         return self.out / PARTS / f"part-{number:05d}"
 
     def missing(self) -> np.ndarray:
-        """[parts] bool: which do not exist yet; they are written atomically."""
-        numbers = range(len(self.chunks))
-        return np.array([not Path(f"{self.path(n)}.parquet").is_file() for n in numbers], bool)
+        """[parts] bool: which lack the file of a format; files are written atomically."""
+        complete = [
+            all(Path(f"{self.path(number)}.{kind}").is_file() for kind in self.formats)
+            for number in range(self.count)
+        ]
+        return ~np.array(complete, bool)
 
     def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
         """Collects a minibatch, and writes the part that it completes.
@@ -199,12 +207,12 @@ class Parts:
             )
         self._collected.append(values)
         number = int(rows[0]) // self.chunk_cells
-        chunk = self.chunks[number]
-        if rows[-1] == chunk[-1]:
+        start = number * self.chunk_cells
+        cells = self.metadata[start : start + self.chunk_cells].reset_index(drop=True)
+        if rows[-1] + 1 == start + len(cells):
             part, self._collected = np.concatenate(self._collected), []
             if self.writes:
                 columns = pd.DataFrame(part, columns=profiles.feature_names(part.shape[1]))
-                cells = self.metadata.iloc[chunk].reset_index(drop=True)
                 write_table(pd.concat([cells, columns], axis=1), self.path(number), self.formats)
 
     def read(self, number: int) -> np.ndarray:
@@ -279,13 +287,15 @@ def write_profiles(parts: Parts, wells: tuple[pd.DataFrame, np.ndarray] | None) 
     if wells is None:
         return {}
     rows_of_wells, index = wells
-    accumulator = None
-    for number, rows in enumerate(parts.chunks):
+    accumulator, start = None, 0
+    for number in range(parts.count):
         features = parts.read(number)
         names = profiles.feature_names(features.shape[1])
         accumulator = accumulator or profiles.WellAccumulator(rows_of_wells, names)
-        for i in range(0, len(rows), _BLOCK):
-            accumulator.add(features[i : i + _BLOCK], index[rows[i : i + _BLOCK]])
+        for i in range(0, len(features), _BLOCK):
+            block = features[i : i + _BLOCK]
+            accumulator.add(block, index[start : start + len(block)])
+            start += len(block)
     assert accumulator is not None
     tables = {WELLS: accumulator.table()}
     treatments = treatments_of(tables[WELLS], accumulator.features)
@@ -333,20 +343,23 @@ def _embed(
     mesh: Mesh,
     encoder: Mapping[str, Variables],
     parts: Parts,
-    origin: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
 ) -> None:
-    """Embeds the cells of the missing parts, and writes the profiles of all of them."""
+    """Embeds the cells of the missing parts, and writes the profiles of all parts."""
     wells = wells_of(parts.metadata)
-    missing = np.zeros(len(parts.chunks), bool)
+    missing = np.zeros(parts.count, bool)
     if parts.writes:
-        settings = _settings(encoding, encoder, parts, origin)
-        _open_record(parts.out, settings)
+        _open_record(parts.out, settings, overwrite=overwrite)
         missing = parts.missing()
         if not missing.all():
             say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
     missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
-    chunks = [rows for rows, absent in zip(parts.chunks, missing, strict=True) if absent]
-    visit_chunks(encoding, mesh, encoder, chunks, parts.add, intensities=False)
+    rows = np.flatnonzero(np.repeat(missing, parts.chunk_cells)[: len(parts.metadata)])
+    visit(
+        encoding, mesh, encoder, rows, parts.add, intensities=False, chunk_cells=parts.chunk_cells
+    )
     if parts.writes:
         counts = {"cells": len(parts.metadata), **write_profiles(parts, wells)}
         record = {"settings": settings, "finished": True, "counts": counts}
@@ -355,29 +368,33 @@ def _embed(
         print(f"{counted}: written to {parts.out}")
 
 
-def _open_record(out: Path, settings: Mapping[str, Any]) -> None:
+def _open_record(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Begins the record of an embedding, or checks that an existing one has the same settings.
 
     Args:
       out: the folder; the caller has locked it.
       settings: what decides the features and their files.
+      overwrite: removes the tables of an embedding with other settings.
 
     Raises:
       BadUse: the folder holds an embedding with other settings, or files of something else.
       BadData: the record cannot be read.
     """
     path = out / RECORD
+    tables = [found for name in _TABLES for found in out.glob(name)]
     if path.exists():
-        known = read_json(path, "record of an embedding").get("settings")
-        if changed := differences(known, settings):
-            raise BadUse(
-                f"{out} holds an embedding with other settings ({'; '.join(changed)}): take "
-                "another --out, or the same settings"
-            )
-    else:
-        for name in (PARTS, f"{WELLS}.*", f"{TREATMENTS}.*"):
-            for found in out.glob(name):
-                raise BadUse(f"{found} exists, and no {RECORD}: take another --out")
+        if changed := _changes(path, settings):
+            if not overwrite:
+                raise BadUse(
+                    f"{out} holds an embedding {changed}: take another --out, or --overwrite to "
+                    "replace it"
+                )
+            for found in tables:
+                found.unlink()
+    elif tables:
+        raise BadUse(
+            f"{tables[0]} exists, but no {RECORD}: no embedding wrote it; take another --out"
+        )
     for pattern in _UNFINISHED:
         for left in out.glob(pattern):
             left.unlink()
@@ -385,14 +402,22 @@ def _open_record(out: Path, settings: Mapping[str, Any]) -> None:
     (out / PARTS).mkdir(exist_ok=True)
 
 
+def _changes(path: Path, settings: Mapping[str, Any]) -> str:
+    """Describes how the embedding of a record differs from what is requested; '' if it does not."""
+    known = read_json(path, "record of an embedding").get("settings")
+    if not isinstance(known, Mapping) or known.keys() != settings.keys():
+        return f"of another version of this program, by its {RECORD}"
+    changed = differences(known, settings)
+    return f"with other settings ({'; '.join(changed)})" if changed else ""
+
+
 def _settings(
-    encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts, origin: Mapping[str, Any]
+    encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts
 ) -> dict[str, Any]:
-    """Everything that decides the features, and the files that they are in."""
+    """Lists everything that decides the features and their files, except the run's step."""
     config = as_json(encoding.config)
     cells = encoding.cells
     return {
-        **origin,
         "weights": _digest_of_arrays(encoder),
         "encoder": {name: config[name] for name in _OF_ENCODER},
         "dataset_name": "/".join(cells.directory.parts[-3:]),

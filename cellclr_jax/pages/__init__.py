@@ -1,13 +1,9 @@
 """What all HTML pages share: look, escaping, Plotly settings, and the frame that a page fills."""
 
 import html
-import json
-import math
 from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -51,8 +47,6 @@ _FONT_SIZE = 12
 _LONGEST_LABEL = 42
 # Rows of a table of settings; a record of more is read in its file.
 _MOST_SETTINGS = 500
-# Letters that could end the element in which JSON stands, begin another one, or end a line of it.
-_ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
 def base_layout(height: float, *, title: str = "", **settings: Any) -> dict[str, Any]:
@@ -103,30 +97,15 @@ def script_json(value: object) -> "Markup":
     """Writes JSON that may stand in a <script type="application/json"> of a page.
 
     Args:
-      value: mappings, lists, arrays, texts, numbers; a number that is not finite becomes null.
+      value: dicts, lists, arrays, texts, numbers; a number that is not finite becomes null.
 
     Returns:
-      Text without '<', '>', '&' and line separators, which Jinja takes as it is.
+      ASCII text without '<' and '>', which Jinja inserts as it is.
     """
     from markupsafe import Markup
+    from plotly.io.json import to_json_plotly
 
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.translate(_ESCAPED))
-
-
-def _plain(value: object) -> object:
-    """Converts to Python's own types, and to None what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return Markup(to_json_plotly(value, engine="json"))
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:

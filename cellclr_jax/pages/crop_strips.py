@@ -114,20 +114,24 @@ def treatment_pictures(
     treated, controls = _treatments_of(cells.table, control)
     # The controls come first: every treatment is compared with them.
     groups = ({(control, _OF_CONTROLS): controls} if len(controls) else {}) | treated
-    drawer = Drawer(
+    scale = (control, controls) if len(controls) else ("", np.concatenate([*groups.values(), []]))
+    strips, side = draw_strips(
         cells.images.read,
         cells.table,
-        seed,
-        (control, controls) if len(controls) else ("", np.concatenate([*groups.values(), []])),
+        groups,
+        sizes=_TREATMENT_SIZES,
+        budget_bytes=budget_bytes,
+        scale=scale,
+        seed=seed,
     )
+    crops = min(_SCALE_CELLS, len(scale[1]))
     what = "control crops" if len(controls) else "crops of all treatments"
-    scale = (
-        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of "
-        f"{len(drawer.scale_rows)} {what}, channel by channel, the same for every picture."
+    words = (
+        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of {crops} {what}, "
+        "channel by channel, the same for every picture."
     )
-    strips, side = drawer.strips(groups, _TREATMENT_SIZES, budget_bytes)
     shown = strips.pop((control, _OF_CONTROLS), None)
-    return Pictures(strips, shown, control, cells.channels, side, scale)
+    return Pictures(strips, shown, control, cells.channels, side, words)
 
 
 def _treatments_of(
@@ -149,95 +153,93 @@ def _treatments_of(
     return treated, np.flatnonzero(controls)
 
 
-class Drawer:
-    """Draws pictures of a table's cells, all on one scale of brightness.
+def draw_strips(
+    read: ReadImages,
+    table: pd.DataFrame,
+    groups: Mapping[Key, np.ndarray],
+    *,
+    sizes: Sequence[tuple[int, int]],
+    budget_bytes: int,
+    scale: tuple[str, np.ndarray],
+    seed: int = 0,
+) -> tuple[dict[Key, Strip], int]:
+    """Draws a strip for each group of cells, all on one scale of brightness.
 
     Args:
       read: images of rows of the table.
       table: of cells; `plate` and `well` are used where they are known.
-      seed: of the draw.
+      groups: rows of each group; the last ones have no strip if the budget is too small.
+      sizes: crops of a strip and their side in pixels, the best first.
+      budget_bytes: of all pictures as they stand in a page, in base64.
       scale: a name, and the rows of the cells whose brightness decides the scale.
+      seed: of the draw.
+
+    Returns:
+      (strips by group, the side of their crops in pixels).
     """
+    strips: dict[Key, Strip] = {}
+    if not groups:
+        return strips, sizes[0][1]
+    known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
+    names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
+    keys = ("plate", ["plate", "well"])
+    places = np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
+    rows = np.sort(scale[1]).astype(np.int64)
+    brightness = read(choose(places, rows, _SCALE_CELLS, key=(scale[0], 0.0), seed=seed))
+    low, high = _range(brightness[:, ::2, ::2])
 
-    def __init__(
-        self, read: ReadImages, table: pd.DataFrame, seed: int, scale: tuple[str, np.ndarray]
-    ) -> None:
-        self._read, self._seed = read, seed
-        columns = [
-            table[name].fillna("").astype(str) if name in table else pd.Series("", table.index)
-            for name in ("plate", "well")
-        ]
-        self._places = (columns[0] + " " + columns[1]).str.strip().to_numpy(object)
-        self._plates = pd.factorize(columns[0], sort=True)[0]
-        self._wells = pd.MultiIndex.from_arrays(columns).factorize(sort=True)[0]
-        name, rows = scale
-        self.scale_rows = self.choose((name, 0.0), np.sort(rows).astype(np.int64), _SCALE_CELLS)
+    def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
+        rows = choose(places, groups[key], crops, key=key, seed=seed)
+        images = _shrink(read(rows), side)
+        grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
+        grey[1:, :, :_LINE] = 0
+        count, height, width, channels = grey.shape
+        picture = grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
+        return Strip(_webp(picture, quality), count, names[rows].tolist())
 
-    def choose(self, key: Hashable, members: np.ndarray, most: int) -> np.ndarray:
-        """Draws up to `most` cells: one of every plate first, then of every well, then others.
+    tried = list(groups)[:: -(-len(groups) // _TRIED)]
+    for plan in _plans(sizes):
+        mean = np.mean([len(draw(key, *plan).picture) for key in tried])
+        if mean * len(groups) * _GROWTH * _SLACK <= budget_bytes:
+            break
+    used = 0.0
+    for key in groups:
+        strip = draw(key, *plan)
+        used += _GROWTH * len(strip.picture)
+        if used > budget_bytes:
+            break
+        strips[key] = strip
+    return strips, min(plan[1], *brightness.shape[1:3])
 
-        Args:
-          key: of the group, whose draw does not depend on other groups.
-          members: rows to choose from.
-          most: how many.
 
-        Returns:
-          Their rows, by plate and well.
-        """
-        rng = np.random.default_rng([self._seed, zlib.crc32(repr(key).encode())])
-        rows = rng.permutation(members)
-        well = self._wells[rows]
-        _, first, number = np.unique(well, return_index=True, return_inverse=True)
-        drawn = np.argsort(first)
-        turn = np.empty(len(first), np.int64)
-        turn[drawn] = _occurrences(self._plates[rows[first[drawn]]])
-        chosen = rows[np.lexsort((turn[number], _occurrences(well)))[:most]]
-        return chosen[np.lexsort((chosen, self._wells[chosen], self._plates[chosen]))]
+def choose(
+    places: np.ndarray, members: np.ndarray, most: int, *, key: Hashable, seed: int = 0
+) -> np.ndarray:
+    """Draws up to `most` cells: one of every plate first, then of every well, then others.
 
-    def strips(
-        self,
-        groups: Mapping[Key, np.ndarray],
-        sizes: Sequence[tuple[int, int]],
-        budget_bytes: int,
-    ) -> tuple[dict[Key, Strip], int]:
-        """Draws a strip for each group.
+    Args:
+      places: [N, 2] int, the number of each cell's plate and that of its well.
+      members: rows to choose from.
+      most: how many.
+      key: of the group, whose draw does not depend on other groups.
+      seed: of the draw.
 
-        Args:
-          groups: rows of the table.
-          sizes: crops of a group and their side in pixels, the best first.
-          budget_bytes: of all pictures in base64. The first size and quality that fit are taken;
-            where none do, the last groups have no strip.
+    Returns:
+      Their rows, by plate and well.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(repr(key).encode())])
+    rows = rng.permutation(members)
+    plate, well = places[rows].T
+    cell = _occurrences(well)
+    first, order = cell == 0, np.zeros(len(rows), np.int64)
+    order[first] = _occurrences(plate[first])
+    chosen = rows[np.lexsort((order, cell))[:most]]
+    return chosen[np.lexsort((chosen, *places[chosen].T[::-1]))]
 
-        Returns:
-          Strips by group, and the side of a crop in pixels: small crops are not enlarged.
-        """
-        strips: dict[Key, Strip] = {}
-        if not groups:
-            return strips, sizes[0][1]
-        low, high = _range(self._read(self.scale_rows)[:, ::2, ::2])
 
-        def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
-            rows = self.choose(key, groups[key], crops)
-            images = _shrink(self._read(rows), side)
-            grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
-            grey[1:, :, :_LINE] = 0
-            count, height, width, channels = grey.shape
-            picture = grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
-            return Strip(_webp(picture, quality), count, self._places[rows].tolist())
-
-        tried = list(groups)[:: -(-len(groups) // _TRIED)]
-        for plan in _plans(sizes):
-            mean = np.mean([len(draw(key, *plan).picture) for key in tried])
-            if mean * len(groups) * _GROWTH * _SLACK <= budget_bytes:
-                break
-        used = 0.0
-        for key in groups:
-            strip = draw(key, *plan)
-            used += _GROWTH * len(strip.picture)
-            if used > budget_bytes:
-                break
-            strips[key] = strip
-        return strips, min(plan[1], *self._read(self.scale_rows[:1]).shape[1:3])
+def _occurrences(codes: np.ndarray) -> np.ndarray:
+    """Returns [N] how many of the same code come before each."""
+    return pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
 
 def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -247,11 +249,6 @@ def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
             yield crops, side, quality
     for quality in _QUALITIES[2:]:
         yield *sizes[-1], quality
-
-
-def _occurrences(codes: np.ndarray) -> np.ndarray:
-    """Returns [N] how many of the same code come before each."""
-    return pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
 
 def _range(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

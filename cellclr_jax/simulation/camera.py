@@ -123,16 +123,6 @@ class LevelNuisance:
     alignment: float = 0.0
 
 
-@dataclass(frozen=True)
-class WellConditions:
-    """How one well was imaged and how its cells lie: see `Optics` and `Population`."""
-
-    optics: Optics
-    density: float
-    flow: float
-    alignment: float
-
-
 def week_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
     """Draws what a week does to all its plates."""
     return LevelNuisance(
@@ -169,13 +159,16 @@ def well_conditions(
     week: LevelNuisance,
     plate: LevelNuisance,
     compound: LevelNuisance,
-) -> WellConditions:
-    """Draws a well's own differences and puts those of its week, plate and compound on top.
+) -> tuple[Optics, float, float, float]:
+    """Draws a well's own differences and adds those of its week, plate and compound.
 
     Args:
       rng: the well's generator.
       strength: 0 removes the well's own differences, 1 is the demonstration's.
       week, plate, compound: what the levels above add; DMSO adds nothing.
+
+    Returns:
+      How the well was imaged; density, flow and alignment of its `Population`.
     """
     gain = np.array(week.gain) * plate.gain * compound.gain * _gains(rng, WELL_GAIN * strength)
     own = rng.normal(0, WELL_BACKGROUND * strength, 3)
@@ -196,7 +189,7 @@ def well_conditions(
     alignment = compound.alignment + strength * float(rng.exponential(WELL_ALIGNMENT))
     # A compound that aligns its cells decides which way; otherwise the well does.
     flow = compound.flow if compound.alignment > 0 else float(rng.uniform(0, np.pi))
-    return WellConditions(optics, density, flow, alignment)
+    return optics, density, flow, alignment
 
 
 def _gains(rng: np.random.Generator, sigma: float) -> Triple:

@@ -11,11 +11,45 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from cellclr_jax.simulation.population import Cell, Population, draw_cells
-from cellclr_jax.simulation.shapes import ANGLE_BIN, DISTANCE, GRID_HALF, INTERPHASE, window
-from cellclr_jax.simulation.structures import CELL_EDGE, NUCLEUS_EDGE, paint_structures
-from cellclr_jax.simulation.textures import TextureBank
+from cellclr_jax.simulation.population import (
+    ANGLE_BIN,
+    APOPTOTIC,
+    DISTANCE,
+    GRID_HALF,
+    INTERPHASE,
+    MITOTIC,
+    Box,
+    Cell,
+    Population,
+    draw_cells,
+    window,
+)
+from cellclr_jax.simulation.textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF, TextureBank
 
+# Brightness of an untreated structure, in camera counts above the background, from the real crops.
+DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 4150.0, 1550.0, 4000.0
+NUCLEUS_EDGE, CELL_EDGE = 3.5, 6.0  # width in pixels over which a nucleus or a cell fades out
+ROUND_BRIGHTER = 1.7  # a rounded cell is thicker, so that more light comes from each pixel
+OVER_NUCLEUS = 0.80  # share of tubulin and actin that remains above and below a nucleus
+PERINUCLEAR_WIDTH = 9.0
+CORTEX_WIDTH = 3.2
+MESH_GRAIN = 0.6  # of the actin mesh's fine part, relative to its clouds
+PERINUCLEAR_ACTIN = 0.3  # share of actin missing about the nucleus
+# A nucleus is a lens: its rim sends this share of the light of its middle, which begins this many
+# pixels inside (half the radius of an untreated nucleus).
+NUCLEUS_RIM, NUCLEUS_SLOPE = 0.72, 9.0
+NUCLEOLI_WITHIN = 0.55  # of the nucleus's radius; further out they would notch its outline
+# Cells are thin at their edges: tubulin has fallen to a third at this share of the radius and so
+# many pixels more, which small cells, thick up to their edge, need in addition to the share.
+TUBULIN_FADE, TUBULIN_FADE_MORE = 0.95, 12.0
+PERINUCLEAR_ACTIN_REACH = 0.55  # of the cell's radius: the thick cytoplasm about the nucleus
+BALL_SLOPE = 14.0  # pixels to a rounded cell's full thickness: two thirds of its radius
+SPINDLE_POLE = 8.0  # distance in pixels of a spindle's poles from the middle
+
+SPOT_REACH = 3.5  # radii; a spot has fallen below 1 % there
+
+Array = np.ndarray
+Spot = tuple[tuple[slice, slice], np.ndarray]
 TOUCHING = 1.08  # radii; neighbours whose outlines come as near as this share a junction
 
 
@@ -27,7 +61,7 @@ class PaintedField:
       image: [3, H, W] float32, camera counts above the background; DNA, tubulin, actin.
       labels: [H, W] uint16, k + 1 on the nucleus of row k of the arrays below, 0 elsewhere.
       centres: [N, 2] float32, x and y of a pixel at or next to the nucleus's centre.
-      state: [N] uint8, an index into `shapes.STATES`.
+      state: [N] uint8, an index into `population.STATES`.
       responds, in_focus: [N] bool.
     """
 
@@ -108,11 +142,17 @@ def _paint_cell(
     box = cell.box
     if box.top == box.bottom or box.left == box.right or cell.depth is None:
         return
+    # How far a pixel lies within the cell and within the DNA, in [0, 1].
     inside = np.clip(cell.depth / CELL_EDGE + 0.5, 0, 1)
     nucleus, rim = _nucleus_depth(cell)
     covered = np.clip(nucleus / NUCLEUS_EDGE + 0.5, 0, 1)
-    layers = paint_structures(rng, cell, bank, inside, nucleus, covered)
-    for channel, layer in enumerate(layers):
+    dna = _dna(rng, cell, bank, nucleus, covered)
+    if cell.state == INTERPHASE:
+        tubulin = _tubulin(rng, cell, bank, inside, nucleus, covered)
+        actin = _actin(rng, cell, bank, inside, covered)
+    else:
+        tubulin, actin = _round_cell(rng, cell, bank, inside)
+    for channel, layer in enumerate((dna, tubulin, actin)):
         if cell.blur:
             layer = ndimage.gaussian_filter(layer, cell.blur, truncate=2.5)
         image[(channel, *box.slices())] += layer
@@ -166,3 +206,180 @@ def _onto_label(centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
             nearest = np.argmin((ys - y) ** 2 + (xs - x) ** 2)
             centres[row] = xs[nearest], ys[nearest]
     return centres
+
+
+# What lies within a cell, on its own window [h, w]. Each function returns a layer of float32 camera
+# counts above the background. `nucleus` has pixels inside the DNA's outline, negative outside.
+
+
+def _peak(distance: Array, width: float) -> Array:
+    """A peak of height 1 and half-width about `width`: like a Gaussian, at less cost."""
+    squared = np.square(distance * np.float32(1 / width))
+    return 1 / (1 + squared + squared * squared)
+
+
+def _noise(rng: np.random.Generator, texture: Array, shape: tuple[int, ...]) -> Array:
+    """A random piece [h, w] of a noise texture, mirrored at random."""
+    top = int(rng.integers(NOISE_SIZE - shape[0]))
+    left = int(rng.integers(NOISE_SIZE - shape[1]))
+    piece = texture[top : top + shape[0], left : left + shape[1]]
+    flip = int(rng.integers(4))
+    return piece[:: -1 if flip & 1 else 1, :: -1 if flip & 2 else 1]
+
+
+def _stamp(rng: np.random.Generator, cell: Cell, stamps: Array, number: int | None = None) -> Array:
+    """The part of a fibre stamp that lies on the cell's window, both centres together."""
+    chosen = stamps[int(rng.integers(len(stamps))) if number is None else number]
+    if number is None:
+        flip = int(rng.integers(8))
+        chosen = chosen[:: -1 if flip & 1 else 1, :: -1 if flip & 2 else 1]
+        chosen = chosen.T if flip & 4 else chosen
+    box = cell.box
+    top, left = box.top - cell.y + STAMP_HALF, box.left - cell.x + STAMP_HALF
+    return chosen[top : top + box.bottom - box.top, left : left + box.right - box.left]
+
+
+def _orientation(angle: float) -> int:
+    """The number of the stress stamp that runs nearest to `angle`."""
+    return round(angle * ORIENTATIONS / np.pi) % ORIENTATIONS
+
+
+def _dna(
+    rng: np.random.Generator, cell: Cell, bank: TextureBank, nucleus: Array, covered: Array
+) -> Array:
+    """Chromatin with its grains and nucleoli; brighter in the middle, where it is thicker."""
+    kind = cell.kind
+    lens = np.clip(nucleus * np.float32(1 / NUCLEUS_SLOPE), 0, 1)
+    thick = NUCLEUS_RIM + (1 - NUCLEUS_RIM) * lens
+    contrast = kind.chromatin_contrast if cell.state == INTERPHASE else 0.10
+    coarse = np.float32(kind.chromatin_coarseness)
+    grain: Array = _noise(rng, bank.coarse, covered.shape) * coarse
+    grain = grain + _noise(rng, bank.fine, covered.shape) * (1 - coarse)
+    layer = covered * thick * (1 + np.float32(contrast) * grain)
+    brightness = cell.pieces[0].brightness
+    if cell.state == INTERPHASE:
+        for _ in range(rng.poisson(kind.nucleoli) if kind.nucleoli > 0 else 0):
+            where, spot = _nucleolus(rng, cell)
+            layer[where] *= 1 - np.float32(kind.nucleolus_depth) * spot
+    return layer * np.float32(DNA_LEVEL * brightness)
+
+
+def _spot(cell: Cell, dx: float, dy: float, radius: float) -> Spot:
+    """A round spot of height 1 at (dx, dy) from the cell's centre.
+
+    Returns:
+      where it lies in the cell's window (it may lie outside), and its values there.
+    """
+    x, y = cell.x + round(dx), cell.y + round(dy)
+    box, half = cell.box, int(SPOT_REACH * radius) + 1
+    top, bottom = (min(max(edge, box.top), box.bottom) for edge in (y - half, y + half + 1))
+    left, right = (min(max(edge, box.left), box.right) for edge in (x - half, x + half + 1))
+    where = slice(top - box.top, bottom - box.top), slice(left - box.left, right - box.left)
+    if top == bottom or left == right:
+        return where, np.zeros((bottom - top, right - left), np.float32)
+    return where, _peak(DISTANCE[Box(top, bottom, left, right).around(x, y)], radius)
+
+
+def _add_spot(layer: Array, spot: Spot, height: float) -> None:
+    """Adds a spot of `height` to a layer in place."""
+    layer[spot[0]] += np.float32(height) * spot[1]
+
+
+def _nucleolus(rng: np.random.Generator, cell: Cell) -> Spot:
+    """A spot in the inner half of the nucleus."""
+    piece = cell.pieces[0]
+    reach = NUCLEOLI_WITHIN * float(np.median(piece.outline)) * np.sqrt(rng.random())
+    at = rng.uniform(0, 2 * np.pi)
+    radius = cell.kind.nucleolus_radius * rng.uniform(0.8, 1.2)
+    return _spot(cell, piece.dx + reach * np.cos(at), piece.dy + reach * np.sin(at), radius)
+
+
+def _tubulin(
+    rng: np.random.Generator,
+    cell: Cell,
+    bank: TextureBank,
+    inside: Array,
+    nucleus: Array,
+    covered: Array,
+) -> Array:
+    """Microtubules: a haze, the phenotype's fibres, a ring about the nucleus, an aggresome."""
+    kind = cell.kind
+    distance = DISTANCE[cell.box.around(cell.x, cell.y)]
+    fade = _peak(distance, TUBULIN_FADE * kind.cell_radius + TUBULIN_FADE_MORE)
+    layer = np.float32(kind.tubulin_diffuse) * (1 + 0.1 * _noise(rng, bank.broad, inside.shape))
+    if kind.tubulin_network > 0.01:
+        layer = layer + np.float32(kind.tubulin_network) * _stamp(rng, cell, bank.network)
+    if kind.tubulin_bundles > 0.01:
+        layer = layer + np.float32(kind.tubulin_bundles) * _stamp(rng, cell, bank.bundles)
+    if kind.tubulin_parallel > 0.01:
+        along = _stamp(rng, cell, bank.stress, _orientation(cell.angle))
+        layer = layer + np.float32(kind.tubulin_parallel) * along
+    layer = layer * fade + np.float32(kind.perinuclear) * _peak(nucleus + 3, PERINUCLEAR_WIDTH)
+    if kind.aggresome > 0.01:
+        away = float(np.median(cell.pieces[0].outline)) + 2
+        at = rng.uniform(0, 2 * np.pi)
+        radius = rng.uniform(5.5, 8.0)
+        _add_spot(layer, _spot(cell, away * np.cos(at), away * np.sin(at), radius), kind.aggresome)
+    layer = layer * inside * (1 - np.float32(1 - OVER_NUCLEUS) * covered)
+    return layer * np.float32(TUBULIN_LEVEL * rng.lognormal(0, 0.25))
+
+
+def _actin(
+    rng: np.random.Generator, cell: Cell, bank: TextureBank, inside: Array, covered: Array
+) -> Array:
+    """Actin: a haze, the mesh below the membrane, stress fibres, the cortex, junctions, patches."""
+    kind = cell.kind
+    assert cell.depth is not None
+    assert cell.joined is not None
+    distance = DISTANCE[cell.box.around(cell.x, cell.y)]
+    clouds, fine = _noise(rng, bank.broad, inside.shape), _noise(rng, bank.coarse, inside.shape)
+    mesh = clouds + np.float32(MESH_GRAIN) * fine
+    layer = np.float32(kind.actin_diffuse) + np.float32(kind.actin_mesh) * np.maximum(mesh + 0.4, 0)
+    if kind.stress_fibres > 0.01:
+        stamp = _stamp(rng, cell, bank.stress, _orientation(cell.angle))
+        layer = layer + np.float32(kind.stress_fibres) * stamp
+    layer = layer * (1 - np.float32(1 - OVER_NUCLEUS) * covered)
+    # The cytoplasm about the nucleus is thick but holds little actin; most lies further out.
+    middle = _peak(distance, PERINUCLEAR_ACTIN_REACH * kind.cell_radius)
+    layer = layer * (1 - np.float32(PERINUCLEAR_ACTIN) * middle)
+    edge = np.where(cell.joined, np.float32(kind.junctions), np.float32(kind.cortex))
+    ragged = np.maximum(1 + 0.45 * _noise(rng, bank.broad, inside.shape), 0.1)
+    layer = layer + edge * ragged * _peak(cell.depth - 1.5, CORTEX_WIDTH)
+    for _ in range(rng.poisson(kind.actin_patches) if kind.actin_patches > 0 else 0):
+        at = rng.uniform(0, 2 * np.pi)
+        reach = rng.uniform(0.35, 0.95) * float(cell.body[int(at / (2 * np.pi) * len(cell.body))])
+        radius = kind.patch_radius * rng.uniform(0.7, 1.3)
+        spot = _spot(cell, reach * np.cos(at), reach * np.sin(at), radius)
+        _add_spot(layer, spot, rng.uniform(0.6, 1.6))
+    return layer * inside * np.float32(ACTIN_LEVEL * rng.lognormal(0, 0.2))
+
+
+def _round_cell(
+    rng: np.random.Generator, cell: Cell, bank: TextureBank, inside: Array
+) -> tuple[Array, Array]:
+    """Tubulin and actin of a cell out of interphase: a bright ball with a bright rim."""
+    assert cell.depth is not None
+    ball = inside * np.sqrt(np.clip(cell.depth * np.float32(1 / BALL_SLOPE), 0.1, 1))
+    mottled = 1 + 0.15 * _noise(rng, bank.coarse, inside.shape)
+    actin = ball * mottled * np.float32(0.9) + inside * _peak(cell.depth - 2.0, CORTEX_WIDTH)
+    tubulin = ball * mottled * np.float32(1.1)
+    if cell.state == MITOTIC:
+        tubulin = tubulin + inside * _spindle(rng, cell, bank, inside.shape)
+    level = ROUND_BRIGHTER * (0.8 if cell.state == APOPTOTIC else 1.0) * rng.lognormal(0, 0.15)
+    return tubulin * np.float32(TUBULIN_LEVEL * level), actin * np.float32(ACTIN_LEVEL * level)
+
+
+def _spindle(
+    rng: np.random.Generator, cell: Cell, bank: TextureBank, shape: tuple[int, ...]
+) -> Array:
+    """A mitotic cell's microtubules: an aster, a spindle with two poles, or almost none."""
+    if cell.mitosis == "ring":
+        layer = np.float32(0.8) * _stamp(rng, cell, bank.aster)
+        _add_spot(layer, _spot(cell, 0, 0, 5.0), 1.0)
+        return layer
+    layer = np.full(shape, 0.1, np.float32)
+    if cell.mitosis != "arrested":
+        dx, dy = SPINDLE_POLE * np.cos(cell.angle), SPINDLE_POLE * np.sin(cell.angle)
+        _add_spot(layer, _spot(cell, dx, dy, 5.5), 1.1)
+        _add_spot(layer, _spot(cell, -dx, -dy, 5.5), 1.1)
+    return layer

@@ -19,13 +19,15 @@ from cellclr_jax.simulation.camera import (
     week_nuisance,
     well_conditions,
 )
-from cellclr_jax.simulation.mechanisms import (
+from cellclr_jax.simulation.phenotypes import (
     MOA_PHENOTYPES,
     ONE_WEEK_MOAS,
+    UNTREATED,
     compound_name,
     compound_phenotype,
+    dose_effect,
+    towards,
 )
-from cellclr_jax.simulation.phenotypes import UNTREATED, dose_effect, towards
 from cellclr_jax.simulation.population import Population
 
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))
@@ -224,13 +226,15 @@ def _plate(
     wells = []
     for well, treatment in sorted(zip(places, held, strict=False), key=lambda pair: pair[0]):
         own = random_stream(settings, _WELL, number, WELLS.index(well))
-        there = well_conditions(own, settings.nuisance, on_week, on_plate, treatment.nuisance)
+        optics, density, flow, alignment = well_conditions(
+            own, settings.nuisance, on_week, on_plate, treatment.nuisance
+        )
         population = replace(
             treatment.population,
-            density=settings.density * there.density,
-            flow=there.flow,
-            alignment=there.alignment,
+            density=settings.density * density,
+            flow=flow,
+            alignment=alignment,
         )
         name = f"Week{week}_{number}"
-        wells.append(Well(week, name, replicate, well, treatment, population, there.optics))
+        wells.append(Well(week, name, replicate, well, treatment, population, optics))
     return wells

@@ -1,28 +1,131 @@
-"""Files and state of a simulated release."""
+"""Writes simulated releases: their files, their record, and what an interrupted one lacks."""
 
-import csv
+import functools
 import os
 import re
 import shutil
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import tifffile
 
 from cellclr_jax import files
+from cellclr_jax.console import Progress
+from cellclr_jax.data.building.workers import map_in_order, usable_cores
 from cellclr_jax.data.columns import CONTROL
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV
 from cellclr_jax.errors import BadUse
-from cellclr_jax.simulation.painter import PaintedField
-from cellclr_jax.simulation.plate_layout import SimulatorSettings, Well, field_streams, treatments
-from cellclr_jax.simulation.shapes import STATES
+from cellclr_jax.simulation.camera import expose
+from cellclr_jax.simulation.painter import PaintedField, paint_field
+from cellclr_jax.simulation.plate_layout import (
+    SimulatorSettings,
+    Well,
+    field_streams,
+    plate_wells,
+    treatments,
+)
+from cellclr_jax.simulation.population import STATES
+from cellclr_jax.simulation.textures import texture_bank
 
+VERSION = 1  # of what is drawn: the same settings give the same pixels within one version
+RECORD = "simulation.json"
+LOCK = ".simulating"
 CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted
 TRUTH_DIR = "ground_truth"
 ZLIB_LEVEL = 1  # the fastest; camera noise packs no better at a higher level
 _PARTIAL = ".partial.npz"
+# What a release may contain before it has a record: a lock, records that are half written.
+_OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
+# Everything that a release consists of except its record.
+_CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
+
+
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """The size of a release; `reused` if it existed already."""
+
+    fields: int
+    cells: int
+    reused: bool
+
+
+def simulate_release(
+    out_dir: Path,
+    settings: SimulatorSettings,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> ReleaseSummary:
+    """Writes a simulated release, or returns at once if the same one exists.
+
+    An interrupted run is resumed by the next one with the same settings. The files are the same
+    bytes whatever the number of workers.
+
+    Args:
+      out_dir: folder of the release; created if missing.
+      settings: what to simulate.
+      workers: processes that paint; None takes one for each core this process may use.
+      progress: shows a bar with the time left, or lines if the console is a file.
+      overwrite: replaces a release of other settings, finished or not; other files stay.
+
+    Raises:
+      BadUse: `out_dir` holds a release of other settings, or files that are no simulated release,
+        or another process writes into it.
+      BadData: a worker process was killed.
+    """
+    if workers is not None and workers < 1:
+        raise BadUse(f"simulator: workers is {workers}, expected 1 or more")
+    out_dir = Path(out_dir)
+    wells = plate_wells(settings)
+    fields = len(wells) * settings.sites
+    record = _usable_record(out_dir, settings, overwrite)
+    if isinstance(record.get("cells"), int) and not _differences(record, settings):
+        return ReleaseSummary(fields, record["cells"], reused=True)
+    with files.locked(out_dir, LOCK, "simulating into it"):
+        _start(out_dir, settings, overwrite)
+        cells = _write_release(out_dir, settings, wells, workers or usable_cores(), progress)
+        files.write_json(out_dir / RECORD, {**_identity(settings), "cells": cells})
+    return ReleaseSummary(fields, cells, reused=False)
+
+
+def _write_release(
+    out_dir: Path, settings: SimulatorSettings, wells: list[Well], workers: int, progress: bool
+) -> int:
+    """Paints every field, in parallel, and writes the tables; returns the number of cells."""
+    for well in wells:
+        plate_dir(out_dir, well).mkdir(parents=True, exist_ok=True)
+        truth_path(out_dir, well, 1).parent.mkdir(parents=True, exist_ok=True)
+    jobs = [(well, site) for well in wells for site in range(1, settings.sites + 1)]
+    work = functools.partial(_paint_job, out_dir, settings)
+    cells = 0
+    with Progress(len(jobs), progress, task="simulated") as shown:
+        for found in map_in_order(work, jobs, workers):
+            cells += found
+            shown.step(cells=found)
+    write_moa_csv(out_dir / MOA_CSV, settings)
+    write_image_csv(out_dir / IMAGE_CSV, settings, wells)
+    return cells
+
+
+def _paint_job(out_dir: Path, settings: SimulatorSettings, job: tuple[Well, int]) -> int:
+    """Paints and writes one field, unless an interrupted run has written it; returns its cells."""
+    well, site = job
+    truth = truth_path(out_dir, well, site)
+    if truth.exists():
+        with np.load(truth) as written:
+            return len(written["x"])
+    cells_rng, camera_rng, _ = field_streams(settings, well, site)
+    size = {"height": settings.height, "width": settings.width}
+    field = paint_field(cells_rng, well.population, texture_bank(settings.seed), **size)
+    digits = expose(camera_rng, field.image, well.optics)
+    write_field(out_dir, settings, well, site, digits)
+    write_truth(truth, field)
+    return len(field.centres)
 
 
 def write_field(
@@ -89,112 +192,76 @@ def write_moa_csv(path: Path, settings: SimulatorSettings) -> None:
 
 def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) -> None:
     """Writes one row a field with BBBC021's columns."""
-    channels = list(CHANNEL_FILES)
-    header = ["TableNumber", "ImageNumber"]
-    for channel in channels:
-        header += [f"Image_FileName_{channel}", f"Image_PathName_{channel}"]
-    header += ["Image_Metadata_Plate_DAPI", "Image_Metadata_Well_DAPI", "Replicate"]
-    header += ["Image_Metadata_Compound", "Image_Metadata_Concentration"]
     plates = list(dict.fromkeys(well.plate for well in wells))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        number = 0
-        for well in wells:
-            for site in range(1, settings.sites + 1):
-                number += 1
-                row: list[object] = [plates.index(well.plate), number]
-                for name in file_names(settings, well, site):
-                    row += [name, f"Week{well.week}/{well.plate}"]
-                row += [well.plate, well.well, well.replicate]
-                row += [well.treatment.compound, f"{well.treatment.concentration:g}"]
-                writer.writerow(row)
+    rows: list[dict[str, object]] = []
+    for well in wells:
+        for site in range(1, settings.sites + 1):
+            row: dict[str, object] = {
+                "TableNumber": plates.index(well.plate),
+                "ImageNumber": len(rows) + 1,
+            }
+            for channel, name in zip(CHANNEL_FILES, file_names(settings, well, site), strict=True):
+                row[f"Image_FileName_{channel}"] = name
+                row[f"Image_PathName_{channel}"] = f"Week{well.week}/{well.plate}"
+            row["Image_Metadata_Plate_DAPI"] = well.plate
+            row["Image_Metadata_Well_DAPI"] = well.well
+            row["Replicate"] = well.replicate
+            row["Image_Metadata_Compound"] = well.treatment.compound
+            row["Image_Metadata_Concentration"] = f"{well.treatment.concentration:g}"
+            rows.append(row)
+    pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\n")
 
 
-VERSION = 1  # of what is drawn: the same settings give the same pixels within one version
-FINISHED, STARTED = "simulation.json", "simulation.started.json"
-LOCK = ".simulating"
+def _usable_record(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> dict[str, Any]:
+    """Reads the record of the release in a folder; {} if there is none.
 
-# What a release may leave before it is marked: a lock, records that are half written.
-_OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
-# All that a release consists of except its records.
-_CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
-
-
-def cells_if_finished(out_dir: Path, settings: SimulatorSettings) -> int | None:
-    """The number of cells of the finished release of `settings` in `out_dir`; None if none is."""
-    record = _record(out_dir / FINISHED)
-    cells = None if record is None or _differences(record, settings) else record.get("cells")
-    return cells if isinstance(cells, int) else None
-
-
-def check_folder(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
-    """Raises BadUse unless a release of `settings` may be written into `out_dir`.
-
-    That is: it does not exist, is empty, or holds a release, of the same settings or to be
-    overwritten.
+    Raises:
+      BadUse: the folder holds something else, or a release of other settings and `overwrite` is
+        false.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise BadUse(f"{out_dir} is a file: a simulated release needs a folder")
-    held = _records(out_dir)
-    foreign = [] if held or not out_dir.exists() else out_dir.iterdir()
-    if not all(_OWN.fullmatch(path.name) for path in foreign):
-        raise BadUse(f"{out_dir} holds files that are no simulated release: choose an empty folder")
-    differ = dict.fromkeys(line for record in held for line in _differences(record, settings))
+    if not (out_dir / RECORD).is_file():
+        if out_dir.exists() and not all(_OWN.fullmatch(path.name) for path in out_dir.iterdir()):
+            raise BadUse(
+                f"{out_dir} holds files that are no simulated release: choose an empty folder"
+            )
+        return {}
+    record = files.read_json(out_dir / RECORD, "record of a simulation")
+    differ = _differences(record, settings)
     if differ and not overwrite:
         raise BadUse(
             f"{out_dir} holds a simulated release of other settings: {'; '.join(differ)}. Choose "
             "another folder, or overwrite it (build: --overwrite)"
         )
+    return record
 
 
-def start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
-    """Marks `out_dir`, which the caller has locked, as an unfinished release; removes another one.
+def _start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
+    """Records an unfinished release in a folder that the caller has locked; removes another one.
 
     Raises:
-      BadUse: as `check_folder`, since another process may have written before the lock was held.
+      BadUse: as `_usable_record`, since another process may have written before the lock was held.
     """
-    check_folder(out_dir, settings, overwrite)
-    if any(_differences(record, settings) for record in _records(out_dir)):
-        _remove_content(out_dir)
-    half_written = f"{TRUTH_DIR}/*/*{_PARTIAL}"
-    for path in [*out_dir.glob(".simulation.*"), *out_dir.glob(half_written)]:
+    record = _usable_record(out_dir, settings, overwrite)
+    if record and _differences(record, settings):
+        # Without its cells it counts as unfinished, should this process be killed here.
+        record.pop("cells", None)
+        files.write_json(out_dir / RECORD, record)
+        # Truths go first: a field with a truth counts as written.
+        for path in sorted(out_dir.iterdir(), key=lambda path: path.name != TRUTH_DIR):
+            if _CONTENT.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in [*out_dir.glob(".simulation.*"), *out_dir.glob(f"{TRUTH_DIR}/*/*{_PARTIAL}")]:
         path.unlink()
-    files.write_json(out_dir / STARTED, _identity(settings))
-
-
-def _remove_content(out_dir: Path) -> None:
-    """Removes a release but its mark, without which the next run would not recognise it."""
-    if (out_dir / FINISHED).exists():
-        (out_dir / FINISHED).replace(out_dir / STARTED)
-    # Truths go first: a field with a truth counts as written.
-    for path in sorted(out_dir.iterdir(), key=lambda path: path.name != TRUTH_DIR):
-        if _CONTENT.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def finish(out_dir: Path, settings: SimulatorSettings, cells: int) -> None:
-    """Marks the release in `out_dir` as finished, with its number of cells."""
-    files.write_json(out_dir / FINISHED, {**_identity(settings), "cells": cells})
-    (out_dir / STARTED).unlink(missing_ok=True)
+    files.write_json(out_dir / RECORD, _identity(settings))
 
 
 def _identity(settings: SimulatorSettings) -> dict[str, object]:
-    """What decides the files of a release."""
+    """Returns what decides the files of a release."""
     return {"simulator_version": VERSION, "settings": asdict(settings)}
 
 
-def _differences(record: dict[str, object], settings: SimulatorSettings) -> list[str]:
-    """How the release of a record differs, such as 'settings.seed: 0 there, 1 here'."""
+def _differences(record: dict[str, Any], settings: SimulatorSettings) -> list[str]:
+    """Lists how the release of a record differs, such as 'settings.seed: 0 there, 1 here'."""
     return files.differences(record, _identity(settings), ignored=("cells",))
-
-
-def _records(out_dir: Path) -> list[dict[str, object]]:
-    """The records of a folder, of a finished release and of an unfinished one."""
-    found = (_record(out_dir / name) for name in (FINISHED, STARTED))
-    return [record for record in found if record is not None]
-
-
-def _record(path: Path) -> dict[str, object] | None:
-    """The record of a release; None if there is no such file."""
-    return files.read_json(path, "record of a simulation") if path.is_file() else None

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage
 
-from cellclr_jax.simulation.shapes import WINDOW_HALF
+from cellclr_jax.simulation.population import WINDOW_HALF
 
 NOISE_SIZE = 512
 STAMP_HALF = WINDOW_HALF  # fibres fill the largest cell

@@ -1,4 +1,4 @@
-"""Makes a work directory of PyTorch's weights, and a file for PyTorch of a checkpoint."""
+"""Converts PyTorch's weights to a work directory, and a checkpoint to a file for PyTorch."""
 
 import shutil
 from collections.abc import Mapping
@@ -13,8 +13,10 @@ from etils import epath
 
 from cellclr_jax import devices
 from cellclr_jax.console import plural, say
+from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked, make_writable
+from cellclr_jax.models import ProjectionHead
 from cellclr_jax.run_folder import (
     CONFIG,
     CONVERTED,
@@ -27,6 +29,7 @@ from cellclr_jax.run_folder import (
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.weights.files import check_output, not_written, read_entries, write_entries
 from cellclr_jax.weights.torch_names import (
+    RESNETS,
     Layout,
     Network,
     bare,
@@ -38,7 +41,7 @@ from cellclr_jax.weights.torch_names import (
 )
 
 _CNN = "cnn"
-# Of a run whose checkpoints do not name them.
+# Of a run whose checkpoints do not record them.
 _USUAL_CHANNELS = 3
 # Where a conversion is written first, in its work directory.
 _UNFINISHED = ".unfinished"
@@ -70,15 +73,13 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
         "layout": network.layout,
         "channels": network.channels,
     }
-    there = _is_there(folder, origin, config)
-    if not there:
+    if not (exists := _is_converted(folder, origin, config)):
         make_writable(folder, "--workdir")
         with locked(folder.resolve(), TRAINING, IN_USE):
-            # Again: another process may have made it until now.
-            there = _is_there(folder, origin, config)
-            if not there:
+            # Another process may have written it until now.
+            if not (exists := _is_converted(folder, origin, config)):
                 _write(folder.resolve(), config, variables, {CONVERTED: origin})
-    if there:
+    if exists:
         say(f"{folder} holds these weights already")
         return
     if network.layout == "published" and not named:
@@ -86,8 +87,9 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
             "note: images are normalised as by default; weights of the published code expect "
             f"--config=configs/simclr_paper.py:{network.encoder}"
         )
+    head = "head of {} and {}".format(*network.head) if network.head else "no head"
     say(
-        f"{network.encoder} for {plural(network.channels, 'channel')}, {_described(network)}: "
+        f"{network.encoder} for {plural(network.channels, 'channel')}, {head}: "
         f"{len(entries)} entries of {source} written to {folder}"
     )
 
@@ -102,8 +104,8 @@ def export_weights(
       step: `last`, `best` (by validation loss) or a number.
       output: .pth, .pt or .safetensors.
       layout: `torchvision`: only the encoder, a CNN's layers as `features`, as torchvision names
-        those of networks without blocks; `published`: encoder and head. None takes the first for
-        a ResNet, the second for a CNN.
+        those of networks without blocks; `published`: encoder and head. None takes the second
+        for a CNN whose head fits into it, otherwise the first.
 
     Raises:
       BadUse: there is no such run or checkpoint; the layout has no place for its model; the file
@@ -113,17 +115,41 @@ def export_weights(
     check_output(output)
     workdir = epath.Path(workdir)
     config = read_config(workdir)
-    layout = layout or ("published" if config.model.encoder == _CNN else "torchvision")
-    _check_layout(config, layout)
-    number, variables, network = _restore(workdir, step, config, layout)
+    if config.model.encoder not in (_CNN, *RESNETS):
+        raise BadUse(
+            f"the encoder {config.model.encoder} of {workdir} has no names in PyTorch: one of "
+            f"{', '.join((_CNN, *RESNETS))} was expected"
+        )
+    head = _published_head(config)
+    if layout is None:
+        is_cnn = config.model.encoder == _CNN
+        layout = "published" if is_cnn and head is not None else "torchvision"
+    if layout == "published" and head is None:
+        raise BadUse(
+            "--layout=published has a head of two linear layers without norm, the run's "
+            f"(objective {config.get('objective', 'nt_xent')}) is another: --layout=torchvision "
+            "fits, which leaves the head out"
+        )
+    number, variables, network = _restore(
+        workdir, step, config, layout, head if layout == "published" else None
+    )
     entries = to_entries(variables, network)
     write_entries(output, entries, {"layout": layout, "encoder": network.encoder})
-    if layout == "torchvision" and config.model.head.depth:
-        say("note: the head is left out: --layout=published has it")
+    if layout == "torchvision" and (head is None or head.depth):
+        say("note: the head is left out" + (": --layout=published has it" if head else ""))
     say(
         f"{network.encoder} of step {number}, {len(entries)} entries with their counters, "
         f"written to {output}"
     )
+
+
+def _published_head(config: Any) -> ProjectionHead | None:
+    """Builds the head of a run; None if the layout `published` has no names for its layers."""
+    head = make_objective(config).head(plain(config.model.head), jnp.float32)
+    if not isinstance(head, ProjectionHead):
+        return None
+    fits = head.depth == 0 or (head.depth == 2 and head.norm == "none" and head.bias)
+    return head if fits else None
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:
@@ -138,12 +164,6 @@ def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]
     if left_out:
         say(f"note: the classification layer is left out: {', '.join(left_out)}")
     return entries, network, variables
-
-
-def _described(network: Network) -> str:
-    if network.head is None:
-        return "no head"
-    return f"head of {network.head[0]} and {network.head[1]}"
 
 
 def _configure(config: Any, network: Network, named: bool) -> None:
@@ -174,8 +194,8 @@ def _configure(config: Any, network: Network, named: bool) -> None:
         model.head.norm = "none"
 
 
-def _is_there(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
-    """Whether a work directory holds the same conversion.
+def _is_converted(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
+    """Returns whether a work directory holds the same conversion.
 
     Raises:
       BadUse: it holds something else.
@@ -208,10 +228,9 @@ def _write(
     for left in (folder / CHECKPOINTS, unfinished):  # of a conversion that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        everywhere = devices.replicated(devices.make_mesh())
         state = {"step": jnp.zeros((), jnp.int32), **variables}
         with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
-            checkpoints.save(0, jax.device_put(state, everywhere), progress)
+            checkpoints.save(0, jax.device_put(state, _one_device()), progress)
         write_config(config, epath.Path(unfinished))
         for name in (CHECKPOINTS, CONFIG):
             (unfinished / name).replace(folder / name)
@@ -223,44 +242,32 @@ def _write(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_layout(config: Any, layout: Layout) -> None:
-    """Raises BadUse if a layout has no place for a model's head."""
-    head = config.model.head
-    if layout == "published" and head.depth and (head.depth != 2 or head.norm != "none"):
-        raise BadUse(
-            "the layout published has a head of two linear layers and no norm; this one has a "
-            f"depth of {head.depth} and the norm {head.norm!r}: --layout=torchvision leaves it out"
-        )
-
-
 def _restore(
-    workdir: epath.Path, step: str, config: Any, layout: Layout
+    workdir: epath.Path, step: str, config: Any, layout: Layout, head: ProjectionHead | None
 ) -> tuple[int, dict[str, Any], Network]:
-    """Restores the step of a checkpoint, the variables that the layout has, and their network."""
+    """Restores the encoder of a checkpoint, and its head unless that is None.
+
+    Returns:
+      (the step's number, variables, the network that they are of).
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
-    place = devices.replicated(devices.make_mesh())
+    place = _one_device()
     with Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True) as checkpoints:
         number = checkpoints.find(step)
         channels = channel_count(checkpoints.progress(number)) or _USUAL_CHANNELS
-        network = _network(config, channels, layout)
-        template = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place),
-            shapes_of(network),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        network = Network(config.model.encoder, channels, layout)
+        if network.encoder == _CNN:
+            cnn = config.model.cnn
+            network = replace(network, widths=tuple(cnn.widths), norm=cnn.norm)
+        if head is not None and head.depth:
+            network = replace(network, head=(head.hidden, head.width))
+        template = jax.tree.map(lambda leaf: leaf.update(sharding=place), shapes_of(network))
         parts = [f"{kind}/{name}" for kind, tree in template.items() for name in tree]
         variables, _ = checkpoints.restore_part(number, template, parts=parts)
     return number, jax.device_get(variables), network
 
 
-def _network(config: Any, channels: int, layout: Layout) -> Network:
-    """The part of a config's model that is written: the encoder, and the layout's head if any."""
-    model = config.model
-    network = Network(model.encoder, channels, layout)
-    if model.encoder == _CNN:
-        network = replace(network, widths=tuple(model.cnn.widths), norm=model.cnn.norm)
-    if layout == "published" and model.head.depth:
-        head = (model.head.hidden or network.features, model.head.width)
-        network = replace(network, head=head)
-    return network
+def _one_device() -> jax.sharding.Sharding:
+    """Where a conversion keeps its arrays: it computes nothing."""
+    return devices.replicated(devices.make_mesh(1))

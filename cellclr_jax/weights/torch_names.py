@@ -1,13 +1,18 @@
 """Maps PyTorch's names of weights to ours, and recognises which network a file holds."""
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cellclr_jax.errors import BadData
+from cellclr_jax.models import ENCODERS, BasicBlock, Bottleneck, make_model
 
 Layout = Literal["torchvision", "published"]
 Entries = Mapping[str, np.ndarray]
@@ -17,11 +22,11 @@ COUNTER = "num_batches_tracked"
 """An entry of each batch normalisation that says nothing about its weights."""
 
 RESNETS = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    name: (made.keywords["block"], made.keywords["depths"])
+    for name, made in ENCODERS.items()
+    if isinstance(made, functools.partial)
 }
-STAGE_WIDTHS = (64, 128, 256, 512)
+"""Block and depths of each ResNet."""
 # The children of torchvision's ResNet, numbered; ReLU, pooling and the mean have no weights.
 PUBLISHED = {
     "conv1": "features.0",
@@ -33,6 +38,18 @@ PUBLISHED = {
 }
 # Modules of a layer of the CNN: convolution, ReLU and pooling, or normalisation after the first.
 _CNN_STRIDE = {"none": 3, "batch": 4}
+# A CNN of more would need images of more than 4,096 pixels.
+_MOST_LAYERS = 12
+# PyTorch's name of each of Flax's arrays.
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# Side of the images that a ResNet is traced with; its variables do not depend on it.
+_SIDE = 32
 # Names in a message; all entries of another network would hide what it says.
 _NAMED = 3
 
@@ -47,7 +64,8 @@ class Network:
       layout: how the encoder's entries are named; a CNN's are `features` in either.
       widths: of the CNN's layers.
       norm: of the CNN, `none` or `batch`.
-      head: (hidden, width) of two linear layers `l1` and `l2`, or None.
+      head: (hidden, width) of two linear layers `l1` and `l2`, or None; a hidden width of None is
+        that of the embedding.
     """
 
     encoder: str
@@ -55,18 +73,10 @@ class Network:
     layout: Layout
     widths: tuple[int, ...] = ()
     norm: str = "none"
-    head: tuple[int, int] | None = None
-
-    @property
-    def features(self) -> int:
-        """The width D of an embedding."""
-        if self.encoder == "cnn":
-            return self.widths[-1]
-        return 512 if RESNETS[self.encoder][0] == "basic" else 2048
+    head: tuple[int | None, int] | None = None
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """The place of one of PyTorch's entries among Flax's variables.
 
     Attributes:
@@ -78,19 +88,31 @@ class Slot:
     shape: tuple[int, ...]
 
 
+@functools.cache
+def shapes_of(network: Network) -> Variables:
+    """Computes the shapes of a network's variables, {"params": …, "batch_stats": …}."""
+    is_cnn = network.encoder == "cnn"
+    head: dict[str, int | None] = {"depth": 0}
+    if network.head is not None:
+        head = {"hidden": network.head[0], "width": network.head[1]}
+    model = make_model(
+        network.encoder,
+        encoder_settings={"widths": network.widths, "norm": network.norm} if is_cnn else {},
+        head_settings=head,
+    )
+    side = 2 ** len(network.widths) if is_cnn else _SIDE
+    images = jax.ShapeDtypeStruct((1, side, side, network.channels), jnp.float32)
+    init = functools.partial(model.init, train=False)
+    found = jax.eval_shape(init, jax.random.key(0), images)
+    return {"params": found["params"], "batch_stats": found.get("batch_stats", {})}
+
+
 def slots(network: Network) -> dict[str, Slot]:
     """Lists the slot of each entry of a network, by its name in the network's layout."""
-    found = {}
-    is_cnn = network.encoder == "cnn"
-    for name, slot in _cnn_slots(network) if is_cnn else _resnet_slots(network):
-        first, _, rest = name.partition(".")
-        renamed = network.layout == "published" and not is_cnn
-        found[f"{PUBLISHED[first]}.{rest}" if renamed else name] = slot
-    if network.head is not None:
-        hidden, width = network.head
-        found |= _linear("l1", network.features, hidden)
-        found |= _linear("l2", hidden, width)
-    return found
+    return {
+        _torch_name(path, network): Slot(path, _to_torch(path, leaf.shape))
+        for path, leaf in flatten_dict(shapes_of(network)).items()
+    }
 
 
 def to_variables(entries: Entries, network: Network) -> Variables:
@@ -111,12 +133,13 @@ def to_variables(entries: Entries, network: Network) -> Variables:
     """
     wanted = slots(network)
     _check(entries, wanted, network)
-    return _tree(wanted, lambda name, slot: _to_flax(entries[name], slot))
-
-
-def shapes_of(network: Network) -> Variables:
-    """Computes the shapes, tuples of integers, of the result of `to_variables` for a network."""
-    return _tree(slots(network), lambda _, slot: _moved(slot, slot.shape))
+    flat = {
+        slot.path: np.ascontiguousarray(
+            entries[name].transpose(_to_flax(slot.path, range(len(slot.shape)))), np.float32
+        )
+        for name, slot in wanted.items()
+    }
+    return {"batch_stats": {}, **unflatten_dict(flat)}
 
 
 def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.ndarray]:
@@ -130,102 +153,47 @@ def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.n
       Arrays float32 by name, contiguous; a counter of zero, int64, for each batch normalisation.
     """
     entries: dict[str, np.ndarray] = {}
+    flat = flatten_dict(variables)
     for name, slot in slots(network).items():
-        leaf: Any = variables
-        for part in slot.path:
-            leaf = leaf[part]
-        array = np.asarray(leaf)
-        back = np.argsort(_moved(slot, range(array.ndim)))
-        entries[name] = np.ascontiguousarray(array.transpose(back))
+        axes = _to_torch(slot.path, range(len(slot.shape)))
+        entries[name] = np.ascontiguousarray(np.asarray(flat[slot.path]).transpose(axes))
         if slot.path[-1] == "var":
             entries[f"{name.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
     return entries
 
 
-def _tree(wanted: Mapping[str, Slot], leaf: Callable[[str, Slot], Any]) -> Variables:
-    """Flax's nested dicts, with a leaf made of each entry."""
-    variables: Variables = {"params": {}, "batch_stats": {}}
-    for name, slot in wanted.items():
-        place = variables
-        for part in slot.path[:-1]:
-            place = place.setdefault(part, {})
-        place[slot.path[-1]] = leaf(name, slot)
-    return variables
+def _torch_name(path: tuple[str, ...], network: Network) -> str:
+    """PyTorch's name of one of Flax's variables, such as `layer1.0.downsample.1.weight`."""
+    part, *modules = path[1:-1]
+    leaf = _LEAVES[path[-1]]
+    if part == "head":
+        return f"{modules[0]}.{leaf}"
+    if network.encoder == "cnn":
+        number = int(modules[0].removeprefix("conv").removeprefix("bn")) - 1
+        module = _CNN_STRIDE[network.norm] * number + modules[0].startswith("bn")
+        return f"features.{module}.{leaf}"
+    for ours, theirs in (("downsample_conv", "downsample.0"), ("downsample_bn", "downsample.1")):
+        modules[-1] = modules[-1].replace(ours, theirs)
+    first, *block = modules[0].split("_")  # of layer1_0
+    if network.layout == "published":
+        first = PUBLISHED[first]
+    return ".".join([first, *block, *modules[1:], leaf])
 
 
-def _to_flax(array: np.ndarray, slot: Slot) -> np.ndarray:
-    axes = _moved(slot, range(array.ndim))
-    return np.ascontiguousarray(array.transpose(axes), np.float32)
-
-
-def _moved(slot: Slot, axes: Sequence[int]) -> tuple[int, ...]:
+def _to_flax(path: tuple[str, ...], axes: Sequence[int]) -> tuple[int, ...]:
     """Axes, or their lengths, in Flax's order: of a kernel the inner ones, inputs, outputs."""
-    if slot.path[-1] != "kernel":
+    if path[-1] != "kernel":
         return tuple(axes)
     outputs, inputs, *inner = axes
     return (*inner, inputs, outputs)
 
 
-def _cnn_slots(network: Network) -> Iterator[tuple[str, Slot]]:
-    inside, stride = network.channels, _CNN_STRIDE[network.norm]
-    for i, width in enumerate(network.widths):
-        plain = network.norm == "none"
-        yield from _convolution(f"features.{stride * i}", f"conv{i + 1}", (width, inside, 3), plain)
-        if not plain:
-            yield from _norm(f"features.{stride * i + 1}", f"bn{i + 1}", width)
-        inside = width
-
-
-def _resnet_slots(network: Network) -> Iterator[tuple[str, Slot]]:
-    """By torchvision's names."""
-    kind, depths = RESNETS[network.encoder]
-    yield from _convolution("conv1", "conv1", (64, network.channels, 7))
-    yield from _norm("bn1", "bn1", 64)
-    inside = 64
-    for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, depths, strict=True), 1):
-        outside = width if kind == "basic" else 4 * width
-        for i in range(depth):
-            theirs, ours = f"layer{stage}.{i}", f"layer{stage}_{i}"
-            kernels = [(width, inside, 3), (width, width, 3)]
-            if kind == "bottleneck":
-                kernels = [(width, inside, 1), (width, width, 3), (outside, width, 1)]
-            for number, kernel in enumerate(kernels, 1):
-                yield from _convolution(f"{theirs}.conv{number}", f"{ours}/conv{number}", kernel)
-                yield from _norm(f"{theirs}.bn{number}", f"{ours}/bn{number}", kernel[0])
-            if i == 0 and (stage > 1 or inside != outside):
-                kernel, down = (outside, inside, 1), f"{theirs}.downsample"
-                yield from _convolution(f"{down}.0", f"{ours}/downsample_conv", kernel)
-                yield from _norm(f"{down}.1", f"{ours}/downsample_bn", outside)
-            inside = outside
-
-
-def _convolution(
-    theirs: str, ours: str, kernel: tuple[int, int, int], bias: bool = False
-) -> Iterator[tuple[str, Slot]]:
-    """Slots of a convolution with the kernel (out, in, side)."""
-    out, inside, side = kernel
-    place = ("params", "encoder", *ours.split("/"))
-    yield f"{theirs}.weight", Slot((*place, "kernel"), (out, inside, side, side))
-    if bias:
-        yield f"{theirs}.bias", Slot((*place, "bias"), (out,))
-
-
-def _norm(theirs: str, ours: str, width: int) -> Iterator[tuple[str, Slot]]:
-    names = {
-        "weight": ("params", "scale"),
-        "bias": ("params", "bias"),
-        "running_mean": ("batch_stats", "mean"),
-        "running_var": ("batch_stats", "var"),
-    }
-    for name, (kind, leaf) in names.items():
-        yield f"{theirs}.{name}", Slot((kind, "encoder", *ours.split("/"), leaf), (width,))
-
-
-def _linear(name: str, inside: int, out: int) -> dict[str, Slot]:
-    return {
-        f"{name}.weight": Slot(("params", "head", name, "kernel"), (out, inside)),
-        f"{name}.bias": Slot(("params", "head", name, "bias"), (out,)),
-    }
+def _to_torch(path: tuple[str, ...], axes: Sequence[int]) -> tuple[int, ...]:
+    """Axes, or their lengths, in PyTorch's order: of a kernel outputs, inputs, the inner ones."""
+    if path[-1] != "kernel":
+        return tuple(axes)
+    *inner, inputs, outputs = axes
+    return (outputs, inputs, *inner)
 
 
 def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> None:
@@ -299,6 +267,8 @@ def recognise(entries: Entries) -> Network:
       BadData: they are of no known network; the message says what they seem to be.
     """
     shapes = {name: array.shape for name, array in entries.items()}
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise BadData(f"without numbers: {listed(empty)}")
     inner = {_torchvision_name(name): shape for name, shape in shapes.items()}
     if any(re.match(r"layer\d\.\d", name) for name in inner):
         published = any(name.startswith("features.") for name in shapes)
@@ -311,8 +281,8 @@ def recognise(entries: Entries) -> Network:
             "conv1.weight, layer1.0.conv1.weight … or features.0.weight … were expected"
         )
     if any(name.startswith(("l1.", "l2.")) for name in shapes):
-        hidden, width = (_length(shapes.get(f"l{i}.weight", ())) for i in (1, 2))
-        network = replace(network, head=(hidden or network.features, width or 1))
+        hidden, width = ((*shapes.get(f"l{i}.weight", ()), None)[0] for i in (1, 2))
+        network = replace(network, head=(hidden, width or 1))
     return network
 
 
@@ -338,11 +308,11 @@ def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> 
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     depths = tuple(len({i for s, i in blocks if s == stage}) for stage in (1, 2, 3, 4))
     bottleneck = any(name.endswith(".conv3.weight") for name in shapes)
-    kind = "bottleneck" if bottleneck else "basic"
-    name = next((name for name, own in RESNETS.items() if own == (kind, depths)), None)
+    block = Bottleneck if bottleneck else BasicBlock
+    name = next((name for name, own in RESNETS.items() if own == (block, depths)), None)
     if name is None:
-        known = ", ".join(f"{name} ({of} {deep})" for name, (of, deep) in RESNETS.items())
-        raise BadData(f"a ResNet of {kind} blocks {depths}: one of {known} was expected")
+        known = ", ".join(f"{name} ({of.__name__} {deep})" for name, (of, deep) in RESNETS.items())
+        raise BadData(f"a ResNet of {block.__name__} {depths}: one of {known} was expected")
     stem = shapes.get("conv1.weight", ())
     return Network(name, stem[1] if len(stem) == 4 else 3, layout)
 
@@ -355,8 +325,6 @@ def _recognise_cnn(shapes: Mapping[str, tuple[int, ...]]) -> Network:
         raise BadData(f"no convolution among its entries: {listed(shapes)}")
     norm = "batch" if any(name.endswith(".running_mean") for name in shapes) else "none"
     widths = tuple(shape[0] for _, shape in kernels)
+    if len(widths) > _MOST_LAYERS:
+        raise BadData(f"a CNN of {len(widths)} layers: at most {_MOST_LAYERS} were expected")
     return Network("cnn", kernels[0][1][1], "published", widths, norm)
-
-
-def _length(shape: tuple[int, ...]) -> int:
-    return shape[0] if shape else 0

@@ -128,10 +128,15 @@ def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, 
 
     _, variables, _ = restore(epath.Path(workdir), "last", encoding, devices.make_mesh())
     trained = jax.device_get(variables["trained"])
+
+    @jax.jit
+    def embed_one(cell):
+        image = preprocess(cell, encoding.preprocessing)
+        return encoding.model.apply(trained, image, method="embed", mutable=[])[0][0]
+
     for row in (0, 19, 20, 41, CELLS - 1):
-        image = preprocess(encoding.cells.read(np.array([row])), encoding.preprocessing)
-        alone, _ = encoding.model.apply(trained, image, method="embed", mutable=[])
-        np.testing.assert_allclose(table[features].loc[row], alone[0], rtol=1e-4, atol=1e-5)
+        alone = embed_one(encoding.cells.read(np.array([row])))
+        np.testing.assert_allclose(table[features].loc[row], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_wells_are_means_of_cells_and_treatments_medians_of_wells(embedded):
@@ -176,11 +181,6 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(embedded, workdir, p
     assert "1 of 3 parts exist" in done.stderr
     assert (out / "cells" / "part-00000.parquet").stat().st_mtime_ns == first
     assert contents(out) == contents(embedded)
-    # What is missing of a finished embedding is written again.
-    (out / "wells.parquet").unlink()
-    (out / "cells" / "part-00001.parquet").unlink()
-    assert "2 of 3 parts exist" in embed(workdir, plates, out).stderr
-    assert contents(out) == contents(embedded)
 
 
 def test_a_damaged_part_is_named(embedded, workdir, plates, tmp_path):
@@ -195,13 +195,12 @@ def test_a_damaged_part_is_named(embedded, workdir, plates, tmp_path):
 def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_path):
     out = shutil.copytree(embedded, tmp_path / "out")
     before = contents(out)
-    for flags, words in (
-        (["--chunk_cells=30"], "chunk_cells: 20 there, 30 here"),
-        (["--formats=csv"], "formats: ['parquet'] there, ['csv', 'parquet'] here"),
+    for settings, words in (
+        ({"chunk_cells": 30}, "chunk_cells: 20 there, 30 here"),
+        ({"formats": ["csv"]}, r"formats: \['parquet'\] there, \['csv', 'parquet'\] here"),
     ):
-        refused = embed(workdir, plates, out, *flags)
-        assert refused.returncode == 2
-        assert words in refused.stderr
+        with pytest.raises(BadUse, match=f"{words}.*: take another --out, or --overwrite"):
+            embed_run(workdir, out=out, data_dir=plates, **{"chunk_cells": CHUNK, **settings})
     other = shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((other / "config.json").read_text())
     config["normalization"] |= {"method": "fixed", "low": [0.0] * 3, "high": [9.0] * 3}
@@ -216,14 +215,40 @@ def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_pat
     assert contents(out) == before
 
 
+def test_an_embedding_with_other_settings_is_overwritten_on_request(
+    embedded, workdir, plates, tmp_path
+):
+    out = shutil.copytree(embedded, tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    record = json.loads((out / "embedding.json").read_text())
+    for old in ({"files": []}, {"settings": {"step": 7}}, {**record, "settings": "none"}):
+        (out / "embedding.json").write_text(json.dumps(old))
+        with pytest.raises(BadUse, match=r"of another version of this program.*or --overwrite"):
+            embed_run(workdir, out=out, data_dir=plates)
+    again = {"out": out, "data_dir": plates, "formats": ["csv"], "chunk_cells": 40}
+    embed_run(workdir, **again, overwrite=True)
+    assert sorted(path.name for path in (out / "cells").iterdir()) == [
+        f"part-{number:05d}.{kind}" for number in range(2) for kind in ("csv", "parquet")
+    ]
+    pd.testing.assert_frame_equal(cells_of(out), cells_of(embedded), rtol=1e-4, atol=1e-5)
+    assert (out / "notes.txt").read_text() == "mine"
+    # What is missing of a finished embedding is written again, whatever its format.
+    before = contents(out)
+    for name in ("cells/part-00001.csv", "cells/part-00000.parquet", "wells.csv"):
+        (out / name).unlink()
+    embed_run(workdir, **again)
+    assert contents(out) == before
+
+
 def test_a_folder_that_is_in_use_or_somebody_elses_is_left_alone(workdir, plates, tmp_path):
-    with locked(tmp_path / "out", ".embedding", "embedding into it"):
-        second = embed(workdir, plates, tmp_path / "out")
-    assert second.returncode == 2
-    assert "another process is embedding into it" in second.stderr
-    (tmp_path / "out" / "wells.csv").write_text("mine")
-    with pytest.raises(BadUse, match=r"wells\.csv exists, and no embedding\.json"):
+    with (
+        locked(tmp_path / "out", ".embedding", "embedding into it"),
+        pytest.raises(BadUse, match="another process is embedding into it"),
+    ):
         embed_run(workdir, out=tmp_path / "out", data_dir=plates)
+    (tmp_path / "out" / "wells.csv").write_text("mine")
+    with pytest.raises(BadUse, match=r"wells\.csv exists, but no embedding\.json"):
+        embed_run(workdir, out=tmp_path / "out", data_dir=plates, overwrite=True)
     (tmp_path / "out" / "wells.csv").unlink()
     (tmp_path / "out" / "embedding.json").write_text("{")
     with pytest.raises(BadData, match="not a readable record of an embedding"):
@@ -301,7 +326,7 @@ def test_contradictions_are_reported_before_anything_is_embedded(
     table = pd.read_parquet(path)
     table.loc[8, "compound"] = "other"
     table.to_parquet(path)
-    monkeypatch.setattr("cellclr_jax.encoder.embed_dataset.visit_chunks", None)  # would be called
+    monkeypatch.setattr("cellclr_jax.encoder.embed_dataset.visit", None)  # would be called
     with pytest.raises(BadData, match=r"plate Week1_1, well B00 .*'DMSO' and 'other'"):
         embed_run(workdir, out=tmp_path / "out", data_dir=data_dir)
 
@@ -330,16 +355,17 @@ def test_two_processes_write_what_one_does(embedded, workdir, plates, tmp_path):
 
 
 def test_the_binary_says_what_it_needs(workdir, tmp_path):
-    for flags, words in (
-        ([f"--workdir={workdir}"], "--out=DIR was expected"),
-        ([f"--workdir={workdir}", f"--out={tmp_path}", "--formats=xls"], "parquet, csv, h5ad"),
-        ([f"--workdir={workdir}", "--out=gs://bucket/x"], "no folder of this machine"),
-        ([f"--workdir={workdir}", f"--out={tmp_path / 'o'}", "--step=7777"], "there are"),
+    told = run("embed", f"--workdir={workdir}")
+    assert told.returncode == 2, told.stderr
+    assert "--out=DIR was expected" in told.stderr
+    assert told.stderr.count("\n") == 1
+    for settings, words in (
+        ({"out": tmp_path, "formats": ["xls"]}, "parquet, csv, h5ad"),
+        ({"out": "gs://bucket/x"}, "no folder of this machine"),
+        ({"out": tmp_path / "o", "step": "7777"}, "there are"),
     ):
-        told = run("embed", *flags)
-        assert told.returncode == 2, told.stderr
-        assert words in told.stderr
-        assert "Traceback" not in told.stderr
+        with pytest.raises(BadUse, match=words):
+            embed_run(workdir, **settings)
 
 
 @pytest.mark.parametrize("binary", ["embed", "eval", "convert"])

@@ -28,16 +28,6 @@ def python(house: House) -> House:
     return house
 
 
-def test_shellcheck_finds_nothing() -> None:
-    beside = Path(sys.executable).parent / "shellcheck"
-    command = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if command is None:
-        pytest.skip("shellcheck is not installed: pip install -e '.[test]'")
-    names = [str(path.relative_to(ROOT)) for path in SCRIPTS]
-    done = subprocess.run([command, "-x", *names], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_settings_shown_in_the_header_exist(script: Path) -> None:
     known = set(dotted(default_config.get_config().to_dict()))

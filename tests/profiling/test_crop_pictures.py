@@ -8,7 +8,7 @@ import pytest
 from support.report_samples import Images, make_cells, make_wells
 
 from cellclr_jax.data.minibatches import Cells
-from cellclr_jax.pages.crop_strips import Drawer, treatment_pictures
+from cellclr_jax.pages.crop_strips import choose, treatment_pictures
 
 
 def test_crops_show_every_plate_then_every_well_before_a_second_cell():
@@ -21,8 +21,9 @@ def test_crops_show_every_plate_then_every_well_before_a_second_cell():
     assert strip.crops == 8
     assert {p.split()[0] for p in strip.places} == {"P", "Q", "R"}
     assert len(set(strip.places)) == 6
-    drawer = Drawer(cells.images.read, cells.table, 0, ("", np.arange(30)))
-    three = drawer.choose(("c", 1.0), np.arange(30), 3)
+    keys = ("plate", ["plate", "well"])
+    places = np.stack([cells.table.groupby(key).ngroup() for key in keys], axis=1)
+    three = choose(places, np.arange(30), 3, key=("c", 1.0))
     assert set(cells.table["plate"].iloc[three]) == {"P", "Q", "R"}
 
 
@@ -73,16 +74,16 @@ def test_one_brightness_for_all_pictures_told_by_the_controls():
 
 
 def test_many_treatments_have_smaller_pictures_within_the_budget():
-    cells = make_cells(make_wells(moas=4), each=3, side=96)
-    found = treatment_pictures(cells, "DMSO", budget_bytes=300_000)
-    assert len(found.tiles) == 24
-    assert bytes_in_page(found) <= 300_000
+    cells = make_cells(make_wells(moas=2), each=3, side=96)
+    found = treatment_pictures(cells, "DMSO", budget_bytes=150_000)
+    assert len(found.tiles) == 12
+    assert bytes_in_page(found) <= 150_000
     assert found.side < 96
     assert treatment_pictures(cells, "DMSO").side == 96
-    few = treatment_pictures(cells, "DMSO", budget_bytes=50_000)
-    assert 2 < len(few.tiles) < 24
+    few = treatment_pictures(cells, "DMSO", budget_bytes=25_000)
+    assert 2 < len(few.tiles) < 12
     assert few.controls is not None
-    assert bytes_in_page(few) <= 50_000
+    assert bytes_in_page(few) <= 25_000
 
 
 def bytes_in_page(pictures):

@@ -8,10 +8,9 @@ from scipy import ndimage
 from skimage.measure import label, regionprops
 from support.painted_cells import field_of
 
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
-from cellclr_jax.simulation.phenotypes import UNTREATED, dose_effect, towards
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES
 from cellclr_jax.simulation.plate_layout import SimulatorSettings, treatments
-from cellclr_jax.simulation.shapes import INTERPHASE, MITOTIC, ROUNDED
+from cellclr_jax.simulation.population import INTERPHASE, MITOTIC, ROUNDED
 
 # Pixels inside a free edge of a cell: its cortex, and beyond it.
 EDGE, WITHIN = (2, 6), (10, 16)
@@ -203,16 +202,6 @@ def test_ring_of_dna_is_dark_in_the_middle() -> None:
             middles.append(patch[9:12, 9:12].mean())
             rings.append(np.median([patch[10, 0], patch[10, 20], patch[0, 10], patch[20, 10]]))
     assert np.median(middles) < 0.5 * np.median(rings)
-
-
-def test_low_dose_moves_cells_less_than_high_dose() -> None:
-    (low, few), (high, many) = dose_effect(0, 2), dose_effect(1, 2)
-    assert low < high == 1.0
-    assert few < many
-    full = MOA_PHENOTYPES["DNA damage"]
-    between = towards(full, low).nucleus_area
-    assert UNTREATED.nucleus_area < between < full.nucleus_area
-    assert towards(full, 0.0) == UNTREATED
 
 
 def test_cells_that_respond_look_so_and_are_more_at_a_high_dose() -> None:

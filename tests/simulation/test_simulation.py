@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from cellclr_jax.data.crops import nucleus_centers
 from cellclr_jax.data.segmentation import segment_nuclei
 from cellclr_jax.errors import BadUse
 from cellclr_jax.simulation.camera import Optics, expose
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES, ONE_WEEK_MOAS
 from cellclr_jax.simulation.painter import PaintedField, paint_field
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES, ONE_WEEK_MOAS
 from cellclr_jax.simulation.plate_layout import (
     CONCENTRATIONS,
     SimulatorSettings,
@@ -82,19 +82,13 @@ def test_nuclei_out_of_focus_are_blurred_and_few() -> None:
 
 def test_each_mechanism_has_compounds_and_doses() -> None:
     every = treatments(SimulatorSettings())
-    assert len(every) == len({(t.compound, t.concentration) for t in every}) == 48
-    for moa in MOA_PHENOTYPES:
-        compounds = defaultdict(list)
-        for treatment in every:
-            if treatment.moa == moa:
-                compounds[treatment.compound].append(treatment)
-        assert len(compounds) >= 2
-        for doses in compounds.values():
-            assert len(doses) == 2
-            assert doses[0].concentration < doses[1].concentration
-            assert doses[0].concentration in CONCENTRATIONS
-            assert 0 < doses[0].population.responding < doses[1].population.responding
-            assert doses[0].compound.startswith("sim-")
+    assert len({(t.compound, t.concentration) for t in every}) == len(every)
+    assert Counter(t.moa for t in every) == dict.fromkeys(MOA_PHENOTYPES, 4)
+    for low, high in zip(every[::2], every[1::2], strict=True):
+        assert low.compound == high.compound
+        assert low.compound.startswith("sim-")
+        assert low.concentration < high.concentration in CONCENTRATIONS
+        assert 0 < low.population.responding < high.population.responding
 
 
 @pytest.mark.parametrize("weeks", [2, 3, 5])
@@ -152,14 +146,8 @@ def test_nuisance_zero_images_all_wells_alike_and_one_does_not() -> None:
 
 def test_weeks_differ_in_gain_blur_background_light_and_density() -> None:
     settings = SimulatorSettings(weeks=6, plates_per_week=20, dmso_wells=30)
-    weeks = [
-        [
-            well
-            for well in plate_wells(settings)
-            if well.week == week and well.treatment.moa == "DMSO"
-        ]
-        for week in range(1, 7)
-    ]
+    dmso = [well for well in plate_wells(settings) if well.treatment.moa == "DMSO"]
+    weeks = [[well for well in dmso if well.week == week] for week in range(1, 7)]
 
     def differ(value: Callable[[Well], float]) -> bool:
         """Whether an analysis of variance tells the weeks apart."""
@@ -197,7 +185,7 @@ def test_dmso_is_calibrated_on_real_crops() -> None:
     real = np.stack([np.load(path) for path in paths[::4]])[..., [0, 2, 1]]
     ours = []
     wells = [w for w in plate_wells(SimulatorSettings()) if w.treatment.compound == "DMSO"]
-    for well in wells[::6]:  # one a plate
+    for well in wells[::12]:  # one on every other plate
         field, image = imaged(SimulatorSettings(), well)
         for x, y in np.rint(field.centres).astype(int):
             if 34 <= x < 1280 - 34 and 34 <= y < 1024 - 34:

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
 from cellclr_jax.simulation.painter import PaintedField, paint_field
-from cellclr_jax.simulation.phenotypes import UNTREATED
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES, UNTREATED
 from cellclr_jax.simulation.population import Population
 from cellclr_jax.simulation.textures import texture_bank
 

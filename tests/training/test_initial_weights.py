@@ -1,6 +1,7 @@
 """A run starts from the encoder of another one, or of nobody; what does not fit is named."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -33,6 +34,17 @@ def config(data_dir, other):
     config.update(data_dir=str(data_dir), epochs=1)
     config.init.workdir = str(other[0])
     return config
+
+
+@pytest.fixture(scope="module")
+def started(data_dir, other, tmp_path_factory):
+    """(config, folder, last state) of a run that started from a copy of the other one."""
+    folder = tmp_path_factory.mktemp("started")
+    shutil.copytree(other[0], folder / "source")
+    config = tiny_run.get_config()
+    config.update(data_dir=str(data_dir), epochs=1)
+    config.init.workdir = str(folder / "source")
+    return config, folder / "run", loop.train(config, folder / "run", devices.make_mesh(1))
 
 
 def first_state(config, workdir):
@@ -78,20 +90,16 @@ def test_a_teacher_starts_from_the_same_weights(config, other, tmp_path, monkeyp
     assert same(state.teacher["params"]["encoder"], other[1].params["encoder"])
 
 
-def test_a_run_that_goes_on_does_not_start_again(config, tmp_path):
-    loop.train(config, tmp_path, devices.make_mesh(1))
-    config.epochs = 1
-    finished = loop.train(config, tmp_path, devices.make_mesh(1))
-    again = first_state(config, tmp_path)
-    assert same(again.params, finished.params)
+def test_a_run_that_is_resumed_does_not_start_again(started, tmp_path):
+    config, folder, finished = started
+    shutil.copytree(folder, tmp_path / "run")
+    assert same(first_state(config, tmp_path / "run").params, finished.params)
 
 
-def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(
-    config, other, tmp_path
-):
-    loop.train(config, tmp_path, devices.make_mesh(1))
+def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(started, other):
+    config, folder, _ = started
     encoding, mesh = make_experiment(config).encoder, devices.make_mesh(1)
-    _, variables, _ = restore(tmp_path, "last", encoding, mesh)
+    _, variables, _ = restore(folder, "last", encoding, mesh)
     assert same(variables["untrained"]["params"]["encoder"], other[1].params["encoder"])
     assert not same(variables["trained"]["params"]["encoder"], other[1].params["encoder"])
 
@@ -125,21 +133,16 @@ def test_channels_of_another_order_are_refused(config, other):
         read_initial_weights(config.init, "cnn", variables, cells)
 
 
-def test_a_start_that_is_gone_or_another_is_told(config, other, tmp_path, capsys):
-    """The run that a run started from may have gone on since, or been made again."""
-    source = tmp_path / "source"
-    shutil.copytree(other[0], source)
-    config.init.workdir = str(source)
-    loop.train(config, tmp_path / "run", devices.make_mesh(1))
-    more = tiny_run.get_config()
-    more.update(data_dir=config.data_dir, epochs=1, seed=9)
+def test_a_start_that_was_replaced_or_deleted_is_reported(started, capsys):
+    config, folder, _ = started
+    source = Path(config.init.workdir)
     shutil.rmtree(source)
-    loop.train(more, source, devices.make_mesh(1))  # of the same steps, with other weights
+    shutil.copytree(folder, source)  # of the same step, with other weights
     encoding, mesh = make_experiment(config).encoder, devices.make_mesh(1)
     random = jax.jit(encoding.init_variables)(devices.root_key(config.seed, mesh))
-    for told in ("holds other weights now", "no checkpoint in"):
+    for reported in ("holds other weights now", "no checkpoint in"):
         capsys.readouterr()
-        _, variables, _ = restore(tmp_path / "run", "last", encoding, mesh)
-        assert told in capsys.readouterr().err
+        _, variables, _ = restore(folder, "last", encoding, mesh)
+        assert reported in capsys.readouterr().err
         assert same(variables["untrained"]["params"], random["params"])
         shutil.rmtree(source, ignore_errors=True)

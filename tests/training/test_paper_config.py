@@ -24,15 +24,19 @@ def recipe(name="simclr_paper", encoder="cnn"):
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](encoder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def experiment(data_dir):
     """The recipe on the tests' dataset, small; its step is traced as in any run."""
+    made = {}
 
     def make(name="simclr_paper", **changes):
-        config = recipe(name)
-        config.update(data_dir=str(data_dir), image_size=32, minibatch_size=32, epochs=12)
-        config.update_from_flattened_dict(changes)
-        return make_experiment(config)
+        key = name, repr(changes)
+        if key not in made:
+            config = recipe(name)
+            config.update(data_dir=str(data_dir), image_size=32, minibatch_size=32, epochs=12)
+            config.update_from_flattened_dict(changes)
+            made[key] = make_experiment(config)
+        return made[key]
 
     return make
 

@@ -101,7 +101,7 @@ ROUNDING = 4e-6
 
 @pytest.mark.parametrize(
     ("devices", "micro_batch_size"),
-    [(1, 32), (1, 16), (4, None), (4, 16), (8, None), (8, 32), (8, 16)],
+    [(1, 16), (4, None), (8, 16)],
 )
 def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_batch_size):
     metrics, found, _ = gradient("none", devices, micro_batch_size)
@@ -111,9 +111,8 @@ def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_ba
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [4, 8])
-def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices(devices):
-    found, wanted = gradient("batch", devices, 16), gradient("batch", 1, 16)
+def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices():
+    found, wanted = gradient("batch", 8, 16), gradient("batch", 1, 16)
     # Differences of features that hardly vary are divided by how little they vary.
     assert relative_error(found[1], wanted[1]) < 1e-3
     for statistics in zip(*(jax.tree.leaves(g[2]) for g in (found, wanted)), strict=True):
@@ -159,7 +158,7 @@ def test_the_views_of_a_cell_do_not_depend_on_the_cells_beside_it():
     np.testing.assert_array_equal(part, views[3::4])
 
 
-@pytest.mark.parametrize(("cells", "micro_batch_size"), [(CELLS, 16), (48, 40), (CELLS, 100)])
+@pytest.mark.parametrize(("cells", "micro_batch_size"), [(CELLS, 16), (48, 40)])
 def test_validation_is_the_same_in_micro_batches(cells, micro_batch_size):
     state = first_state(learner("batch"), optax.sgd(0.1))
     found = []

@@ -1,10 +1,12 @@
 """Files of PyTorch become work directories and files again, whole or not at all."""
 
+import contextlib
+import io
 import json
 import resource
-import signal
-import subprocess
-import sys
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +20,6 @@ from support.tiny_run import get_config
 from support.weight_samples import (
     ENDINGS,
     NETWORKS,
-    ROOT,
     SMALL,
     convert,
     entries_of,
@@ -29,12 +30,18 @@ from support.weight_samples import (
 )
 
 from cellclr_jax import default_config
+from cellclr_jax.encoder.embed_dataset import embed_run
+from cellclr_jax.encoder.evaluate_run import evaluate_run
+from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import TRAINING, file_sha256, locked
+from cellclr_jax.files import TRAINING, locked
+from cellclr_jax.profiling import report
+from cellclr_jax.profiling.protocol import Options, Protocol
+from cellclr_jax.profiling.report import figures
 from cellclr_jax.run_folder import open_run, read_config, write_config
 from cellclr_jax.training.checkpoints import Checkpoints
 from cellclr_jax.weights.import_export import export_weights
-from cellclr_jax.weights.torch_names import shapes_of, to_variables
+from cellclr_jax.weights.torch_names import to_variables
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,16 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A ResNet with a head in a file, the work directory that it became, what was reported."""
+    folder = tmp_path_factory.mktemp("resnet")
+    source = write(folder / "given.safetensors", entries_of(NETWORKS["resnet_head"]))
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        workdir = convert(source, folder / "run")
+    return source, workdir, told.getvalue()
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A data folder whose dataset has plates, wells and compounds."""
     folder = tmp_path_factory.mktemp("data")
@@ -53,28 +70,27 @@ def data(tmp_path_factory):
     return folder
 
 
+def without_counters(entries):
+    return {name: array for name, array in entries.items() if "num_batches" not in name}
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("name", ["resnet_head", "cnn"])
-def test_there_and_back_is_equal_to_the_bit(name, ending, tmp_path):
-    network, entries = NETWORKS[name], entries_of(NETWORKS[name])
+def test_there_and_back_is_equal_to_the_bit(ending, tmp_path):
+    network, entries = NETWORKS["cnn"], entries_of(NETWORKS["cnn"])
     workdir = convert(write(tmp_path / f"given{ending}", entries), tmp_path / "run")
-    output = tmp_path / f"back{ending}"
-    export_weights(workdir, "last", output, layout=network.layout)
-    assert same(read(output), entries)
-    assert {path.name for path in tmp_path.iterdir()} == {f"given{ending}", "run", output.name}
+    export_weights(workdir, "last", tmp_path / f"back{ending}", layout=None)
+    assert same(read(tmp_path / f"back{ending}"), entries)
     config = read_config(epath.Path(workdir)).model
-    assert config.encoder == network.encoder
-    assert config.head.depth == (2 if network.head else 0)
-    if network.head:
-        assert (config.head.hidden, config.head.width) == network.head
-    if network.encoder == "cnn":
-        assert (tuple(config.cnn.widths), config.cnn.norm) == (network.widths, network.norm)
+    assert (config.encoder, config.head.depth) == ("cnn", 2)
+    assert (config.head.hidden, config.head.width) == network.head
+    assert (tuple(config.cnn.widths), config.cnn.norm) == (network.widths, network.norm)
 
 
-def test_a_file_says_what_it_is_and_a_left_out_head_is_noted(tmp_path, capsys):
-    source = write(tmp_path / "given.safetensors", entries_of(NETWORKS["resnet_head"]))
-    workdir = convert(source, tmp_path / "run")
-    assert "--config=configs/simclr_paper.py:resnet18" in capsys.readouterr().err
+def test_a_file_says_what_it_is_and_a_left_out_head_is_noted(resnet, tmp_path, capsys):
+    _, workdir, told = resnet
+    assert "--config=configs/simclr_paper.py:resnet18" in told
+    export_weights(workdir, "last", tmp_path / "all.safetensors", layout="published")
+    assert same(load_file(tmp_path / "all.safetensors"), entries_of(NETWORKS["resnet_head"]))
     export_weights(workdir, "0", tmp_path / "back.safetensors", layout=None)
     assert "the head is left out" in capsys.readouterr().err
     with safe_open(tmp_path / "back.safetensors", "np") as file:
@@ -82,27 +98,6 @@ def test_a_file_says_what_it_is_and_a_left_out_head_is_noted(tmp_path, capsys):
     assert told == {"format": "pt", "layout": "torchvision", "encoder": "resnet18"}
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == entries_of(NETWORKS["resnet"]).keys()
-
-
-def test_the_state_is_what_a_run_saves(small):
-    with Checkpoints(small[1] / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [0]
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        template = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=place),
-            {"step": (), **shapes_of(SMALL)},
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
-        template["step"] = jax.ShapeDtypeStruct((), np.int32, sharding=place)
-        state, progress, _ = checkpoints.restore_newest(template)
-    assert state["step"] == 0
-    want = to_variables(
-        {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}, SMALL
-    )
-    got = {kind: jax.device_get(state[kind]) for kind in want}
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert progress["converted"]["channels"] == 3
-    assert progress["converted"]["sha256"] == file_sha256(small[0])
 
 
 def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys):
@@ -120,8 +115,6 @@ def test_the_same_conversion_is_left_and_another_refused(small, tmp_path, capsys
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert "something else" in refusal(BadUse, convert, other, tmp_path / "run")
-    write_config(get_config(), epath.Path(tmp_path / "trained"))
-    assert "something else" in refusal(BadUse, convert, other, tmp_path / "trained")
 
 
 def test_a_config_that_names_another_encoder_is_refused(small, tmp_path):
@@ -166,39 +159,29 @@ def test_no_half_of_a_file_stays(ending, small, tmp_path, small_files_only):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_conversion_left_is_cleared(small, tmp_path):
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_a_killed_conversion_left_is_cleared(moved, small, tmp_path, monkeypatch):
+    """Ended while it saves, and where its checkpoints have their place, its config not yet."""
     source, _ = small
-    code = (
-        "import os, pathlib, signal, sys\n"
-        "from cellclr_jax import default_config\n"
-        "from cellclr_jax.training.checkpoints import Checkpoints\n"
-        "from cellclr_jax.weights.import_export import import_weights\n"
-        "{crash}\n"
-        "source, workdir = map(pathlib.Path, sys.argv[1:])\n"
-        "import_weights(source, workdir, default_config.get_config(), named=False)\n"
-    )
-    die = "os.kill(os.getpid(), signal.SIGKILL)"
-    moved = (
-        "replace = pathlib.Path.replace\n"
-        "pathlib.Path.replace = lambda old, new: (\n"
-        f"    replace(old, new), str(old).endswith('.unfinished/checkpoints') and {die}\n"
-        ")"
-    )
-    crashes = {
-        # While it saves,
-        f"Checkpoints.close = lambda self: {die}": {".unfinished"},
-        # and when its checkpoints have their place, its config not yet.
-        moved: {".unfinished", "checkpoints"},
-    }
-    for crash, left in crashes.items():
-        command = [sys.executable, "-c", code.replace("{crash}", crash), str(source)]
-        command.append(str(tmp_path / "run"))
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        found = {path.name for path in (tmp_path / "run").iterdir()}
-        assert found == {".training", *left}
-    workdir = convert(source, tmp_path / "run")
-    assert {p.name for p in workdir.iterdir()} == {".training", "checkpoints", "config.json"}
+    run = tmp_path / "run"
+    owner, name = (Path, "replace") if moved else (Checkpoints, "close")
+    original = getattr(owner, name)
+
+    def crash(*arguments):
+        original(*arguments)
+        if not moved or arguments[0].name == "checkpoints":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, crash)
+        # A killed process clears nothing.
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, run)
+    left = {"checkpoints"} if moved else set()
+    assert {path.name for path in run.iterdir()} == {".training", ".unfinished", *left}
+    convert(source, run)
+    assert {path.name for path in run.iterdir()} == {".training", "checkpoints", "config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -223,23 +206,39 @@ def test_an_output_that_cannot_be_is_refused(name, layout, told, small, tmp_path
     assert (tmp_path / "there.safetensors").read_text() == "mine"
 
 
-def test_a_head_that_the_published_code_lacks_is_refused(tmp_path):
+@pytest.mark.parametrize(("objective", "norm"), [("vicreg", "none"), ("nt_xent", "batch")])
+def test_a_head_that_the_published_code_lacks_is_left_out(objective, norm, tmp_path, capsys):
     config = get_config()
-    config.model.head.norm = "batch"
+    config.objective, config.model.head.norm, config.vicreg.width = objective, norm, 8
+    write_config(config, epath.Path(tmp_path))
+    head = make_objective(config).head(plain(config.model.head), np.float32)
+    encoder = entries_of(replace(SMALL, head=None))
+    state = to_variables(without_counters(encoder), replace(SMALL, head=None))
+    for kind, tree in head.init(jax.random.key(0), np.zeros((2, 8)), train=False).items():
+        state[kind]["head"] = tree
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, jax.tree.map(jax.numpy.asarray, state), {"channels": list("abc")})
+    output = tmp_path / "out.safetensors"
+    told = refusal(BadUse, export_weights, tmp_path, "last", output, layout="published")
+    assert f"(objective {objective}) is another: --layout=torchvision fits" in told
+    export_weights(tmp_path, "last", output, layout=None)
+    assert same(load_file(output), encoder)
+    assert "the head is left out\n" in capsys.readouterr().err
+
+
+def test_an_encoder_without_names_in_pytorch_is_refused(tmp_path):
+    config = get_config()
+    config.model.encoder = "vit"
     write_config(config, epath.Path(tmp_path))
     output = tmp_path / "out.safetensors"
-    assert "two linear layers" in refusal(
-        BadUse, export_weights, tmp_path, "last", output, layout="published"
+    assert "one of cnn, resnet18, resnet50, resnet101 was expected" in refusal(
+        BadUse, export_weights, tmp_path, "last", output, layout=None
     )
 
 
-def test_a_cnn_is_written_without_its_head(small, tmp_path):
-    export_weights(small[1], "last", tmp_path / "out.safetensors", layout="torchvision")
-    want = {n: a for n, a in entries_of(SMALL).items() if n.startswith("features.")}
-    assert same(load_file(tmp_path / "out.safetensors"), want)
-
-
-def test_evaluation_and_embedding_say_where_weights_are_from(small, data, tmp_path):
+def test_evaluation_and_embedding_say_where_weights_are_from(
+    small, data, tmp_path, capsys, monkeypatch
+):
     source = small[0]
     made = run(
         "convert", f"--input={source}", f"--workdir={tmp_path / 'run'}",
@@ -248,16 +247,16 @@ def test_evaluation_and_embedding_say_where_weights_are_from(small, data, tmp_pa
         "--config.image_size=8", "--config.dataset=single_cells/all",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    flags = (f"--workdir={tmp_path / 'run'}", f"--data_dir={data}")
     told = f"weights converted from {source}"
-    evaluated = run("eval", *flags)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert f"note: {told}" in evaluated.stderr
+    monkeypatch.setattr(figures, "draw", lambda evaluation: ({}, {}))
+    monkeypatch.setattr(report, "render_report", lambda *args, **kwargs: "not drawn")
+    protocol, options = Protocol(corrections=("none",)), Options(measures=())
+    evaluate_run(tmp_path / "run", data_dir=data, protocol=protocol, options=options)
+    assert f"note: {told}" in capsys.readouterr().err
     scores = json.loads((tmp_path / "run" / "eval" / "0" / "metrics.json").read_text())
     assert scores["run"]["trained_on"] == told
-    embedded = run("embed", *flags, f"--out={tmp_path / 'out'}")
-    assert embedded.returncode == 0, embedded.stderr
-    assert f"note: {told}" in embedded.stderr
+    embed_run(tmp_path / "run", out=tmp_path / "out", data_dir=data)
+    assert f"note: {told}" in capsys.readouterr().err
     record = json.loads((tmp_path / "out" / "embedding.json").read_text())
     assert record["settings"]["trained_on"] == told
 
@@ -267,10 +266,8 @@ def test_channels_that_are_not_the_weights_are_refused(tmp_path, data):
     config = default_config.get_config()
     config.model.encoder, config.dataset = "cnn", "single_cells/all"
     workdir = convert(source, tmp_path / "run", config)
-    failed = run("eval", f"--workdir={workdir}", f"--data_dir={data}")
-    assert failed.returncode == 2
-    assert "for images of 5 channels" in failed.stderr
-    assert failed.stderr.count("\n") == 1
+    told = refusal(BadUse, embed_run, workdir, out=tmp_path / "out", data_dir=data)
+    assert "for images of 5 channels" in told
 
 
 def test_a_converted_work_directory_is_not_trained_in(small, data):
@@ -285,8 +282,8 @@ def test_the_weights_of_a_run_are_written(tmp_path):
     config = get_config()
     config.model.head.norm = "none"
     write_config(config, epath.Path(tmp_path))
-    entries = {n: a for n, a in entries_of(SMALL).items() if "num_batches" not in n}
-    state = {"step": np.int32(7), **to_variables(entries, SMALL), "opt_state": np.zeros(3)}
+    variables = to_variables(without_counters(entries_of(SMALL)), SMALL)
+    state = {"step": np.int32(7), **variables, "opt_state": np.zeros(3)}
     progress = {"dataset": "d", "channels": ["dna", "tubulin", "actin"]}
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), progress, validation_loss=1.0)

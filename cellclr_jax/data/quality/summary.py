@@ -10,7 +10,7 @@ from cellclr_jax.console import plural
 from cellclr_jax.data.building.manifest import count_kinds
 from cellclr_jax.data.quality.outliers import BOUND, FEWEST_FIELDS
 from cellclr_jax.pages import number
-from cellclr_jax.pages.crop_strips import SIDE, Drawer, ReadImages, Strip
+from cellclr_jax.pages.crop_strips import SIDE, ReadImages, Strip, draw_strips
 
 # Rows of a table; who has more of them needs another look at the data, not a longer table.
 _MOST_ROWS = 200
@@ -215,8 +215,10 @@ def make_montage(cells: pd.DataFrame, read: ReadImages) -> Montage:
     named = {_name(cells, members, columns): members for members in groups[:_MOST_STRIPS]}
     most = int(np.clip(_ALL_CROPS // len(named), _FEWEST_CROPS, _MOST_CROPS))
     sizes = ((most, SIDE), (most, 2 * SIDE // 3), (_FEWEST_CROPS, SIDE // 2))
-    everyone = np.concatenate(list(named.values()))
-    strips, side = Drawer(read, cells, _SEED, ("", everyone)).strips(named, sizes, _BUDGET)
+    scale = ("", np.concatenate(list(named.values())))
+    strips, side = draw_strips(
+        read, cells, named, sizes=sizes, budget_bytes=_BUDGET, scale=scale, seed=_SEED
+    )
     rows = [Row(*name, len(named[name]), strip) for name, strip in strips.items()]
     what = " and ".join(columns).replace("compound and concentration", "treatment")
     text = (
