@@ -9,6 +9,7 @@ or not at all, with a quality page in it. A build that was stopped resumes; one 
 dataset adds the plates that are new.
 """
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("source", next(iter(SOURCES)), list(SOURCES), "Where cells come from.")
-flags.DEFINE_list(
+flags.DEFINE_string(
     "input",
-    [],
-    "Folders or zips. Where plates are downloaded or simulated to; by default into --data_dir.",
+    "",
+    "Folders or zips, separated by commas. Where plates are downloaded or simulated to; by default "
+    "into --data_dir.",
 )
 flags.DEFINE_string("data_dir", "data", "Where datasets are stored.")
 flags.DEFINE_enum(
@@ -96,7 +98,9 @@ _SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit")
 
 def check_flags() -> None:
     """Raises BadUse for what absl's own checks cannot see."""
-    unused = [f"--{name}" for name in _unused_flags() if FLAGS[name].present]
+    used = _flags_of(sources.entry(FLAGS.source))
+    others = dict.fromkeys(name for one in SOURCES.values() for name in _flags_of(one))
+    unused = [f"--{name}" for name in others if name not in used and FLAGS[name].present]
     if unused:
         raise BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
     for name in ("plates", "channels"):
@@ -117,17 +121,10 @@ def check_flags() -> None:
     idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
     if idle and not FLAGS.download:
         raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
-    if FLAGS.download and len(FLAGS.input) > 1:
+    if FLAGS.download and len(inputs()) > 1:
         raise BadUse("--download fetches into one --input folder")
     if FLAGS.beam_option and not FLAGS.beam_runner:
         raise BadUse("--beam_option says nothing without --beam_runner")
-
-
-def _unused_flags() -> list[str]:
-    """The flags that other sources use, and this one does not: setting one is a mistake."""
-    used = _flags_of(sources.entry(FLAGS.source))
-    others = (name for one in SOURCES.values() for name in _flags_of(one))
-    return [name for name in dict.fromkeys(others) if name not in used]
 
 
 def _flags_of(entry: sources.SourceEntry) -> list[str]:
@@ -159,7 +156,9 @@ def request_flags() -> "Request":
 def inputs() -> tuple[Path, ...]:
     """The input paths; simulated and downloaded plates have a default."""
     if FLAGS.input:
-        return tuple(Path(path) for path in FLAGS.input)
+        one = Path(FLAGS.input)  # its name may have commas
+        given = [one] if one.exists() else FLAGS.input.split(",")
+        return tuple(Path(path) for path in given)
     default = "plates" if FLAGS.download else sources.entry(FLAGS.source).default_input
     return (Path(FLAGS.data_dir) / default,) if default else ()
 
@@ -219,13 +218,21 @@ def main() -> None:
         _write_page(_built_dataset(data_dir))
         return
     if FLAGS.download:
-        _download()
+        from cellclr_jax.data.download import download_release
+        from cellclr_jax.data.tables.bbbc021 import RELEASE_URL
+
+        files.make_writable(data_dir, "--data_dir")
+        (folder,) = inputs()
+        url = FLAGS.url or RELEASE_URL
+        download_release(folder, plates=FLAGS.plates, url=url, parallel=FLAGS.downloads)
     request = request_flags()
     entry = sources.entry(FLAGS.source)
     # Where the settings decide the content, the input may have been deleted since.
     enough = entry.settings and not FLAGS.overwrite and _find_built(data_dir)
     source = None if enough else sources.open_source(FLAGS.source, request)
 
+    from cellclr_jax.data import dataset
+    from cellclr_jax.data.building import manifest
     from cellclr_jax.data.building.builder import dataset_folder
     from cellclr_jax.data.building.versions import locked
 
@@ -235,21 +242,12 @@ def main() -> None:
         if built and not _is_to_be_extended(built, request, source):
             _tidy(built)
             return
+        files.make_writable(data_dir, "--data_dir")
         source = source or sources.open_source(FLAGS.source, request)
         path = _build(data_dir, source, request, built)
-        _summarize(path)
+        print(manifest.summarize(dataset.read_manifest(path), dataset.read_cells(path)))
+        print(f"built {path}")
         _write_page(path)
-
-
-def _download() -> None:
-    """Fetches the plates into the input folder."""
-    from cellclr_jax.data.download import download_release
-    from cellclr_jax.data.tables.bbbc021 import RELEASE_URL
-
-    (folder,) = inputs()
-    download_release(
-        folder, plates=FLAGS.plates, url=FLAGS.url or RELEASE_URL, parallel=FLAGS.downloads
-    )
 
 
 def _build(data_dir: Path, source: "Source", request: "Request", extended: Path | None) -> Path:
@@ -290,18 +288,17 @@ def _config_name() -> str:
 
 
 def _built_dataset(data_dir: Path) -> Path:
-    """The finished dataset that the flags name; BadUse where there is none."""
+    """Returns the finished dataset that the flags name; raises BadUse if there is none."""
     from cellclr_jax.data import dataset
 
     return dataset.find_dataset(data_dir, f"{sources.entry(FLAGS.source).dataset}/{_config_name()}")
 
 
 def _find_built(data_dir: Path) -> Path | None:
-    """The finished dataset, None where there is none."""
-    try:
+    """Returns the finished dataset, or None."""
+    with contextlib.suppress(BadUse):
         return _built_dataset(data_dir)
-    except BadUse:
-        return None
+    return None
 
 
 def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") -> bool:
@@ -359,15 +356,6 @@ def _tidy(path: Path) -> None:
     print(f"already built: {path} ({cells}); --overwrite rebuilds")
     if not (path / PAGE).exists():
         _write_page(path)
-
-
-def _summarize(path: Path) -> None:
-    """Prints what came of a build."""
-    from cellclr_jax.data import dataset
-    from cellclr_jax.data.building import manifest
-
-    print(manifest.summarize(dataset.read_manifest(path), dataset.read_cells(path)))
-    print(f"built {path}")
 
 
 def _write_page(path: Path) -> None:

@@ -138,6 +138,8 @@ STARTED = time.monotonic()
 _MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0)}
 _MALLOC |= {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
 _PACKAGE = f"{__package__}."
+# ~ or ~user where a flag's value, or an item of its list, begins: shells leave that in --flag=~.
+_HOME = re.compile(r"(?:^|(?<=[=,]))~[^/,]*")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Set by `join_job` in a process of a job.
 _explain: Callable[[BaseException], str | None] = lambda error: None  # noqa: E731
@@ -171,7 +173,7 @@ def run(main: Callable[[], None], doc: str, *, arguments: str | None = None) -> 
     _parse(sys.argv, doc, arguments)
     keep_freed_memory()
     raise_at_sigterm()
-    if not FLAGS.debug:  # threads of libraries go on for a moment after an error, and fail, too
+    if not FLAGS.debug:  # threads of libraries run on for a moment after an error, and fail, too
         sys.unraisablehook = lambda unraisable: None
         logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     try:
@@ -214,6 +216,8 @@ def read_config() -> ml_collections.ConfigDict:
     if config is None:
         raise BadUse("--config is missing, e.g. --config=configs/simclr_demo.py")
     try:
+        for holder, name in ((config, "data_dir"), (config.init, "workdir")):
+            holder[name] = os.path.expanduser(holder[name])
         config.lock()
     except OSError as error:  # ml_collections keeps what loading raised until the first use
         reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
@@ -233,6 +237,7 @@ def _parse(argv: list[str], doc: str, arguments: str | None) -> None:
             print(f"{doc.strip()}\n\nUsage: flags as --name=value\n{_flags_help()}", flush=True)
             sys.exit(0)
         os._exit(0)
+    argv = [_HOME.sub(lambda found: os.path.expanduser(found[0]), arg) for arg in argv]
     FLAGS.set_gnu_getopt(True)  # flags may follow arguments
     try:
         rest = FLAGS(argv)
@@ -271,7 +276,7 @@ def _fail(error: Exception | str, status: int, debug: bool | None = None) -> NoR
     """Prints the error in one line (or its traceback with `--debug`) and exits with `status`."""
     # A library may have made something else of it on the way.
     if Terminated.came:
-        error, status = "stopped by SIGTERM; the same command goes on with what is done", 143
+        error, status = "stopped by SIGTERM; the same command resumes", 143
     if FLAGS.debug if debug is None else debug:
         traceback.print_exc()
     message = " ".join(str(error).split())

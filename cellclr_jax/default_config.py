@@ -114,6 +114,7 @@ def _model() -> ConfigDict:
     settings.remat = False  # computes blocks again in the backward pass instead of keeping them
     # Settings of an encoder have its name; those of the others lie idle.
     settings.cnn = ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
+    # Of the projection head; not used by objectives with a head of their own, such as vicreg.
     settings.head = ConfigDict({"depth": 2, "width": 128, "norm": "none"})
     settings.head.hidden = config_dict.placeholder(int)  # the embedding's width
     return settings

@@ -38,27 +38,22 @@ _PEER_GONE = re.compile(
 )
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """Returns a one-dimensional mesh over the devices of all processes.
+def make_mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a one-dimensional mesh with the devices of a process next to each other.
+
+    `jax.make_mesh` would follow the torus of a TPU pod slice, to and fro between its hosts. The
+    rows of a host are to be one piece of the whole (see `to_global`).
 
     Args:
-      devices: takes only the first ones (for tests on one process); None takes all.
+      devices: or how many of the first ones (for tests on one process); None takes all.
 
     Raises:
       ValueError: there are fewer.
     """
-    chosen = jax.devices()[:devices]
-    if devices is not None and len(chosen) < devices:
-        raise ValueError(f"{devices} devices were asked for, there are {len(chosen)}")
-    return mesh_of(chosen)
-
-
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """Returns the mesh over these devices, with those of a process next to each other.
-
-    `jax.make_mesh` would follow the torus of a TPU pod slice, to and fro between its hosts. The
-    rows of a host are to be one piece of the whole (see `to_global`).
-    """
+    if devices is None or isinstance(devices, int):
+        count, devices = devices, jax.devices()[:devices]
+        if len(devices) < (count or 0):
+            raise ValueError(f"{count} devices were asked for, there are {len(devices)}")
     in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(in_order), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -176,7 +171,7 @@ def lost_peer(error: BaseException | None) -> str | None:
         if not isinstance(error, BadUse) and _PEER_GONE.search(message):
             return (
                 f"another process of the job is gone or does not answer ({message[:120]}); when "
-                "none is left, the same command on all of them goes on with what is done"
+                "none is left, the same command on all of them resumes"
             )
         error = error.__cause__ or error.__context__
     return None

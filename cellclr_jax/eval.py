@@ -28,7 +28,7 @@ from absl import flags
 
 from cellclr_jax import cli
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import file_sha256
+from cellclr_jax.files import file_sha256, make_writable
 from cellclr_jax.profiling import protocol as choices
 from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.protocol import Options, Protocol
@@ -245,6 +245,7 @@ def evaluate_profiles() -> None:
         if path is not None:
             details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
     report.check_settings(FLAGS.out, protocol, details, overwrite=FLAGS.overwrite)
+    make_writable(Path(FLAGS.out), "--out")
     found = evaluation.evaluate(wells, protocol, measures=options.measures)
     results = report.Results(found, "profiles", details=details, provenance=environment())
     report.write_evaluation(FLAGS.out, results, options=options, overwrite=FLAGS.overwrite)

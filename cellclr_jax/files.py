@@ -5,10 +5,12 @@ file that looks finished.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ TRAINING = ".training"
 IN_USE = "training in it, or converting weights into it"
 
 _DIGEST_BYTES = 16
+# Errors of a folder that may not be written to: no permission, or a file system such as /proc.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 # `Path`, or epath's for buckets, which has the same methods.
 AnyPath = TypeVar("AnyPath", bound=Any)
 
@@ -37,8 +41,9 @@ def atomic_write(path: AnyPath) -> Iterator[AnyPath]:
       >>> with atomic_write(folder / "table.csv") as part:
       ...     table.to_csv(part)
     """
-    # With the process's number, so that two processes do not write into one file.
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # With the process's number, so that two processes do not write into one file, and with the
+    # suffix, by which writers choose a format.
+    part = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         yield part
         if part.exists():
@@ -80,6 +85,29 @@ def read_json(path: Any, what: str) -> dict[str, Any]:
 def is_local(path: Any) -> bool:
     """Whether a path is in a file system of this machine, not in a bucket (gs://…)."""
     return "://" not in str(path)
+
+
+def make_writable(folder: Path, flag: str) -> None:
+    """Creates a folder and checks that files can be written there, before hours of work.
+
+    Args:
+      folder: created with its parents if missing.
+      flag: that names it, for the message, e.g. "--out".
+
+    Raises:
+      BadUse: the folder cannot be created or written to.
+      OSError: for another reason, such as a full disk.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise  # `cli.run` explains them
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        raise BadUse(f"{flag}={folder} cannot be written to: {error.strerror}") from error
 
 
 @contextlib.contextmanager

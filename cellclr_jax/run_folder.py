@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import errno
 import json
 import platform
 import subprocess
@@ -20,7 +19,16 @@ from cellclr_jax.augment import OPERATIONS, defaults_of
 from cellclr_jax.console import plural
 from cellclr_jax.data.minibatches import Cells
 from cellclr_jax.errors import BadUse
-from cellclr_jax.files import IN_USE, TRAINING, differences, is_local, locked, read_json, write_json
+from cellclr_jax.files import (
+    IN_USE,
+    TRAINING,
+    differences,
+    is_local,
+    locked,
+    make_writable,
+    read_json,
+    write_json,
+)
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints, unranked
 
 CONFIG = "config.json"
@@ -28,8 +36,6 @@ CONFIG = "config.json"
 _FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint", "evaluation")
 # Operations that a run does not name are not done; its other missing settings have their default.
 _VIEWS = "views"
-# Errors of a folder that cannot be created: no permission, or a file system such as /proc.
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -72,20 +78,13 @@ class RunFolder:
         """Creates the directory and holds its lock; a bucket has neither.
 
         Raises:
-          BadUse: the directory cannot be created, or another process is training in it.
+          BadUse: the directory cannot be written to, or another process is training in it.
         """
         if not is_local(self.path):
             yield
             return
         folder = Path(self.path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise
-        except OSError as error:
-            if error.errno not in _NOT_ALLOWED:
-                raise
-            raise BadUse(f"--workdir={folder} cannot be made: {error.strerror}") from error
+        make_writable(folder, "--workdir")
         with locked(folder, TRAINING, IN_USE):
             yield
 
@@ -95,7 +94,7 @@ def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunF
 
     A setting that a run's record lacks has its default: whoever adds a setting gives it a default
     that changes nothing. An operation of `views` that the record lacks, and that is asked for as
-    by default, was added since the run began: the run goes on without it.
+    by default, was added since the run began: the run continues without it.
 
     Writes nothing.
 
@@ -117,7 +116,7 @@ def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunF
             resumes = bool(set(kept.steps()) - set(unranked(directory)))
     if source := converted_from(progress):
         raise BadUse(
-            f"{workdir} holds {source}, no run to go on with: train in a --workdir of its own, "
+            f"{workdir} holds {source}, no run to resume: train in a --workdir of its own, "
             "with --config.init.workdir naming this one"
         )
     notes: list[str] = []

@@ -138,7 +138,7 @@ train_on() {
     train || status=$?
     if [ "$status" -eq 0 ]; then return; fi
     if [ "$SIGNALS" -gt 0 ] || [ "$status" -eq 143 ]; then
-      fail "stopped; the same command goes on with what is done" 143
+      fail "stopped; the same command resumes" 143
     fi
     if [ "$status" -le 128 ] || [ "$start" -ge "$RESTARTS" ]; then
       fail "training failed with status $status; the log is $LOG" "$status"

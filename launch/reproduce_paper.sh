@@ -107,8 +107,8 @@ run() {
     kill -0 "$CHILD" 2>/dev/null || break
   done
   CHILD=""
-  [ "$SIGNALLED" = 0 ] || fail "stopped; the same command goes on with what is done" "$SIGNALLED"
-  case $status in 129 | 130 | 143) fail "stopped; the same command goes on with what is done" "$status" ;; esac
+  [ "$SIGNALLED" = 0 ] || fail "stopped; the same command resumes" "$SIGNALLED"
+  case $status in 129 | 130 | 143) fail "stopped; the same command resumes" "$status" ;; esac
   return "$status"
 }
 

@@ -139,7 +139,8 @@ def resize_all(images: jax.Array, size: int) -> jax.Array:
 def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
     """Applies operations in the order of `OPERATIONS`, each with a key folded in by its name.
 
-    A crop and the flips and quarter turns that directly follow it are one resampling.
+    A crop and the flips and quarter turns that directly follow it, in this order, are one
+    resampling.
 
     Args:
       image: [H, W, C] float32.
@@ -149,10 +150,10 @@ def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in settings}
     waiting = [name for name in OPERATIONS if name in settings]
     while waiting:
-        name = waiting.pop(0)
-        turns = []
-        while name in CROPS and waiting and waiting[0] in TURNS:
-            turns.append(waiting.pop(0))
+        name, turns = waiting.pop(0), []
+        for turn in TURNS if name in CROPS else ():
+            if waiting[:1] == [turn]:
+                turns.append(waiting.pop(0))
         if turns:
             image = crop_and_turn(image, keys, {n: settings[n] for n in (name, *turns)})
         else:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from cellclr_jax.augment.resampling import (
     Span,
+    interpolation,
+    resample,
     resample_box,
     shift_along,
     smooth_field,
@@ -16,7 +18,7 @@ from cellclr_jax.augment.resampling import (
 
 Range = tuple[float, float]
 
-# How many boxes a random resized crop draws before it takes the whole image, as in torchvision.
+# How many boxes a random resized crop draws until one fits, as in torchvision.
 _CROP_TRIES = 10
 
 # Share of its area below which a moved triangle counts as a line, as float32 computes it.
@@ -31,7 +33,9 @@ def random_resized_crop(
     aspect: Range = (3 / 4, 4 / 3),
     size: int | None = None,
 ) -> jax.Array:
-    """A random box resized to a square, as torchvision's RandomResizedCrop with antialiasing.
+    """A random box, cut out and resized to a square by antialiased linear interpolation.
+
+    As torchvision's RandomResizedCrop: boxes have whole pixels and no pixel outside is read.
 
     Args:
       image: [H, W, C].
@@ -50,7 +54,20 @@ def random_resized_crop(
 def random_box(
     shape: tuple[int, ...], key: jax.Array, *, area: Range, aspect: Range
 ) -> tuple[Span, Span]:
-    """The rows and columns that `random_resized_crop` draws of an image of this shape."""
+    """Draws the rows and columns that `random_resized_crop` takes of an image, in whole pixels.
+
+    Up to ten boxes are drawn, and the first that fits is taken. Where none fits, it is the largest
+    centred box within the range of aspects.
+
+    Args:
+      shape: of the image, [H, W, ...].
+      key: PRNG key.
+      area: see `random_resized_crop`.
+      aspect: likewise.
+
+    Raises:
+      ValueError: for a range that is empty or out of bounds.
+    """
     _require_share("area", area)
     if not 0 < aspect[0] <= aspect[1]:
         raise ValueError(f"aspect {aspect}: a rising range above 0 was expected")
@@ -59,14 +76,19 @@ def random_box(
     areas = jax.random.uniform(area_key, (_CROP_TRIES,), minval=area[0], maxval=area[1])
     low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
     aspects = jnp.exp(jax.random.uniform(aspect_key, (_CROP_TRIES,), minval=low, maxval=high))
-    widths = jnp.sqrt(areas * aspects * height * width)
-    heights = jnp.sqrt(areas / aspects * height * width)
-    fits = (widths <= width) & (heights <= height)
-    first = jnp.argmax(fits)
-    box_h = jnp.where(fits[first], heights[first], height)
-    box_w = jnp.where(fits[first], widths[first], width)
-    top = jax.random.uniform(y_key) * (height - box_h)
-    left = jax.random.uniform(x_key) * (width - box_w)
+    widths = jnp.round(jnp.sqrt(areas * aspects * height * width))
+    heights = jnp.round(jnp.sqrt(areas / aspects * height * width))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, any_fits = jnp.argmax(fits), jnp.any(fits)
+    nearest = min(max(width / height, aspect[0]), aspect[1])
+    fallback_h = max(1, min(height, round(width / nearest)))
+    fallback_w = max(1, min(width, round(height * nearest)))
+    box_h = jnp.where(any_fits, heights[first], fallback_h)
+    box_w = jnp.where(any_fits, widths[first], fallback_w)
+    top = jnp.floor(jax.random.uniform(y_key) * (height - box_h + 1))
+    left = jnp.floor(jax.random.uniform(x_key) * (width - box_w + 1))
+    top = jnp.where(any_fits, top, (height - fallback_h) // 2)
+    left = jnp.where(any_fits, left, (width - fallback_w) // 2)
     return Span(top, box_h), Span(left, box_w)
 
 
@@ -90,12 +112,15 @@ def center_crop(
 
 
 def center_box(shape: tuple[int, ...], key: jax.Array, *, fraction: Range) -> tuple[Span, Span]:
-    """The rows and columns that `center_crop` takes of an image of this shape."""
+    """The rows and columns that `center_crop` takes of an image of this shape, in whole pixels."""
     _require_share("fraction", fraction)
     share = jax.random.uniform(key, minval=fraction[0], maxval=fraction[1])
-    height, width = shape[:2]
-    rows = Span(0.5 * (1 - share) * height, share * height)
-    return rows, Span(0.5 * (1 - share) * width, share * width)
+
+    def middle(side: int) -> Span:
+        kept = jnp.maximum(1.0, jnp.round(share * side))
+        return Span(jnp.floor((side - kept) / 2), kept)
+
+    return middle(shape[0]), middle(shape[1])
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:
@@ -261,19 +286,19 @@ CROPS: Mapping[str, Callable[..., tuple[Span, Span]]] = {
 }
 """Operations that resize a box of the image to their setting `size`, and what draws the box."""
 TURNS = ("flip_horizontal", "flip_vertical", "rotate_quarter")
-"""Operations that mirror and transpose, which `crop_and_turn` merges with a crop."""
+"""Operations that mirror and transpose, in the order in which `crop_and_turn` applies them."""
 
 
 def crop_and_turn(
     image: jax.Array, keys: Mapping[str, jax.Array], settings: Mapping[str, Mapping[str, Any]]
 ) -> jax.Array:
-    """A crop, then flips and quarter turns in the given order, as one resampling.
+    """A crop, then flips and quarter turns, as one resampling with mirrored weights.
 
     Args:
       image: [H, W, C].
       keys: of each operation by its name.
-      settings: all settings of each operation by its name: one of `CROPS` first, then some of
-        `TURNS` in the order in which they are applied.
+      settings: all settings of each operation by its name: one of `CROPS`, and some of `TURNS`,
+        which are applied in that order.
 
     Returns:
       [size, size, C], or [H, W, C].
@@ -281,36 +306,28 @@ def crop_and_turn(
     Raises:
       ValueError: for a quarter turn of an image that is not square.
     """
-    crop, *turns = settings
+    crop = next(name for name in settings if name in CROPS)
     box = dict(settings[crop])
     size = box.pop("size")
     height, width = size or image.shape[0], size or image.shape[1]
     rows, columns = CROPS[crop](image.shape, keys[crop], **box)
-    transposed: jax.Array | None = None
+    down = interpolation(rows, height, image.shape[0])
+    across = interpolation(columns, width, image.shape[1])
 
-    def mirror(vertical: jax.Array, horizontal: jax.Array) -> tuple[Span, Span]:
-        """Mirrors the axes of the result, which are the box's other ones where transposed."""
-        if transposed is None:
-            return rows.mirror(vertical), columns.mirror(horizontal)
-        return (
-            rows.mirror(jnp.where(transposed, horizontal, vertical)),
-            columns.mirror(jnp.where(transposed, vertical, horizontal)),
+    def mirrored(weights: jax.Array, on: jax.Array) -> jax.Array:
+        return jnp.where(on, weights[::-1], weights)
+
+    if "flip_horizontal" in settings:
+        across = mirrored(
+            across, is_flipped(keys["flip_horizontal"], **settings["flip_horizontal"])
         )
-
-    never = jnp.zeros((), bool)
-    for name in turns:
-        if name == "flip_horizontal":
-            rows, columns = mirror(never, is_flipped(keys[name], **settings[name]))
-        elif name == "flip_vertical":
-            rows, columns = mirror(is_flipped(keys[name], **settings[name]), never)
-        else:
-            require_square((height, width))
-            count = quarter_turns(keys[name], **settings[name])
-            odd = count % 2 == 1
-            transposed = odd if transposed is None else jnp.logical_xor(transposed, odd)
-            # A turn by 90 degrees transposes, then mirrors the rows of the result.
-            rows, columns = mirror(jnp.logical_xor(odd, count >= 2), count >= 2)
-    upright = resample_box(image, rows, columns, height, width)
-    if transposed is None:
-        return upright
-    return jnp.where(transposed, jnp.swapaxes(upright, 0, 1), upright)
+    if "flip_vertical" in settings:
+        down = mirrored(down, is_flipped(keys["flip_vertical"], **settings["flip_vertical"]))
+    if "rotate_quarter" not in settings:
+        return resample(image, down, across)
+    require_square((height, width))
+    turns = quarter_turns(keys["rotate_quarter"], **settings["rotate_quarter"])
+    # A turn by 90 degrees is a mirrored image transposed, one by 180 is mirrored along both axes.
+    odd, half = turns % 2 == 1, turns >= 2
+    upright = resample(image, mirrored(down, half), mirrored(across, jnp.logical_xor(odd, half)))
+    return jnp.where(odd, jnp.swapaxes(upright, 0, 1), upright)

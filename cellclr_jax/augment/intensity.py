@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.augment.resampling import gaussian_matrix
+from cellclr_jax.augment.resampling import gaussian_matrix, resample
 
 Range = tuple[float, float]
 
@@ -108,7 +108,7 @@ def gaussian_blur(
     width = jnp.where(jax.random.bernoulli(on_key, probability), width, 0.0)
     height, columns, _ = image.shape
     down, across = (gaussian_matrix(side, width, kernel) for side in (height, columns))
-    return jnp.einsum("yh,xw,hwc->yxc", down, across, image, precision=jax.lax.Precision.HIGHEST)
+    return resample(image, down, across)
 
 
 def add_noise(

@@ -19,37 +19,39 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Span(NamedTuple):
-    """Where a box lies along one axis of an image, in pixels.
+    """Where a box lies along one axis of an image.
 
     Attributes:
-      start: of the box.
-      length: of the box.
-      mirrored: bool scalar, whether it is read from its end.
+      start: first pixel of the box, a whole number.
+      length: of the box in pixels, a whole number from 1 on.
     """
 
     start: jax.Array | float
     length: jax.Array | float
-    mirrored: jax.Array | bool = False
-
-    def mirror(self, on: jax.Array) -> "Span":
-        """The same box, read from the other end where `on`."""
-        return self._replace(mirrored=jnp.logical_xor(self.mirrored, on))
 
 
 def resample_box(image: jax.Array, rows: Span, columns: Span, height: int, width: int) -> jax.Array:
-    """Resizes a box of [H, W, C] to [height, width, C]."""
-    down = _interpolation(rows, height, image.shape[0])
-    across = _interpolation(columns, width, image.shape[1])
+    """Cuts a box out of an image [H, W, C] and resizes it to [height, width, C]."""
+    down = interpolation(rows, height, image.shape[0])
+    return resample(image, down, interpolation(columns, width, image.shape[1]))
+
+
+def resample(image: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
+    """Weights the rows of an image [H, W, C] by down [h, H] and its columns by across [w, W]."""
     return jnp.einsum("yh,xw,hwc->yxc", down, across, image, precision=_EXACT)
 
 
-def _interpolation(span: Span, size: int, source: int) -> jax.Array:
-    """Weights [size, source] of linear interpolation, a triangle widened where it shrinks."""
+def interpolation(span: Span, size: int, source: int) -> jax.Array:
+    """Weights [size, source] of linear interpolation, a triangle widened where it shrinks.
+
+    Pixels outside the span have none, so that the result is that of a crop resized afterwards.
+    """
     scale = span.length / size
-    index = jnp.where(span.mirrored, size - 1 - jnp.arange(size), jnp.arange(size))
-    centers = span.start + (index + 0.5) * scale - 0.5
-    distance = jnp.abs(centers[:, None] - jnp.arange(source)[None, :])
-    weights = jnp.maximum(0.0, 1.0 - distance / jnp.maximum(scale, 1.0))
+    centers = (jnp.arange(size) + 0.5) * scale - 0.5
+    pixels = jnp.arange(source) - span.start
+    distance = jnp.abs(centers[:, None] - pixels[None, :])
+    inside = (pixels >= 0) & (pixels < span.length)
+    weights = jnp.where(inside, jnp.maximum(0.0, 1.0 - distance / jnp.maximum(scale, 1.0)), 0.0)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 

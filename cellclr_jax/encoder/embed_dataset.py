@@ -21,7 +21,15 @@ from cellclr_jax.data.columns import CELL_ID, CELL_NAMES, COLUMNS
 from cellclr_jax.encoder.apply import restore, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import differences, digest, is_local, locked, read_json, write_json
+from cellclr_jax.files import (
+    differences,
+    digest,
+    is_local,
+    locked,
+    make_writable,
+    read_json,
+    write_json,
+)
 from cellclr_jax.profiling import profiles
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.run_folder import (
@@ -108,6 +116,7 @@ def embed_run(
     config.data_access = data_access
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
+            make_writable(out, "--out")
             stack.enter_context(locked(out, _LOCK, "embedding into it"))
         encoding, mesh = make_cell_encoder(config), devices.make_mesh()
         number, variables, progress = restore(workdir, step, encoding, mesh)

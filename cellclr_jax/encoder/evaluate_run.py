@@ -25,7 +25,7 @@ from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.apply import restore, site_profiles, visit
 from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
 from cellclr_jax.errors import BadUse
-from cellclr_jax.files import is_local
+from cellclr_jax.files import is_local, make_writable
 from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import Evaluation, evaluate
@@ -46,7 +46,7 @@ from cellclr_jax.run_folder import (
     origin_of,
     read_config,
 )
-from cellclr_jax.training.log.metrics_file import METRICS
+from cellclr_jax.training.log.metrics_file import METRICS_LOG
 
 # What is scored, the run's own first; a single cell has no number of cells.
 _FEATURES = ("trained", "untrained", "intensity", "pixels")
@@ -112,6 +112,8 @@ def evaluate_run(
         compounds = encoding.cells.table["compound"].fillna("")
         protocol = replace(protocol, control=control_spelling(compounds, protocol.control))
     report.check_settings(folder, protocol, details, overwrite=overwrite)
+    if jax.process_index() == 0:
+        make_writable(folder, "--out")
     scored, probed = _score(encoding, mesh, variables, protocol, options)
     if jax.process_index() == 0:
         results = report.Results(
@@ -169,7 +171,7 @@ def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) 
     """Returns what `report.Results` has of the run and its data besides the scores."""
     history = None
     with contextlib.suppress(OSError, ValueError):  # a run's log may be lost or cut off
-        lines = (workdir / METRICS).read_text().splitlines()
+        lines = (workdir / METRICS_LOG).read_text().splitlines()
         history = pd.DataFrame([json.loads(line) for line in lines])
     manifest = {
         name: value

@@ -194,6 +194,9 @@ def _scaled(x: jax.Array, method: str, low: jax.Array | None, high: jax.Array | 
 
 
 def _zscore(x: jax.Array) -> jax.Array:
+    # Relative to the first pixel: a constant channel is then exactly 0, whereas its mean in float32
+    # is off by more than the smallest deviation.
+    x = x - x[:, :1, :1]
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     deviation = jnp.std(x, axis=(1, 2), keepdims=True)
     return (x - mean) / jnp.where(deviation > _SMALLEST_DEVIATION, deviation, jnp.inf)

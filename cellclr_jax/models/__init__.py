@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.batch_norm import BatchNorm
 from cellclr_jax.models.cnn import CNN
 from cellclr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -47,7 +47,7 @@ class ProjectionHead(nn.Module):
             x = nn.Dense(width, use_bias=bias, dtype=self.dtype, name=f"l{i}")(x)
             if not last:
                 if self.norm == "batch":
-                    x = batch_norm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
+                    x = BatchNorm(train=train, dtype=self.dtype, name=f"bn{i}")(x)
                 x = nn.relu(x)
         return x.astype(jnp.float32)
 

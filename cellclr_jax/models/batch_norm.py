@@ -3,8 +3,7 @@
 The running variance is that of the minibatch, biased as Flax's; PyTorch's is larger by n / (n - 1).
 
 What is kept for the backward pass is what comes in, in the computation's dtype, and a few numbers
-a channel: each way is one reduction and one pass over the pixels, and over a mesh the sums of each
-reduction travel together.
+a channel.
 """
 
 import flax.linen as nn
@@ -19,24 +18,15 @@ BATCH_NORM_EPSILON = 1e-5
 _Result = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def batch_norm(
-    *, train: bool, dtype: jnp.dtype, name: str, zero_scale: bool = False
-) -> "BatchNorm":
-    """Batch normalisation over the whole (global) minibatch, statistics in float32.
+class BatchNorm(nn.Module):
+    """Batch normalisation over the whole (global) minibatch and all axes but the last.
 
-    Args:
+    Parameters, statistics and results are those of Flax's own.
+
+    Attributes:
       train: uses the minibatch's statistics and updates the running ones; else the running ones.
       dtype: of the computation; parameters and statistics stay float32.
-      name: of the parameters.
       zero_scale: starts the scale at 0, so that a residual block starts as the identity.
-    """
-    return BatchNorm(train=train, dtype=dtype, zero_scale=zero_scale, name=name)
-
-
-class BatchNorm(nn.Module):
-    """Parameters, statistics and results of Flax's own, over all axes but the last.
-
-    Attributes: see `batch_norm`.
     """
 
     train: bool
@@ -135,10 +125,12 @@ def _normalize_product(
 ) -> _Result:
     """x [..., I] · kernel [I, C], normalised; the product is neither kept nor read again.
 
-    Mean and variance of the product follow from those of x: kernelᵀ · mean and the diagonal of
-    kernelᵀ · covariance · kernel. So they are known before the product is made, which is then
-    normalised as it comes; and backwards, sums over pixels of gradient × product are sums of
-    kernel × (xᵀ · gradient). Where C is several times I that spares most of what is moved.
+    The mean of the product is kernelᵀ · mean of x, and its variance the diagonal of kernelᵀ ·
+    covariance of x · kernel. So both are known before the product is made, which is then normalised
+    as it comes; and backwards, sums over pixels of gradient × product are sums of kernel ×
+    (xᵀ · gradient). Where C is several times I that spares most of what is moved. All of it is of
+    x - mean, rounded to the computation's dtype: a mean far above the deviation would cost the
+    digits of the covariance, and of the product.
     """
     return _product_forward(x, kernel, scale, bias)[0]
 
@@ -148,32 +140,29 @@ def _product_forward(
 ) -> tuple[_Result, tuple[jax.Array, ...]]:
     axes, count = _pixels(x)
     center = jnp.mean(_wide(x), axis=axes)
-    covariance = _over_pixels(x, x) / count - center[:, None] * center[None, :]
+    x = (_wide(x) - _along(center, x)).astype(x.dtype)
     wide = _wide(kernel)
-    spread = _exactly(covariance, wide)
-    mean = _exactly(center, wide)
+    spread = _exactly(_over_pixels(x, x) / count, wide)
     variance = jnp.maximum(0.0, jnp.sum(wide * spread, axis=0))
-    y = _affine(jnp.matmul(x, kernel), mean, variance, scale, bias)
-    return (y, mean, variance), (x, kernel, scale, center, spread, mean, variance)
+    y = _affine(jnp.matmul(x, kernel), jnp.zeros_like(variance), variance, scale, bias)
+    return (y, _exactly(center, wide), variance), (x, kernel, scale, spread, variance)
 
 
 def _product_backward(kept: tuple[jax.Array, ...], cotangents: _Result) -> tuple[jax.Array, ...]:
-    x, kernel, scale, center, spread, mean, variance = kept
+    x, kernel, scale, spread, variance = kept
     g, wide = cotangents[0], _wide(kernel)
     axes, count = _pixels(x)
     inverse = _inverse_deviation(variance)
     d_bias, crossed = jnp.sum(_wide(g), axis=axes), _over_pixels(x, g)
-    d_scale = inverse * (jnp.sum(wide * crossed, axis=0) - mean * d_bias)
-    # The product's gradient is factor · g - level - slope · (x · kernel - mean).
+    d_scale = inverse * jnp.sum(wide * crossed, axis=0)
+    # The product's gradient is factor · (g - d_bias / count) - slope · x · kernel.
     factor = inverse * scale
-    level, slope = factor * d_bias / count, factor * inverse * d_scale / count
-    d_kernel = crossed * _along(factor, wide) - count * (
-        center[:, None] * _along(level, wide) + spread * _along(slope, wide)
-    )
+    slope = factor * inverse * d_scale / count
+    d_kernel = crossed * _along(factor, wide) - count * spread * _along(slope, wide)
     from_g = jnp.matmul(g, (wide * _along(factor, wide)).T.astype(x.dtype))
     from_x = jnp.matmul(x, _exactly(wide * _along(slope, wide), wide.T).astype(x.dtype))
-    offset = _exactly(slope * mean - level, wide.T)
-    dx = _wide(from_g) - _wide(from_x) + _along(offset, x)
+    offset = _exactly(factor * d_bias / count, wide.T)
+    dx = _wide(from_g) - _wide(from_x) - _along(offset, x)
     return dx.astype(x.dtype), d_kernel.astype(kernel.dtype), d_scale, d_bias
 
 

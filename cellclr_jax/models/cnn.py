@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.batch_norm import BatchNorm
 from cellclr_jax.models.cpu_kernels import convolution, max_pool_2x2
 
 
@@ -60,5 +60,5 @@ def _layer(cnn: CNN, x: jax.Array, i: int, train: bool) -> jax.Array:
     plain, dtype = cnn.norm == "none", cnn.dtype
     x = convolution(cnn.widths[i], 3, dtype=dtype, name=f"conv{i + 1}", bias=plain)(x)
     if not plain:
-        x = batch_norm(train=train, dtype=dtype, name=f"bn{i + 1}")(x)
+        x = BatchNorm(train=train, dtype=dtype, name=f"bn{i + 1}")(x)
     return max_pool_2x2(nn.relu(x))

@@ -1,6 +1,5 @@
 """Convolution and pooling that are fast on CPUs; on accelerators they are XLA's own."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,8 +61,8 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
       [B, ceil(H / stride), ceil(W / stride), F].
     """
     if _packable(images, kernel, stride):
-        return jax.lax.platform_dependent(images, kernel, cpu=_packed, default=_plain(stride))
-    return _plain(stride)(images, kernel)
+        return jax.lax.platform_dependent(images, kernel, cpu=_packed, default=_plain)
+    return _plain(images, kernel, stride)
 
 
 def _forward(
@@ -82,23 +81,19 @@ def _backward(
 convolve.defvjp(_forward, _backward)
 
 
-def _plain(stride: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _plain(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """The convolution as XLA has it."""
-
-    def convolve_plainly(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        around = kernel.shape[0] // 2
-        return jax.lax.conv_general_dilated(
-            images, kernel, (stride, stride), [(around, around)] * 2, dimension_numbers=_LAYOUT
-        )
-
-    return convolve_plainly
+    around = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        images, kernel, (stride, stride), [(around, around)] * 2, dimension_numbers=_LAYOUT
+    )
 
 
 def _backward_plainly(
     stride: int, images: jax.Array, kernel: jax.Array, slope: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients by images and kernel as XLA has them."""
-    return jax.vjp(_plain(stride), images, kernel)[1](slope)
+    return jax.vjp(partial(_plain, stride=stride), images, kernel)[1](slope)
 
 
 def _backward_on_cpu(
@@ -106,23 +101,8 @@ def _backward_on_cpu(
 ) -> tuple[jax.Array, jax.Array]:
     """The same; what comes in is computed once, and not again in each loop that moves it about."""
     images, slope = jax.lax.optimization_barrier((images, slope))
-    by_images = jax.linear_transpose(lambda x: _plain(stride)(x, kernel), images)
-    if kernel.shape[0] == 1:
-        return by_images(slope)[0], _pointwise_slope(images, slope, stride)
+    by_images = jax.linear_transpose(lambda x: _plain(x, kernel, stride), images)
     return by_images(slope)[0], _kernel_slope(images, slope, kernel.shape[0], stride)
-
-
-def _pointwise_slope(images: jax.Array, slope: jax.Array, stride: int) -> jax.Array:
-    """A 1×1 kernel's gradient [1, 1, C, F] as one matrix product over all pixels."""
-    # bfloat16 is added up in float32: some of the CPU backend's products would not do so.
-    seen = images[:, ::stride, ::stride].astype(jnp.float32)
-    slope = slope.astype(jnp.float32)
-    # The first factor of the product is transposed in memory: better the one of fewer channels.
-    if seen.shape[-1] <= slope.shape[-1]:
-        product = jnp.einsum("bhwc,bhwf->cf", seen, slope)
-    else:
-        product = jnp.einsum("bhwf,bhwc->fc", slope, seen).T
-    return product[None, None].astype(images.dtype)
 
 
 def _kernel_slope(images: jax.Array, slope: jax.Array, size: int, stride: int) -> jax.Array:
@@ -160,7 +140,7 @@ def _packed(images: jax.Array, kernel: jax.Array) -> jax.Array:
     features = kernel.shape[-1]
     pairs = images.reshape(batch, height, width // 2, 2 * channels)
     wide = jnp.einsum("dsqt,htcf->hdscqf", jnp.asarray(_PAIRS, kernel.dtype), kernel)
-    result = _plain(1)(pairs, wide.reshape(3, 3, 2 * channels, 2 * features))
+    result = _plain(pairs, wide.reshape(3, 3, 2 * channels, 2 * features))
     return result.reshape(batch, height, width, features)
 
 
@@ -225,77 +205,3 @@ def _pool_2x2_backward(place: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
 
 
 _pool_2x2.defvjp(_pool_2x2_forward, _pool_2x2_backward)
-
-_pool_3x3_plainly = partial(
-    nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
-)
-
-
-@jax.custom_vjp
-def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """torchvision's stem pooling: 3×3 windows at stride 2 with one pixel of padding.
-
-    Args:
-      x: [B, H, W, C].
-
-    Returns:
-      [B, ceil(H / 2), ceil(W / 2), C]. On CPUs one axis is pooled after the other, which is several
-      times faster than a window reduction, above all backwards.
-    """
-    return jax.lax.platform_dependent(x, cpu=_pool_by_axes, default=_pool_3x3_plainly)
-
-
-def _pool_3x3_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return max_pool_3x3(x), x
-
-
-def _pool_3x3_backward(x: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
-    def plainly(x: jax.Array, slope: jax.Array) -> jax.Array:
-        return jax.vjp(_pool_3x3_plainly, x)[1](slope)[0]
-
-    return (jax.lax.platform_dependent(x, slope, cpu=_spread_by_axes, default=plainly),)
-
-
-max_pool_3x3.defvjp(_pool_3x3_forward, _pool_3x3_backward)
-
-
-def _pool_by_axes(x: jax.Array) -> jax.Array:
-    return _pool_axis(_pool_axis(x, 2), 1)
-
-
-def _spread_by_axes(x: jax.Array, slope: jax.Array) -> jax.Array:
-    return _spread_axis(x, _spread_axis(_pool_axis(x, 2), slope, 1), 2)
-
-
-def _pool_axis(x: jax.Array, axis: int) -> jax.Array:
-    """Maxima of three neighbours at stride 2 along one axis."""
-    before, middle, after = _neighbours(x, axis)
-    return jnp.maximum(jnp.maximum(before, middle), after)
-
-
-def _spread_axis(x: jax.Array, slope: jax.Array, axis: int) -> jax.Array:
-    """Takes the gradient by `_pool_axis(x, axis)` back to x."""
-    before, middle, after = _neighbours(x, axis)
-    is_before = (before >= middle) & (before >= after)
-    is_middle = ~is_before & (middle >= after)
-    zero = jnp.zeros((), slope.dtype)
-    to_before = jnp.where(is_before, slope, zero)
-    to_middle = jnp.where(is_middle, slope, zero)
-    to_after = jnp.where(is_before | is_middle, zero, slope)
-    # An odd pixel lies after the middle of its window and before that of the next one.
-    end = [(0, 0)] * x.ndim
-    end[axis] = (0, 1)
-    to_odd = to_after + jnp.pad(jax.lax.slice_in_dim(to_before, 1, None, axis=axis), end)
-    shape = list(x.shape)
-    shape[axis] = 2 * slope.shape[axis]
-    both = jnp.stack([to_middle, to_odd], axis=axis + 1).reshape(shape)
-    return jax.lax.slice_in_dim(both, 0, x.shape[axis], axis=axis)
-
-
-def _neighbours(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The pixels before, in and after the middle of each window along an axis."""
-    windows = -(-x.shape[axis] // 2)
-    around = [(0, 0)] * x.ndim
-    around[axis] = (1, 2 * windows - x.shape[axis])
-    x = jnp.pad(x, around, constant_values=-jnp.inf)
-    return [jax.lax.slice_in_dim(x, i, i + 2 * windows - 1, 2, axis) for i in range(3)]

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cellclr_jax.models.batch_norm import BatchNorm, batch_norm
-from cellclr_jax.models.cpu_kernels import convolution, max_pool_3x3
+from cellclr_jax.models.batch_norm import BatchNorm
+from cellclr_jax.models.cpu_kernels import convolution
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] to [B, H / stride, W / stride, width]."""
-        conv, norm = convolution, batch_norm
+        conv, norm = convolution, BatchNorm
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
         y = conv(self.width, 3, dtype=self.dtype, name="conv2")(y)
@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, H, W, C] to [B, H / stride, W / stride, 4 * width]."""
-        conv, norm = convolution, batch_norm
+        conv, norm = convolution, BatchNorm
         y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv2")(y)
@@ -66,7 +66,7 @@ def shortcut(
     if stride == 1 and x.shape[-1] == features:
         return x
     resized = convolution(features, 1, stride=stride, dtype=dtype, name="downsample_conv")
-    norm = batch_norm(train=train, dtype=dtype, name="downsample_bn")
+    norm = BatchNorm(train=train, dtype=dtype, name="downsample_bn")
     return normalized(resized, norm, x) if stride == 1 else norm(resized(x))
 
 
@@ -109,8 +109,8 @@ class ResNet(nn.Module):
         run = nn.remat(_run, static_argnums=(2,)) if self.remat else _run
         x = images.astype(self.dtype)
         x = convolution(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
-        x = max_pool_3x3(x)
+        x = nn.relu(BatchNorm(train=train, dtype=self.dtype, name="bn1")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, (width, depth) in enumerate(zip(STAGE_WIDTHS, self.depths, strict=True), 1):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1

@@ -53,7 +53,7 @@ def differences(there: Shapes, here: Shapes) -> str:
     common = there.keys() & here.keys()
     kinds = {
         "it lacks": [name for name in here if name not in common],
-        "it has beside": [name for name in there if name not in common],
+        "it also has": [name for name in there if name not in common],
         "other shapes:": [
             f"{name} {there[name]}, here {here[name]}"
             for name in common
@@ -96,24 +96,6 @@ def loss_of(checkpoint: epath.Path) -> float | None:
     return float(loss)
 
 
-def known_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
-    """Reads the validation losses of ranked checkpoints, by step; skips unreadable ones."""
-    losses = {}
-    for step in steps:
-        with contextlib.suppress(ValueError):
-            if (loss := loss_of(directory / str(step))) is not None:
-                losses[step] = loss
-    return losses
-
-
-def move_aside(path: epath.Path, aside: epath.Path) -> None:
-    """Moves a folder into another one, under a name that is free there."""
-    aside.mkdir(parents=True, exist_ok=True)
-    name = path.name
-    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(1)))
-    path.rename(next(aside / free for free in names if not (aside / free).exists()))
-
-
 def unranked(directory: epath.Path) -> list[int]:
     """Steps of checkpoints whose saved validation loss cannot be read."""
     found = []
@@ -134,15 +116,6 @@ def first_line(error: Exception) -> str:
     return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"
 
 
-def not_written(folder: str, error: Exception) -> str:
-    """Describes a checkpoint that could not be written."""
-    free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" if os.path.isdir(folder) else "?"
-    return (
-        f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
-        "once that is fixed, the same command goes on from the newest one"
-    )
-
-
 CHECKPOINTS = "checkpoints"
 _ASIDE = "unreadable"
 _STATE, _PROGRESS = "state", "progress"
@@ -160,7 +133,7 @@ class Checkpoints:
     Args:
       directory: of the checkpoints; created if missing.
       keep_every: also keeps one every so many steps, in addition to the last and the best; 0: none.
-      read_only: neither writes nor deletes anything, so that a run may go on in the folder.
+      read_only: neither writes nor deletes anything, so that a run may continue in the folder.
 
     Attributes:
       unranked: steps of checkpoints that were moved aside: their loss cannot be read.
@@ -313,7 +286,11 @@ class Checkpoints:
         if which == "last":
             return steps[-1]
         if which == "best":
-            losses = known_losses(epath.Path(self.directory), steps)
+            losses = {}
+            for step in steps:
+                with contextlib.suppress(ValueError):
+                    if (loss := loss_of(epath.Path(self.directory) / str(step))) is not None:
+                        losses[step] = loss
             if not losses:
                 raise BadUse(
                     f"no checkpoint in {self.directory} has a validation loss: --step=last"
@@ -383,7 +360,13 @@ class Checkpoints:
         except (MemoryError, BadData):
             raise
         except Exception as error:
-            raise BadData(not_written(self.directory, error)) from error
+            folder, free = self.directory, "?"
+            if os.path.isdir(folder):
+                free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free"
+            raise BadData(
+                f"a checkpoint could not be written to {folder} ({free}): {first_line(error)}; "
+                "once that is fixed, the same command resumes from the newest one"
+            ) from error
 
     @contextlib.contextmanager
     def _named_damage(self, step: int) -> Iterator[None]:
@@ -402,12 +385,16 @@ class Checkpoints:
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves checkpoints into `unreadable` in the first process, while all others wait."""
         directory = epath.Path(self.directory)
-        if jax.process_index() == 0:
-            for step in steps:
-                move_aside(directory / str(step), directory.parent / _ASIDE)
+        aside = directory.parent / _ASIDE
+        for step in steps if jax.process_index() == 0 else ():
+            aside.mkdir(parents=True, exist_ok=True)
+            names = itertools.chain([f"{step}"], (f"{step}.{i}" for i in itertools.count(1)))
+            free = next(aside / name for name in names if not (aside / name).exists())
+            (directory / str(step)).rename(free)
         multihost_utils.sync_global_devices("checkpoints are set aside")
 
     def _restore(self, step: int, state: ocp.args.CheckpointArgs) -> tuple[Any, dict[str, Any]]:
+        """Restores a state and its progress."""
         restored = self._manager.restore(
             step, args=ocp.args.Composite(**{_STATE: state, _PROGRESS: ocp.args.JsonRestore()})
         )

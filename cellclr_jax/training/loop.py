@@ -13,11 +13,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from cellclr_jax import devices
+from cellclr_jax import default_config, devices
 from cellclr_jax.console import say
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local
+from cellclr_jax.objectives import Objective
 from cellclr_jax.run_folder import as_json, describe_dataset, open_run, write_config
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.feed import Feed
@@ -52,7 +53,7 @@ def train(
     wandb: str | None = None,
     began: float | None = None,
 ) -> TrainState:
-    """Trains, or goes on from the newest checkpoint in `workdir`, until the last epoch's end.
+    """Trains, or resumes from the newest checkpoint in `workdir`, until the last epoch's end.
 
     Args:
       config: of the experiment (see `default_config`).
@@ -104,7 +105,7 @@ def train(
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
-    """Describes a run in a line: dataset, model, steps, devices; notes a rising learning rate."""
+    """Describes a run in a line: dataset, model, steps, devices; and notes in further lines."""
     config = experiment.config
     line = (
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
@@ -118,6 +119,12 @@ def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
             f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
             "here: --config.schedule.legacy_per_epoch=False ends it with the run"
         )
+    usual = default_config.get_config().model.head.to_dict()
+    if (
+        type(experiment.objective).head is not Objective.head
+        and config.model.head.to_dict() != usual
+    ):
+        line += f"\nnote: config.model.head has no effect: {config.objective} has its own head"
     return line
 
 
@@ -158,7 +165,10 @@ class _Run:
             stack.callback(self.log.close)
             feed = Feed(data, self.mesh)
             stack.callback(feed.close)
-            trace = self._trace(start, profile_steps)
+            # Only of the first process: all do the same.
+            folder = None if self.workdir is None else Path(self.workdir) / PROFILE
+            last = self.experiment.total_steps
+            trace = Trace(folder, first_step=start + 1, last_step=last, steps=profile_steps)
             stack.callback(trace.close)
             self.should_stop = stack.enter_context(stop_signals_noted())
             if start:  # it may have ended between saving and scoring
@@ -166,7 +176,7 @@ class _Run:
             # Everything that crosses to or from the host in the loop does so on purpose.
             stack.enter_context(jax.transfer_guard("disallow"))
             metrics: Metrics = {}
-            for step in range(start + 1, self.experiment.total_steps + 1):
+            for step in range(start + 1, last + 1):
                 trace.before(step)
                 minibatch, waited = feed.next(metrics)
                 self.log.waited(waited)
@@ -206,7 +216,7 @@ class _Run:
         self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
-            say(f"going on from step {int(state.step)} of {experiment.total_steps}")
+            say(f"resuming from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 
     def _first_state(self) -> TrainState:
@@ -236,12 +246,6 @@ class _Run:
             wandb=wandb,
         )
 
-    def _trace(self, start: int, steps: int) -> Trace:
-        """Traces only the first process: all do the same."""
-        folder = None if self.workdir is None else Path(self.workdir) / PROFILE
-        last = self.experiment.total_steps
-        return Trace(folder, first_step=start + 1, last_step=last, steps=steps)
-
     def _begin(self, step: int, metrics: Metrics, minibatch: Mapping[str, jax.Array]) -> None:
         """After the first step: shows its views; the rate is one without compilation."""
         jax.block_until_ready(metrics)
@@ -263,7 +267,7 @@ class _Run:
           step: that was started.
           state: after it.
           metrics: of it.
-          position: of the data iterator, where the next step goes on.
+          position: of the data iterator, from where the next step continues.
         """
         self.pending.add(step, metrics)
         self.log.advance()

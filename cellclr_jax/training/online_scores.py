@@ -55,14 +55,18 @@ class OnlineScore:
         self._said: set[str] = set()
         table, self._control = experiment.encoder.cells.table, experiment.config.control
         treated = has_treatments(table, self._control)
-        size = self._size(experiment.config.online.cells)
+        cells, asked = experiment.encoder.cells, experiment.config.online.cells
+        bytes_each = int(np.prod(cells.image_shape)) * cells.image_dtype.itemsize
+        size = min(asked, max(_MOST_BYTES // bytes_each, 1))
+        if size < min(asked, len(table)):
+            self._note(f"scores of {asked:,} cells", f"{size:,} fill {_MOST_BYTES >> 20} MiB")
         if treated:
             self._rows = spread_over_wells(table, size, control=self._control)
         else:
             self._rows = _draw_classes(table, size, self._control).rows
-        cells = table.iloc[self._rows].reset_index(drop=True)
-        self._sites = sites_of(cells) if treated else None
-        self._sample = _draw_classes(cells, size, self._control)
+        subset = table.iloc[self._rows].reset_index(drop=True)
+        self._sites = sites_of(subset) if treated else None
+        self._sample = _draw_classes(subset, size, self._control)
         if not (treated or self._sample.label_column):
             self._note("scores", "the dataset has neither labels nor treatments")
             self._every = 0
@@ -154,14 +158,6 @@ class OnlineScore:
             self._note(name, evaluated.undefined)
             return {}
         return {name: evaluated.probes[_ONLINE].scores["knn"].balanced_accuracy}
-
-    def _size(self, asked: int) -> int:
-        cells = self._encoding.cells
-        bytes_each = int(np.prod(cells.image_shape)) * cells.image_dtype.itemsize
-        size = min(asked, max(_MOST_BYTES // bytes_each, 1))
-        if size < min(asked, len(cells.table)):
-            self._note(f"scores of {asked:,} cells", f"{size:,} fill {_MOST_BYTES >> 20} MiB")
-        return size
 
     def _note(self, what: str, reason: str) -> None:
         """Says once, on one process, what there is not and why."""

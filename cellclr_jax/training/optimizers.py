@@ -1,6 +1,5 @@
 """Optimisers and schedules by name; weight decay and trust ratio are masked by path."""
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -82,16 +81,9 @@ def make_schedule(
     }
     if name not in after:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(after)}")
-    parts = [
-        (warmup_steps, optax.linear_schedule(0.0, peak, warmup_steps)),
-        (hold_steps, optax.constant_schedule(peak)),
-    ]
-    before = [(steps, schedule) for steps, schedule in parts if steps]
-    if not before:
-        return after[name]()
-    lengths, schedules = zip(*before, strict=True)
-    ends = list(itertools.accumulate(lengths))
-    return optax.join_schedules([*schedules, after[name]()], ends)
+    rise = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
+    parts = [rise, optax.constant_schedule(peak), after[name]()]
+    return optax.join_schedules(parts, [warmup_steps, warmup_steps + hold_steps])
 
 
 def legacy_cosine(peak: float, *, steps_per_epoch: int, constant_epochs: int) -> Schedule:

@@ -20,6 +20,7 @@ from cellclr_jax.encoder.load import CellEncoder, make_cell_encoder, make_object
 from cellclr_jax.encoder.preprocessing import IN_UNIT_RANGE
 from cellclr_jax.errors import BadUse
 from cellclr_jax.objectives import Objective
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.training import optimizers
 from cellclr_jax.training.step import (
     LABEL,
@@ -171,7 +172,8 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """
     check_ranges(config)
     _check_operations(config)
-    _check_evaluation(config)
+    # Refuses settings of the evaluation now instead of after the training.
+    Protocol(**plain(config.evaluation), control=config.control)
     encoder, objective = make_cell_encoder(config), make_objective(config)
     encoder, labels = _with_labels(encoder, objective.labels)
     table = encoder.cells.table
@@ -209,13 +211,6 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     )
     _trace(experiment)
     return experiment
-
-
-def _check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings of the evaluation now instead of after the training."""
-    from cellclr_jax.profiling.protocol import Protocol
-
-    Protocol(**plain(config.evaluation), control=config.control)
 
 
 def _with_labels(

@@ -20,9 +20,7 @@ class Interrupted(Exception):
     """
 
     def __init__(self, number: signal.Signals, step: int) -> None:
-        super().__init__(
-            f"{_NAMES[number]}: saved step {step}; the same command goes on from there"
-        )
+        super().__init__(f"{_NAMES[number]}: saved step {step}; the same command resumes there")
         self.number = number
 
 

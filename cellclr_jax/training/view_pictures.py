@@ -48,7 +48,8 @@ def view_grid(
       range allows; channels in colour, a single one in grey.
     """
     size = len(minibatch["image"])
-    count = min(max(_ROWS // _bands(minibatch["image"].shape[-1]), 1), size)
+    rows_of_cell = -(-minibatch["image"].shape[-1] // len(_COLOURS))
+    count = min(max(_ROWS // rows_of_cell, 1), size)
     learner = experiment.learner()
     group = learner.objective.views[0]
     # Pictures show images before their channels are standardised.
@@ -74,22 +75,17 @@ def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
     side = min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
     cells = []
     for crop, own in zip(crops, views, strict=True):
-        resized = np.stack([_resize(image, side) for image in (crop, *own)])
-        tiles = stretch(np.nan_to_num(resized))  # a run that diverges is worth looking at
+        # Pixels stay pixels where they are enlarged.
+        resized = [
+            resize(images, side, "NEAREST" if side % images.shape[1] == 0 else "BICUBIC")
+            for images in (crop[None], own)
+        ]
+        # A run that diverges is worth looking at.
+        tiles = stretch(np.nan_to_num(np.concatenate(resized)))
         cells.append(np.pad(_cell(tiles, at_step), ((0, _ROOM), (0, 0), (0, 0))))
     lefts = (0, side + _ROOM, (1 + at_step) * side + 2 * _ROOM + (at_step - 1) * _GAP)
     titles = dict(zip(lefts, ("crop", "views at step 1", "further views"), strict=True))
     return _write(np.pad(np.concatenate(cells), ((_TITLE, 0), (0, 0), (0, 0))), titles)
-
-
-def _bands(channels: int) -> int:
-    """How many rows of the picture a cell with so many channels has."""
-    return -(-channels // len(_COLOURS))
-
-
-def _resize(image: np.ndarray, side: int) -> np.ndarray:
-    """[h, w, C] float32 → [side, side, C]: pixels stay pixels where they are enlarged."""
-    return resize(image[None], side, "NEAREST" if side % image.shape[0] == 0 else "BICUBIC")[0]
 
 
 def _cell(tiles: np.ndarray, at_step: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from cellclr_jax import devices
 from cellclr_jax.console import plural, say
 from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked
+from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked, make_writable
 from cellclr_jax.models import ProjectionHead
 from cellclr_jax.run_folder import (
     CONFIG,
@@ -74,6 +74,7 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
         "channels": network.channels,
     }
     if not (exists := _is_converted(folder, origin, config)):
+        make_writable(folder, "--workdir")
         with locked(folder.resolve(), TRAINING, IN_USE):
             # Another process may have written it until now.
             if not (exists := _is_converted(folder, origin, config)):

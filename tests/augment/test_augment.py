@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support.published_chain import crop
 
 from cellclr_jax import augment
 from cellclr_jax.augment import resampling
@@ -33,20 +35,19 @@ def draws(operation, picture, count=64, seed=0):
 
 
 def naive_resize(picture, top, left, height, width, size):
-    """Antialiased linear resampling of a box, pixel by pixel, in float64."""
+    """A box cut out, then resampled by antialiased linear interpolation in float64."""
+    box = picture[top : top + height, left : left + width]
     out = np.zeros((size, size, picture.shape[2]))
 
-    def weights(start, length, index, source):
-        scale = length / size
-        center = start + (index + 0.5) * scale - 0.5
+    def weights(index, source):
+        scale = source / size
+        center = (index + 0.5) * scale - 0.5
         w = np.maximum(0, 1 - np.abs(center - np.arange(source)) / max(scale, 1))
         return w / w.sum()
 
     for i in range(size):
         for j in range(size):
-            rows = weights(top, height, i, picture.shape[0])
-            columns = weights(left, width, j, picture.shape[1])
-            out[i, j] = np.einsum("h,w,hwc->c", rows, columns, picture)
+            out[i, j] = np.einsum("h,w,hwc->c", weights(i, height), weights(j, width), box)
     return out
 
 
@@ -64,37 +65,39 @@ def test_resize_equals_a_loop_and_leaves_its_own_size_alone():
     assert augment.resize(picture, 24) is picture
 
 
-def naive_crop_areas(count, seed=0):
-    """Areas of boxes drawn as torchvision draws them: up to ten tries until one fits."""
-    rng = np.random.default_rng(seed)
-    areas = []
-    for _ in range(count):
-        for _ in range(10):
-            area, aspect = rng.uniform(0.08, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-            if area * aspect <= 1 and area / aspect <= 1:
-                areas.append(area)
-                break
-    return np.array(areas)
+def read_boxes(shape, count=600, **settings):
+    """(top, left, height, width) of the boxes of random crops, as a ramp reveals them."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    ramp = np.stack([y, x], axis=-1)
+    size = 2 * max(shape)  # enlarged: the outermost pixels are those of the box's corners
+    out = draws(partial(augment.random_resized_crop, size=size, **settings), ramp, count)
+    (top, left), (bottom, right) = out[:, 0, 0].T, out[:, -1, -1].T
+    boxes = np.stack([top, left, bottom - top + 1, right - left + 1], axis=1)
+    np.testing.assert_allclose(boxes, np.round(boxes), atol=1e-4)
+    return np.round(boxes).astype(int)
 
 
 def test_random_resized_crop_draws_boxes_as_torchvision():
-    """On a ramp the box can be read off the result."""
-    y, x = np.mgrid[:32, :32].astype(np.float32)
-    ramp = np.stack([y, x, np.ones_like(x)], axis=-1)
-    out = draws(augment.random_resized_crop, ramp, count=2000)
-    slope_y = (out[:, 20, 16, 0] - out[:, 12, 16, 0]) / 8 * 32
-    slope_x = (out[:, 16, 20, 1] - out[:, 16, 12, 1]) / 8 * 32
-    area = slope_y * slope_x / 32**2
-    assert area.min() >= 0.079
-    assert area.max() <= 1.001
-    want = naive_crop_areas(20_000)
-    np.testing.assert_allclose(
-        np.quantile(area, [0.1, 0.5, 0.9]), np.quantile(want, [0.1, 0.5, 0.9]), atol=0.04
-    )
-    aspect = np.log(slope_x / slope_y)
-    assert np.abs(aspect).max() <= np.log(4 / 3) + 1e-3
-    assert aspect.mean() == pytest.approx(0, abs=0.03)
-    np.testing.assert_allclose(out[..., 2], 1, atol=1e-5)
+    rng, shape = np.random.default_rng(0), (21, 32)
+    got, want = read_boxes(shape), np.array([crop(rng, *shape) for _ in range(2000)])
+    for values in (*zip(got.T, want.T, strict=True), [b[:, 3] / b[:, 2] for b in (got, want)]):
+        assert scipy.stats.ks_2samp(*values).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(60, 9), (9, 60), (7, 40), (40, 50)])
+def test_where_no_box_fits_the_largest_of_an_allowed_aspect_is_taken_from_the_middle(shape):
+    areas = (1.0, 1.0)  # none fits in these but one whose aspect is the image's own
+    want = crop(np.random.default_rng(0), *shape, areas=areas)
+    assert (read_boxes(shape, count=3, area=areas) == want).all()
+
+
+@pytest.mark.parametrize("box", [(10, 5, 33, 47), (0, 0, 64, 80), (31, 60, 3, 1)])
+@pytest.mark.parametrize("size", [16, 96])
+def test_a_box_is_resized_as_if_it_were_cut_out_first(box, size):
+    picture = np.random.default_rng(0).normal(size=(64, 80, 2)).astype(np.float32)
+    rows, columns = (resampling.Span(box[i], box[i + 2]) for i in (0, 1))
+    got = resampling.resample_box(jnp.asarray(picture), rows, columns, size, size)
+    np.testing.assert_allclose(got, naive_resize(picture, *box, size), atol=4e-5)
 
 
 def test_rotate_quarter_gives_all_four_orientations():

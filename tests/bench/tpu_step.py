@@ -135,7 +135,7 @@ def _mesh(topology: str) -> Any:
     # Both cores of a v4 chip as one device, as JAX has them where there is such a chip.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     described = topologies.get_topology_desc(topology, "tpu", **options)
-    return devices.mesh_of(described.devices)
+    return devices.make_mesh(described.devices)
 
 
 def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:

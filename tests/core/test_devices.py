@@ -13,7 +13,7 @@ def test_devices_of_a_process_lie_beside_each_other(monkeypatch):
     # As on a TPU v5e 4x4, whose torus goes to and fro between hosts.
     hosts = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
     devices = [SimpleNamespace(process_index=host, id=i) for i, host in enumerate(hosts)]
-    ordered = sharding.mesh_of(devices)
+    ordered = sharding.make_mesh(devices)
     assert [host for host, _ in itertools.groupby(d.process_index for d in ordered)] == [0, 1, 2, 3]
     assert sorted(d.id for d in ordered) == list(range(16))
 

@@ -138,7 +138,7 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     fewer = run(*flags, f"--plates={PLATES[1]}")
     assert fewer.returncode == 2
     assert f"was built otherwise: 1 plate fewer: {PLATES[0]}. --overwrite" in fewer.stderr
-    moved = release.rename(tmp_path / "moved")
+    moved = release.rename(tmp_path / "moved, with commas,")
     assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
     gone = run(*flags)
     assert gone.returncode == 2

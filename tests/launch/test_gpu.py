@@ -163,7 +163,7 @@ def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Sig
     process.send_signal(how)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 143
-    assert errors == "error: stopped; the same command goes on with what is done\n"
+    assert errors == "error: stopped; the same command resumes\n"
     assert log.read_text() == "training has begun\nsaved\n"
     assert gpus.calls().count(trained(gpus)) == 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cellclr_jax.models.batch_norm import batch_norm
+from cellclr_jax.models.batch_norm import BatchNorm
 from cellclr_jax.models.resnet import Bottleneck
 
 FLAX = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
@@ -18,7 +18,7 @@ def draw(*shape, seed=0, mean=0.0):
 
 
 def ours(*, train=True, dtype=jnp.float32):
-    return batch_norm(train=train, dtype=dtype, name=None)
+    return BatchNorm(train=train, dtype=dtype)
 
 
 def variables(channels):
@@ -84,6 +84,22 @@ def test_a_normalised_product_equals_product_and_normalisation(mean):
     assert_equal(
         value_and_gradients(at_once, *arguments), value_and_gradients(in_turn, *arguments), 1e-4
     )
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(50.0, 0.1), (-300.0, 2.0)])
+def test_the_variance_of_a_product_far_from_zero_is_exact_in_bfloat16(mean, deviation):
+    x = (mean + deviation * draw(8, 9, 9, 16)).astype(jnp.bfloat16)
+    kernel = (draw(16, 64, seed=5) / 4).astype(jnp.bfloat16).astype(jnp.float32)
+    state = {"params": variables(64)["params"], "batch_stats": {"mean": 0.0, "var": 0.0}}
+    y, updated = ours(dtype=jnp.bfloat16).apply(state, x, kernel, mutable=["batch_stats"])
+    product = np.asarray(x, np.float64).reshape(-1, 16) @ np.asarray(kernel, np.float64)
+    got = updated["batch_stats"]
+    np.testing.assert_allclose(got["var"] / 0.1, product.var(0), rtol=0.02)
+    np.testing.assert_allclose(got["mean"] / 0.1, product.mean(0), rtol=1e-3, atol=0.01)
+    unit = (product - product.mean(0)) / np.sqrt(product.var(0) + 1e-5)
+    scale, bias = (np.asarray(state["params"][name]) for name in ("scale", "bias"))
+    want = unit * scale + bias
+    np.testing.assert_allclose(np.asarray(y, np.float32).reshape(-1, 64), want, atol=0.1)
 
 
 def test_outside_of_training_a_product_is_a_product():

@@ -7,9 +7,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cellclr_jax import devices
-from cellclr_jax.models import cpu_kernels, make_model
 from cellclr_jax.models import cpu_kernels as ways_to_convolve
-from cellclr_jax.models.cpu_kernels import convolution, convolve, max_pool_2x2, max_pool_3x3
+from cellclr_jax.models import make_model
+from cellclr_jax.models.cpu_kernels import convolution, convolve, max_pool_2x2
 
 # Parameters of torchvision's models without the classification layer (published totals less fc).
 TORCHVISION = {
@@ -201,15 +201,6 @@ def test_both_ways_of_a_convolution_have_the_same_gradients(shape):
         np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (3, 2)])
-def test_both_ways_of_the_stem_pooling_are_the_same(height, width):
-    x = drawn((2, height, width, 5))
-    plain, back = jax.vjp(cpu_kernels._pool_3x3_plainly, x)
-    np.testing.assert_array_equal(cpu_kernels._pool_by_axes(x), plain)
-    slope = drawn(plain.shape, seed=1)
-    np.testing.assert_allclose(cpu_kernels._spread_by_axes(x, slope), back(slope)[0], rtol=1e-6)
-
-
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 6), (6, 7), (5, 3)])
 def test_pooling_equals_a_loop(height, width):
     # Whole numbers, so that maxima are often equal.
@@ -225,23 +216,6 @@ def test_pooling_equals_a_loop(height, width):
         for b, c in np.ndindex(2, 3):
             want[b, 2 * i + first[b, c] // 2, 2 * j + first[b, c] % 2, c] = slope[b, i, j, c]
     np.testing.assert_array_equal(back(jnp.asarray(slope))[0], want)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 8), (8, 7), (1, 1), (2, 3)])
-def test_stem_pooling_equals_xlas_window(height, width, dtype):
-    x = jnp.round(2 * drawn((2, height, width, 3))).astype(dtype)
-
-    def by_window(x):
-        window, steps = (1, 3, 3, 1), (1, 2, 2, 1)
-        around = ((0, 0), (1, 1), (1, 1), (0, 0))
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, around)
-
-    for have, want in zip(
-        value_and_slopes(max_pool_3x3, x), value_and_slopes(by_window, x), strict=True
-    ):
-        have, want = np.asarray(have, np.float32), np.asarray(want, np.float32)
-        np.testing.assert_allclose(have, want, atol=0.05 if dtype == "bfloat16" else 1e-6)
 
 
 @pytest.mark.parametrize(

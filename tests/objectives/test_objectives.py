@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from support import tiny_run
 
 from cellclr_jax import default_config, devices, objectives
@@ -64,6 +65,7 @@ def test_teacher_state_and_labels_are_carried_from_step_to_step(config):
     key = devices.root_key(0, mesh)
     before = program.init(key)
     student, teacher = jax.device_get((before.params, before.teacher["params"]))
+    jax.tree.map(np.testing.assert_array_equal, teacher, student)
     after, metrics = program.step(before, devices.to_global(mesh, cells), key)
     assert {"loss", "distance", "embedding_spread"} <= metrics.keys()
     np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["distance"], rtol=1e-6)
@@ -102,6 +104,16 @@ def test_devices_do_not_change_the_step(config):
         states.append(jax.device_get(state))
     for found, wanted in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+
+
+def test_settings_of_a_head_that_is_not_used_are_noted(config):
+    mesh = devices.make_mesh(1)
+    for name, noted in (("vicreg", True), ("nt_xent", False)):
+        config.objective, config.vicreg.width = name, 16
+        line = loop.describe(make_experiment(config), mesh, epath.Path("run"))
+        assert ("note: config.model.head has no effect" in line) == noted
+    config.objective, config.model.head = "vicreg", default_config.get_config().model.head
+    assert "note" not in loop.describe(make_experiment(config), mesh, epath.Path("run"))
 
 
 def test_unknown_objectives_and_settings_are_refused(config):

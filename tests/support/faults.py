@@ -207,7 +207,7 @@ def truncate_newest(patient):
     process.kill()
     message = process.communicate()[1]
     assert f"step {kept[-1].name} cannot be read: moved to unreadable/" in message, message
-    assert f"going on from step {kept[-2].name} " in message
+    assert f"resuming from step {kept[-2].name} " in message
     return f"cut the checkpoint of step {kept[-1].name}: went on from {kept[-2].name}"
 
 

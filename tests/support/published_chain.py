@@ -12,16 +12,26 @@ LUMA = np.array([0.299, 0.587, 0.114])
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
 
-def crop(rng, side):
-    """(height, width, top, left) in whole pixels, of up to ten tries the first that fits."""
+def crop(rng, side, width=None, areas=(0.08, 1.0), aspects=(3 / 4, 4 / 3)):
+    """(top, left, height, width) in whole pixels: of up to ten tries the first that fits.
+
+    Where none fits, the largest box of an allowed aspect, in the middle: as torchvision has it.
+    """
+    rows, columns = side, width or side
     for _ in range(10):
-        area = rng.uniform(0.08, 1.0) * side**2
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        area = rng.uniform(*areas) * rows * columns
+        aspect = np.exp(rng.uniform(*np.log(aspects)))
         width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-        if 0 < width <= side and 0 < height <= side:
-            top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
-            return height, width, top, left
-    return side, side, 0, 0
+        if 0 < width <= columns and 0 < height <= rows:
+            top, left = rng.integers(0, rows - height + 1), rng.integers(0, columns - width + 1)
+            return top, left, height, width
+    if columns / rows < aspects[0]:
+        height, width = round(columns / aspects[0]), columns
+    elif columns / rows > aspects[1]:
+        height, width = rows, round(rows * aspects[1])
+    else:
+        height, width = rows, columns
+    return (rows - height) // 2, (columns - width) // 2, height, width
 
 
 def points(side):

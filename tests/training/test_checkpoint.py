@@ -62,9 +62,9 @@ def test_what_was_saved_comes_back(saved):
     ("template", "message"),
     [
         (state(width=5), r"other shapes: params/first/kernel \(3, 4\), here \(3, 5\), params/sec"),
-        (state(layers=("first",)), "it has beside params/second/kernel, opt_state/mu/second"),
+        (state(layers=("first",)), "it also has params/second/kernel, opt_state/mu/second"),
         (state(layers=("first", "second", "third")), "it lacks params/third/kernel"),
-        (state(moments=("nu",)), "it lacks opt_state/nu/.*; it has beside opt_state/mu/"),
+        (state(moments=("nu",)), "it lacks opt_state/nu/.*; it also has opt_state/mu/"),
     ],
 )
 def test_another_tree_is_refused_with_the_difference_named(saved, template, message):

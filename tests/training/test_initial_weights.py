@@ -12,6 +12,8 @@ from cellclr_jax import devices
 from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.apply import restore
 from cellclr_jax.errors import BadUse
+from cellclr_jax.objectives import Teacher
+from cellclr_jax.objectives.nt_xent import NTXent
 from cellclr_jax.training import loop, setup
 from cellclr_jax.training.initial_weights import read_initial_weights
 from cellclr_jax.training.setup import make_experiment
@@ -81,6 +83,13 @@ def test_the_head_comes_along_where_it_is_asked_for(config, other, tmp_path):
     assert not same(without.params["head"], other[1].params["head"])
 
 
+def test_a_teacher_starts_from_the_same_weights(config, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(NTXent, "teacher", Teacher())
+    state = first_state(config, tmp_path)
+    assert same(state.teacher, state.variables)
+    assert same(state.teacher["params"]["encoder"], other[1].params["encoder"])
+
+
 def test_a_run_that_is_resumed_does_not_start_again(started, tmp_path):
     config, folder, finished = started
     shutil.copytree(folder, tmp_path / "run")
@@ -105,7 +114,7 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(st
         ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
         ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
          r"--config.init.head=False takes its encoder alone"),
-        ({"model.cnn.norm": "none"}, "another model .*it has beside batch_stats/encoder|it lacks"),
+        ({"model.cnn.norm": "none"}, "another model .*it also has batch_stats/encoder|it lacks"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(config, tmp_path, change, message):

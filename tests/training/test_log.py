@@ -320,8 +320,8 @@ def test_weights_and_biases_get_the_same_and_go_on_with_the_same_run(tmp_path, m
 @pytest.mark.parametrize(
     ("fails", "says"),
     [
-        (["server"], "no server today; the run goes on without it"),
-        (["log", "finish"], "no log today; the run goes on without it"),
+        (["server"], "no server today; the run continues without it"),
+        (["log", "finish"], "no log today; the run continues without it"),
         (["finish"], "no finish today"),
     ],
 )
@@ -345,6 +345,7 @@ log.close()
 """
 
 
+@pytest.mark.slow
 def test_weights_and_biases_without_a_network(tmp_path):
     if importlib.util.find_spec("wandb") is None:
         pytest.skip("needs the extra: pip install -e '.[wandb]'")

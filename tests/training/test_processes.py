@@ -88,7 +88,7 @@ def test_any_number_of_processes_goes_on_and_none_goes_on_without_the_others(set
     started = pair.after_some_steps()
     started[1].send_signal(signal.SIGHUP)
     outputs = finish(started, (143, 129))
-    assert "going on from step 3 " in outputs[0]
+    assert "resuming from step 3 " in outputs[0]
     step = re.search(r"SIGTERM: saved step (\d+)", outputs[0]).group(1)
     assert f"SIGHUP: saved step {step};" in outputs[1]
     assert checkpoints(run)[-1].name == step

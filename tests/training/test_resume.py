@@ -1,5 +1,6 @@
 """A run that was killed ends like one that was not: to the bit."""
 
+import copy
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from support.training_runs import checkpoints, crash_at, rows, same
 from cellclr_jax import devices as sharding
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import TRAINING, locked
+from cellclr_jax.run_folder import RunFolder, write_config
 from cellclr_jax.training import loop
 from cellclr_jax.training.checkpoints import Checkpoints
 
@@ -141,7 +143,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore lines")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    with pytest.raises(BadData, match=r"could not be written .*MB free\).*goes on") as caught:
+    with pytest.raises(BadData, match=r"could not be written .*MB free\).*resumes") as caught:
         run(config, tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -153,6 +155,22 @@ def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
     ):
         run(config, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_that_another_job_left_just_before_the_folder_was_claimed_is_seen(
+    config, tmp_path, monkeypatch
+):
+    claimed, other = RunFolder.claimed, copy.deepcopy(config)
+    other.temperature = 0.5
+
+    def claimed_later(self):
+        write_config(other, self.path)
+        return claimed(self)
+
+    monkeypatch.setattr(RunFolder, "claimed", claimed_later)
+    with pytest.raises(BadUse, match=r"temperature: 0\.5 there, 0\.1 here"):
+        run(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["temperature"] == 0.5
 
 
 def test_another_dataset_is_refused(config, tmp_path, data_dir):

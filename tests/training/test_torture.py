@@ -41,7 +41,7 @@ def test_nothing_that_happens_to_a_run_changes_what_comes_of_it(data_dir, tmp_pa
     patient = Patient(tmp_path / "run", data_dir, settings)
     for fault in faults:
         fault(patient)
-    assert "going on from step" in patient.finish(program=JUMPING)
+    assert "resuming from step" in patient.finish(program=JUMPING)
     (step, want), (last, got) = final_state(alone.workdir), final_state(patient.workdir)
     assert step == last == STEPS_PER_EPOCH * epochs
     assert all(np.array_equal(a, b) for a, b in zip(want, got, strict=True))

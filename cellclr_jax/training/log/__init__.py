@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from etils import epath
@@ -13,8 +13,8 @@ from etils import epath
 from cellclr_jax.files import is_local
 from cellclr_jax.objectives import Metric
 from cellclr_jax.training.log import metrics_file
-from cellclr_jax.training.log.console import Console, Pace
-from cellclr_jax.training.log.metrics_file import METRICS, Names, Rows
+from cellclr_jax.training.log.console import Console
+from cellclr_jax.training.log.metrics_file import METRICS_LOG, Names
 from cellclr_jax.training.log.tensorboard import TENSORBOARD, TensorBoard
 from cellclr_jax.training.log.wandb import WandB, check_installed
 
@@ -64,15 +64,16 @@ class RunLog:
         self._first = [metric.name for metric in metrics if metric.better]
         self._first += ["lr", "cells_per_second", "input_wait"]
         self._workdir, self._folder = workdir, None if workdir is None else _local(workdir)
-        self._rows: Rows | None = None
+        self._rows: TextIO | None = None
+        self._kept: list[dict[str, Any]] = []
         self._charts: list[TensorBoard | WandB] = []
         if workdir is not None and self._folder is not None:
-            names = Names(metrics)
-            self._rows = Rows(self._folder, first_step)
+            names, path = Names(metrics), self._folder / METRICS_LOG
+            self._kept = metrics_file.keep_rows(path, first_step)
+            self._rows = path.open("a", encoding="utf-8")
             self._charts.append(TensorBoard(self._folder, first_step, names))
             if wandb:
                 self._charts.append(WandB(wandb, workdir, self._folder, names))
-        self._kept = self._rows.kept if self._rows is not None else []
         self._advice, self._warned = advice, False
         for row in self._kept:
             self._warned |= _WARNED in row
@@ -117,17 +118,13 @@ class RunLog:
           epoch: the running epoch, from 1.
           metrics: Python floats by name, `loss` among them; one that is not finite is left out.
         """
-        pace = self._measure(step)
-        row: dict[str, Any] = dict(metrics)
-        if pace.cells_per_second is not None:
-            row["cells_per_second"] = round(pace.cells_per_second, 1)
-        if pace.input_wait is not None:
-            row["input_wait"] = round(pace.input_wait, 4)
+        speed, seconds_left = self._measure(step)
+        row: dict[str, float] = {**metrics, **speed}
         if warning := self._warning(metrics):
             self._warned = True
             row[_WARNED] = 1
         self._write(step, epoch, {name: row[name] for name in self._first if name in row} | row)
-        self._console.row(step, epoch, metrics, pace)
+        self._console.row(step, epoch, row, seconds_left)
         if warning:
             self._console.line(f"warning: {warning}")
             for chart in self._charts:
@@ -149,19 +146,15 @@ class RunLog:
           scores: shares in [0, 1] by name (see `online_scores.OnlineScore`); nothing is written
             without scores, nor where there is a row of this step already.
         """
-        if not scores or self._is_scored(step):
+        of_step = (row for row in self._kept if row["step"] == step)
+        if not scores or any(
+            name.startswith(metrics_file.ONLINE) for row in of_step for name in row
+        ):
             return
         named = {metrics_file.ONLINE + name: value for name, value in scores.items()}
         self._write(step, epoch, named)
         self._console.scores(step, epoch, scores)
         self._publish()
-
-    def _is_scored(self, step: int) -> bool:
-        """Whether a resumed run has scores of this step."""
-        return any(
-            row["step"] == step and any(name.startswith(metrics_file.ONLINE) for name in row)
-            for row in self._kept
-        )
 
     def pictures(self, name: str, image: np.ndarray, step: int) -> None:
         """Shows a picture [H, W, 3] uint8 wherever pictures are shown."""
@@ -177,23 +170,29 @@ class RunLog:
             chart.close()
         self._publish()
 
-    def _measure(self, step: int) -> Pace:
-        """The pace since the row before; starts the clock anew."""
-        now = time.monotonic()
-        rate = wait = left = None
+    def _measure(self, step: int) -> tuple[dict[str, float], float | None]:
+        """Measures the speed since the row before, and starts the clock anew.
+
+        Returns:
+          ({"cells_per_second", "input_wait": share of the time in which the loop waited for the
+          next minibatch}, {} if it was not measured; seconds left of the run, None likewise).
+        """
+        now, speed, left = time.monotonic(), {}, None
         if self._clock is not None and step > self._clock[1] and now > self._clock[0]:
             seconds = now - self._clock[0]
-            rate = (step - self._clock[1]) * self._minibatch_size / seconds
-            wait = min(self._waited / seconds, 1.0)
+            cells = (step - self._clock[1]) * self._minibatch_size
+            speed["cells_per_second"] = round(cells / seconds, 1)
+            speed["input_wait"] = round(min(self._waited / seconds, 1.0), 4)
         if self._start is not None and step > self._start[1]:
             left = (self._total - step) * (now - self._start[0]) / (step - self._start[1])
         self._clock, self._waited = (now, step), 0.0
-        return Pace(rate, wait, left)
+        return speed, left
 
     def _write(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
         row = {name: value for name, value in row.items() if math.isfinite(value)}
         if self._rows is not None:
-            self._rows.write({"step": step, "epoch": epoch, **row})
+            self._rows.write(metrics_file.as_line({"step": step, "epoch": epoch, **row}))
+            self._rows.flush()
         for chart in self._charts:
             chart.scalars(step, row)
 
@@ -206,7 +205,7 @@ class RunLog:
         """Copies the files to the work directory if that is in a bucket."""
         if self._workdir is None or self._folder is None or is_local(self._workdir):
             return
-        files = [self._folder / METRICS, *(self._folder / TENSORBOARD).iterdir()]
+        files = [self._folder / METRICS_LOG, *(self._folder / TENSORBOARD).iterdir()]
         for file in files:
             target = self._workdir / file.relative_to(self._folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -218,9 +217,6 @@ def _local(workdir: epath.Path) -> Path:
     if is_local(workdir):
         return Path(workdir)
     folder = Path(tempfile.mkdtemp(prefix="cellclr_"))
-    if (workdir / METRICS).exists():
-        (folder / METRICS).write_bytes((workdir / METRICS).read_bytes())
+    if (workdir / METRICS_LOG).exists():
+        (folder / METRICS_LOG).write_bytes((workdir / METRICS_LOG).read_bytes())
     return folder
-
-
-__all__ = ["METRICS", "TENSORBOARD", "RunLog", "is_local"]

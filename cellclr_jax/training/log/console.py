@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -15,21 +14,6 @@ _SECONDS_BETWEEN_LINES = 10.0
 _TITLES = {"knn": "k-NN", "nsc": "NSC", "nscb": "NSCB", "tvn": "TVN", "moa": "MoA"}
 # All of it fits into 80 columns; what comes last is cut off where there are fewer.
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Speed of a run; None for what was not measured yet.
-
-    Attributes:
-      cells_per_second: of the steps since the row before.
-      input_wait: share of that time in which the loop waited for the next minibatch, 0 to 1.
-      seconds_left: of the whole run, its validation and saving included.
-    """
-
-    cells_per_second: float | None
-    input_wait: float | None
-    seconds_left: float | None
 
 
 class Console:
@@ -84,14 +68,15 @@ class Console:
         """Moves the bar by one step."""
         self._bar.update()
 
-    def row(self, step: int, epoch: int, metrics: Mapping[str, float], pace: Pace) -> None:
+    def row(
+        self, step: int, epoch: int, metrics: Mapping[str, float], seconds_left: float | None
+    ) -> None:
         """Shows a row of training metrics; as a line only where the last one is a while ago."""
-        parts = [
-            "" if pace.seconds_left is None else f"{tqdm.format_interval(pace.seconds_left)} left",
-            self._formatted(metrics),
-            "" if pace.cells_per_second is None else f"{pace.cells_per_second:,.0f} cells/s",
-            "" if pace.input_wait is None else f"input {pace.input_wait:.0%}",
-        ]
+        parts = [] if seconds_left is None else [f"{tqdm.format_interval(seconds_left)} left"]
+        parts.append(self._formatted(metrics))
+        if "cells_per_second" in metrics:
+            parts.append(f"{metrics['cells_per_second']:,.0f} cells/s")
+            parts.append(f"input {metrics['input_wait']:.0%}")
         text = "  ".join(filter(None, parts))
         if not self._bar.disable:
             self._bar.set_description_str(text)

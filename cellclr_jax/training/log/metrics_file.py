@@ -8,7 +8,7 @@ from typing import Any
 from cellclr_jax.files import write_text
 from cellclr_jax.objectives import Metric
 
-METRICS = "metrics.jsonl"
+METRICS_LOG = "metrics.jsonl"
 VALIDATION, ONLINE = "validation_", "online_"
 
 
@@ -60,50 +60,33 @@ class Names:
         return self._titles.get(name.removeprefix(VALIDATION).removeprefix(ONLINE), "")
 
 
-class Rows:
-    """Appends rows to `metrics.jsonl`.
+def keep_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops lines that are no row, and rows of steps that will be trained again.
+
+    Both are left by a run that was killed after its last checkpoint.
 
     Args:
-      folder: that holds it.
-      first_step: rows of later steps, left by a run that was killed after its last checkpoint, are
-        dropped, and lines that a crash cut off.
+      path: of `metrics.jsonl`, which need not exist.
+      last_step: rows of later steps are dropped.
 
-    Attributes:
-      kept: the rows that were there and stay.
+    Returns:
+      The rows that stay.
     """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        path = folder / METRICS
-        self.kept = _read(path, first_step)
-        if path.exists():
-            write_text(path, "".join(_line(row) for row in self.kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row; every number in it is finite."""
-        self._file.write(_line(row))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
-
-
-def _read(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Reads the rows until a step; skips lines that are no row."""
     if not path.exists():
         return []
-    kept = []
+    kept, lines = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
             if row["step"] <= last_step:
-                _line(row)  # raises for a number that is not finite
+                lines.append(as_line(row))
                 kept.append(row)
         except (ValueError, TypeError, LookupError):
             continue
+    write_text(path, "".join(lines))
     return kept
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """Returns a row as a line of JSON; raises ValueError for a number that is not finite."""
+    return json.dumps(row, allow_nan=False) + "\n"

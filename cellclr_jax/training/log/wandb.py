@@ -112,7 +112,7 @@ class WandB:
     def _fail(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"Weights & Biases failed: {reason}; the run goes on without it")
+        say(f"Weights & Biases failed: {reason}; the run continues without it")
 
 
 def _identity(workdir: epath.Path, project: str) -> str:
