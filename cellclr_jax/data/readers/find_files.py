@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import os
 import re
 import stat
@@ -13,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.tables.bbbc021 import ZIP_PREFIX
 from cellclr_jax.errors import BadData, BadUse
 
 _TIFF = (".tif", ".tiff")
 # Fields come sorted by plate, so a process has few zips in use at a time.
 _OPEN_ZIPS = 4
-# What an archive of images stays below. The largest one to be expected holds all cells of BBBC021
-# as files of their own: 450,000. Its directory takes some 160 bytes for each, and is read at once.
+# What an archive of images stays below: the largest one to be expected holds all 450,000 cells of
+# BBBC021 as files of their own.
 _MOST_ENTRIES = 500_000
-_MOST_DIRECTORY = 80 << 20
 # All of BBBC021 unpacks to 104 GB.
 _MOST_UNPACKED = 512 << 30
 # Noise keeps the images of a camera from being packed to less than a third; with a background that
@@ -30,17 +29,21 @@ _MOST_UNPACKED = 512 << 30
 # blank image, but what unpacks to no more than an image may take (see `image_files`) does no harm.
 _MOST_PACKED = 200
 _HARMLESS = 256 << 20
-# Of an entry: its header before its name, the flag of encryption.
-_HEADER_BYTES = 30
-_ENCRYPTED = 0x1
+_ENCRYPTED = 0x1  # a flag of an entry
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file: `path` in the file system ('' where it is absent), `member` where it is a zip.
+    """An image in a file.
 
-    `member_bytes` is the member's unpacked size, `member_crc` its checksum (CRC-32).
+    Attributes:
+      name: identifies it.
+      path: in the file system; '' if it is absent.
+      member: its name in the zip `path`; '' outside zips.
+      member_bytes, member_crc: unpacked size and checksum (CRC-32) of the member.
+      number: of the image, in a file of several.
+      parts: paths of the other files of its OME file set.
     """
 
     name: str
@@ -48,6 +51,8 @@ class ImageFile:
     member: str = ""
     member_bytes: int = 0
     member_crc: int = 0
+    number: int = 0
+    parts: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -58,18 +63,21 @@ class ImageFile:
         """What changes when the pixels do: the checksum in a zip, else time and size."""
         if self.member:
             return f"{self.name} {self.member_bytes} {self.member_crc:08x}"
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return f"{self.name} absent"
-        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+        stamps = [self.name, str(self.number)] if self.number else [self.name]
+        for path in (self.path, *self.parts):
+            try:
+                status = os.stat(path)
+                stamps += [str(status.st_size), str(status.st_mtime_ns)]
+            except OSError:
+                stamps.append("absent")
+        return " ".join(stamps)
 
     def size(self) -> int:
-        """Its bytes, unpacked; -1 if it has gone (it is skipped when it is read)."""
+        """Bytes of its files, unpacked; -1 if one has gone (it is skipped when it is read)."""
         if self.member:
             return self.member_bytes
         try:
-            return os.stat(self.path).st_size
+            return sum(os.stat(path).st_size for path in (self.path, *self.parts))
         except OSError:
             return -1
 
@@ -153,24 +161,13 @@ def _zip(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-class _BoundedFile(io.BufferedReader):
-    """A file of which no more is read at once than the directory of a zip may take."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes; ValueError where more are asked for than may be."""
-        if size is not None and size > _MOST_DIRECTORY:
-            raise ValueError(f"its directory takes {size:,} bytes")
-        return super().read(size)
-
-
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """An open zip of images; BadData where it cannot be read or is none."""
     with contextlib.ExitStack() as stack:
         try:
             check_regular(path)
-            file = stack.enter_context(_BoundedFile(io.FileIO(path)))
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive = stack.enter_context(zipfile.ZipFile(path))
         except Exception as error:
             # So does a damaged zip its reader.
             hint = ""
@@ -183,7 +180,6 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
                 raise BadData(f"{path}: entry {member.filename!r} {reason}")
         _check_names(path, members)
         _check_sizes(path, members)
-        _check_places(path, members, archive.start_dir)
         yield archive
 
 
@@ -247,26 +243,6 @@ def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
     )
 
 
-def _check_places(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
-    """Raises BadData where entries share bytes: a small zip would unpack to any size.
-
-    Args:
-      path: of the zip.
-      members: its entries.
-      end: where its directory begins.
-    """
-    ordered = sorted(members, key=lambda member: member.header_offset)
-    following = [*(member.header_offset for member in ordered), end][1:]
-    for member, after in zip(ordered, following, strict=True):
-        # At least so many: the name may take several bytes a letter, and more may follow it.
-        takes = _HEADER_BYTES + len(member.orig_filename) + member.compress_size
-        if member.header_offset < 0 or member.header_offset + takes > after:
-            raise BadData(
-                f"{path}: entry {member.filename!r} overlaps what comes after it: not a plate of "
-                "images"
-            )
-
-
 def walk_folders(
     root: Path, seen: set[tuple[object, ...]], *, by_name: bool = False
 ) -> Iterator[tuple[Path, list[str]]]:
@@ -309,8 +285,10 @@ def _unreadable(error: OSError) -> NoReturn:
     raise BadData(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
-# Kinds of files that an error lists where no image is found.
-_KINDS_NAMED = 3
+# Names of reduced copies for browsing, such as c1_thumb.png or (with a GUID) c1_thumb0A3F.tif, and
+# of folders of them.
+_THUMBNAIL = re.compile(r"(?i:(?:^|[_\-. ])thumb(?:nail)?s?)(?![a-z])")
+_THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails"}
 _DRIVE = re.compile(r"[A-Za-z]:")
 # In the place of a number: several images go by that name.
 _SEVERAL = -1
@@ -336,7 +314,7 @@ class CellFile:
         return self.below.rpartition("/")[0]
 
 
-def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile]:
+def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[CellFile], list[str]]:
     """Lists the images under some folders; hidden files and folders are passed over.
 
     Links are followed. A folder that is reached twice counts once, where it is met first: a cell
@@ -347,7 +325,8 @@ def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile
       suffixes: ends of the images' names, in lower case.
 
     Returns:
-      In the inputs' order, each sorted by path.
+      The images, in the inputs' order, each sorted by path; and what is left out, such as
+      "12 thumbnails (c0_thumb.png, …)".
 
     Raises:
       BadUse: an input is no folder, lies in another one, or none holds an image.
@@ -357,25 +336,33 @@ def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile
     prefixes = _prefixes(inputs)
     seen: set[tuple[object, ...]] = set()
     cells: list[CellFile] = []
+    thumbnails: list[str] = []
     others: Counter[str] = Counter()
     for number, (root, prefix) in enumerate(zip(inputs, prefixes, strict=True)):
         for folder, names in walk_folders(root, seen):
             place = "" if folder == root else folder.relative_to(root).as_posix() + "/"
+            small = not _THUMBNAIL_FOLDERS.isdisjoint(place.lower().split("/"))
             for name in names:
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix not in suffixes:
                     others[suffix or name] += 1
-                    continue
-                path = os.path.join(folder, name)
-                _check_name(path)
-                file = ImageFile(f"{prefix}{place}{name}", path)
-                cells.append(CellFile(file, f"{place}{name}", number))
+                elif small or _THUMBNAIL.search(name):
+                    thumbnails.append(place + name)
+                else:
+                    path = os.path.join(folder, name)
+                    _check_name(path)
+                    file = ImageFile(f"{prefix}{place}{name}", path)
+                    cells.append(CellFile(file, f"{place}{name}", number))
+    left_out = [f"{plural(len(thumbnails), 'thumbnail')} ({listed(thumbnails)})"] * any(thumbnails)
+    if others:
+        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()])
+        left_out.append(f"other files ({kinds})")
     if not cells:
         raise BadUse(
-            f"{', '.join(map(str, inputs))}: no image ({', '.join(suffixes)}) in it"
-            + "".join(f", {count} {kind}" for kind, count in others.most_common(_KINDS_NAMED))
+            f"{listed(inputs)}: no image ({', '.join(suffixes)}) in it"
+            + "".join(f"; left out: {one}" for one in left_out)
         )
-    return cells
+    return cells, left_out
 
 
 def cell_ids(cells: Sequence[CellFile]) -> list[str]:

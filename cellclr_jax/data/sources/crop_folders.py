@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cellclr_jax.console import plural
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.readers import crop_shape, read_some
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
 from cellclr_jax.data.sources.plates import (
@@ -16,9 +16,7 @@ from cellclr_jax.data.sources.plates import (
     annotated_table,
     check_plates,
     name_and_metadata,
-    named,
     records,
-    some_of,
     wanted_rows,
 )
 from cellclr_jax.data.sources.source import CellFiles, Request, Source
@@ -54,13 +52,13 @@ def crop_fields(request: Request) -> Source:
     check_plates(request, table, {field.plate for field in fields})
     if not fields:
         raise BadData(
-            f"{named(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
-            f"{some_of([what for what, _ in problems]) or 'all are filtered out'}"
+            f"{listed(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
+            f"{listed([what for what, _ in problems]) or 'all are filtered out'}"
         )
     size, _, found = _usual_shape([file for group in fields for file in group.files])
     if found != depth:
         raise BadUse(
-            f"the crops in {named(request.inputs)} have {plural(found, 'channel')}, "
+            f"the crops in {listed(request.inputs)} have {plural(found, 'channel')}, "
             f"--channels={','.join(channels)} names {depth}"
         )
     return Source(
@@ -100,7 +98,7 @@ def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
             if other.path != str(path):
                 raise BadData(f"{path}: the same crop as {other.path}")
     if not crops:
-        raise BadUse(f"{named(inputs)}: no crop (.npy) in it")
+        raise BadUse(f"{listed(inputs)}: no crop (.npy) in it")
     return crops
 
 

@@ -52,13 +52,13 @@ def deepprofiler_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images or the table of another input.
     """
-    files = list_cells(request.inputs, (".png",))
+    files, left_out = list_cells(request.inputs, (".png",))
     names = cell_ids(files)
     tables = [_with_places(_read_table(root)) for root in request.inputs]
     columns = _common_columns(tables)
     check_plates(request, tables)
     cells: list[Cell] = []
-    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": []}
+    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": [], "left_out": left_out}
     for root, table in enumerate(tables):
         own = [(file, name) for file, name in zip(files, names, strict=True) if file.root == root]
         found = tabled_cells(request, table, own, repeats=True)

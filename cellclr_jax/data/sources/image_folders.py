@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cellclr_jax.console import plural
 from cellclr_jax.data.columns import COLUMNS
+from cellclr_jax.data.readers import SUFFIXES, without_parts_of_sets
 from cellclr_jax.data.readers.find_files import cell_ids, list_cells
-from cellclr_jax.data.readers.formats import FORMATS
 from cellclr_jax.data.sources.single_cells import Cell, check_plates, make_source, tabled_cells
 from cellclr_jax.data.sources.source import Request, Source
 from cellclr_jax.data.tables.cells import CellTable, read_cell_table
@@ -16,13 +17,16 @@ from cellclr_jax.errors import BadUse
 def folder_fields(request: Request) -> Source:
     """Cells of a folder of PNG, TIFF or NPY images: 1 to 8 channels of 8 or 16 bits, any size.
 
+    Each file is a cell. With `request.pages` 'cells', each image or unnamed page of a TIFF is one;
+    of an OME file set, all files are one. Thumbnails are left out.
+
     Without a table, a cell's label is the path of its folder below the input, '' where it lies in
     the input itself; where all do, there are no labels. With a table, its columns are the
     metadata; see `cells.CELL_COLUMNS` for what they may be called. A cell's id is its path
     below the input, without the suffix unless two cells would be called alike.
 
     Args:
-      request: its inputs, channels, plates, and options `labels_csv` and `label_columns`.
+      request: its inputs, channels, pages, z, plates, options `labels_csv` and `label_columns`.
 
     Raises:
       BadUse: an input is no folder or holds no image; the channels declared are not as many as the
@@ -30,7 +34,10 @@ def folder_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images.
     """
-    files = list_cells(request.inputs, tuple(FORMATS))
+    listed, left_out = list_cells(request.inputs, SUFFIXES)
+    files = without_parts_of_sets(listed)
+    if parts := len(listed) - len(files):
+        left_out.append(f"{plural(parts, 'file')} read as channels of others (OME file sets)")
     named_files = list(zip(files, cell_ids(files), strict=True))
     labels_csv = _labels_csv(request)
     chosen = request.options.get("label_columns", ())
@@ -48,6 +55,7 @@ def folder_fields(request: Request) -> Source:
             lost=found.lost,
             absent_plates=found.absent_plates,
             notes=_columns_used(labels_csv, table),
+            left_out=left_out,
         )
     if chosen:
         raise BadUse("--label_columns says nothing without --labels_csv")
@@ -62,6 +70,7 @@ def folder_fields(request: Request) -> Source:
         [Cell((one.folder,) if columns else (), name, one.file) for one, name in named_files],
         columns,
         layout="stacked",
+        left_out=left_out,
     )
 
 

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cellclr_jax.console import plural
-from cellclr_jax.data.readers import MOST_CHANNELS, cell_shape, read_some
+from cellclr_jax.console import listed, plural
+from cellclr_jax.data.readers import (
+    MOST_CHANNELS,
+    CellShape,
+    cell_shape,
+    images_in,
+    read_some,
+)
 from cellclr_jax.data.readers.find_files import CellFile, CellFinder, ImageFile
-from cellclr_jax.data.sources.plates import named, some_of
+from cellclr_jax.data.readers.formats import Selection
 from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
 from cellclr_jax.errors import BadData, BadUse
@@ -67,23 +73,44 @@ def make_source(
       BadData: images of 8 and of 16 bits, or none that can be read.
     """
     _check_plates_and_channels(request, cells)
-    depth, dtype = _usual_kind([cell.file for cell in cells], layout, len(request.channels))
-    channels = request.channels or tuple(f"channel_{number + 1}" for number in range(depth))
-    if depth != len(channels):
+    selection = Selection(pages=request.pages, z=request.z)
+    cells = [one for cell in cells for one in _divided(cell, selection)]
+    kind = _usual_kind([cell.file for cell in cells], layout, len(request.channels), selection)
+    channels = request.channels or tuple(f"channel_{i + 1}" for i in range(kind.channels))
+    if kind.channels != len(channels):
         hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
         raise BadUse(
-            f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
-            f"--channels={','.join(channels)} names {len(channels)}"
+            f"the images in {listed(request.inputs)} have {plural(kind.channels, 'channel')}{hint},"
+            f" --channels={','.join(channels)} names {len(channels)}"
         )
-    fields = _group(cells, columns, len(channels), dtype, layout)
+    if kind.alpha:
+        about["left_out"] = [*about.get("left_out", ()), "the alpha channel (opacity)"]
+        about["notes"] = [
+            *about.get("notes", ()),
+            "the images' alpha channel (opacity) is dropped; "
+            f"{len(channels) + 1} names in --channels keep it",
+        ]
+    fields = _group(cells, columns, kind, layout, selection)
     return Source(
         fields,
         tuple(columns),
         channels,
-        dtype=dtype,
+        dtype=kind.dtype,
         lost=lost * len(fields) / max(1, len(cells)),
+        planes=kind.note,
         **about,
     )
+
+
+def _divided(cell: Cell, selection: Selection) -> list[Cell]:
+    """A cell for each image of a file, '<name>/<number>' if there are several."""
+    images = images_in(cell.file, selection)
+    if len(images) == 1:
+        return [cell]
+    return [
+        cell._replace(name=f"{cell.name}/{number}", file=image)
+        for number, image in enumerate(images, 1)
+    ]
 
 
 def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
@@ -93,7 +120,7 @@ def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
         if plate not in plates:
             raise BadUse(
                 f"--plates={','.join(request.plates)}: no image of {plate} in "
-                f"{named(request.inputs)}"
+                f"{listed(request.inputs)}"
             )
     if len(request.channels) > MOST_CHANNELS:
         raise BadUse(
@@ -102,20 +129,33 @@ def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
         )
 
 
-def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple[int, str]:
-    """How many channels, of which type, most images have; others are named when they are read."""
-    read = functools.partial(cell_shape, layout=layout, channels=channels)
+def _usual_kind(
+    files: Sequence[ImageFile], layout: str, channels: int, selection: Selection
+) -> CellShape:
+    """What most images are like; others are named when they are read.
+
+    Its note has the axes of all images that were looked at, with their numbers.
+    """
+    read = functools.partial(cell_shape, layout=layout, channels=channels, selection=selection)
     shapes = read_some(files, read, "images")
     first = {shape.dtype: file for file, shape in reversed(shapes)}
     if len(first) > 1:
         kinds = " and ".join(f"{dtype} ({file.where})" for dtype, file in sorted(first.items()))
         raise BadData(f"images of {kinds}: all were expected to be of one type")
     depths = Counter(shape.channels for _, shape in shapes)
-    return depths.most_common(1)[0][0], next(iter(first))
+    (depth, _), *_ = depths.most_common(1)
+    notes = Counter(shape.note for _, shape in shapes).most_common()
+    note = notes[0][0] if len(notes) == 1 else listed([f"{note} ({n})" for note, n in notes])
+    alpha = any(shape.alpha for _, shape in shapes)
+    return shapes[0][1]._replace(channels=depth, alpha=alpha, note=note)
 
 
 def _group(
-    cells: Sequence[Cell], columns: Sequence[str], channels: int, dtype: str, layout: str
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    kind: CellShape,
+    layout: str,
+    selection: Selection,
 ) -> list[CellGroup]:
     """Groups of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
     groups: dict[tuple[str | int | float, ...], list[Cell]] = defaultdict(list)
@@ -137,9 +177,10 @@ def _group(
                     metadata,
                     tuple(cell.name for cell in part),
                     tuple(cell.file for cell in part),
-                    channels,
-                    dtype,
+                    kind.channels,
+                    kind.dtype,
                     layout,
+                    selection=selection,
                     # Of several exports, some may have no centres.
                     centers=centers if len(centers) == len(part) else None,
                 )
@@ -161,7 +202,7 @@ def check_plates(request: Request, tables: Sequence[CellTable]) -> None:
         if plate not in known:
             raise BadUse(
                 f"--plates={','.join(request.plates)}: "
-                f"{named([Path(table.path) for table in tables])} "
+                f"{listed([table.path for table in tables])} "
                 + (f"has no plate {plate}" if known else "does not tell the images' plates")
             )
 
@@ -188,8 +229,8 @@ def tabled_cells(
     if all(row is None for row in row_of):
         raise BadData(
             f"{table.path}: none of its {len(table.files)} rows names an image in "
-            f"{named(request.inputs)}: the first is {table.files[0]!r}, the images are called "
-            f"{some_of([file.below for file, _ in files])}"
+            f"{listed(request.inputs)}: the first is {table.files[0]!r}, the images are called "
+            f"{listed([file.below for file, _ in files])}"
         )
     plates = table.metadata.get("plate", [""] * len(table.files))
     wanted = set(request.plates or plates)
@@ -207,12 +248,12 @@ def tabled_cells(
     there = wanted & present
     gaps = [row for row in lost if plates[row] in there]
     problems = [
-        (some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in _lots(unlisted)
+        (listed(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in _lots(unlisted)
     ]
     for lot in _lots(gaps):
-        lines = some_of([str(table.lines[row]) for row in lot])
+        lines = listed([str(table.lines[row]) for row in lot])
         reason = f"{table.path}, line {lines}: no such image{_count(lot, 'rows')}"
-        problems.append((some_of([table.files[row] for row in lot]), reason))
+        problems.append((listed([table.files[row] for row in lot]), reason))
     return TabledCells(cells, problems, len(unlisted) + len(gaps), absent)
 
 
