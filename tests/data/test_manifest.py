@@ -21,11 +21,19 @@ def test_a_summary_counts_one_as_one() -> None:
     counts = {"cells": 1, "fields": 1, "fields_without_cells": 0, "fields_skipped": 0}
     manifest = {
         "counts": counts | {"treatments": 1}, "settings": {"source": "raw"},
-        "origin": {}, "skipped": [],
+        "image": {
+            "channels": ["dna"], "dtype": "uint8", "planes": "one plane", "blank": {"dna": 1},
+            "sizes": {"height": [40, 48], "width": [50, 50]}, "repeated": 0,
+        },
+        "origin": {"left_out": []}, "skipped": [],
     }  # fmt: skip
-    first, second, *_ = summarize(manifest, cells).splitlines()
-    assert first == "1 cell: 1 plate, 1 well, 1 treatment"
-    assert second == "1 field: 0 without cells, 0 skipped"
+    assert summarize(manifest, cells).splitlines()[:5] == [
+        "1 cell: 1 plate, 1 well, 1 treatment",
+        "1 field: 0 without cells, 0 skipped",
+        "1 channel: dna; uint8, 40x50 to 48x50 pixels; planes: one plane",
+        "note: of 1 crop, blank (one value): 1 in dna",
+        "left out: no file",
+    ]
     manifest["settings"] = {"source": "folder"}
     assert "\n1 group of images: " in summarize(manifest, cells)
 

@@ -242,6 +242,8 @@ def _open(
         if kind == "TIFF":
             stored, image = tiff.read(file, selection, most, pixels=pixels)
         else:
+            if selection.z not in ("", "1", "max"):
+                raise BadData(f"it has no z axis, of which --z={selection.z} takes a plane")
             check_regular(file.path)
             header, read = _READERS[kind]
             stored = header(Path(file.path), most)

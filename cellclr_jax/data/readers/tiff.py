@@ -139,8 +139,9 @@ def _planned(file: ImageFile, selection: Selection, most: int) -> Iterator[_Plan
         opened = stack.enter_context(_opened(file, most))
         images = ome_images(file, opened)
         if images and selection.own_pages:
-            pages = [page for page in opened.pages if not page.is_reduced]
-            plan = _take(pages, (len(pages), *pages[0].shape), "I" + pages[0].axes, selection)
+            plan = _take(
+                *_stacked([page for page in opened.pages if not page.is_reduced]), selection
+            )
         elif images:
             plan = _plan_of_set(images, file, selection, stack)
         else:
@@ -197,8 +198,7 @@ def _plan_of_file(opened: "TiffFile", selection: Selection, number: int) -> _Pla
     if len(images) == 1:
         return _take(list(series), series.shape, series.axes, selection, note)
     if len({(one.shape, one.dtype) for one in images}) == 1 and series.axes == "YX":
-        pages = [one[0] for one in images]
-        return _take(pages, (len(pages), *series.shape), "I" + series.axes, selection, note)
+        return _take(*_stacked([one[0] for one in images]), selection, note)
     sizes = ", ".join(dict.fromkeys(_axes(one.axes, one.shape) for one in images))
     raise BadData(f"{len(images)} images in one file ({sizes}); --pages=cells takes each as one")
 
@@ -210,6 +210,12 @@ def _cells(images: Sequence["TiffPageSeries"]) -> list[tuple["TiffPageSeries", i
         for one in images
         for page in (range(len(one)) if one.axes in ("IYX", "QYX", "IYXS", "QYXS") else [None])
     ]
+
+
+def _stacked(pages: Sequence[Any]) -> tuple[Sequence[Any], tuple[int, ...], str]:
+    """Pages of one shape, with the shape and the axes of their stack."""
+    shape, axes = pages[0].shape, pages[0].axes
+    return (pages, shape, axes) if len(pages) == 1 else (pages, (len(pages), *shape), f"I{axes}")
 
 
 def _take(
@@ -236,8 +242,10 @@ def _take(
     found, said, lead = _axes(axes, shape), axes, len(shape) - len(key.shape)
     if page is not None:
         pages, shape, axes, lead = pages[page : page + 1], shape[1:], axes[1:], lead - 1
+    if axes.endswith("Q") and shape[-1] == 1:  # of an array [H, W, 1]
+        shape, axes, lead = shape[:-1], axes[:-1], lead - 1
     if lead < 0 or shape[lead:] != key.shape:
-        # An array whose last axes are no image of their own, such as [H, W, 1].
+        # An array whose last axes are no page.
         axes, lead = {2: "YX", 3: "QYX"}.get(len(shape), axes), 0
     numbers = np.arange(len(pages)).reshape(shape[:lead] or -1)
     if len(axes) == 3 and axes[0] in _UNNAMED:
@@ -257,16 +265,19 @@ def _take(
             plane = _plane(selection.z, depth, found)
             numbers, said = numbers.take(plane - 1, place), f"{said}, plane {plane} of {depth}"
             axes, shape = axes.replace("Z", ""), (*shape[:place], *shape[place + 1 :])
-    elif selection.z not in ("", "1", "max"):
+    elif "Z" not in axes and selection.z not in ("", "1", "max"):
         raise BadData(f"axes {found}: no z axis, of which --z={selection.z} takes a plane")
     axes = axes.replace("S", "C")
     if sorted(axes.replace("Z", "") if selection.z == "max" else axes) not in (
         ["X", "Y"],
         ["C", "X", "Y"],
     ):
+        hint = "save one entry of each other axis"
+        if axes[0] in _UNNAMED and not selection.own_pages:
+            hint = "--pages=cells takes each page as one"
         raise BadData(
             f"axes {found}: height, width and channels (Y, X, C or S) were expected, and Z with "
-            "--z; save one entry of each other axis"
+            f"--z; {hint}"
         )
     used = [pages[number] for number in numbers.ravel()]
     alpha = "S" in key.axes and _has_alpha(key)
@@ -405,5 +416,5 @@ def _plan_of_set(
         raise BadData("the planes of its OME file set differ in size or type")
     named = [(axis, size) for axis, size in zip("TZC", image.sizes, strict=True) if size > 1]
     axes, shape = "".join(axis for axis, _ in named), tuple(size for _, size in named)
-    note = f"{len(files)} files of an OME set"
+    note = f"{len(files)} files of an OME set" if len(files) > 1 else ""
     return _take(pages, (*shape, *pages[0].shape), axes + pages[0].axes, selection, note)

@@ -34,9 +34,9 @@ def folder_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images.
     """
-    listed, left_out = list_cells(request.inputs, SUFFIXES)
-    files = without_parts_of_sets(listed)
-    if parts := len(listed) - len(files):
+    found, left_out = list_cells(request.inputs, SUFFIXES)
+    files = without_parts_of_sets(found)
+    if parts := len(found) - len(files):
         left_out.append(f"{plural(parts, 'file')} read as channels of others (OME file sets)")
     named_files = list(zip(files, cell_ids(files), strict=True))
     labels_csv = _labels_csv(request)
@@ -44,16 +44,16 @@ def folder_fields(request: Request) -> Source:
     if labels_csv is not None:
         table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
         check_plates(request, [table])
-        found = tabled_cells(request, table, named_files)
+        joined = tabled_cells(request, table, named_files)
         return make_source(
             request,
-            found.cells,
+            joined.cells,
             tuple(table.metadata),
             layout="stacked",
             tables={"label table": table.path},
-            problems=found.problems,
-            lost=found.lost,
-            absent_plates=found.absent_plates,
+            problems=joined.problems,
+            lost=joined.lost,
+            absent_plates=joined.absent_plates,
             notes=_columns_used(labels_csv, table),
             left_out=left_out,
         )

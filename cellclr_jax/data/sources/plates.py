@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cellclr_jax.console import listed
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.columns import COLUMNS, is_control
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
 from cellclr_jax.data.readers.formats import Selection
@@ -109,16 +109,16 @@ def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
 def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
     """Says how many TIFFs of the table's plates are on none of its rows."""
     columns = [f"{name}_file" for name in CHANNELS]
-    listed = {PurePosixPath(path).name for name in columns for path in table[name]}
+    known = {PurePosixPath(path).name for name in columns for path in table[name]}
     plates = set(table["plate"])
     strays = [
         files[0].where
         for (folder, name), files in found.items()
-        if folder in plates and name not in listed
+        if folder in plates and name not in known
     ]
     if not strays:
         return []
-    return [f"{len(strays)} TIFFs are on no row of {image_csv}, such as {listed(strays)}"]
+    return [f"{plural(len(strays), 'TIFF')} on no row of {image_csv} ({listed(strays)})"]
 
 
 # The metadata of every field of a release.
