@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from cellclr_jax import files
+from cellclr_jax.data.quality.measures import camera_ceiling
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData
 
@@ -18,7 +19,7 @@ from cellclr_jax.errors import BadData
 # CellProfiler does, which divides the camera's offset with the rest.
 METHODS = ("regression", "median")
 # Raised when the same fields give another light.
-FIT_VERSION = 1
+FIT_VERSION = 2
 # Fewer fields say too little about the light: from 12 fields of an evenly lit plate a light is
 # estimated that is uneven by a twentieth, half of what there usually is to be mended.
 FEWEST_FIELDS = 20
@@ -55,6 +56,8 @@ class Illumination:
     def apply(self, field: np.ndarray) -> np.ndarray:
         """Divides the light out of a field: offset + (pixel - offset) / gain.
 
+        A saturated pixel keeps its value: its light was at least that, how much is unknown.
+
         Args:
           field: [H, W, C] uint16 of the fitted shape and channels.
 
@@ -70,6 +73,7 @@ class Illumination:
                 f"a field of shape {field.shape}, the light of its plate was fitted to {expected}"
             )
         factor, summand = self._full
+        ceilings = [camera_ceiling(field[..., channel]) for channel in range(expected[2])]
         corrected = np.empty(expected, np.uint16)
         for row in range(0, expected[0], _ROWS):
             rows = slice(row, row + _ROWS)
@@ -77,6 +81,7 @@ class Illumination:
             pixels += summand[rows]
             np.clip(pixels, 0.5, 65535.5, out=pixels)  # the cast cuts the fraction off
             corrected[rows] = pixels
+            np.copyto(corrected[rows], field[rows], where=field[rows] >= ceilings)
         return corrected
 
     @functools.cached_property

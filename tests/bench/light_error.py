@@ -1,6 +1,6 @@
 """How much uneven light is left on simulated plates after its correction.
 
-  python tests/bench/light_error.py [--fields=60]
+  python tests/bench/light_error.py [--fields=60] [--seed=0]
 
 Paints fields of 1024×1024 pixels in memory, photographs them under a vignette and a tilt that are
 known, fits the light of 20 and of so many fields by each method, prints the relative RMS of what
@@ -43,12 +43,13 @@ def main() -> None:
     """Paints, fits, prints."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fields", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the first field")
     options = parser.parse_args()
     counts = sorted({20, options.fields})
     known = block_means(np.round(10_000 * truth()[..., None]).astype(np.uint16))[..., 0]
     print(f"uneven before: {unevenness(known):.1f} %; left, in % of the light:")
     blocks: dict[float, list[np.ndarray]] = {0.0: [], GLOW: []}
-    for seed in range(options.fields):
+    for seed in range(options.seed, options.seed + options.fields):
         painted = field_of(None, seed, SIDE).image
         gain = tuple(np.random.default_rng(seed).lognormal(0, GAIN_SPREAD, 3))
         optics = Optics(gain=gain, vignette=VIGNETTE, tilt=TILT)

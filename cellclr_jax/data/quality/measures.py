@@ -83,17 +83,23 @@ def measure_crops(images: np.ndarray, channels: Sequence[str]) -> dict[str, floa
     }
 
 
-def saturated_share(image: np.ndarray) -> float:
-    """The share of an image's pixels at the ceiling of the camera.
+def camera_ceiling(image: np.ndarray) -> int:
+    """The value at which an image is saturated.
 
-    The ceiling is the type's largest value, or the image's own where pixels pile up on it: files
-    of 16 bits hold the 12 or 14 of a camera, shifted or not, and some cameras end elsewhere.
+    It is the type's largest value, or the image's own where pixels pile up on it: files of 16 bits
+    hold the 12 or 14 of a camera, shifted or not, and some cameras end elsewhere.
 
     Args:
-      image: any shape, uint8 or uint16.
+      image: any shape, uint8 or uint16, at least one pixel.
+    """
+    return _ceiling(_histogram(image[None]))
 
-    Returns:
-      In [0, 1]; 0 where nothing piles up, as in an image of one value.
+
+def saturated_share(image: np.ndarray) -> float:
+    """The share of an image's pixels at the ceiling of the camera, in [0, 1].
+
+    Args:
+      image: see `camera_ceiling`.
     """
     return _saturated(_histogram(image[None]))
 
@@ -176,12 +182,15 @@ def _percentile(below: np.ndarray, percent: float) -> float:
 
 def _saturated(counts: np.ndarray) -> float:
     """The share of pixels at the ceiling; `counts[v]` is the number of pixels of value v."""
+    return float(counts[_ceiling(counts)] / counts.sum())
+
+
+def _ceiling(counts: np.ndarray) -> int:
+    """The value of the pile of pixels at the top; the type's largest where there is none."""
     (occupied,) = np.nonzero(counts)
-    top, rest = occupied[-1], occupied[:-1][-_VALUES_BELOW:]
+    top, rest = int(occupied[-1]), occupied[:-1][-_VALUES_BELOW:]
     usual = float(counts[rest].mean()) if len(rest) else np.inf
-    if top == len(counts) - 1 or counts[top] >= max(_FEWEST_PILED, _PILE * usual):
-        return float(counts[top] / counts.sum())
-    return 0.0
+    return top if counts[top] >= max(_FEWEST_PILED, _PILE * usual) else len(counts) - 1
 
 
 def _energies(tiles: np.ndarray) -> np.ndarray:
