@@ -289,9 +289,6 @@ def _unreadable(error: OSError) -> NoReturn:
 # of folders of them.
 _THUMBNAIL = re.compile(r"(?i:(?:^|[_\-. ])thumb(?:nail)?s?)(?![a-z])")
 _THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails"}
-_DRIVE = re.compile(r"[A-Za-z]:")
-# In the place of a number: several images go by that name.
-_SEVERAL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +347,8 @@ def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[Ce
                     thumbnails.append(place + name)
                 else:
                     path = os.path.join(folder, name)
-                    _check_name(path)
+                    if path.encode(errors="replace").decode() != path:
+                        raise BadData(f"{path!a}: a name that is not UTF-8; rename it")
                     file = ImageFile(f"{prefix}{place}{name}", path)
                     cells.append(CellFile(file, f"{place}{name}", number))
     left_out = [f"{plural(len(thumbnails), 'thumbnail')} ({listed(thumbnails)})"] * any(thumbnails)
@@ -370,79 +368,6 @@ def cell_ids(cells: Sequence[CellFile]) -> list[str]:
     names = [cell.file.name for cell in cells]
     short = [os.path.splitext(name)[0] for name in names]
     return short if len(set(short)) == len(short) else names
-
-
-class CellFinder:
-    """Finds the image that a row names, by any path that a table may give it."""
-
-    def __init__(
-        self, cells: Sequence[CellFile], table: str | Path, inputs: Sequence[Path]
-    ) -> None:
-        """Prepares to find some of `cells`, found below `inputs` and named in `table`."""
-        folder = os.path.join(os.path.abspath(Path(table).parent), "")
-        places = [os.path.abspath(cell.file.path) for cell in cells]
-        self._cells = cells
-        # An input may be a link, and the table speak of what it leads to.
-        self._roots = [(os.path.abspath(i), os.path.realpath(i)) for i in inputs]
-        # In the order in which they are asked: below the input, below the table's own folder.
-        self._paths = (
-            _numbered(cell.below for cell in cells),
-            _numbered(place.removeprefix(folder) for place in places),
-        )
-        self._names = _numbered(PurePosixPath(cell.below).name for cell in cells)
-
-    def find(self, text: str) -> int | None:
-        """The number of the image that a row names.
-
-        Args:
-          text: a path below the input or below the table's folder, an absolute one that lies
-            within an input, or a file name that only one image has.
-
-        Returns:
-          Its place in the list; None where there is no such image.
-
-        Raises:
-          ValueError: nothing is named, more than one image is, or the path leads elsewhere.
-        """
-        path = PurePosixPath(text.replace("\\", "/"))
-        if not path.parts:
-            raise ValueError("the name of the image is empty")
-        if ".." in path.parts:
-            raise ValueError(
-                f"{text!r} leads out of the images' folder; a path below it was expected"
-            )
-        if path.is_absolute() or _DRIVE.match(text):
-            return self._places.get(self._place(text, path))
-        for index in (*self._paths, self._names) if len(path.parts) == 1 else self._paths:
-            number = index.get(str(path))
-            if number == _SEVERAL:
-                raise ValueError(f"{text!r} may be any of several images; a path was expected")
-            if number is not None:
-                return number
-        return None
-
-    def _place(self, text: str, path: PurePosixPath) -> str:
-        """Where an absolute path leads, by the input's own name; no link below it is followed."""
-        for named, real in self._roots:
-            for root in (named, real):
-                if path.is_relative_to(root):
-                    return os.path.join(named, path.relative_to(root))
-        raise ValueError(
-            f"{text!r} is an absolute path outside the input; a path below it was expected"
-        )
-
-    @functools.cached_property
-    def _places(self) -> dict[str, int]:
-        """The number of each image by its absolute path; few tables need it."""
-        return {os.path.abspath(cell.file.path): n for n, cell in enumerate(self._cells)}
-
-
-def _numbered(keys: Iterable[str]) -> dict[str, int]:
-    """Where each key is, `_SEVERAL` where it comes again."""
-    places: dict[str, int] = {}
-    for number, key in enumerate(keys):
-        places[key] = _SEVERAL if key in places else number
-    return places
 
 
 def _check_folders(inputs: Sequence[Path]) -> None:
@@ -467,14 +392,6 @@ def _prefixes(inputs: Sequence[Path]) -> list[str]:
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1
     return ["/".join((*parts[-length:], "")) for parts in paths]
-
-
-def _check_name(path: str) -> None:
-    """Raises BadData for a name that no table could hold."""
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise BadData(f"{path!a}: a name that is not UTF-8; rename it") from error
 
 
 def check_inputs(inputs: Sequence[Path]) -> None:

@@ -1,9 +1,11 @@
 """Makes a source of single-cell images: what kind they are, and which belong together."""
 
 import functools
+import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from cellclr_jax.console import listed, plural
@@ -14,7 +16,7 @@ from cellclr_jax.data.readers import (
     images_in,
     read_some,
 )
-from cellclr_jax.data.readers.find_files import CellFile, CellFinder, ImageFile
+from cellclr_jax.data.readers.find_files import CellFile, ImageFile
 from cellclr_jax.data.readers.formats import Selection
 from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
@@ -24,6 +26,10 @@ from cellclr_jax.errors import BadData, BadUse
 # costs the others; many small groups would cost more time than their cells.
 _GROUP = 64
 
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+# Instead of a number: several images have that name.
+_SEVERAL = -1
 
 _Item = TypeVar("_Item")
 
@@ -261,12 +267,12 @@ def _rows_of_files(
     table: CellTable, files: Sequence[CellFile], inputs: Sequence[Path], repeats: bool
 ) -> tuple[list[int | None], list[int]]:
     """The row of each file, None where it has none; the rows without a file."""
-    finder = CellFinder(files, table.path, inputs)
+    find = _finder(files, table.path, inputs)
     row_of: list[int | None] = [None] * len(files)
     lost = []
     for row, (text, line) in enumerate(zip(table.files, table.lines, strict=True)):
         try:
-            number = finder.find(text)
+            number = find(text)
         except ValueError as error:
             raise BadData(f"{table.path}, line {line}: {error}") from error
         if number is None:
@@ -280,6 +286,52 @@ def _rows_of_files(
                 f"{table.path}, line {line}: image {text!r} is also on line {table.lines[other]}"
             )
     return row_of, lost
+
+
+def _finder(
+    files: Sequence[CellFile], table: str, inputs: Sequence[Path]
+) -> Callable[[str], int | None]:
+    """Makes a function that gives the number of the image that a row names, None without one.
+
+    A row may give a path below an input or below the table's folder, an absolute path within an
+    input, or a name that only one image has. The function raises ValueError for any other name.
+    """
+    folder = os.path.join(os.path.abspath(Path(table).parent), "")
+    # An input may be a link, and the table name what it leads to.
+    roots = [(os.path.abspath(root), os.path.realpath(root)) for root in inputs]
+    places = [os.path.abspath(one.file.path) for one in files]
+    numbers: dict[str, int] = {}
+    for names in (  # a later one of equal names is meant
+        [PurePosixPath(one.below).name for one in files],
+        [place.removeprefix(folder) for place in places],
+        [one.below for one in files],
+        [os.path.join(roots[one.root][1], one.below) for one in files],
+        places,
+    ):
+        counts = Counter(names)
+        numbers |= {
+            name: number if counts[name] == 1 else _SEVERAL for number, name in enumerate(names)
+        }
+
+    def find(text: str) -> int | None:
+        path = PurePosixPath(text.replace("\\", "/"))
+        if not path.parts:
+            raise ValueError("the name of the image is empty")
+        if ".." in path.parts:
+            raise ValueError(
+                f"{text!r} leads out of the images' folder; a path below it was expected"
+            )
+        absolute = path.is_absolute() or _DRIVE.match(text)
+        if absolute and not any(path.is_relative_to(root) for pair in roots for root in pair):
+            raise ValueError(
+                f"{text!r} is an absolute path outside the input; a path below it was expected"
+            )
+        number = numbers.get(str(path))
+        if number == _SEVERAL:
+            raise ValueError(f"{text!r} may be any of several images; a path was expected")
+        return number
+
+    return find
 
 
 def _lots(items: Sequence[_Item]) -> list[Sequence[_Item]]:
