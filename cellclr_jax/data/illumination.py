@@ -1,7 +1,6 @@
 """Uneven illumination: estimates it from the fields of a plate and divides it out."""
 
 import functools
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ MOST_FIELDS = 256
 _DARKEST, _DARK_FIELDS = 1, 5
 # A fit has a few thousand numbers.
 _MOST_BYTES = 16 << 20
-_DIGEST_BYTES = 16
 _REDO = "delete it and build again, it is then fitted anew"
 # Rows that are corrected together: their intermediate results stay in the processor's cache.
 _ROWS = 32
@@ -94,11 +92,11 @@ class Illumination:
 
     def digest(self) -> str:
         """Hex digest of everything that decides what `apply` does."""
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        digest.update(repr((self.shape, self.channels, self.gain.shape)).encode())
-        digest.update(self.gain.astype("<f4").tobytes())
-        digest.update(self.offset.astype("<f4").tobytes())
-        return digest.hexdigest()
+        return files.digest(
+            repr((self.shape, self.channels, self.gain.shape)),
+            self.gain.astype("<f4").tobytes(),
+            self.offset.astype("<f4").tobytes(),
+        )
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, complete or not at all; OSError where that cannot be."""

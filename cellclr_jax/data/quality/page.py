@@ -244,8 +244,6 @@ def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
     return fields.assign(**{str(name): 100 * fields[name] for name in shares})
 
 
-# The longer side of a channel's picture in pixels, and the space between channels.
-_SIDE, _LIGHT_GAP = 96, 4
 # The scale spans these percentiles of all plates.
 _LIGHT_SPAN = (0.5, 99.5)
 
@@ -260,40 +258,26 @@ class Light:
 
 
 def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
-    """Draws illumination functions, all in the same colours.
+    """Draws illumination functions, all in the same colours, a pixel for each of their blocks.
 
     Args:
       illumination: [h, w, C] by plate, the light relative to its mean; at least one.
     """
-    from matplotlib import colormaps
-    from PIL import Image
+    from matplotlib.image import imsave
 
-    drawn = {plate: _resize(np.asarray(gain)) for plate, gain in illumination.items()}
-    values = np.concatenate([gain.ravel() for gain in drawn.values()])
-    low, high = np.percentile(values, _LIGHT_SPAN)
+    values = np.concatenate([gain.ravel() for gain in illumination.values()])
+    low, high = map(float, np.percentile(values, _LIGHT_SPAN))
     pictures = {}
-    for plate, gain in drawn.items():
-        share = np.clip((gain - low) / max(high - low, 1e-6), 0, 1)
-        space = np.full((len(gain), _LIGHT_GAP, 4), 255, np.uint8)
-        parts = [colormaps[SCALE.lower()](plane, bytes=True) for plane in np.moveaxis(share, -1, 0)]
-        spaced = [piece for part in parts for piece in (part, space)][:-1]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(spaced, axis=1)[..., :3]).save(buffer, "PNG", optimize=True)
+    for plate, gain in illumination.items():
+        # A transparent column after each channel but the last.
+        planes = [
+            np.pad(plane.astype(float), ((0, 0), (0, 1)), constant_values=np.nan)
+            for plane in np.moveaxis(gain, -1, 0)
+        ]
+        joined, buffer = np.concatenate(planes, axis=1)[:, :-1], io.BytesIO()
+        imsave(buffer, joined, vmin=low, vmax=max(high, low + 1e-6), cmap=SCALE.lower())
         pictures[plate] = data_uri(buffer.getvalue(), "png")
-    return Light(pictures, float(low), float(high))
-
-
-def _resize(gain: np.ndarray) -> np.ndarray:
-    """[h, w, C] float32 whose longer side is that of a picture."""
-    from PIL import Image
-
-    scale = _SIDE / max(gain.shape[:2])
-    size = (max(1, round(scale * gain.shape[1])), max(1, round(scale * gain.shape[0])))
-    planes = [
-        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
-        for plane in np.moveaxis(gain.astype(np.float32), -1, 0)
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    return Light(pictures, low, high)
 
 
 _MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
