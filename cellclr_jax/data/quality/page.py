@@ -17,8 +17,7 @@ from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_maps import (
     PlateGrid,
-    draw_fields,
-    draw_wells,
+    draw_map,
     field_squares,
     place_fields,
     well_squares,
@@ -206,12 +205,10 @@ def _figures(content: Content, outliers: pd.DataFrame) -> list[_Figure]:
     levels = {"cells": "cells", **_choices(_INTENSITIES, content.channels, wells)}
     sharp = _choices(_SHARPNESS, content.channels, squares)
     text = f"{_PLATES}{_left_out(grid, content.fields)}"
-    figures = [
-        _Figure("plates", "Plates", text, draw_wells(grid, wells, levels), [*levels.values()])
-    ]
+    figures = [_Figure("plates", "Plates", text, draw_map(grid, wells, levels), [*levels.values()])]
     if sharp:
         text = _FIELDS if len(squares) == len(fields) else _WORST
-        drawn, choices = draw_fields(grid, squares, sharp), [*sharp.values()]
+        drawn, choices = draw_map(grid, squares, sharp), [*sharp.values()]
         figures.append(_Figure("focus", "Focus and saturation", text, drawn, choices, marked=True))
     return figures
 
