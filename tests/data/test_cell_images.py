@@ -109,18 +109,6 @@ def test_declared_channels_tell_the_axis(tmp_path, rng):
     np.testing.assert_array_equal(back, np.moveaxis(small, 0, 2))
 
 
-def test_in_doubt_an_array_has_its_channels_last_and_a_tiff_its_pages(tmp_path, rng):
-    image = noise(rng, (3, 40, 3), "uint8")
-    array = written(tmp_path, np.save, ".npy", image)
-    np.testing.assert_array_equal(
-        read_cell(array, channels=3, layout="stacked", dtype="uint8"), image
-    )
-    pages = written(tmp_path, save_pages, ".tif", np.moveaxis(image, 0, 2))
-    np.testing.assert_array_equal(
-        read_cell(pages, channels=3, layout="stacked", dtype="uint8"), np.moveaxis(image, 0, 2)
-    )
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize(
     ("save", "suffix", "channels"),

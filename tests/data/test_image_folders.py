@@ -268,21 +268,6 @@ def test_plates_that_are_asked_for_come_alone(folder, table):
         tabled(folder, table, {}, plates=("P1",))
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        ("site", "1.5", "site '1.5': a whole number"),
-        ("site", "3000000000", "site '3000000000': a whole number"),
-        ("concentration", "-1", "concentration '-1': a number of at least 0"),
-        ("concentration", "1e300", "concentration '1e300'"),
-    ],
-)
-def test_a_value_of_another_type_is_named_with_its_line(folder, table, column, value, message):
-    table.write_text(f"file,{column}\ndrug/c.png,1\ndrug/d.png,{value}\n")
-    with pytest.raises(BadData, match=rf"labels\.csv, line 3: {message}"):
-        tabled(folder, table, {})
-
-
 def test_what_is_empty_is_not_told(folder, table):
     table.write_text(
         "file,compound,concentration,site,replicate\ndrug/c.png,taxol,0.3,2,1\ndrug/d.png,DMSO,,,\n"
@@ -315,22 +300,6 @@ def test_what_is_empty_is_not_told(folder, table):
 def test_a_column_that_is_not_there_is_named(folder, table, columns, message):
     with pytest.raises(BadUse, match=message):
         tabled(folder, table, columns)
-
-
-def test_tables_that_are_none_are_named(folder, table):
-    table.write_text("name,label\ndrug/c.png,x\n")
-    with pytest.raises(BadData, match=r"line 1: no column 'file' .* the header has name, label"):
-        tabled(folder, table, {})
-    table.write_text("file,label,LABEL\ndrug/c.png,x,y\n")
-    with pytest.raises(BadData, match=r"columns 2 and 3 are called 'label' and 'LABEL': which"):
-        tabled(folder, table, {})
-    table.write_text("file,label\n")
-    with pytest.raises(BadData, match="a header and no rows"):
-        tabled(folder, table, {})
-    with pytest.raises(BadUse, match="no such file"):
-        tabled(folder, folder / "gone.csv", {})
-    with pytest.raises(BadUse, match="--label_columns says nothing without --labels_csv"):
-        folder_fields(Request((folder,), options={"label_columns": ["label=x"]}))
 
 
 def test_most_images_decide_and_the_others_are_named_when_they_are_read(folder):
@@ -378,17 +347,3 @@ def test_a_name_that_no_table_could_hold_is_refused(folder):
         pytest.skip("this file system has UTF-8 names alone")
     with pytest.raises(BadData, match="a name that is not UTF-8"):
         folder_fields(Request((folder,)))
-
-
-def test_any_damage_of_a_table_is_named(folder, table):
-    rng = np.random.default_rng(0)
-    whole = TABLE.encode()
-    for _ in range(200):
-        content = bytearray(whole)
-        for place in rng.integers(0, len(content), 4):
-            content[place] = rng.integers(256)
-        table.write_bytes(content[: rng.choice([len(content), 120, 30])])
-        try:
-            assert tabled(folder, table).fields
-        except (BadData, BadUse) as error:
-            assert "labels.csv" in str(error)  # noqa: PT017 - either is right

@@ -7,7 +7,6 @@ from scipy import ndimage
 from support.painted_cells import field_of
 
 from cellclr_jax.data.quality.measures import (
-    MEASURES,
     columns_of,
     focus_score,
     measure_crops,
@@ -310,7 +309,3 @@ def test_a_plate_that_differs_as_a_whole_stands_out_among_plates():
     assert found["plate"].tolist() == ["P4"]
     assert found["reason"].tolist() == ["out of focus in tubulin"]
     assert len(find_outlying_plates(table.drop(columns="plate"), CHANNELS)) == 0
-
-
-def test_the_measures_are_these():
-    assert MEASURES == ("mean", "p50", "p99", "saturated", "focus")

@@ -107,19 +107,6 @@ def test_tables_that_do_not_belong_together_are_refused(release):
     assert len(open_source("raw", Request((release,), annotated=False)).fields) == 8
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        (Request(()), "--input=DIR"),
-        (Request((Path("nowhere"),)), "nowhere: no such folder"),
-        (Request((Path(__file__).parents[1] / "bench",)), r"no BBBC021_v1_image\.csv"),
-    ],
-)
-def test_a_wrong_input_is_named(request_, message):
-    with pytest.raises(BadUse, match=message):
-        open_source("raw", request_)
-
-
 @dataclasses.dataclass(frozen=True)
 class Failing(Field):
     """A field whose reading raises."""
