@@ -83,7 +83,7 @@ def test_a_subfolder_is_a_label(folder):
     assert source.channels == ("channel_1", "channel_2", "channel_3")
     assert (source.crop_size, source.dtype) == (None, "uint8")
     assert (source.tables, source.problems, source.absent_plates) == ({}, [], [])
-    assert [field.name for field in source.fields] == ["control/1", "drug/1"]
+    assert [field.name for field in source.fields] == ["control", "drug"]
     assert cells(source) == {
         "control/a": ({"label": "control"}, 0),
         "control/b": ({"label": "control"}, 1),
@@ -132,7 +132,7 @@ def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
     fields = folder_fields(Request((folder / "many", folder / "control"))).fields
     assert [len(field.cells) for field in fields] == [3, 3, 3]
     fields = folder_fields(Request((folder,))).fields
-    assert [field.name for field in fields] == ["control/1", "drug/1", "many/1", "many/2", "many/3"]
+    assert [field.name for field in fields] == ["control", "drug", "many", "many/2", "many/3"]
     assert len({cell for field in fields for cell in field.cells}) == 11
 
 
@@ -143,8 +143,8 @@ def test_a_table_tells_what_is_known(folder, table):
     assert source.problems == []
     # The plates' order, not the table's; 0.3 and its float32 are one concentration.
     assert [(field.name, field.cells) for field in source.fields] == [
-        ("P1/B02/s2/flat/1", ("drug/c", "drug/d")),
-        ("P2/A01/s1/round/1", ("control/a", "control/b")),
+        ("P1/B02/s2/flat", ("drug/c", "drug/d")),
+        ("P2/A01/s1/round", ("control/a", "control/b")),
     ]
     assert source.fields[0].metadata == {
         "plate": "P1",

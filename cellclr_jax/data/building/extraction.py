@@ -10,7 +10,7 @@ from cellclr_jax import files
 from cellclr_jax.console import listed
 from cellclr_jax.data import cell_masks, crops, segmentation
 from cellclr_jax.data.illumination import Illumination
-from cellclr_jax.data.quality.measures import measure_crops, measure_field
+from cellclr_jax.data.quality.measures import measure_images
 from cellclr_jax.data.readers.formats import fit
 from cellclr_jax.data.sources.source import CellGroup, Field
 from cellclr_jax.errors import BadData
@@ -142,7 +142,7 @@ def _given_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
         None,
         [group.cells[number] for number in kept],
         centers[kept],
-        {**measure_crops(images[kept], settings.channels), **_sizes(shapes)},
+        {**measure_images(images[kept], settings.channels), **_sizes(shapes)},
         settings.channels,
         problems,
     )
@@ -154,7 +154,7 @@ def _found_cells(
     """Cuts cells around the nuclei of a field."""
     image = group.read()
     # Measured as it was photographed: a correction would hide what is wrong with it.
-    quality = {**measure_field(image, settings.channels), **_sizes([image.shape])}
+    quality = {**measure_images(image[None], settings.channels), **_sizes([image.shape])}
     if illumination is not None:
         image = illumination.apply(image)
     labels, centers = _nuclei(group, image, settings)

@@ -41,32 +41,16 @@ def columns_of(channels: Sequence[str]) -> list[str]:
     return [f"{measure}_{channel}" for measure in MEASURES for channel in channels]
 
 
-def measure_field(image: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
-    """Measures a field of view.
+def measure_images(images: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
+    """Measures a field of view, or given crops as if they were one field.
 
     Args:
-      image: [H, W, C] uint8 or uint16, as the camera gave it.
+      images: [K, H, W, C] uint8 or uint16, as the camera gave them; a field is one image.
       channels: C names.
 
     Returns:
       For each channel `mean_`, `p50_`, `p99_` (intensities), `saturated_` (share of the pixels at
-      the camera's ceiling, see `saturated_share`) and `focus_` (see `focus_score`).
-
-    Raises:
-      ValueError: the image has another shape or type, or no pixel.
-    """
-    return measure_crops(image[None], channels)
-
-
-def measure_crops(images: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
-    """Measures given crops as if they were one field.
-
-    Args:
-      images: [K, S, S, C] uint8 or uint16.
-      channels: C names.
-
-    Returns:
-      As `measure_field`.
+      the camera's ceiling, see `camera_ceiling`) and `focus_` (see `focus_score`).
 
     Raises:
       ValueError: the images have another shape or type, or there is no pixel.

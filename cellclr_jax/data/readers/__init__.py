@@ -179,14 +179,6 @@ def read_cell(
     return np.ascontiguousarray(image.reshape(*image.shape[:2], channels), dtype)
 
 
-def crop_shape(file: ImageFile) -> tuple[int, int, int]:
-    """The shape (S, S, C) of a crop of 16 bits, from its header; BadData for another image."""
-    height, width, depth, dtype, *_ = cell_shape(file, layout="stacked")
-    if dtype != "uint16" or height != width:
-        raise BadData(f"{file.where}: {dtype} {(height, width, depth)}, uint16 (S, S, C) expected")
-    return height, width, depth
-
-
 def without_parts_of_sets(files: Sequence[CellFile]) -> list[CellFile]:
     """Leaves out each TIFF whose channels are read from another file of its OME set.
 

@@ -1,7 +1,6 @@
 """Folders of single-cell images of any origin, labelled by their subfolders or by a table."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cellclr_jax.console import plural
 from cellclr_jax.data.columns import COLUMNS
@@ -39,9 +38,9 @@ def folder_fields(request: Request) -> Source:
     if parts := len(found) - len(files):
         left_out.append(f"{plural(parts, 'file')} read as channels of others (OME file sets)")
     named_files = list(zip(files, cell_ids(files), strict=True))
-    labels_csv = _labels_csv(request)
+    labels_csv = request.options.get("labels_csv")
     chosen = request.options.get("label_columns", ())
-    if labels_csv is not None:
+    if labels_csv:
         table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
         check_plates(request, [table])
         joined = tabled_cells(request, table, named_files)
@@ -74,14 +73,6 @@ def folder_fields(request: Request) -> Source:
     )
 
 
-def _labels_csv(request: Request) -> Path | None:
-    """The table that --labels_csv names, which must exist."""
-    given = request.options.get("labels_csv")
-    if given and not Path(given).exists():
-        raise BadUse(f"--labels_csv={given}: no such file")
-    return Path(given) if given else None
-
-
 def _label_columns(given: Sequence[str]) -> dict[str, str]:
     """The columns of --label_columns=<what>=<column>,… by what they are."""
     columns: dict[str, str] = {}
@@ -96,7 +87,7 @@ def _label_columns(given: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _columns_used(path: Path, table: CellTable) -> list[str]:
+def _columns_used(path: str, table: CellTable) -> list[str]:
     """Says which columns of a table are used, where some are not."""
     _, header = next(stream_rows(path))
     # One column names the images.

@@ -60,6 +60,7 @@ def make_source(
     columns: Sequence[str],
     *,
     layout: str,
+    cut: bool = False,
     lost: int = 0,
     **about: Any,
 ) -> Source:
@@ -70,13 +71,14 @@ def make_source(
       cells: at least one where no plates are asked for.
       columns: of their metadata; the plate is the first where plates are asked for.
       layout: of their images.
+      cut: whether they are crops of one size.
       lost: how many files and rows have no counterpart; each weighs as much as a cell.
       **about: what else the source holds.
 
     Raises:
       BadUse: another number of channels is declared than there is, or more than an image may
         have; or a plate has no image.
-      BadData: images of 8 and of 16 bits, or none that can be read.
+      BadData: images of 8 and of 16 bits, or none that can be read; crops that are no squares.
     """
     _check_plates_and_channels(request, cells)
     selection = Selection(pages=request.pages, z=request.z)
@@ -89,6 +91,8 @@ def make_source(
             f"the images in {listed(request.inputs)} have {plural(kind.channels, 'channel')}{hint},"
             f" --channels={','.join(channels)} names {len(channels)}"
         )
+    if cut and kind.height != kind.width:
+        raise BadData(f"crops of {kind.height}x{kind.width} pixels: squares were expected")
     if kind.alpha:
         about["left_out"] = [*about.get("left_out", ()), "the alpha channel (opacity)"]
         about["notes"] = [
@@ -101,6 +105,7 @@ def make_source(
         fields,
         tuple(columns),
         channels,
+        crop_size=kind.height if cut else None,
         dtype=kind.dtype,
         lost=lost * len(fields) / max(1, len(cells)),
         planes=kind.note,
@@ -148,12 +153,12 @@ def _usual_kind(
     if len(first) > 1:
         kinds = " and ".join(f"{dtype} ({file.where})" for dtype, file in sorted(first.items()))
         raise BadData(f"images of {kinds}: all were expected to be of one type")
-    depths = Counter(shape.channels for _, shape in shapes)
-    (depth, _), *_ = depths.most_common(1)
+    usual = Counter(shape[:3] for _, shape in shapes).most_common(1)[0][0]
+    depth = Counter(shape.channels for _, shape in shapes).most_common(1)[0][0]
     notes = Counter(shape.note for _, shape in shapes).most_common()
     note = notes[0][0] if len(notes) == 1 else listed([f"{note} ({n})" for note, n in notes])
     alpha = any(shape.alpha for _, shape in shapes)
-    return shapes[0][1]._replace(channels=depth, alpha=alpha, note=note)
+    return CellShape(*usual[:2], depth, next(iter(first)), alpha, note)
 
 
 def _group(
@@ -172,14 +177,13 @@ def _group(
     for values in sorted(groups):
         metadata = dict(zip(columns, values, strict=True))
         name = _group_name(metadata)
-        group = sorted(groups[values], key=lambda cell: cell.name)
-        for start in range(0, len(group), _GROUP):
-            part = group[start : start + _GROUP]
+        for part in _lots(groups[values]):
             numbers[name] += 1
+            number = f"/{numbers[name]}" if numbers[name] > 1 else ""
             centers = tuple(cell.center for cell in part if cell.center is not None)
             fields.append(
                 CellFiles(
-                    f"{name}/{numbers[name]}",
+                    f"{name}{number}",
                     metadata,
                     tuple(cell.name for cell in part),
                     tuple(cell.file for cell in part),
@@ -195,7 +199,7 @@ def _group(
 
 
 def _group_name(metadata: Mapping[str, str | int | float]) -> str:
-    """Such as 'plate/well/s1/label'; groups of one name are numbered."""
+    """Such as 'plate/well/s1/label'; a further group of one name is numbered."""
     site = f"s{metadata['site']}" if "site" in metadata else ""
     parts = (metadata.get("plate"), metadata.get("well"), site, metadata.get("label"))
     return "/".join(str(part) for part in parts if part) or "cells"
