@@ -207,6 +207,14 @@ def test_a_plane_of_a_z_axis_is_named(tmp_path, kind):
             read_planes(file)
 
 
+def test_planes_that_are_described_and_absent_are_named(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, PLANES[:2], metadata={"axes": "CYX"}, ome=True)
+    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="3"'))
+    with pytest.raises(BadData, match=r"a\.ome\.tif: 1 of the 3 planes .* are not in it"):
+        cells(tmp_path)
+
+
 def test_time_is_no_plane_and_a_plane_no_time(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", PLANES, imagej=True, metadata={"axes": "TYX"})
     with pytest.raises(BadData, match=r"axes TYX 5x24x24: height, width and channels"):

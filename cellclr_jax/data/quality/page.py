@@ -50,39 +50,28 @@ def write_quality_page(
     """
     folder = Path(dataset_dir)
     manifest = read_manifest(folder)
-    channels = _channels(folder, manifest)
+    try:
+        image = manifest["image"]
+        # Numbers for channels without names.
+        channels = tuple(map(str, image["channels"] or range(1, image["shape"][2] + 1)))
+        skipped = [(str(one["field"]), str(one["reason"])) for one in manifest["skipped"]]
+    except (LookupError, TypeError) as error:
+        raise BadData(
+            f"{folder}: its manifest does not describe channels and skipped fields ({error!r})"
+        ) from error
     page = render_page(
         Content(
             name="/".join(folder.resolve().parts[-3:-1]),
             channels=channels,
             fields=_typed(read_fields(folder), channels, folder),
             cells=_typed(read_cells(folder), (), folder),
-            skipped=_skipped(folder, manifest),
+            skipped=skipped,
             read=open_images(folder).read,
             illumination=illumination or {},
         )
     )
     write_text(folder / PAGE, page)
     return folder / PAGE
-
-
-def _channels(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the channels; numbers for those without."""
-    image = manifest["image"]
-    try:
-        number = int(image["shape"][2])
-        named = [str(name) for name in image["channels"]]
-    except (LookupError, TypeError, ValueError) as error:
-        raise BadData(f"{folder}: its manifest does not tell the images' channels") from error
-    return tuple(named) if len(named) == number else tuple(str(i + 1) for i in range(number))
-
-
-def _skipped(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """(field, reason) of what could not be used."""
-    try:
-        return [(str(one["field"]), str(one["reason"])) for one in manifest["skipped"]]
-    except (LookupError, TypeError) as error:
-        raise BadData(f"{folder}: its manifest does not tell why fields were skipped") from error
 
 
 def _typed(table: pd.DataFrame, channels: tuple[str, ...], folder: Path) -> pd.DataFrame:

@@ -174,12 +174,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             if isinstance(error, zipfile.BadZipFile):
                 hint = ": cut short or damaged, download it again (--download)"
             raise BadData(f"{path}: not a readable zip ({error}){hint}") from error
-        members = archive.infolist()
-        for member in members:
-            if reason := _refusal(member):
-                raise BadData(f"{path}: entry {member.filename!r} {reason}")
-        _check_names(path, members)
-        _check_sizes(path, members)
+        _check_members(path, archive.infolist())
         yield archive
 
 
@@ -199,34 +194,26 @@ def _is_folder(member: zipfile.ZipInfo) -> bool:
     return member.filename.endswith(("/", "\\"))
 
 
-def _refusal(member: zipfile.ZipInfo) -> str:
-    """Why a zip with this entry is refused; '' where it is not."""
-    entry = _entry(member)
-    if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
-        return "leads out of the zip: not a plate of images"
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        return "is a link: zip the images themselves"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a special file: not a plate of images"
-    if member.flag_bits & _ENCRYPTED:
-        return "is encrypted: zip the images without a password"
-    return ""
-
-
-def _check_names(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raises BadData where a file is there twice: which of the two is the image?"""
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raises BadData where a zip holds something else, or more, than the images of a plate."""
     seen = set()
     for member in members:
-        entry = _entry(member)
-        if entry in seen:
-            raise BadData(f"{path}: entry {member.filename!r} is there twice")
+        entry, kind = _entry(member), stat.S_IFMT(member.external_attr >> 16)
+        reason = ""
+        if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
+            reason = "leads out of the zip: not a plate of images"
+        elif kind == stat.S_IFLNK:
+            reason = "is a link: zip the images themselves"
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            reason = "is a special file: not a plate of images"
+        elif member.flag_bits & _ENCRYPTED:
+            reason = "is encrypted: zip the images without a password"
+        elif entry in seen:
+            reason = "is there twice"
+        if reason:
+            raise BadData(f"{path}: entry {member.filename!r} {reason}")
         if not _is_folder(member):
             seen.add(entry)
-
-
-def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raises BadData where there is more in a zip than images take."""
     if len(members) > _MOST_ENTRIES:
         raise BadData(
             f"{path}: {len(members):,} entries, more than the {_MOST_ENTRIES:,} allowed (entry "

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -238,6 +239,8 @@ def _take(
     Raises:
       BadData: an axis has no meaning.
     """
+    if lacking := sum(page is None for page in pages):
+        raise BadData(f"{lacking} of the {len(pages)} planes that it describes are not in it")
     key = pages[0].keyframe
     found, said, lead = _axes(axes, shape), axes, len(shape) - len(key.shape)
     if page is not None:
@@ -303,6 +306,12 @@ def _has_alpha(page: Any) -> bool:
 def _axes(axes: str, shape: Sequence[int]) -> str:
     """Such as 'CYX 3x48x48'."""
     return f"{axes} {'x'.join(map(str, shape))}"
+
+
+def _is_of_set(opened: "TiffFile") -> bool:
+    """Whether the OME metadata of a file describe planes in several files, or lie in another."""
+    text = (opened.ome_metadata or "") if opened.is_ome else ""
+    return "BinaryOnly" in text or len(set(re.findall('FileName="([^"]*)"', text))) > 1
 
 
 def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
@@ -382,9 +391,9 @@ def _led(images: Sequence[OmeImage], file: ImageFile) -> list[OmeImage]:
     led = []
     for image in images:
         names = dict.fromkeys(name for name, _ in image.planes.values())
-        first = next((name for name in names if path.with_name(name).is_file()), "")
-        if first == path.name:
-            led.append(image)
+        if path.name in names:
+            first = next(name for name in names if path.with_name(name).is_file())
+            led += [image] * (first == path.name)
     return led
 
 
