@@ -28,7 +28,6 @@ from cellclr_jax.data.building import builder, pieces, plate_light
 from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_contents
 from cellclr_jax.data.building.versions import locked, swap_in
-from cellclr_jax.data.illumination import Illumination
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
@@ -399,18 +398,6 @@ def test_the_light_is_fitted_once_and_follows_the_pixels(release, tmp_path):
         tifffile.imwrite(path, (tifffile.imread(path) * ramp).astype(np.uint16))
     build(release, tmp_path / "corrected", illumination="regression", overwrite=True)
     assert len(list(folder.iterdir())) == 4
-
-
-def test_a_piece_is_made_again_when_its_light_is_another(release, tmp_path, monkeypatch):
-    fresh = build(release, tmp_path / "fresh", illumination="median")
-    kill_a_build(release, tmp_path / "killed", monkeypatch, illumination="median")
-    for path in (tmp_path / "killed" / "illumination").iterdir():
-        light = Illumination.load(path)
-        dataclasses.replace(light, gain=1.5 * light.gain).save(path)
-    turned = build(release, tmp_path / "killed", illumination="median")
-    first, second = (dataset.open_images(path) for path in (fresh, turned))
-    for row in (0, len(first) - 1):
-        assert not np.array_equal(first.read([row])[0], second.read([row])[0])
 
 
 def test_too_few_fields_leave_the_light_as_it_is(release, tmp_path, monkeypatch, capsys):

@@ -340,6 +340,17 @@ def test_a_folder_without_an_image_says_what_it_holds(tmp_path, folder):
         folder_fields(Request((folder,)))
 
 
+def test_thumbnails_are_left_out_and_counted(folder):
+    small = ("drug/c_thumb.png", "drug/c_w1_thumb0A3F.png", "Thumbs/c.png", "thumbnail-1.tif")
+    kept = ("drug/Thumbergia.png", "drug/outhumb.png")
+    for name in (*small, *kept):
+        save(folder / name, picture(shape=(4, 4, 3)))
+    source = folder_fields(Request((folder,)))
+    assert {f"{cell}.png" for field in source.fields for cell in field.cells} >= set(kept)
+    assert sum(len(field.cells) for field in source.fields) == 4 + len(kept)
+    assert source.left_out[0].startswith("4 thumbnails (thumbnail-1.tif, Thumbs/c.png, drug/c_")
+
+
 def test_a_name_that_no_table_could_hold_is_refused(folder):
     try:
         save(Path(os.fsdecode(os.fsencode(folder) + b"/drug/\xff.png")), picture())

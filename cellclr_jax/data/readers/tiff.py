@@ -250,7 +250,7 @@ def _take(
     if lead < 0 or shape[lead:] != key.shape:
         # An array whose last axes are no page.
         axes, lead = {2: "YX", 3: "QYX"}.get(len(shape), axes), 0
-    numbers = np.arange(len(pages)).reshape(shape[:lead] or -1)
+    numbers: Any = np.arange(len(pages)).reshape(shape[:lead] or -1)
     if len(axes) == 3 and axes[0] in _UNNAMED:
         last = axes[0] == "Q" and shape[2] == selection.channels != shape[0]
         if not last and selection.pages != "channels" and shape[0] != selection.channels:
