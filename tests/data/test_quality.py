@@ -7,10 +7,10 @@ from scipy import ndimage
 from support.painted_cells import field_of
 
 from cellclr_jax.data.quality.measures import (
+    camera_ceiling,
     columns_of,
     focus_score,
     measure_images,
-    saturated_share,
 )
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.readers import read_planes
@@ -32,6 +32,10 @@ def photograph(light, seed=0, **optics):
     """[H, W, C] uint16."""
     digits = expose(np.random.default_rng(seed), light, Optics(**optics))
     return np.moveaxis(digits, 0, -1)
+
+
+def saturated_share(image):
+    return np.mean(image >= camera_ceiling(image))
 
 
 def focus_of(image):

@@ -1,13 +1,14 @@
 """A TIFF is read by what it says of its images, axes and files, and refused where it says less."""
 
 import re
+import zipfile
 
 import numpy as np
 import pytest
 import tifffile
 
 from cellclr_jax.data.readers import read_cell, read_planes
-from cellclr_jax.data.readers.find_files import ImageFile
+from cellclr_jax.data.readers.find_files import ImageFile, find_tiffs
 from cellclr_jax.data.sources.image_folders import folder_fields
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData
@@ -128,6 +129,10 @@ def test_the_files_of_a_set_are_one_cell(tmp_path):
     # A plate's file is one channel, whatever set it belongs to.
     planes = read_planes((ImageFile("b", str(tmp_path / "b_1.ome.tif")),))
     np.testing.assert_array_equal(planes[..., 0], PLANES[1])
+    with zipfile.ZipFile(tmp_path / "plate.zip", "w") as archive:
+        archive.write(tmp_path / "b_2.ome.tif", "b_2.ome.tif")
+    ((_, member),) = find_tiffs(tmp_path / "plate.zip")
+    np.testing.assert_array_equal(read_planes((member,))[..., 0], PLANES[2])
     before = source.fields[0].fingerprint()
     (tmp_path / "a_2.ome.tif").unlink()
     assert folder_fields(Request((tmp_path,))).fields[0].fingerprint() != before

@@ -79,15 +79,6 @@ def camera_ceiling(image: np.ndarray) -> int:
     return _ceiling(_histogram(image[None]))
 
 
-def saturated_share(image: np.ndarray) -> float:
-    """The share of an image's pixels at the ceiling of the camera, in [0, 1].
-
-    Args:
-      image: see `camera_ceiling`.
-    """
-    return _saturated(_histogram(image[None]))
-
-
 def focus_score(images: np.ndarray) -> float:
     """Fine detail in relation to coarse detail: falls with blur, steeply.
 

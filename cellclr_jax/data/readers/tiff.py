@@ -30,6 +30,7 @@ _INVERTED, _RGB, _PALETTE = 0, 2, 3
 _ALPHA = (1, 2)
 # tifffile's letters of axes without a name: pages ('I'), and axes of an array ('Q').
 _UNNAMED = "IQ"
+_EXPECTED = (["X", "Y"], ["C", "X", "Y"])
 # What OME-XML may claim, at most: planes of an image, bytes of a companion file.
 _MOST_PLANES, _MOST_XML = 100_000, 64 << 20
 
@@ -138,11 +139,11 @@ def _planned(file: ImageFile, selection: Selection, most: int) -> Iterator[_Plan
     """What is read of a file, as long as all of its files are open."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(_opened(file, most))
-        images = ome_images(file, opened)
-        if images and selection.own_pages:
-            plan = _take(
-                *_stacked([page for page in opened.pages if not page.is_reduced]), selection
-            )
+        images = [] if selection.own_pages else ome_images(file, opened)
+        if selection.own_pages and _is_of_set(opened):
+            pages: Any = opened.pages
+            own = [page for page in pages if not page.is_reduced]
+            plan = _take(*_stacked(own), selection)
         elif images:
             plan = _plan_of_set(images, file, selection, stack)
         else:
@@ -252,14 +253,7 @@ def _take(
         axes, lead = {2: "YX", 3: "QYX"}.get(len(shape), axes), 0
     numbers: Any = np.arange(len(pages)).reshape(shape[:lead] or -1)
     if len(axes) == 3 and axes[0] in _UNNAMED:
-        last = axes[0] == "Q" and shape[2] == selection.channels != shape[0]
-        if not last and selection.pages != "channels" and shape[0] != selection.channels:
-            hint = "--pages=channels or --pages=cells says what they are"
-            raise BadData(
-                f"{shape[0]} pages of {shape[1]}x{shape[2]} pixels, whose axis has no name; "
-                + ("a file of one plane was expected" if selection.own_pages else hint)
-            )
-        axes = "YXC" if last else "CYX"
+        axes = _named(axes, shape, selection)
     if "Z" in axes[:lead]:
         place, depth = axes.index("Z"), shape[axes.index("Z")]
         if selection.z == "max":
@@ -271,10 +265,7 @@ def _take(
     elif "Z" not in axes and selection.z not in ("", "1", "max"):
         raise BadData(f"axes {found}: no z axis, of which --z={selection.z} takes a plane")
     axes = axes.replace("S", "C")
-    if sorted(axes.replace("Z", "") if selection.z == "max" else axes) not in (
-        ["X", "Y"],
-        ["C", "X", "Y"],
-    ):
+    if sorted(axes.replace("Z", "") if selection.z == "max" else axes) not in _EXPECTED:
         hint = "save one entry of each other axis"
         if axes[0] in _UNNAMED and not selection.own_pages:
             hint = "--pages=cells takes each page as one"
@@ -285,6 +276,19 @@ def _take(
     used = [pages[number] for number in numbers.ravel()]
     alpha = "S" in key.axes and _has_alpha(key)
     return _Plan(used, shape, axes, alpha, "; ".join(filter(None, (said, note))))
+
+
+def _named(axes: str, shape: tuple[int, ...], selection: Selection) -> str:
+    """The axes of [N, H, W] whose first has no name, or of an array whose last are the channels."""
+    if axes[0] == "Q" and shape[2] == selection.channels != shape[0]:
+        return "YXC"
+    if selection.pages == "channels" or shape[0] == selection.channels:
+        return "CYX"
+    hint = "--pages=channels or --pages=cells says what they are"
+    raise BadData(
+        f"{shape[0]} pages of {shape[1]}x{shape[2]} pixels, whose axis has no name; "
+        + ("a file of one plane was expected" if selection.own_pages else hint)
+    )
 
 
 def _plane(z: str, depth: int, found: str) -> int:
@@ -327,7 +331,7 @@ def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
     Raises:
       BadData: the set's metadata are missing or damaged.
     """
-    if file.member or not opened.is_ome:
+    if not opened.is_ome:
         return []
     path = Path(file.path)
     root, home = ElementTree.fromstring(opened.ome_metadata or ""), path.name
