@@ -298,7 +298,9 @@ class CellFile:
         return self.below.rpartition("/")[0]
 
 
-def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[CellFile], list[str]]:
+def list_cells(
+    inputs: Sequence[Path], suffixes: Iterable[str], tables: Iterable[str | Path] = ()
+) -> tuple[list[CellFile], list[str]]:
     """Lists the images under some folders; hidden files and folders are passed over.
 
     Links are followed. A folder that is reached twice counts once, where it is met first: a cell
@@ -307,6 +309,7 @@ def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[Ce
     Args:
       inputs: folders, none of them in another.
       suffixes: ends of the images' names, in lower case.
+      tables: files that are read as well, and not reported as left out.
 
     Returns:
       The images, in the inputs' order, each sorted by path; and what is left out, such as
@@ -321,6 +324,7 @@ def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[Ce
     seen: set[tuple[object, ...]] = set()
     cells: list[CellFile] = []
     thumbnails: list[str] = []
+    known = set(map(os.path.abspath, tables))
     others: Counter[str] = Counter()
     for number, (root, prefix) in enumerate(zip(inputs, prefixes, strict=True)):
         for folder, names in walk_folders(root, seen):
@@ -329,7 +333,7 @@ def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[Ce
             for name in names:
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix not in suffixes:
-                    others[suffix or name] += 1
+                    others[suffix or name] += os.path.abspath(folder / name) not in known
                 elif small or _THUMBNAIL.search(name):
                     thumbnails.append(place + name)
                 else:
@@ -339,8 +343,7 @@ def list_cells(inputs: Sequence[Path], suffixes: Iterable[str]) -> tuple[list[Ce
                     file = ImageFile(f"{prefix}{place}{name}", path)
                     cells.append(CellFile(file, f"{place}{name}", number))
     left_out = [f"{plural(len(thumbnails), 'thumbnail')} ({listed(thumbnails)})"] * any(thumbnails)
-    if others:
-        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()])
+    if kinds := listed([f"{count} {kind}" for kind, count in others.most_common() if count]):
         left_out.append(f"other files ({kinds})")
     if not cells:
         raise BadUse(

@@ -52,7 +52,8 @@ def deepprofiler_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images or the table of another input.
     """
-    files, left_out = list_cells(request.inputs, (".png",))
+    paths = [root / _TABLE for root in request.inputs]
+    files, left_out = list_cells(request.inputs, (".png",), paths)
     names = cell_ids(files)
     tables = [_with_places(_read_table(root)) for root in request.inputs]
     columns = _common_columns(tables)
@@ -66,9 +67,8 @@ def deepprofiler_fields(request: Request) -> Source:
         about["problems"] += found.problems
         about["lost"] += found.lost
         about["absent_plates"] += found.absent_plates
-    paths = [table.path for table in tables]
     about["tables"] = {
-        "cell table" if len(paths) == 1 else f"cell table {number}": path
+        "cell table" if len(paths) == 1 else f"cell table {number}": str(path)
         for number, path in enumerate(paths, 1)
     }
     return make_source(request, cells, columns, layout="side_by_side", **about)

@@ -33,12 +33,12 @@ def folder_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images.
     """
-    found, left_out = list_cells(request.inputs, SUFFIXES)
+    labels_csv = request.options.get("labels_csv")
+    found, left_out = list_cells(request.inputs, SUFFIXES, filter(None, [labels_csv]))
     files = without_parts_of_sets(found)
     if parts := len(found) - len(files):
         left_out.append(f"{plural(parts, 'file')} read as channels of others (OME file sets)")
     named_files = list(zip(files, cell_ids(files), strict=True))
-    labels_csv = request.options.get("labels_csv")
     chosen = request.options.get("label_columns", ())
     if labels_csv:
         table = read_cell_table(labels_csv, chosen=_label_columns(chosen))
