@@ -336,7 +336,7 @@ def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
     path = Path(file.path)
     root, home = ElementTree.fromstring(opened.ome_metadata or ""), path.name
     # A file that was renamed is known by its UUID.
-    names = {root.get("UUID"): path.name}
+    names = {root.get("UUID", home): path.name}
     binary = root.find("{*}BinaryOnly")
     if binary is not None:
         home = Path(binary.get("MetadataFile", "")).name
@@ -357,7 +357,7 @@ def _companion(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str | None, str]) -> OmeImage:
+def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str, str]) -> OmeImage:
     """An image from its element `Pixels`.
 
     Args:
@@ -378,7 +378,7 @@ def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str | None
         uuid, page = data.find("{*}UUID"), int(data.get("IFD", 0))
         name = home
         if uuid is not None:
-            name = names.get(uuid.text) or Path(uuid.get("FileName", home)).name
+            name = names.get(uuid.text or "") or Path(uuid.get("FileName", home)).name
         start = np.ravel_multi_index(
             [int(data.get(f"First{axis}", 0)) for axis in order], shape, order="F"
         )
@@ -413,13 +413,13 @@ def _plan_of_set(
     image = led[file.number]
     path = Path(file.path)
     places = list(np.ndindex(image.sizes))
-    lacking = {}
+    lacking = []
     for place in places:
         name = image.planes.get(place, ("", 0))[0]
         if not (name and path.with_name(name).is_file()):
-            lacking[f"channel {place[2] + 1} ({name or 'in no file'})"] = place
+            lacking.append(f"channel {place[2] + 1} ({name or 'in no file'})")
     if lacking:
-        raise BadData(f"its OME file set lacks {listed(list(lacking))} of {image.sizes[2]}")
+        raise BadData(f"its OME file set lacks {listed(lacking)} of {image.sizes[2]}")
     files = {
         name: stack.enter_context(_opened(ImageFile(name, str(path.with_name(name))), 0))
         for name in dict.fromkeys(image.planes[place][0] for place in places)
