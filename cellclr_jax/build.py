@@ -10,6 +10,7 @@ dataset adds the plates that are new.
 """
 
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished da
 flags.DEFINE_bool("qc", False, "Only writes the quality page of a finished dataset again.")
 flags.DEFINE_string("beam_runner", "", "Builds with Apache Beam: DirectRunner, FlinkRunner, …")
 flags.DEFINE_multi_string("beam_option", [], "A flag of Beam's, such as --beam_option=--region=r.")
+
+# Files that hold more than one image.
+flags.DEFINE_enum(
+    "pages", "", ["", "channels", "cells"], "What several images or pages of a TIFF are."
+)
+flags.DEFINE_string("z", "", "The plane of a z axis that is taken, from 1, or max: the maximum.")
 
 # Plates.
 flags.DEFINE_bool("download", False, "Raw: fetches BBBC021 into --input first.")
@@ -93,7 +100,7 @@ for _entry in SOURCES.values():
         _define(_option.name, _option.default, _option.help, **_option.limits)
 
 # Flags that decide the content of a dataset, where a source uses them.
-_SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit")
+_SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit", "pages", "z")
 
 
 def check_flags() -> None:
@@ -123,6 +130,8 @@ def check_flags() -> None:
         raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
     if FLAGS.download and len(inputs()) > 1:
         raise BadUse("--download fetches into one --input folder")
+    if FLAGS.z not in ("", "max") and not re.fullmatch("[1-9][0-9]{0,5}", FLAGS.z):
+        raise BadUse(f"--z={FLAGS.z}: the number of a plane, from 1, or max was expected")
     if FLAGS.beam_option and not FLAGS.beam_runner:
         raise BadUse("--beam_option says nothing without --beam_runner")
 
@@ -144,6 +153,8 @@ def request_flags() -> "Request":
         centers=_path("centers"),
         annotated=FLAGS.config == "annotated",
         plates=tuple(FLAGS.plates),
+        pages=FLAGS.pages,
+        z=FLAGS.z,
         options={
             option.name: FLAGS[option.name].value for option in sources.entry(FLAGS.source).options
         },
@@ -156,11 +167,22 @@ def request_flags() -> "Request":
 def inputs() -> tuple[Path, ...]:
     """The input paths; simulated and downloaded plates have a default."""
     if FLAGS.input:
-        one = Path(FLAGS.input)  # its name may have commas
-        given = [one] if one.exists() else FLAGS.input.split(",")
-        return tuple(Path(path) for path in given)
+        return _paths(FLAGS.input)
     default = "plates" if FLAGS.download else sources.entry(FLAGS.source).default_input
     return (Path(FLAGS.data_dir) / default,) if default else ()
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    """Divides paths at commas, but not within the longest name of an existing file or folder."""
+    parts, paths = text.split(","), []
+    while parts:
+        names = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
+        name = next((name for name in names if name and Path(name).exists()), names[-1])
+        if not name:
+            raise BadUse(f"--input={text}: a name is empty")
+        paths.append(Path(name))
+        del parts[: name.count(",") + 1]
+    return tuple(paths)
 
 
 def crop_settings(source: "Source") -> "CropSettings":
@@ -318,7 +340,10 @@ def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") 
 
     record = dataset.read_manifest(path)
     if record.get("format") != manifest.FORMAT:
-        _refuse_other(path, ["another version of this software wrote it"])
+        raise BadUse(
+            f"{path} was built by an older version of this software: give another --data_dir, or "
+            "--overwrite builds it again"
+        )
     wanted = settings(request, source.channels if source else ())
     _refuse_other(path, files.differences(record["settings"], wanted))
     if source is None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -84,3 +85,10 @@ def _parts(done: int, total: int) -> int:
 def plural(count: int, what: str) -> str:
     """Such as '1 cell', '2,000 cells'."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def listed(names: Iterable[object], most: int = 3, separator: str = ", ") -> str:
+    """The first few distinct names and how many more there are, such as 'a, b, c and 2 more'."""
+    distinct = list(dict.fromkeys(map(str, names)))
+    more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
+    return separator.join(distinct[:most]) + more

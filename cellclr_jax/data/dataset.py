@@ -171,7 +171,8 @@ def open_images(
       BadData: a shard is missing or damaged, or does not hold what the manifest says.
     """
     if access not in ACCESS:
-        raise BadUse(f"data access {access!r}: one of {', '.join(ACCESS)} was expected")
+        hint = "; mapped reads as fast as memory did" if access == "memory" else ""
+        raise BadUse(f"data access {access!r}: one of {', '.join(ACCESS)} was expected{hint}")
     folder, manifest = Path(dataset_dir), read_manifest(dataset_dir)
     try:
         shards = ShardImages(folder)

@@ -19,9 +19,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from cellclr_jax.console import Progress, say
+from cellclr_jax.console import Progress, listed, say
 from cellclr_jax.data.readers.find_files import check_zip
-from cellclr_jax.data.sources.plates import some_of
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
 from cellclr_jax.errors import BadData, BadUse
@@ -121,7 +120,7 @@ def _wanted_plates(image_csv: Path, plates: Sequence[str]) -> list[str]:
     if unknown := sorted(set(plates) - set(known)):
         raise BadUse(
             f"--plates={','.join(unknown)}: not in {image_csv}, which has {len(known)} plates: "
-            f"{some_of(known)}"
+            f"{listed(known)}"
         )
     wanted = [plate for plate in known if not plates or plate in plates]
     for plate in wanted:

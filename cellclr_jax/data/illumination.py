@@ -1,7 +1,6 @@
 """Uneven illumination: estimates it from the fields of a plate and divides it out."""
 
 import functools
-import hashlib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from cellclr_jax import files
+from cellclr_jax.data.quality.measures import camera_ceiling
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData
 
@@ -18,7 +18,7 @@ from cellclr_jax.errors import BadData
 # CellProfiler does, which divides the camera's offset with the rest.
 METHODS = ("regression", "median")
 # Raised when the same fields give another light.
-FIT_VERSION = 1
+FIT_VERSION = 2
 # Fewer fields say too little about the light: from 12 fields of an evenly lit plate a light is
 # estimated that is uneven by a twentieth, half of what there usually is to be mended.
 FEWEST_FIELDS = 20
@@ -28,7 +28,6 @@ MOST_FIELDS = 256
 _DARKEST, _DARK_FIELDS = 1, 5
 # A fit has a few thousand numbers.
 _MOST_BYTES = 16 << 20
-_DIGEST_BYTES = 16
 _REDO = "delete it and build again, it is then fitted anew"
 # Rows that are corrected together: their intermediate results stay in the processor's cache.
 _ROWS = 32
@@ -55,6 +54,8 @@ class Illumination:
     def apply(self, field: np.ndarray) -> np.ndarray:
         """Divides the light out of a field: offset + (pixel - offset) / gain.
 
+        A saturated pixel keeps its value: its light was at least that, how much is unknown.
+
         Args:
           field: [H, W, C] uint16 of the fitted shape and channels.
 
@@ -70,6 +71,7 @@ class Illumination:
                 f"a field of shape {field.shape}, the light of its plate was fitted to {expected}"
             )
         factor, summand = self._full
+        ceilings = [camera_ceiling(field[..., channel]) for channel in range(expected[2])]
         corrected = np.empty(expected, np.uint16)
         for row in range(0, expected[0], _ROWS):
             rows = slice(row, row + _ROWS)
@@ -77,6 +79,7 @@ class Illumination:
             pixels += summand[rows]
             np.clip(pixels, 0.5, 65535.5, out=pixels)  # the cast cuts the fraction off
             corrected[rows] = pixels
+            np.copyto(corrected[rows], field[rows], where=field[rows] >= ceilings)
         return corrected
 
     @functools.cached_property
@@ -89,11 +92,11 @@ class Illumination:
 
     def digest(self) -> str:
         """Hex digest of everything that decides what `apply` does."""
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        digest.update(repr((self.shape, self.channels, self.gain.shape)).encode())
-        digest.update(self.gain.astype("<f4").tobytes())
-        digest.update(self.offset.astype("<f4").tobytes())
-        return digest.hexdigest()
+        return files.digest(
+            repr((self.shape, self.channels, self.gain.shape)),
+            self.gain.astype("<f4").tobytes(),
+            self.offset.astype("<f4").tobytes(),
+        )
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, complete or not at all; OSError where that cannot be."""

@@ -22,7 +22,7 @@ import psutil
 from cellclr_jax.data import crops, segmentation
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.illumination import block_means, estimate_light
-from cellclr_jax.data.quality.measures import measure_field
+from cellclr_jax.data.quality.measures import measure_images
 from cellclr_jax.data.sources import open_source
 from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
@@ -99,7 +99,7 @@ def steps(release: Path) -> None:
     timed("read three zlib TIFFs", lambda i: fields[i].read())
     timed("means for the light", lambda i: block_means(images[i]))
     timed("correct the light", lambda i: light.apply(images[i]))
-    timed("measure quality", lambda i: measure_field(images[i], CHANNELS))
+    timed("measure quality", lambda i: measure_images(images[i][None], CHANNELS))
     timed("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))
     timed("cut crops", lambda i: crops.extract_crops(images[i], centers[i]))
     timed("all, light corrected", lambda i: extract_field(fields[i], settings, light))

@@ -1,11 +1,11 @@
 """How much uneven light is left on simulated plates after its correction.
 
-  python tests/bench/light_error.py [--fields=60]
+  python tests/bench/light_error.py [--fields=60] [--seed=0] [--treated]
 
 Paints fields of 1024×1024 pixels in memory, photographs them under a vignette and a tilt that are
 known, fits the light of 20 and of so many fields by each method, prints the relative RMS of what
 is left of it in each channel: where the background is the camera's own, and where it is lit as the
-cells are.
+cells are. With --treated, each field has another mechanism, untreated cells among them.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
 from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, block_means, estimate_light
@@ -43,13 +44,16 @@ def main() -> None:
     """Paints, fits, prints."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fields", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the first field")
+    parser.add_argument("--treated", action="store_true", help="fields of all mechanisms")
     options = parser.parse_args()
     counts = sorted({20, options.fields})
     known = block_means(np.round(10_000 * truth()[..., None]).astype(np.uint16))[..., 0]
     print(f"uneven before: {unevenness(known):.1f} %; left, in % of the light:")
     blocks: dict[float, list[np.ndarray]] = {0.0: [], GLOW: []}
-    for seed in range(options.fields):
-        painted = field_of(None, seed, SIDE).image
+    kinds = [None, *MOA_PHENOTYPES] if options.treated else [None]
+    for seed in range(options.seed, options.seed + options.fields):
+        painted = field_of(kinds[seed % len(kinds)], seed, SIDE).image
         gain = tuple(np.random.default_rng(seed).lognormal(0, GAIN_SPREAD, 3))
         optics = Optics(gain=gain, vignette=VIGNETTE, tilt=TILT)
         for glow in (0.0, GLOW):

@@ -29,7 +29,7 @@ def run(*flags):
 
 @pytest.fixture
 def release(tmp_path):
-    return write_release(tmp_path / "release")
+    return write_release(tmp_path / "a release, of two plates")
 
 
 @pytest.fixture
@@ -69,6 +69,8 @@ def test_help_loads_nothing_heavy():
         ("--beam_runner=NoSuchRunner", "--beam_runner=NoSuchRunner: "),
         ("--input=nowhere", "error: nowhere: no such folder or zip (--input)"),
         ("--channels=dna,dna", "a channel is named twice"),
+        ("--z=0", "--z=0: the number of a plane, from 1, or max was expected"),
+        ("--input=a,", "--input=a,: a name is empty"),
         ("--qc", "no dataset bbbc021/annotated in"),
         ("--source=simulated --simulator=hight=3", "there are seed, weeks"),
         ("--source=simulated --simulator=height=tall", "a value like 1024 was expected"),
@@ -130,6 +132,10 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     refused = run(*flags)
     assert refused.returncode == 2
     assert "another version of this software cut its cells. --overwrite" in refused.stderr
+    record.write_text(json.dumps(manifest | {"format": 2}))
+    refused = run(*flags)
+    assert refused.returncode == 2
+    assert "was built by an older version of this software: give another --" in refused.stderr
     record.write_text(json.dumps(manifest))
     more = run(*flags, "--workers=1")
     assert more.returncode == 0, more.stderr
@@ -142,7 +148,7 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
     gone = run(*flags)
     assert gone.returncode == 2
-    assert f"{release}: no such folder or zip (--input)" in gone.stderr
+    assert f"{str(release).partition(',')[0]}: no such folder or zip (--input)" in gone.stderr
     table = moved / "BBBC021_v1_moa.csv"
     table.write_text(table.read_text().replace("Epithelial", "Other"))
     other = run(*flags, f"--input={moved}")

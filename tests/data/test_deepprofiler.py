@@ -72,10 +72,10 @@ def test_an_export_is_read_as_it_was_written(export):
     assert (source.channels, source.crop_size) == (CHANNELS, None)
     assert source.dtype == "uint8"
     assert source.tables == {"cell table": str(export / "sc-metadata.csv")}
-    assert (source.problems, source.absent_plates) == ([], [])
+    assert (source.problems, source.absent_plates, source.left_out) == ([], [], [])
     assert [(field.name, len(field.cells)) for field in source.fields] == [
-        ("P1/B02/s3/taxol/1", 3),
-        ("P2/A01/s3/DMSO/1", 3),
+        ("P1/B02/s3/taxol", 3),
+        ("P2/A01/s3/DMSO", 3),
     ]
     first = source.fields[1]
     assert dict(first.metadata) == {"plate": "P2", "well": "A01", "site": 3, "label": "DMSO"}

@@ -4,7 +4,6 @@ import io
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -314,19 +313,3 @@ def test_a_killed_download_resumes(held, tmp_path):
     assert download(server, tmp_path) == ZIPS
     assert server.sent[ZIPS[0]] == len(server.files[ZIPS[0]].content) - size
     assert (tmp_path / ZIPS[0]).read_bytes() == server.files[ZIPS[0]].content
-
-
-def test_an_interrupted_download_says_how_to_resume(held, tmp_path):
-    server, size = held
-    part = tmp_path / f"{ZIPS[0]}.part"
-    process = start(server, tmp_path)
-    wait_until(lambda: part.exists() and part.stat().st_size == size, process)
-    process.send_signal(signal.SIGINT)
-    # The server says nothing for as long as this takes: nobody waits for it.
-    _, printed = process.communicate(timeout=600)
-    assert process.returncode == 130
-    assert printed.splitlines()[-2:] == [
-        f"stopped: {tmp_path} keeps what has come, and the same command resumes",
-        "error: interrupted",
-    ]
-    assert part.stat().st_size == size

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
-from skimage.transform import resize_local_mean
 
 from cellclr_jax.data.crops import extract_crops
 from cellclr_jax.data.readers.formats import fit
@@ -85,22 +83,6 @@ def test_a_half_is_rounded_up_and_nothing_overflows():
     white = np.full((201, 301, 2), 65535, np.uint16)
     assert (fit(white, 96, "resize") == 65535).all()
     assert (fit(white, 400, "resize") == 65535).all()
-
-
-def test_shrinking_agrees_with_scikit_images_local_mean(rng):
-    image = noise(rng, (160, 160))
-    expected = resize_local_mean(image, (96, 96), channel_axis=-1, preserve_range=True)
-    np.testing.assert_allclose(fit(image, 96, "resize"), expected, atol=0.51)
-
-
-def test_growing_agrees_with_scipys_interpolation(rng):
-    image = noise(rng, (20, 20), 1)
-    place = (np.arange(96) + 0.5) * 20 / 96 - 0.5
-    grid = np.meshgrid(place, place, indexing="ij")
-    expected = ndimage.map_coordinates(
-        image[..., 0].astype(np.float64), grid, order=1, mode="nearest"
-    )
-    np.testing.assert_allclose(fit(image, 96, "resize")[..., 0], expected, atol=0.51)
 
 
 @pytest.mark.parametrize("how", ["resize", "pad"])

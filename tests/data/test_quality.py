@@ -7,12 +7,10 @@ from scipy import ndimage
 from support.painted_cells import field_of
 
 from cellclr_jax.data.quality.measures import (
-    MEASURES,
+    camera_ceiling,
     columns_of,
     focus_score,
-    measure_crops,
-    measure_field,
-    saturated_share,
+    measure_images,
 )
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.readers import read_planes
@@ -36,12 +34,16 @@ def photograph(light, seed=0, **optics):
     return np.moveaxis(digits, 0, -1)
 
 
+def saturated_share(image):
+    return np.mean(image >= camera_ceiling(image))
+
+
 def focus_of(image):
-    return np.array([measure_field(image, CHANNELS)[f"focus_{c}"] for c in CHANNELS])
+    return np.array([measure_images(image[None], CHANNELS)[f"focus_{c}"] for c in CHANNELS])
 
 
 def test_a_measure_has_a_column_for_each_channel(painted):
-    found = measure_field(photograph(painted), CHANNELS)
+    found = measure_images((photograph(painted))[None], CHANNELS)
     assert list(found) == columns_of(CHANNELS)
     assert list(found)[:3] == ["mean_dna", "mean_tubulin", "mean_actin"]
     assert all(type(value) is float for value in found.values())
@@ -52,7 +54,7 @@ def test_a_measure_has_a_column_for_each_channel(painted):
 def test_intensities_are_numpys(dtype, shape):
     rng = np.random.default_rng(0)
     image = np.minimum(rng.gamma(2, 40, (*shape, 2)), np.iinfo(dtype).max).astype(dtype)
-    found = measure_field(image, ("a", "b"))
+    found = measure_images(image[None], ("a", "b"))
     for channel, name in enumerate("ab"):
         values = image[..., channel].astype(float)
         assert found[f"mean_{name}"] == pytest.approx(values.mean(), rel=1e-12)
@@ -62,20 +64,20 @@ def test_intensities_are_numpys(dtype, shape):
 
 def test_crops_are_measured_as_one_field():
     crops = np.random.default_rng(0).integers(0, 4000, (9, 32, 32, 3), np.uint16)
-    found = measure_crops(crops, CHANNELS)
-    as_field = measure_field(crops.reshape(-1, 32, 3), CHANNELS)
+    found = measure_images(crops, CHANNELS)
+    as_field = measure_images((crops.reshape(-1, 32, 3))[None], CHANNELS)
     for measure in ("mean", "p50", "p99", "saturated"):
         for channel in CHANNELS:
             assert found[f"{measure}_{channel}"] == as_field[f"{measure}_{channel}"]
-    assert measure_crops(crops[::-1], CHANNELS) == pytest.approx(found, nan_ok=True)
+    assert measure_images(crops[::-1], CHANNELS) == pytest.approx(found, nan_ok=True)
 
 
 def test_a_folder_of_many_crops_is_gone_through_in_portions(monkeypatch):
     crops = np.random.default_rng(0).gamma(2, 400, (20, 48, 48, 1)).astype(np.uint16)
     crops = ndimage.uniform_filter(crops, (0, 3, 3, 0))
-    whole = measure_crops(crops, ("dna",))
+    whole = measure_images(crops, ("dna",))
     monkeypatch.setattr("cellclr_jax.data.quality.measures._PORTION", 3 * 48 * 48)
-    assert measure_crops(crops, ("dna",)) == pytest.approx(whole, rel=1e-6)
+    assert measure_images(crops, ("dna",)) == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_folder_of_many_crops_is_gone_through_in_portions(monkeypatch):
 )
 def test_what_is_no_image_of_a_camera_is_refused(image, channels):
     with pytest.raises(ValueError, match="expected"):
-        measure_field(image, channels)
+        measure_images(image[None], channels)
 
 
 @pytest.mark.parametrize("ceiling", [255, 1023, 4095, 4095 * 16, 16383, 16383 * 4, 65535, 50_000])
@@ -127,15 +129,6 @@ def test_focus_falls_with_blur_whatever_the_noise(painted, noise):
     scores = [focus_of(photograph(painted, focus=(b,) * 3, noise=noise)) for b in blurs]
     assert (np.diff(scores, axis=0) < 0).all()
     assert (scores[-1] < 0.35 * scores[1]).all()
-
-
-def test_the_laplacians_variance_is_fooled_by_noise_and_the_score_is_not(painted):
-    sharp = photograph(painted)
-    blurred = photograph(painted, focus=(4.0,) * 3, noise=3.0)
-    assert ndimage.laplace(blurred[..., 0].astype(float)).var() > (
-        ndimage.laplace(sharp[..., 0].astype(float)).var()
-    )
-    assert (focus_of(blurred) < 0.35 * focus_of(sharp)).all()
 
 
 @pytest.mark.parametrize(
@@ -187,11 +180,11 @@ def test_real_nuclei_fall_out_of_focus_with_blur(shared):
     for file in files:
         image = read_planes((ImageFile(file.name, str(file)),)).astype(np.float32)
         rng = np.random.default_rng(0)
-        scores = [measure_field(image.astype(np.uint16), ("dna",))["focus_dna"]]
+        scores = [measure_images((image.astype(np.uint16))[None], ("dna",))["focus_dna"]]
         for sigma in (0.8, 1.2, 2.0, 3.0):
             blurred = ndimage.gaussian_filter(image, (sigma, sigma, 0))
             blurred += rng.normal(0, 12, blurred.shape)
-            score = measure_field(blurred.clip(0).astype(np.uint16), ("dna",))["focus_dna"]
+            score = measure_images((blurred.clip(0).astype(np.uint16))[None], ("dna",))["focus_dna"]
             scores.append(score)
         assert (np.diff(scores) < 0).all()
 
@@ -310,7 +303,3 @@ def test_a_plate_that_differs_as_a_whole_stands_out_among_plates():
     assert found["plate"].tolist() == ["P4"]
     assert found["reason"].tolist() == ["out of focus in tubulin"]
     assert len(find_outlying_plates(table.drop(columns="plate"), CHANNELS)) == 0
-
-
-def test_the_measures_are_these():
-    assert MEASURES == ("mean", "p50", "p99", "saturated", "focus")

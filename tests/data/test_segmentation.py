@@ -211,29 +211,3 @@ def test_painted_nuclei_are_found_in_focus_and_out_of_focus(density, blur):
     assert score.recall > 0.97
     assert score.precision > 0.97
     assert score.f1_most > 0.93
-
-
-def naive_counts(truth, labels):
-    """Pairs above 0.5 and above 0.7, true objects that hold a centre, splits, merges."""
-    true = [truth == number for number in np.unique(truth) if number]
-    found = [labels == number for number in np.unique(labels) if number]
-    iou = np.array([[(a & b).sum() / (a | b).sum() for b in found] for a in true])
-    held = sum(
-        any(a[tuple(np.rint(np.argwhere(b).mean(0)).astype(int))] for b in found) for a in true
-    )
-    splits = sum(sum((a & b).sum() > 0.5 * b.sum() for b in found) > 1 for a in true)
-    merges = sum(sum((a & b).sum() > 0.5 * a.sum() for a in true) > 1 for b in found)
-    return (iou > 0.5).sum(), (iou > 0.7).sum(), held, splits, merges
-
-
-def test_scores_are_those_of_a_loop_over_masks(rng):
-    for _ in range(5):
-        grids = [
-            np.kron(rng.integers(0, 6, (5, 6)), np.ones((6, 5), int))[:28, :28] for _ in range(2)
-        ]
-        truth = grids[0]
-        labels = np.where(rng.random(truth.shape) < 0.6, truth, grids[1])
-        score = compare(truth, labels)
-        got = (score.half, score.most, score.centres, score.splits, score.merges)
-        assert got == naive_counts(truth, labels)
-        assert (score.true, score.found) == (5, 5)

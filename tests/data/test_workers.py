@@ -61,8 +61,7 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "own").write_text("0::/slice/job\n")
     monkeypatch.setattr(workers, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "own")
-    version = (tmp_path / "groups", "memory.max", "memory.current", "")
-    monkeypatch.setattr(workers, "_VERSIONS", {"": version})
+    monkeypatch.setattr(workers, "_GROUPS", tmp_path / "groups")
     return tmp_path
 
 

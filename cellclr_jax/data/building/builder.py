@@ -33,9 +33,8 @@ from tensorflow_datasets.core import writer as tfds_writer
 from cellclr_jax import files
 from cellclr_jax.console import Progress
 from cellclr_jax.data import dataset
-from cellclr_jax.data.building import pieces
+from cellclr_jax.data.building import manifest, pieces
 from cellclr_jax.data.building.extraction import CropSettings
-from cellclr_jax.data.building.manifest import describe_skipped, make_manifest
 from cellclr_jax.data.building.pieces import ExtractedCells, Piece, problems_of
 from cellclr_jax.data.building.plate_light import fit_lights
 from cellclr_jax.data.building.versions import finished_cells, new_version, pieces_folder
@@ -346,7 +345,7 @@ def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) 
         raise BadData(
             f"{lost * size:.0f} of {total * size:.0f} {unit} cannot be used, more than "
             f"--max_skipped={plan.max_skipped:g} allows. "
-            + "; ".join(describe_skipped({"skipped": named}))
+            + "; ".join(manifest.describe_skipped({"skipped": named}))
         )
 
 
@@ -400,25 +399,38 @@ def _write_tables(
     lights: Mapping[str, Path],
     directory: Path,
 ) -> None:
-    """Writes the tables of cells and fields, and the manifest."""
+    """Writes the tables of cells and fields, and the manifest: equal input gives equal files."""
     cells = pd.concat([one.cells for one in extracted if len(one.cells)], ignore_index=True)
     fields = pd.concat([one.fields for one in extracted], ignore_index=True)
-    crops, origin = plan.crops, dict(plan.origin)
-    names = {plate: file.name for plate, file in lights.items()}
-    manifest = make_manifest(
-        settings=dict(plan.settings),
-        origin=origin | {"illumination": origin.get("illumination", {}) | names},
-        image={
-            "shape": [crops.size, crops.size, len(crops.channels)],
-            "dtype": crops.dtype,
-            "channels": list(crops.channels),
+    crops, source = plan.crops, plan.source
+    skipped = [*source.problems, *problems_of(fields)]
+    counts = {
+        "cells": len(cells),
+        "fields": len(fields),
+        "fields_without_cells": int(((fields["cells"] == 0) & (fields["problem"] == "")).sum()),
+        "fields_skipped": len(skipped),
+    }
+    kinds = manifest.count_kinds(cells[list(crops.columns)])
+    corrected = {plate: file.name for plate, file in lights.items()}
+    record = {
+        "format": manifest.FORMAT,
+        "made_by": manifest.MADE_BY,
+        "settings": dict(plan.settings),
+        "origin": {
+            **plan.origin,
+            "illumination": plan.origin.get("illumination", {}) | corrected,
+            "left_out": source.left_out,
         },
-        columns=list(crops.columns),
-        cells=cells,
-        fields=fields,
-        skipped=[*plan.source.problems, *problems_of(fields)],
-        fingerprint=files.digest(*fields["digest"]),
-    )
+        "image": {
+            "shape": [crops.size, crops.size, len(crops.channels)],
+            **manifest.describe_images(fields, crops.channels, crops.dtype, source.planes),
+        },
+        "columns": list(crops.columns),
+        "counts": counts | {f"{what}s": count for what, count in kinds.items()},
+        "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
+        "fingerprint": files.digest(*fields["digest"]),
+        "versions": manifest.package_versions(),
+    }
     cells.to_parquet(directory / dataset.CELLS, index=False)
     fields.to_parquet(directory / dataset.FIELDS, index=False)
-    files.write_json(directory / dataset.MANIFEST, manifest)
+    files.write_json(directory / dataset.MANIFEST, record)

@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 
 from cellclr_jax import files
+from cellclr_jax.console import listed
 from cellclr_jax.data import cell_masks, crops, segmentation
 from cellclr_jax.data.illumination import Illumination
-from cellclr_jax.data.quality.measures import measure_crops, measure_field
+from cellclr_jax.data.quality.measures import measure_images
 from cellclr_jax.data.readers.formats import fit
 from cellclr_jax.data.sources.source import CellGroup, Field
 from cellclr_jax.errors import BadData
 
 # Raised when the same field and settings give other cells: pieces of an earlier build are then
 # made again.
-CUTTING_VERSION = 2
+CUTTING_VERSION = 3
 # Which pixels a crop shows: all; all, with a mask stored too; those of the cell, the others zero.
 MASKS = ("none", "keep", "zero")
-# A group's unusable images that its problem names; it may have hundreds.
-_PROBLEMS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class FieldCells:
       images: [K, S, S, C] of the settings' dtype.
       masks: [K, S, S] uint8, None if none are stored.
       rows: the other features of each cell.
-      quality: measures of the field.
+      quality: measures of the field, sizes of its images, how many of its crops are blank in a
+        channel or repeat another one.
       digest: hex digest of all of these.
       problem: why it gave none of its cells, or not all of them; ''.
       lost: the share of its cells that are lost.
@@ -118,18 +118,21 @@ def no_masks(settings: CropSettings) -> np.ndarray | None:
 def _given_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
     """Reads given crops; each that cannot be used is lost, not its group."""
     images = np.empty((len(group.cells), *no_images(settings).shape[1:]), settings.dtype)
-    problems = []
-    kept = []
+    problems: list[str] = []
+    kept: list[int] = []
+    shapes: list[tuple[int, ...]] = []
     for number in range(len(group.cells)):
         try:
-            images[number] = fit(group.read(number), settings.size, settings.fit)
+            image = group.read(number)
+            images[number] = fit(image, settings.size, settings.fit)
             kept.append(number)
+            shapes.append(image.shape)
         except BadData as error:
             # A size that does not fit is reported without the file's name.
             where = group.where(number)
             problems.append(f"{'' if where in str(error) else f'{where}: '}{error}")
     if not kept:
-        raise BadData(_first_of(problems))
+        raise BadData(listed(problems, separator="; "))
     centers = np.full((len(group.cells), 2), np.nan, np.float32)
     if group.centers is not None:
         centers[:] = group.centers
@@ -139,7 +142,8 @@ def _given_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
         None,
         [group.cells[number] for number in kept],
         centers[kept],
-        measure_crops(images[kept], settings.channels),
+        {**measure_images(images[kept], settings.channels), **_sizes(shapes)},
+        settings.channels,
         problems,
     )
 
@@ -150,7 +154,7 @@ def _found_cells(
     """Cuts cells around the nuclei of a field."""
     image = group.read()
     # Measured as it was photographed: a correction would hide what is wrong with it.
-    quality = measure_field(image, settings.channels)
+    quality = {**measure_images(image[None], settings.channels), **_sizes([image.shape])}
     if illumination is not None:
         image = illumination.apply(image)
     labels, centers = _nuclei(group, image, settings)
@@ -172,7 +176,7 @@ def _found_cells(
         if settings.masks == "zero":
             images, masks = cell_masks.zero_elsewhere(images, masks), None
     ids = [f"{group.name}/{number}" for number in numbers.tolist()]
-    return _described(group, images, masks, ids, centers, quality)
+    return _described(group, images, masks, ids, centers, quality, settings.channels)
 
 
 def _nuclei(
@@ -201,9 +205,10 @@ def _described(
     ids: Sequence[str],
     centers: np.ndarray,
     quality: Mapping[str, float],
+    channels: Sequence[str],
     problems: Sequence[str] = (),
 ) -> FieldCells:
-    """Adds metadata, digest and what was lost; `centers` are (row, column) [K, 2]."""
+    """Adds metadata, blank crops, digest and what was lost; `centers` are (row, column) [K, 2]."""
     rows = [
         {"cell_id": cell, **group.metadata, "x": column, "y": row}
         for cell, (row, column) in zip(ids, centers.tolist(), strict=True)
@@ -211,10 +216,22 @@ def _described(
     pixels = [images.tobytes(), b"" if masks is None else masks.tobytes()]
     lost = len(problems) / (len(problems) + len(rows)) if problems else 0.0
     digest = files.digest(repr(rows), *pixels)
-    return FieldCells(images, masks, rows, quality, digest, _first_of(problems), lost)
+    blank = (images == images[:, :1, :1]).all(axis=(1, 2)).sum(axis=0)
+    distinct = {files.digest(image.tobytes()) for image in images}
+    quality = {
+        **quality,
+        **{f"blank_{name}": float(count) for name, count in zip(channels, blank, strict=True)},
+        "repeated": float(len(images) - len(distinct)),
+    }
+    return FieldCells(images, masks, rows, quality, digest, listed(problems, separator="; "), lost)
 
 
-def _first_of(problems: Sequence[str]) -> str:
-    """The first few problems in one line."""
-    more = len(problems) - _PROBLEMS_NAMED
-    return "; ".join(problems[:_PROBLEMS_NAMED]) + (f"; … and {more} more" if more > 0 else "")
+def _sizes(shapes: Sequence[tuple[int, ...]]) -> dict[str, float]:
+    """The least and the greatest height and width of images [H, W, C], in pixels."""
+    heights, widths, *_ = zip(*shapes, strict=True)
+    return {
+        "height_min": float(min(heights)),
+        "height_max": float(max(heights)),
+        "width_min": float(min(widths)),
+        "width_max": float(max(widths)),
+    }

@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 
 from cellclr_jax import files
-from cellclr_jax.console import plural
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.building.extraction import CUTTING_VERSION
 from cellclr_jax.data.building.pieces import describe
 from cellclr_jax.data.columns import is_control
 from cellclr_jax.data.dataset import MANIFEST
 from cellclr_jax.data.illumination import FIT_VERSION
 from cellclr_jax.data.sources import entry
-from cellclr_jax.data.sources.plates import some_of
 from cellclr_jax.data.sources.source import Source
 
 # Plates that a difference names; a screen may have hundreds.
@@ -64,7 +63,7 @@ def contents_differences(built: Contents, held: Contents) -> list[str]:
         ],
     }
     return [
-        f"{plural(len(names), 'plate')} {how}: {some_of(names, _PLATES_NAMED)}"
+        f"{plural(len(names), 'plate')} {how}: {listed(names, _PLATES_NAMED)}"
         for how, names in found.items()
         if names
     ]
@@ -82,7 +81,7 @@ def is_extension(built: Contents, held: Contents) -> bool:
 
 
 # Raised when the meaning of a key changes.
-FORMAT = 2
+FORMAT = 3
 # What decides cells and light besides the settings: a dataset of another version is not added to.
 MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
 _PACKAGES = (
@@ -98,47 +97,27 @@ _PACKAGES = (
 _PROBLEMS_SHOWN = 20
 
 
-def make_manifest(
-    *,
-    settings: dict[str, Any],
-    origin: dict[str, Any],
-    image: dict[str, Any],
-    columns: list[str],
-    cells: pd.DataFrame,
-    fields: pd.DataFrame,
-    skipped: Sequence[tuple[str, str]],
-    fingerprint: str,
+def describe_images(
+    fields: pd.DataFrame, channels: Sequence[str], dtype: str, planes: str
 ) -> dict[str, Any]:
-    """Collects the description of a dataset as a JSON object; equal input gives equal objects.
+    """Describes the images of a dataset: channels, type, original sizes, blank and repeated crops.
 
     Args:
-      settings: everything that decides the content (see `files.differences`).
-      origin: where it came from: paths, tables, absent plates, contents.
-      image: 'shape' [S, S, C], 'dtype' and 'channels' of a record's image.
-      columns: of the metadata.
-      cells: one row a record.
-      fields: one row a field.
-      skipped: (what, reason) of fields and files that could not be used.
-      fingerprint: hex digest of all cells in their order.
+      fields: the table of fields.
+      channels, dtype: of a record.
+      planes: which axes and planes the files have.
     """
-    counts = {
-        "cells": len(cells),
-        "fields": len(fields),
-        "fields_without_cells": int(((fields["cells"] == 0) & (fields["problem"] == "")).sum()),
-        "fields_skipped": len(skipped),
-    }
-    counts |= {f"{what}s": count for what, count in count_kinds(cells[columns]).items()}
+    sides = ("height", "width")
     return {
-        "format": FORMAT,
-        "made_by": dict(MADE_BY),
-        "settings": settings,
-        "origin": origin,
-        "image": image,
-        "columns": columns,
-        "counts": counts,
-        "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
-        "fingerprint": fingerprint,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "dtype": dtype,
+        "channels": list(channels),
+        "planes": planes,
+        "sizes": {
+            side: [int(fields[f"{side}_min"].min()), int(fields[f"{side}_max"].max())]
+            for side in sides
+        },
+        "blank": {name: int(fields[f"blank_{name}"].sum()) for name in channels},
+        "repeated": int(fields["repeated"].sum()),
     }
 
 
@@ -153,6 +132,8 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
         f"{plural(counts['cells'], 'cell')}{': ' if known else ''}{', '.join(known)}",
         f"{plural(counts['fields'], fields)}{of_images}: {counts['fields_without_cells']} without "
         f"cells, {counts['fields_skipped']} skipped",
+        *_image_lines(manifest["image"], counts["cells"]),
+        f"left out: {'; '.join(manifest['origin']['left_out']) or 'no file'}",
     ]
     absent = manifest["origin"].get("absent_plates", [])
     if absent:
@@ -162,6 +143,25 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     elif "labels" in counts:
         lines += ["cells per label:", *_label_lines(cells)]
     return "\n".join([*lines, *describe_skipped(manifest)])
+
+
+def _image_lines(image: Mapping[str, Any], cells: int) -> list[str]:
+    """Channels, type, sizes and planes; how many crops show nothing, or the same as others."""
+    least, most = (f"{h}x{w}" for h, w in zip(*image["sizes"].values(), strict=True))
+    lines = [
+        f"{plural(len(image['channels']), 'channel')}: {', '.join(image['channels'])}; "
+        f"{image['dtype']}, {least}{f' to {most}' if most != least else ''} pixels; "
+        f"planes: {image['planes']}"
+    ]
+    blank = [f"{count:,} in {name}" for name, count in image["blank"].items() if count]
+    if blank:
+        lines.append(f"note: of {plural(cells, 'crop')}, blank (one value): {', '.join(blank)}")
+    if image["repeated"]:
+        lines.append(
+            f"note: {plural(image['repeated'], 'crop')} with the pixels of another one of the same "
+            "field or group"
+        )
+    return lines
 
 
 def describe_absent(plates: Sequence[str]) -> str:
@@ -205,9 +205,9 @@ def _label_lines(cells: pd.DataFrame) -> list[str]:
     return [f"  {label:<{width}}  {count:,}" for label, count in numbers.items()]
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Installed versions of what decides the content."""
-    versions = {}
+    versions = {"python": platform.python_version()}
     for package in ("cellclr_jax", *_PACKAGES):
         try:
             versions[package] = metadata.version(package)

@@ -26,7 +26,6 @@ from cellclr_jax.data.building.extraction import (
     CropSettings,
     FieldCells,
     extract_field,
-    no_images,
 )
 from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.data.illumination import Illumination
@@ -149,10 +148,9 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedC
     part = place / f"{piece.key}.{uuid.uuid4().hex}{_PARTIAL}"
     part.mkdir()
     try:
-        np.save(part / _IMAGES, np.concatenate([no_images(settings), *(one.images for one in cut)]))
+        _save(part / _IMAGES, [one.images for one in cut])
         if settings.masks == "keep":
-            masks = [one.masks for one in cut if one.masks is not None]
-            np.save(part / _MASKS, np.concatenate(masks))
+            _save(part / _MASKS, [one.masks for one in cut if one.masks is not None])
         tables = (
             (dataset.CELLS, [row for one in cut for row in one.rows]),
             (dataset.FIELDS, [_field_row(*pair) for pair in zip(piece.fields, cut, strict=True)]),
@@ -175,6 +173,16 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedC
     if done is None:
         raise BadData(f"{place / piece.key}: the piece cannot be read again")
     return done
+
+
+def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    """Writes arrays one after the other as one .npy file, without joining them in memory."""
+    header = np.lib.format.header_data_from_array_1_0(arrays[0])
+    header["shape"] = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for array in arrays:
+            array.tofile(file)
 
 
 def read_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells | None:

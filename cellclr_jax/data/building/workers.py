@@ -27,16 +27,7 @@ WORKER_BYTES = 1 << 30
 
 _MEMINFO = Path("/proc/meminfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
-# Folder, limit, usage and the prefix of its statistics, by version of the kernel's control groups.
-_VERSIONS = {
-    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
-    "memory": (
-        Path("/sys/fs/cgroup/memory"),
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        "total_",
-    ),
-}
+_GROUPS = Path("/sys/fs/cgroup")
 # Where nothing tells (not Linux).
 _ASSUMED = 8 << 30
 
@@ -65,26 +56,18 @@ def available_bytes() -> int:
 
 
 def _group_rooms() -> Iterator[int]:
-    """What each control group of this process, and each around it, has left of its limit."""
+    """What each control group (version 2) of this process, and each around it, has left."""
     for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        for name in {"memory", ""} & set(controllers.split(",")):
-            root, limit, usage, prefix = _VERSIONS[name]
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    yield from _room(folder / limit, folder / usage, folder / "memory.stat", prefix)
-
-
-def _room(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
-    """Bytes left in one group; nothing where it has no limit."""
-    try:
-        room = int(limit.read_text()) - int(usage.read_text())
-        held = _numbers(statistics.read_text())
-    except (OSError, ValueError):  # no such group, or 'max'
-        return
-    # Pages of files count as taken, and are given back when they are needed.
-    yield room + sum(held.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        own = _GROUPS / line.split(":", 2)[2].lstrip("/")
+        for folder in (own, *own.parents):
+            try:
+                left = int((folder / "memory.max").read_text())
+                left -= int((folder / "memory.current").read_text())
+                held = _numbers((folder / "memory.stat").read_text())
+            except (OSError, ValueError):  # no such group, or no limit
+                continue
+            # Pages of files count as taken, and are given back when they are needed.
+            yield left + sum(held.get(f"{kind}_file", 0) for kind in ("active", "inactive"))
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -41,32 +41,16 @@ def columns_of(channels: Sequence[str]) -> list[str]:
     return [f"{measure}_{channel}" for measure in MEASURES for channel in channels]
 
 
-def measure_field(image: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
-    """Measures a field of view.
+def measure_images(images: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
+    """Measures a field of view, or given crops as if they were one field.
 
     Args:
-      image: [H, W, C] uint8 or uint16, as the camera gave it.
+      images: [K, H, W, C] uint8 or uint16, as the camera gave them; a field is one image.
       channels: C names.
 
     Returns:
       For each channel `mean_`, `p50_`, `p99_` (intensities), `saturated_` (share of the pixels at
-      the camera's ceiling, see `saturated_share`) and `focus_` (see `focus_score`).
-
-    Raises:
-      ValueError: the image has another shape or type, or no pixel.
-    """
-    return measure_crops(image[None], channels)
-
-
-def measure_crops(images: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
-    """Measures given crops as if they were one field.
-
-    Args:
-      images: [K, S, S, C] uint8 or uint16.
-      channels: C names.
-
-    Returns:
-      As `measure_field`.
+      the camera's ceiling, see `camera_ceiling`) and `focus_` (see `focus_score`).
 
     Raises:
       ValueError: the images have another shape or type, or there is no pixel.
@@ -83,19 +67,16 @@ def measure_crops(images: np.ndarray, channels: Sequence[str]) -> dict[str, floa
     }
 
 
-def saturated_share(image: np.ndarray) -> float:
-    """The share of an image's pixels at the ceiling of the camera.
+def camera_ceiling(image: np.ndarray) -> int:
+    """The value at which an image is saturated.
 
-    The ceiling is the type's largest value, or the image's own where pixels pile up on it: files
-    of 16 bits hold the 12 or 14 of a camera, shifted or not, and some cameras end elsewhere.
+    It is the type's largest value, or the image's own where pixels pile up on it: files of 16 bits
+    hold the 12 or 14 of a camera, shifted or not, and some cameras end elsewhere.
 
     Args:
-      image: any shape, uint8 or uint16.
-
-    Returns:
-      In [0, 1]; 0 where nothing piles up, as in an image of one value.
+      image: any shape, uint8 or uint16, at least one pixel.
     """
-    return _saturated(_histogram(image[None]))
+    return _ceiling(_histogram(image[None]))
 
 
 def focus_score(images: np.ndarray) -> float:
@@ -176,12 +157,15 @@ def _percentile(below: np.ndarray, percent: float) -> float:
 
 def _saturated(counts: np.ndarray) -> float:
     """The share of pixels at the ceiling; `counts[v]` is the number of pixels of value v."""
+    return float(counts[_ceiling(counts)] / counts.sum())
+
+
+def _ceiling(counts: np.ndarray) -> int:
+    """The value of the pile of pixels at the top; the type's largest where there is none."""
     (occupied,) = np.nonzero(counts)
-    top, rest = occupied[-1], occupied[:-1][-_VALUES_BELOW:]
+    top, rest = int(occupied[-1]), occupied[:-1][-_VALUES_BELOW:]
     usual = float(counts[rest].mean()) if len(rest) else np.inf
-    if top == len(counts) - 1 or counts[top] >= max(_FEWEST_PILED, _PILE * usual):
-        return float(counts[top] / counts.sum())
-    return 0.0
+    return top if counts[top] >= max(_FEWEST_PILED, _PILE * usual) else len(counts) - 1
 
 
 def _energies(tiles: np.ndarray) -> np.ndarray:

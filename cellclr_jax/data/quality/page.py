@@ -17,8 +17,7 @@ from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.data.quality.outliers import find_outliers, find_outlying_plates
 from cellclr_jax.data.quality.plate_maps import (
     PlateGrid,
-    draw_fields,
-    draw_wells,
+    draw_map,
     field_squares,
     place_fields,
     well_squares,
@@ -51,39 +50,28 @@ def write_quality_page(
     """
     folder = Path(dataset_dir)
     manifest = read_manifest(folder)
-    channels = _channels(folder, manifest)
+    try:
+        image = manifest["image"]
+        # Numbers for channels without names.
+        channels = tuple(map(str, image["channels"] or range(1, image["shape"][2] + 1)))
+        skipped = [(str(one["field"]), str(one["reason"])) for one in manifest["skipped"]]
+    except (LookupError, TypeError) as error:
+        raise BadData(
+            f"{folder}: its manifest does not describe channels and skipped fields ({error!r})"
+        ) from error
     page = render_page(
         Content(
             name="/".join(folder.resolve().parts[-3:-1]),
             channels=channels,
             fields=_typed(read_fields(folder), channels, folder),
             cells=_typed(read_cells(folder), (), folder),
-            skipped=_skipped(folder, manifest),
+            skipped=skipped,
             read=open_images(folder).read,
             illumination=illumination or {},
         )
     )
     write_text(folder / PAGE, page)
     return folder / PAGE
-
-
-def _channels(folder: Path, manifest: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the channels; numbers for those without."""
-    image = manifest["image"]
-    try:
-        number = int(image["shape"][2])
-        named = [str(name) for name in image["channels"]]
-    except (LookupError, TypeError, ValueError) as error:
-        raise BadData(f"{folder}: its manifest does not tell the images' channels") from error
-    return tuple(named) if len(named) == number else tuple(str(i + 1) for i in range(number))
-
-
-def _skipped(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """(field, reason) of what could not be used."""
-    try:
-        return [(str(one["field"]), str(one["reason"])) for one in manifest["skipped"]]
-    except (LookupError, TypeError) as error:
-        raise BadData(f"{folder}: its manifest does not tell why fields were skipped") from error
 
 
 def _typed(table: pd.DataFrame, channels: tuple[str, ...], folder: Path) -> pd.DataFrame:
@@ -206,12 +194,10 @@ def _figures(content: Content, outliers: pd.DataFrame) -> list[_Figure]:
     levels = {"cells": "cells", **_choices(_INTENSITIES, content.channels, wells)}
     sharp = _choices(_SHARPNESS, content.channels, squares)
     text = f"{_PLATES}{_left_out(grid, content.fields)}"
-    figures = [
-        _Figure("plates", "Plates", text, draw_wells(grid, wells, levels), [*levels.values()])
-    ]
+    figures = [_Figure("plates", "Plates", text, draw_map(grid, wells, levels), [*levels.values()])]
     if sharp:
         text = _FIELDS if len(squares) == len(fields) else _WORST
-        drawn, choices = draw_fields(grid, squares, sharp), [*sharp.values()]
+        drawn, choices = draw_map(grid, squares, sharp), [*sharp.values()]
         figures.append(_Figure("focus", "Focus and saturation", text, drawn, choices, marked=True))
     return figures
 
@@ -244,8 +230,6 @@ def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
     return fields.assign(**{str(name): 100 * fields[name] for name in shares})
 
 
-# The longer side of a channel's picture in pixels, and the space between channels.
-_SIDE, _LIGHT_GAP = 96, 4
 # The scale spans these percentiles of all plates.
 _LIGHT_SPAN = (0.5, 99.5)
 
@@ -260,40 +244,26 @@ class Light:
 
 
 def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
-    """Draws illumination functions, all in the same colours.
+    """Draws illumination functions, all in the same colours, a pixel for each of their blocks.
 
     Args:
       illumination: [h, w, C] by plate, the light relative to its mean; at least one.
     """
-    from matplotlib import colormaps
-    from PIL import Image
+    from matplotlib.image import imsave
 
-    drawn = {plate: _resize(np.asarray(gain)) for plate, gain in illumination.items()}
-    values = np.concatenate([gain.ravel() for gain in drawn.values()])
-    low, high = np.percentile(values, _LIGHT_SPAN)
+    values = np.concatenate([gain.ravel() for gain in illumination.values()])
+    low, high = map(float, np.percentile(values, _LIGHT_SPAN))
     pictures = {}
-    for plate, gain in drawn.items():
-        share = np.clip((gain - low) / max(high - low, 1e-6), 0, 1)
-        space = np.full((len(gain), _LIGHT_GAP, 4), 255, np.uint8)
-        parts = [colormaps[SCALE.lower()](plane, bytes=True) for plane in np.moveaxis(share, -1, 0)]
-        spaced = [piece for part in parts for piece in (part, space)][:-1]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(spaced, axis=1)[..., :3]).save(buffer, "PNG", optimize=True)
+    for plate, gain in illumination.items():
+        # A transparent column after each channel but the last.
+        planes = [
+            np.pad(plane.astype(float), ((0, 0), (0, 1)), constant_values=np.nan)
+            for plane in np.moveaxis(gain, -1, 0)
+        ]
+        joined, buffer = np.concatenate(planes, axis=1)[:, :-1], io.BytesIO()
+        imsave(buffer, joined, vmin=low, vmax=max(high, low + 1e-6), cmap=SCALE.lower())
         pictures[plate] = data_uri(buffer.getvalue(), "png")
-    return Light(pictures, float(low), float(high))
-
-
-def _resize(gain: np.ndarray) -> np.ndarray:
-    """[h, w, C] float32 whose longer side is that of a picture."""
-    from PIL import Image
-
-    scale = _SIDE / max(gain.shape[:2])
-    size = (max(1, round(scale * gain.shape[1])), max(1, round(scale * gain.shape[0])))
-    planes = [
-        Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
-        for plane in np.moveaxis(gain.astype(np.float32), -1, 0)
-    ]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    return Light(pictures, low, high)
 
 
 _MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}

@@ -116,57 +116,35 @@ _MOST_MARKS = 500
 _DIGITS, _LONGEST, _LONGEST_REASON = 5, 60, 160
 
 
-def draw_wells(grid: PlateGrid, wells: pd.DataFrame, measures: Mapping[str, str]) -> dict[str, Any]:
-    """Draws a square a well, coloured by one measure at a time.
+def draw_map(grid: PlateGrid, squares: pd.DataFrame, measures: Mapping[str, str]) -> dict[str, Any]:
+    """Draws a square a well, or a field within its well, coloured by one measure at a time.
 
     Args:
       grid: of the plates.
-      wells: one row a well: `plate` (its number in the grid), `row`, `column` (int, from 0),
-        `label` (shown on hover) and the measures.
+      squares: one row a square: `plate` (its number in the grid), `row`, `column` (int, from 0),
+        `label` (shown on hover) and the measures; for fields also `part` (the number in the well,
+        in reading order), `outlier` and `skipped` (why it has a mark; '' for none).
       measures: titles by column; the page lets the reader choose one, the first one is shown.
 
     Returns:
-      A Plotly figure: a heatmap for each measure, of which the first has the words on hover.
+      A Plotly figure: a heatmap for each measure, of which the first has the words on hover, then
+      the marks.
     """
-    return _draw(grid, wells.assign(part=0), measures, (1, 1), [])
-
-
-def draw_fields(
-    grid: PlateGrid, fields: pd.DataFrame, measures: Mapping[str, str]
-) -> dict[str, Any]:
-    """Draws a square a field within its well, the fields in reading order.
-
-    Args:
-      grid: of the plates.
-      fields: one row a field: `plate`, `row`, `column`, `label`, `part` (its number in the well),
-        `outlier`, `skipped` (why it has a mark; '' for none) and the measures.
-      measures: as in `draw_wells`.
-
-    Returns:
-      As `draw_wells`, with marks behind the heatmaps.
-    """
-    number = int(fields["part"].max()) + 1
+    marks = []
+    if "part" not in squares:
+        squares = squares.assign(part=0)
+    number = int(squares["part"].max()) + 1
     across = math.ceil(math.sqrt(number))
     parts = (math.ceil(number / across), across)
-    marks = [
-        _marks(grid, fields[fields[column] != ""], column, parts, symbol, colour, width)
-        for column, symbol, colour, width in (
-            ("skipped", "x-thin-open", GREY, 2),
-            ("outlier", "circle-open", "white", 5),  # the ring is seen on every colour
-            ("outlier", "circle-open", _MARK, 2.5),
-        )
-    ]
-    return _draw(grid, fields, measures, parts, marks)
-
-
-def _draw(
-    grid: PlateGrid,
-    squares: pd.DataFrame,
-    measures: Mapping[str, str],
-    parts: tuple[int, int],
-    marks: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The figure: one heatmap a measure, of which one is seen, then the marks."""
+    if "outlier" in squares:
+        marks = [
+            _marks(grid, squares[squares[column] != ""], column, parts, symbol, colour, width)
+            for column, symbol, colour, width in (
+                ("skipped", "x-thin-open", GREY, 2),
+                ("outlier", "circle-open", "white", 5),  # the ring is seen on every colour
+                ("outlier", "circle-open", _MARK, 2.5),
+            )
+        ]
     shape = grid.size[0] * parts[0], grid.size[1] * parts[1]
     place = _positions(grid, squares, parts)
     traces: list[dict[str, Any]] = []
@@ -370,7 +348,7 @@ def place_fields(fields: pd.DataFrame) -> tuple[PlateGrid, pd.DataFrame] | None:
 def well_squares(
     grid: PlateGrid, placed: pd.DataFrame, channels: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Makes the table that `draw_wells` takes.
+    """Makes the table of wells that `draw_map` takes.
 
     Args:
       grid, placed: of `place_fields`.
@@ -398,7 +376,7 @@ def well_squares(
 
 
 def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame) -> pd.DataFrame:
-    """Fields, as `plate_maps.draw_fields` takes them; of too many fields, the worst of each well.
+    """Makes the table of fields that `draw_map` takes; of too many, the worst of each well.
 
     Args:
       grid: of `place_fields`.

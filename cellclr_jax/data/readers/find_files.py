@@ -2,11 +2,9 @@
 
 import contextlib
 import functools
-import io
 import os
 import re
 import stat
-import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.tables.bbbc021 import ZIP_PREFIX
 from cellclr_jax.errors import BadData, BadUse
 
 _TIFF = (".tif", ".tiff")
 # Fields come sorted by plate, so a process has few zips in use at a time.
 _OPEN_ZIPS = 4
-# What an archive of images stays below. The largest one to be expected holds all cells of BBBC021
-# as files of their own: 450,000. Its directory takes some 160 bytes for each, and is read at once.
+# What an archive of images stays below: the largest one to be expected holds all 450,000 cells of
+# BBBC021 as files of their own.
 _MOST_ENTRIES = 500_000
-_MOST_DIRECTORY = 80 << 20
 # All of BBBC021 unpacks to 104 GB.
 _MOST_UNPACKED = 512 << 30
 # Noise keeps the images of a camera from being packed to less than a third; with a background that
@@ -31,17 +29,21 @@ _MOST_UNPACKED = 512 << 30
 # blank image, but what unpacks to no more than an image may take (see `image_files`) does no harm.
 _MOST_PACKED = 200
 _HARMLESS = 256 << 20
-# Of an entry: its header before its name, the flag of encryption.
-_HEADER_BYTES = 30
-_ENCRYPTED = 0x1
+_ENCRYPTED = 0x1  # a flag of an entry
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file: `path` in the file system ('' where it is absent), `member` where it is a zip.
+    """An image in a file.
 
-    `member_bytes` is the member's unpacked size, `member_crc` its checksum (CRC-32).
+    Attributes:
+      name: identifies it.
+      path: in the file system; '' if it is absent.
+      member: its name in the zip `path`; '' outside zips.
+      member_bytes, member_crc: unpacked size and checksum (CRC-32) of the member.
+      number: of the image, in a file of several.
+      parts: paths of the other files of its OME file set.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ImageFile:
     member: str = ""
     member_bytes: int = 0
     member_crc: int = 0
+    number: int = 0
+    parts: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -59,18 +63,21 @@ class ImageFile:
         """What changes when the pixels do: the checksum in a zip, else time and size."""
         if self.member:
             return f"{self.name} {self.member_bytes} {self.member_crc:08x}"
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return f"{self.name} absent"
-        return f"{self.name} {status.st_size} {status.st_mtime_ns}"
+        stamps = [self.name, str(self.number)] if self.number else [self.name]
+        for path in (self.path, *self.parts):
+            try:
+                status = os.stat(path)
+                stamps += [str(status.st_size), str(status.st_mtime_ns)]
+            except OSError:
+                stamps.append("absent")
+        return " ".join(stamps)
 
     def size(self) -> int:
-        """Its bytes, unpacked; -1 if it has gone (it is skipped when it is read)."""
+        """Bytes of its files, unpacked; -1 if one has gone (it is skipped when it is read)."""
         if self.member:
             return self.member_bytes
         try:
-            return os.stat(self.path).st_size
+            return sum(os.stat(path).st_size for path in (self.path, *self.parts))
         except OSError:
             return -1
 
@@ -154,37 +161,20 @@ def _zip(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-class _BoundedFile(io.BufferedReader):
-    """A file of which no more is read at once than the directory of a zip may take."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes; ValueError where more are asked for than may be."""
-        if size is not None and size > _MOST_DIRECTORY:
-            raise ValueError(f"its directory takes {size:,} bytes")
-        return super().read(size)
-
-
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     """An open zip of images; BadData where it cannot be read or is none."""
     with contextlib.ExitStack() as stack:
         try:
             check_regular(path)
-            file = stack.enter_context(_BoundedFile(io.FileIO(path)))
-            archive = stack.enter_context(zipfile.ZipFile(file))
+            archive = stack.enter_context(zipfile.ZipFile(path))
         except Exception as error:
             # So does a damaged zip its reader.
             hint = ""
             if isinstance(error, zipfile.BadZipFile):
                 hint = ": cut short or damaged, download it again (--download)"
             raise BadData(f"{path}: not a readable zip ({error}){hint}") from error
-        members = archive.infolist()
-        for member in members:
-            if reason := _refusal(member):
-                raise BadData(f"{path}: entry {member.filename!r} {reason}")
-        _check_names(path, members)
-        _check_sizes(path, members)
-        _check_places(path, members, archive.start_dir)
+        _check_members(path, archive.infolist())
         yield archive
 
 
@@ -204,34 +194,26 @@ def _is_folder(member: zipfile.ZipInfo) -> bool:
     return member.filename.endswith(("/", "\\"))
 
 
-def _refusal(member: zipfile.ZipInfo) -> str:
-    """Why a zip with this entry is refused; '' where it is not."""
-    entry = _entry(member)
-    if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
-        return "leads out of the zip: not a plate of images"
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        return "is a link: zip the images themselves"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a special file: not a plate of images"
-    if member.flag_bits & _ENCRYPTED:
-        return "is encrypted: zip the images without a password"
-    return ""
-
-
-def _check_names(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raises BadData where a file is there twice: which of the two is the image?"""
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raises BadData where a zip holds something else, or more, than the images of a plate."""
     seen = set()
     for member in members:
-        entry = _entry(member)
-        if entry in seen:
-            raise BadData(f"{path}: entry {member.filename!r} is there twice")
+        entry, kind = _entry(member), stat.S_IFMT(member.external_attr >> 16)
+        reason = ""
+        if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
+            reason = "leads out of the zip: not a plate of images"
+        elif kind == stat.S_IFLNK:
+            reason = "is a link: zip the images themselves"
+        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            reason = "is a special file: not a plate of images"
+        elif member.flag_bits & _ENCRYPTED:
+            reason = "is encrypted: zip the images without a password"
+        elif entry in seen:
+            reason = "is there twice"
+        if reason:
+            raise BadData(f"{path}: entry {member.filename!r} {reason}")
         if not _is_folder(member):
             seen.add(entry)
-
-
-def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raises BadData where there is more in a zip than images take."""
     if len(members) > _MOST_ENTRIES:
         raise BadData(
             f"{path}: {len(members):,} entries, more than the {_MOST_ENTRIES:,} allowed (entry "
@@ -246,26 +228,6 @@ def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
         f"{path}: its {there:,} bytes unpack to {unpacked:,}, which no images do (entry "
         f"{most.filename!r}: {most.compress_size:,} to {most.file_size:,})"
     )
-
-
-def _check_places(path: Path, members: list[zipfile.ZipInfo], end: int) -> None:
-    """Raises BadData where entries share bytes: a small zip would unpack to any size.
-
-    Args:
-      path: of the zip.
-      members: its entries.
-      end: where its directory begins.
-    """
-    ordered = sorted(members, key=lambda member: member.header_offset)
-    following = [*(member.header_offset for member in ordered), end][1:]
-    for member, after in zip(ordered, following, strict=True):
-        # At least so many: the name may take several bytes a letter, and more may follow it.
-        takes = _HEADER_BYTES + len(member.orig_filename) + member.compress_size
-        if member.header_offset < 0 or member.header_offset + takes > after:
-            raise BadData(
-                f"{path}: entry {member.filename!r} overlaps what comes after it: not a plate of "
-                "images"
-            )
 
 
 def walk_folders(
@@ -310,11 +272,10 @@ def _unreadable(error: OSError) -> NoReturn:
     raise BadData(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
-# Kinds of files that an error lists where no image is found.
-_KINDS_NAMED = 3
-_DRIVE = re.compile(r"[A-Za-z]:")
-# In the place of a number: several images go by that name.
-_SEVERAL = -1
+# Names of reduced copies for browsing, such as c1_thumb.png or (with a GUID) c1_thumb0A3F.tif, and
+# of folders of them.
+_THUMBNAIL = re.compile(r"(?i:(?:^|[_\-. ])thumb(?:nail)?s?)(?![a-z])")
+_THUMBNAIL_FOLDERS = {"thumb", "thumbs", "thumbnail", "thumbnails"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +298,9 @@ class CellFile:
         return self.below.rpartition("/")[0]
 
 
-def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile]:
+def list_cells(
+    inputs: Sequence[Path], suffixes: Iterable[str], tables: Iterable[str | Path] = ()
+) -> tuple[list[CellFile], list[str]]:
     """Lists the images under some folders; hidden files and folders are passed over.
 
     Links are followed. A folder that is reached twice counts once, where it is met first: a cell
@@ -346,9 +309,11 @@ def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile
     Args:
       inputs: folders, none of them in another.
       suffixes: ends of the images' names, in lower case.
+      tables: files that are read as well, and not reported as left out.
 
     Returns:
-      In the inputs' order, each sorted by path.
+      The images, in the inputs' order, each sorted by path; and what is left out, such as
+      "12 thumbnails (c0_thumb.png, …)".
 
     Raises:
       BadUse: an input is no folder, lies in another one, or none holds an image.
@@ -358,25 +323,34 @@ def list_cells(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[CellFile
     prefixes = _prefixes(inputs)
     seen: set[tuple[object, ...]] = set()
     cells: list[CellFile] = []
+    thumbnails: list[str] = []
+    known = set(map(os.path.abspath, tables))
     others: Counter[str] = Counter()
     for number, (root, prefix) in enumerate(zip(inputs, prefixes, strict=True)):
         for folder, names in walk_folders(root, seen):
             place = "" if folder == root else folder.relative_to(root).as_posix() + "/"
+            small = not _THUMBNAIL_FOLDERS.isdisjoint(place.lower().split("/"))
             for name in names:
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix not in suffixes:
-                    others[suffix or name] += 1
-                    continue
-                path = os.path.join(folder, name)
-                _check_name(path)
-                file = ImageFile(f"{prefix}{place}{name}", path)
-                cells.append(CellFile(file, f"{place}{name}", number))
+                    others[suffix or name] += os.path.abspath(folder / name) not in known
+                elif small or _THUMBNAIL.search(name):
+                    thumbnails.append(place + name)
+                else:
+                    path = os.path.join(folder, name)
+                    if path.encode(errors="replace").decode() != path:
+                        raise BadData(f"{path!a}: a name that is not UTF-8; rename it")
+                    file = ImageFile(f"{prefix}{place}{name}", path)
+                    cells.append(CellFile(file, f"{place}{name}", number))
+    left_out = [f"{plural(len(thumbnails), 'thumbnail')} ({listed(thumbnails)})"] * any(thumbnails)
+    if kinds := listed([f"{count} {kind}" for kind, count in others.most_common() if count]):
+        left_out.append(f"other files ({kinds})")
     if not cells:
         raise BadUse(
-            f"{', '.join(map(str, inputs))}: no image ({', '.join(suffixes)}) in it"
-            + "".join(f", {count} {kind}" for kind, count in others.most_common(_KINDS_NAMED))
+            f"{listed(inputs)}: no image ({', '.join(suffixes)}) in it"
+            + "".join(f"; left out: {one}" for one in left_out)
         )
-    return cells
+    return cells, left_out
 
 
 def cell_ids(cells: Sequence[CellFile]) -> list[str]:
@@ -384,89 +358,6 @@ def cell_ids(cells: Sequence[CellFile]) -> list[str]:
     names = [cell.file.name for cell in cells]
     short = [os.path.splitext(name)[0] for name in names]
     return short if len(set(short)) == len(short) else names
-
-
-class CellFinder:
-    """Finds the image that a row names, by any path that a table may give it."""
-
-    def __init__(
-        self, cells: Sequence[CellFile], table: str | Path, inputs: Sequence[Path]
-    ) -> None:
-        """Prepares to find some of `cells`, found below `inputs` and named in `table`."""
-        folder = os.path.join(os.path.abspath(Path(table).parent), "")
-        places = [os.path.abspath(cell.file.path) for cell in cells]
-        self._cells = cells
-        # An input may be a link, and the table speak of what it leads to.
-        self._roots = [
-            (_composed(os.path.abspath(i)), _composed(os.path.realpath(i))) for i in inputs
-        ]
-        # In the order in which they are asked: below the input, below the table's own folder.
-        self._paths = (
-            _numbered(cell.below for cell in cells),
-            _numbered(place.removeprefix(folder) for place in places),
-        )
-        self._names = _numbered(PurePosixPath(cell.below).name for cell in cells)
-
-    def find(self, text: str) -> int | None:
-        """The number of the image that a row names.
-
-        Args:
-          text: a path below the input or below the table's folder, an absolute one that lies
-            within an input, or a file name that only one image has.
-
-        Returns:
-          Its place in the list; None where there is no such image.
-
-        Raises:
-          ValueError: nothing is named, more than one image is, or the path leads elsewhere.
-        """
-        path = PurePosixPath(_composed(text.replace("\\", "/")))
-        if not path.parts:
-            raise ValueError("the name of the image is empty")
-        if ".." in path.parts:
-            raise ValueError(
-                f"{text!r} leads out of the images' folder; a path below it was expected"
-            )
-        name, indices = str(path), [*self._paths]
-        if path.is_absolute() or _DRIVE.match(text):
-            name, indices = self._place(text, path), [self._places]
-        elif len(path.parts) == 1:
-            indices.append(self._names)
-        for index in indices:
-            number = index.get(name)
-            if number == _SEVERAL:
-                raise ValueError(f"{text!r} may be any of several images; a path was expected")
-            if number is not None:
-                return number
-        return None
-
-    def _place(self, text: str, path: PurePosixPath) -> str:
-        """Where an absolute path leads, by the input's own name; no link below it is followed."""
-        for named, real in self._roots:
-            for root in (named, real):
-                if path.is_relative_to(root):
-                    return os.path.join(named, path.relative_to(root))
-        raise ValueError(
-            f"{text!r} is an absolute path outside the input; a path below it was expected"
-        )
-
-    @functools.cached_property
-    def _places(self) -> dict[str, int]:
-        """The number of each image by its absolute path; few tables need it."""
-        return _numbered(os.path.abspath(cell.file.path) for cell in self._cells)
-
-
-def _composed(path: str) -> str:
-    """A path with composed letters (NFC): macOS stores 'é' as two characters, tables as one."""
-    return unicodedata.normalize("NFC", path)
-
-
-def _numbered(keys: Iterable[str]) -> dict[str, int]:
-    """Where each key is, `_SEVERAL` where it comes again."""
-    places: dict[str, int] = {}
-    for number, key in enumerate(map(_composed, keys)):
-        places[key] = _SEVERAL if key in places else number
-    return places
 
 
 def _check_folders(inputs: Sequence[Path]) -> None:
@@ -491,14 +382,6 @@ def _prefixes(inputs: Sequence[Path]) -> list[str]:
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1
     return ["/".join((*parts[-length:], "")) for parts in paths]
-
-
-def _check_name(path: str) -> None:
-    """Raises BadData for a name that no table could hold."""
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise BadData(f"{path!a}: a name that is not UTF-8; rename it") from error
 
 
 def check_inputs(inputs: Sequence[Path]) -> None:

@@ -1,36 +1,54 @@
-"""Image formats: PNG, TIFF, NPY; and fitting a cell's image to the size of crops."""
+"""PNG and NPY files of one image; fitting a cell's image to the size of crops."""
 
-import logging
 import math
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from cellclr_jax.errors import BadData
 
-if TYPE_CHECKING:
-    import tifffile
-
-# What claims to be larger is damaged or made to fill the memory: eight channels of 2,048 by 2,048
-# pixels of 16 bits are more than any image of one cell.
-MOST_CELL_BYTES = 64 << 20
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The signature and the first chunk: 4 bytes of length, 4 of its name, 13 of content, 4 of checksum.
 _PNG_HEADER = 33
 # What may come before the pixels; each chunk has a length and a name before, a checksum behind.
 _PNG_MOST_CHUNKS = 1000
-_PNG_PIXELS, _PNG_TRANSPARENT = b"IDAT", b"tRNS"
+_PNG_PIXELS = b"IDAT"
+# Chunks that change what the pixels mean.
+_PNG_REFUSED = {
+    b"tRNS": "one of its colours means transparent (tRNS); save it without",
+    b"acTL": "it is an animation of several images (acTL); save each as a file",
+}
 # Channels by PNG's number of a colour type: grey, RGB, grey and alpha, RGBA.
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 _PNG_ALPHA = (4, 6)
 _PNG_PALETTE = 3
-_TIFF_INVERTED, _TIFF_RGB, _TIFF_PALETTE = 0, 2, 3
-_PALETTE = "its numbers are those of a palette; save it as grey or RGB"
+_HAIR = 1e-6
+PALETTE = "its numbers are those of a palette; save it as grey or RGB"
+
+
+class Selection(NamedTuple):
+    """How an image is taken from a file that may hold more.
+
+    Attributes:
+      channels: how many are expected; 0: unknown.
+      pages: what several images or unnamed pages of a TIFF are: 'channels', 'cells', '' if unknown.
+      z: the plane of a z axis, from '1', or 'max' for the maximum; '': there is no such axis.
+      own_pages: whether other files of an OME file set are left alone: a file is one channel.
+    """
+
+    channels: int = 0
+    pages: str = ""
+    z: str = ""
+    own_pages: bool = False
+
+
+WHOLE = Selection()
+"""Of files of one image each."""
 
 
 class Stored(NamedTuple):
@@ -40,21 +58,15 @@ class Stored(NamedTuple):
       shape: without leading axes of length 1, where it has more than three.
       dtype: of a pixel.
       axes: those that may be the channels' where it has three, the likelier first.
-      alpha: the last channel is opacity, unless somebody keeps a channel there.
+      alpha: the last channel is opacity.
+      note: the axes in the file and which planes of them are taken.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     axes: tuple[int, ...] = (2, 0)
     alpha: bool = False
-
-
-class ImageFormat(NamedTuple):
-    """How messages call it, its header's reader and its pixels' reader, which gives that shape."""
-
-    name: str
-    read_header: Callable[[Path], Stored]
-    read_pixels: Callable[[Path], np.ndarray]
+    note: str = "one plane"
 
 
 def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
@@ -71,49 +83,36 @@ def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def check_tiff(opened: "tifffile.TiffFile", most: int) -> None:
-    """Raises ValueError for a TIFF that has no image, or unpacks to more than `most` bytes.
-
-    Also for one whose highest number is black (WhiteIsZero): as fluorescence it would be dark where
-    the cells are, and whether its writer turned the numbers or only their meaning is unknown.
-    """
-    if not opened.series:
-        raise ValueError("no image in it")
-    check_bytes(sum(series.nbytes for series in opened.series), most)
-    for series in opened.series:
-        if series.keyframe.photometric == _TIFF_INVERTED:
-            raise ValueError("its highest number is black (WhiteIsZero); save it as BlackIsZero")
-        # A tile may be larger than its image, and is unpacked whole.
-        check_bytes(math.prod(series.keyframe.chunks) * series.dtype.itemsize, most)
-
-
 def check_bytes(count: int, most: int) -> None:
     """Raises ValueError for more bytes than allowed."""
     if count > most:
         raise ValueError(f"it unpacks to {count:,} bytes, more than the {most:,} allowed")
 
 
-def _npy_header(path: Path) -> Stored:
+def npy_header(path: Path, most: int) -> Stored:
+    """Describes an array that is one image; ValueError if its file claims what it does not hold."""
     with path.open("rb") as opened:
         shape, dtype = read_npy_header(opened)
         there = os.fstat(opened.fileno()).st_size - opened.tell()
     claimed = math.prod(shape) * dtype.itemsize
-    check_bytes(claimed, MOST_CELL_BYTES)
+    check_bytes(claimed, most)
     if there != claimed:
         raise ValueError(f"{there} bytes of pixels, its header claims {claimed}")
     return Stored(_without_ones(shape), dtype)
 
 
-def _npy_pixels(path: Path) -> np.ndarray:
+def npy_pixels(path: Path) -> np.ndarray:
+    """Reads an array of the shape that its header claims."""
     image = np.asarray(np.load(path, allow_pickle=False))
     return image.reshape(_without_ones(image.shape))
 
 
-def _png_header(path: Path) -> Stored:
+def png_header(path: Path, most: int) -> Stored:
+    """Describes a PNG; ValueError for one whose pixels mean something else than brightness."""
     with path.open("rb") as opened:
         head = opened.read(_PNG_HEADER)
-        check_bytes(os.fstat(opened.fileno()).st_size, MOST_CELL_BYTES)
-        transparent = _has_transparent_colour(opened)
+        check_bytes(os.fstat(opened.fileno()).st_size, most)
+        refused = _refused_chunk(opened)
     if len(head) < _PNG_HEADER or not head.startswith(_PNG_SIGNATURE + b"\0\0\0\x0dIHDR"):
         raise ValueError("it does not begin as a PNG")
     width, height, depth, color = struct.unpack(">IIBB", head[16:26])
@@ -121,84 +120,35 @@ def _png_header(path: Path) -> Stored:
     if zlib.crc32(head[12:29]) != int.from_bytes(head[29:], "big"):
         raise ValueError("the checksum of its header is wrong")
     if color == _PNG_PALETTE:
-        raise ValueError(_PALETTE)
+        raise ValueError(PALETTE)
     if color not in _PNG_CHANNELS or depth not in (8, 16):
         raise ValueError(f"{depth} bits a channel, 8 or 16 were expected")
-    if transparent:
-        raise ValueError("one of its colours means transparent (tRNS); save it without")
+    if refused:
+        raise ValueError(_PNG_REFUSED[refused])
     channels = _PNG_CHANNELS[color]
-    check_bytes(height * width * channels * depth // 8, MOST_CELL_BYTES)
+    check_bytes(height * width * channels * depth // 8, most)
     shape = (height, width) if channels == 1 else (height, width, channels)
     return Stored(shape, np.dtype(f"u{depth // 8}"), (2,), color in _PNG_ALPHA)
 
 
-def _has_transparent_colour(opened: BinaryIO) -> bool:
-    """Whether a PNG, open behind its first chunk, has a tRNS chunk before its pixels.
-
-    Decoders make an opacity of it, which the header does not count among the channels.
-    """
+def _refused_chunk(opened: BinaryIO) -> bytes:
+    """The name of a refused chunk before the pixels of a PNG that is open behind its first; b''."""
     for _ in range(_PNG_MOST_CHUNKS):
         head = opened.read(8)
         if len(head) < 8 or head[4:] == _PNG_PIXELS:
-            return False
-        if head[4:] == _PNG_TRANSPARENT:
-            return True
+            return b""
+        if head[4:] in _PNG_REFUSED:
+            return head[4:]
         opened.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
     raise ValueError(f"more than {_PNG_MOST_CHUNKS:,} chunks before its pixels")
 
 
-def _png_pixels(path: Path) -> np.ndarray:
+def png_pixels(path: Path) -> np.ndarray:
+    """Decodes a PNG."""
     import imagecodecs
 
     # Unlike Pillow and those that build on it, it keeps 16 bits of every colour type.
     return np.asarray(imagecodecs.png_decode(path.read_bytes()))
-
-
-def _tiff_header(path: Path) -> Stored:
-    with _open_tiff(path) as opened:
-        series = opened.series[0]
-        if _are_planes(opened):
-            return Stored((len(opened.series), *series.shape), series.dtype, (0,))
-        photometric = opened.pages.first.photometric
-        # ImageJ writes brightness, and the colours in which it was last seen.
-        if photometric == _TIFF_PALETTE and not opened.is_imagej:
-            raise ValueError(_PALETTE)
-        # What its writer said of the axes; 'Q' and 'I' are any, and pages are written first.
-        last, first = series.axes.endswith("S"), series.axes.startswith(("S", "C"))
-        axes = (2,) if last else (0,) if first else (0, 2)
-        shape = _without_ones(series.shape)
-        alpha = last and photometric == _TIFF_RGB and shape[2:] == (4,)
-        return Stored(shape, series.dtype, axes, alpha)
-
-
-def _tiff_pixels(path: Path) -> np.ndarray:
-    with _open_tiff(path) as opened:
-        # Many processes read at once: a decoder of its own for each strip would not help.
-        if _are_planes(opened):
-            return np.stack([series.asarray(maxworkers=1) for series in opened.series])
-        image = np.asarray(opened.series[0].asarray(maxworkers=1))
-        return image.reshape(_without_ones(image.shape))
-
-
-def _open_tiff(path: Path) -> "tifffile.TiffFile":
-    import tifffile
-
-    # tifffile reports a broken file on the console as well; one error names it.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    opened = tifffile.TiffFile(path)
-    try:
-        check_tiff(opened, MOST_CELL_BYTES)
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def _are_planes(opened: "tifffile.TiffFile") -> bool:
-    """Whether each channel was written as an image of its own; others are an image and its icon."""
-    series = opened.series
-    alike = {(one.shape, one.dtype) for one in series}
-    return len(series) > 1 and len(alike) == 1 and len(series[0].shape) == 2
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -206,12 +156,6 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
     return tuple(shape)
-
-
-_PNG = ImageFormat("PNG", _png_header, _png_pixels)
-_TIFF = ImageFormat("TIFF", _tiff_header, _tiff_pixels)
-_NPY = ImageFormat(".npy array", _npy_header, _npy_pixels)
-FORMATS = {".png": _PNG, ".tif": _TIFF, ".tiff": _TIFF, ".npy": _NPY}
 
 
 def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
@@ -252,41 +196,18 @@ def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, size: int) -> np.ndarray:
-    """The image with a longer side of `size` pixels, the other one in proportion and at least 1.
+    """The image with a longer side of `size` pixels, the other one in proportion and at least 1."""
+    from skimage.transform import resize_local_mean
 
-    Whole numbers from end to end, which float64 holds exactly: every machine rounds a half alike.
-    """
-    longer = max(image.shape[:2])
-    sums, parts = image.astype(np.float64), 1
-    for axis, source in enumerate(image.shape[:2]):
-        target = max(1, (2 * source * size + longer) // (2 * longer))
-        if target != source:
-            weights = (_area_weights if target < source else _line_weights)(source, target)
-            sums = np.moveaxis(np.tensordot(weights, sums, (1, axis)), 0, axis)
-            parts *= int(weights[0].sum())
-    return ((sums.astype(np.int64) + parts // 2) // parts).astype(image.dtype)
-
-
-def _area_weights(source: int, target: int) -> np.ndarray:
-    """[target, source]: how much of each old pixel a new one covers, when an axis shrinks.
-
-    Each old pixel is cut into `target` parts, and a new pixel is `source` parts in a row.
-    """
-    new, old = np.arange(target)[:, None] * source, np.arange(source) * target
-    end = np.minimum(new + source, old + target)
-    return np.maximum(end - np.maximum(new, old), 0).astype(np.float64)
-
-
-def _line_weights(source: int, target: int) -> np.ndarray:
-    """[target, source]: linear interpolation, when an axis grows.
-
-    Pixel i of the result lies at (i + 1/2) source / target - 1/2 of the old ones, here in parts of
-    2 target; beyond the first and the last centre nothing changes.
-    """
-    parts = 2 * target
-    place = (2 * np.arange(target)[:, None] + 1) * source - target
-    place = np.clip(place, 0, parts * (source - 1))
-    return np.maximum(parts - abs(place - parts * np.arange(source)), 0).astype(np.float64)
+    longer, pixels = max(image.shape[:2]), image.astype(np.float64)
+    target = tuple(max(1, (2 * side * size + longer) // (2 * longer)) for side in image.shape[:2])
+    if longer > size:
+        pixels = resize_local_mean(pixels, target, preserve_range=True, channel_axis=-1)
+    else:
+        zoom = [new / old for new, old in zip(target, image.shape[:2], strict=True)]
+        pixels = ndimage.zoom(pixels, (*zoom, 1), order=1, mode="nearest", grid_mode=True)
+    # Half up, on every machine: a half may come out a hair less.
+    return np.floor(pixels + 0.5 + _HAIR).astype(image.dtype)
 
 
 def _centered(image: np.ndarray, size: int) -> np.ndarray:

@@ -78,7 +78,7 @@ SOURCES: dict[str, SourceEntry] = {
         "BBBC021's plates",
         dataset=BBBC021,
         arguments="--input=PLATES (or --download)",
-        flags=("config", *_CUT, *_TABLES, *_DOWNLOAD, "centers"),
+        flags=("config", *_CUT, *_TABLES, *_DOWNLOAD, "centers", "z"),
         whole_fields=True,
     ),
     "crops": SourceEntry(
@@ -98,7 +98,7 @@ SOURCES: dict[str, SourceEntry] = {
         f"{_HERE}.image_folders:folder_fields",
         "images of single cells",
         arguments="--input=IMAGES [--labels_csv=FILE]",
-        flags=("crop_size", "fit", "exact_names"),
+        flags=("crop_size", "fit", "pages", "z", "exact_names"),
         options=(
             Option("string", "labels_csv", None, "Folder: a table with one row for each image."),
             Option(

@@ -1,27 +1,25 @@
 """Folders of single-cell crops as they are published: one .npy file a cell."""
 
+import dataclasses
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from cellclr_jax.console import plural
-from cellclr_jax.data.readers import crop_shape, read_some
+from cellclr_jax.console import listed
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
 from cellclr_jax.data.sources.plates import (
     RELEASE_COLUMNS,
     annotated_table,
     check_plates,
     name_and_metadata,
-    named,
     records,
-    some_of,
     wanted_rows,
 )
-from cellclr_jax.data.sources.source import CellFiles, Request, Source
+from cellclr_jax.data.sources.single_cells import Cell, make_source
+from cellclr_jax.data.sources.source import Request, Source
 from cellclr_jax.errors import BadData, BadUse
 
 # The order that published crop folders state; crops in another order need --channels.
@@ -32,60 +30,38 @@ _CROP_NAME = re.compile(r"(?P<stem>.+)_(?P<number>\d+)\.npy")
 def crop_fields(request: Request) -> Source:
     """Fields of a folder of crops `<stem>_<n>.npy`; `<stem>` is a DNA file of the image table."""
     check_inputs(request.inputs)
-    channels = request.channels or CROP_CHANNELS
     crops = _list_crops(request.inputs)
     table, tables, notes = annotated_table(request)
     image_csv = tables["image table"]
     rows = _rows_of_stems(table, set(crops), image_csv)
     table = wanted_rows(table, request)
-    wanted = set(table["row"])
-    depth = len(channels)
-    fields = [
-        _new_group(rows[stem], files, depth)
-        for stem, files in crops.items()
-        if stem in rows and rows[stem]["row"] in wanted
-    ]
-    fields.sort(key=lambda one: [one.metadata[name] for name in ("plate", "well", "site")])
+    wanted, cells = set(table["row"]), []
+    for stem, files in crops.items():
+        if stem in rows and rows[stem]["row"] in wanted:
+            name, metadata = name_and_metadata(rows[stem])
+            values = tuple(metadata.values())
+            cells += [Cell(values, f"{name}/{n}", file) for n, file in sorted(files.items())]
+    strays = [stem for stem in crops if stem not in rows]
     problems = [
-        (f"{stem}_*.npy", f"{image_csv} has no row with DNA file {stem}.tif")
-        for stem in crops
-        if stem not in rows
+        (f"{stem}_*.npy", f"{image_csv} has no row with DNA file {stem}.tif") for stem in strays
     ]
-    check_plates(request, table, {field.plate for field in fields})
-    if not fields:
+    check_plates(request, table, {str(cell.metadata[0]) for cell in cells})
+    if not cells:
         raise BadData(
-            f"{named(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
-            f"{some_of([what for what, _ in problems]) or 'all are filtered out'}"
+            f"{listed(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
+            f"{listed([what for what, _ in problems]) or 'all are filtered out'}"
         )
-    size, _, found = _usual_shape([file for group in fields for file in group.files])
-    if found != depth:
-        raise BadUse(
-            f"the crops in {named(request.inputs)} have {plural(found, 'channel')}, "
-            f"--channels={','.join(channels)} names {depth}"
-        )
-    return Source(
-        fields,
+    return make_source(
+        dataclasses.replace(request, channels=request.channels or CROP_CHANNELS),
+        cells,
         RELEASE_COLUMNS,
-        channels,
-        crop_size=size,
+        layout="stacked",
+        cut=True,
+        lost=sum(len(crops[stem]) for stem in strays),
         tables=tables,
         problems=problems,
         notes=notes,
     )
-
-
-def _new_group(row: dict[str, Any], files: dict[int, ImageFile], channels: int) -> CellFiles:
-    """The crops, by number, of one row of the image table."""
-    name, metadata = name_and_metadata(row)
-    numbers = sorted(files)
-    cells = tuple(f"{name}/{number}" for number in numbers)
-    return CellFiles(name, metadata, cells, tuple(files[n] for n in numbers), channels)
-
-
-def _usual_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
-    """The shape that most crops have; those that differ or are broken are skipped when read."""
-    shapes = Counter(shape for _, shape in read_some(files, crop_shape, "crops"))
-    return shapes.most_common(1)[0][0]
 
 
 def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
@@ -101,7 +77,7 @@ def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
             if other.path != str(path):
                 raise BadData(f"{path}: the same crop as {other.path}")
     if not crops:
-        raise BadUse(f"{named(inputs)}: no crop (.npy) in it")
+        raise BadUse(f"{listed(inputs)}: no crop (.npy) in it")
     return crops
 
 

@@ -53,14 +53,21 @@ def deepprofiler_fields(request: Request) -> Source:
       BadData: images of 8 and of 16 bits, or none that can be read; a table that cannot be read,
         or does not fit the images or the table of another input.
     """
-    files = list_cells(request.inputs, (".png",))
+    paths = [root / _TABLE for root in request.inputs]
+    files, left_out = list_cells(request.inputs, (".png",), paths)
     names = cell_ids(files)
     shared = request.names()
     tables = [_with_places(_read_table(root, shared)) for root in request.inputs]
     columns = _common_columns(tables)
     check_plates(request, tables)
     cells: list[Cell] = []
-    about: dict[str, Any] = {"problems": [], "lost": 0, "absent_plates": [], "notes": shared.notes}
+    about: dict[str, Any] = {
+        "problems": [],
+        "lost": 0,
+        "absent_plates": [],
+        "notes": shared.notes,
+        "left_out": left_out,
+    }
     for root, table in enumerate(tables):
         own = [(file, name) for file, name in zip(files, names, strict=True) if file.root == root]
         found = tabled_cells(request, table, own, repeats=True)
@@ -68,9 +75,8 @@ def deepprofiler_fields(request: Request) -> Source:
         about["problems"] += found.problems
         about["lost"] += found.lost
         about["absent_plates"] += found.absent_plates
-    paths = [table.path for table in tables]
     about["tables"] = {
-        "cell table" if len(paths) == 1 else f"cell table {number}": path
+        "cell table" if len(paths) == 1 else f"cell table {number}": str(path)
         for number, path in enumerate(paths, 1)
     }
     return make_source(request, cells, columns, layout="side_by_side", **about)

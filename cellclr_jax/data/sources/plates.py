@@ -1,15 +1,16 @@
 """Plates in BBBC021's layout, public or simulated."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.columns import COLUMNS, is_control
 from cellclr_jax.data.names import Names, fold
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
+from cellclr_jax.data.readers.formats import Selection
 from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import CHANNELS, IMAGE_CSV, MOA_CSV
@@ -35,15 +36,15 @@ def raw_fields(request: Request) -> Source:
     everything, tables, notes = annotated_table(request)
     table = wanted_rows(everything, request)
     found = _find(request)
-    fields = [_new_field(row, channels, found) for row in records(table)]
+    fields = [_new_field(row, channels, found, request.z) for row in records(table)]
     # A plate without a single file was not fetched; one with a gap has lost something.
     present = {field.plate for field in fields if any(file.path for file in field.files)}
     absent = sorted({field.plate for field in fields} - present)
     check_plates(request, table, present)
     if not present:
         raise BadData(
-            f"{named(request.inputs)}: none of its folders "
-            f"({some_of([folder for folder, _ in found])}) holds a wanted file of "
+            f"{listed(request.inputs)}: none of its folders "
+            f"({listed([folder for folder, _ in found])}) holds a wanted file of "
             f"{tables['image table']}, such as "
             f"{table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
         )
@@ -61,7 +62,9 @@ def raw_fields(request: Request) -> Source:
         tables=tables,
         problems=problems,
         absent_plates=absent,
-        notes=[*_unlisted(everything, found, tables["image table"]), *notes],
+        notes=notes,
+        left_out=_unlisted(everything, found, tables["image table"]),
+        planes=f"of a z axis: --z={request.z}" if request.z else "one plane",
     )
 
 
@@ -72,7 +75,7 @@ def _find(request: Request) -> _Found:
         for folder, file in find_tiffs(root):
             found.setdefault((fold(folder), fold(file.name)), []).append(file)
     if not found:
-        raise BadUse(f"{named(request.inputs)}: no TIFF and no zip of a plate in it")
+        raise BadUse(f"{listed(request.inputs)}: no TIFF and no zip of a plate in it")
     return found
 
 
@@ -109,16 +112,16 @@ def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
 def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
     """Says how many TIFFs of the table's plates are on none of its rows."""
     columns = [f"{name}_file" for name in CHANNELS]
-    listed = {fold(PurePosixPath(path).name) for name in columns for path in table[name]}
+    known = {fold(PurePosixPath(path).name) for name in columns for path in table[name]}
     plates = set(map(fold, table["plate"]))
     strays = [
         files[0].where
         for (folder, name), files in found.items()
-        if folder in plates and name not in listed
+        if folder in plates and name not in known
     ]
     if not strays:
         return []
-    return [f"{len(strays)} TIFFs are on no row of {image_csv}, such as {some_of(strays)}"]
+    return [f"{plural(len(strays), 'TIFF')} on no row of {image_csv} ({listed(strays)})"]
 
 
 # The metadata of every field of a release.
@@ -147,11 +150,11 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], lis
     """
     image_csv = _table_path(request.image_csv, IMAGE_CSV, request.inputs)
     if image_csv is None:
-        raise BadUse(f"no {IMAGE_CSV} in {named(request.inputs)} or above: name it, --image_csv")
+        raise BadUse(f"no {IMAGE_CSV} in {listed(request.inputs)} or above: name it, --image_csv")
     moa_csv = _table_path(request.moa_csv, MOA_CSV, request.inputs)
     if moa_csv is None and request.annotated:
         raise BadUse(
-            f"no {MOA_CSV} in {named(request.inputs)} or above: name it with --moa_csv, or "
+            f"no {MOA_CSV} in {listed(request.inputs)} or above: name it with --moa_csv, or "
             "build all wells with --config=all"
         )
     names = request.names()
@@ -209,7 +212,7 @@ def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> Non
         )
     absent = sorted(set(request.plates) - found)
     if absent:
-        raise BadUse(f"--plates={','.join(absent)}: no file of it in {named(request.inputs)}")
+        raise BadUse(f"--plates={','.join(absent)}: no file of it in {listed(request.inputs)}")
 
 
 def _table_path(given: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
@@ -225,24 +228,13 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _new_field(row: dict[str, Any], channels: Sequence[str], found: _Found) -> FieldFiles:
+def _new_field(row: dict[str, Any], channels: Sequence[str], found: _Found, z: str) -> FieldFiles:
     """A field of a row of the image table, with its files."""
     files = (_locate(row[f"{name}_file"], row["plate"], found) for name in channels)
-    return FieldFiles(*name_and_metadata(row), tuple(files))
+    return FieldFiles(*name_and_metadata(row), tuple(files), selection=Selection(z=z))
 
 
 def name_and_metadata(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
     metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
     return f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}", metadata
-
-
-def named(paths: Sequence[Path]) -> str:
-    """Paths in an error."""
-    return ", ".join(str(path) for path in paths)
-
-
-def some_of(names: Sequence[str], most: int = 3) -> str:
-    """The first few names."""
-    counted = list(Counter(names))
-    return ", ".join(counted[:most]) + (", …" if len(counted) > most else "")

@@ -1,15 +1,24 @@
 """Makes a source of single-cell images: what kind they are, and which belong together."""
 
 import functools
+import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
-from cellclr_jax.console import plural
-from cellclr_jax.data.readers import MOST_CHANNELS, cell_shape, read_some
-from cellclr_jax.data.readers.find_files import CellFile, CellFinder, ImageFile
-from cellclr_jax.data.sources.plates import named, some_of
+from cellclr_jax.console import listed, plural
+from cellclr_jax.data.readers import (
+    MOST_CHANNELS,
+    CellShape,
+    cell_shape,
+    images_in,
+    read_some,
+)
+from cellclr_jax.data.readers.find_files import CellFile, ImageFile
+from cellclr_jax.data.readers.formats import Selection
 from cellclr_jax.data.sources.source import CellFiles, CellGroup, Request, Source
 from cellclr_jax.data.tables.cells import CellTable
 from cellclr_jax.errors import BadData, BadUse
@@ -18,6 +27,10 @@ from cellclr_jax.errors import BadData, BadUse
 # costs the others; many small groups would cost more time than their cells.
 _GROUP = 64
 
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+# Instead of a number: several images have that name.
+_SEVERAL = -1
 
 _Item = TypeVar("_Item")
 
@@ -48,6 +61,7 @@ def make_source(
     columns: Sequence[str],
     *,
     layout: str,
+    cut: bool = False,
     lost: int = 0,
     **about: Any,
 ) -> Source:
@@ -58,32 +72,57 @@ def make_source(
       cells: at least one where no plates are asked for.
       columns: of their metadata; the plate is the first where plates are asked for.
       layout: of their images.
+      cut: whether they are crops of one size.
       lost: how many files and rows have no counterpart; each weighs as much as a cell.
       **about: what else the source holds.
 
     Raises:
       BadUse: another number of channels is declared than there is, or more than an image may
         have; or a plate has no image.
-      BadData: images of 8 and of 16 bits, or none that can be read.
+      BadData: images of 8 and of 16 bits, or none that can be read; crops that are no squares.
     """
     _check_plates_and_channels(request, cells)
-    depth, dtype = _usual_kind([cell.file for cell in cells], layout, len(request.channels))
-    channels = request.channels or tuple(f"channel_{number + 1}" for number in range(depth))
-    if depth != len(channels):
+    selection = Selection(pages=request.pages, z=request.z)
+    cells = [one for cell in cells for one in _divided(cell, selection)]
+    kind = _usual_kind([cell.file for cell in cells], layout, len(request.channels), selection)
+    channels = request.channels or tuple(f"channel_{i + 1}" for i in range(kind.channels))
+    if kind.channels != len(channels):
         hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
         raise BadUse(
-            f"the images in {named(request.inputs)} have {plural(depth, 'channel')}{hint}, "
-            f"--channels={','.join(channels)} names {len(channels)}"
+            f"the images in {listed(request.inputs)} have {plural(kind.channels, 'channel')}{hint},"
+            f" --channels={','.join(channels)} names {len(channels)}"
         )
-    fields = _group(cells, columns, len(channels), dtype, layout)
+    if cut and kind.height != kind.width:
+        raise BadData(f"crops of {kind.height}x{kind.width} pixels: squares were expected")
+    if kind.alpha:
+        about["left_out"] = [*about.get("left_out", ()), "the alpha channel (opacity)"]
+        about["notes"] = [
+            *about.get("notes", ()),
+            "the images' alpha channel (opacity) is dropped; "
+            f"{len(channels) + 1} names in --channels keep it",
+        ]
+    fields = _group(cells, columns, kind, layout, selection)
     return Source(
         fields,
         tuple(columns),
         channels,
-        dtype=dtype,
+        crop_size=kind.height if cut else None,
+        dtype=kind.dtype,
         lost=lost * len(fields) / max(1, len(cells)),
+        planes=kind.note,
         **about,
     )
+
+
+def _divided(cell: Cell, selection: Selection) -> list[Cell]:
+    """A cell for each image of a file, '<name>/<number>' if there are several."""
+    images = images_in(cell.file, selection)
+    if len(images) == 1:
+        return [cell]
+    return [
+        cell._replace(name=f"{cell.name}/{number}", file=image)
+        for number, image in enumerate(images, 1)
+    ]
 
 
 def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
@@ -93,7 +132,7 @@ def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
         if plate not in plates:
             raise BadUse(
                 f"--plates={','.join(request.plates)}: no image of {plate} in "
-                f"{named(request.inputs)}"
+                f"{listed(request.inputs)}"
             )
     if len(request.channels) > MOST_CHANNELS:
         raise BadUse(
@@ -102,20 +141,33 @@ def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
         )
 
 
-def _usual_kind(files: Sequence[ImageFile], layout: str, channels: int) -> tuple[int, str]:
-    """How many channels, of which type, most images have; others are named when they are read."""
-    read = functools.partial(cell_shape, layout=layout, channels=channels)
+def _usual_kind(
+    files: Sequence[ImageFile], layout: str, channels: int, selection: Selection
+) -> CellShape:
+    """What most images are like; others are named when they are read.
+
+    Its note has the axes of all images that were looked at, with their numbers.
+    """
+    read = functools.partial(cell_shape, layout=layout, channels=channels, selection=selection)
     shapes = read_some(files, read, "images")
     first = {shape.dtype: file for file, shape in reversed(shapes)}
     if len(first) > 1:
         kinds = " and ".join(f"{dtype} ({file.where})" for dtype, file in sorted(first.items()))
         raise BadData(f"images of {kinds}: all were expected to be of one type")
-    depths = Counter(shape.channels for _, shape in shapes)
-    return depths.most_common(1)[0][0], next(iter(first))
+    usual = Counter(shape[:3] for _, shape in shapes).most_common(1)[0][0]
+    depth = Counter(shape.channels for _, shape in shapes).most_common(1)[0][0]
+    notes = Counter(shape.note for _, shape in shapes).most_common()
+    note = notes[0][0] if len(notes) == 1 else listed([f"{note} ({n})" for note, n in notes])
+    alpha = any(shape.alpha for _, shape in shapes)
+    return CellShape(*usual[:2], depth, next(iter(first)), alpha, note)
 
 
 def _group(
-    cells: Sequence[Cell], columns: Sequence[str], channels: int, dtype: str, layout: str
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    kind: CellShape,
+    layout: str,
+    selection: Selection,
 ) -> list[CellGroup]:
     """Groups of at most `_GROUP` cells of equal metadata, in its order, those of a plate first."""
     groups: dict[tuple[str | int | float, ...], list[Cell]] = defaultdict(list)
@@ -127,20 +179,20 @@ def _group(
     for values in sorted(groups, key=lambda key: [(value != value, value) for value in key]):
         metadata = dict(zip(columns, values, strict=True))
         name = _group_name(metadata)
-        group = sorted(groups[values], key=lambda cell: cell.name)
-        for start in range(0, len(group), _GROUP):
-            part = group[start : start + _GROUP]
+        for part in _lots(groups[values]):
             numbers[name] += 1
+            number = f"/{numbers[name]}" if numbers[name] > 1 else ""
             centers = tuple(cell.center for cell in part if cell.center is not None)
             fields.append(
                 CellFiles(
-                    f"{name}/{numbers[name]}",
+                    f"{name}{number}",
                     metadata,
                     tuple(cell.name for cell in part),
                     tuple(cell.file for cell in part),
-                    channels,
-                    dtype,
+                    kind.channels,
+                    kind.dtype,
                     layout,
+                    selection=selection,
                     # Of several exports, some may have no centres.
                     centers=centers if len(centers) == len(part) else None,
                 )
@@ -149,7 +201,7 @@ def _group(
 
 
 def _group_name(metadata: Mapping[str, str | int | float]) -> str:
-    """Such as 'plate/well/s1/label'; groups of one name are numbered."""
+    """Such as 'plate/well/s1/label'; a further group of one name is numbered."""
     site = f"s{metadata['site']}" if "site" in metadata else ""
     parts = (metadata.get("plate"), metadata.get("well"), site, metadata.get("label"))
     return "/".join(str(part) for part in parts if part) or "cells"
@@ -162,7 +214,7 @@ def check_plates(request: Request, tables: Sequence[CellTable]) -> None:
         if plate not in known:
             raise BadUse(
                 f"--plates={','.join(request.plates)}: "
-                f"{named([Path(table.path) for table in tables])} "
+                f"{listed([table.path for table in tables])} "
                 + (f"has no plate {plate}" if known else "does not tell the images' plates")
             )
 
@@ -189,8 +241,8 @@ def tabled_cells(
     if all(row is None for row in row_of):
         raise BadData(
             f"{table.path}: none of its {len(table.files)} rows names an image in "
-            f"{named(request.inputs)}: the first is {table.files[0]!r}, the images are called "
-            f"{some_of([file.below for file, _ in files])}"
+            f"{listed(request.inputs)}: the first is {table.files[0]!r}, the images are called "
+            f"{listed([file.below for file, _ in files])}"
         )
     plates = table.metadata.get("plate", [""] * len(table.files))
     wanted = set(request.plates or plates)
@@ -208,12 +260,12 @@ def tabled_cells(
     there = wanted & present
     gaps = [row for row in lost if plates[row] in there]
     problems = [
-        (some_of(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in _lots(unlisted)
+        (listed(lot), f"no row of {table.path}{_count(lot, 'images')}") for lot in _lots(unlisted)
     ]
     for lot in _lots(gaps):
-        lines = some_of([str(table.lines[row]) for row in lot])
+        lines = listed([str(table.lines[row]) for row in lot])
         reason = f"{table.path}, line {lines}: no such image{_count(lot, 'rows')}"
-        problems.append((some_of([table.files[row] for row in lot]), reason))
+        problems.append((listed([table.files[row] for row in lot]), reason))
     return TabledCells(cells, problems, len(unlisted) + len(gaps), absent)
 
 
@@ -221,12 +273,12 @@ def _rows_of_files(
     table: CellTable, files: Sequence[CellFile], inputs: Sequence[Path], repeats: bool
 ) -> tuple[list[int | None], list[int]]:
     """The row of each file, None where it has none; the rows without a file."""
-    finder = CellFinder(files, table.path, inputs)
+    find = _finder(files, table.path, inputs)
     row_of: list[int | None] = [None] * len(files)
     lost = []
     for row, (text, line) in enumerate(zip(table.files, table.lines, strict=True)):
         try:
-            number = finder.find(text)
+            number = find(text)
         except ValueError as error:
             raise BadData(f"{table.path}, line {line}: {error}") from error
         if number is None:
@@ -240,6 +292,61 @@ def _rows_of_files(
                 f"{table.path}, line {line}: image {text!r} is also on line {table.lines[other]}"
             )
     return row_of, lost
+
+
+def _finder(
+    files: Sequence[CellFile], table: str, inputs: Sequence[Path]
+) -> Callable[[str], int | None]:
+    """Makes a function that gives the number of the image that a row names, None without one.
+
+    A row may give a path below an input or below the table's folder, an absolute path within an
+    input, or a name that only one image has; composed and decomposed letters (NFC, NFD) are the
+    same. The function raises ValueError for any other name.
+    """
+    folder = os.path.join(os.path.abspath(Path(table).parent), "")
+    # An input may be a link, and the table name what it leads to.
+    roots = [
+        (_composed(os.path.abspath(root)), _composed(os.path.realpath(root))) for root in inputs
+    ]
+    places = [os.path.abspath(one.file.path) for one in files]
+    numbers: dict[str, int] = {}
+    for names in (  # a later one of equal names is meant
+        [PurePosixPath(one.below).name for one in files],
+        [place.removeprefix(folder) for place in places],
+        [one.below for one in files],
+        [os.path.join(roots[one.root][1], one.below) for one in files],
+        places,
+    ):
+        names = [_composed(name) for name in names]
+        counts = Counter(names)
+        numbers |= {
+            name: number if counts[name] == 1 else _SEVERAL for number, name in enumerate(names)
+        }
+
+    def find(text: str) -> int | None:
+        path = PurePosixPath(_composed(text.replace("\\", "/")))
+        if not path.parts:
+            raise ValueError("the name of the image is empty")
+        if ".." in path.parts:
+            raise ValueError(
+                f"{text!r} leads out of the images' folder; a path below it was expected"
+            )
+        absolute = path.is_absolute() or _DRIVE.match(text)
+        if absolute and not any(path.is_relative_to(root) for pair in roots for root in pair):
+            raise ValueError(
+                f"{text!r} is an absolute path outside the input; a path below it was expected"
+            )
+        number = numbers.get(str(path))
+        if number == _SEVERAL:
+            raise ValueError(f"{text!r} may be any of several images; a path was expected")
+        return number
+
+    return find
+
+
+def _composed(path: str) -> str:
+    """Composes the letters of a path: macOS stores 'é' as two characters, tables as one."""
+    return unicodedata.normalize("NFC", path)
 
 
 def _lots(items: Sequence[_Item]) -> list[Sequence[_Item]]:

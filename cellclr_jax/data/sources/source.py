@@ -16,6 +16,7 @@ import numpy as np
 from cellclr_jax.data.names import Names
 from cellclr_jax.data.readers import read_cell, read_planes
 from cellclr_jax.data.readers.find_files import ImageFile
+from cellclr_jax.data.readers.formats import WHOLE, Selection
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,15 @@ class CellGroup(ImageGroup):
 
 @dataclass(frozen=True)
 class _InFiles(ImageGroup):
-    """Images that lie in files, in folders or zips."""
+    """Images that lie in files, in folders or zips.
+
+    Attributes:
+      files: one for each channel, or cell.
+      selection: how an image is taken from a file that holds more.
+    """
 
     files: tuple[ImageFile, ...]
+    selection: Selection = field(default=WHOLE, kw_only=True)
 
     @property
     def absent(self) -> str:
@@ -121,8 +128,8 @@ class _InFiles(ImageGroup):
         return tuple(file.name for file in self.files)
 
     def fingerprint(self) -> str:
-        """Names with sizes and times, or checksums in a zip."""
-        return "\n".join(file.stamp() for file in self.files)
+        """Names with sizes and times, or checksums in a zip, and what is taken of the files."""
+        return "\n".join([*(file.stamp() for file in self.files), repr(tuple(self.selection))])
 
     def contents(self) -> tuple[str, ...]:
         """Names and sizes of the existing files."""
@@ -135,7 +142,7 @@ class FieldFiles(_InFiles, Field):
 
     def read(self) -> np.ndarray:
         """See `Field`."""
-        return read_planes(self.files)
+        return read_planes(self.files, self.selection.z)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,11 @@ class CellFiles(_InFiles, CellGroup):
     def read(self, number: int) -> np.ndarray:
         """See `CellGroup`."""
         return read_cell(
-            self.files[number], channels=self.channels, layout=self.layout, dtype=self.dtype
+            self.files[number],
+            channels=self.channels,
+            layout=self.layout,
+            dtype=self.dtype,
+            selection=self.selection,
         )
 
     def where(self, number: int) -> str:
@@ -179,6 +190,8 @@ class Source:
       lost: how many fields' worth of cells `problems` stand for; None: one each.
       absent_plates: plates of a table without a single file.
       notes: what a user should know before the build.
+      left_out: files that are no images of the dataset, in words.
+      planes: which axes and planes the files have, in words.
     """
 
     fields: Sequence[Field | CellGroup]
@@ -192,6 +205,8 @@ class Source:
     lost: float | None = None
     absent_plates: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    planes: str = "one plane"
 
     @property
     def lost_fields(self) -> float:
@@ -210,6 +225,7 @@ class Request:
       centers: nuclei from elsewhere: a CellProfiler CSV or a DeepProfiler `locations` folder.
       annotated: keeps only wells with an MoA, and controls.
       plates: keeps only these (empty: all).
+      pages, z: how an image is taken from a file that holds more (see `formats.Selection`).
       options: values of the options that the source itself declares, by name.
       workers: processes.
       overwrite: replaces simulated plates of other settings.
@@ -223,6 +239,8 @@ class Request:
     centers: Path | None = None
     annotated: bool = True
     plates: tuple[str, ...] = ()
+    pages: str = ""
+    z: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     overwrite: bool = False
