@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.console import plural
+from cellclr_jax.console import QUICK_S, Progress, plural
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import moa, profiles
 from cellclr_jax.profiling.correction import corrected_profiles, standardize
@@ -97,6 +97,7 @@ def evaluate(
     *,
     features: Sequence[str] | None = None,
     measures: Sequence[str] | None = (),
+    show_progress: bool = False,
 ) -> Evaluation:
     """Scores well profiles under each correction.
 
@@ -108,6 +109,7 @@ def evaluate(
       features: the feature columns; by default those of `feature_columns.split_columns`.
       measures: which of `measures.MEASURES` to compute of each correction's profiles; None for all,
         or for none of more than `MOST_MEASURED` wells.
+      show_progress: shows on the console how many scores and measures are computed.
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
@@ -134,8 +136,10 @@ def evaluate(
     # BLAS threads that wait for each other over small matrices make this five times slower; and one
     # thread rounds alike on any machine.
     threads = None if values.size > _LARGE else 1
-    with threadpool_limits(limits=threads, user_api="blas"):
-        return _evaluate(base, values, names, notes, protocol, measures)
+    steps = len(protocol.corrections) * (1 + len(measures))
+    show = Progress(steps, show_progress, unit="step", task="scored", delay=QUICK_S)
+    with threadpool_limits(limits=threads, user_api="blas"), show as progress:
+        return _evaluate(base, values, names, notes, protocol, measures, progress)
 
 
 def _evaluate(
@@ -145,6 +149,7 @@ def _evaluate(
     notes: list[str],
     protocol: Protocol,
     measures: Sequence[str],
+    progress: Progress,
 ) -> Evaluation:
     """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
@@ -162,10 +167,11 @@ def _evaluate(
             undefined = moa.Score(None, 0, None, undefined=corrected)
             scores[name] = CorrectionScores(undefined, undefined, None, pd.DataFrame())
             notes.append(f"{name} is undefined: {corrected}")
+            progress.step(units=1 + len(measures))
             continue
         count = corrected.shape[1]
         names = features if count == len(features) else profiles.feature_names(count, "component")
-        scores[name] = _score(base, corrected, names, protocol, measures)
+        scores[name] = _score(base, corrected, names, protocol, measures, progress)
         if name in FITTED_ON_ALL:
             notes.append(
                 f"{name} is fitted on all wells, treated ones too: it takes the effect of a "
@@ -229,6 +235,7 @@ def _score(
     features: list[str],
     protocol: Protocol,
     measures: Sequence[str],
+    progress: Progress,
 ) -> CorrectionScores:
     """NSC of all wells, NSCB of those that the rule for batches keeps, and the measures."""
     treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
@@ -245,11 +252,12 @@ def _score(
         first = treated.copy()
         first[treated] = profiles.in_first_batch(base[treated])
         nscb = moa.not_same_compound_or_batch(of(used=first), **how)
+    progress.step()
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)
         seen = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
-        found = measure(seen, measures)
+        found = measure(seen, measures, after=progress.step)
     return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
 
 

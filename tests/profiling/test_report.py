@@ -127,7 +127,8 @@ def files_of(folder):
 
 
 def test_an_evaluation_with_other_settings_is_replaced_only_on_demand(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda evaluation: ({"tsne_none.png": b"map"}, {}))
+    monkeypatch.setattr(figures, "place", lambda *args, **kwargs: {})
+    monkeypatch.setattr(figures, "draw", lambda *args: iter([("tsne_none.png", b"map")]))
     (tmp_path / "notes.txt").write_text("mine")
     measured = evaluate(wells(), measures=["mechanisms"])
     report.write_evaluation(tmp_path, Results(measured, details={"step": 1, "checkpoint": "last"}))
@@ -161,10 +162,21 @@ def test_files_that_no_evaluation_wrote_are_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["wells.parquet"]
 
 
-def test_what_a_killed_evaluation_leaves_is_not_mixed_into_the_next(tmp_path):
-    (tmp_path / UNFINISHED).touch()
-    (tmp_path / "mechanisms.csv").write_text("of a killed one")
+def test_a_killed_evaluation_leaves_its_scores_which_the_next_replaces(tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    found = Results(evaluate(wells(), measures=["mechanisms"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "place", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            report.write_evaluation(tmp_path, found)
+    left = files_of(tmp_path)
+    tables = {"wells.parquet", "treatments.parquet", "neighbours.csv", "mechanisms.csv"}
+    assert left.keys() == {"metrics.json", UNFINISHED} | tables
+    assert json.loads(left["metrics.json"])["scores"]["tvn"]["nsc"]["total"] == 12
     report.write_evaluation(tmp_path, Results(evaluate(wells(1))))
+    assert "report.html" in files_of(tmp_path)
     assert not {"mechanisms.csv", UNFINISHED} & files_of(tmp_path).keys()
 
 

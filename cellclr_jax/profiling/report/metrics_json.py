@@ -21,7 +21,7 @@ from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 
 UNFINISHED = ".evaluating"
-"""Marks a folder whose evaluation has not written its metrics.json yet."""
+"""Marks a folder whose evaluation has not written all its files yet."""
 # Files of an evaluation that another one may not have.
 _OPTIONAL = (
     "wells.*",
@@ -31,6 +31,7 @@ _OPTIONAL = (
     *(f"{name}.csv" for name in MEASURES),
     "confusion_*.png",
     "tsne_*.png",
+    "report.html",
 )
 # Settings among what is recorded of single cells.
 _OF_CELLS = ("label_column", "grouped_by")
@@ -225,11 +226,6 @@ def describe(results: Results) -> dict[str, Any]:
     return described | ({"cells": describe_cells(results.cells)} if results.cells else {})
 
 
-def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Returns the scores by correction as they go into metrics.json."""
-    return _as_json(summarize(evaluation))
-
-
 def _as_json(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
     return {correction: summary.as_json() for correction, summary in summaries.items()}
 
@@ -311,7 +307,7 @@ def remove_earlier(out: Path, files: Collection[str]) -> None:
     """
     was_evaluated = (out / METRICS).exists() or (out / UNFINISHED).exists()
     (out / UNFINISHED).touch()
-    # Where there is a metrics.json, all files that it describes exist: it goes first.
+    # No metrics.json may describe other tables: it goes first.
     (out / METRICS).unlink(missing_ok=True)
     if was_evaluated:
         for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):

@@ -24,7 +24,7 @@ from cellclr_jax.profiling.moa import (
 )
 from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report.figures import place_treatments, why_no_map
+from cellclr_jax.profiling.report.figures import Maps, why_no_map
 from cellclr_jax.profiling.report.verdict import KINDS
 
 SHOWN = 3
@@ -163,15 +163,13 @@ def treatment_name(compound: str, dose: float) -> str:
     return f"{compound} {number(dose)} µM" if dose == dose and dose != 0 else compound
 
 
-def map_data(
-    evaluation: Evaluation, treatments: Treatments, *, with_umap: bool = False
-) -> dict[str, Any]:
+def map_data(evaluation: Evaluation, treatments: Treatments, maps: Maps) -> dict[str, Any]:
     """Returns what the page's script draws maps, search and tables of wrong treatments from.
 
     Args:
       evaluation: its treatments are at least one.
       treatments: of `evaluation.treatments`.
-      with_umap: see `figures.place_treatments`.
+      maps: of `figures.place`.
 
     Returns:
       JSON values: names as text, everything that Plotly shows escaped.
@@ -181,26 +179,26 @@ def map_data(
         "colourings": _colourings(treatments),
         "states": [dict(zip(("colour", "symbol", "title"), s, strict=True)) for s in _STATES],
         "corrections": {
-            name: _correction(scores, evaluation, treatments, with_umap)
+            name: _correction(scores, evaluation, treatments, maps.get(name, {}))
             for name, scores in evaluation.scores.items()
         },
     }
 
 
 def _correction(
-    scores: CorrectionScores, evaluation: Evaluation, treatments: Treatments, with_umap: bool
+    scores: CorrectionScores,
+    evaluation: Evaluation,
+    treatments: Treatments,
+    places: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """Places, hover texts and neighbours under one correction; or why there are none."""
     if scores.treatments.empty:
         return {"undefined": scores.nsc.undefined}
-    # One thread: those of BLAS and OpenMP wait for each other on a busy machine.
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1):  # BLAS threads wait for each other on a busy machine
         near = find_neighbourhoods(scores, evaluation.protocol)
-        reason = why_no_map(scores.treatments, scores.nsc)
-        maps = {} if reason else place_treatments(scores.treatments, with_umap=with_umap)
     return {
-        "maps": {name: points.T.round(_DIGITS) for name, points in maps.items()},
-        "no_map": reason,
+        "maps": {name: points.T.round(_DIGITS) for name, points in places.items()},
+        "no_map": why_no_map(scores.treatments, scores.nsc),
         "hover": _hover(treatments, near),
         **{kind: _near(near[kind]) for kind in KINDS},
     }
