@@ -19,7 +19,7 @@ from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, 
 from cellclr_jax.profiling.protocol import FITTED_ON_ALL, Protocol
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
-METRICS = "metrics.json"
+METRICS_JSON = "metrics.json"
 """File of an evaluation's scores, in its folder."""
 # Matrices of this many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from cellclr_jax.console import QUICK_S, Progress
 from cellclr_jax.files import atomic_write, write_text
-from cellclr_jax.profiling.evaluation import METRICS, Evaluation
+from cellclr_jax.profiling.evaluation import METRICS_JSON, Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Options
@@ -91,7 +91,7 @@ def write_evaluation(
     for stem, table in listings.items():
         with atomic_write(out / f"{stem}.csv") as part:
             table.to_csv(part, index=False)
-    write_text(out / METRICS, text)
+    write_text(out / METRICS_JSON, text)
     _write_pages(out, results, planned, with_umap=options.umap)
     (out / UNFINISHED).unlink(missing_ok=True)
     return metrics

@@ -12,7 +12,7 @@ import pandas as pd
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import differences, read_json
 from cellclr_jax.pages.crop_strips import Pictures
-from cellclr_jax.profiling.evaluation import METRICS, Evaluation
+from cellclr_jax.profiling.evaluation import METRICS_JSON, Evaluation
 from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score, batch_set, single_batch_moas
@@ -253,7 +253,12 @@ def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
 
 
 def check_settings(
-    out: str | Path, protocol: Protocol, details: Mapping[str, object], *, overwrite: bool
+    out: str | Path,
+    protocol: Protocol,
+    details: Mapping[str, object],
+    cells: Mapping[str, object] | None = None,
+    *,
+    overwrite: bool,
 ) -> None:
     """Refuses a folder before anything is computed for it; see `check_folder`.
 
@@ -261,16 +266,17 @@ def check_settings(
       out: the folder.
       protocol: of the evaluation that is about to begin.
       details: its `Results.details`.
+      cells: label_column and grouped_by of single cells, where they are scored.
       overwrite: accepts any earlier evaluation.
 
     Raises:
-      BadUse: the folder holds an evaluation of treatments with other settings.
+      BadUse: the folder holds an evaluation with other settings.
     """
     known = {name: value for name, value in asdict(protocol).items() if value is not None}
-    path = Path(out) / METRICS
-    if overwrite or not path.exists() or "protocol" not in _read(path):
-        return
-    _refuse_different(path, {"run": dict(details), "protocol": known}, complete=False)
+    path = Path(out) / METRICS_JSON
+    if path.exists() and not overwrite:
+        begun = {"run": dict(details), "protocol": known, "cells": dict(cells or {})}
+        _refuse_different(path, begun, complete=False)
 
 
 def check_folder(
@@ -287,11 +293,11 @@ def check_folder(
     Raises:
       BadUse: an evaluation with other settings is there, or a file that no evaluation wrote.
     """
-    path = out / METRICS
+    path = out / METRICS_JSON
     if not path.exists() and not (out / UNFINISHED).exists():
         if taken := sorted(name for name in files if (out / name).exists()):
             raise BadUse(
-                f"{out / taken[0]} exists, but no {METRICS}: no evaluation wrote it; take another "
+                f"{out / taken[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; take another "
                 "--out"
             )
     elif path.exists() and not overwrite:
@@ -305,10 +311,10 @@ def remove_earlier(out: Path, files: Collection[str]) -> None:
       out: a folder that `check_folder` accepted; it is marked `UNFINISHED` from now on.
       files: names of what will be written.
     """
-    was_evaluated = (out / METRICS).exists() or (out / UNFINISHED).exists()
+    was_evaluated = (out / METRICS_JSON).exists() or (out / UNFINISHED).exists()
     (out / UNFINISHED).touch()
     # No metrics.json may describe other tables: it goes first.
-    (out / METRICS).unlink(missing_ok=True)
+    (out / METRICS_JSON).unlink(missing_ok=True)
     if was_evaluated:
         for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):
             if path.name not in files:
