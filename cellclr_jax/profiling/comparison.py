@@ -105,8 +105,8 @@ def read_run(path: str | Path) -> EvaluatedRun:
     for correction, kind in itertools.product(metrics["scores"], _SCORES):
         if len(_answers(found, correction, kind)) != metrics["scores"][correction][kind]["total"]:
             raise BadData(
-                f"{folder / NEIGHBOURS} does not hold what {METRICS_JSON} counts ({kind}, {correction}):"
-                " evaluate it again"
+                f"{folder / NEIGHBOURS} does not hold what {METRICS_JSON} counts "
+                f"({kind}, {correction}): evaluate it again"
             )
     return found
 

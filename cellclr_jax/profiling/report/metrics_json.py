@@ -297,8 +297,8 @@ def check_folder(
     if not path.exists() and not (out / UNFINISHED).exists():
         if taken := sorted(name for name in files if (out / name).exists()):
             raise BadUse(
-                f"{out / taken[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; take another "
-                "--out"
+                f"{out / taken[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; take "
+                "another --out"
             )
     elif path.exists() and not overwrite:
         _refuse_different(path, metrics, complete=True)
