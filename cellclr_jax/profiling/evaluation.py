@@ -27,7 +27,7 @@ MOST_MEASURED = 20_000
 """Wells: for more, measures take longer than all else, and are computed only if named."""
 # Of λ: a mean variance below this share of it makes a correction nearly an identity.
 _WEAK = 0.1
-# Names of columns in a note.
+# Names in a message.
 _LISTED = 10
 
 
@@ -154,7 +154,10 @@ def _evaluate(
     """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
     if protocol.control != Protocol.control and not is_control.any():
-        raise BadUse(f"control {protocol.control!r}: no well has this compound")
+        names = sorted(set(base["Metadata_Compound"]))
+        raise BadUse(
+            f"--control={protocol.control}: no well has this compound; there are {listed(names)}"
+        )
     wells = with_features(base, values, features)
     if protocol.standardize != "none":
         values, features, about = _standardized(base, values, features, is_control, protocol)
@@ -221,10 +224,8 @@ def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
     unused = int((~used).sum())
     notes = [f"not used: {plural(unused, 'well')} without a MoA"] if unused else []
     if wells.left_out:
-        shown = [f"{name} ({reason})" for name, reason in list(wells.left_out.items())[:_LISTED]]
-        more = len(wells.left_out) - len(shown)
-        also = f" and {more} more" if more else ""
-        notes.append(f"columns not used as features: {', '.join(shown)}{also}")
+        columns = [f"{name} ({reason})" for name, reason in wells.left_out.items()]
+        notes.append(f"columns not used as features: {listed(columns)}")
     values = wells.values[used.to_numpy()] if unused else wells.values
     return table[used].reset_index(drop=True), values, notes
 
@@ -259,6 +260,12 @@ def _score(
         seen = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
         found = measure(seen, measures, after=progress.step)
     return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Joins names; of many the first ten and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[str, int]:

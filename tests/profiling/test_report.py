@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,11 @@ def test_an_evaluation_with_other_settings_is_replaced_only_on_demand(tmp_path, 
     with pytest.raises(BadUse, match=wanted):
         report.check_settings(tmp_path, other.evaluation.protocol, other.details, overwrite=False)
     assert files_of(tmp_path) == before
+    more = replace(plain, details=plain.details | {"converted": True})
+    for first, second in ((plain, more), (more, plain)):
+        report.write_evaluation(tmp_path / "settings", first, overwrite=True)
+        with pytest.raises(BadUse, match=r"other settings .*converted"):
+            report.write_evaluation(tmp_path / "settings", second)
     report.check_settings(tmp_path, Protocol(), plain.details, overwrite=False)
     report.check_settings(tmp_path, Protocol(statistic="mean"), plain.details, overwrite=True)
     metrics = report.write_evaluation(tmp_path, other, overwrite=True)

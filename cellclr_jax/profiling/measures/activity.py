@@ -61,7 +61,8 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     treatment, is_control = profiles.treatment_of_wells(), profiles.controls()
     wells = np.bincount(treatment[treatment >= 0], minlength=len(profiles.treatments))
     if not is_control.any():
-        return undefined(f"there are no control wells ({profiles.protocol.control})")
+        name = profiles.protocol.control
+        return undefined(f"there are no control wells ({name}): --control names their compound")
     if not (wells > 1).any():
         return undefined("no treatment has two wells")
     plate = codes(profiles.wells["Metadata_Plate"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,12 @@ class ScoreSummary:
     @classmethod
     def of(cls, score: Score) -> "ScoreSummary":
         """Summarizes a score."""
+        shared = ("correct", "total", "accuracy", "undefined", "unanswerable")
+        own = cls(**{name: getattr(score, name) for name in shared})
         if score.undefined:
-            return cls(score.correct, score.total, score.accuracy, score.undefined)
-        around = uncertainty(score)
-        return cls(
-            correct=score.correct,
-            total=score.total,
-            accuracy=score.accuracy,
-            interval=(around.low, around.high),
-            chance=around.chance,
-            p=around.p,
-            unanswerable=score.unanswerable,
-        )
+            return own
+        found = uncertainty(score)
+        return replace(own, interval=(found.low, found.high), chance=found.chance, p=found.p)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ScoreSummary":

@@ -138,7 +138,7 @@ def _cells(results: Results) -> dict[str, Any]:
     notes = describe_cells(cells)["notes"]
     tables = verdict.cell_tables(cells)
     first = next(iter(cells.probes), "")
-    settings = flatten(tables.settings) if tables else []
+    settings = flatten(tables["settings"]) if tables else []
     return {
         "cells": {"undefined": cells.undefined, "notes": notes, "of": first, "settings": settings},
         "cell_tables": tables,

@@ -15,6 +15,7 @@ from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, label, look, number
 from cellclr_jax.profiling.correction import standardize
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.measures.mechanisms import confusion
 from cellclr_jax.profiling.moa import (
     BATCH_SEPARATOR,
     Score,
@@ -292,28 +293,12 @@ def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     }
 
 
-def count_answers(neighbours: pd.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
-    """Counts true mechanisms (rows) and those that were answered (columns).
-
-    Args:
-      neighbours: of a score: moa, and `predicted` where several vote, else neighbour_moa.
-
-    Returns:
-      (mechanisms [M], answers [M or M + 1], counts int [M, M or M + 1]). '' comes last, where a
-      query has no neighbour.
-    """
-    answered = neighbours["predicted" if "predicted" in neighbours else "neighbour_moa"]
-    moas = sorted(set(neighbours["moa"]) | set(answered) - {""}, key=_order)
-    answers = [*moas, ""] if (answered == "").any() else moas
-    counts = pd.crosstab(neighbours["moa"], answered)
-    return moas, answers, counts.reindex(index=moas, columns=answers, fill_value=0).to_numpy()
-
-
 def _describe(score: Score) -> Mapping[str, Any]:
     """One score's counts, or why there are none."""
     if score.undefined:
         return {"undefined": score.undefined}
-    moas, answers, counts = count_answers(score.neighbours)
+    moas, counts = confusion(score)
+    answers = [*moas, ""][: counts.shape[1]]
     right = np.diagonal(counts)
     asked, answered = counts.sum(axis=1), counts.sum(axis=0)[: len(moas)]
     table = [
@@ -327,11 +312,6 @@ def _describe(score: Score) -> Mapping[str, Any]:
         "counts": counts,
         "table": table,
     }
-
-
-def _order(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorting key: without regard to capitals, 'type 2' before 'type 10'."""
-    return batch_order(name.lower())
 
 
 def _share(part: int, whole: int) -> float | None:
