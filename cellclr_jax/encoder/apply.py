@@ -198,6 +198,7 @@ class _WithIntensities(minibatches.Cells):
     """
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads cells as `Cells.read` does, and adds `intensity` [b, 7 · C] float32."""
         minibatch = super().read(rows)
         return minibatch | {"intensity": intensity_statistics(minibatch["image"])}
 

@@ -137,10 +137,10 @@ def test_nscb_without_signal_scores_the_chance_that_is_reported():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 3, 20, 2), (24, 2, 12, 3), (24, 2, 12, 2), (38, 3, 12, 10)])
 def test_nscb_rejects_chance_as_often_as_it_says(shape):
-    p, chance, accuracy = nscb_without_signal(1000, *shape)
+    p, chance, accuracy = nscb_without_signal(500, *shape)
     print(f"{shape}: {np.mean(p <= 0.05):.3f}, {chance.mean():.4f} of {accuracy.mean():.4f}")
-    assert np.mean(p <= 0.05) < 0.07
-    assert abs(chance.mean() - accuracy.mean()) < 0.01
+    assert np.mean(p <= 0.05) < 0.08
+    assert abs(chance.mean() - accuracy.mean()) < 0.015
 
 
 def test_nscb_exchanges_mechanisms_between_compounds_of_the_same_batches():

@@ -34,7 +34,7 @@ _EXACT = 500
 # (trustworthiness 0.986 instead of 0.985 of 2,500 treatments).
 _ITERATIONS = 500
 # A legend of more names cannot be read and takes seconds to lay out.
-_LONGEST_LEGEND = 60
+_LONGEST_LEGEND = 30
 _SEED = 0
 _UMAP_NEIGHBOURS = 10
 
