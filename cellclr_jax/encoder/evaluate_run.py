@@ -109,7 +109,7 @@ def evaluate_run(
     treated = has_treatments(table, protocol.control)
     sample = draw_sample(table, with_treatments=treated, label=options.label)
     folder = Path(out if out is not None else workdir / "eval" / str(number))
-    cells = sample and cell_settings(sample, options.hold_out)
+    cells = None if sample is None else cell_settings(sample, options.hold_out)
     report.check_settings(folder, protocol, details, cells, overwrite=overwrite)
     if not treated and protocol != Protocol():
         say("note: there are no treatments to score: settings of profiles decide nothing")

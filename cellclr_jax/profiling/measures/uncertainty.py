@@ -74,7 +74,8 @@ def uncertainty(score: Score, *, resamples: int | None = None) -> Uncertainty:
     if score.voters != 1:
         raise ValueError(f"of {score.voters} neighbours that vote there is no chance level")
     asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
-    index, names = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
+    index, found = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
+    names: list[tuple[str, str]] = list(found)
     own, other = index[: len(asked)], index[len(asked) :]
     low, high = effective_interval(
         codes(score.neighbours["compound"]), score.neighbours["correct"].to_numpy(bool)
@@ -84,7 +85,7 @@ def uncertainty(score: Score, *, resamples: int | None = None) -> Uncertainty:
         resamples = min(PERMUTATIONS, affordable)
     strata = _strata(score, names) if score.across_batches else np.zeros(len(names), np.int32)
     rng = np.random.default_rng(_SEED)  # the same score has the same p
-    shuffled = _shuffled(list(names), strata, own, other, resamples, rng)
+    shuffled = _shuffled(names, strata, own, other, resamples, rng)
     beaten = int((shuffled >= score.correct).sum())
     return Uncertainty(
         low=low,
@@ -101,7 +102,7 @@ def _named(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
     )
 
 
-def _strata(score: Score, names: pd.MultiIndex) -> np.ndarray:
+def _strata(score: Score, names: list[tuple[str, str]]) -> np.ndarray:
     """[C] int: compounds of equal numbers have treatments in the same batches.
 
     Args:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -215,7 +216,7 @@ def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: st
     names = sorted(set(labels), key=batch_order)
     looks = dict(zip(names, map(look, range(len(names))), strict=True))
     colours, shapes = zip(*(looks[label] for label in labels), strict=True)
-    style = {"s": 60, "edgecolor": "white", "linewidth": 0.5}
+    style: dict[str, Any] = {"s": 60, "edgecolor": "white", "linewidth": 0.5}
     for shape in sorted(set(shapes)):
         rows = np.flatnonzero(np.array(shapes) == shape)
         chosen = [colours[row] for row in rows]
