@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 # If the console is a file, a line is printed for each such part of the work.
 _PROGRESS_LINES = 10
+QUICK_S = 2.0
+"""`Progress.delay` of work that may be done before anyone waits."""
 
 
 def say(message: str) -> None:
@@ -24,10 +26,18 @@ class Progress:
       unit: name of one, e.g. field.
       task: what is done with them, e.g. simulated.
       scaled: whether amounts are written as 1.20M instead of 1,200,000.
+      delay: seconds before anything is shown.
     """
 
     def __init__(
-        self, total: int, show: bool, *, unit: str = "field", task: str = "", scaled: bool = False
+        self,
+        total: int,
+        show: bool,
+        *,
+        unit: str = "field",
+        task: str = "",
+        scaled: bool = False,
+        delay: float = 0.0,
     ) -> None:
         terminal = sys.stderr.isatty()
         self._lines = show and not terminal
@@ -39,8 +49,9 @@ class Progress:
             unit=unit,
             unit_scale=scaled,
             disable=not (show and terminal),
+            delay=delay,
         )
-        self._began = time.monotonic()
+        self._began, self._delay = time.monotonic(), delay
         self._total = total
         self._done = self._cells = 0
 
@@ -61,8 +72,9 @@ class Progress:
         if self._cells:
             self._bar.set_postfix_str(f"{self._cells:,} cells", refresh=False)
         self._bar.update(units)
-        if self._lines and _parts(self._done, self._total) > before:
-            rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        took = time.monotonic() - self._began
+        if self._lines and took >= self._delay and _parts(self._done, self._total) > before:
+            rate = self._done / max(took, 1e-9)
             left = tqdm.format_interval(round((self._total - self._done) / rate))
             found = f"{self._cells:,} cells, " if self._cells else ""
             print(

@@ -246,10 +246,10 @@ def evaluate_profiles() -> None:
             details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
     report.check_settings(FLAGS.out, protocol, details, overwrite=FLAGS.overwrite)
     make_writable(Path(FLAGS.out), "--out")
-    found = evaluation.evaluate(wells, protocol, measures=options.measures)
+    found = evaluation.evaluate(wells, protocol, measures=options.measures, show_progress=True)
+    report.print_scores(found, name="profiles")
     results = report.Results(found, "profiles", details=details, provenance=environment())
     report.write_evaluation(FLAGS.out, results, options=options, overwrite=FLAGS.overwrite)
-    report.print_scores(found, name="profiles")
     print(f"written to {FLAGS.out}")
 
 

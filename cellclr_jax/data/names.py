@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from cellclr_jax.console import listed
+
 if TYPE_CHECKING:  # `columns` needs `fold` before pandas is imported
     import numpy as np
 
@@ -27,8 +29,6 @@ _MISSING |= {"unknown", "missing", "not available", "not applicable", "not known
 _LETTERS = re.compile(r"([a-z]|a[a-f])[ _:-]?0*(\d{1,2})")
 _NUMBERS = re.compile(r"r(?:ow)?[ _]?0*(\d{1,2})[ _:-]?c(?:ol(?:umn)?)?[ _]?0*(\d{1,2})")
 _ROWS, _COLUMNS = 32, 48
-# Spellings in a note.
-_SHOWN = 3
 
 
 def fold(text: str) -> str:
@@ -149,15 +149,9 @@ class Names:
         notes = []
         if words:
             count = sum(counts[word] for word in words)
-            names = _some([repr(word) for word in words])
+            names = listed([repr(word) for word in words])
             notes.append(f"{column}: {count:,} of {total:,} values mean 'missing': {names}")
         if merged:
-            notes.append(f"{column}: spellings merged: {_some(merged)}")
+            notes.append(f"{column}: spellings merged: {listed(merged)}")
         added = (f"{note} (--exact_names keeps the names as they are)" for note in notes)
         self.notes += [note for note in added if note not in self.notes]
-
-
-def _some(texts: list[str]) -> str:
-    """The first few, and how many more."""
-    more = len(texts) - _SHOWN
-    return ", ".join(texts[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

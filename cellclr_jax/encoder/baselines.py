@@ -1,5 +1,6 @@
 """Profiles without training: intensity statistics, principal components of pixels, cell counts."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ _PERCENTILES = (1, 25, 50, 75, 99)
 STATISTICS = ("Mean", "Deviation", *(f"Percentile{percent}" for percent in _PERCENTILES))
 
 
-def intensity_statistics(images: jax.Array) -> jax.Array:
+def intensity_statistics(images: np.ndarray) -> np.ndarray:
     """Mean, standard deviation and percentiles (1, 25, 50, 75, 99) of each channel of each crop.
+
+    A percentile is the smallest value that so many pixels do not exceed.
 
     Args:
       images: [B, H, W, C] uint8 or uint16 raw intensities.
@@ -28,28 +31,14 @@ def intensity_statistics(images: jax.Array) -> jax.Array:
     Returns:
       [B, 7 · C] float32, in the units of the images; statistic by statistic, channels within.
     """
-    x = jnp.moveaxis(images, -1, 1).reshape(images.shape[0], images.shape[-1], -1)
-    percentiles = [_percentile(x.astype(jnp.int32), p) for p in _PERCENTILES]
-    x = x.astype(jnp.float32)
-    return jnp.concatenate([jnp.mean(x, axis=2), jnp.std(x, axis=2), *percentiles], axis=1)
-
-
-def _percentile(x: jax.Array, percent: float) -> jax.Array:
-    """The smallest value that `percent` of pixels do not exceed: [B, C, P] int32 → [B, C] float32.
-
-    By bisection of the 16 bits, which takes a tenth of the time of sorting on CPUs.
-    """
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        below = jnp.sum(x <= middle[:, :, None], axis=2)
-        enough = below >= percent / 100 * x.shape[2]
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    shape = x.shape[:2]
-    bounds = (jnp.zeros(shape, jnp.int32), jnp.full(shape, 2**16 - 1, jnp.int32))
-    return jax.lax.fori_loop(0, 16, halve, bounds)[1].astype(jnp.float32)
+    channels = np.moveaxis(images, -1, 1).reshape(len(images), images.shape[-1], -1)
+    pixels = channels.shape[2]
+    places = [max(math.ceil(percent / 100 * pixels) - 1, 0) for percent in _PERCENTILES]
+    # A stable sort of so few bits is a radix sort, several times as fast as any other.
+    percentiles = np.sort(channels, axis=2, kind="stable")[:, :, places]
+    moments = [moment(axis=2, dtype=np.float32) for moment in (channels.mean, channels.std)]
+    found = [*moments, *np.moveaxis(percentiles, 2, 0)]
+    return np.concatenate(found, axis=1, dtype=np.float32)
 
 
 COMPONENTS = 64
@@ -90,7 +79,8 @@ def fit_pixel_components(encoding: CellEncoder) -> PixelComponents:
     )
     pixels = np.asarray(jax.jit(_flat)(crops))
     components = min(COMPONENTS, *pixels.shape)
-    model = PCA(components, svd_solver="randomized", random_state=_SEED).fit(pixels)
+    with np.errstate(invalid="ignore"):  # of the share of a variance that may be 0
+        model = PCA(components, svd_solver="randomized", random_state=_SEED).fit(pixels)
     directions = model.components_.T.astype(np.float32)
     return PixelComponents(jnp.asarray(model.mean_, jnp.float32), jnp.asarray(directions))
 

@@ -16,15 +16,14 @@ import jax
 import numpy as np
 import pandas as pd
 from etils import epath
-from jax.sharding import Mesh
 
 from cellclr_jax import devices
 from cellclr_jax.console import say
 from cellclr_jax.data.columns import control_spelling, is_control
 from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.apply import restore, site_profiles, visit
-from cellclr_jax.encoder.load import CellEncoder, Variables, make_cell_encoder
-from cellclr_jax.errors import BadUse
+from cellclr_jax.encoder.load import CellEncoder, make_cell_encoder
+from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local, make_writable
 from cellclr_jax.pages.crop_strips import treatment_pictures
 from cellclr_jax.profiling import report
@@ -33,8 +32,8 @@ from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.profiles import aggregate_wells, has_treatments
 from cellclr_jax.profiling.protocol import AUTO, Options, Protocol
 from cellclr_jax.profiling.single_cells import (
-    CellEvaluation,
     KeptCells,
+    cell_settings,
     draw_sample,
     evaluate_cells,
 )
@@ -106,15 +105,35 @@ def evaluate_run(
                 "write, --out=DIR"
             )
         say("note: this is not the dataset that the run was trained on")
-    options = options or Options()
+    options, table = options or Options(), encoding.cells.table
+    treated = has_treatments(table, protocol.control)
+    sample = draw_sample(table, with_treatments=treated, label=options.label)
     folder = Path(out if out is not None else workdir / "eval" / str(number))
-    if "compound" in encoding.cells.table:
-        compounds = encoding.cells.table["compound"].fillna("")
-        protocol = replace(protocol, control=control_spelling(compounds, protocol.control))
-    report.check_settings(folder, protocol, details, overwrite=overwrite)
+    if "compound" in table:
+        spelling = control_spelling(table["compound"].fillna(""), protocol.control)
+        protocol = replace(protocol, control=spelling)
+    cells = None if sample is None else cell_settings(sample, options.hold_out)
+    report.check_settings(folder, protocol, details, cells, overwrite=overwrite)
     if jax.process_index() == 0:
         make_writable(folder, "--out")
-    scored, probed = _score(encoding, mesh, variables, protocol, options)
+    if not treated and protocol != Protocol():
+        say("note: there are no treatments to score: settings of profiles decide nothing")
+    if sample is None and options.hold_out != AUTO:
+        say("note: no classes of cells are predicted (--label): --hold_out decides nothing")
+    kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
+    pixels = baselines.fit_pixel_components(encoding)
+    scored, probed = {}, None
+    if treated:
+        tables = site_profiles(encoding, mesh, variables, kept.add, pixels=pixels)
+        tables["cell_count"] = tables["trained"]
+        scored = _evaluate_all(tables, protocol, options)
+    else:
+        visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
+    if sample is not None:
+        if sample.label_column and jax.process_index() == 0:
+            say(f"predicting the {sample.label_column} of {len(kept.rows):,} cells")
+        features = {name: kept.features[name] for name in _FEATURES}
+        probed = evaluate_cells(sample, features, hold_out=options.hold_out)
     if jax.process_index() == 0:
         results = report.Results(
             evaluation=scored.get("trained"),
@@ -123,48 +142,12 @@ def evaluate_run(
             cells=probed,
             **_background(workdir, encoding, protocol),
         )
-        report.write_evaluation(folder, results, options=options, overwrite=overwrite)
         if results.evaluation is not None:
             report.print_scores(results.evaluation, baselines=results.baselines)
         if probed is not None:
             report.print_cells(probed)
+        report.write_evaluation(folder, results, options=options, overwrite=overwrite)
         print(f"written to {folder}")
-
-
-def _score(
-    encoding: CellEncoder,
-    mesh: Mesh,
-    variables: Mapping[str, Variables],
-    protocol: Protocol,
-    options: Options,
-) -> tuple[dict[str, Evaluation], CellEvaluation | None]:
-    """Embeds the cells once, and scores what the dataset has: treatments, labelled cells or both.
-
-    Returns:
-      (evaluations of the profiles by name, empty without treatments; that of single cells).
-    """
-    table = encoding.cells.table
-    treated = has_treatments(table, protocol.control)
-    sample = draw_sample(table, with_treatments=treated, label=options.label)
-    kept = KeptCells(np.empty(0, np.int64) if sample is None else sample.rows)
-    pixels = baselines.fit_pixel_components(encoding)
-    scored = {}
-    if treated:
-        tables = site_profiles(encoding, mesh, variables, kept.add, pixels=pixels)
-        tables["cell_count"] = tables["trained"]
-        scored = {name: _evaluate(name, tables[name], protocol, options) for name in _PROFILES}
-    else:
-        if protocol != Protocol():
-            say("note: there are no treatments to score: settings of profiles decide nothing")
-        visit(encoding, mesh, variables, kept.rows, kept.add, pixels=pixels)
-    if sample is None:
-        if options.hold_out != AUTO:
-            say("note: no cells are told apart (--label): what is held out decides nothing")
-        return scored, None
-    if sample.label_column and jax.process_index() == 0:
-        say(f"telling the {sample.label_column} of {len(kept.rows):,} cells from their features")
-    features = {name: kept.features[name] for name in _FEATURES}
-    return scored, evaluate_cells(sample, features, hold_out=options.hold_out)
 
 
 def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) -> dict[str, Any]:
@@ -187,6 +170,20 @@ def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) 
     return {"pictures": pictures, "history": history, "provenance": provenance}
 
 
+def _evaluate_all(
+    tables: Mapping[str, pd.DataFrame], protocol: Protocol, options: Options
+) -> dict[str, Evaluation]:
+    """Scores the tables of sites by name; a baseline that cannot be scored becomes a note."""
+    own = _evaluate("trained", tables["trained"], protocol, options)
+    scored = {"trained": own}
+    for name in _PROFILES[1:]:
+        try:
+            scored[name] = _evaluate(name, tables[name], protocol, options)
+        except BadData as error:
+            own.notes.append(f"the baseline {name} is left out: {error}")
+    return scored
+
+
 def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Options) -> Evaluation:
     """Scores one table of sites; measures are computed of the run's own profiles only.
 
@@ -202,6 +199,16 @@ def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Optio
     controls = is_control(wells["Metadata_Compound"], protocol.control).sum()
     if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
-    measures = options.measures if name == "trained" else ()
-    # The build has merged the spellings of names, or was told not to.
-    return evaluate(wells, protocol, features=features, measures=measures, exact_names=True)
+    # The build has merged the spellings of names, or was asked not to.
+    if name == "trained":
+        return evaluate(
+            wells,
+            protocol,
+            features=features,
+            measures=options.measures,
+            exact_names=True,
+            show_progress=True,
+        )
+    if (np.ptp(wells[features].to_numpy(np.float64), axis=0) == 0).all():
+        raise BadData("all wells have the same features")
+    return evaluate(wells, protocol, features=features, exact_names=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cellclr_jax.data.columns import round_concentrations
 from cellclr_jax.errors import BadData, BadUse
-from cellclr_jax.profiling.evaluation import METRICS
+from cellclr_jax.profiling.evaluation import METRICS_JSON
 
 NEIGHBOURS = "neighbours.csv"
 _SCORES = ("nsc", "nscb")
@@ -90,7 +90,7 @@ def read_run(path: str | Path) -> EvaluatedRun:
     path = Path(path)
     if not path.is_dir():
         raise BadUse(f"{path}: no such folder")
-    folder = path if (path / METRICS).is_file() else _newest(path)
+    folder = path if (path / METRICS_JSON).is_file() else _newest(path)
     try:
         metrics = _scored(folder)
         neighbours = pd.read_csv(
@@ -106,15 +106,15 @@ def read_run(path: str | Path) -> EvaluatedRun:
     for correction, kind in itertools.product(metrics["scores"], _SCORES):
         if len(_answers(found, correction, kind)) != metrics["scores"][correction][kind]["total"]:
             raise BadData(
-                f"{folder / NEIGHBOURS} does not hold what {METRICS} counts ({kind}, {correction}):"
-                " evaluate it again"
+                f"{folder / NEIGHBOURS} does not hold what {METRICS_JSON} counts "
+                f"({kind}, {correction}): evaluate it again"
             )
     return found
 
 
 def _scored(folder: Path) -> dict[str, Any]:
     """Reads metrics.json of an evaluation of treatments; see `metrics_json.describe`."""
-    path = folder / METRICS
+    path = folder / METRICS_JSON
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(metrics, dict) and "scores" not in metrics:
         raise BadUse(f"{folder} scores no treatments: there is nothing to compare")
@@ -139,7 +139,7 @@ def _name(path: Path) -> str:
 
 def _newest(workdir: Path) -> Path:
     """The evaluation of a work directory that was written last, of treatments if there is one."""
-    found = sorted(workdir.glob(f"eval/*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(workdir.glob(f"eval/*/{METRICS_JSON}"), key=lambda path: path.stat().st_mtime)
     found = [path for path in found if '"scores"' in path.read_text(encoding="utf-8")] or found
     if not found:
         raise BadUse(

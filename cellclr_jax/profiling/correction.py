@@ -95,7 +95,7 @@ def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise BadData(
             f"standardisation plate by plate needs {FEWEST_CONTROLS} control wells on each: plate "
-            f"{', '.join(few[:5])}{more}"
+            f"{', '.join(few[:5])}{more} (--control names their compound)"
         )
     return list(groups.values())
 
@@ -270,7 +270,7 @@ def _checked(
     if is_control.sum() < FEWEST_CONTROLS:
         raise BadData(
             f"{what} is fitted on control wells: at least {FEWEST_CONTROLS} are needed, there "
-            f"are {is_control.sum()} among {len(profiles)} wells"
+            f"are {is_control.sum()} among {len(profiles)} wells (--control names their compound)"
         )
     if not np.isfinite(profiles).all():
         raise BadData(f"{what}: a profile holds NaN or an infinite value")
@@ -285,7 +285,7 @@ def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) 
         if count < FEWEST_CONTROLS:
             raise BadData(
                 f"batch {batch!r} has {count} control wells: aligning batches by their controls "
-                f"needs at least {FEWEST_CONTROLS} in each"
+                f"needs at least {FEWEST_CONTROLS} in each (--control names their compound)"
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellclr_jax.console import plural
+from cellclr_jax.console import QUICK_S, Progress, listed, plural
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import moa, profiles
 from cellclr_jax.profiling.correction import corrected_profiles, standardize
@@ -19,7 +19,7 @@ from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, 
 from cellclr_jax.profiling.protocol import FITTED_ON_ALL, Protocol
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
-METRICS = "metrics.json"
+METRICS_JSON = "metrics.json"
 """File of an evaluation's scores, in its folder."""
 # Matrices of this many numbers are worth the threads of BLAS.
 _LARGE = 20_000_000
@@ -27,8 +27,10 @@ MOST_MEASURED = 20_000
 """Wells: for more, measures take longer than all else, and are computed only if named."""
 # Of λ: a mean variance below this share of it makes a correction nearly an identity.
 _WEAK = 0.1
-# Names of columns in a note; of compounds in an error.
-_LISTED, _NAMED = 10, 3
+# Names in a message.
+_LISTED = 10
+# Compounds in an error.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def evaluate(
     features: Sequence[str] | None = None,
     measures: Sequence[str] | None = (),
     exact_names: bool = False,
+    show_progress: bool = False,
 ) -> Evaluation:
     """Scores well profiles under each correction.
 
@@ -110,6 +113,7 @@ def evaluate(
       measures: which of `measures.MEASURES` to compute of each correction's profiles; None for all,
         or for none of more than `MOST_MEASURED` wells.
       exact_names: keeps spellings of names apart (see `tables.read_profiles`).
+      show_progress: shows on the console how many scores and measures are computed.
 
     Returns:
       The evaluation. A correction that cannot be fitted (a batch without controls, no batch
@@ -139,8 +143,10 @@ def evaluate(
     # BLAS threads that wait for each other over small matrices make this five times slower; and one
     # thread rounds alike on any machine.
     threads = None if values.size > _LARGE else 1
-    with threadpool_limits(limits=threads, user_api="blas"):
-        return _evaluate(base, values, names, notes, protocol, measures)
+    steps = len(protocol.corrections) * (1 + len(measures))
+    show = Progress(steps, show_progress, unit="step", task="scored", delay=QUICK_S)
+    with threadpool_limits(limits=threads, user_api="blas"), show as progress:
+        return _evaluate(base, values, names, notes, protocol, measures, progress)
 
 
 def _evaluate(
@@ -150,6 +156,7 @@ def _evaluate(
     notes: list[str],
     protocol: Protocol,
     measures: Sequence[str],
+    progress: Progress,
 ) -> Evaluation:
     """See `evaluate`; `base` holds the metadata of the wells that are used."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
@@ -175,10 +182,11 @@ def _evaluate(
             undefined = moa.Score(None, 0, None, undefined=corrected)
             scores[name] = CorrectionScores(undefined, undefined, None, pd.DataFrame())
             notes.append(f"{name} is undefined: {corrected}")
+            progress.step(units=1 + len(measures))
             continue
         count = corrected.shape[1]
         names = features if count == len(features) else profiles.feature_names(count, "component")
-        scores[name] = _score(base, corrected, names, protocol, measures)
+        scores[name] = _score(base, corrected, names, protocol, measures, progress)
         if name in FITTED_ON_ALL:
             notes.append(
                 f"{name} is fitted on all wells, treated ones too: it takes the effect of a "
@@ -234,10 +242,8 @@ def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
         if count := int((~used & (table[column] == "")).sum()):
             notes.append(f"not used: {plural(count, 'well')} without a {what}")
     if wells.left_out:
-        shown = [f"{name} ({reason})" for name, reason in list(wells.left_out.items())[:_LISTED]]
-        more = len(wells.left_out) - len(shown)
-        also = f" and {more} more" if more else ""
-        notes.append(f"columns not used as features: {', '.join(shown)}{also}")
+        columns = [f"{name} ({reason})" for name, reason in wells.left_out.items()]
+        notes.append(f"columns not used as features: {listed(columns, _LISTED)}")
     values = wells.values[used.to_numpy()] if unused else wells.values
     return table[used].reset_index(drop=True), values, notes
 
@@ -248,6 +254,7 @@ def _score(
     features: list[str],
     protocol: Protocol,
     measures: Sequence[str],
+    progress: Progress,
 ) -> CorrectionScores:
     """NSC of all wells, NSCB of those that the rule for batches keeps, and the measures."""
     treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
@@ -264,11 +271,12 @@ def _score(
         first = treated.copy()
         first[treated] = profiles.in_first_batch(base[treated])
         nscb = moa.not_same_compound_or_batch(of(used=first), **how)
+    progress.step()
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)
         seen = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
-        found = measure(seen, measures)
+        found = measure(seen, measures, after=progress.step)
     return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
 
 

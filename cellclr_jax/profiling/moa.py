@@ -32,6 +32,7 @@ class Candidates:
         of the same treatments.
       what: the valid neighbours in words.
       undefined: why there is no query at all, or ''.
+      across_batches: whether neighbours come from other batches.
     """
 
     excluded: np.ndarray
@@ -39,6 +40,7 @@ class Candidates:
     kinds: np.ndarray
     what: str
     undefined: str = ""
+    across_batches: bool = False
 
 
 def other_compound(table: pd.DataFrame) -> Candidates:
@@ -83,7 +85,8 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
         name = next(iter(names), "")
         undefined = f"all treatments lie in one batch ({name!r})" if name else "no batch is known"
     kinds = codes(zip(compound.tolist(), batch.tolist(), candidate.tolist(), strict=True))
-    return Candidates(excluded, allowed, kinds, "another compound in another batch", undefined)
+    what = "another compound in another batch"
+    return Candidates(excluded, allowed, kinds, what, undefined, across_batches=True)
 
 
 def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +185,8 @@ class Score:
       neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
         (neighbour_*; '' and NaN where it has none), similarity (cosine), predicted (the MoA that
         the neighbours vote for), correct.
-      excluded: treatments that are no query: compound, concentration, moa, reason.
+      excluded: treatments that are no query: compound, concentration, moa, batch, reason.
+      across_batches: whether neighbours come from other batches (NSCB).
     """
 
     correct: int | None
@@ -193,6 +197,7 @@ class Score:
     unanswerable: int = 0
     neighbours: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
     excluded: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
+    across_batches: bool = False
 
 
 def not_same_compound(
@@ -366,11 +371,19 @@ def _score(
     voters: int,
 ) -> Score:
     """The score of one rule; undefined where no neighbours were searched (`found` is None)."""
-    reasons = table[["compound", "concentration", "moa"]]
+    reasons = table[["compound", "concentration", "moa", "batch"]]
     if found is None:
         reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
         nobody = reasons.assign(reason=reason)
-        return Score(None, 0, None, undefined=reason, voters=voters, excluded=nobody)
+        return Score(
+            correct=None,
+            total=0,
+            accuracy=None,
+            undefined=reason,
+            voters=voters,
+            excluded=nobody,
+            across_batches=asked.across_batches,
+        )
     alone = (asked.excluded == "") & ~has_candidate
     no_candidate = f"no candidate: there is no treatment of {asked.what}"
     excluded = np.where(alone, no_candidate, asked.excluded)
@@ -388,6 +401,7 @@ def _score(
         unanswerable=int((~answerable[queries]).sum()),
         neighbours=pairs.assign(similarity=cosines[:, 0], predicted=predicted, correct=correct),
         excluded=reasons.assign(reason=excluded)[excluded != ""].reset_index(drop=True),
+        across_batches=asked.across_batches,
     )
 
 

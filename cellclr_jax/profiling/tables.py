@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellclr_jax.console import listed
 from cellclr_jax.data.columns import (
     CONTROL,
     METADATA,
@@ -379,7 +380,5 @@ def _first(condition: pd.Series | np.ndarray) -> int:
 
 
 def _listed(left_out: dict[str, str]) -> str:
-    """'a (text), b (its name says id)', shortened."""
-    names = [f"{name} ({reason})" for name, reason in left_out.items()]
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "none"
+    """Lists the first few columns with the reason, such as 'a (text), b (its name says id)'."""
+    return listed((f"{name} ({reason})" for name, reason in left_out.items()), 6) or "none"

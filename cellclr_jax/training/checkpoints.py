@@ -15,10 +15,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from cellclr_jax.console import listed
 from cellclr_jax.errors import BadData, BadUse
 
-# A message that names every parameter of another network would hide what it says.
-_NAMED = 3
 # What a reader knows by name comes before what follows from it.
 _FIRST = ("params", "batch_stats")
 
@@ -66,8 +65,7 @@ def differences(there: Shapes, here: Shapes) -> str:
 def _listed(names: list[str]) -> str:
     rank = {part: place for place, part in enumerate(_FIRST)}
     names = sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return listed(names)
 
 
 METRIC = "validation_loss"

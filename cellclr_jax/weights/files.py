@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from cellclr_jax.console import listed
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import atomic_write
 from cellclr_jax.training.checkpoints import first_line
-from cellclr_jax.weights.torch_names import listed
 
 SAFETENSORS = ".safetensors"
 WRITTEN = (".pth", ".pt", SAFETENSORS)

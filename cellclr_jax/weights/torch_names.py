@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cellclr_jax.console import listed
 from cellclr_jax.errors import BadData
 from cellclr_jax.models import ENCODERS, BasicBlock, Bottleneck, make_model
 
@@ -50,8 +51,6 @@ _LEAVES = {
 }
 # Side of the images that a ResNet is traced with; its variables do not depend on it.
 _SIDE = 32
-# Names in a message; all entries of another network would hide what it says.
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -217,13 +216,6 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
     }
     if wrong := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):
         raise BadData(f"not the weights of a {network.encoder} as expected: {wrong}")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Joins the first few names, and says how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 _CLASSIFIER = ("fc.weight", "fc.bias")

@@ -90,9 +90,10 @@ def evaluated(workdir, data_dir, out, **settings):
     """The metrics of an evaluation on another data folder, without what takes longer than that."""
     few = {"protocol": Protocol(), "options": Options(measures=())}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda evaluation: ({}, {}))
+        patch.setattr(figures, "place", lambda *args, **kwargs: {})
+        patch.setattr(figures, "draw", lambda *args: iter(()))
         patch.setattr(report, "render_report", lambda *args, **kwargs: "not drawn")
-        evaluate_run.evaluate_run(workdir, data_dir=data_dir, out=out, **few, **settings)
+        evaluate_run.evaluate_run(workdir, data_dir=data_dir, out=out, **(few | settings))
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -304,3 +305,45 @@ def test_images_are_read_as_the_evaluation_is_told(config, own_images, runs, tmp
 
 def test_the_flag_offers_each_access():
     assert tuple(eval_binary.FLAGS["data_access"].parser.enum_values) == dataset.ACCESS
+
+
+def treatments_of(count):
+    """Columns of a dataset of two plates with controls and four compounds of two mechanisms."""
+    well = np.arange(count) % 10
+    compound = np.array(["DMSO", "DMSO", "a", "b", "c", "d", "a", "b", "c", "d"])[well]
+    moas = {"DMSO": "DMSO", "a": "m", "b": "m", "c": "n", "d": "n"}
+    return {
+        "plate": np.where(np.arange(count) % 2, "P1", "P2"),
+        "well": [f"B{number:02d}" for number in well],
+        "site": np.ones(count, np.int32),
+        "batch": np.where(np.arange(count) % 2, "W1", "W2"),
+        "compound": compound,
+        "concentration": np.where(compound == "DMSO", 0.0, 1.0),
+        "moa": [moas[name] for name in compound],
+    }
+
+
+def test_baselines_that_are_the_same_in_all_wells_are_left_out(config, own_images, runs, tmp_path):
+    workdir, _, _ = runs(own(config, own_images))
+    black = np.zeros((CELLS, 12, 12, 2), np.uint8)
+    name_channels(
+        write_dataset(tmp_path / "data", black, columns=treatments_of(CELLS)), ["dna", "actin"]
+    )
+    metrics = evaluated(workdir, tmp_path / "data", tmp_path / "out")
+    assert metrics["scores"]["none"]["nsc"]["total"] == 4
+    assert set(metrics["baselines"]) == {"cell_count"}
+    for name in ("untrained", "intensity", "pixels"):
+        wanted = f"the baseline {name} is left out: all wells have the same features"
+        assert wanted in metrics["notes"]
+
+
+def test_another_label_is_refused_before_anything_is_embedded(
+    config, own_images, runs, tmp_path, monkeypatch
+):
+    workdir, _, _ = runs(own(config, own_images))
+    labels = {name: np.resize(["x", "y", "x"], CELLS) for name in ("label", "moa")}
+    data_dir = changed(own_images, tmp_path / "data", lambda table: table.assign(**labels))
+    evaluated(workdir, data_dir, tmp_path / "out")
+    monkeypatch.setattr(evaluate_run, "visit", None)  # would be called
+    with pytest.raises(BadUse, match="label_column: 'label' there, 'moa' here"):
+        evaluated(workdir, data_dir, tmp_path / "out", options=Options((), label="moa"))

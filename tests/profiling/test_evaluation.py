@@ -18,6 +18,11 @@ GOLDEN = {
 }
 
 
+def scores_of(evaluation):
+    """The scores as metrics.json has them."""
+    return metrics_json.describe(metrics_json.Results(evaluation))["scores"]
+
+
 def planted(seed=0, moas=3, weeks=4, noise=0.1, dims=6):
     """Wells whose profile is their MoA's direction plus noise: a perfect embedding."""
     rng = np.random.default_rng(seed)
@@ -70,8 +75,8 @@ def test_golden_numbers_of_real_profiles(real, ridge):
 def test_golden_numbers_do_not_depend_on_row_order_or_on_other_treated_wells(real):
     shuffled = real.table.sample(frac=1, random_state=0)
     protocol = Protocol(standardize="controls")
-    wanted = metrics_json.describe_scores(evaluate(real.table, protocol))
-    assert metrics_json.describe_scores(evaluate(shuffled, protocol)) == wanted
+    wanted = scores_of(evaluate(real.table, protocol))
+    assert scores_of(evaluate(shuffled, protocol)) == wanted
 
 
 def test_a_numeric_compound_id_beside_real_profiles_changes_nothing(real):
@@ -94,7 +99,7 @@ def test_a_perfect_embedding_scores_perfectly():
 
 
 def test_metrics_have_the_agreed_form():
-    found = metrics_json.describe_scores(evaluate(planted()))
+    found = scores_of(evaluate(planted()))
     assert list(found) == ["none", "whitening", "tvn"]
     assert list(found["none"]) == ["nsc", "nscb", "drop"]
     assert found["none"]["drop"] == 0.0
@@ -102,10 +107,12 @@ def test_metrics_have_the_agreed_form():
         score = found["none"][kind]
         assert list(score) == ["correct", "total", "accuracy", "interval", "chance", "p"]
         assert (score["correct"], score["total"], score["accuracy"]) == (12, 12, 1.0)
-        # Six compounds, all of them right: Clopper and Pearson.
-        assert score["interval"] == [pytest.approx(0.025 ** (1 / 6)), 1.0]
+        # Six compounds, all of them right: Wilson's interval of six.
+        assert score["interval"] == [pytest.approx(6 / (6 + 1.959964**2)), 1.0]
         assert 0 < score["chance"] < 0.5
-        assert score["p"] < 0.1
+    # Of 90 ways to deal three mechanisms to six compounds 6 are right, within two batches 6 of 36.
+    assert found["none"]["nsc"]["p"] == pytest.approx(6 / 90, abs=0.01)
+    assert found["none"]["nscb"]["p"] == pytest.approx(6 / 36, abs=0.02)
 
 
 def test_without_controls_corrections_are_undefined_and_standardising_is_an_error():
@@ -113,7 +120,7 @@ def test_without_controls_corrections_are_undefined_and_standardising_is_an_erro
     wells = wells[wells["compound"] != "DMSO"]
     found = evaluate(wells)
     assert found.scores["none"].nsc.correct == 12
-    described = metrics_json.describe_scores(found)["whitening"]
+    described = scores_of(found)["whitening"]
     assert described["drop"] is None
     assert described["nsc"]["accuracy"] is None
     assert "at least 2 are needed" in described["nsc"]["undefined"]
@@ -176,7 +183,7 @@ def test_features_that_are_told_are_taken_whatever_their_names():
     assert evaluate(renamed).data["features"] == 1
     found = evaluate(renamed, features=names)
     assert found.data["features"] == 3
-    assert metrics_json.describe_scores(found) == metrics_json.describe_scores(evaluate(wells))
+    assert scores_of(found) == scores_of(evaluate(wells))
     assert not any("not used as features" in note for note in found.notes)
 
 

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,8 @@ def files_of(folder):
 
 
 def test_an_evaluation_with_other_settings_is_replaced_only_on_demand(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda evaluation: ({"tsne_none.png": b"map"}, {}))
+    monkeypatch.setattr(figures, "place", lambda *args, **kwargs: {})
+    monkeypatch.setattr(figures, "draw", lambda *args: iter([("tsne_none.png", b"map")]))
     (tmp_path / "notes.txt").write_text("mine")
     measured = evaluate(wells(), measures=["mechanisms"])
     report.write_evaluation(tmp_path, Results(measured, details={"step": 1, "checkpoint": "last"}))
@@ -143,6 +145,11 @@ def test_an_evaluation_with_other_settings_is_replaced_only_on_demand(tmp_path, 
     with pytest.raises(BadUse, match=wanted):
         report.check_settings(tmp_path, other.evaluation.protocol, other.details, overwrite=False)
     assert files_of(tmp_path) == before
+    more = replace(plain, details=plain.details | {"converted": True})
+    for first, second in ((plain, more), (more, plain)):
+        report.write_evaluation(tmp_path / "settings", first, overwrite=True)
+        with pytest.raises(BadUse, match=r"other settings .*converted"):
+            report.write_evaluation(tmp_path / "settings", second)
     report.check_settings(tmp_path, Protocol(), plain.details, overwrite=False)
     report.check_settings(tmp_path, Protocol(statistic="mean"), plain.details, overwrite=True)
     metrics = report.write_evaluation(tmp_path, other, overwrite=True)
@@ -161,10 +168,21 @@ def test_files_that_no_evaluation_wrote_are_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["wells.parquet"]
 
 
-def test_what_a_killed_evaluation_leaves_is_not_mixed_into_the_next(tmp_path):
-    (tmp_path / UNFINISHED).touch()
-    (tmp_path / "mechanisms.csv").write_text("of a killed one")
+def test_a_killed_evaluation_leaves_its_scores_which_the_next_replaces(tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    found = Results(evaluate(wells(), measures=["mechanisms"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "place", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            report.write_evaluation(tmp_path, found)
+    left = files_of(tmp_path)
+    tables = {"wells.parquet", "treatments.parquet", "neighbours.csv", "mechanisms.csv"}
+    assert left.keys() == {"metrics.json", UNFINISHED} | tables
+    assert json.loads(left["metrics.json"])["scores"]["tvn"]["nsc"]["total"] == 12
     report.write_evaluation(tmp_path, Results(evaluate(wells(1))))
+    assert "report.html" in files_of(tmp_path)
     assert not {"mechanisms.csv", UNFINISHED} & files_of(tmp_path).keys()
 
 

@@ -85,20 +85,6 @@ def test_a_profile_of_zeros_and_few_candidates_have_no_neighbours():
     assert near["nscb"].rows.tolist() == [[-1] * 3] * 2
 
 
-def test_confusion_counts_are_a_naive_loops():
-    table = pd.DataFrame(
-        {"moa": ["b", "b", "a", "a", "C"], "neighbour_moa": ["b", "a", "a", "", "b"]}
-    )
-    moas, answers, counts = treatments.count_answers(table)
-    assert (moas, answers) == (["a", "b", "C"], ["a", "b", "C", ""])
-    for i, moa in enumerate(moas):
-        for j, answer in enumerate(answers):
-            pairs = zip(table["moa"], table["neighbour_moa"], strict=True)
-            assert counts[i, j] == sum(pair == (moa, answer) for pair in pairs)
-    voted = table.assign(predicted=table["moa"])
-    assert np.trace(treatments.count_answers(voted)[2]) == 5
-
-
 def test_precision_and_recall_of_each_mechanism():
     found = evaluate(make_wells(noise=3.0), Protocol(corrections=("none",)))
     neighbours = found.scores["none"].nsc.neighbours

@@ -178,7 +178,7 @@ def test_what_has_no_activity_says_why():
     wells = planted()
     treated = wells[wells["Metadata_Compound"] != "DMSO"]
     assert activity(corrected(treated)).summary == {
-        "undefined": "there are no control wells (DMSO)"
+        "undefined": "there are no control wells (DMSO): --control names their compound"
     }
     single = wells[
         ~wells.duplicated(["Metadata_Compound", "Metadata_Concentration"])
@@ -208,6 +208,73 @@ def test_consistency_is_that_of_loops_over_treatments(seed):
     )
     assert found.table["treatments"].sum() == len(treatments)
     assert found.table["compounds"].sum() == len(set(compounds))
+
+
+def profiles_without_signal(seed, doses=(1, 2, 3, 5)):
+    """24 compounds of 8 mechanisms that have nothing in common; doses of a compound are alike."""
+    rng = np.random.default_rng(seed)
+    moas, rows, values = rng.permutation(24) % 8, [], []
+    for compound, moa in enumerate(moas):
+        base = rng.normal(size=10)
+        for dose in range(rng.choice(doses)):
+            rows.append(("P", "B", f"c{compound}", dose + 1.0, f"m{moa}"))
+            values.append(0.9 * base + 0.43 * rng.normal(size=10))
+    return corrected(table(rows, np.array(values)))
+
+
+def test_consistencys_p_is_that_of_all_sets_of_as_many_compounds():
+    found = consistency(profiles_without_signal(3)).table.set_index("moa")
+    treatments = profiles_without_signal(3).treatments
+    features = [name for name in treatments if name.startswith("f")]
+    compounds = treatments["Metadata_Compound"].to_numpy()
+    values = treatments[features].to_numpy()
+    similar = [[cosine(first, second) for second in values] for first in values]
+    rows = {name: np.flatnonzero(compounds == name) for name in dict.fromkeys(compounds)}
+
+    def gain(names):
+        """Mean normalized average precision of a set of compounds."""
+        members = np.concatenate([rows[name] for name in names])
+        gains = []
+        for row in members:
+            others = np.flatnonzero(compounds != compounds[row])
+            order = others[np.argsort([-similar[row][other] for other in others])]
+            hits = np.flatnonzero(np.isin(order, members))
+            precision = np.mean((np.arange(len(hits)) + 1) / (hits + 1))
+            chance = random_precision(len(hits), len(order))
+            gains.append((precision - chance) / (1 - chance))
+        return np.mean(gains)
+
+    rng = np.random.default_rng(1)
+    null = np.array([gain(rng.choice(list(rows), 3, replace=False)) for _ in range(150)])
+    for moa in found.index[:4]:
+        own = gain(dict.fromkeys(compounds[treatments["Metadata_MoA"] == moa]))
+        np.testing.assert_allclose(found["normalized"][moa], own, atol=1e-4)
+        assert abs(np.mean(null >= own) - found["p"][moa]) < 0.13
+
+
+def random_precision(positives, total):
+    """Expected average precision of a random ranking (checked by `expected_precision`)."""
+    harmonic = np.sum(1 / np.arange(1, total + 1))
+    return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
+
+
+def test_mechanisms_without_an_effect_are_rarely_consistent(monkeypatch):
+    np.testing.assert_allclose(random_precision(3, 8), expected_precision(3, 5))
+    monkeypatch.setattr("cellclr_jax.profiling.measures.activity.EXCHANGES", 200)
+    tables = [consistency(profiles_without_signal(seed)).table for seed in range(6)]
+    found = pd.concat(tables)
+    assert np.mean(found["p"] <= 0.1) < 0.2
+    assert np.mean(found["copairs_p"] <= 0.1) > 0.2  # which takes doses for independent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("doses", [(1, 2, 3, 5), (3,)])
+def test_consistency_rejects_chance_as_often_as_it_says(doses):
+    tables = [consistency(profiles_without_signal(seed, doses)).table for seed in range(150)]
+    found = pd.concat(tables)
+    ours, theirs = (np.mean(found[name] <= 0.05) for name in ("p", "copairs_p"))
+    print(f"{doses} doses: {ours:.3f}, copairs {theirs:.3f}")
+    assert 0.03 < ours < 0.07
 
 
 def test_a_mechanism_of_one_compound_is_left_out_and_counted_yet_ranked_against():

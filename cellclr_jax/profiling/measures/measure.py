@@ -1,6 +1,6 @@
 """Types that measures share: the profiles that they take and what they return."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,12 +82,18 @@ def undefined(reason: str) -> Measured:
     return Measured({"undefined": reason})
 
 
-def measure(profiles: CorrectedProfiles, names: Sequence[str] | None = None) -> dict[str, Measured]:
+def measure(
+    profiles: CorrectedProfiles,
+    names: Sequence[str] | None = None,
+    *,
+    after: Callable[[], None] = lambda: None,
+) -> dict[str, Measured]:
     """Computes measures of one correction's profiles.
 
     Args:
       profiles: the wells, treatments and scores of one correction.
       names: which of `MEASURES`; None for all.
+      after: is called after each measure.
 
     Returns:
       What was found, by name in the order of `names`.
@@ -102,4 +108,8 @@ def measure(profiles: CorrectedProfiles, names: Sequence[str] | None = None) -> 
     if not pd.MultiIndex.from_frame(profiles.wells[order]).is_monotonic_increasing:
         wells = profiles.wells.sort_values(order, ignore_index=True)
         profiles = replace(profiles, wells=wells)
-    return {name: MEASURES[name](profiles) for name in names}
+    found = {}
+    for name in names:
+        found[name] = MEASURES[name](profiles)
+        after()
+    return found

@@ -57,11 +57,12 @@ def confusion(score: Score) -> tuple[list[str], np.ndarray]:
       score: a defined one.
 
     Returns:
-      (M names of queries and neighbours, sorted; [M, M] int, row: the query's, column: the
-      predicted one; [M, M + 1] where some query has no neighbour).
+      (M names of queries and neighbours, sorted without regard to capitals, 'type 2' before
+      'type 10'; [M, M] int, row: the query's, column: the predicted one; [M, M + 1] where some
+      query has no neighbour).
     """
     asked, told = (score.neighbours[name].astype(str) for name in ("moa", "predicted"))
-    moas = sorted({*asked, *told} - {""})
+    moas = sorted({*asked, *told} - {""}, key=lambda name: moa.batch_order(name.lower()))
     answers = [*moas, *({""} & set(told))]
     counts = pd.crosstab(asked, told).reindex(index=moas, columns=answers, fill_value=0)
     return moas, counts.to_numpy(np.int64)

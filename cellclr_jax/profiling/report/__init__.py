@@ -9,8 +9,9 @@ from typing import TextIO
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from cellclr_jax.console import QUICK_S, Progress
 from cellclr_jax.files import atomic_write, write_text
-from cellclr_jax.profiling.evaluation import METRICS, Evaluation
+from cellclr_jax.profiling.evaluation import METRICS_JSON, Evaluation
 from cellclr_jax.profiling.exports import check_formats, write_table
 from cellclr_jax.profiling.moa import Score
 from cellclr_jax.profiling.protocol import Options
@@ -51,8 +52,9 @@ def write_evaluation(
 ) -> dict[str, object]:
     """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
 
-    Each file is written atomically; metrics.json, the last one, says that all others exist. An
-    earlier evaluation with the same settings is replaced.
+    Each file is written atomically. Tables and metrics.json come first, then what takes long,
+    figures and report.html; `.evaluating` lies in the folder until all are complete. An earlier
+    evaluation with the same settings is replaced.
 
     Args:
       out_dir: the folder; created if missing.
@@ -70,16 +72,17 @@ def write_evaluation(
     out, options, evaluation = Path(out_dir), options or Options(), results.evaluation
     check_formats(options.formats)
     out.mkdir(parents=True, exist_ok=True)
-    drawn, skipped = _draw(evaluation)
     profiles, listings = _profile_tables(results), {}
     metrics = describe(results)
+    planned: dict[str, str] = {}
     if evaluation is not None:
-        metrics["figures_skipped"] = skipped
+        planned = figures.plan(evaluation)
+        metrics["figures_skipped"] = {file: reason for file, reason in planned.items() if reason}
         listings = {"neighbours": neighbours_table(evaluation), **measures_tables(evaluation)}
     files = {f"{stem}.{kind}" for stem in profiles for kind in options.formats}
-    files |= {*drawn, *(f"{stem}.csv" for stem in listings)}
+    files |= {f"{stem}.csv" for stem in listings}
+    files |= {file for file, reason in planned.items() if not reason}
     check_folder(out, metrics, {*files, REPORT}, overwrite=overwrite)
-    page = render_report(results, drawn, skipped, with_umap=options.umap)
     # Before anything is removed: a number that is not finite raises here.
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     remove_earlier(out, files)
@@ -88,13 +91,30 @@ def write_evaluation(
     for stem, table in listings.items():
         with atomic_write(out / f"{stem}.csv") as part:
             table.to_csv(part, index=False)
-    for file, png in drawn.items():
-        with atomic_write(out / file) as part:
-            part.write_bytes(png)
-    write_text(out / REPORT, page)
-    write_text(out / METRICS, text)
+    write_text(out / METRICS_JSON, text)
+    _write_pages(out, results, planned, with_umap=options.umap)
     (out / UNFINISHED).unlink(missing_ok=True)
     return metrics
+
+
+def _write_pages(
+    out: Path, results: Results, planned: Mapping[str, str], *, with_umap: bool
+) -> None:
+    """Writes figures and report.html; `planned`: of `figures.plan`."""
+    maps: figures.Maps = {}
+    pngs: dict[str, bytes] = {}
+    skipped = {file: reason for file, reason in planned.items() if reason}
+    if evaluation := results.evaluation:
+        steps = len(evaluation.scores) + len(planned) - len(skipped)
+        show = Progress(steps, True, unit="figure", task="drawn", delay=QUICK_S)
+        with show as progress, threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
+            maps = figures.place(evaluation, with_umap=with_umap, after=progress.step)
+            for file, png in figures.draw(evaluation, maps):
+                pngs[file] = png
+                with atomic_write(out / file) as part:
+                    part.write_bytes(png)
+                progress.step()
+    write_text(out / REPORT, render_report(results, pngs, skipped, maps))
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
@@ -171,14 +191,6 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
             print(f"{name:{width}}", *(f"{share:>19}" for share in shares), file=out)
     for note in described["notes"]:
         print(f"note: {note}", file=out)
-
-
-def _draw(evaluation: Evaluation | None) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Figures by file name, and why others were not drawn; none without treatments."""
-    if evaluation is None:
-        return {}, {}
-    with threadpool_limits(limits=1, user_api="blas"):  # as in `evaluate`
-        return figures.draw(evaluation)
 
 
 def _profile_tables(results: Results) -> dict[str, pd.DataFrame]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import differences, read_json
 from cellclr_jax.pages.crop_strips import Pictures
-from cellclr_jax.profiling.evaluation import METRICS, Evaluation
+from cellclr_jax.profiling.evaluation import METRICS_JSON, Evaluation
 from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.measures.uncertainty import uncertainty
 from cellclr_jax.profiling.moa import Score, batch_set, single_batch_moas
@@ -21,7 +21,7 @@ from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 
 UNFINISHED = ".evaluating"
-"""Marks a folder whose evaluation has not written its metrics.json yet."""
+"""Marks a folder whose evaluation has not written all its files yet."""
 # Files of an evaluation that another one may not have.
 _OPTIONAL = (
     "wells.*",
@@ -31,6 +31,7 @@ _OPTIONAL = (
     *(f"{name}.csv" for name in MEASURES),
     "confusion_*.png",
     "tsne_*.png",
+    "report.html",
 )
 # Settings among what is recorded of single cells.
 _OF_CELLS = ("label_column", "grouped_by")
@@ -63,18 +64,12 @@ class ScoreSummary:
     @classmethod
     def of(cls, score: Score) -> "ScoreSummary":
         """Summarizes a score."""
+        shared = ("correct", "total", "accuracy", "undefined", "unanswerable")
+        own = cls(**{name: getattr(score, name) for name in shared})
         if score.undefined:
-            return cls(score.correct, score.total, score.accuracy, score.undefined)
-        around = uncertainty(score)
-        return cls(
-            correct=score.correct,
-            total=score.total,
-            accuracy=score.accuracy,
-            interval=(around.low, around.high),
-            chance=around.chance,
-            p=around.p,
-            unanswerable=score.unanswerable,
-        )
+            return own
+        found = uncertainty(score)
+        return replace(own, interval=(found.low, found.high), chance=found.chance, p=found.p)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ScoreSummary":
@@ -225,11 +220,6 @@ def describe(results: Results) -> dict[str, Any]:
     return described | ({"cells": describe_cells(results.cells)} if results.cells else {})
 
 
-def describe_scores(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Returns the scores by correction as they go into metrics.json."""
-    return _as_json(summarize(evaluation))
-
-
 def _as_json(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
     return {correction: summary.as_json() for correction, summary in summaries.items()}
 
@@ -257,7 +247,12 @@ def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
 
 
 def check_settings(
-    out: str | Path, protocol: Protocol, details: Mapping[str, object], *, overwrite: bool
+    out: str | Path,
+    protocol: Protocol,
+    details: Mapping[str, object],
+    cells: Mapping[str, object] | None = None,
+    *,
+    overwrite: bool,
 ) -> None:
     """Refuses a folder before anything is computed for it; see `check_folder`.
 
@@ -265,16 +260,17 @@ def check_settings(
       out: the folder.
       protocol: of the evaluation that is about to begin.
       details: its `Results.details`.
+      cells: label_column and grouped_by of single cells, where they are scored.
       overwrite: accepts any earlier evaluation.
 
     Raises:
-      BadUse: the folder holds an evaluation of treatments with other settings.
+      BadUse: the folder holds an evaluation with other settings.
     """
     known = {name: value for name, value in asdict(protocol).items() if value is not None}
-    path = Path(out) / METRICS
-    if overwrite or not path.exists() or "protocol" not in _read(path):
-        return
-    _refuse_different(path, {"run": dict(details), "protocol": known}, complete=False)
+    path = Path(out) / METRICS_JSON
+    if path.exists() and not overwrite:
+        begun = {"run": dict(details), "protocol": known, "cells": dict(cells or {})}
+        _refuse_different(path, begun, complete=False)
 
 
 def check_folder(
@@ -291,12 +287,12 @@ def check_folder(
     Raises:
       BadUse: an evaluation with other settings is there, or a file that no evaluation wrote.
     """
-    path = out / METRICS
+    path = out / METRICS_JSON
     if not path.exists() and not (out / UNFINISHED).exists():
         if taken := sorted(name for name in files if (out / name).exists()):
             raise BadUse(
-                f"{out / taken[0]} exists, but no {METRICS}: no evaluation wrote it; take another "
-                "--out"
+                f"{out / taken[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; take "
+                "another --out"
             )
     elif path.exists() and not overwrite:
         _refuse_different(path, metrics, complete=True)
@@ -309,10 +305,10 @@ def remove_earlier(out: Path, files: Collection[str]) -> None:
       out: a folder that `check_folder` accepted; it is marked `UNFINISHED` from now on.
       files: names of what will be written.
     """
-    was_evaluated = (out / METRICS).exists() or (out / UNFINISHED).exists()
+    was_evaluated = (out / METRICS_JSON).exists() or (out / UNFINISHED).exists()
     (out / UNFINISHED).touch()
-    # Where there is a metrics.json, all files that it describes exist: it goes first.
-    (out / METRICS).unlink(missing_ok=True)
+    # No metrics.json may describe other tables: it goes first.
+    (out / METRICS_JSON).unlink(missing_ok=True)
     if was_evaluated:
         for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):
             if path.name not in files:

@@ -39,8 +39,7 @@ def render_report(
     results: Results,
     pngs: Mapping[str, bytes] | None = None,
     skipped: Mapping[str, str] | None = None,
-    *,
-    with_umap: bool = False,
+    maps: figures.Maps | None = None,
 ) -> str:
     """Renders the page as one HTML file that loads nothing from anywhere.
 
@@ -49,7 +48,7 @@ def render_report(
         page has scores and measures only.
       pngs: figures by file name; shown where the page draws no treatments itself.
       skipped: why other figures were not drawn, by file name; shown with `pngs`.
-      with_umap: adds a UMAP map, if the library `umap` is installed; it takes some seconds.
+      maps: of `figures.place`; None computes those of t-SNE.
 
     Returns:
       The page. Names from the data are text in it and nothing else.
@@ -60,7 +59,8 @@ def render_report(
     side = shown_side(pictures.side) if pictures else SIDE
     drawn = None
     if results.evaluation and 0 < len(results.evaluation.treatments) <= figures.MOST_TREATMENTS:
-        drawn = _interactive(results.evaluation, pictures, side, with_umap)
+        maps = figures.place(results.evaluation) if maps is None else maps
+        drawn = _interactive(results.evaluation, pictures, side, maps)
     return render(
         "profiling/report/report.html.jinja",
         title="CellCLR evaluation",
@@ -88,11 +88,11 @@ def render_report(
 
 
 def _interactive(
-    evaluation: Evaluation, pictures: Pictures | None, side: int, with_umap: bool
+    evaluation: Evaluation, pictures: Pictures | None, side: int, maps: figures.Maps
 ) -> dict[str, Any]:
     """Returns what the template needs to draw treatments."""
     treatments = describe_treatments(evaluation.treatments)
-    data = map_data(evaluation, treatments, with_umap=with_umap)
+    data = map_data(evaluation, treatments, maps)
     data["confusion"] = confusion_data(evaluation)
     data["pictures"] = _strips(evaluation, pictures, side) if pictures else None
     data["doses"], no_series = dose_series(evaluation)
@@ -138,7 +138,7 @@ def _cells(results: Results) -> dict[str, Any]:
     notes = describe_cells(cells)["notes"]
     tables = verdict.cell_tables(cells)
     first = next(iter(cells.probes), "")
-    settings = flatten(tables.settings) if tables else []
+    settings = flatten(tables["settings"]) if tables else []
     return {
         "cells": {"undefined": cells.undefined, "notes": notes, "of": first, "settings": settings},
         "cell_tables": tables,

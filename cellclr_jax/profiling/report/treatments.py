@@ -15,6 +15,7 @@ from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, label, look, number
 from cellclr_jax.profiling.correction import standardize
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.measures.mechanisms import confusion
 from cellclr_jax.profiling.moa import (
     BATCH_SEPARATOR,
     Score,
@@ -24,7 +25,7 @@ from cellclr_jax.profiling.moa import (
 )
 from cellclr_jax.profiling.nearest import Neighbours, nearest, unit_vectors
 from cellclr_jax.profiling.protocol import Protocol
-from cellclr_jax.profiling.report.figures import place_treatments, why_no_map
+from cellclr_jax.profiling.report.figures import Maps, why_no_map
 from cellclr_jax.profiling.report.verdict import KINDS
 
 SHOWN = 3
@@ -163,15 +164,13 @@ def treatment_name(compound: str, dose: float) -> str:
     return f"{compound} {number(dose)} µM" if dose == dose and dose != 0 else compound
 
 
-def map_data(
-    evaluation: Evaluation, treatments: Treatments, *, with_umap: bool = False
-) -> dict[str, Any]:
+def map_data(evaluation: Evaluation, treatments: Treatments, maps: Maps) -> dict[str, Any]:
     """Returns what the page's script draws maps, search and tables of wrong treatments from.
 
     Args:
       evaluation: its treatments are at least one.
       treatments: of `evaluation.treatments`.
-      with_umap: see `figures.place_treatments`.
+      maps: of `figures.place`.
 
     Returns:
       JSON values: names as text, everything that Plotly shows escaped.
@@ -181,26 +180,26 @@ def map_data(
         "colourings": _colourings(treatments),
         "states": [dict(zip(("colour", "symbol", "title"), s, strict=True)) for s in _STATES],
         "corrections": {
-            name: _correction(scores, evaluation, treatments, with_umap)
+            name: _correction(scores, evaluation, treatments, maps.get(name, {}))
             for name, scores in evaluation.scores.items()
         },
     }
 
 
 def _correction(
-    scores: CorrectionScores, evaluation: Evaluation, treatments: Treatments, with_umap: bool
+    scores: CorrectionScores,
+    evaluation: Evaluation,
+    treatments: Treatments,
+    places: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """Places, hover texts and neighbours under one correction; or why there are none."""
     if scores.treatments.empty:
         return {"undefined": scores.nsc.undefined}
-    # One thread: those of BLAS and OpenMP wait for each other on a busy machine.
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1):  # BLAS threads wait for each other on a busy machine
         near = find_neighbourhoods(scores, evaluation.protocol)
-        reason = why_no_map(scores.treatments, scores.nsc)
-        maps = {} if reason else place_treatments(scores.treatments, with_umap=with_umap)
     return {
-        "maps": {name: points.T.round(_DIGITS) for name, points in maps.items()},
-        "no_map": reason,
+        "maps": {name: points.T.round(_DIGITS) for name, points in places.items()},
+        "no_map": why_no_map(scores.treatments, scores.nsc),
         "hover": _hover(treatments, near),
         **{kind: _near(near[kind]) for kind in KINDS},
     }
@@ -294,28 +293,12 @@ def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     }
 
 
-def count_answers(neighbours: pd.DataFrame) -> tuple[list[str], list[str], np.ndarray]:
-    """Counts true mechanisms (rows) and those that were answered (columns).
-
-    Args:
-      neighbours: of a score: moa, and `predicted` where several vote, else neighbour_moa.
-
-    Returns:
-      (mechanisms [M], answers [M or M + 1], counts int [M, M or M + 1]). '' comes last, where a
-      query has no neighbour.
-    """
-    answered = neighbours["predicted" if "predicted" in neighbours else "neighbour_moa"]
-    moas = sorted(set(neighbours["moa"]) | set(answered) - {""}, key=_order)
-    answers = [*moas, ""] if (answered == "").any() else moas
-    counts = pd.crosstab(neighbours["moa"], answered)
-    return moas, answers, counts.reindex(index=moas, columns=answers, fill_value=0).to_numpy()
-
-
 def _describe(score: Score) -> Mapping[str, Any]:
     """One score's counts, or why there are none."""
     if score.undefined:
         return {"undefined": score.undefined}
-    moas, answers, counts = count_answers(score.neighbours)
+    moas, counts = confusion(score)
+    answers = [*moas, ""][: counts.shape[1]]
     right = np.diagonal(counts)
     asked, answered = counts.sum(axis=1), counts.sum(axis=0)[: len(moas)]
     table = [
@@ -329,11 +312,6 @@ def _describe(score: Score) -> Mapping[str, Any]:
         "counts": counts,
         "table": table,
     }
-
-
-def _order(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorting key: without regard to capitals, 'type 2' before 'type 10'."""
-    return batch_order(name.lower())
 
 
 def _share(part: int, whole: int) -> float | None:

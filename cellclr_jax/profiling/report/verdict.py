@@ -209,47 +209,33 @@ def _span(ends: Sequence[float]) -> str:
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
-@dataclass(frozen=True)
-class CellTables:
-    """The section on single cells.
+def cell_tables(cells: CellEvaluation) -> dict[str, Any] | None:
+    """Returns the tables of the section on single cells; None where they have no score.
 
-    Attributes:
-      text: what the numbers are.
-      heads, rows: features and classifiers.
-      class_heads, class_rows: each class with its cells and recalls of the first features.
-      settings: of the classifiers.
+    Returns:
+      text: what the numbers are; heads, rows: features and classifiers; class_heads, class_rows:
+      each class with its cells and recalls of the first features; settings: of the classifiers.
     """
-
-    text: str
-    heads: list[str]
-    rows: list[list[str]]
-    class_heads: list[str]
-    class_rows: list[list[str]]
-    settings: Mapping[str, object]
-
-
-def cell_tables(cells: CellEvaluation) -> CellTables | None:
-    """Returns the tables of scored cells; None where they have no score."""
     if cells.undefined:
         return None
     first = next(iter(cells.probes.values()))
     found = describe_cells(cells)
     kept = f", each {cells.grouped_by} kept whole" if cells.grouped_by else ""
     titles = [TITLES[kind] for kind in first.scores]
-    return CellTables(
-        text="Balanced accuracy: the mean over classes of the share of cells whose "
-        f"{cells.sample.label_column} is told rightly by a classifier that was fitted on other "
+    return {
+        "text": "Balanced accuracy: the mean over classes of the share of cells whose "
+        f"{cells.sample.label_column} is predicted by a classifier that was fitted on other "
         f"cells ({first.folds} folds{kept}). {first.cells:,} cells; guessing gives "
         f"{percent(first.chance)}.",
-        heads=["Features", *titles],
-        rows=[
+        "heads": ["Features", *titles],
+        "rows": [
             [name, *(percent(score.balanced_accuracy) for score in probe.scores.values())]
             for name, probe in cells.probes.items()
         ],
-        class_heads=["Class", "Cells", *titles],
-        class_rows=[
+        "class_heads": ["Class", "Cells", *titles],
+        "class_rows": [
             [name, f"{n:,}", *(percent(s.recall.get(name)) for s in first.scores.values())]
             for name, n in first.classes.items()
         ],
-        settings=found["settings"],
-    )
+        "settings": found["settings"],
+    }

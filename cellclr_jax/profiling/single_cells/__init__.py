@@ -84,7 +84,7 @@ class KeptCells:
     def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
         """Adds the chosen cells of a minibatch: rows [b], features [b, D] by name."""
         place = np.searchsorted(self.rows, rows)
-        chosen = np.isin(rows, self.rows)
+        chosen = np.append(self.rows, -1)[place] == rows
         for name, values in features.items():
             if name not in self.features:
                 self.features[name] = np.empty((len(self.rows), values.shape[1]), np.float32)
@@ -169,6 +169,16 @@ def evaluate_cells(
         for name, values in features.items()
     }
     return CellEvaluation(sample, grouped_by, found, features)
+
+
+def cell_settings(sample: Sample, hold_out: str) -> dict[str, str | None]:
+    """Returns label_column and grouped_by as `describe_cells` will have them.
+
+    Raises:
+      BadUse: the cells have no such groups.
+    """
+    grouped_by = _groups(sample, hold_out)[0] if sample.label_column else ""
+    return {"label_column": sample.label_column or None, "grouped_by": grouped_by or None}
 
 
 def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
