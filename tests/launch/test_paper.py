@@ -190,7 +190,7 @@ case "$1 $2" in""",
     _, errors = process.communicate(timeout=600)
     assert process.returncode == status, errors
     assert house.calls()[-1] == "saved"
-    assert "the same command goes on" in errors
+    assert "the same command resumes" in errors
 
 
 def test_weights_are_checked_by_their_sums(house):

@@ -13,7 +13,7 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 SIDE = 32
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_kernels_start_as_published_and_blocks_as_the_identity(name):
     model = make_model(name)
     images = jnp.zeros((1, SIDE, SIDE, 3))

@@ -99,7 +99,7 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path):
     assert_one_line(evaluate(out, f"--profiles={table}", "--step=3"), 2, "--step")
     assert_one_line(evaluate(out, f"--profiles={table}", "--left_out=m7"), 2, "'m7'", "m1, m2")
     assert_one_line(evaluate(out, f"--profiles={table}", "--aggregate=site"), 2, "--aggregate")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_bad_data_is_one_line_and_status_1(tmp_path):
