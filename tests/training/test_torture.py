@@ -19,7 +19,7 @@ from support.faults import (
 from support.training_runs import rows
 
 STEPS_PER_EPOCH = 3
-SHORT = (kill_while_saving,)
+SHORT = (kill_while_saving, sigterm)
 LONG = (kill_while_saving, vanished_shard, sigterm, full_disk, truncate_newest, delete_newest)
 
 
@@ -32,7 +32,7 @@ def losses(workdir):
 
 
 @pytest.mark.parametrize(
-    ("faults", "epochs"), [(SHORT, 6), pytest.param(LONG, 20, marks=pytest.mark.slow)]
+    ("faults", "epochs"), [(SHORT, 8), pytest.param(LONG, 20, marks=pytest.mark.slow)]
 )
 def test_nothing_that_happens_to_a_run_changes_what_comes_of_it(data_dir, tmp_path, faults, epochs):
     settings = (f"--config.epochs={epochs}", "--config.checkpoint.save_every_steps=2")
