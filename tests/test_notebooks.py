@@ -19,6 +19,8 @@ def test_notebooks_run(tmp_path, name):
     NotebookClient(
         notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 def test_notebooks_are_stored_small_and_with_their_outputs():
