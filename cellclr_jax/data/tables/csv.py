@@ -249,3 +249,56 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """Reads all columns of a table as text.
+
+    Args:
+      path: a CSV or TSV file, also with `.gz`, an Excel workbook (its first sheet) or Parquet.
+
+    Returns:
+      The columns under the names of the header, missing values as '', and `row`, the line of the
+      file, from 1.
+
+    Raises:
+      BadUse: there is no such file.
+      BadData: it is empty or cannot be read, or two columns have one name.
+    """
+    if not path.is_file():
+        raise BadUse(f"{path}: no such file")
+    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if kind == "csv" and not path.name.lower().endswith(".gz"):
+        rows = list(stream_rows(path))
+        lines = [line for line, _ in rows[1:]]
+        table = pd.DataFrame([values for _, values in rows[1:]], columns=rows[0][1])
+    else:
+        try:
+            if kind == "parquet":
+                table = pd.read_parquet(path).reset_index()
+            elif kind in ("xlsx", "xlsm"):
+                table = pd.read_excel(path, dtype=str, keep_default_na=False)
+            else:
+                separator = "," if kind == "csv" else "\t"
+                table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        except Exception as error:  # readers of a damaged file raise exceptions of many types
+            raise BadData(f"{path}: not a readable table ({error})") from error
+        table = table.drop(columns="index", errors="ignore")
+        lines = list(range(2, len(table) + 2))
+    table.columns = [str(name).strip() for name in table]
+    repeated = table.columns[table.columns.duplicated()]
+    if len(repeated):
+        raise BadData(f"{path}: two columns are called {repeated[0]!r}; keep one")
+    if not len(table):
+        raise BadData(f"{path}: a header and no rows")
+    texts = {name: [_as_text(value) for value in table[name]] for name in table}
+    return pd.DataFrame({**texts, "row": lines})
+
+
+def _as_text(value: object) -> str:
+    """A value as a CSV file would hold it; '' if it is missing."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
