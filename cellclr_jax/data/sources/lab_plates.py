@@ -226,3 +226,173 @@ def _pixel_type(fields: Sequence[PlateField]) -> tuple[str, str]:
 
 def _with_type(field: PlateField, dtype: str) -> PlateField:
     return PlateField(field.name, field.metadata, field.planes, dtype, field.problem)
+
+
+def _described(request: Request) -> tuple[ImageTable, pd.DataFrame, list[str]]:
+    """Reads the layout and what is known of its wells.
+
+    Returns:
+      The image table, wells as 'A01'; by plate, well, site and time, the columns of `COLUMNS` that
+      are known and further ones as text; notes.
+
+    Raises:
+      BadUse: a setting does not fit the plates.
+      BadData: an image without a well, or tables that contradict each other.
+    """
+    names, options = request.names(), request.options
+    root = Path(options["root"]) if options.get("root") else None
+    layout = read_layout(str(options.get("images") or ""), request.inputs, root, options["level"])
+    images = _with_names(layout.images, names)
+    nameless = images[images["well"] == ""]
+    if len(nameless):
+        raise BadData(f"{nameless['path'].iloc[0]}: the well is unknown")
+    if request.plates:
+        wanted = {fold(plate) for plate in request.plates}
+        images = images[[fold(plate) in wanted for plate in images["plate"]]]
+        if lacking := wanted - set(map(fold, images["plate"])):
+            raise BadUse(f"--plates={listed(sorted(lacking))}: there is no such plate")
+    fields = images[list(KEY)].drop_duplicates().reset_index(drop=True)
+    if layout.metadata is not None:
+        further = _with_names(layout.metadata, names).drop_duplicates(list(KEY))
+        fields = fields.merge(further, on=list(KEY), how="left")
+    if options.get("platemap"):
+        fields = _join_platemap(fields, Path(options["platemap"]), options, names)
+    columns, notes = _typed(fields, names)
+    keyed = columns.set_index(pd.MultiIndex.from_frame(fields[list(KEY)]))
+    table = ImageTable(
+        images,
+        pixel_size=layout.pixel_size,
+        left_out=layout.left_out,
+        tables=dict(layout.tables),
+    )
+    return table, keyed, [*layout.notes, *names.notes, *notes]
+
+
+def _with_names(table: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Gives plates one spelling and wells the form 'A01'."""
+    return table.assign(
+        plate=names.merge("plate", table["plate"]),
+        well=[_well_name(name) for name in names.merge("well", table["well"])],
+    )
+
+
+def _well_name(text: str) -> str:
+    """A well as 'A01' or 'AF48'; other names stay as they are."""
+    position = well_position(text)
+    if position is None:
+        return text
+    row, column = position
+    letters = (chr(ord("A") + row // 26 - 1) if row >= 26 else "") + chr(ord("A") + row % 26)
+    return f"{letters}{column + 1:02d}"
+
+
+def _join_platemap(
+    fields: pd.DataFrame, path: Path, options: Mapping[str, Any], names: Names
+) -> pd.DataFrame:
+    """Adds the columns of a plate map, by plate and well, or by well if it has no plates.
+
+    Raises:
+      BadUse: there is no such file or column.
+      BadData: it names no well, a well twice, or none of the plates'.
+    """
+    table = read_text_table(path)
+    lines = table.pop("row")
+    plain = {plain_name(name): name for name in reversed(table.columns)}
+    for text in options.get("platemap_columns") or ():
+        new, _, old = text.partition("=")
+        if old not in table:
+            raise BadUse(
+                f"--platemap_columns={text}: {path} has no such column, but {listed(list(table))}"
+            )
+        table = table.rename(columns={old: new})
+    well = next((plain[name] for name in SYNONYMS["well"] if name in plain), "")
+    if well:
+        wells = table.pop(well)
+    elif {"row", "column"} <= plain.keys():
+        wells = table.pop(plain["row"]) + table.pop(plain["column"])
+    else:
+        raise BadData(f"{path}, line 1: no column of wells (well, or row and column)")
+    table["well"] = [_well_name(name) for name in names.merge("well", wells)]
+    plate = next((plain[name] for name in SYNONYMS["plate"] if plain.get(name) in table), "")
+    by = ["well"]
+    if plate:
+        table["plate"] = names.merge("plate", table.pop(plate) if plate != "plate" else table[plate])
+        by = ["plate", "well"]
+    repeated = table.duplicated(by)
+    if repeated.any():
+        at = int(np.flatnonzero(repeated)[0])
+        raise BadData(f"{path}, line {lines.iloc[at]}: well {table['well'].iloc[at]} occurs twice")
+    joined = fields.drop(columns=[name for name in table if name in fields and name not in by])
+    joined = joined.merge(table, on=by, how="left", indicator=True)
+    if not (joined["_merge"] == "both").any():
+        raise BadData(
+            f"{path}: none of its wells (such as {table['well'].iloc[0]}) is one of the plates', "
+            f"such as {fields['well'].iloc[0]} of plate {fields['plate'].iloc[0]}"
+        )
+    without = joined[joined["_merge"] != "both"].drop_duplicates(["plate", "well"])
+    if len(without):
+        missing = listed([f"{row.plate} {row.well}" for row in without.itertuples()])
+        names.notes.append(f"{plural(len(without), 'well')} on no row of {path}: {missing}")
+    return joined.drop(columns="_merge")
+
+
+# What tables of screens call a column, beyond `columns.SYNONYMS`.
+_SCREEN_NAMES = {
+    "compound": ("pertiname", "broadsample", "jcp2022", "pertname", "compoundname"),
+    "concentration": ("mmolesperliter", "dose", "doseum", "concentrationum"),
+    "moa": ("moas", "mechanismofaction", "moalist"),
+    "batch": ("batchid", "experiment"),
+}
+
+
+def _typed(fields: pd.DataFrame, names: Names) -> tuple[pd.DataFrame, list[str]]:
+    """Columns of `COLUMNS` with their types, then further ones that are constant in each well.
+
+    Returns:
+      The columns, and notes on what is assumed.
+    """
+    plain = {plain_name(name): name for name in reversed(fields.columns)}
+    found: dict[str, str] = {}
+    for what in ("batch", "compound", "concentration", "moa", "replicate"):
+        candidates = (*SYNONYMS[what], *_SCREEN_NAMES.get(what, ()))
+        found[what] = next((plain[name] for name in candidates if name in plain), "")
+    notes = [f"{what}: unknown" for what in ("compound", "concentration", "moa") if not found[what]]
+    if not found["batch"]:
+        notes.append("batch: unknown; each plate counts as one")
+    if not found["concentration"] or "mmoles" in plain_name(found["concentration"]):
+        notes += ["concentration: mmoles_per_liter is taken as µM"] * bool(found["concentration"])
+    count = len(fields)
+    lines = list(range(1, count + 1))
+    text = {
+        what: names.merge(what, fields[found[what]].fillna("")) if found[what] else [""] * count
+        for what in ("batch", "compound", "moa")
+    }
+    doses = fields[found["concentration"]].fillna("") if found["concentration"] else [""] * count
+    amounts = parse(doses, lines, lambda value: amount_or_nan("concentration", value), "concentration")
+    columns = pd.DataFrame(
+        {
+            "plate": fields["plate"],
+            "well": fields["well"],
+            "site": _site_numbers(fields, notes),
+            "batch": np.where(np.asarray(text["batch"]) == "", fields["plate"], text["batch"]),
+            "compound": text["compound"],
+            "concentration": set_controls(amounts, pd.Series(text["compound"])),
+            "moa": text["moa"],
+        }
+    )
+    if (fields["time"] != "").any() and fields["time"].nunique() > 1:
+        columns["time"] = fields["time"]
+    return columns, notes
+
+
+def _site_numbers(fields: pd.DataFrame, notes: list[str]) -> list[int]:
+    """Sites as numbers; 1 if unknown, names numbered in their order."""
+    sites = fields["site"].fillna("")
+    if (sites == "").all():
+        notes.append("site: unknown; each well has one, 1")
+        return [1] * len(fields)
+    if all(site.isdigit() for site in sites):
+        return [int(site) for site in sites]
+    order = {name: number for number, name in enumerate(sorted(set(sites)), 1)}
+    notes.append(f"site: names are numbered, {listed([f'{k} = {v}' for k, v in order.items()])}")
+    return [order[site] for site in sites]
