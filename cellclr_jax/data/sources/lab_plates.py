@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellclr_jax.console import listed, plural
 from cellclr_jax.data.columns import COLUMNS, SYNONYMS, plain_name, set_controls
-from cellclr_jax.data.names import Names, fold, is_missing, well_position
+from cellclr_jax.data.names import Names, fold, well_position
 from cellclr_jax.data.readers import plane_type, read_plane
 from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.data.sources.layouts import KEY, ImageTable, read_layout
@@ -316,7 +316,9 @@ def _join_platemap(
     plate = next((plain[name] for name in SYNONYMS["plate"] if plain.get(name) in table), "")
     by = ["well"]
     if plate:
-        table["plate"] = names.merge("plate", table.pop(plate) if plate != "plate" else table[plate])
+        table["plate"] = names.merge(
+            "plate", table.pop(plate) if plate != "plate" else table[plate]
+        )
         by = ["plate", "well"]
     repeated = table.duplicated(by)
     if repeated.any():
@@ -368,7 +370,9 @@ def _typed(fields: pd.DataFrame, names: Names) -> tuple[pd.DataFrame, list[str]]
         for what in ("batch", "compound", "moa")
     }
     doses = fields[found["concentration"]].fillna("") if found["concentration"] else [""] * count
-    amounts = parse(doses, lines, lambda value: amount_or_nan("concentration", value), "concentration")
+    amounts = parse(
+        doses, lines, lambda value: amount_or_nan("concentration", value), "concentration"
+    )
     columns = pd.DataFrame(
         {
             "plate": fields["plate"],

@@ -36,8 +36,8 @@ _FIELDS = {
     "well": _WELL,
     "row": r"[A-Za-z]{1,2}|\d{1,2}",
     "column": r"\d{1,2}",
-    "site": r"\d+|[^/]+?",
-    "channel": r"[^/]+?",
+    "site": r"\d+|[^/_.]+",
+    "channel": r"\d+|[^/_.]+|[^/]+?",
     "z": r"\d+",
     "time": r"\d+",
 }
@@ -113,13 +113,17 @@ def compile_pattern(text: str) -> re.Pattern[str]:
         elif not name:
             parts.append("[^/]*?")
         elif name not in _FIELDS or name in named:
-            reason = "is named twice" if name in named else f"one of {', '.join(_FIELDS)} was expected"
+            reason = (
+                "is named twice" if name in named else f"one of {', '.join(_FIELDS)} was expected"
+            )
             raise BadUse(f"--images={text}: {{{name}}}: {reason}")
         else:
             named.append(name)
             parts.append(f"(?P<{name}>{expression or _FIELDS[name]})")
     if "channel" not in named or not ("well" in named or {"row", "column"} <= {*named}):
-        raise BadUse(f"--images={text}: {{channel}} and {{well}}, or {{row}} and {{column}}, needed")
+        raise BadUse(
+            f"--images={text}: {{channel}} and {{well}}, or {{row}} and {{column}}, needed"
+        )
     try:
         return re.compile("".join(parts), re.IGNORECASE)
     except re.error as error:
@@ -161,11 +165,14 @@ def match_files(pattern: str, roots: Sequence[Path]) -> ImageTable:
     if not rows:
         examples = f": {listed(unmatched)}" if unmatched else ""
         raise BadData(
-            f"{where}: none of {plural(len(unmatched), 'file')} matches --images={pattern}{examples}"
+            f"{where}: none of {plural(len(unmatched), 'file')} matches --images={pattern}"
+            + examples
         )
     left_out = [f"{plural(thumbnails, 'thumbnail')}"] * bool(thumbnails)
     if unmatched:
-        left_out.append(f"{plural(len(unmatched), 'file')} that match nothing ({listed(unmatched)})")
+        left_out.append(
+            f"{plural(len(unmatched), 'file')} that match nothing ({listed(unmatched)})"
+        )
     return ImageTable(_image_rows(rows, where), left_out=left_out)
 
 
