@@ -11,9 +11,9 @@ from cellclr_jax import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A four-layer network on 48×48 views, blind to what differs between wells by chance."""
+    """A four-layer network on 40×40 views, blind to what differs between wells by chance."""
     config = default_config.get_config()
-    config.image_size = 48
+    config.image_size = 40
     config.views.gaussian_blur.probability = 0.7  # wells differ in focus,
     config.views.add_noise.deviation = (0.0, 0.3)  # in noise,
     config.views.jitter_channels.contrast = 0.6  # and in staining
@@ -23,11 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.head.width = 64
     config.temperature = 0.2
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.scaling = "constant"
     config.optimizer.weight_decay = 1e-4
-    config.schedule.warmup_epochs = 0.5
+    config.schedule.warmup_epochs = 0.25
     config.minibatch_size = 256
-    config.epochs = 10
+    config.epochs = 3
     config.checkpoint.keep_every_epochs = 0
     return config

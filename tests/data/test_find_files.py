@@ -103,7 +103,16 @@ def test_what_is_no_file_is_refused(tmp_path, kind, reason):
 @pytest.mark.parametrize("second", ["P1/a.tif", "P1\\a.tif"])
 def test_a_file_that_is_there_twice_is_refused(tmp_path, second):
     path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b"1"), (second, b"2"))
-    assert refused(path) == f"{path}: entry {second!r} is there twice"
+    assert refused(path) == f"{path}: entry {second!r} occurs twice"
+
+
+def test_overlapping_entries_are_refused(tmp_path):
+    path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", bytes(99)), ("P1/b.tif", bytes(99)))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    content[entry + 42 : entry + 46] = bytes(4)  # the second entry's data is that of the first
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: entries 'P1/a.tif' and 'P1/b.tif' overlap")
 
 
 def test_an_encrypted_entry_is_refused(tmp_path):
@@ -135,11 +144,13 @@ def test_a_plate_without_an_image_is_none(tmp_path):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
     ((_, file),) = find_tiffs(tmp_path)
-    with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is no regular file\)"):
+    with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is not a regular file\)"):
         read_planes((file,))
     os.mkfifo(tmp_path / "a.zip")
     for look in (check_zip, lambda path: list(find_tiffs(path.parent))):
-        with pytest.raises(BadData, match=r"a\.zip: not a readable zip \(it is no regular file\)"):
+        with pytest.raises(
+            BadData, match=r"a\.zip: not a readable zip \(it is not a regular file\)"
+        ):
             look(tmp_path / "a.zip")
 
 
@@ -147,7 +158,7 @@ def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
     path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
     path.write_bytes(path.read_bytes()[:-30])
     assert refused(path) == (
-        f"{path}: not a readable zip (File is not a zip file): cut short or damaged, download it "
+        f"{path}: not a readable zip (File is not a zip file): truncated or damaged, download it "
         "again (--download)"
     )
 
@@ -185,7 +196,7 @@ def test_what_unpacks_without_bounds_is_refused(tmp_path, monkeypatch):
     size = path.stat().st_size
     assert size * 200 < 1_003_000
     assert refused(path).startswith(
-        f"{path}: its {size:,} bytes unpack to 1,003,000, which no images do (entry 'P1/zeros.tif'"
+        f"{path}: its {size:,} bytes unpack to 1,003,000, more than images can (entry 'P1/z"
     )
     path = zip_of(tmp_path / "stored.zip", zeros)
     check_zip(path)
@@ -197,7 +208,7 @@ def test_too_many_entries_are_refused(tmp_path, monkeypatch):
     path = zip_of(tmp_path / "many.zip", *((f"P1/{number}.tif", b"") for number in range(9)))
     monkeypatch.setattr(find_files, "_MOST_ENTRIES", 8)
     assert refused(path) == (
-        f"{path}: 9 entries, more than the 8 allowed (entry 'P1/8.tif' is the first beyond)"
+        f"{path}: 9 entries, at most 8 are allowed (entry 'P1/8.tif' is the first beyond)"
     )
 
 

@@ -1,6 +1,7 @@
 """Folders of anybody's single-cell images: labels, tables, ids, and everything that may not fit."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import imagecodecs
@@ -112,7 +113,7 @@ def test_several_inputs_are_told_apart_by_as_much_as_needed(tmp_path):
     found = cells(folder_fields(Request((tmp_path / "two" / "images", tmp_path / "three"))))
     assert found == {"images/x/a": ({"label": "x"}, 1), "three/x/a": ({"label": "x"}, 2)}
     for twice in ((tmp_path, tmp_path / "three"), (tmp_path, tmp_path)):
-        with pytest.raises(BadUse, match=r"--input names .* twice"):
+        with pytest.raises(BadUse, match=r"--input: .* overlap; name each folder once"):
             folder_fields(Request(twice))
 
 
@@ -218,6 +219,14 @@ def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, mo
         tabled(folder, table, {})
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_any_unicode_form(folder, table, forms):
+    name, text = (unicodedata.normalize(form, "drug/Zelle_é.png") for form in forms)
+    (folder / "drug" / "c.png").rename(folder / name)
+    table.write_text(f"file,label\n{text},x\n")
+    assert cells(tabled(folder, table, {})) == {name.removesuffix(".png"): ({"label": "x"}, 2)}
+
+
 def test_a_bare_name_that_two_images_have_is_refused(folder, table):
     save(folder / "drug" / "a.png", picture())
     table.write_text("file,label\na.png,x\n")
@@ -261,10 +270,10 @@ def test_plates_that_are_asked_for_come_alone(folder, table):
     assert (source.problems, source.absent_plates) == ([], [])
     with pytest.raises(BadUse, match=r"--plates=P9: .*labels\.csv has no plate P9"):
         tabled(folder, table, plates=("P9",))
-    with pytest.raises(BadUse, match="--plates=P1: folders tell no plates"):
+    with pytest.raises(BadUse, match="--plates=P1: folders do not name plates"):
         folder_fields(Request((folder,), plates=("P1",)))
     table.write_text("file,label\ndrug/c.png,x\n")
-    with pytest.raises(BadUse, match="does not tell the images' plates"):
+    with pytest.raises(BadUse, match="has no column of plates"):
         tabled(folder, table, {}, plates=("P1",))
 
 
@@ -292,7 +301,7 @@ def test_what_is_empty_is_not_told(folder, table):
     [
         (
             {"label": "kind"},
-            "--label_columns=label=kind: .*labels.csv has no such column, but path",
+            "--label_columns=label=kind: .*labels.csv has no such column; it has path",
         ),
         ({"colour": "path"}, "--label_columns=colour=path: <what>=<column> .* one of file, plate"),
     ],
@@ -356,5 +365,5 @@ def test_a_name_that_no_table_could_hold_is_refused(folder):
         save(Path(os.fsdecode(os.fsencode(folder) + b"/drug/\xff.png")), picture())
     except OSError:
         pytest.skip("this file system has UTF-8 names alone")
-    with pytest.raises(BadData, match="a name that is not UTF-8"):
+    with pytest.raises(BadData, match="the name is not UTF-8"):
         folder_fields(Request((folder,)))

@@ -59,7 +59,7 @@ def test_want_of_memory_is_no_broken_image(release, monkeypatch):
     [
         (b"", "not a readable TIFF"),
         (b"II*\x00 broken", "no image in it"),
-        ("truncated", "it is cut short: it ends before the last of its strips"),
+        ("truncated", "it is truncated: it ends before the last of its strips"),
         (np.zeros((160, 200), np.uint8), r"uint8 \(160, 200\), uint16 \(H, W\)"),
         (np.zeros((2, 160, 200), np.uint16), "2 pages of 160x200 .* a file of one plane"),
         (np.zeros((160, 100), np.uint16), r"\(160, 100\) pixels, .* has \(160, 200\)"),

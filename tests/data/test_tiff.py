@@ -55,7 +55,7 @@ OLD = {"photometric": "rgb", "extratags": [(255, "H", 1, 2, True)]}
 def test_reduced_copies_are_passed_over(tmp_path, pages):
     write(tmp_path / "a.tif", *pages)
     source = folder_fields(Request((tmp_path,)))
-    assert source.planes == "YXS; reduced copies passed over"
+    assert source.planes == "YXS; reduced copies skipped"
     np.testing.assert_array_equal(source.fields[0].read(0), FULL)
 
 
@@ -171,7 +171,7 @@ def test_several_images_or_pages_need_a_word(tmp_path):
         for start in (0, 2):
             file.write(PLANES[start : start + 2], metadata={"axes": "CYX"})
     for name, message in (
-        ("pages", "5 pages of 24x24 pixels, whose axis has no name; --pages=channels or"),
+        ("pages", "5 pages of 24x24 pixels on an axis without a name; --pages=channels or"),
         ("series", r"2 images in one file (CYX 2x24x24); --pages=cells"),
         ("rgb", "axes IYXS 2x24x24x3: .* --pages=cells"),
     ):
