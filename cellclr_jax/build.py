@@ -47,6 +47,7 @@ flags.DEFINE_list(
 flags.DEFINE_integer("workers", 0, "Processes; 0: as many as cores and memory allow.", 0)
 flags.DEFINE_float("max_skipped", 0.01, "Share of the fields that may be unusable.", 0, 1)
 flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
+flags.DEFINE_bool("dry_run", False, "Plates: only prints what was found; reads no image.")
 flags.DEFINE_bool("qc", False, "Only writes the quality page of a finished dataset again.")
 flags.DEFINE_string("beam_runner", "", "Builds with Apache Beam: DirectRunner, FlinkRunner, …")
 flags.DEFINE_multi_string("beam_option", [], "A flag of Beam's, such as --beam_option=--region=r.")
@@ -215,6 +216,7 @@ def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
         "source": FLAGS.source,
         "channels": list(channels),
         **{name: FLAGS[name].value for name in used},
+        **{option.name: FLAGS[option.name].value for option in entry.options if option.decides},
         **({"exact_names": True} if FLAGS.exact_names else {}),
         **({"nuclei": "from a table" if FLAGS.centers else "found"} if entry.whole_fields else {}),
         **sources.source_settings(FLAGS.source, request),
@@ -249,6 +251,11 @@ def main() -> None:
         download_release(folder, plates=FLAGS.plates, url=url, parallel=FLAGS.downloads)
     request = request_flags()
     entry = sources.entry(FLAGS.source)
+    if FLAGS.dry_run:
+        from cellclr_jax.data.sources.lab_plates import describe
+
+        print(describe(sources.open_source(FLAGS.source, request)))
+        return
     # Where the settings decide the content, the input may have been deleted since.
     enough = entry.settings and not FLAGS.overwrite and _find_built(data_dir)
     source = None if enough else sources.open_source(FLAGS.source, request)

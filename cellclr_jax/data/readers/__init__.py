@@ -11,6 +11,7 @@ import numpy as np
 from cellclr_jax.data.readers import formats, tiff
 from cellclr_jax.data.readers.find_files import CellFile, ImageFile, check_regular
 from cellclr_jax.data.readers.formats import WHOLE, Selection, Stored
+from cellclr_jax.data.readers.zarr_planes import ZarrPlane
 from cellclr_jax.errors import BadData
 
 # The channels of a cell lie along an axis of its image, or as tiles from left to right.
@@ -18,7 +19,7 @@ LAYOUTS = ("stacked", "side_by_side")
 SUFFIXES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy array"}
 """Suffixes of image files, and the formats' names in messages."""
 # A longer axis is not one of channels.
-MOST_CHANNELS = 8
+MOST_CHANNELS = 16
 # Larger images are damaged or made to fill the memory. A channel of BBBC021 has 2.6 MB, that of a
 # camera of 100 million pixels 200 MB. 64 MB are 8 channels of 2,048 x 2,048 pixels of 16 bits.
 _MOST_BYTES, _MOST_CELL_BYTES = 256 << 20, 64 << 20
@@ -76,6 +77,32 @@ def read_planes(files: tuple[ImageFile, ...], z: str = "") -> np.ndarray:
             )
         planes.append(plane)
     return np.stack(planes, axis=-1)
+
+
+def read_plane(file: ImageFile | ZarrPlane) -> np.ndarray:
+    """Reads one channel of a field, [H, W] uint8 or uint16.
+
+    Raises:
+      BadData: a file is missing, damaged, or not one greyscale plane.
+    """
+    if isinstance(file, ZarrPlane):
+        return file.read(_MOST_BYTES)
+    stored, plane = _open(file, Selection(own_pages=True), _MOST_BYTES)
+    if plane.ndim != 2:
+        raise _unlike(file, stored, "one grey plane [H, W]")
+    return plane
+
+
+def plane_type(file: ImageFile | ZarrPlane) -> str:
+    """The type of the pixels of a channel, 'uint8' or 'uint16', from the header of its file.
+
+    Raises:
+      BadData: see `read_plane`.
+    """
+    if isinstance(file, ZarrPlane):
+        return file.dtype()
+    stored, _ = _open(file, Selection(own_pages=True), _MOST_BYTES, pixels=False)
+    return stored.dtype.name
 
 
 def cell_shape(

@@ -162,7 +162,7 @@ def _check_page(page: Any, most: int) -> None:
         # Unknown: did its writer invert the numbers or only their meaning?
         raise BadData("its highest number is black (WhiteIsZero); save it as BlackIsZero")
     # A palette of ImageJ only sets the display colours; the numbers are brightness.
-    if key.photometric == _PALETTE and not key.parent.is_imagej:
+    if key.photometric == _PALETTE and not (key.parent.is_imagej or _is_grey_ramp(key)):
         raise BadData(PALETTE)
     # A tile may be larger than its image and is unpacked completely.
     check_bytes(math.prod(key.chunks) * key.dtype.itemsize, most)
@@ -178,6 +178,12 @@ def _check_page(page: Any, most: int) -> None:
         )
     if any(offset + size > page.parent.filehandle.size for offset, size in places):
         raise BadData(f"it is truncated: it ends before the last of its {kind}")
+
+
+def _is_grey_ramp(page: Any) -> bool:
+    """Whether a page's palette shows each number as that grey, so that it changes nothing."""
+    colors = np.asarray(page.colormap) >> (16 - page.bitspersample)
+    return bool((colors == np.arange(colors.shape[1])).all())
 
 
 def _full_images(opened: "TiffFile") -> list["TiffPageSeries"]:

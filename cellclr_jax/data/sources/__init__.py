@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BBBC021 = "bbbc021"
 """Name of the dataset of BBBC021's plates and of plates in its layout."""
+PLATES = "plates"
+"""The dataset of plates of any lab."""
 SINGLE_CELLS = "single_cells"
 """Name of the dataset of single-cell images of any origin."""
 
@@ -29,6 +31,7 @@ class Option:
     Attributes:
       kind: string, integer, list, …
       limits: further arguments, such as lower_bound.
+      decides: whether its value decides the content of the dataset.
     """
 
     kind: str
@@ -36,6 +39,7 @@ class Option:
     default: Any
     help: str
     limits: Mapping[str, Any] = field(default_factory=dict)
+    decides: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,47 @@ SOURCES: dict[str, SourceEntry] = {
         dataset=BBBC021,
         arguments="--input=PLATES (or --download)",
         flags=("config", *_CUT, *_TABLES, *_DOWNLOAD, "centers", "z"),
+        whole_fields=True,
+    ),
+    "plates": SourceEntry(
+        f"{_HERE}.lab_plates:plate_fields",
+        "plates of any lab",
+        dataset=PLATES,
+        arguments="--images=TABLE (or --images=PATTERN, or --input=INDEX or ZARR)",
+        flags=(*_CUT, "exact_names", "z", "dry_run"),
+        options=(
+            Option(
+                "string",
+                "images",
+                "",
+                "Plates: a table of image files (CellProfiler's LoadData, or one row for each "
+                "image), or a pattern of file names such as "
+                "'{plate}/{well}_s{site}_w{channel}*.tif', or the name of a microscope: "
+                "imagexpress, phenix, cellvoyager, cytation.",
+            ),
+            Option("string", "root", None, "Plates: the folder of the images of a table."),
+            Option(
+                "integer",
+                "level",
+                0,
+                "Plates: level of resolution of an OME-Zarr plate; 0 is the full one.",
+                {"lower_bound": 0},
+                decides=True,
+            ),
+            Option("string", "nuclei", "", "Plates: the channel that shows nuclei.", decides=True),
+            Option(
+                "string",
+                "platemap",
+                None,
+                "Plates: a table with one row for each well: CSV, TSV, Excel or Parquet.",
+            ),
+            Option(
+                "list",
+                "platemap_columns",
+                [],
+                "Plates: names of its columns, such as compound=drug,concentration=dose_um.",
+            ),
+        ),
         whole_fields=True,
     ),
     "crops": SourceEntry(

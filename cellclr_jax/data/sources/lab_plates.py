@@ -14,6 +14,7 @@ from cellclr_jax.data.columns import COLUMNS, SYNONYMS, plain_name, set_controls
 from cellclr_jax.data.names import Names, fold, well_position
 from cellclr_jax.data.readers import plane_type, read_plane
 from cellclr_jax.data.readers.find_files import ImageFile
+from cellclr_jax.data.readers.zarr_planes import ZarrPlane
 from cellclr_jax.data.sources.layouts import KEY, ImageTable, read_layout
 from cellclr_jax.data.sources.source import Field, Request, Source
 from cellclr_jax.data.tables.csv import amount_or_nan, parse, read_text_table
@@ -35,7 +36,7 @@ class PlateField(Field):
       problem: why the field cannot be read, known from the image table; '' if nothing is wrong.
     """
 
-    planes: tuple[tuple[ImageFile, ...], ...]
+    planes: tuple[tuple[ImageFile | ZarrPlane, ...], ...]
     dtype: str = "uint16"
     problem: str = ""
 
@@ -75,7 +76,7 @@ class PlateField(Field):
         return np.stack(channels, axis=-1)
 
 
-def _check_shape(plane: np.ndarray, first: np.ndarray, file: ImageFile) -> None:
+def _check_shape(plane: np.ndarray, first: np.ndarray, file: ImageFile | ZarrPlane) -> None:
     """Raises BadData if two planes of a field differ in size."""
     if plane.shape != first.shape:
         raise BadData(f"{file.where}: {plane.shape} pixels, another channel has {first.shape}")
@@ -105,6 +106,32 @@ def plate_fields(request: Request) -> Source:
         left_out=table.left_out,
         planes=opened,
     )
+
+
+def describe(source: Source) -> str:
+    """What the plates hold, for a look before anything is built."""
+    fields = [field for field in source.fields if isinstance(field, PlateField)]
+    plates = sorted({field.plate for field in fields})
+    wells = {(field.plate, field.metadata["well"]) for field in fields}
+    sites = sorted({str(field.metadata["site"]) for field in fields}, key=lambda s: s.zfill(9))
+    incomplete = [f"{field.name} ({field.absent})" for field in fields if field.absent]
+    first = fields[0]
+    lines = [
+        f"{plural(len(plates), 'plate')}: {listed(plates)}",
+        f"{plural(len(wells), 'well')}, {plural(len(fields), 'field')}; sites {listed(sites)}",
+        f"{plural(len(source.channels), 'channel')}: {', '.join(source.channels)}; nuclei in "
+        f"{source.nuclei}",
+        f"planes: {source.planes}; pixels: {source.dtype}",
+        f"the first field, {first.name}:",
+    ]
+    for channel, files in zip(source.channels, first.planes, strict=True):
+        lines.append(f"  {channel}: {', '.join(file.where for file in files)}")
+    known = {name: value for name, value in first.metadata.items() if value == value}
+    lines.append("  " + ", ".join(f"{name} {value!r}" for name, value in known.items()))
+    if incomplete:
+        lines.append(f"{plural(len(incomplete), 'incomplete field')}: {listed(incomplete)}")
+    lines += [f"left out: {text}" for text in source.left_out]
+    return "\n".join([*lines, *(f"note: {note}" for note in source.notes)])
 
 
 def _choose_channels(images: pd.DataFrame, chosen: Sequence[str]) -> dict[str, str]:
@@ -172,9 +199,10 @@ def _field(
     key: tuple[str, ...], group: pd.DataFrame, channels: Mapping[str, str], columns: pd.DataFrame
 ) -> PlateField:
     """A field of view with its files and metadata."""
-    metadata = dict(columns.loc[key])
-    metadata = {name: metadata[name] for name in columns.columns}
-    name = "_".join(str(part) for part in key if part)
+    (row,) = columns.loc[[key]].itertuples(index=False)
+    kinds = (COLUMNS[name] for name in columns)
+    metadata = {name: kind(value) for name, kind, value in zip(columns, kinds, row, strict=True)}
+    name = "_".join(part for part in key if part)
     planes, problem = [], ""
     for old in channels.values():
         rows = group[group["channel"] == old].sort_values("z")
@@ -189,11 +217,13 @@ def _field(
     return PlateField(name, metadata, tuple(planes), problem=problem)
 
 
-def _image_file(row: Any) -> ImageFile:
+def _image_file(row: Any) -> ImageFile | ZarrPlane:
     """The file of a row of the image table; without a path if it does not exist."""
     path = Path(row.path)
-    exists = path.is_dir() if row.index >= 0 else path.is_file()
-    return ImageFile(path.name, str(path) if exists else "", number=max(row.index, 0))
+    if row.place:
+        name = "/".join(path.parts[-4:])
+        return ZarrPlane(name, str(path) if path.is_dir() else "", row.place)
+    return ImageFile(path.name, str(path) if path.is_file() else "")
 
 
 def _order(field: PlateField) -> tuple[Any, ...]:
@@ -251,9 +281,14 @@ def _described(request: Request) -> tuple[ImageTable, pd.DataFrame, list[str]]:
         images = images[[fold(plate) in wanted for plate in images["plate"]]]
         if lacking := wanted - set(map(fold, images["plate"])):
             raise BadUse(f"--plates={listed(sorted(lacking))}: there is no such plate")
+    if images["time"].nunique() == 1:
+        images = images.assign(time="")
     fields = images[list(KEY)].drop_duplicates().reset_index(drop=True)
     if layout.metadata is not None:
-        further = _with_names(layout.metadata, names).drop_duplicates(list(KEY))
+        further = _with_names(layout.metadata, names)
+        further = further.drop_duplicates(list(KEY))
+        if further["time"].nunique() == 1:
+            further = further.assign(time="")
         fields = fields.merge(further, on=list(KEY), how="left")
     if options.get("platemap"):
         fields = _join_platemap(fields, Path(options["platemap"]), options, names)
@@ -384,8 +419,6 @@ def _typed(fields: pd.DataFrame, names: Names) -> tuple[pd.DataFrame, list[str]]
             "moa": text["moa"],
         }
     )
-    if (fields["time"] != "").any() and fields["time"].nunique() > 1:
-        columns["time"] = fields["time"]
     return columns, notes
 
 

@@ -5,6 +5,7 @@ index of an Opera Phenix, or an OME-Zarr plate. `LAYOUTS` of this module are all
 new one is a function that returns an `ImageTable`.
 """
 
+import itertools
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from cellclr_jax.errors import BadData, BadUse
 
 KEY = ("plate", "well", "site", "time")
 """What distinguishes fields of view."""
+_COLUMNS = [*KEY, "channel", "z", "path", "place", "line"]
 _IMAGE = re.compile(r"\.(tiff?|png)$", re.IGNORECASE)
 _NOT_IMAGES = re.compile(r"_thumb|(^|/)thumbs?(/|\.db$)", re.IGNORECASE)
 # Folders that microscopes put between a plate and its images.
@@ -60,8 +62,8 @@ class ImageTable:
 
     Attributes:
       images: one row for each image: plate, well, site, time, channel (str), z (int, 0 if there is
-        one plane), path (str), index (int, the channel within a Zarr array; -1 for a file) and line
-        (int, of the table; 0 if there is none).
+        one plane), path (str), place (tuple, of the plane within a Zarr array; () for a file) and
+        line (int, of the table; 0 if there is none).
       metadata: one row for each field: plate, well, site, time and further columns (str) of the
         table; their names as they are in the file. None if the layout has none.
       pixel_size: µm per pixel, if all images have the same; NaN if unknown.
@@ -83,11 +85,13 @@ def _image_rows(rows: Sequence[Mapping[str, Any]], where: str) -> pd.DataFrame:
     if not rows:
         raise BadData(f"{where}: no image of a plate in it")
     table = pd.DataFrame(rows)
-    defaults = {"plate": "", "well": "", "site": "", "time": "", "z": 0, "index": -1, "line": 0}
+    defaults = {"plate": "", "well": "", "site": "", "time": "", "z": 0, "line": 0}
     for name, value in defaults.items():
         if name not in table:
             table[name] = value
-    return table[[*KEY, "channel", "z", "path", "index", "line"]]
+    if "place" not in table:
+        table["place"] = [()] * len(table)
+    return table[_COLUMNS]
 
 
 # Patterns of file names
@@ -282,12 +286,12 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
     at = images.pop("at").to_numpy()
     images = pd.concat([key.iloc[at].reset_index(drop=True), images], axis=1)
     images["line"] = table["row"].to_numpy()[at]
-    images["index"] = -1
+    images["place"] = [()] * len(images)
     used |= {name for name in found.values() if name} | {"row"}
     further = [name for name in table if name not in used and not _FILE_COLUMN.match(name)]
     metadata = pd.concat([key, table[further]], axis=1).drop_duplicates(list(KEY))
     return ImageTable(
-        images[[*KEY, "channel", "z", "path", "index", "line"]],
+        images[_COLUMNS],
         metadata=metadata.reset_index(drop=True),
         tables={"image table": str(path)},
     )
@@ -462,18 +466,13 @@ def read_zarr_plate(path: Path, level: int = 0) -> ImageTable:
         for well in plate["wells"]:
             wanted = _inside(well["path"])
             for image in _ome(group[wanted])["well"]["images"]:
-                place = f"{wanted}/{_inside(image['path'])}"
-                described = _describe_image(group[place], level)
+                folder = f"{wanted}/{_inside(image['path'])}"
+                described = _describe_image(group[folder], level)
                 sizes.add(described["pixel_size"])
                 row = {"plate": name, "well": wanted.replace("/", ""), "site": image["path"]}
-                array = f"{path}/{place}/{described['array']}"
-                for index, channel in enumerate(described["channels"]):
-                    for z in described["planes"]:
-                        for time in described["times"]:
-                            rows.append(
-                                {**row, "channel": channel, "z": z, "time": time}
-                                | {"path": array, "index": index}
-                            )
+                array = f"{path}/{folder}/{described['array']}"
+                for place, plane in described["planes"].items():
+                    rows.append({**row, **plane, "path": array, "place": place})
     except BadUse:
         raise
     except Exception as error:  # damaged metadata raise exceptions of many types
@@ -511,7 +510,7 @@ def _describe_image(group: Any, level: int) -> dict[str, Any]:
     dataset = datasets[level]
     array = group[_inside(dataset["path"])]
     counts = dict(zip(axes, array.shape, strict=True))
-    if not {"y", "x"} <= counts.keys() <= {"t", "c", "z", "y", "x"}:
+    if axes[-2:] != ["y", "x"] or not {*axes[:-2]} <= {"t", "c", "z"}:
         raise ValueError(f"axes {axes}")
     channels = [str(one.get("label", "")) for one in metadata.get("omero", {}).get("channels", [])]
     if len(channels) != counts.get("c", 1) or not all(channels):
@@ -521,12 +520,18 @@ def _describe_image(group: Any, level: int) -> dict[str, Any]:
     )
     unit = next(axis for axis in scales["axes"] if axis["name"] == "x").get("unit", "")
     micrometres = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}.get(unit, math.nan)
-    planes, times = counts.get("z", 1), counts.get("t", 1)
+    planes = {}
+    leading = [axis for axis in axes if axis not in "yx"]
+    for place in itertools.product(*(range(counts[axis]) for axis in leading)):
+        at = dict(zip(leading, place, strict=True))
+        planes[place] = {
+            "channel": channels[at.get("c", 0)],
+            "z": at.get("z", 0) + 1 if counts.get("z", 1) > 1 else 0,
+            "time": str(at.get("t", 0)) if counts.get("t", 1) > 1 else "",
+        }
     return {
         "array": _inside(dataset["path"]),
-        "channels": channels,
-        "planes": range(1, planes + 1) if planes > 1 else [0],
-        "times": [str(time) for time in range(times)] if times > 1 else [""],
+        "planes": planes,
         "pixel_size": scale[axes.index("x")] * micrometres if scale else math.nan,
     }
 
