@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_is_noted_and_no_more(
     else:
         (tmp_path / "cache").write_text("in the way")
     keep_compiled_programs(None)
-    assert "note: compiled programs are not kept: " in capsys.readouterr().err
+    assert "note: compiled programs are not stored: " in capsys.readouterr().err
     assert jax.config.jax_compilation_cache_dir == before
 
 
