@@ -29,7 +29,7 @@ def own_flags(monkeypatch):
 
 def parse(monkeypatch, *argv, arguments=None):
     monkeypatch.setattr("sys.argv", ["binary", *argv])
-    cli._parse(["binary", *argv], "", arguments)
+    cli._parse(["binary", *argv], "", arguments, {})
 
 
 def test_a_tilde_is_the_home_in_every_flag_list_argument_and_setting(own_flags, monkeypatch):

@@ -26,10 +26,10 @@ def change(workdir, edit):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("temperature", 0.5, r"temperature: 0\.1 there, 0\.5 here"),
-        ("model.head.width", 64, "model.head.width: 128 there, 64 here"),
-        ("views.add_noise.probability", 0.25, r"views.add_noise.probability: 0\.5 there"),
-        ("micro_batch_size", 64, "micro_batch_size: 0 there, 64 here"),
+        ("temperature", 0.5, r"temperature: was 0\.1, now 0\.5"),
+        ("model.head.width", 64, "model.head.width: was 128, now 64"),
+        ("views.add_noise.probability", 0.25, r"views.add_noise.probability: was 0\.5"),
+        ("micro_batch_size", 64, "micro_batch_size: was 0, now 64"),
     ],
 )
 def test_differences_are_named(workdir, path, value, message):
@@ -60,7 +60,7 @@ def test_a_setting_that_a_run_never_heard_of_has_its_default(workdir):
     open_run(workdir, config)
     assert read_config(workdir).to_dict() == json.loads(config.to_json())
     config.model.remat = True
-    with pytest.raises(BadUse, match=r"model\.remat: False there, True here"):
+    with pytest.raises(BadUse, match=r"model\.remat: was False, now True"):
         open_run(workdir, config)
 
 
@@ -80,7 +80,7 @@ def test_a_setting_that_an_operation_did_not_name_had_the_operations_own_default
     assert open_run(workdir, config).config == config
     # The config's default, 0.5, is not that of the operation, with which the run trained.
     change(workdir, lambda content: content["views"]["add_noise"].pop("probability"))
-    with pytest.raises(BadUse, match=r"views\.add_noise\.probability: 1\.0 there, 0\.5 here"):
+    with pytest.raises(BadUse, match=r"views\.add_noise\.probability: was 1\.0, now 0\.5"):
         open_run(workdir, config)
 
 
@@ -88,14 +88,14 @@ def test_an_operation_that_is_asked_for_is_not_left_out_unnoticed(workdir):
     change(workdir, lambda content: content["views"].pop("elastic"))
     config = default_config.get_config()
     config.views.elastic.probability = 0.9
-    with pytest.raises(BadUse, match=r"views\.elastic: None there"):
+    with pytest.raises(BadUse, match=r"views\.elastic: was None"):
         open_run(workdir, config)
 
 
 def test_an_operation_that_a_run_has_is_not_dropped(workdir):
     config = default_config.get_config()
     del config.views.elastic
-    with pytest.raises(BadUse, match=r"views\.elastic: .*None here"):
+    with pytest.raises(BadUse, match=r"views\.elastic: .*now None"):
         open_run(workdir, config)
 
 

@@ -1,4 +1,4 @@
-"""The training step: whole or in micro-batches, on any number of devices, it is one step."""
+"""The training step gives the same result in micro-batches and on any number of devices."""
 
 import functools
 import re
@@ -95,16 +95,12 @@ def relative_error(found, wanted):
     return float(optax.tree.norm(difference) / optax.tree.norm(wanted))
 
 
-# Rounding: the plain step of eight devices is as far from that of one.
+# Of the sums; eight devices without micro-batches differ from one device by as much.
 ROUNDING = 4e-6
 
 
-@pytest.mark.parametrize(
-    ("devices", "micro_batch_size"),
-    [(1, 16), (4, None), (8, 16)],
-)
-def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_batch_size):
-    metrics, found, _ = gradient("none", devices, micro_batch_size)
+def test_neither_micro_batches_nor_devices_change_the_gradient():
+    metrics, found, _ = gradient("none", 8, 16)
     wanted_metrics, wanted, _ = gradient("none", 1, None)
     assert relative_error(found, wanted) < ROUNDING
     for name, value in wanted_metrics.items():
@@ -113,7 +109,7 @@ def test_neither_micro_batches_nor_devices_change_the_gradient(devices, micro_ba
 
 def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices():
     found, wanted = gradient("batch", 8, 16), gradient("batch", 1, 16)
-    # Differences of features that hardly vary are divided by how little they vary.
+    # Features that hardly vary are divided by a small standard deviation.
     assert relative_error(found[1], wanted[1]) < 1e-3
     for statistics in zip(*(jax.tree.leaves(g[2]) for g in (found, wanted)), strict=True):
         np.testing.assert_allclose(*statistics, atol=1e-6)
@@ -147,22 +143,22 @@ def test_a_micro_batch_has_its_own_statistics_and_the_running_ones_move_by_their
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert relative_error(found, wanted) < 1e-4
     assert relative_error(found_statistics, statistics) < 1e-6
-    # That is not what the statistics of the whole minibatch give.
+    # Statistics of the whole minibatch would give another gradient.
     assert relative_error(gradient("batch", 1, None)[1], wanted) > 0.05
 
 
-def test_the_views_of_a_cell_do_not_depend_on_the_cells_beside_it():
+def test_the_views_of_a_cell_do_not_depend_on_other_cells():
     key, images = jax.random.key(1), jnp.asarray(minibatch()["image"])
     views = two_views(key, images, VIEWS)
     part = make_views(view_keys(key, CELLS)[3::4], images[3::4], VIEWS)
     np.testing.assert_array_equal(part, views[3::4])
 
 
-@pytest.mark.parametrize(("cells", "micro_batch_size"), [(CELLS, 16), (48, 40)])
-def test_validation_is_the_same_in_micro_batches(cells, micro_batch_size):
+def test_validation_is_the_same_in_micro_batches():
+    cells = 48  # no multiple of the micro-batch's size
     state = first_state(learner("batch"), optax.sgd(0.1))
     found = []
-    for devices, size in ((1, None), (8, micro_batch_size)):
+    for devices, size in ((1, None), (8, 40)):
         mesh = sharding.make_mesh(devices)
         goal = learner("batch", micro_batch_size=size, mesh=mesh)
         validate = over(mesh, make_validation_step(goal))
@@ -183,7 +179,7 @@ def compiled_step(goal, cells=CELLS):
     return step.lower(jax.eval_shape(start), rows, key).compile()
 
 
-def test_no_image_leaves_its_device():
+def test_no_image_is_sent_to_another_device():
     goal = learner("batch", micro_batch_size=16, mesh=sharding.make_mesh(8))
     program = compiled_step(goal).as_text()
     assert not re.search(r" (all-to-all|collective-permute)(-start)?\(", program)
@@ -212,7 +208,7 @@ def test_4096_cells_train_in_the_memory_of_256():
 
 @pytest.fixture
 def config(data_dir):
-    """A run of seconds in micro-batches."""
+    """A run in micro-batches, which takes seconds."""
     config = tiny_run.get_config()
     config.data_dir = str(data_dir)
     config.micro_batch_size = 16
@@ -221,7 +217,8 @@ def config(data_dir):
 
 def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
     config.micro_batch_size = 0
-    config.image_size = 32
+    config.image_size = 24
+    config.operations = ("flip_horizontal",)
     mesh = sharding.make_mesh(1)
     memory, results = [], []
     for remat in (False, True):
@@ -259,14 +256,14 @@ def test_loss_statistics_and_update_are_computed_in_float32():
     state = first_state(goal, optimizer)
     step = make_train_step(goal, optimizer, lambda step: 0.1)
     found = list(traced.operations(jax.make_jaxpr(step)(state, minibatch(), key).jaxpr))
-    # Exponentials and logarithms are the loss's; roots those of statistics, norms and optimiser.
+    # The loss takes exponentials and logarithms; statistics, norms and the optimiser take roots.
     fine = {dtype for name, dtype in found if name in ("exp", "log", "rsqrt", "sqrt")}
     assert fine == {jnp.dtype(jnp.float32)}
     convolutions = {dtype for name, dtype in found if name == "conv_general_dilated"}
     assert convolutions == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_metrics_tell_norms_and_the_spread_of_all_cells():
+def test_metrics_contain_norms_and_the_spread_of_all_cells():
     goal, key = learner(micro_batch_size=16), jax.random.key(1)
     rate = optax.linear_schedule(0.1, 0.3, 2)
     state = first_state(goal, optax.sgd(rate))
