@@ -71,15 +71,10 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def to_global(mesh: Mesh, minibatch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Makes global arrays, divided by rows, from the rows of this process.
+    """Makes global arrays [B, ...], divided by rows over the mesh, from arrays [b, ...].
 
-    Args:
-      mesh: all devices.
-      minibatch: arrays [b, ...] of this process; all processes have the same number of rows, in
-        the order of their process index.
-
-    Returns:
-      Arrays [B, ...] over the mesh, by the same names.
+    The arrays are those of this process; all processes have the same number of rows, in the order
+    of their process index.
     """
     rows = by_rows(mesh)
     # An intended transfer, which JAX counts as implicit on several hosts.
@@ -140,10 +135,7 @@ def join_processes(heartbeat_seconds: int = _HEARTBEAT_SECONDS) -> None:
     does: JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES,
     JAX_PROCESS_ID. From now on an error ends this process at once, even if others wait for it, and
     the message states if the end of another process was the cause. JAX may end this process by
-    SIGABRT.
-
-    Args:
-      heartbeat_seconds: time without a heartbeat after which a process counts as dead.
+    SIGABRT, e.g. if another one gives no heartbeat for `heartbeat_seconds`.
 
     Raises:
       BadUse: the rank of this process is undefined or not a number.

@@ -86,9 +86,7 @@ def is_local(path: Any) -> bool:
 def make_writable(folder: Path, flag: str) -> None:
     """Creates a folder with its parents and checks that files can be written there.
 
-    Args:
-      folder: path of the folder.
-      flag: names the folder in messages, e.g. "--out".
+    `flag` names the folder in messages, e.g. "--out".
 
     Raises:
       BadUse: the folder cannot be created or written to.
@@ -112,13 +110,8 @@ def locked(folder: Path, name: str, doing: str) -> Iterator[None]:
 
     The operating system releases the lock when the process ends, however it ends.
 
-    Args:
-      folder: path of the folder.
-      name: name of the lock file.
-      doing: what the owner of the lock does, for the message to other processes.
-
     Raises:
-      BadUse: another process holds the lock.
+      BadUse: another process holds the lock; `doing` names what it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:

@@ -147,15 +147,9 @@ def _without_added_operations(
 
 
 def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: object) -> None:
-    """Checks that a run resumes with the settings that it began with.
+    """Raises BadUse, with the differences, unless a config equals the recorded one of a run.
 
-    Args:
-      old: settings as recorded in `config.json`; a missing one has its current default.
-      config: requested config.
-      run: names the run in the message.
-
-    Raises:
-      BadUse: settings differ; the message lists them.
+    A missing setting of the record has its current default; `run` names the run in the message.
     """
     if found := differences(_comparable(old), _comparable(as_json(config)), ignored=_FREE):
         raise BadUse(
@@ -248,15 +242,10 @@ def channel_count(progress: Mapping[str, Any]) -> int | None:
 
 
 def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> None:
-    """Checks that a dataset has the channels that an encoder was trained on, in the same order.
+    """Raises BadUse unless a dataset has the channels of an encoder's training, in the same order.
 
-    Args:
-      progress: progress of a checkpoint; one without recorded channels fits any dataset.
-      cells: the dataset.
-      run: names the run in the message.
-
-    Raises:
-      BadUse: the channels differ; the message names a remedy.
+    The progress of a checkpoint without recorded channels fits any dataset; `run` names the run in
+    the message.
     """
     expected, found = channel_count(progress) or 0, cells.image_shape[-1]
     if CONVERTED in progress and expected != found:

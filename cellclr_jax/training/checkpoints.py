@@ -88,12 +88,9 @@ def loss_of(checkpoint: epath.Path) -> float | None:
     if not file.parent.exists():
         return None
     try:
-        loss = json.loads(file.read_text())[METRIC]
+        return float(json.loads(file.read_text())[METRIC])
     except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{file} cannot be read") from error
-    if not isinstance(loss, int | float):
-        raise ValueError(f"{file} holds no number")
-    return float(loss)
 
 
 def unranked(directory: epath.Path) -> list[int]:
@@ -183,11 +180,11 @@ class Checkpoints:
         *,
         validation_loss: float | None = None,
     ) -> None:
-        """Saves in the background.
+        """Saves in the background; the state may be donated right after the call.
 
         Args:
           step: step of the state.
-          state: tree of arrays over the mesh; it may be donated right after.
+          state: tree of arrays over the mesh.
           progress: JSON object with everything else that a run needs to resume.
           validation_loss: ranks the checkpoint; None leaves it unranked.
 
@@ -214,14 +211,11 @@ class Checkpoints:
         """Restores the newest readable checkpoint, and moves later, unreadable ones aside.
 
         Their steps will be trained and saved again. Nothing is deleted: the disk may only be
-        unavailable for a while.
-
-        Args:
-          template: tree like the state, of arrays or of shapes with dtypes and shardings.
+        unavailable for a while. `template` is a tree like the state, of arrays or of shapes with
+        dtypes and shardings.
 
         Returns:
-          (state, progress, steps of the checkpoints that were moved aside), or None without
-          checkpoints.
+          (state, progress, steps of the checkpoints that were moved aside); None without any.
 
         Raises:
           BadData: there are checkpoints and none can be read.
@@ -263,22 +257,18 @@ class Checkpoints:
         return None
 
     def find(self, which: str) -> int:
-        """Returns the step of the `last` or `best` checkpoint (by validation loss), or of a number.
-
-        Raises:
-          BadUse: there is no such checkpoint; the message lists the existing ones.
-        """
+        """Returns the step of `last`, `best` or a number; BadUse without such a checkpoint."""
         steps = self.steps()
         if not steps:
             raise BadUse(f"no checkpoint in {self.directory}: train first")
         if which == "last":
             return steps[-1]
         if which == "best":
-            losses = {}
+            losses: dict[int, float] = {}
             for step in steps:
                 with contextlib.suppress(ValueError):
-                    if (loss := loss_of(epath.Path(self.directory) / str(step))) is not None:
-                        losses[step] = loss
+                    loss = loss_of(epath.Path(self.directory) / str(step))
+                    losses |= {} if loss is None else {step: loss}
             if not losses:
                 raise BadUse(
                     f"no checkpoint in {self.directory} has a validation loss: use --step=last"

@@ -57,18 +57,13 @@ class Feed:
         self._thread.start()
 
     def next(self, running: Any = None) -> tuple[Fed, float]:
-        """Returns the next minibatch.
+        """Returns the next minibatch, and the seconds for which the devices waited for it.
 
-        Args:
-          running: results of the last started step. If no minibatch is ready, the time until they
-            are computed does not count: until then the devices work.
-
-        Returns:
-          (minibatch, seconds in which the devices were idle because of it).
+        The devices are not idle until `running`, results of the last started step, are computed.
+        An error of the iterator is raised after the earlier minibatches are used.
 
         Raises:
           BadData: the data ended.
-          Exception: an error of the iterator, after the earlier minibatches are used.
         """
         if self._ready.empty():
             jax.block_until_ready(running)

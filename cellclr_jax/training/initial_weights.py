@@ -47,16 +47,13 @@ class InitialWeights:
 def read_initial_weights(
     settings: Mapping[str, Any], encoder: str, variables: Variables, cells: Cells
 ) -> InitialWeights | None:
-    """Reads the initial weights that a config names.
+    """Reads the initial weights that a config names; None for random weights.
 
     Args:
       settings: `config.init`.
       encoder: name of the run's encoder.
       variables: variables of the run's model: arrays, or shapes with dtypes and shardings.
       cells: training dataset.
-
-    Returns:
-      None for random weights.
 
     Raises:
       BadUse: there is no such checkpoint, or it has another architecture or other channels.

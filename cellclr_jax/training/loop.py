@@ -52,7 +52,7 @@ def train(
     wandb: str | None = None,
     began: float | None = None,
 ) -> TrainState:
-    """Trains, or resumes from the newest checkpoint in `workdir`, until the last epoch's end.
+    """Trains to the last epoch, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: settings (see `default_config`).
@@ -79,11 +79,7 @@ def train(
     experiment = make_experiment(config)
     run.check_dataset(experiment.encoder.cells)
     experiment.check_devices(mesh)
-    initial = None
-    if not run.resumes:
-        variables = state_template(experiment, mesh).variables
-        cells = experiment.encoder.cells
-        initial = read_initial_weights(config.init, config.model.encoder, variables, cells)
+    initial = None if run.resumes else _initial_weights(experiment, mesh)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if first:
@@ -101,6 +97,12 @@ def train(
                 say(line)
         training = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
         return training.go(profile_steps, wandb)
+
+
+def _initial_weights(experiment: Experiment, mesh: Mesh) -> InitialWeights | None:
+    config, variables = experiment.config, state_template(experiment, mesh).variables
+    cells = experiment.encoder.cells
+    return read_initial_weights(config.init, config.model.encoder, variables, cells)
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
@@ -157,15 +159,16 @@ class _Run:
         state, data = self._start()
         start = int(state.step)
         with contextlib.ExitStack() as stack:
-            self.log = self._open_log(start, wandb)
-            stack.callback(self.log.close)
-            feed = Feed(data, self.mesh)
-            stack.callback(feed.close)
+            if self.workdir is not None and not self.validation:
+                say("no validation set: there will be no validation loss and no best checkpoint")
+            self.log = stack.enter_context(contextlib.closing(self._open_log(start, wandb)))
+            feed = stack.enter_context(contextlib.closing(Feed(data, self.mesh)))
             # Of the first process only: all do the same.
             folder = None if self.workdir is None else Path(self.workdir) / PROFILE
             last = self.experiment.total_steps
             trace = Trace(folder, first_step=start + 1, last_step=last, steps=profile_steps)
             stack.callback(trace.close)
+            stack.enter_context(self._not_finite_named())
             self.should_stop = stack.enter_context(stop_signals_noted())
             if start:  # the run may have ended between saving and scoring
                 self._score(start, state)
@@ -229,8 +232,6 @@ class _Run:
         return state.replace(**variables)
 
     def _open_log(self, start: int, wandb: str | None) -> RunLog:
-        if self.workdir is not None and not self.validation:
-            say("no validation set: there will be no validation loss and no best checkpoint")
         return RunLog(
             self.workdir,
             self.experiment.objective,
@@ -256,14 +257,7 @@ class _Run:
     def _after_step(
         self, step: int, state: TrainState, metrics: Metrics, position: Mapping[str, Any]
     ) -> None:
-        """Logs, validates and saves if due.
-
-        Args:
-          step: the step that was started.
-          state: state after the step.
-          metrics: metrics of the step.
-          position: position of the data iterator from which the next step continues.
-        """
+        """Logs, validates and saves if due; `position` is that of the next minibatch."""
         self.pending.add(step, metrics)
         self.log.advance()
         epoch_ends = step % self.experiment.steps_per_epoch == 0
@@ -303,9 +297,7 @@ class _Run:
 
     def _flush(self, step: int) -> None:
         """Fetches the metrics of the steps since the last call and records their mean."""
-        with self._not_finite_named():
-            metrics = self.pending.fetch()
-        if metrics:
+        if metrics := self.pending.fetch():
             self.log.record(step, self._epoch(step), metrics)
 
     def _end_epoch(self, step: int, state: TrainState) -> float | None:
@@ -320,8 +312,7 @@ class _Run:
                 for minibatch, key in self.validation
             ]
         )
-        with self._not_finite_named():
-            check_finite(step, metrics, "validation ")
+        check_finite(step, metrics, "validation ")
         self.log.record_epoch(step, self._epoch(step), metrics)
         return metrics["loss"]
 

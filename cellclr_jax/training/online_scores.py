@@ -41,10 +41,6 @@ class OnlineScore:
     wells, give NSC and NSCB. A k-NN classifier predicts the class of a cell (its label, else MoA,
     else compound) from cells of other plates, or at least of other wells. Without treatments and
     classes there is no score.
-
-    Args:
-      experiment: experiment of the run.
-      mesh: the devices.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
@@ -76,10 +72,7 @@ class OnlineScore:
         return bool(self._every) and (epoch % self._every == 0 or epoch == self._last_epoch)
 
     def score(self, variables: Variables) -> dict[str, float]:
-        """Embeds the subset and scores it; every process of the run calls it.
-
-        Args:
-          variables: variables of the encoder, on every device.
+        """Embeds the subset with the variables and scores it; every process of the run calls it.
 
         Returns:
           Shares in [0, 1]: `nsc`, `nscb`, the same with `_whitening` and `_tvn`, and the balanced
@@ -203,6 +196,5 @@ def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
         controls = is_control(cells["compound"].fillna(""), control)
         cells = cells.assign(moa=cells["moa"].mask(controls, ""))
     sample = draw_sample(cells, with_treatments=False, size=size)
-    if sample is None:
-        raise ValueError("cells without treatments are always a sample")
+    assert sample is not None  # only treatments may be too few
     return sample

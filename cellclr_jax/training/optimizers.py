@@ -21,16 +21,10 @@ def is_kernel(params: optax.Params) -> optax.Params:
 
 
 def scaled_learning_rate(base: float, minibatch_size: int, rule: str) -> float:
-    """Returns the peak learning rate for a minibatch size.
+    """Returns the peak learning rate for a global minibatch size; ValueError for an unknown rule.
 
-    Args:
-      base: learning rate before scaling.
-      minibatch_size: cells of a global minibatch.
-      rule: `constant`; `linear`: base · size / 256; `sqrt`: base · √size (both of SimCLR, where
-        base is 0.3 and 0.075).
-
-    Raises:
-      ValueError: for an unknown rule.
+    Rules: `constant`; `linear`: base · size / 256; `sqrt`: base · √size (the last two are those of
+    SimCLR, with base 0.3 and 0.075).
     """
     factors = {"constant": 1.0, "linear": minibatch_size / 256, "sqrt": math.sqrt(minibatch_size)}
     if rule not in factors:
@@ -83,12 +77,8 @@ def legacy_cosine(peak: float, *, steps_per_epoch: int, constant_epochs: int) ->
     """The published code's cosine: PyTorch's CosineAnnealingLR, stepped once per epoch.
 
     Its T_max is the number of steps per epoch: with hundreds of steps per epoch the learning rate
-    hardly falls, and with fewer steps than epochs it rises again.
-
-    Args:
-      peak: learning rate of the first epochs.
-      steps_per_epoch: T_max.
-      constant_epochs: epochs before the cosine begins.
+    hardly falls, and with fewer steps than epochs it rises again. During the first
+    `constant_epochs` the learning rate is `peak`.
     """
 
     def schedule(step: jax.Array | int) -> jax.Array:

@@ -23,11 +23,7 @@ _STEPS_BEFORE = 5
 
 
 class NotFinite(Exception):
-    """A metric is infinite or not a number.
-
-    Attributes:
-      step: optimiser step of the metric.
-    """
+    """A metric of a step is infinite or not a number."""
 
     def __init__(self, what: str, step: int, value: float) -> None:
         super().__init__(f"the {what} became {value} at step {step}")
@@ -47,10 +43,7 @@ class Pending:
             jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD])
 
     def fetch(self) -> dict[str, float]:
-        """Returns the means over the steps since the last call, and the last learning rate.
-
-        Returns:
-          Python floats by name; {} if there was no step.
+        """Returns means over the steps since the last call ({} for none), and the last `lr`.
 
         Raises:
           NotFinite: names the first step with a metric that is not finite.
@@ -78,28 +71,25 @@ def mean(fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Trace:
-    """Traces steps of a run into a folder, once.
+    """Traces steps of a run, between its first and last step, into a folder, once.
 
-    Args:
-      folder: output folder; None traces nothing.
-      first_step: first step after the start or resumption of the run.
-      last_step: last step of the run, with which the trace ends at the latest.
-      steps: number of steps to trace; 0 traces nothing.
+    Without a folder, or with 0 steps, traces nothing.
     """
 
     def __init__(self, folder: Path | None, *, first_step: int, last_step: int, steps: int) -> None:
-        self._folder = folder if steps else None
+        self._folder, self._running = folder, False
         self._begin = min(first_step + _STEPS_BEFORE, max(first_step, last_step - steps + 1))
         self._end = min(self._begin + steps - 1, last_step)
-        self._running = False
-        if self._folder is not None and first_step > last_step:
+        if folder is None or not steps:
+            self._begin = 0
+        elif first_step > last_step:
             say("nothing to trace: no step is left")
-        elif self._folder is not None and self._begin == first_step:
+        elif self._begin == first_step:
             say("the trace includes the first step and its compilation: few steps are left")
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""
-        if self._folder is not None and step == self._begin:
+        if step == self._begin:
             jax.profiler.start_trace(self._folder)
             self._running = True
 

@@ -94,14 +94,10 @@ def init_state(
     key: jax.Array,
     labels: Mapping[str, int] | None = None,
 ) -> TrainState:
-    """Returns the state at step 0.
+    """Returns the state at step 0 with these initial variables.
 
-    Args:
-      learner: constants of the run.
-      variables: initial parameters and statistics.
-      optimizer: optimiser of the parameters.
-      key: root key of the run.
-      labels: number of distinct values of each label column that the objective needs.
+    `key` is the root key of the run; `labels` has the number of distinct values of each label
+    column that the objective needs.
     """
     teacher = None
     if learner.objective.teacher is not None:
@@ -124,11 +120,6 @@ def make_train_step(
 
     Batch normalisation uses the statistics of each micro-batch over all devices; the running
     statistics are updated once, by the mean over micro-batches.
-
-    Args:
-      learner: constants of the run.
-      optimizer: optimiser of the parameters.
-      schedule: learning rate by step, for the metrics.
 
     Returns:
       A function (state, minibatch, key) -> (new state, metrics). Metrics are float32 scalars:
@@ -163,13 +154,7 @@ def make_train_step(
 def value_and_grad(
     learner: Learner, state: TrainState, minibatch: Minibatch, key: jax.Array
 ) -> tuple[Metrics, Any, Any, Any]:
-    """Computes the loss of a minibatch and its gradient.
-
-    Args:
-      learner: constants of the run.
-      state: parameters, statistics, teacher and state of the objective.
-      minibatch: raw crops of all devices.
-      key: random key of the views and of the objective.
+    """Computes the loss of a minibatch of raw crops and its gradient.
 
     Returns:
       (metrics with `loss` and `embedding_spread`, gradient by the parameters, new running
@@ -233,10 +218,10 @@ def _cells(learner: Learner, minibatch: Minibatch, key: jax.Array) -> tuple[Any,
 
 
 def views_of(learner: Learner, minibatch: Minibatch, keys: jax.Array, group: Views) -> jax.Array:
-    """Makes the views of a minibatch, the input of the encoder.
+    """Makes the views of a minibatch of raw crops, the input of the encoder.
 
     Args:
-      learner: constants of the run.
+      learner: preprocessing and augmentations.
       minibatch: raw crops.
       keys: [B, V] random keys, one per view.
       group: size and settings of the views.

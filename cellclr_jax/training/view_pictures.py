@@ -35,13 +35,7 @@ def view_grid(
 ) -> np.ndarray:
     """Draws some cells of the first minibatch: the crop, its views at step 1, further views.
 
-    Every process of a run calls it.
-
-    Args:
-      experiment: experiment of the run.
-      mesh: the devices.
-      minibatch: minibatch of the step, divided among the devices.
-      key: root key of the run.
+    Every process of a run calls it, with the minibatch of the step and the root key.
 
     Returns:
       [H, W, 3] uint8: one row per cell (and three channels), scaled to the range of the cell;
@@ -74,11 +68,11 @@ def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
     size = views.shape[2]
     side = min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
     cells = []
-    for crop, own in zip(crops, views, strict=True):
+    for crop, views_of_cell in zip(crops, views, strict=True):
         # An integer factor keeps pixels visible.
         resized = [
             resize(images, side, "NEAREST" if side % images.shape[1] == 0 else "BICUBIC")
-            for images in (crop[None], own)
+            for images in (crop[None], views_of_cell)
         ]
         # NaN of a diverging run must not prevent its picture.
         tiles = stretch(np.nan_to_num(np.concatenate(resized)))

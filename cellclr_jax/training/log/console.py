@@ -17,14 +17,9 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
 
 
 class Console:
-    """Shows the progress and the metrics of a run.
+    """Shows the progress of a run and those metrics that have a console format, in their order.
 
-    Args:
-      shown: False shows nothing (processes other than the first).
-      metrics: metrics of the objective; those with a console format are shown, in this order.
-      first_step: step from which the run starts or resumes.
-      total_steps: number of steps of the whole run.
-      steps_per_epoch: optimiser steps per epoch.
+    If not `shown`, prints nothing (processes other than the first).
     """
 
     def __init__(

@@ -59,14 +59,7 @@ class Names:
 def keep_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Removes incomplete lines and rows of steps after `last_step`, which will be trained again.
 
-    Both are left by a run that was killed after its last checkpoint.
-
-    Args:
-      path: of `metrics.jsonl`, which need not exist.
-      last_step: step of the checkpoint from which the run resumes.
-
-    Returns:
-      The remaining rows.
+    Both are left by a run that was killed after its last checkpoint. Returns the remaining rows.
     """
     if not path.exists():
         return []
