@@ -8,6 +8,8 @@ run. Writes cells/part-00000.parquet and so on, wells.parquet and treatments.par
 compounds are known, and embedding.json. If it was stopped, the same command resumes.
 """
 
+from typing import Any
+
 from absl import flags
 
 from cellclr_jax import cli
@@ -80,7 +82,8 @@ def main() -> None:
         devices.use_all_cores(MINIBATCH)
     devices.keep_compiled_programs(None)
     names = ("data_dir", "dataset", "step", "data_access", "formats", "chunk_cells", "overwrite")
-    embed_run(FLAGS.workdir, out=FLAGS.out, **{name: FLAGS[name].value for name in names})
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    embed_run(FLAGS.workdir, out=FLAGS.out, **settings)
 
 
 if __name__ == "__main__":

@@ -71,14 +71,10 @@ _HELP = {
 }
 
 
-def workdir_flag() -> str:
-    """Returns the work directory, by default named after the config's file."""
-    return FLAGS.workdir or f"runs/{cli.config_name()}"
-
-
 def main() -> None:
     """Reads the flags and trains."""
-    config, workdir = cli.read_config(), workdir_flag()
+    config = cli.read_config()
+    workdir = FLAGS.workdir or f"runs/{cli.config_name()}"
     from cellclr_jax import devices
     from cellclr_jax.training import loop
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests run the same program, some in their own processes: it is compiled once per session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellclr_tests_")
+# Workers share the folder of their controller.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    "PYTEST_XDIST_WORKER" in os.environ and os.environ.get("JAX_COMPILATION_CACHE_DIR")
+) or tempfile.mkdtemp(prefix="cellclr_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # UMAP's functions take longer to compile than a map of some dozen points does without that.
@@ -21,6 +24,8 @@ import jax
 import pytest
 
 from cellclr_jax import default_config
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 # Most programs of the tests take longer to compile than to run: LLVM optimises little, and XLA's
 # older generator, which JAX 0.11 no longer has, takes half the time.
@@ -61,16 +66,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish() -> None:
     """Removes the compiled programs."""
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real BBBC021 data; a test that needs it is skipped without it."""
-    beside = Path(__file__).resolve().parents[2] / "shared"
-    folder = Path(os.environ.get("CELLCLR_SHARED", beside))
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("CELLCLR_SHARED", default))
     if not (folder / "data" / "bbbc021").is_dir():
-        pytest.skip(f"no real data at {folder}: set CELLCLR_SHARED to where data/bbbc021 lies")
+        pytest.skip(f"no real data at {folder}: set CELLCLR_SHARED to the folder with data/bbbc021")
     return folder
 
 
@@ -81,7 +87,7 @@ def data_dir(tmp_path_factory) -> Path:
     Tests read it only; those that change files take a copy.
     """
     root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    root = root.parent if IS_WORKER else root
     command = [sys.executable, "-m", "cellclr_jax.build", "--source=simulated"]
     command += [f"--data_dir={root}/data", "--weeks=2", "--plates_per_week=1", "--crop_size=48"]
     command += ["--simulator=height=300,width=360,dmso_wells=3", "--workers=1"]

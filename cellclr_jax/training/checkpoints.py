@@ -19,8 +19,7 @@ from cellclr_jax.console import listed
 from cellclr_jax.errors import BadData, BadUse
 
 CHECKPOINTS = "checkpoints"
-METRIC = "validation_loss"
-"""Ranks checkpoints."""
+_METRIC = "validation_loss"  # ranks checkpoints
 # Orbax writes a file of this name in a folder of this name.
 _METRICS = "metrics"
 # Errors of TensorStore contain pages of its internals.
@@ -88,7 +87,7 @@ def loss_of(checkpoint: epath.Path) -> float | None:
     if not file.parent.exists():
         return None
     try:
-        return float(json.loads(file.read_text())[METRIC])
+        return float(json.loads(file.read_text())[_METRIC])
     except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{file} cannot be read") from error
 
@@ -133,7 +132,7 @@ class Checkpoints:
         preserved: list[policies.PreservationPolicy] = [
             policies.LatestN(_LATEST_KEPT),
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[METRIC],
+                get_metric_fn=lambda metrics: metrics[_METRIC],
                 n=1,
                 reverse=True,
                 keep_checkpoints_without_metrics=False,
@@ -152,7 +151,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 # Reads no metrics, which may be damaged in a checkpoint that is not needed.
                 lightweight_initialize=read_only,
-                best_fn=None if read_only else lambda metrics: metrics[METRIC],
+                best_fn=None if read_only else lambda metrics: metrics[_METRIC],
                 best_mode="min",
                 preservation_policy=(
                     None if read_only else policies.AnyPreservationPolicy(preserved)
@@ -201,7 +200,7 @@ class Checkpoints:
                         _PROGRESS: ocp.args.JsonSave(dict(progress)),
                     }
                 ),
-                metrics=None if validation_loss is None else {METRIC: validation_loss},
+                metrics=None if validation_loss is None else {_METRIC: validation_loss},
             )
         if not saved:
             steps = ", ".join(map(str, self.steps()))
@@ -225,7 +224,8 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 self._check_tree(step, shapes(template))
-                restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+                restored = self._restore(step, ocp.args.StandardRestore(abstract))
             except (MemoryError, BadUse):
                 raise
             except Exception as error:  # TensorStore raises bare exceptions
@@ -300,7 +300,7 @@ class Checkpoints:
           BadData: the checkpoint cannot be read.
           BadUse: it is of another model; the message names the differences.
         """
-        abstract = _abstract(template)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         with self._named_damage(step):
@@ -387,8 +387,3 @@ class Checkpoints:
             raise BadUse(
                 f"checkpoint {path.parent} is of another model or optimiser ({different}): {advice}"
             )
-
-
-def _abstract(template: Any) -> Any:
-    """Returns the shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

@@ -52,7 +52,7 @@ def train(
     wandb: str | None = None,
     began: float | None = None,
 ) -> TrainState:
-    """Trains to the last epoch, from the newest checkpoint in `workdir` if there is one.
+    """Trains to the last epoch, from the newest checkpoint if there is one; returns the last state.
 
     Args:
       config: settings (see `default_config`).
@@ -62,16 +62,13 @@ def train(
       wandb: project of Weights & Biases that gets the metrics; None for none.
       began: start of the program on `time.monotonic`, for the time to the first step; None: now.
 
-    Returns:
-      The final state, on every device.
-
     Raises:
       BadUse: settings do not fit the dataset, the devices or the run in `workdir`.
       BadData: the dataset or all checkpoints cannot be read, or the loss is not finite.
       Interrupted: after SIGTERM, SIGHUP or Ctrl-C, when the state is saved.
     """
-    began = time.monotonic() if began is None else began
-    workdir, mesh = epath.Path(workdir), mesh or devices.make_mesh()
+    began, workdir = began or time.monotonic(), epath.Path(workdir)
+    mesh = mesh or devices.make_mesh()
     if profile_steps and not is_local(workdir):
         raise BadUse(f"--profile needs a --workdir on this machine, not {workdir}")
     run = open_run(workdir, config)  # on each process, so that all end with the same message
@@ -89,12 +86,11 @@ def train(
         multihost_utils.sync_global_devices("the work directory is locked")
         open_run(workdir, config).check_dataset(experiment.encoder.cells)
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
-        folder = workdir.resolve() / CHECKPOINTS
-        checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
+        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
+        stack.enter_context(checkpoints)
         if first:
             write_config(config, workdir)
-            for line in (describe(experiment, mesh, workdir), *run.notes):
-                say(line)
+            say("\n".join((describe(experiment, mesh, workdir), *run.notes)))
         training = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
         return training.go(profile_steps, wandb)
 

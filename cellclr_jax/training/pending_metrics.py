@@ -89,7 +89,7 @@ class Trace:
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""
-        if step == self._begin:
+        if self._folder is not None and step == self._begin:
             jax.profiler.start_trace(self._folder)
             self._running = True
 

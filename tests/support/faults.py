@@ -196,28 +196,28 @@ def full_disk(patient):
 
 def truncate_newest(patient):
     """Truncates the files of the newest checkpoint's arrays to a half."""
-    kept = checkpoints(patient.workdir)
-    if len(kept) < 2:
+    saved = checkpoints(patient.workdir)
+    if len(saved) < 2:
         return "too few checkpoints to cut one"
-    for file in (kept[-1] / "state").rglob("*"):
+    for file in (saved[-1] / "state").rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     process = patient.start()
     patient.some_steps(process, 1)
     process.kill()
     message = process.communicate()[1]
-    assert f"step {kept[-1].name} cannot be read: moved to unreadable/" in message, message
-    assert f"resuming from step {kept[-2].name} " in message
-    return f"cut the checkpoint of step {kept[-1].name}: resumed from {kept[-2].name}"
+    assert f"step {saved[-1].name} cannot be read: moved to unreadable/" in message, message
+    assert f"resuming from step {saved[-2].name} " in message
+    return f"cut the checkpoint of step {saved[-1].name}: resumed from {saved[-2].name}"
 
 
 def delete_newest(patient):
     """Removes the newest checkpoint."""
-    kept = checkpoints(patient.workdir)
-    if len(kept) < 2:
+    saved = checkpoints(patient.workdir)
+    if len(saved) < 2:
         return "too few checkpoints to delete one"
-    shutil.rmtree(kept[-1])
-    return f"deleted the checkpoint of step {kept[-1].name}"
+    shutil.rmtree(saved[-1])
+    return f"deleted the checkpoint of step {saved[-1].name}"
 
 
 def vanished_shard(patient):

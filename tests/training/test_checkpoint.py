@@ -26,10 +26,10 @@ def on_device(tree):
 @pytest.fixture
 def saved(tmp_path):
     """A folder with checkpoints of steps 1 and 2."""
-    with Checkpoints(tmp_path / "checkpoints") as kept:
+    with Checkpoints(tmp_path / "checkpoints") as opened:
         for step in (1, 2):
-            kept.save(step, on_device(state()), {"data": step})
-        kept.wait()
+            opened.save(step, on_device(state()), {"data": step})
+        opened.wait()
     return tmp_path
 
 
@@ -37,18 +37,18 @@ def test_a_clock_that_jumps_while_a_checkpoint_is_saved_does_no_harm(tmp_path, m
     """Orbax measures the time of a save on the system clock: each reading is an hour later."""
     readings = itertools.count()
     real = time.time
-    with monkeypatch.context() as patch, Checkpoints(tmp_path / "checkpoints") as kept:
+    with monkeypatch.context() as patch, Checkpoints(tmp_path / "checkpoints") as opened:
         patch.setattr(time, "time", lambda: real() + 3600 * next(readings))
         for step in (1, 2):
-            kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1)
-            kept.wait()
+            opened.save(step, on_device(state()), {"data": step}, validation_loss=0.1)
+            opened.wait()
     assert next(readings) > 2
     assert restore(tmp_path, state())[1] == {"data": 2}
 
 
 def restore(folder, template):
-    with Checkpoints(folder / "checkpoints") as kept:
-        return kept.restore_newest(on_device(template))
+    with Checkpoints(folder / "checkpoints") as opened:
+        return opened.restore_newest(on_device(template))
 
 
 def test_a_saved_state_is_restored(saved):
@@ -75,22 +75,22 @@ def test_another_tree_is_refused_with_the_difference_named(saved, template, mess
     if "params" in message:
         part = {"params": template["params"]}
         refused = pytest.raises(BadUse, match=message.split(", opt_state")[0])
-        with Checkpoints(saved / "checkpoints", read_only=True) as kept, refused:
-            kept.restore_part(2, on_device(part))
+        with Checkpoints(saved / "checkpoints", read_only=True) as opened, refused:
+            opened.restore_part(2, on_device(part))
 
 
 def test_a_step_that_does_not_exist_and_the_best_of_unranked_ones_are_refused(saved):
-    with Checkpoints(saved / "checkpoints", read_only=True) as kept:
+    with Checkpoints(saved / "checkpoints", read_only=True) as opened:
         with pytest.raises(BadUse, match="has a validation loss"):
-            kept.find("best")
+            opened.find("best")
         with pytest.raises(BadUse, match="there are 1, 2"):
-            kept.find("12345")
+            opened.find("12345")
 
 
 def test_a_part_is_restored_without_the_optimiser(saved):
-    with Checkpoints(saved / "checkpoints", read_only=True) as kept:
+    with Checkpoints(saved / "checkpoints", read_only=True) as opened:
         part = on_device({"params": state()["params"], "batch_stats": {}})
-        found, progress = kept.restore_part(1, part)
+        found, progress = opened.restore_part(1, part)
     jax.tree.map(np.testing.assert_array_equal, found, part)
     assert progress == {"data": 1}
 
@@ -112,10 +112,10 @@ DAMAGED = [None, '{"validation_loss": null}']
 @pytest.fixture
 def ranked(tmp_path):
     """A folder with ranked checkpoints of steps 1 and 2, the first the better one."""
-    with Checkpoints(tmp_path / "checkpoints") as kept:
+    with Checkpoints(tmp_path / "checkpoints") as opened:
         for step in (1, 2):
-            kept.save(step, on_device(state()), {"data": step}, validation_loss=0.1 * step)
-        kept.wait()
+            opened.save(step, on_device(state()), {"data": step}, validation_loss=0.1 * step)
+        opened.wait()
     return tmp_path
 
 
@@ -127,10 +127,10 @@ def damage_metrics(folder, content):
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_checkpoint_with_damaged_metrics_is_moved_aside(ranked, content):
     damage_metrics(ranked, content)
-    with Checkpoints(ranked / "checkpoints") as kept:
-        assert kept.steps() == [2]
-        assert kept.find("best") == 2
-        _, progress, damaged = kept.restore_newest(on_device(state()))
+    with Checkpoints(ranked / "checkpoints") as opened:
+        assert opened.steps() == [2]
+        assert opened.find("best") == 2
+        _, progress, damaged = opened.restore_newest(on_device(state()))
         assert progress == {"data": 2}
         assert damaged == [1]
     assert [path.name for path in (ranked / "unreadable").iterdir()] == ["1"]
@@ -139,14 +139,14 @@ def test_a_checkpoint_with_damaged_metrics_is_moved_aside(ranked, content):
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_reading_ignores_damaged_metrics(ranked, content):
-    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
-        assert kept.find("best") == 1
+    with Checkpoints(ranked / "checkpoints", read_only=True) as opened:
+        assert opened.find("best") == 1
     damage_metrics(ranked, content)
-    with Checkpoints(ranked / "checkpoints", read_only=True) as kept:
-        assert kept.steps() == [1, 2]
-        assert kept.find("best") == kept.find("last") == 2
+    with Checkpoints(ranked / "checkpoints", read_only=True) as opened:
+        assert opened.steps() == [1, 2]
+        assert opened.find("best") == opened.find("last") == 2
         part = on_device({"params": state()["params"], "batch_stats": {}})
-        assert kept.restore_part(1, part)[1] == {"data": 1}
+        assert opened.restore_part(1, part)[1] == {"data": 1}
 
 
 def test_a_disk_that_cannot_be_reached_is_an_error_and_nothing_is_moved(ranked, monkeypatch):

@@ -54,10 +54,10 @@ def test_a_run_learns_and_writes_its_files(config, tmp_path, capsys):
     assert losses[-1] < losses[0] - 0.1
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     assert list((tmp_path / "tensorboard").glob("events*"))
-    with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
-        assert kept.find("last") == experiment.total_steps
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as opened:
+        assert opened.find("last") == experiment.total_steps
         best = 1 + int(np.argmin(losses))
-        assert kept.find("best") == best * experiment.steps_per_epoch
+        assert opened.find("best") == best * experiment.steps_per_epoch
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     printed = capsys.readouterr().err
     assert "first step after" in printed
@@ -190,6 +190,9 @@ def test_a_state_with_a_validation_loss_that_is_not_finite_is_not_saved(config, 
     ("change", "message"),
     [
         ({"minibatch_size": 63}, "63 cells cannot be divided among 8 devices"),
+        ({"micro_batch_size": 24}, "micro_batch_size is 24: a divisor of config.minibatch_size 64"),
+        ({"micro_batch_size": -1}, "micro_batch_size is -1"),
+        ({"micro_batch_size": 4}, r"micro batch of 4 cells .* 8 devices: set --config.micro_batch"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"optimizer.learning_rate": math.nan}, "learning_rate is nan: at least 0 was expected"),
         ({"minibatch_size": 100_000}, "does not fit an epoch"),

@@ -168,9 +168,8 @@ def test_an_undefined_score_is_left_out_and_noted_once(online_score, capsys):
 
 def test_a_score_that_fails_does_not_end_the_training(online_score, capsys):
     table = plate()
-    assert (
-        answering(online_score(table), np.full((len(table), 3), np.nan, np.float32)).score({}) == {}
-    )
+    features = np.full((len(table), 3), np.nan, np.float32)
+    assert answering(online_score(table), features).score({}) == {}
     assert "NaN" in capsys.readouterr().err
 
 

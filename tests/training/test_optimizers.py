@@ -60,9 +60,9 @@ def test_the_cosine_can_stay_at_its_peak():
     assert [float(schedule(s)) for s in (10, 15, 20)] == pytest.approx([2, 2, 2])
     assert float(schedule(70)) == pytest.approx(1)
     assert float(schedule(120)) == pytest.approx(0, abs=1e-6)
-    held = optimizers.make_schedule("cosine", peak=2.0, total_steps=110, hold_steps=10)
-    assert float(held(0)) == float(held(10)) == 2
-    assert float(held(60)) == pytest.approx(1)
+    schedule = optimizers.make_schedule("cosine", peak=2.0, total_steps=110, hold_steps=10)
+    assert float(schedule(0)) == float(schedule(10)) == 2
+    assert float(schedule(60)) == pytest.approx(1)
 
 
 def test_a_warm_up_and_peak_without_further_steps_are_refused():
@@ -88,10 +88,10 @@ def published_rates(peak, steps_per_epoch, constant_epochs, epochs):
 @pytest.mark.parametrize(("steps_per_epoch", "epochs"), [(7, 30), (50, 40), (1600, 600)])
 def test_the_published_cosine_is_that_of_pytorch_stepped_once_per_epoch(steps_per_epoch, epochs):
     schedule = optimizers.legacy_cosine(3e-4, steps_per_epoch=steps_per_epoch, constant_epochs=10)
-    want = published_rates(3e-4, steps_per_epoch, 10, epochs)
+    expected = published_rates(3e-4, steps_per_epoch, 10, epochs)
     first = [float(schedule(epoch * steps_per_epoch)) for epoch in range(epochs)]
     last = [float(schedule((epoch + 1) * steps_per_epoch - 1)) for epoch in range(epochs)]
-    np.testing.assert_allclose(first, want, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-9)
     np.testing.assert_array_equal(first, last)
 
 

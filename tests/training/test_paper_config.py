@@ -86,10 +86,10 @@ def test_views_are_standardised_last(experiment):
     settings = learner.preprocessing
     images = resize_all(normalized(cells, settings), settings.size)
     views = np.asarray(make_views(keys, images, learner.augmentations))
-    want = (views - np.array(settings.mean)) / np.array(settings.deviation)
-    assert not np.allclose(want, views)
+    expected = (views - np.array(settings.mean)) / np.array(settings.deviation)
+    assert not np.allclose(expected, views)
     found = views_of(learner, cells, keys, learner.objective.views[0])
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_learning_rate_changes_by_epochs_unless_turned_off(experiment):

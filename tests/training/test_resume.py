@@ -118,8 +118,8 @@ def test_a_run_resumes_on_another_number_of_devices(config, tmp_path, undisturbe
     for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, expected)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     template = jax.device_put(state.variables, sharding.replicated(sharding.make_mesh(2)))
-    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as kept:
-        part, progress = kept.restore_part(kept.find("last"), template)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as opened:
+        part, progress = opened.restore_part(opened.find("last"), template)
     assert progress["data"] == {"next_index": int(state.step)}
     assert same(part, state.variables)
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from support import tiny_run, traced
 
 from cellclr_jax import devices as sharding
@@ -15,10 +14,8 @@ from cellclr_jax.augment import make_views, two_views, view_keys
 from cellclr_jax.devices import stream
 from cellclr_jax.encoder.load import init_variables
 from cellclr_jax.encoder.preprocessing import Preprocessing
-from cellclr_jax.errors import BadUse
 from cellclr_jax.models import make_model
 from cellclr_jax.objectives import nt_xent
-from cellclr_jax.training import loop
 from cellclr_jax.training.setup import compile_program, make_experiment
 from cellclr_jax.training.step import (
     Learner,
@@ -204,19 +201,9 @@ def test_4096_cells_train_in_the_memory_of_256():
     assert large < 1.3 * small + 8 * projections + 2 * tiles < 4 * small
 
 
-@pytest.fixture
-def config(data_dir):
-    """A run in micro-batches, which takes seconds."""
+def test_rematerialisation_takes_less_memory_and_gives_the_same_step(data_dir):
     config = tiny_run.get_config()
-    config.data_dir = str(data_dir)
-    config.micro_batch_size = 16
-    return config
-
-
-def test_rematerialisation_takes_less_memory_and_gives_the_same_step(config):
-    config.micro_batch_size = 0
-    config.image_size = 24
-    config.operations = ("flip_horizontal",)
+    config.update(data_dir=str(data_dir), image_size=24, operations=("flip_horizontal",))
     mesh = sharding.make_mesh(1)
     memory, results = [], []
     for remat in (False, True):
@@ -280,20 +267,3 @@ def test_metrics_contain_norms_and_the_spread_of_all_cells():
     _, metrics = jax.device_get(step(after, minibatch(), key))
     np.testing.assert_allclose(metrics["lr"], 0.2, rtol=1e-6)
     np.testing.assert_allclose(metrics["update_norm"], 0.2 * metrics["gradient_norm"], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"micro_batch_size": 24}, "micro_batch_size is 24: a divisor of config.minibatch_size 64"),
-        ({"micro_batch_size": 128}, "micro_batch_size is 128: a divisor"),
-        ({"micro_batch_size": -1}, "micro_batch_size is -1"),
-        ({"micro_batch_size": 4}, r"micro batch of 4 cells .* 8 devices: set --config.micro_batch"),
-        ({"loss_block_size": -1}, "loss_block_size is -1"),
-    ],
-)
-def test_wrong_sizes_are_named(config, tmp_path, change, message):
-    config.update(change)
-    with pytest.raises(BadUse, match=message):
-        loop.train(config, tmp_path)
-    assert not (tmp_path / "config.json").exists()

@@ -146,17 +146,16 @@ class RunLog:
         speed, seconds_left = self._measure(step)
         row: dict[str, float] = {**metrics, **speed}
         warning = self._watch(metrics)
-        if self._warned:
-            warning = None
-        if warning:
+        is_first = warning is not None and not self._warned
+        if is_first:
             self._warned = True
             row[_WARNED] = 1
         self._write(step, epoch, {name: row[name] for name in self._first if name in row} | row)
         self._console.row(step, epoch, row, seconds_left)
-        if warning:
+        if is_first:
             self._console.line(f"warning: {warning}")
             for chart in self._charts:
-                chart.text(step, "warnings", warning)
+                chart.text(step, "warnings", str(warning))
 
     def record_epoch(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Writes a row of validation metrics, their names prefixed, and prints a line."""

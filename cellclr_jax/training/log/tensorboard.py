@@ -89,5 +89,5 @@ def _file_name(directory: Path) -> str:
     TensorBoard reads files in the order of their names, which start with the time in seconds.
     """
     stamps = [int(found[1]) for path in directory.iterdir() if (found := _FILE.match(path.name))]
-    stamp = max([int(time.time()), *(known + 1 for known in stamps)])
+    stamp = max([int(time.time()), *(earlier + 1 for earlier in stamps)])
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
