@@ -1,4 +1,4 @@
-"""Starts every binary: parses flags, prints `--help`, ends an error in one line and a status.
+"""Starts every binary: parses flags, prints `--help`, reports errors in one line with a status.
 
 Imports nothing heavy, so that `--help` answers at once.
 """

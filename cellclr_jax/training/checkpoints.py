@@ -70,10 +70,14 @@ def differences(saved: Shapes, expected: Shapes) -> str:
         ],
     }
     return "; ".join(
-        f"{kind} {listed(sorted(names, key=lambda name: (not name.startswith('params/'), name)))}"
+        f"{kind} {listed(sorted(names, key=_parameters_first))}"
         for kind, names in kinds.items()
         if names
     )
+
+
+def _parameters_first(name: str) -> tuple[bool, str]:
+    return not name.startswith("params/"), name
 
 
 def loss_of(checkpoint: epath.Path) -> float | None:

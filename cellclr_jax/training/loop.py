@@ -261,7 +261,7 @@ class _Run:
         stop = self.should_stop(step)
         save = epoch_ends or stop is not None or bool(interval and step % interval == 0)
         if save or step % self.config.log_every == 0:
-            self._flush(step)
+            self.log.record(step, self._epoch(step), self.pending.fetch())
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
             self._save(step, state, position, loss)
@@ -290,11 +290,6 @@ class _Run:
         if self.start is not None:
             progress[START] = self.start
         self.checkpoints.save(step, state.saved(), progress, validation_loss=loss)
-
-    def _flush(self, step: int) -> None:
-        """Fetches the metrics of the steps since the last call and records their mean."""
-        if metrics := self.pending.fetch():
-            self.log.record(step, self._epoch(step), metrics)
 
     def _end_epoch(self, step: int, state: TrainState) -> float | None:
         """Records the mean validation loss and returns it; None without a validation set."""

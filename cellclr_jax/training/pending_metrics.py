@@ -43,14 +43,12 @@ class Pending:
             jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD])
 
     def fetch(self) -> dict[str, float]:
-        """Returns means over the steps since the last call ({} for none), and the last `lr`.
+        """Returns means over the steps since the last call, at least one, and the last `lr`.
 
         Raises:
           NotFinite: names the first step with a metric that is not finite.
         """
         steps, self._steps = self._steps, []
-        if not steps:
-            return {}
         fetched = jax.device_get([metrics for _, metrics in steps])
         for (step, _), metrics in zip(steps, fetched, strict=True):
             check_finite(step, metrics)
