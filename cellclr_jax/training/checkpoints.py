@@ -69,15 +69,9 @@ def differences(saved: Shapes, expected: Shapes) -> str:
             if saved[name] != expected[name]
         ],
     }
-    return "; ".join(
-        f"{kind} {listed(sorted(names, key=_parameters_first))}"
-        for kind, names in kinds.items()
-        if names
-    )
-
-
-def _parameters_first(name: str) -> tuple[bool, str]:
-    return not name.startswith("params/"), name
+    for names in kinds.values():
+        names.sort(key=lambda name: (not name.startswith("params/"), name))
+    return "; ".join(f"{kind} {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def loss_of(checkpoint: epath.Path) -> float | None:
