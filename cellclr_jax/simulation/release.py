@@ -263,5 +263,5 @@ def _identity(settings: SimulatorSettings) -> dict[str, object]:
 
 
 def _differences(record: dict[str, Any], settings: SimulatorSettings) -> list[str]:
-    """Lists how the release of a record differs, such as 'settings.seed: 0 there, 1 here'."""
+    """Lists how the release of a record differs, such as 'settings.seed: was 0, now 1'."""
     return files.differences(record, _identity(settings), ignored=("cells",))

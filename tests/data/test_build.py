@@ -109,7 +109,7 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert run(*flags, "--qc").stdout == f"look at it: {path / 'qc.html'}\n"
     other = run(*flags, "--crop_size=24")
     assert other.returncode == 2
-    assert "crop_size: 32 there, 24 here" in other.stderr
+    assert "crop_size: was 32, now 24" in other.stderr
     rebuilt = run(*flags, "--crop_size=24", "--overwrite", "--workers=1")
     assert rebuilt.returncode == 1
     assert "--max_skipped=0.01" in rebuilt.stderr
@@ -228,4 +228,4 @@ def test_simulated_plates_become_a_dataset(tmp_path):
     assert not (tmp_path / "simulated_release").exists()
     other = run(*flags, "--seed=4")
     assert other.returncode == 2
-    assert "otherwise: simulation.seed: 3 there, 4 here." in other.stderr
+    assert "otherwise: simulation.seed: was 3, now 4." in other.stderr
