@@ -76,7 +76,7 @@ def test_existing_files_are_kept_without_a_server(server, tmp_path):
         pass
     assert download(gone, tmp_path) == []
     (tmp_path / ZIPS[0]).unlink()
-    message = rf"{ZIPS[0]}: no connection to the server \(.*refused\); the same command"
+    message = rf"{ZIPS[0]}: no connection to the server \(.*refused\); run the same command"
     with pytest.raises(BadData, match=message):
         download(gone, tmp_path)
 
@@ -143,9 +143,9 @@ def test_others_come_if_one_is_missing_and_the_next_call_resumes(server, tmp_pat
     with pytest.raises(BadData) as failed:
         download(server, tmp_path, parallel=1)
     assert str(failed.value) == (
-        f"1 of 2 files did not come: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the connection broke off "
-        f"at 50,000 of {size:,} bytes (3 times without a new byte); the same command tries again, "
-        "and resumes files that came in part"
+        f"1 of 2 files could not be downloaded: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the "
+        f"connection broke off at 50,000 of {size:,} bytes (3 times without a new byte); run the same "
+        "command again to resume"
     )
     assert (tmp_path / ZIPS[1]).exists()
     del server.files[ZIPS[0]]
@@ -213,9 +213,11 @@ def damaged(content):
 )
 def test_a_damaged_zip_is_fetched_twice_and_never_gets_its_name(server, tmp_path, spoil, message):
     server.files[ZIPS[0]] = Served(spoil(server.files[ZIPS[0]].content))
-    with pytest.raises(BadData, match=f"what comes is damaged, twice: .*{message}") as failed:
+    with pytest.raises(
+        BadData, match=f"downloaded twice, both times damaged: .*{message}"
+    ) as failed:
         download(server, tmp_path)
-    assert "; nothing of it is kept; the same command tries again" in str(failed.value)
+    assert "; deleted; run the same command again" in str(failed.value)
     assert server.requests.count(("GET", ZIPS[0])) == 2
     assert not [name for name in found(tmp_path) if name.startswith(ZIPS[0])]
 
@@ -223,7 +225,7 @@ def test_a_damaged_zip_is_fetched_twice_and_never_gets_its_name(server, tmp_path
 @pytest.mark.parametrize("claims", [5, -5])
 def test_a_wrong_length_is_an_error(server, tmp_path, claims):
     server.files[ZIPS[0]].claims = claims
-    with pytest.raises(BadData, match=f"1 of 2 files did not come: {ZIPS[0]}: "):
+    with pytest.raises(BadData, match=f"1 of 2 files could not be downloaded: {ZIPS[0]}: "):
         download(server, tmp_path)
     assert found(tmp_path) == sorted([*FILES[:2], ZIPS[1], f"{ZIPS[0]}.part"]) or claims < 0
     assert not (tmp_path / ZIPS[0]).exists()
@@ -233,7 +235,7 @@ def test_a_wrong_length_is_an_error(server, tmp_path, claims):
 @pytest.mark.parametrize("content", [b"<html><body>Not found</body></html>", b"", b"\xff\xfe\0"])
 def test_a_page_that_is_no_table_never_gets_its_name(server, tmp_path, name, content):
     server.files[name] = Served(content)
-    message = rf"1 of 2 .*{name}: .*what comes is damaged, twice: .*{name}"
+    message = rf"1 of 2 .*{name}: .*downloaded twice, both times damaged: .*{name}"
     with pytest.raises(BadData, match=message):
         download(server, tmp_path)
     assert not [path for path in found(tmp_path) if path.startswith(name)]
