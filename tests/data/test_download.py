@@ -144,8 +144,8 @@ def test_others_come_if_one_is_missing_and_the_next_call_resumes(server, tmp_pat
         download(server, tmp_path, parallel=1)
     assert str(failed.value) == (
         f"1 of 2 files could not be downloaded: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the "
-        f"connection broke off at 50,000 of {size:,} bytes (3 times without a new byte); run the same "
-        "command again to resume"
+        f"connection broke off at 50,000 of {size:,} bytes (3 times without a new byte); run "
+        "the same command again to resume"
     )
     assert (tmp_path / ZIPS[1]).exists()
     del server.files[ZIPS[0]]
