@@ -1,4 +1,4 @@
-"""Faults that a run must survive: each is done to the binary in a process of its own."""
+"""Faults that a run must survive: each is applied to a process of the binary."""
 
 import os
 import random
@@ -14,7 +14,7 @@ import numpy as np
 from support.training_runs import checkpoints
 
 ROOT = Path(__file__).parents[2]
-# On a machine that is busy with other things.
+# Long enough for a busy machine.
 SECONDS = 1800
 MODULE = ("-m", "cellclr_jax.main")
 # Runs the binary on a clock that is set back and forth by an hour while it runs.
@@ -35,7 +35,7 @@ datetime.datetime = Jumping
 runpy.run_module("cellclr_jax.main", run_name="__main__", alter_sys=True)
 """,
 )
-# Runs a command on a disk of its own, as full as is asked for, and brings back what it left there.
+# Runs a command on a separate disk of a given size and copies its files back.
 FULL_DISK = """
 mount -t tmpfs -o "size=$1" none "$2" && cp -a "$3/." "$2" || exit 99
 run=$3; disk=$2; shift 3
@@ -45,13 +45,13 @@ rm -rf "$run"/* && cp -a "$disk/." "$run"; exit $status
 
 
 class Patient:
-    """A run and what is done to it.
+    """A run that faults are applied to.
 
     Args:
       workdir: of the run.
       data_dir: of the dataset.
       settings: flags of the binary.
-      seed: of whatever is left to chance.
+      seed: of random choices.
     """
 
     def __init__(self, workdir, data_dir, settings=(), seed=0):
@@ -79,7 +79,7 @@ class Patient:
         return message
 
     def step(self):
-        """The last step that is told of."""
+        """The last logged step."""
         log = self.workdir / "metrics.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return sum('"loss"' in line for line in lines)
@@ -94,7 +94,7 @@ class Patient:
     def some_steps(self, process, most=4):
         """Waits for the first steps of a process that was just started."""
         log = self.workdir / "metrics.jsonl"
-        before = _identity(log)  # a run that goes on writes it anew
+        before = _identity(log)  # a resumed run rewrites it
         self.wait_for(process, lambda: _identity(log) not in (None, before))
         self.more_steps(process, most)
 
@@ -105,7 +105,7 @@ class Patient:
 
 
 def ends(process, status):
-    """Waits for the end of a process, which never shows a traceback; what it said."""
+    """Waits for the end of a process, which must print no traceback; returns its stderr."""
     message = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == status, message
     assert "Traceback" not in message, message
@@ -113,13 +113,13 @@ def ends(process, status):
 
 
 def final_state(workdir):
-    """The last checkpoint's step and arrays, as they lie on the disk."""
+    """Step and arrays of the last checkpoint."""
     import orbax.checkpoint as ocp
 
     last = checkpoints(workdir)[-1]
     path = (last / "state").absolute()
     reader = ocp.PyTreeCheckpointer()
-    to_host = jax.tree.map(  # whatever devices held it
+    to_host = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
     )
     return int(last.name), jax.tree.leaves(reader.restore(path, restore_args=to_host))
@@ -135,7 +135,7 @@ def kill(patient):
 
 
 def _identity(path):
-    """Of a file that may be gone by now."""
+    """The inode of a file, None if it is missing."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:
@@ -172,7 +172,7 @@ def sigterm(patient):
 
 
 def full_disk(patient):
-    """A disk that is full after some checkpoints; files that may not grow where none is lent."""
+    """A disk that is full after some checkpoints; a limit on file sizes if none can be mounted."""
     patient.workdir.mkdir(exist_ok=True)
     pages = sum(-(-f.stat().st_size // 4096) for f in patient.workdir.rglob("*") if f.is_file())
     room = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
@@ -181,7 +181,7 @@ def full_disk(patient):
     script = ["sh", "-c", FULL_DISK, "sh", str(room), str(disk), str(patient.workdir)]
     process = patient.start(before=["unshare", "-m", *script], workdir=disk)
     message = process.communicate(timeout=SECONDS)[1]
-    if process.returncode not in (0, 1, 2):  # nobody lends a disk here
+    if process.returncode not in (0, 1, 2):  # no permission to mount a disk
         process = patient.start(before=["bash", "-c", 'ulimit -f 8; "$@"', "bash"])
         message = process.communicate(timeout=SECONDS)[1]
     if process.returncode == 0:
@@ -208,7 +208,7 @@ def truncate_newest(patient):
     message = process.communicate()[1]
     assert f"step {kept[-1].name} cannot be read: moved to unreadable/" in message, message
     assert f"resuming from step {kept[-2].name} " in message
-    return f"cut the checkpoint of step {kept[-1].name}: went on from {kept[-2].name}"
+    return f"cut the checkpoint of step {kept[-1].name}: resumed from {kept[-2].name}"
 
 
 def delete_newest(patient):
@@ -221,7 +221,7 @@ def delete_newest(patient):
 
 
 def vanished_shard(patient):
-    """A shard of the dataset is gone at the start, and comes back."""
+    """A shard of the dataset is missing at the start, and restored."""
     shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
     shard.rename(hidden)
@@ -235,7 +235,7 @@ def vanished_shard(patient):
 
 
 def vanished_while_running(patient):
-    """A shard is gone while the run reads it: an open file stays, another one is missed by name."""
+    """A shard is removed during the run: an open one stays readable, another is an error."""
     shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
     process = patient.start()
@@ -252,7 +252,7 @@ def vanished_while_running(patient):
 
 
 def jumping_clock(patient):
-    """The clock is set back and forth by an hour while the run goes on, until it is killed."""
+    """The clock is set back and forth by an hour during the run, which is killed later."""
     process = patient.start(program=JUMPING)
     patient.some_steps(process)
     process.kill()
