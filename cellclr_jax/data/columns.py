@@ -1,4 +1,4 @@
-"""Names of columns, and which compound is the control: one vocabulary for all tables."""
+"""Names of columns and of the controls in all tables."""
 
 import re
 from collections import Counter
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from cellclr_jax.data.names import fold
 
-if TYPE_CHECKING:  # flags take the controls' name from here, and must not wait for pandas
+if TYPE_CHECKING:  # flags need `CONTROL` before pandas is imported
     import numpy as np
     import pandas as pd
 
-# What may be known of a cell besides its image, and its type, in this order in every table. Sources
-# have some of them; no other column exists. `label` is a class of any kind.
+# All metadata of a cell and their types, in the order of every table. A source has some of them.
+# `label` is a class of any kind.
 COLUMNS: dict[str, type] = {
     "plate": str,
     "well": str,
@@ -39,14 +39,13 @@ METADATA = {
     "wellcount": "Metadata_WellCount",
 }
 
-# What a cell's columns are called in a profile table. A label belongs to a cell, not to its site.
+# Names of the metadata in a profile table. A label belongs to a cell, not to a well.
 NAMES = {name: METADATA[name] for name in COLUMNS if name != "label"}
 CELL_ID = "Metadata_CellId"
-# The same for a table with one row a cell.
+# The same for a table with one row for each cell.
 CELL_NAMES = {"cell_id": CELL_ID, **NAMES, "label": "Metadata_Label"}
 
-# What else tables call a column, the likelier first: a barcode is the same on no two plates, which
-# a plate's number may be.
+# Other names of columns, the likelier first: a barcode is unique, a plate's number may not be.
 _ALIASES = {
     "plate": (
         "barcode",
@@ -62,10 +61,10 @@ _ALIASES = {
     "label": ("class", "classname"),
 }
 SYNONYMS: dict[str, tuple[str, ...]] = {name: (name, *_ALIASES.get(name, ())) for name in COLUMNS}
-"""The names (`plain_name`) that a column goes by on input; the first one found is taken."""
+"""Names (`plain_name`) of a column on input; the first one found is used."""
 
 _PREFIX = re.compile(r"(image_)?metadata_", re.IGNORECASE)
-# BBBC021's image table ends its plate and well with the channel they were read from.
+# BBBC021's image table appends a channel to the names of its columns of plates and wells.
 _CHANNEL = re.compile(r"_(dapi|dna)$", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[ _-]")
 
@@ -76,7 +75,7 @@ def has_prefix(column: str) -> bool:
 
 
 def plain_name(column: str) -> str:
-    """A column's name without what tables differ in: prefix, case, underscores and spaces.
+    """A column's name without prefix, case, underscores, hyphens and spaces.
 
     Example:
       plain_name("Image_Metadata_Plate_DAPI") == plain_name("Metadata_plate") == "plate"
@@ -92,7 +91,7 @@ CONTROL = "DMSO"
 
 
 def is_control(compounds: "pd.Series", control: str = CONTROL) -> "pd.Series":
-    """[N] bool: which of these names, [N] str, is the controls', in any spelling."""
+    """[N] bool: whether each compound, [N] str, is the control in any spelling."""
     import numpy as np
     import pandas as pd
 
@@ -103,13 +102,13 @@ def is_control(compounds: "pd.Series", control: str = CONTROL) -> "pd.Series":
 
 
 def control_spelling(compounds: "pd.Series", control: str = CONTROL) -> str:
-    """How [N] compounds spell the controls', the commonest first; `control` if none is one."""
+    """The commonest spelling of the control in [N] compounds; `control` if none is one."""
     spellings = Counter(compounds[is_control(compounds, control)])
     return str(spellings.most_common(1)[0][0]) if spellings else control
 
 
-# Concentrations are equal when they agree to six significant digits: a file may hold 0.3, another
-# 0.300000012 (a float32 written out), and no dilution series is finer than that.
+# Concentrations are equal if they agree to six significant digits: files may have 0.3 and its
+# float32, 0.300000012, and no dilution series is finer.
 SIGNIFICANT_DIGITS = 6
 
 
@@ -132,15 +131,15 @@ def round_concentrations(concentrations: Iterable[float]) -> "np.ndarray":
 def set_controls(
     concentrations: Iterable[float], compounds: "pd.Series", control: str = CONTROL
 ) -> "np.ndarray":
-    """Rounds concentrations, and sets those of controls that are unknown to 0.
+    """Rounds concentrations and sets unknown ones of controls to 0.
 
     Args:
-      concentrations: [N] floats in µM; NaN is unknown.
+      concentrations: [N] floats in µM; NaN: unknown.
       compounds: [N] str.
-      control: the controls' compound.
+      control: their control.
 
     Returns:
-      [N] float64; NaN where a treatment's concentration is unknown.
+      [N] float64; NaN for an unknown concentration of a treatment.
     """
     import numpy as np
 

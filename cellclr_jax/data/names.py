@@ -1,6 +1,6 @@
-"""Decides when two names in a table are the same, and which words mean that a value is missing.
+"""Decides which names in tables are equal, and which words mean that a value is missing.
 
-All tables that come in (profiles, image, MoA and label tables, centres of nuclei) use these rules.
+All tables that are read (profiles, image, MoA and label tables, centres of nuclei) use these rules.
 """
 
 import re
@@ -14,12 +14,12 @@ from cellclr_jax.console import listed
 if TYPE_CHECKING:  # `columns` needs `fold` before pandas is imported
     import numpy as np
 
-# Soft hyphens, zero-width spaces and byte order marks: nobody sees them.
+# Category of soft hyphens, zero-width spaces and byte order marks.
 _INVISIBLE = "Cf"
-# Hyphens and dashes of any length, and the minus sign, which has another category.
+# Category of hyphens and dashes; the minus sign has another one.
 _DASHES = "Pd"
 _MINUS = "\N{MINUS SIGN}"
-# Compared after `fold` and without brackets, '#' and dots around them: '<NA>', '#N/A', 'n.a.'.
+# Words are compared after `fold`, without these characters around them: '<NA>', '#N/A', 'n.a.'.
 _AROUND = "#<>()[]. "
 _MISSING = frozenset(
     ("", "na", "n/a", "n.a", "nan", "-nan", "nat", "null", "none", "nil", "-", "--", "---", "?")
@@ -32,10 +32,10 @@ _ROWS, _COLUMNS = 32, 48
 
 
 def fold(text: str) -> str:
-    """Reduces a name to what two spellings of it share.
+    """Reduces a name to a form in which all of its spellings are equal.
 
-    Unicode's compatibility form (NFKC; composed and decomposed letters, no-break spaces), without
-    invisible characters, every dash a hyphen, runs of whitespace one space, lower case.
+    Unicode's compatibility form (NFKC: composed letters, ordinary spaces), without invisible
+    characters, every dash a hyphen, runs of whitespace one space, lower case.
 
     Example:
       fold(" PP\N{NON-BREAKING HYPHEN}2 ") == fold("pp-2") == "pp-2"
@@ -61,7 +61,7 @@ def well_position(name: str) -> tuple[int, int] | None:
     """Row and column, from 0, of a well such as 'A01', 'a1', 'B-03', 'AF48' or 'r01c01'.
 
     Returns:
-      None for what is no well of a plate of up to 1536.
+      None for any other text; plates have up to 1536 wells.
     """
     text = fold(name)
     if match := _NUMBERS.fullmatch(text):
@@ -76,7 +76,7 @@ def well_position(name: str) -> tuple[int, int] | None:
 
 
 def well_key(name: str) -> str:
-    """The same text for every way to write a well; `fold` of what is no well's name."""
+    """The same text for every notation of a well; `fold` of any other name."""
     position = well_position(name)
     return f"row {position[0]} column {position[1]}" if position else fold(name)
 
@@ -84,15 +84,15 @@ def well_key(name: str) -> str:
 class Names:
     """Gives each name one spelling in all tables that are read together.
 
-    Tables can then be grouped and joined by equality. The commonest spelling of the first table
-    that has the name is kept, of equally common ones the first.
+    Tables can then be grouped and joined by equality. The commonest spelling in the first table
+    with the name is used, of equally common ones the first.
 
     Args:
-      exact: only strips names; no word but the empty one means 'missing'.
-      known: never words for 'missing', such as the controls' compound.
+      exact: only strips names; only the empty one means 'missing'.
+      known: names that never mean 'missing', such as the controls' compound.
 
     Attributes:
-      notes: what was merged and what was taken as missing, for the user.
+      notes: messages on merged spellings and missing values.
     """
 
     def __init__(self, *, exact: bool = False, known: Iterable[str] = ()) -> None:
@@ -102,14 +102,14 @@ class Names:
         self._spelling: dict[tuple[str, str], str] = {}
 
     def merge(self, column: str, values: Iterable[Any]) -> "np.ndarray":
-        """Gives the names of a column their spelling; each distinct value is looked at once.
+        """Replaces the names of a column by their spelling; inspects each distinct value once.
 
         Args:
-          column: what the names are, of `columns.COLUMNS`; those of two columns stay apart.
+          column: a key of `columns.COLUMNS`; each column has its own spellings.
           values: [N] of any type.
 
         Returns:
-          [N] object, each a str; '' where the value is missing.
+          [N] object, each a str; '' for a missing value.
         """
         import numpy as np
         import pandas as pd
@@ -126,7 +126,7 @@ class Names:
         return np.array([*(spelling[text] for text in texts), ""], object)[codes]
 
     def note_missing(self, column: str, missing: "np.ndarray") -> None:
-        """Adds a note on how many of [N] bool rows have no value in a column, if any."""
+        """Adds a note with the number of missing values of a column, [N] bool, if any."""
         if count := int(missing.sum()):
             self.notes.append(f"{column}: missing in {count:,} of {len(missing):,} rows")
 
@@ -140,11 +140,11 @@ class Names:
     def _note(
         self, column: str, counts: Counter[str], spelling: dict[str, str], total: int
     ) -> None:
-        """Adds notes on the words taken as missing and the spellings merged."""
-        words = [text for text, kept in spelling.items() if text and not kept]
+        """Adds notes on words that mean 'missing' and on merged spellings."""
+        words = [text for text, used in spelling.items() if text and not used]
         # In ASCII: two spellings may look the same.
         merged = [
-            f"{text!a} = {kept!a}" for text, kept in spelling.items() if kept and kept != text
+            f"{text!a} = {used!a}" for text, used in spelling.items() if used and used != text
         ]
         notes = []
         if words:

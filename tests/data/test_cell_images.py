@@ -184,7 +184,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
             lambda file=file: cell_shape(file, layout="stacked"),
             lambda file=file: read_cell(file, channels=1, layout="stacked", dtype="uint8"),
         ):
-            with pytest.raises(BadData, match=rf"cell\{suffix}: .*it is no regular file"):
+            with pytest.raises(BadData, match=rf"cell\{suffix}: .*it is not a regular file"):
                 read()
 
 
@@ -217,7 +217,7 @@ def png(width, height, depth, color, *chunks):
         (png(8, 8, 8, 2, chunk(b"gAMA", bytes(4)), chunk(b"tRNS", bytes(6))), "transparent"),
         (png(8, 8, 8, 0, *[chunk(b"tEXt", b"")] * 1001), "more than 1,000 chunks"),
         (png(8, 8, 8, 0, chunk(b"acTL", bytes(8))), "an animation of several images"),
-        (b"GIF89a", "does not begin as a PNG"),
+        (b"GIF89a", "does not start with the header of a PNG"),
         (png(8, 8, 8, 0).replace(b"\0\0\0\x08\x08", b"\0\0\0\x08\x10"), "checksum of its header"),
     ],
 )

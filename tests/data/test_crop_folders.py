@@ -1,6 +1,7 @@
-"""Folders of crops: each crop finds its row, and a damaged one costs its own field alone."""
+"""Folders of crops: each crop is matched with its row; a damaged one is lost without the others."""
 
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -51,6 +52,20 @@ def test_a_dna_file_on_two_lines_is_refused(release):
     table.to_csv(path, index=False)
     with pytest.raises(BadData, match=r"line 8: the DNA file .* also on line 2"):
         open_source("crops", Request((crops,)))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_any_unicode_form(tmp_path, forms):
+    names, table = (unicodedata.normalize(form, "Zellé_") for form in forms)
+    release = write_release(tmp_path / "release", prefix=table)
+    crops = write_crops(release, release / "crops")
+    for file in [*crops.iterdir()]:
+        file.rename(crops / f"{names}{file.name}")
+    for file in (release / "Week1" / PLATES[0]).iterdir():
+        file.rename(file.with_name(file.name.replace(table, names)))
+    for source, folder, count in (("crops", crops, 2), ("raw", release, 6)):
+        fields = open_source(source, Request((folder,))).fields
+        assert [field.absent for field in fields] == [""] * count
 
 
 @pytest.mark.parametrize("damage", ["shape", "broken"])

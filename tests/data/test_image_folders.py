@@ -1,6 +1,7 @@
-"""Folders of anybody's single-cell images: labels, tables, ids, and everything that may not fit."""
+"""Folders of single-cell images of any origin: labels, tables, ids, and wrong input."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import imagecodecs
@@ -45,7 +46,7 @@ def picture(value=0, shape=(12, 10, 3), dtype=np.uint8):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of two images, whose pixels tell which they are."""
+    """Two classes of two images; the pixels are the number of the image."""
     root = tmp_path / "cells"
     for value, name in enumerate(("control/a", "control/b", "drug/c", "drug/d")):
         save(root / f"{name}.png", picture(value))
@@ -100,7 +101,7 @@ def test_two_files_of_one_name_keep_their_suffix(folder):
     assert "control/a.png" in found
 
 
-def test_several_inputs_are_told_apart_by_as_much_as_needed(tmp_path):
+def test_several_inputs_have_the_shortest_distinct_prefixes(tmp_path):
     for value, name in enumerate(("one/images", "two/images", "three")):
         save(tmp_path / name / "x" / "a.png", picture(value))
     pair = (tmp_path / "one" / "images", tmp_path / "two" / "images")
@@ -112,7 +113,7 @@ def test_several_inputs_are_told_apart_by_as_much_as_needed(tmp_path):
     found = cells(folder_fields(Request((tmp_path / "two" / "images", tmp_path / "three"))))
     assert found == {"images/x/a": ({"label": "x"}, 1), "three/x/a": ({"label": "x"}, 2)}
     for twice in ((tmp_path, tmp_path / "three"), (tmp_path, tmp_path)):
-        with pytest.raises(BadUse, match=r"--input names .* twice"):
+        with pytest.raises(BadUse, match=r"--input: .* overlap; name each folder once"):
             folder_fields(Request(twice))
 
 
@@ -125,7 +126,7 @@ def test_a_link_is_followed_and_no_cell_appears_twice(folder):
     assert sorted(found) == ["control/a", "control/b", "drug/c", "drug/d"]
 
 
-def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
+def test_groups_are_bounded_and_have_distinct_names(folder, monkeypatch):
     monkeypatch.setattr(single_cells, "_GROUP", 3)
     for number in range(7):
         save(folder / "many" / f"{number}.png", picture(number))
@@ -136,7 +137,7 @@ def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
     assert len({cell for field in fields for cell in field.cells}) == 11
 
 
-def test_a_table_tells_what_is_known(folder, table):
+def test_columns_of_a_table_are_the_metadata(folder, table):
     source = tabled(folder, table)
     assert source.columns == ("plate", "well", "site", "compound", "concentration", "label")
     assert source.tables == {"label table": str(table)}
@@ -218,6 +219,14 @@ def test_an_absolute_path_within_an_input_is_as_good(folder, table, tmp_path, mo
         tabled(folder, table, {})
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_any_unicode_form(folder, table, forms):
+    name, text = (unicodedata.normalize(form, "drug/Zelle_é.png") for form in forms)
+    (folder / "drug" / "c.png").rename(folder / name)
+    table.write_text(f"file,label\n{text},x\n")
+    assert cells(tabled(folder, table, {})) == {name.removesuffix(".png"): ({"label": "x"}, 2)}
+
+
 def test_a_bare_name_that_two_images_have_is_refused(folder, table):
     save(folder / "drug" / "a.png", picture())
     table.write_text("file,label\na.png,x\n")
@@ -231,7 +240,7 @@ def test_rows_and_files_without_each_other_are_problems(folder, table, monkeypat
     table.write_text("\n".join(["file,label", "drug/c.png,x", *rows]))
     source = tabled(folder, table, {})
     assert list(cells(source)) == ["drug/c"]
-    # In lots, so that a million of them can be told; each image and row weighs as much as another.
+    # In groups, so that a million can be reported; each image and row counts as one cell.
     assert source.lost == 3 + 3
     assert source.problems == [
         ("control/a.png, control/b.png", f"no row of {table} (2 images)"),
@@ -255,20 +264,20 @@ def test_a_plate_without_an_image_is_absent(folder, table):
         tabled(folder, table, plates=("P1", "P3"))
 
 
-def test_plates_that_are_asked_for_come_alone(folder, table):
+def test_only_requested_plates_are_read(folder, table):
     source = tabled(folder, table, plates=("P1",))
     assert sorted(cells(source)) == ["drug/c", "drug/d"]
     assert (source.problems, source.absent_plates) == ([], [])
     with pytest.raises(BadUse, match=r"--plates=P9: .*labels\.csv has no plate P9"):
         tabled(folder, table, plates=("P9",))
-    with pytest.raises(BadUse, match="--plates=P1: folders tell no plates"):
+    with pytest.raises(BadUse, match="--plates=P1: folders do not name plates"):
         folder_fields(Request((folder,), plates=("P1",)))
     table.write_text("file,label\ndrug/c.png,x\n")
-    with pytest.raises(BadUse, match="does not tell the images' plates"):
+    with pytest.raises(BadUse, match="has no column of plates"):
         tabled(folder, table, {}, plates=("P1",))
 
 
-def test_what_is_empty_is_not_told(folder, table):
+def test_empty_columns_are_left_out(folder, table):
     table.write_text(
         "file,compound,concentration,site,replicate\ndrug/c.png,taxol,0.3,2,1\ndrug/d.png,DMSO,,,\n"
     )
@@ -292,12 +301,12 @@ def test_what_is_empty_is_not_told(folder, table):
     [
         (
             {"label": "kind"},
-            "--label_columns=label=kind: .*labels.csv has no such column, but path",
+            "--label_columns=label=kind: .*labels.csv has no such column; it has path",
         ),
         ({"colour": "path"}, "--label_columns=colour=path: <what>=<column> .* one of file, plate"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(folder, table, columns, message):
+def test_a_missing_column_is_named(folder, table, columns, message):
     with pytest.raises(BadUse, match=message):
         tabled(folder, table, columns)
 
@@ -322,7 +331,7 @@ def test_images_of_two_types_are_refused_and_one_of_each_is_named(folder):
         folder_fields(Request((folder,)))
 
 
-def test_a_folder_without_an_image_says_what_it_holds(tmp_path, folder):
+def test_the_error_for_a_folder_without_an_image_lists_its_files(tmp_path, folder):
     (tmp_path / "other").mkdir()
     for name in ("a.jpg", "b.JPG", "c.txt"):
         (tmp_path / "other" / name).write_text("")
@@ -351,10 +360,10 @@ def test_thumbnails_are_left_out_and_counted(folder):
     assert source.left_out[0].startswith("4 thumbnails (thumbnail-1.tif, Thumbs/c.png, drug/c_")
 
 
-def test_a_name_that_no_table_could_hold_is_refused(folder):
+def test_a_name_that_is_not_utf8_is_refused(folder):
     try:
         save(Path(os.fsdecode(os.fsencode(folder) + b"/drug/\xff.png")), picture())
     except OSError:
-        pytest.skip("this file system has UTF-8 names alone")
-    with pytest.raises(BadData, match="a name that is not UTF-8"):
+        pytest.skip("this file system has only UTF-8 names")
+    with pytest.raises(BadData, match="the name is not UTF-8"):
         folder_fields(Request((folder,)))

@@ -1,4 +1,4 @@
-"""The metadata tables: every way they are written reads alike, and errors name file and line."""
+"""The metadata tables: all notations are read alike, and errors name file and line."""
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_concentrations_that_went_through_float32_still_join(tmp_path):
     ("compound", "concentration", "there"),
     [
         ("taxolx", "0.3", " at any concentration"),
-        ("taxol", "3", r" \(there it has 0\.3, 1\)"),
+        ("taxol", "3", r" \(its concentrations there are 0\.3, 1\)"),
     ],
 )
 def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentration, there):
@@ -131,7 +131,7 @@ def test_a_treatment_that_was_not_imaged_is_named(tmp_path, compound, concentrat
         ([image_row(), image_row(well="b2")], r"line 3: .*site 1 is also on line 2"),
         ([image_row(replicate="x")], r"line 2: replicate 'x'"),
         ([image_row(site="x")], r"line 2: no site in the file name"),
-        ([image_row(plate="22123")], r"line 2: plate '22123' names no batch"),
+        ([image_row(plate="22123")], r"line 2: plate '22123' has no batch in its name"),
         ([image_row(), image_row()], r"line 3: .*site 1 is also on line 2"),
         ([image_row(), image_row(2, compound="taxol")], r"line 3: well B02 .* 'taxol' at 0"),
         ([image_row() + ",more"], r"line 2: 14 values, the header has 13"),

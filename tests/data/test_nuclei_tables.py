@@ -1,4 +1,4 @@
-"""Centres from DeepProfiler and CellProfiler land in the right field, or an error says where."""
+"""Centres of DeepProfiler and CellProfiler are assigned to their fields; errors name the line."""
 
 import pytest
 
@@ -95,7 +95,7 @@ def test_deepprofilers_locations_are_read(tmp_path, fields, folder):
 
 
 @pytest.mark.parametrize(("site", "well"), [("f0{}", "{}"), ("s{}", "{}"), ("{}.0", "{}")])
-def test_sites_and_wells_may_be_written_otherwise(tmp_path, fields, site, well):
+def test_sites_and_wells_match_in_any_notation(tmp_path, fields, site, well):
     write_locations(tmp_path, site, well)
     (tmp_path / "P1" / "notes.txt").write_text("x")
     write(tmp_path / "P1" / "D03-1-Nuclei.csv", ("a",), ("of a well that is not asked for",))
@@ -135,7 +135,7 @@ def test_two_tables_of_one_field_are_refused(tmp_path, fields):
 def test_a_plates_name_leads_nowhere(tmp_path, plate):
     write_locations(tmp_path / "locations")
     write_locations(tmp_path / "secret")
-    with pytest.raises(BadData, match="not one of the 1 fields"):
+    with pytest.raises(BadData, match="none of the 1 fields"):
         read_centers(tmp_path / "locations", [field_of(plate, "B02", 1)])
 
 
@@ -240,7 +240,7 @@ def test_the_same_file_name_on_two_plates_needs_the_plate(tmp_path):
         ("1", "-0.5", r"line 4: y '-0\.5'"),
         ("", "1", r"line 4: x ''"),
         ("inf", "1", r"line 4: x 'inf'"),
-        ("10.5", "20.25", r"line 4: the centre of line 2 again"),
+        ("10.5", "20.25", r"line 4: repeats the centre of line 2"),
     ],
 )
 def test_a_bad_coordinate_is_named_with_its_line(tmp_path, fields, x, y, message):
@@ -263,6 +263,9 @@ def test_a_nucleus_without_a_centre_is_left_out_and_counted(tmp_path, fields):
     filled, problems, notes = read_centers(path, fields)
     assert ([field.centers for field in filled], problems) == (CENTERS, [])
     assert notes == [f"nuclei without a centre, left out: 3, first {path}, line 2"]
+    write(path, *rows[:4])
+    with pytest.raises(BadData, match=r"none of its 3 nuclei has a centre, .*csv, line 2 first"):
+        read_centers(path, fields)
 
 
 @pytest.mark.parametrize(
@@ -290,8 +293,8 @@ CENTER = ["Location_Center_X", "Location_Center_Y"]
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (["Metadata_Plate", "Metadata_Well", *CENTER], "nothing tells a row's field: columns"),
-        (CENTER, r"nothing tells .*; the header has location_center_x, location_center_y"),
+        (["Metadata_Plate", "Metadata_Well", *CENTER], "no column for a row's field: columns"),
+        (CENTER, r"no column for .*; the header has location_center_x, location_center_y"),
         ([*dict(by_place(0)), CENTER[0]], "no columns Location_Center_X"),
         (
             [*dict(by_place(0)), "Mean_Nuclei_" + CENTER[0], "Mean_Nuclei_" + CENTER[1]],
@@ -306,7 +309,7 @@ CENTER = ["Location_Center_X", "Location_Center_Y"]
         ),
     ],
 )
-def test_a_header_that_tells_too_little_is_named(tmp_path, fields, header, message):
+def test_a_header_without_field_or_centre_is_an_error(tmp_path, fields, header, message):
     path = write(tmp_path / "Nuclei.csv", header, ["1"] * len(header))
     with pytest.raises(BadData, match=rf"Nuclei\.csv, line 1: .*{message}"):
         read_centers(path, fields)
@@ -333,13 +336,13 @@ def test_tables_that_do_not_belong_together_are_named(tmp_path, fields):
     with pytest.raises(BadData, match=r"Nuclei\.csv, line 5: ImageNumber '3' is not in .*Image"):
         read_centers(path, fields)
     write_images(images, by_place, [0, 1, 2, 3, 0])
-    with pytest.raises(BadData, match=r"Image\.csv, line 6: ImageNumber 1 again"):
+    with pytest.raises(BadData, match=r"Image\.csv, line 6: repeats ImageNumber 1"):
         read_centers(path, fields)
     write(images, ["ImageNumber", *dict(by_place(0))], *[[n, *PLACES[0]] for n in (1, 2)])
-    with pytest.raises(BadData, match=r"Image\.csv, line 3: the field of line 2 again"):
+    with pytest.raises(BadData, match=r"Image\.csv, line 3: repeats the field of line 2"):
         read_centers(path, fields)
     write(images, ["ImageNumber", "Count_Nuclei"], [1, 2])
-    with pytest.raises(BadData, match=r"Nuclei\.csv and .*Image\.csv: nothing tells a row's field"):
+    with pytest.raises(BadData, match=r"Nuclei\.csv and .*Image\.csv: no column for a row's field"):
         read_centers(path, fields)
     write(tmp_path / "A_Image.csv", ["ImageNumber"])
     images.rename(tmp_path / "B_Image.csv")

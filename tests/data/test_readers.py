@@ -1,4 +1,4 @@
-"""Images are read wherever they lie, and what cannot be read is named."""
+"""Fields are read from folders and zips; errors name the file."""
 
 import zipfile
 from pathlib import Path
@@ -23,7 +23,7 @@ def release(tmp_path):
     return write_release(tmp_path / "release")
 
 
-def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypatch):
+def test_a_decompression_bomb_is_refused_unread(release, monkeypatch):
     monkeypatch.setattr(readers, "_MOST_BYTES", 160 * 200 * 2)
     loose = open_source("raw", Request((release,))).fields[1]
     assert loose.read().shape == (160, 200, 3)
@@ -38,7 +38,7 @@ def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypa
         read_planes((file,))
 
 
-def test_want_of_memory_is_no_broken_image(release, monkeypatch):
+def test_a_memory_error_is_not_reported_as_a_broken_image(release, monkeypatch):
     crops = write_crops(release, release / "crops")
 
     def fail(*_, **__):
@@ -59,7 +59,7 @@ def test_want_of_memory_is_no_broken_image(release, monkeypatch):
     [
         (b"", "not a readable TIFF"),
         (b"II*\x00 broken", "no image in it"),
-        ("truncated", "it is cut short: it ends before the last of its strips"),
+        ("truncated", "it is truncated: it ends before the last of its strips"),
         (np.zeros((160, 200), np.uint8), r"uint8 \(160, 200\), uint16 \(H, W\)"),
         (np.zeros((2, 160, 200), np.uint16), "2 pages of 160x200 .* a file of one plane"),
         (np.zeros((160, 100), np.uint16), r"\(160, 100\) pixels, .* has \(160, 200\)"),

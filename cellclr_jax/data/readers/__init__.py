@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,17 +13,16 @@ from cellclr_jax.data.readers.find_files import CellFile, ImageFile, check_regul
 from cellclr_jax.data.readers.formats import WHOLE, Selection, Stored
 from cellclr_jax.errors import BadData
 
-# How the channels of a cell lie in its file: along an axis, or as tiles from left to right.
+# The channels of a cell lie along an axis of its image, or as tiles from left to right.
 LAYOUTS = ("stacked", "side_by_side")
 SUFFIXES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy array"}
-"""Ends of the names of image files, and what messages call them."""
-# An axis of more pixels is none of channels.
+"""Suffixes of image files, and the formats' names in messages."""
+# A longer axis is not one of channels.
 MOST_CHANNELS = 8
-# What claims to be larger is damaged or made to fill the memory. A channel of BBBC021 has 2.6 MB,
-# and a whole camera of 100 million pixels 200 MB; eight channels of 2,048 by 2,048 pixels of 16
-# bits are more than any image of one cell.
+# Larger images are damaged or made to fill the memory. A channel of BBBC021 has 2.6 MB, that of a
+# camera of 100 million pixels 200 MB. 64 MB are 8 channels of 2,048 x 2,048 pixels of 16 bits.
 _MOST_BYTES, _MOST_CELL_BYTES = 256 << 20, 64 << 20
-# Headers that are read to find out what most images are like: a folder may hold a million.
+# Headers that are read to find the kind of most images: a folder may hold a million.
 _HEADERS_READ = 1000
 
 _READERS = {
@@ -31,19 +30,18 @@ _READERS = {
     ".npy array": (formats.npy_header, formats.npy_pixels),
 }
 
-Header = TypeVar("Header")
 Item = TypeVar("Item")
 
 
 class CellShape(NamedTuple):
-    """What a header says of a cell's image.
+    """The description of a cell's image in its header.
 
     Attributes:
       height, width: in pixels.
       channels: without opacity.
       dtype: 'uint8' or 'uint16'.
       alpha: whether a channel of opacity is left out.
-      note: the axes in the file and which planes of them are taken.
+      note: the axes in the file and the planes that are taken.
     """
 
     height: int
@@ -55,17 +53,17 @@ class CellShape(NamedTuple):
 
 
 def read_planes(files: tuple[ImageFile, ...], z: str = "") -> np.ndarray:
-    """Reads the channels of a field, a TIFF each.
+    """Reads the channels of a field, one TIFF each.
 
     Args:
-      files: one file a channel, of which only its own plane is read.
-      z: the plane of those with a z axis (see `Selection`).
+      files: one file for each channel; other files of its OME set are not read.
+      z: the plane of files with a z axis (see `Selection`).
 
     Returns:
       [H, W, C] uint16.
 
     Raises:
-      BadData: a file is absent, broken, or not one 16-bit greyscale plane of the others' shape.
+      BadData: a file is missing, damaged, or not one 16-bit greyscale plane of the others' shape.
     """
     planes: list[np.ndarray] = []
     for file in files:
@@ -83,21 +81,21 @@ def read_planes(files: tuple[ImageFile, ...], z: str = "") -> np.ndarray:
 def cell_shape(
     file: ImageFile, *, layout: str, channels: int = 0, selection: Selection = WHOLE
 ) -> CellShape:
-    """Reads the shape of a cell's image from its file's header, which costs no pixels.
+    """Reads the shape of a cell's image from the header of its file.
 
     An image is [H, W, C], [H, W] of one channel, or [C, H, W]. The metadata of a TIFF name its
-    axes. Of an array, the axis that has `channels` entries is that of the channels, otherwise the
-    shorter of the first and the last, in doubt the last. A channel of opacity (alpha) is left out,
-    unless `channels` counts it.
+    axes. In an array, the axis with `channels` entries is that of the channels, otherwise the
+    shorter of the first and the last, the last if they are equal. A channel of opacity (alpha) is
+    left out unless `channels` counts it.
 
     Args:
       file: .png, .tif, .tiff or .npy.
       layout: one of `LAYOUTS`; 'side_by_side' has square tiles.
-      channels: how many are expected; 0: unknown.
+      channels: their expected number; 0: unknown.
       selection: how one image is taken from a file that holds more.
 
     Raises:
-      BadData: absent, broken, larger than any image of a cell, or of another shape or type.
+      BadData: missing, damaged, larger than any image of a cell, or of another shape or type.
     """
     selection = selection._replace(channels=channels)
     stored, _ = _open(file, selection, _MOST_CELL_BYTES, pixels=False)
@@ -123,28 +121,26 @@ def _cell_shape(file: ImageFile, stored: Stored, layout: str, channels: int) -> 
     return CellShape(height, width, count, stored.dtype.name, alpha, stored.note)
 
 
-def read_some(
-    files: Sequence[ImageFile], read: Callable[[ImageFile], Header], what: str
-) -> list[tuple[ImageFile, Header]]:
-    """Reads the headers of a sample of files, spread over all.
+def sample_shapes(
+    files: Sequence[ImageFile], *, layout: str, channels: int, selection: Selection
+) -> list[tuple[ImageFile, CellShape]]:
+    """Reads the headers of at most 1,000 images, evenly spaced; skips unreadable ones.
 
     Args:
-      files: at least one.
-      read: reads a file's header; files for which it raises BadData are passed over.
-      what: the files are, for the message.
+      files: at least one; other arguments as of `cell_shape`.
 
     Raises:
-      BadData: it raises for all of them.
+      BadData: none of them is readable.
     """
-    found: list[tuple[ImageFile, Header]] = []
-    broken = []
+    found, errors = [], []
     for file in _sample(files):
         try:
-            found.append((file, read(file)))
+            shape = cell_shape(file, layout=layout, channels=channels, selection=selection)
+            found.append((file, shape))
         except BadData as error:
-            broken.append(error)
+            errors.append(error)
     if not found:
-        raise BadData(f"none of {len(broken)} {what} can be used: {broken[0]}")
+        raise BadData(f"none of {len(errors)} images can be used: {errors[0]}")
     return found
 
 
@@ -161,10 +157,10 @@ def read_cell(
       selection: how one image is taken from a file that holds more.
 
     Returns:
-      [H, W, C] of that type; [H, H, C] where they lie side by side.
+      [H, W, C] of that type; [H, H, C] of tiles side by side.
 
     Raises:
-      BadData: absent, broken, larger than any image of a cell, or of another shape or type.
+      BadData: missing, damaged, larger than any image of a cell, or of another shape or type.
     """
     selection = selection._replace(channels=channels)
     stored, image = _open(file, selection, _MOST_CELL_BYTES)
@@ -180,57 +176,59 @@ def read_cell(
 
 
 def without_parts_of_sets(files: Sequence[CellFile]) -> list[CellFile]:
-    """Leaves out each TIFF whose channels are read from another file of its OME set.
+    """Removes each TIFF that is read as a channel of another file (OME file sets).
 
-    A sample of the files decides whether there are such sets: reading all headers takes long.
+    Only if a sample of the files has such sets are the headers of all of them read.
 
     Args:
       files: images of cells.
 
     Returns:
-      The others in their order; the first file of each set knows the other ones.
+      The remaining files in their order; the first file of each set lists the others.
     """
-    tiffs = [one for one in files if SUFFIXES[_suffix(one.file)] == "TIFF"]
+    tiffs = [one for one in files if _format(one.file) == "TIFF"]
     if not any(tiff.set_files(one.file) != () for one in _sample(tiffs)):
         return list(files)
-    kept = []
+    remaining = []
     for one in files:
-        parts = tiff.set_files(one.file) if SUFFIXES[_suffix(one.file)] == "TIFF" else ()
+        parts = tiff.set_files(one.file) if _format(one.file) == "TIFF" else ()
         if parts is not None:
-            kept.append(dataclasses.replace(one, file=dataclasses.replace(one.file, parts=parts)))
-    return kept
+            file = dataclasses.replace(one.file, parts=parts)
+            remaining.append(dataclasses.replace(one, file=file))
+    return remaining
 
 
 def images_in(file: ImageFile, selection: Selection) -> list[ImageFile]:
-    """The images of a file, each as a file that is read alone: several with --pages=cells."""
-    several = selection.pages == "cells" and SUFFIXES[_suffix(file)] == "TIFF"
+    """Each image of a file; a TIFF may hold several with --pages=cells."""
+    several = selection.pages == "cells" and _format(file) == "TIFF"
     count = tiff.count_images(file) if several else 1
     return [dataclasses.replace(file, number=number) for number in range(count)]
 
 
 def _sample(items: Sequence[Item]) -> Sequence[Item]:
-    """At most `_HEADERS_READ` items, spread over all."""
+    """At most `_HEADERS_READ` items, evenly spaced."""
     return items[:: math.ceil(len(items) / _HEADERS_READ) or 1]
 
 
-def _suffix(file: ImageFile) -> str:
-    return Path(file.member or file.path).suffix.lower()
+def _format(file: ImageFile) -> str:
+    """A value of `SUFFIXES`; '' for any other file."""
+    return SUFFIXES.get(Path(file.member or file.path).suffix.lower(), "")
 
 
 def _open(
     file: ImageFile, selection: Selection, most: int, *, pixels: bool = True
 ) -> tuple[Stored, np.ndarray]:
-    """Reads the header of an image file and its pixels, if wanted; otherwise no pixel.
+    """Reads the header of an image of at most `most` bytes and, optionally, its pixels.
 
     Raises:
-      BadData: that is no image, or its pixels are not what the header says.
+      BadData: it is not a readable image, or its pixels differ from its header.
     """
     if not file.path:
         raise BadData(f"no file {file.name}")
-    if _suffix(file) not in SUFFIXES:
-        raise BadData(f"{file.where}: a file {', '.join(SUFFIXES)} was expected")
-    kind, image = SUFFIXES[_suffix(file)], np.empty(0)
+    kind, image = _format(file), np.empty(0)
     try:
+        if not kind:
+            raise BadData(f"a file {', '.join(SUFFIXES)} was expected")
         if kind == "TIFF":
             stored, image = tiff.read(file, selection, most, pixels=pixels)
         else:
@@ -244,8 +242,7 @@ def _open(
         raise
     except BadData as error:
         raise BadData(f"{file.where}: {error}") from error
-    except Exception as error:
-        # A damaged file makes its decoders raise anything at all.
+    except Exception as error:  # decoders of a damaged file raise exceptions of many types
         raise BadData(f"{file.where}: not a readable {kind} ({error})") from error
     wrong = len(stored.shape) not in (2, 3) or min(stored.shape) < 1
     if wrong or stored.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
@@ -259,11 +256,10 @@ def _open(
 
 
 def _channel_axis(stored: Stored, channels: int) -> int:
-    """The axis of three that has `channels` entries, else the shortest of those it may be."""
+    """The axis of three with `channels` entries, otherwise the shortest candidate."""
     fitting = [axis for axis in stored.axes if stored.shape[axis] == channels]
     return min(fitting or stored.axes, key=lambda axis: stored.shape[axis])
 
 
 def _unlike(file: ImageFile, stored: Stored, expected: str) -> BadData:
-    """The error for an image of another kind."""
     return BadData(f"{file.where}: {stored.dtype} {stored.shape}, {expected} was expected")

@@ -1,4 +1,4 @@
-"""PNG and NPY files of one image; fitting a cell's image to the size of crops."""
+"""Reads PNG and NPY files of one image; fits a cell's image to the size of crops."""
 
 import math
 import os
@@ -15,10 +15,10 @@ from cellclr_jax.errors import BadData
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The signature and the first chunk: 4 bytes of length, 4 of its name, 13 of content, 4 of checksum.
 _PNG_HEADER = 33
-# What may come before the pixels; each chunk has a length and a name before, a checksum behind.
+# Limit on chunks before the pixels. A chunk is a length, a name, content and a checksum.
 _PNG_MOST_CHUNKS = 1000
 _PNG_PIXELS = b"IDAT"
-# Chunks that change what the pixels mean.
+# Chunks that change the meaning of the pixels.
 _PNG_REFUSED = {
     b"tRNS": "one of its colours means transparent (tRNS); save it without",
     b"acTL": "it is an animation of several images (acTL); save each as a file",
@@ -27,18 +27,18 @@ _PNG_REFUSED = {
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 _PNG_ALPHA = (4, 6)
 _PNG_PALETTE = 3
-_HAIR = 1e-6
+_ROUNDING = 1e-6  # a computed half may be smaller by this much
 PALETTE = "its numbers are those of a palette; save it as grey or RGB"
 
 
 class Selection(NamedTuple):
-    """How an image is taken from a file that may hold more.
+    """How one image is taken from a file that may hold more.
 
     Attributes:
-      channels: how many are expected; 0: unknown.
-      pages: what several images or unnamed pages of a TIFF are: 'channels', 'cells', '' if unknown.
+      channels: their expected number; 0: unknown.
+      pages: meaning of several images or unnamed pages: 'channels', 'cells', '' if unknown.
       z: the plane of a z axis, from '1', or 'max' for the maximum; '': there is no such axis.
-      own_pages: whether other files of an OME file set are left alone: a file is one channel.
+      own_pages: each file is one channel; other files of its OME file set are not read.
     """
 
     channels: int = 0
@@ -48,18 +48,18 @@ class Selection(NamedTuple):
 
 
 WHOLE = Selection()
-"""Of files of one image each."""
+"""For files of one image each."""
 
 
 class Stored(NamedTuple):
-    """An array as a file holds it.
+    """An array in a file.
 
     Attributes:
-      shape: without leading axes of length 1, where it has more than three.
+      shape: without leading axes of length 1 beyond three axes.
       dtype: of a pixel.
-      axes: those that may be the channels' where it has three, the likelier first.
+      axes: candidates for the channel axis of three, the likelier first.
       alpha: the last channel is opacity.
-      note: the axes in the file and which planes of them are taken.
+      note: the axes in the file and the planes that are taken.
     """
 
     shape: tuple[int, ...]
@@ -70,9 +70,9 @@ class Stored(NamedTuple):
 
 
 def read_npy_header(opened: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and type that an .npy file claims; the file is left at its first pixel."""
+    """Reads shape and type from the header of an .npy file, up to its first pixel."""
     version = np.lib.format.read_magic(opened)
-    # Version 3 exists only for the names of structured types: an image never needs it.
+    # Version 3 only adds names of structured types, which images do not have.
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -90,33 +90,33 @@ def check_bytes(count: int, most: int) -> None:
 
 
 def npy_header(path: Path, most: int) -> Stored:
-    """Describes an array that is one image; ValueError if its file claims what it does not hold."""
+    """Reads the header of an array; ValueError if the file is shorter or longer than it claims."""
     with path.open("rb") as opened:
         shape, dtype = read_npy_header(opened)
-        there = os.fstat(opened.fileno()).st_size - opened.tell()
+        actual = os.fstat(opened.fileno()).st_size - opened.tell()
     claimed = math.prod(shape) * dtype.itemsize
     check_bytes(claimed, most)
-    if there != claimed:
-        raise ValueError(f"{there} bytes of pixels, its header claims {claimed}")
+    if actual != claimed:
+        raise ValueError(f"{actual} bytes of pixels, its header claims {claimed}")
     return Stored(_without_ones(shape), dtype)
 
 
 def npy_pixels(path: Path) -> np.ndarray:
-    """Reads an array of the shape that its header claims."""
+    """Reads an array without leading axes of length 1."""
     image = np.asarray(np.load(path, allow_pickle=False))
     return image.reshape(_without_ones(image.shape))
 
 
 def png_header(path: Path, most: int) -> Stored:
-    """Describes a PNG; ValueError for one whose pixels mean something else than brightness."""
+    """Reads the header of a PNG; ValueError unless its pixels are brightness or RGB."""
     with path.open("rb") as opened:
         head = opened.read(_PNG_HEADER)
         check_bytes(os.fstat(opened.fileno()).st_size, most)
         refused = _refused_chunk(opened)
     if len(head) < _PNG_HEADER or not head.startswith(_PNG_SIGNATURE + b"\0\0\0\x0dIHDR"):
-        raise ValueError("it does not begin as a PNG")
+        raise ValueError("it does not start with the header of a PNG")
     width, height, depth, color = struct.unpack(">IIBB", head[16:26])
-    # Unlike pixels, a header is read of only some files, to find out what all are.
+    # The headers of a sample decide the kind of all images, so a damaged one must not count.
     if zlib.crc32(head[12:29]) != int.from_bytes(head[29:], "big"):
         raise ValueError("the checksum of its header is wrong")
     if color == _PNG_PALETTE:
@@ -132,7 +132,7 @@ def png_header(path: Path, most: int) -> Stored:
 
 
 def _refused_chunk(opened: BinaryIO) -> bytes:
-    """The name of a refused chunk before the pixels of a PNG that is open behind its first; b''."""
+    """Searches the second chunk up to the pixels of a PNG for a refused one; b'' if none is."""
     for _ in range(_PNG_MOST_CHUNKS):
         head = opened.read(8)
         if len(head) < 8 or head[4:] == _PNG_PIXELS:
@@ -147,30 +147,28 @@ def png_pixels(path: Path) -> np.ndarray:
     """Decodes a PNG."""
     import imagecodecs
 
-    # Unlike Pillow and those that build on it, it keeps 16 bits of every colour type.
+    # Unlike Pillow, imagecodecs keeps 16 bits of every colour type.
     return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without leading axes of length 1, as long as three are left."""
+    """Drops leading axes of length 1 while more than three axes remain."""
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
     return tuple(shape)
 
 
 def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
-    """Gives an image of any size S x S pixels, each channel by itself.
+    """Resizes, pads or cuts an image to S x S pixels, each channel separately.
 
-    'resize' scales the image until its longer side has S pixels. Both sides are scaled alike, as
-    a cell's shape is a measurement, and what then lacks on the shorter one is padded. Shrinking
-    gives each pixel the mean of the area that it covers, which leaves the image's mean as it was
-    and needs no blur before it; growing is bilinear between the pixels' centres.
+    'resize' scales the longer side to S pixels, the other by the same factor to keep the cell's
+    shape, and pads the shorter side. Shrinking takes the mean over the area of each new pixel,
+    which preserves the image's mean and needs no blur before; growing is bilinear between the
+    centres of pixels. 'pad' keeps the scale, and so the cell's size: it centres a smaller image and
+    cuts the middle out of a larger one.
 
-    'pad' leaves the scale as it is, as a cell's size is a measurement as well: a smaller image
-    comes into the middle, of a larger one the middle is kept.
-
-    Padding repeats the border: an image of one cell ends in its background, which is not zero in
-    a microscope's image, and a black frame would be the sharpest edge of all.
+    Padding repeats the border: the background of a microscope's image is not zero, and a black
+    frame would be its sharpest edge.
 
     Args:
       image: [H, W, C] unsigned integers of at most 16 bits.
@@ -178,8 +176,8 @@ def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
       how: 'resize', 'pad' or 'exact', which takes only S x S pixels.
 
     Returns:
-      [S, S, C] of the image's type, rounded to the nearest (a half up); the same array where it
-      has that size already.
+      [S, S, C] of the image's type, rounded to the nearest (a half up); the same array if it has
+      that size already.
 
     Raises:
       BadData: with 'exact', an image of another size.
@@ -196,7 +194,7 @@ def fit(image: np.ndarray, size: int, how: str) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, size: int) -> np.ndarray:
-    """The image with a longer side of `size` pixels, the other one in proportion and at least 1."""
+    """Scales the longer side to `size` pixels, the other in proportion to at least 1."""
     from skimage.transform import resize_local_mean
 
     longer, pixels = max(image.shape[:2]), image.astype(np.float64)
@@ -206,15 +204,12 @@ def _scaled(image: np.ndarray, size: int) -> np.ndarray:
     else:
         zoom = [new / old for new, old in zip(target, image.shape[:2], strict=True)]
         pixels = ndimage.zoom(pixels, (*zoom, 1), order=1, mode="nearest", grid_mode=True)
-    # Half up, on every machine: a half may come out a hair less.
-    return np.floor(pixels + 0.5 + _HAIR).astype(image.dtype)
+    # A half is rounded up on every machine.
+    return np.floor(pixels + 0.5 + _ROUNDING).astype(image.dtype)
 
 
 def _centered(image: np.ndarray, size: int) -> np.ndarray:
-    """[S, S, C]: the image's middle, its border repeated where it is smaller.
-
-    The middle is pixel [H // 2, W // 2], as in the crops of a field.
-    """
+    """Cuts [S, S, C] around pixel [H // 2, W // 2], as crops of a field are; repeats the border."""
     rows, columns = (
         np.clip(np.arange(size) - size // 2 + side // 2, 0, side - 1) for side in image.shape[:2]
     )

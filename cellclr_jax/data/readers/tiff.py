@@ -1,8 +1,8 @@
-"""Reads TIFFs by what they say of themselves: images, axes, reduced copies, OME file sets.
+"""Reads TIFFs by their metadata: images, axes, reduced copies, OME file sets.
 
-A TIFF may hold several images, reduced copies of one, the planes of a z axis, or only some channels
-of an image whose others lie in other files. Each of these is known from metadata or named by a
-flag; anything else is refused with the axes and counts that were found.
+A TIFF may hold several images, reduced copies of an image, the planes of a z axis, or only some
+channels of an image that is spread over several files. Metadata or a flag decide between these; any
+other file is refused with the axes and counts that were found.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 _INVERTED, _RGB, _PALETTE = 0, 2, 3
 # ExtraSamples of associated and unassociated alpha.
 _ALPHA = (1, 2)
-# tifffile's letters of axes without a name: pages ('I'), and axes of an array ('Q').
+# tifffile's letters for unnamed axes: pages ('I') and axes of an array ('Q').
 _UNNAMED = "IQ"
 _EXPECTED = (["X", "Y"], ["C", "X", "Y"])
-# What OME-XML may claim, at most: planes of an image, bytes of a companion file.
+# Limits on OME-XML: planes of an image, bytes of a companion file.
 _MOST_PLANES, _MOST_XML = 100_000, 64 << 20
 
 
 class _Plan(NamedTuple):
-    """What is read of a file.
+    """The pages of a file to read.
 
     Attributes:
-      pages: to be read and stacked.
+      pages: to read and stack.
       shape, axes: of the stack: Y, X, at most one axis of channels (C), Z if its maximum is taken.
       alpha: whether the last channel is opacity.
-      note: the file's axes, the plane that is taken, what is passed over.
+      note: the file's axes, the plane that is taken, what is skipped.
     """
 
     pages: Sequence[Any]
@@ -62,29 +62,29 @@ class OmeImage(NamedTuple):
 def read(
     file: ImageFile, selection: Selection, most: int, *, pixels: bool = True
 ) -> tuple[Stored, np.ndarray]:
-    """Describes an image, and reads it if wanted.
+    """Reads the description of an image and, optionally, its pixels.
 
     Args:
       file: a TIFF, or one in a zip.
       selection: how pages and the z axis are taken.
-      most: bytes that the image may have.
-      pixels: whether pixels are read.
+      most: limit on the bytes of the image.
+      pixels: whether to read pixels.
 
     Returns:
-      What it is, and [H, W] or [H, W, C]; without pixels an empty array.
+      The description, and [H, W] or [H, W, C]; without `pixels` an empty array.
 
     Raises:
-      BadData: the file holds something else than one image, or not all of it.
-      Whatever tifffile raises for a damaged file.
+      BadData: the file does not hold exactly one complete image.
+      Any exception of tifffile for a damaged file.
     """
     with _planned(file, selection, most) as plan:
         shape = tuple(plan.shape[plan.axes.index(axis)] for axis in "YXC" if axis in plan.axes)
         stored = Stored(shape, plan.pages[0].dtype, (2,), plan.alpha, plan.note)
         if not pixels:
             return stored, np.empty(0)
-        # Many processes read at once: a decoder of its own for each strip would not help.
-        read = [np.asarray(page.asarray(maxworkers=1)) for page in plan.pages]
-    image, axes = np.stack(read).reshape(plan.shape), plan.axes
+        # Several processes read at once: threads for the strips of a page would not help.
+        planes = [np.asarray(page.asarray(maxworkers=1)) for page in plan.pages]
+    image, axes = np.stack(planes).reshape(plan.shape), plan.axes
     if "Z" in axes:
         image, axes = image.max(axis=axes.index("Z")), axes.replace("Z", "")
     return stored, image.transpose([axes.index(axis) for axis in "YXC" if axis in axes])
@@ -102,27 +102,28 @@ def set_files(file: ImageFile) -> tuple[str, ...] | None:
     """Finds the other files of an OME file set.
 
     Args:
-      file: a TIFF that is not in a zip.
+      file: a TIFF, not in a zip.
 
     Returns:
-      Their paths, () for a file that is no part of a set or cannot be read; None if the images of
-      which it holds channels are read from another file of the set.
+      Their paths; () for a file outside a set or an unreadable one; None if another file of the set
+      stands for the images of this one.
     """
     with contextlib.suppress(Exception), _opened(file, 0) as opened:
         images = ome_images(file, opened)
-        if images and not _led(images, file):
+        led = _led(images, file)
+        if images and not led:
             return None
-        names = {name for image in _led(images, file) for name, _ in image.planes.values()}
+        names = {name for image in led for name, _ in image.planes.values()}
         return tuple(str(Path(file.path).with_name(name)) for name in sorted(names))
     return ()
 
 
 @contextlib.contextmanager
 def _opened(file: ImageFile, most: int) -> Iterator["TiffFile"]:
-    """An open TIFF."""
+    """Opens a TIFF, or one in a zip of at most `most` unpacked bytes."""
     import tifffile
 
-    # tifffile reports a broken file on the console as well; one error names it.
+    # tifffile also logs errors of a damaged file, which become one BadData here.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     source: str | io.BytesIO = file.path
     if file.member:
@@ -136,14 +137,14 @@ def _opened(file: ImageFile, most: int) -> Iterator["TiffFile"]:
 
 @contextlib.contextmanager
 def _planned(file: ImageFile, selection: Selection, most: int) -> Iterator[_Plan]:
-    """What is read of a file, as long as all of its files are open."""
+    """Decides which pages of a file to read, and keeps its files open."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(_opened(file, most))
         images = [] if selection.own_pages else ome_images(file, opened)
         if selection.own_pages and _is_of_set(opened):
             pages: Any = opened.pages
             own = [page for page in pages if not page.is_reduced]
-            plan = _take(*_stacked(own), selection)
+            plan = _plan_of_stack(*_stacked(own), selection)
         elif images:
             plan = _plan_of_set(images, file, selection, stack)
         else:
@@ -155,20 +156,20 @@ def _planned(file: ImageFile, selection: Selection, most: int) -> Iterator[_Plan
 
 
 def _check_page(page: Any, most: int) -> None:
-    """Raises BadData for a page that is too large, not brightness, or not wholly in the file."""
+    """Raises BadData for a page that is too large, incomplete, or not brightness."""
     key = page.keyframe
     if key.photometric == _INVERTED:
-        # Whether its writer turned the numbers or only their meaning is unknown.
+        # Unknown: did its writer invert the numbers or only their meaning?
         raise BadData("its highest number is black (WhiteIsZero); save it as BlackIsZero")
-    # ImageJ writes brightness, and the colours in which it was last seen.
+    # A palette of ImageJ only sets the display colours; the numbers are brightness.
     if key.photometric == _PALETTE and not key.parent.is_imagej:
         raise BadData(PALETTE)
-    # A tile may be larger than its image, and is unpacked whole.
+    # A tile may be larger than its image and is unpacked completely.
     check_bytes(math.prod(key.chunks) * key.dtype.itemsize, most)
     kind, chunks = "tiles" if key.is_tiled else "strips", math.prod(key.chunked)
     places = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     unwritten = [number for number, place in enumerate(places, 1) if not all(place)]
-    if len(places) != 1:  # a contiguous page may be described as one strip
+    if len(places) != 1:  # a contiguous page may be listed as one strip
         unwritten += range(len(places) + 1, chunks + 1)
     if unwritten:
         raise BadData(
@@ -176,11 +177,11 @@ def _check_page(page: Any, most: int) -> None:
             f"{unwritten[0]}; write the file again from its source"
         )
     if any(offset + size > page.parent.filehandle.size for offset, size in places):
-        raise BadData(f"it is cut short: it ends before the last of its {kind}")
+        raise BadData(f"it is truncated: it ends before the last of its {kind}")
 
 
 def _full_images(opened: "TiffFile") -> list["TiffPageSeries"]:
-    """The images in a file, without reduced copies and transparency masks of others."""
+    """The images in a file, without reduced copies and transparency masks."""
     series = [one for one in opened.series if math.prod(one.shape)]
     if not series:
         raise BadData("no image in it")
@@ -189,24 +190,22 @@ def _full_images(opened: "TiffFile") -> list["TiffPageSeries"]:
 
 
 def _plan_of_file(opened: "TiffFile", selection: Selection, number: int) -> _Plan:
-    """What is read of a file that holds all of its images."""
+    """The plan for image `number` of a file that is not part of an OME file set."""
     images = _full_images(opened)
     reduced = len(opened.series) - len(images) + sum(len(one.levels) - 1 for one in images)
-    note = "reduced copies passed over" if reduced else ""
-    if selection.pages == "cells":
-        series, page = _cells(images)[number]
-        return _take(list(series), series.shape, series.axes, selection, note, page)
-    series = images[0]
-    if len(images) == 1:
-        return _take(list(series), series.shape, series.axes, selection, note)
+    note = "reduced copies skipped" if reduced else ""
+    series, page = _cells(images)[number] if selection.pages == "cells" else (images[0], None)
+    if len(images) == 1 or selection.pages == "cells":
+        pages = list(series)
+        return _plan_of_stack(pages, series.shape, series.axes, selection, note, page)
     if len({(one.shape, one.dtype) for one in images}) == 1 and series.axes == "YX":
-        return _take(*_stacked([one[0] for one in images]), selection, note)
+        return _plan_of_stack(*_stacked([one[0] for one in images]), selection, note)
     sizes = ", ".join(dict.fromkeys(_axes(one.axes, one.shape) for one in images))
     raise BadData(f"{len(images)} images in one file ({sizes}); --pages=cells takes each as one")
 
 
 def _cells(images: Sequence["TiffPageSeries"]) -> list[tuple["TiffPageSeries", int | None]]:
-    """(image, None) of each image; (image, page) of each unnamed page."""
+    """(image, None) for each image, (image, page) for each page of an unnamed axis."""
     return [
         (one, page)
         for one in images
@@ -220,7 +219,7 @@ def _stacked(pages: Sequence[Any]) -> tuple[Sequence[Any], tuple[int, ...], str]
     return (pages, shape, axes) if len(pages) == 1 else (pages, (len(pages), *shape), f"I{axes}")
 
 
-def _take(
+def _plan_of_stack(
     pages: Sequence[Any],
     shape: tuple[int, ...],
     axes: str,
@@ -228,13 +227,13 @@ def _take(
     note: str = "",
     page: int | None = None,
 ) -> _Plan:
-    """Decides what each axis of an image means.
+    """Decides the meaning of each axis of an image.
 
     Args:
       pages: of the image, in the order of its leading axes.
       shape, axes: of their stack.
       selection: how pages and the z axis are taken.
-      note: what is said of the file.
+      note: description of the file.
       page: the entry of the first axis that is taken; None: all.
 
     Raises:
@@ -243,13 +242,12 @@ def _take(
     if lacking := sum(page is None for page in pages):
         raise BadData(f"{lacking} of the {len(pages)} planes that it describes are not in it")
     key = pages[0].keyframe
-    found, said, lead = _axes(axes, shape), axes, len(shape) - len(key.shape)
+    found, taken, lead = _axes(axes, shape), axes, len(shape) - len(key.shape)
     if page is not None:
         pages, shape, axes, lead = pages[page : page + 1], shape[1:], axes[1:], lead - 1
     if axes.endswith("Q") and shape[-1] == 1:  # of an array [H, W, 1]
         shape, axes, lead = shape[:-1], axes[:-1], lead - 1
-    if lead < 0 or shape[lead:] != key.shape:
-        # An array whose last axes are no page.
+    if lead < 0 or shape[lead:] != key.shape:  # an array whose last axes are not a page
         axes, lead = {2: "YX", 3: "QYX"}.get(len(shape), axes), 0
     numbers: Any = np.arange(len(pages)).reshape(shape[:lead] or -1)
     if len(axes) == 3 and axes[0] in _UNNAMED:
@@ -257,42 +255,48 @@ def _take(
     if "Z" in axes[:lead]:
         place, depth = axes.index("Z"), shape[axes.index("Z")]
         if selection.z == "max":
-            said += f", maximum of {depth} planes"
+            taken += f", maximum of {depth} planes"
         else:
             plane = _plane(selection.z, depth, found)
-            numbers, said = numbers.take(plane - 1, place), f"{said}, plane {plane} of {depth}"
+            numbers, taken = numbers.take(plane - 1, place), f"{taken}, plane {plane} of {depth}"
             axes, shape = axes.replace("Z", ""), (*shape[:place], *shape[place + 1 :])
     elif "Z" not in axes and selection.z not in ("", "1", "max"):
         raise BadData(f"axes {found}: no z axis, of which --z={selection.z} takes a plane")
     axes = axes.replace("S", "C")
-    if sorted(axes.replace("Z", "") if selection.z == "max" else axes) not in _EXPECTED:
-        hint = "save one entry of each other axis"
-        if axes[0] in _UNNAMED and not selection.own_pages:
-            hint = "--pages=cells takes each page as one"
-        raise BadData(
-            f"axes {found}: height, width and channels (Y, X, C or S) were expected, and Z with "
-            f"--z; {hint}"
-        )
+    _check_axes(axes, found, selection)
     used = [pages[number] for number in numbers.ravel()]
     alpha = "S" in key.axes and _has_alpha(key)
-    return _Plan(used, shape, axes, alpha, "; ".join(filter(None, (said, note))))
+    return _Plan(used, shape, axes, alpha, "; ".join(filter(None, (taken, note))))
+
+
+def _check_axes(axes: str, found: str, selection: Selection) -> None:
+    """Raises BadData for axes other than height, width, channels, and Z if its maximum is taken."""
+    if sorted(axes.replace("Z", "") if selection.z == "max" else axes) in _EXPECTED:
+        return
+    hint = "save one entry of each other axis"
+    if axes[0] in _UNNAMED and not selection.own_pages:
+        hint = "--pages=cells takes each page as one"
+    raise BadData(
+        f"axes {found}: height, width and channels (Y, X, C or S) were expected, and Z with --z; "
+        f"{hint}"
+    )
 
 
 def _named(axes: str, shape: tuple[int, ...], selection: Selection) -> str:
-    """The axes of [N, H, W] whose first has no name, or of an array whose last are the channels."""
+    """Names the axes of a stack [N, H, W], or of an array [H, W, C], whose first has no name."""
     if axes[0] == "Q" and shape[2] == selection.channels != shape[0]:
         return "YXC"
     if selection.pages == "channels" or shape[0] == selection.channels:
         return "CYX"
-    hint = "--pages=channels or --pages=cells says what they are"
+    hint = "--pages=channels or --pages=cells decides what they are"
     raise BadData(
-        f"{shape[0]} pages of {shape[1]}x{shape[2]} pixels, whose axis has no name; "
+        f"{shape[0]} pages of {shape[1]}x{shape[2]} pixels on an axis without a name; "
         + ("a file of one plane was expected" if selection.own_pages else hint)
     )
 
 
 def _plane(z: str, depth: int, found: str) -> int:
-    """The number from 1 of the plane that --z names."""
+    """The number, from 1, of the plane that --z selects."""
     if not z:
         raise BadData(f"axes {found}: --z=1 to --z={depth} takes a plane, --z=max the maximum")
     if not 1 <= int(z) <= depth:
@@ -301,29 +305,29 @@ def _plane(z: str, depth: int, found: str) -> int:
 
 
 def _has_alpha(page: Any) -> bool:
-    """Whether the last sample of a pixel is opacity: it says so, or is the fourth of RGB."""
-    said = page.extrasamples[-1:]
-    unsaid = not said and page.photometric == _RGB and page.samplesperpixel == 4
-    return unsaid or (bool(said) and said[0] in _ALPHA)
+    """Whether the last sample of a pixel is opacity: by ExtraSamples, or as the fourth of RGB."""
+    if page.extrasamples:
+        return page.extrasamples[-1] in _ALPHA
+    return bool(page.photometric == _RGB and page.samplesperpixel == 4)
 
 
 def _axes(axes: str, shape: Sequence[int]) -> str:
-    """Such as 'CYX 3x48x48'."""
+    """Formats axes and their lengths, such as 'CYX 3x48x48'."""
     return f"{axes} {'x'.join(map(str, shape))}"
 
 
 def _is_of_set(opened: "TiffFile") -> bool:
-    """Whether the OME metadata of a file describe planes in several files, or lie in another."""
+    """Whether a file's OME metadata describe planes in several files, or lie in another file."""
     text = (opened.ome_metadata or "") if opened.is_ome else ""
     return "BinaryOnly" in text or len(set(re.findall('FileName="([^"]*)"', text))) > 1
 
 
 def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
-    """Reads which images the OME file set of a file has.
+    """Lists the images of the OME file set that a TIFF belongs to.
 
     Args:
-      file: a TIFF.
-      opened: the same.
+      file: the TIFF.
+      opened: the same file.
 
     Returns:
       The images; empty if the file's metadata describe only planes in the file itself.
@@ -335,7 +339,7 @@ def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
         return []
     path = Path(file.path)
     root, home = ElementTree.fromstring(opened.ome_metadata or ""), path.name
-    # A file that was renamed is known by its UUID.
+    # The UUID identifies a file that was renamed.
     names = {root.get("UUID", home): path.name}
     binary = root.find("{*}BinaryOnly")
     if binary is not None:
@@ -347,7 +351,7 @@ def ome_images(file: ImageFile, opened: "TiffFile") -> list[OmeImage]:
 
 
 def _companion(path: Path) -> str:
-    """The OME-XML of the file that describes a set; BadData if it is missing."""
+    """Reads the OME-XML of the file that describes a set; BadData if it is missing."""
     if not path.is_file():
         raise BadData(f"{path.name}, which describes its OME file set, is missing")
     if path.suffix.lower() in (".tif", ".tiff"):
@@ -358,12 +362,12 @@ def _companion(path: Path) -> str:
 
 
 def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str, str]) -> OmeImage:
-    """An image from its element `Pixels`.
+    """Reads an image from its element `Pixels`.
 
     Args:
       pixels: the element.
-      home: the file of planes that name none.
-      names: of files by UUID, where they differ from what the element says.
+      home: the file of planes without a file name.
+      names: actual names of files by UUID.
     """
     order = pixels.get("DimensionOrder", "XYCZT")[2:]
     size = {axis: int(pixels.get(f"Size{axis}", 1)) for axis in "TZC"}
@@ -390,7 +394,7 @@ def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str, str])
 
 
 def _led(images: Sequence[OmeImage], file: ImageFile) -> list[OmeImage]:
-    """The images that are read from a file: those of which it is the first that exists."""
+    """The images that a file stands for: those of which it is the first existing file."""
     path = Path(file.path)
     led = []
     for image in images:
@@ -404,10 +408,10 @@ def _led(images: Sequence[OmeImage], file: ImageFile) -> list[OmeImage]:
 def _plan_of_set(
     images: Sequence[OmeImage], file: ImageFile, selection: Selection, stack: contextlib.ExitStack
 ) -> _Plan:
-    """What is read of a file set; opens its files on the stack."""
+    """The plan for an image of a file set; opens its files on the stack."""
     led = _led(images, file)
     if not led:
-        raise BadData("another file of its OME file set stands for its image")
+        raise BadData("its image is read from another file of its OME file set")
     if len(led) > 1 and selection.pages != "cells":
         raise BadData(f"{len(led)} images in its OME file set; --pages=cells takes each as one")
     image = led[file.number]
@@ -430,4 +434,4 @@ def _plan_of_set(
     named = [(axis, size) for axis, size in zip("TZC", image.sizes, strict=True) if size > 1]
     axes, shape = "".join(axis for axis, _ in named), tuple(size for _, size in named)
     note = f"{len(files)} files of an OME set" if len(files) > 1 else ""
-    return _take(pages, (*shape, *pages[0].shape), axes + pages[0].axes, selection, note)
+    return _plan_of_stack(pages, (*shape, *pages[0].shape), axes + pages[0].axes, selection, note)

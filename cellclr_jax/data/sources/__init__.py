@@ -1,9 +1,9 @@
 """The registry of sources of images.
 
 To add a source, write a module with a function `Request -> Source` (see `source.py`) and add one
-entry to `SOURCES`. The entry says which of the build's flags the source uses and declares further
-flags of its own; the command, the messages and the manifest take all they need from here. This
-module imports nothing heavy, so that `--help` is quick.
+entry to `SOURCES`. The entry lists the flags of the build that the source uses and declares its
+additional flags; command, messages and manifest follow from it. This module imports nothing heavy,
+so that `--help` is quick.
 """
 
 import importlib
@@ -17,19 +17,18 @@ if TYPE_CHECKING:
     from cellclr_jax.data.sources.source import Request, Source
 
 BBBC021 = "bbbc021"
-"""The dataset of BBBC021's plates and of plates in its layout."""
+"""Name of the dataset of BBBC021's plates and of plates in its layout."""
 SINGLE_CELLS = "single_cells"
-"""The dataset of single-cell images of any origin."""
+"""Name of the dataset of single-cell images of any origin."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A flag that only one source has.
+    """A flag that only one source has: arguments of absl's DEFINE_<kind>.
 
     Attributes:
-      kind: as in absl's DEFINE_<kind>: string, integer, list, …
-      name, default, help: of the flag.
-      limits: further arguments of DEFINE_<kind>, such as lower_bound.
+      kind: string, integer, list, …
+      limits: further arguments, such as lower_bound.
     """
 
     kind: str
@@ -41,16 +40,16 @@ class Option:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """A source of images, as the registry declares it.
+    """An entry of the registry.
 
     Attributes:
-      function: '<module>:<function>', a function `Request -> Source`; imported when it is used.
-      help: what it reads, for `--help` and for "build it from …".
-      dataset: name of the TFDS dataset that it becomes.
-      arguments: the flags to show after --source in a message that says how to build.
-      flags: those of the build's optional flags that it uses; all others are refused.
-      options: further flags, which only this source has; `Request.options` has their values.
-      whole_fields: it gives fields of view; otherwise single cells.
+      function: '<module>:<function>', a function `Request -> Source`; imported when used.
+      help: its content, for `--help` and for "Build it from …".
+      dataset: name of the TFDS dataset.
+      arguments: flags after --source in messages that show how to build.
+      flags: optional flags of the build that it uses; all others are refused.
+      options: flags that only this source has; `Request.options` has their values.
+      whole_fields: its images are fields of view; otherwise single cells.
       settings: '<module>:<function>', a function `Request -> settings` for the manifest. If set,
         the settings decide the content: a finished dataset needs no input.
       default_input: folder in --data_dir that is used without --input.
@@ -141,25 +140,17 @@ SOURCES: dict[str, SourceEntry] = {
 
 
 def entry(name: str) -> SourceEntry:
-    """The entry of a source.
-
-    Raises:
-      BadUse: there is no such source.
-    """
+    """The entry of a source; BadUse if there is no such source."""
     if name not in SOURCES:
         raise BadUse(f"unknown source {name!r}: one of {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
 def open_source(name: str, request: "Request") -> "Source":
-    """Finds the images of a source.
-
-    Args:
-      name: a key of `SOURCES`.
-      request: where and what.
+    """Lists the images of a source, a key of `SOURCES`.
 
     Raises:
-      BadUse: an unknown source, plate or channel, an input that does not exist.
+      BadUse: an unknown source, plate or channel, or a missing input.
       BadData: tables or files that do not fit together.
     """
     source: Source = _load(entry(name).function)(request)
@@ -167,13 +158,13 @@ def open_source(name: str, request: "Request") -> "Source":
 
 
 def source_settings(name: str, request: "Request") -> dict[str, Any]:
-    """The settings that decide a source's content without its input; {} if it has none."""
+    """The settings that decide a source's content; {} if its input does."""
     reference = entry(name).settings
     return dict(_load(reference)(request)) if reference else {}
 
 
 def how_to_build(dataset: str, config: str, data_dir: object) -> str:
-    """The commands that build a dataset, in a sentence."""
+    """A sentence with the commands that build a dataset."""
     found = {name: one for name, one in SOURCES.items() if one.dataset == dataset}
     command = f"python -m cellclr_jax.build --data_dir={data_dir}"
     ways = []
@@ -184,7 +175,7 @@ def how_to_build(dataset: str, config: str, data_dir: object) -> str:
 
 
 def _load(reference: str) -> Any:
-    """Imports '<module>:<name>'; a function, for tests, is itself."""
+    """Imports '<module>:<name>'; tests pass functions."""
     if callable(reference):
         return reference
     module, _, name = reference.partition(":")

@@ -1,51 +1,56 @@
-"""Folders of single-cell crops as they are published: one .npy file a cell."""
+"""Folders of single-cell crops as published: one .npy file for each cell."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pandas as pd
 
 from cellclr_jax.console import listed
+from cellclr_jax.data.names import fold
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
 from cellclr_jax.data.sources.plates import (
     RELEASE_COLUMNS,
     annotated_table,
     check_plates,
     name_and_metadata,
-    records,
     wanted_rows,
 )
 from cellclr_jax.data.sources.single_cells import Cell, make_source
 from cellclr_jax.data.sources.source import Request, Source
 from cellclr_jax.errors import BadData, BadUse
 
-# The order that published crop folders state; crops in another order need --channels.
+# The channel order that published crop folders document; others need --channels.
 CROP_CHANNELS = ("dna", "actin", "tubulin")
 _CROP_NAME = re.compile(r"(?P<stem>.+)_(?P<number>\d+)\.npy")
 
 
 def crop_fields(request: Request) -> Source:
-    """Fields of a folder of crops `<stem>_<n>.npy`; `<stem>` is a DNA file of the image table."""
+    """Cells of a folder of crops `<stem>_<n>.npy`; `<stem>` is a DNA file of the image table."""
     check_inputs(request.inputs)
     crops = _list_crops(request.inputs)
     table, tables, notes = annotated_table(request)
     image_csv = tables["image table"]
-    rows = _rows_of_stems(table, set(crops), image_csv)
-    table = wanted_rows(table, request)
-    wanted, cells = set(table["row"]), []
-    for stem, files in crops.items():
-        if stem in rows and rows[stem]["row"] in wanted:
-            name, metadata = name_and_metadata(rows[stem])
-            values = tuple(metadata.values())
-            cells += [Cell(values, f"{name}/{n}", file) for n, file in sorted(files.items())]
-    strays = [stem for stem in crops if stem not in rows]
+    table["stem"] = [fold(PurePosixPath(path).stem) for path in table["dna_file"]]
+    shown = {stem: next(iter(files.values())).name for stem, files in crops.items()}
+    shown = {stem: name.rpartition("_")[0] for stem, name in shown.items()}
+    lines: dict[str, int] = {}
+    for stem, line in zip(table["stem"], table["row"], strict=True):
+        if stem in crops and lines.setdefault(stem, line) != line:
+            raise BadData(
+                f"{image_csv}, line {line}: the DNA file of crops {shown[stem]}_*.npy is also on "
+                f"line {lines[stem]}"
+            )
+    strays = [stem for stem in crops if stem not in lines]
     problems = [
-        (f"{stem}_*.npy", f"{image_csv} has no row with DNA file {stem}.tif") for stem in strays
+        (f"{shown[stem]}_*.npy", f"{image_csv} has no row with DNA file {shown[stem]}.tif")
+        for stem in strays
     ]
-    check_plates(request, table, {str(cell.metadata[0]) for cell in cells})
+    wanted, cells = wanted_rows(table, request), []
+    for row in wanted[wanted["stem"].isin(lines)].to_dict("records"):
+        name, metadata = name_and_metadata(row)
+        files = sorted(crops[row["stem"]].items())
+        cells += [Cell(tuple(metadata.values()), f"{name}/{n}", file) for n, file in files]
+    check_plates(request, wanted, {str(cell.metadata[0]) for cell in cells})
     if not cells:
         raise BadData(
             f"{listed(request.inputs)}: no crop belongs to a wanted row of {image_csv}: "
@@ -65,35 +70,17 @@ def crop_fields(request: Request) -> Source:
 
 
 def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
-    """The crops in some folders: stem -> number -> file."""
+    """The crops in some folders by stem (as `fold` gives it) and number."""
     crops: dict[str, dict[int, ImageFile]] = {}
     for root in inputs:
         for path in sorted(root.glob("*.npy")):
             match = _CROP_NAME.fullmatch(path.name)
             if match is None:
                 raise BadData(f"{path}: a name <stem>_<number>.npy was expected")
-            numbers = crops.setdefault(match["stem"], {})
+            numbers = crops.setdefault(fold(match["stem"]), {})
             other = numbers.setdefault(int(match["number"]), ImageFile(path.name, str(path)))
             if other.path != str(path):
                 raise BadData(f"{path}: the same crop as {other.path}")
     if not crops:
         raise BadUse(f"{listed(inputs)}: no crop (.npy) in it")
     return crops
-
-
-def _rows_of_stems(
-    table: pd.DataFrame, stems: set[str], image_csv: str
-) -> dict[str, dict[str, Any]]:
-    """The row of the image table that each stem (a DNA file's name without .tif) belongs to."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in records(table):
-        stem = PurePosixPath(row["dna_file"]).stem
-        if stem not in stems:
-            continue
-        if stem in rows:
-            raise BadData(
-                f"{image_csv}, line {row['row']}: the DNA file of crops {stem}_*.npy is also on "
-                f"line {rows[stem]['row']}"
-            )
-        rows[stem] = row
-    return rows

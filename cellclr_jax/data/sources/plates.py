@@ -8,7 +8,7 @@ import pandas as pd
 
 from cellclr_jax.console import listed, plural
 from cellclr_jax.data.columns import COLUMNS, is_control
-from cellclr_jax.data.names import Names, fold
+from cellclr_jax.data.names import fold
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
 from cellclr_jax.data.readers.formats import Selection
 from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
@@ -20,12 +20,24 @@ from cellclr_jax.errors import BadData, BadUse
 NUCLEI = "dna"
 """The channel in which nuclei are found."""
 
-# The files of one name in folders of one name, as `fold` gives both.
+RELEASE_COLUMNS = (
+    "plate",
+    "well",
+    "site",
+    "batch",
+    "compound",
+    "concentration",
+    "moa",
+    "replicate",
+)
+"""The metadata of every field of a release."""
+
+# Files by folder and name, both as `fold` gives them.
 _Found = dict[tuple[str, str], list[ImageFile]]
 
 
 def raw_fields(request: Request) -> Source:
-    """Fields of raw plates: folders of TIFFs or zips, found by plate folder and file name."""
+    """Fields of plates in folders of TIFFs or zips; files are found by plate folder and name."""
     check_inputs(request.inputs)
     channels = request.channels or CHANNELS
     if NUCLEI not in channels or not set(channels) <= set(CHANNELS):
@@ -36,10 +48,16 @@ def raw_fields(request: Request) -> Source:
     everything, tables, notes = annotated_table(request)
     table = wanted_rows(everything, request)
     found = _find(request)
-    fields = [_new_field(row, channels, found, request.z) for row in records(table)]
+    fields: list[Field] = []
+    present = set()
+    for row in table.to_dict("records"):
+        name, metadata = name_and_metadata(row)
+        files = tuple(_locate(row[f"{one}_file"], row["plate"], found) for one in channels)
+        fields.append(FieldFiles(name, metadata, files, selection=Selection(z=request.z)))
+        if any(file.path for file in files):
+            present.add(row["plate"])
     # A plate without a single file was not fetched; one with a gap has lost something.
-    present = {field.plate for field in fields if any(file.path for file in field.files)}
-    absent = sorted({field.plate for field in fields} - present)
+    absent = sorted(set(table["plate"]) - present)
     check_plates(request, table, present)
     if not present:
         raise BadData(
@@ -48,14 +66,14 @@ def raw_fields(request: Request) -> Source:
             f"{tables['image table']}, such as "
             f"{table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
         )
-    kept: list[Field] = [field for field in fields if field.plate in present]
+    fields = [field for field in fields if field.plate in present]
     problems: list[tuple[str, str]] = []
     if request.centers is not None:
-        kept, problems, about = read_centers(request.centers, kept)
-        notes = [*notes, *about]
+        fields, problems, about_centers = read_centers(request.centers, fields)
+        notes = [*notes, *about_centers]
         tables["centres"] = str(request.centers)
     return Source(
-        kept,
+        fields,
         RELEASE_COLUMNS,
         channels,
         nuclei=NUCLEI,
@@ -69,7 +87,7 @@ def raw_fields(request: Request) -> Source:
 
 
 def _find(request: Request) -> _Found:
-    """The TIFFs of the inputs."""
+    """Lists the TIFFs of the inputs."""
     found: _Found = {}
     for root in request.inputs:
         for folder, file in find_tiffs(root):
@@ -80,73 +98,57 @@ def _find(request: Request) -> _Found:
 
 
 def _locate(name: str, plate: str, found: _Found) -> ImageFile:
-    """The file of a table's '<PathName>/<FileName>': same file name, in a folder of that plate."""
-    path = PurePosixPath(name)
-    for folder in dict.fromkeys((path.parent.name, plate)):
-        if files := found.get((fold(folder), fold(path.name))):
-            return _only(files, path)
-    return ImageFile(name)
+    """Finds the file of a table's '<PathName>/<FileName>' by its name and the name of its folder.
 
-
-def _only(files: list[ImageFile], path: PurePosixPath) -> ImageFile:
-    """The one of some files of one name that is meant.
-
-    A loose file is preferred to its zip, and one at the very path that the table gives to others.
+    The folder is the last of <PathName>, or the plate. Of several files, one at exactly that path
+    is preferred, then one outside zips.
 
     Raises:
-      BadData: several are as good, and not the same.
+      BadData: several files with different content remain.
     """
+    path = PurePosixPath(name)
+    folders = dict.fromkeys((path.parent.name, plate))
+    files = next(filter(None, (found.get((fold(one), fold(path.name))) for one in folders)), None)
+    if not files:
+        return ImageFile(name)
     loose = [file for file in files if not file.member]
-    there = [
+    exact = [
         file for file in loose if PurePosixPath(file.path).parts[-len(path.parts) :] == path.parts
     ]
-    best = there or loose or files
-    different = {
-        (file.member_bytes, file.member_crc) if file.member else file.path for file in best
-    }
-    if len(different) > 1:
+    best = exact or loose or files
+    if (
+        len({(file.member_bytes, file.member_crc) if file.member else file.path for file in best})
+        > 1
+    ):
         raise BadData(f"two files of one channel: {best[0].where} and {best[1].where}; keep one")
     return best[0]
 
 
 def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
-    """Says how many TIFFs of the table's plates are on none of its rows."""
-    columns = [f"{name}_file" for name in CHANNELS]
-    known = {fold(PurePosixPath(path).name) for name in columns for path in table[name]}
+    """Describes the TIFFs in the table's plates that are on none of its rows."""
+    paths = (path for name in CHANNELS for path in table[f"{name}_file"])
+    listed_names = {fold(PurePosixPath(path).name) for path in paths}
     plates = set(map(fold, table["plate"]))
     strays = [
         files[0].where
         for (folder, name), files in found.items()
-        if folder in plates and name not in known
+        if folder in plates and name not in listed_names
     ]
     if not strays:
         return []
     return [f"{plural(len(strays), 'TIFF')} on no row of {image_csv} ({listed(strays)})"]
 
 
-# The metadata of every field of a release.
-RELEASE_COLUMNS = (
-    "plate",
-    "well",
-    "site",
-    "batch",
-    "compound",
-    "concentration",
-    "moa",
-    "replicate",
-)
-
-
 def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
-    """Reads the tables that are named, or lie in or above an input.
+    """Reads the image and MoA tables that flags name, or that lie in or above an input.
 
     Returns:
-      `read_image_csv`'s table with MoAs, sorted by plate, well and site; the paths of the tables,
-      'image table' and 'MoA table' if any; notes on names in them.
+      `read_image_csv`'s table with column moa, sorted by plate, well and site; the paths of
+      'image table' and, if any, 'MoA table'; notes on names in them.
 
     Raises:
-      BadUse: a table cannot be found, or a plate that is asked for is not in it.
-      BadData: a table cannot be read, or the two do not fit together.
+      BadUse: a table or a requested plate does not exist.
+      BadData: a table is unreadable, or the two do not belong together.
     """
     image_csv = _table_path(request.image_csv, IMAGE_CSV, request.inputs)
     if image_csv is None:
@@ -161,7 +163,15 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], lis
     table = bbbc021.read_image_csv(image_csv, names)
     names.note_missing("compound", (table["compound"] == "").to_numpy())
     names.note_missing("concentration", table["concentration"].isna().to_numpy())
-    table = _with_moa(table, image_csv, moa_csv, names)
+    if moa_csv is None:
+        table["moa"] = ""
+    else:
+        moa = bbbc021.read_moa_csv(moa_csv, names)
+        try:
+            table = bbbc021.annotate(table, moa)
+        except BadData as error:
+            raise BadData(f"{image_csv} and {moa_csv}: {error}") from error
+        bbbc021.require_imaged(moa, table, moa_csv, image_csv)
     unknown = sorted(set(request.plates) - set(table["plate"]))
     if unknown:
         raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")
@@ -170,39 +180,22 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], lis
     return table, tables, names.notes
 
 
-def _with_moa(
-    table: pd.DataFrame, image_csv: Path, moa_csv: Path | None, names: Names
-) -> pd.DataFrame:
-    """Adds the mechanism of action; '' everywhere where there is no table of them."""
-    if moa_csv is None:
-        return table.assign(moa="")
-    moa = bbbc021.read_moa_csv(moa_csv, names)
-    try:
-        annotated = bbbc021.annotate(table, moa)
-    except BadData as error:
-        raise BadData(f"{image_csv} and {moa_csv}: {error}") from error
-    bbbc021.require_imaged(moa, table, moa_csv, image_csv)
-    return annotated
-
-
 def wanted_rows(table: pd.DataFrame, request: Request) -> pd.DataFrame:
-    """The rows that the configuration and `plates` ask for."""
-    kept = table["plate"].isin(request.plates) if request.plates else table["plate"].notna()
+    """The rows of the request's plates (by default all) and, if annotated, with MoA or controls."""
+    if request.plates:
+        table = table[table["plate"].isin(request.plates)]
     if request.annotated:
-        kept &= (table["moa"] != "") | is_control(table["compound"])
-    return table[kept]
+        table = table[(table["moa"] != "") | is_control(table["compound"])]
+    return table
 
 
 def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> None:
-    """Checks that what --plates names is there.
+    """Raises BadUse if a requested plate has no row in `wanted_rows`'s table, or no file.
 
     Args:
       request: its `plates` are checked.
       wanted: `wanted_rows`'s table.
-      found: the plates that files were found of.
-
-    Raises:
-      BadUse: a plate has no wanted well, or no file.
+      found: the plates with a file.
     """
     unwanted = sorted(set(request.plates) - set(wanted["plate"]))
     if unwanted:
@@ -215,23 +208,12 @@ def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> Non
         raise BadUse(f"--plates={','.join(absent)}: no file of it in {listed(request.inputs)}")
 
 
-def _table_path(given: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
-    """The table named by a flag, else in or above an input, else None."""
-    if given is not None:
-        return given
+def _table_path(flag: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
+    """The table that a flag names, otherwise the first one in or above an input."""
+    if flag is not None:
+        return flag
     places = [place / name for root in inputs for place in (root, root.absolute().parent)]
     return next((path for path in places if path.is_file()), None)
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table by column name."""
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _new_field(row: dict[str, Any], channels: Sequence[str], found: _Found, z: str) -> FieldFiles:
-    """A field of a row of the image table, with its files."""
-    files = (_locate(row[f"{name}_file"], row["plate"], found) for name in channels)
-    return FieldFiles(*name_and_metadata(row), tuple(files), selection=Selection(z=z))
 
 
 def name_and_metadata(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:

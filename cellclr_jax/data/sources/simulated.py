@@ -8,12 +8,12 @@ from cellclr_jax.data.sources.plates import CHANNELS, raw_fields
 from cellclr_jax.data.sources.source import Request, Source
 from cellclr_jax.errors import BadUse
 
-# Settings with a flag of their own; --simulator sets the others.
+# Settings with a separate flag; --simulator sets the others.
 _FLAGS = ("seed", "weeks", "plates_per_week", "sites")
 
 
 def simulated_fields(request: Request) -> Source:
-    """Writes simulated plates into the input folder, unless they exist, and reads them.
+    """Simulates plates into the input folder, unless they exist, and reads them.
 
     Raises:
       BadUse: wrong settings, or more than one input.
@@ -28,7 +28,7 @@ def simulated_fields(request: Request) -> Source:
 
 
 def simulation_settings(request: Request) -> dict[str, Any]:
-    """What decides the content of simulated plates."""
+    """The settings that decide the content of simulated plates."""
     return {
         "channels": list(request.channels or CHANNELS),
         "simulation": _simulator_settings(request),
@@ -37,12 +37,12 @@ def simulation_settings(request: Request) -> dict[str, Any]:
 
 
 def _simulator_settings(request: Request) -> dict[str, Any]:
-    """All settings of the simulator: its defaults, then --simulator, then the flags."""
+    """Settings of the simulator: its defaults, replaced by --simulator, then by flags."""
     values = dataclasses.asdict(simulation.SimulatorSettings())
-    given = dict(text.partition("=")[::2] for text in request.options.get("simulator", ()))
+    chosen = dict(text.partition("=")[::2] for text in request.options.get("simulator", ()))
     flags = {name: request.options.get(name) for name in _FLAGS}
-    given |= {name: value for name, value in flags.items() if value is not None}
-    for name, value in given.items():
+    chosen |= {name: value for name, value in flags.items() if value is not None}
+    for name, value in chosen.items():
         if name not in values:
             raise BadUse(f"--simulator={name}: there are {', '.join(values)}")
         kind = type(values[name])

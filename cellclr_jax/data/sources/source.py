@@ -1,8 +1,8 @@
-"""What a source of images gives: fields of view, or single cells, each of which can be read.
+"""The interface of sources: fields of view or groups of single cells that read themselves.
 
 A new source implements `Field` (whole fields, in which cells are found) or `CellGroup` (images of
-single cells) for its format and returns a `Source`; nothing else knows how its files are read.
-`FieldFiles` and `CellFiles` are those of image files in folders and zips.
+single cells) for its format and returns a `Source`. `FieldFiles` and `CellFiles` implement them for
+image files in folders and zips.
 """
 
 import abc
@@ -21,12 +21,12 @@ from cellclr_jax.data.readers.formats import WHOLE, Selection
 
 @dataclass(frozen=True)
 class ImageGroup(abc.ABC):
-    """Images that are read together and share their metadata. They can be pickled.
+    """Images that are read together and share their metadata. Can be pickled.
 
     Attributes:
-      name: identifies them in messages; with '/<number>' the ids of cells found in a field.
+      name: identifies them in messages; cells found in a field have the ids '<name>/<number>'.
       metadata: a value for each column of the source, of the type in `columns.COLUMNS`.
-      centers: (row, column) of the nuclei in pixels of the field, where known; None: unknown.
+      centers: (row, column) of the nuclei in pixels of the field; None: unknown.
     """
 
     name: str
@@ -40,23 +40,20 @@ class ImageGroup(abc.ABC):
 
     @property
     def absent(self) -> str:
-        """Why the images cannot be read, known before reading; '' if they can."""
+        """The reason, known before reading, why the images cannot be read; '' if there is none."""
         return ""
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Names of the image files by which a table may refer to them."""
+        """Names of the image files, by which a table may refer to them."""
         return ()
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A text that changes whenever the pixels may have changed; costs no reading of pixels."""
+        """A text that changes whenever the pixels may have changed; reads no pixels."""
 
     def contents(self) -> tuple[str, ...]:
-        """What the images are, wherever they lie: one text for each file, such as name and size.
-
-        Unlike the fingerprint it is the same for a copy of the files.
-        """
+        """A text for each file, such as name and size, that is the same for a copy elsewhere."""
         return (self.fingerprint(),)
 
 
@@ -65,13 +62,10 @@ class Field(ImageGroup):
 
     @abc.abstractmethod
     def read(self) -> np.ndarray:
-        """Reads the pixels.
-
-        Returns:
-          [H, W, C] uint16, the channels in the order of the source.
+        """Reads [H, W, C] uint16, the channels in the order of the source.
 
         Raises:
-          BadData: they cannot be read; the field is skipped and the message recorded.
+          BadData: unreadable; the field is skipped and the message recorded.
         """
 
 
@@ -87,30 +81,24 @@ class CellGroup(ImageGroup):
 
     @abc.abstractmethod
     def read(self, number: int) -> np.ndarray:
-        """Reads the image of one cell.
-
-        Args:
-          number: of the cell in `cells`.
-
-        Returns:
-          [H, W, C] of the source's dtype, of any size.
+        """Reads the image of `cells[number]`: [H, W, C] of the source's dtype, of any size.
 
         Raises:
-          BadData: it cannot be read; the cell is skipped and the message recorded.
+          BadData: unreadable; the cell is skipped and the message recorded.
         """
 
     def where(self, number: int) -> str:
-        """How an error names the image of a cell."""
+        """The location of a cell's image for error messages."""
         return self.cells[number]
 
 
 @dataclass(frozen=True)
 class _InFiles(ImageGroup):
-    """Images that lie in files, in folders or zips.
+    """Images in files, in folders or zips.
 
     Attributes:
       files: one for each channel, or cell.
-      selection: how an image is taken from a file that holds more.
+      selection: how one image is taken from a file that holds more.
     """
 
     files: tuple[ImageFile, ...]
@@ -128,7 +116,7 @@ class _InFiles(ImageGroup):
         return tuple(file.name for file in self.files)
 
     def fingerprint(self) -> str:
-        """Names with sizes and times, or checksums in a zip, and what is taken of the files."""
+        """Names with sizes and times, or checksums in a zip, and the selection."""
         return "\n".join([*(file.stamp() for file in self.files), repr(tuple(self.selection))])
 
     def contents(self) -> tuple[str, ...]:
@@ -176,22 +164,22 @@ class CellFiles(_InFiles, CellGroup):
 
 @dataclass(frozen=True)
 class Source:
-    """The images of a build in their order, and what the manifest records about them.
+    """The images of a build in their order, with facts for the manifest.
 
     Attributes:
       fields: all `Field`s or all `CellGroup`s, sorted by plate first.
       columns: of their metadata, in the order of `columns.COLUMNS`.
       channels: names, in stored order.
       nuclei: the channel in which nuclei are found; '': the first.
-      crop_size: side of given crops; None if the build decides (and cuts or resizes).
+      crop_size: side of the crops; None if the build decides (and cuts or resizes).
       dtype: of a stored pixel: 'uint8' or 'uint16'.
-      tables: path of each table that was read, by what it is ('image table').
+      tables: path of each table that was read, by its kind ('image table').
       problems: (what, reason) of files that belong to no field.
-      lost: how many fields' worth of cells `problems` stand for; None: one each.
+      lost: `problems` in fields' worth of cells; None: one each.
       absent_plates: plates of a table without a single file.
-      notes: what a user should know before the build.
-      left_out: files that are no images of the dataset, in words.
-      planes: which axes and planes the files have, in words.
+      notes: printed before the build.
+      left_out: descriptions of files that are not images of the dataset.
+      planes: description of the axes and planes of the files.
     """
 
     fields: Sequence[Field | CellGroup]
@@ -210,26 +198,26 @@ class Source:
 
     @property
     def lost_fields(self) -> float:
-        """How many fields' worth of cells are lost with the files that belong to no field."""
+        """Fields' worth of cells in files that belong to no field."""
         return len(self.problems) if self.lost is None else self.lost
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks of a source.
+    """The settings of the command line for a source.
 
     Attributes:
       inputs: folders or zips.
-      channels: names in stored order; empty: the source's own.
+      channels: names in stored order; empty: the source decides.
       image_csv, moa_csv: tables of a release; None: searched in and above the inputs.
-      centers: nuclei from elsewhere: a CellProfiler CSV or a DeepProfiler `locations` folder.
-      annotated: keeps only wells with an MoA, and controls.
-      plates: keeps only these (empty: all).
-      pages, z: how an image is taken from a file that holds more (see `formats.Selection`).
-      options: values of the options that the source itself declares, by name.
+      centers: a CellProfiler CSV or a DeepProfiler `locations` folder with centres of nuclei.
+      annotated: takes only wells with an MoA, and controls.
+      plates: takes only these (empty: all).
+      pages, z: how one image is taken from a file that holds more (see `formats.Selection`).
+      options: values of the options that the source declares, by name.
       workers: processes.
       overwrite: replaces simulated plates of other settings.
-      exact_names: keeps spellings of names in tables apart (see `data.names`).
+      exact_names: distinguishes spellings of names in tables (see `data.names`).
     """
 
     inputs: tuple[Path, ...]
@@ -247,5 +235,5 @@ class Request:
     exact_names: bool = False
 
     def names(self) -> Names:
-        """The names of the tables that are read for this request."""
+        """A register for the names in the tables of this request."""
         return Names(exact=self.exact_names)

@@ -21,15 +21,14 @@ from cellclr_jax.data.tables.csv import (
 from cellclr_jax.errors import BadData
 
 CHANNELS = ("dna", "tubulin", "actin")
-"""The stains, in the order of the image table."""
+"""Channels in the order of the image table."""
 IMAGE_CSV = "BBBC021_v1_image.csv"
 MOA_CSV = "BBBC021_v1_moa.csv"
-# A plate's zip is called so, then comes the plate.
+# Beginning of the names of zips; the plate follows.
 ZIP_PREFIX = "BBBC021_v1_images_"
 RELEASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021"
 
-
-# The names a column goes by, in lower case; the first one is BBBC021's own.
+# Names of each column in lower case, BBBC021's first.
 _IMAGE_COLUMNS = {
     "dna_name": ("image_filename_dapi", "image_filename_dna"),
     "dna_path": ("image_pathname_dapi", "image_pathname_dna"),
@@ -45,20 +44,19 @@ _SITE = re.compile(r"_s(\d+)_", re.IGNORECASE)
 
 
 def read_image_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame:
-    """Reads the image table: one row a field of view.
+    """Reads the image table: one row for each field of view.
 
     Args:
-      path: BBBC021_v1_image.csv or a file with its columns (names match whatever their case;
-        `Replicate`, `Metadata_Site` and `Metadata_Batch` may be missing).
-      names: of the tables that are read together; None: this table's.
+      path: BBBC021_v1_image.csv or a file with its columns (names match in any case; `Replicate`,
+        `Metadata_Site` and `Metadata_Batch` may be missing).
+      names: register of the tables that are read together; None: only this one.
 
     Returns:
       Columns plate, well, batch, compound (str, '' if unknown), site, replicate (int),
-      concentration (float, µM, >= 0, rounded so that it can be grouped; NaN if unknown, 0 then for
-      controls), dna_file, tubulin_file, actin_file
-      ('<PathName>/<FileName>') and row (the line of the file, from 1). The batch is the plate's
-      name up to its first underscore; the site is the number in `_s<n>_` of the DNA file's name; a
-      column of their own comes before either.
+      concentration (float, µM, >= 0, rounded to be grouped; if unknown 0 for controls, otherwise
+      NaN), dna_file, tubulin_file, actin_file ('<PathName>/<FileName>') and row (the line of the
+      file, from 1). Without their columns, the batch is the plate's name up to its first
+      underscore, and the site the number in `_s<n>_` of the DNA file's name.
 
     Raises:
       BadUse: there is no such file.
@@ -86,22 +84,22 @@ def read_image_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame
         }
     )
     reject_duplicates(images, ["plate", "well", "site"], path)
-    # Two fields of one image would give each of its cells twice, under two names.
+    # Cells of an image in two fields would occur twice, under two names.
     reject_duplicates(images, ["dna_file"], path)
     _reject_mixed_wells(images, path)
     return images
 
 
 def read_moa_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame:
-    """Reads the MoA table: one row a treatment (compound and concentration).
+    """Reads the MoA table: one row for each treatment (compound and concentration).
 
     Args:
       path: BBBC021_v1_moa.csv or a file with columns compound, concentration, moa.
-      names: of the tables that are read together; None: this table's.
+      names: register of the tables that are read together; None: only this one.
 
     Returns:
-      Columns compound, moa (str), concentration (float, µM, >= 0; NaN if unknown, 0 then for
-      controls) and row (the file's line). Rows without an MoA are left out.
+      Columns compound, moa (str), concentration (float, µM, >= 0; if unknown 0 for controls,
+      otherwise NaN) and row (the line of the file). Rows without an MoA are left out.
 
     Raises:
       BadUse: there is no such file.
@@ -130,7 +128,7 @@ def annotate(images: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
       A copy of `images`, rows in the same order, with column moa ('' where not annotated).
 
     Raises:
-      BadData: not one row's treatment is in the MoA table (two files that do not belong together).
+      BadData: no row's treatment is in the MoA table (the two files do not belong together).
     """
     names = dict(zip(_treatments(moa), moa["moa"], strict=True))
     found = [names.get(treatment, "") for treatment in _treatments(images)]
@@ -149,29 +147,26 @@ def annotate(images: pd.DataFrame, moa: pd.DataFrame) -> pd.DataFrame:
 def require_imaged(
     moa: pd.DataFrame, images: pd.DataFrame, moa_csv: str | Path, image_csv: str | Path
 ) -> None:
-    """Checks that each treatment of the MoA table was imaged: a misspelt one would lose its wells.
+    """Raises BadData if a treatment of the MoA table is not in the image table.
+
+    The wells of a misspelt one would otherwise be lost.
 
     Args:
       moa: `read_moa_csv`'s table, of the file `moa_csv`.
       images: `read_image_csv`'s table, of the file `image_csv`.
-
-    Raises:
-      BadData: a treatment is on no row of the image table; with file, line and what is there.
     """
     imaged = set(_treatments(images))
     for row, (compound, dose) in zip(moa["row"], _treatments(moa), strict=True):
         if (compound, dose) in imaged:
             continue
         doses = sorted(value for name, value in imaged if name == compound and value is not None)
-        there = (
-            f" (there it has {', '.join(f'{value:g}' for value in doses)})"
-            if doses
-            else " at any concentration"
-        )
+        found = " at any concentration"
+        if doses:
+            found = f" (its concentrations there are {', '.join(f'{value:g}' for value in doses)})"
         at = "no concentration" if dose is None else f"{dose:g}"
         raise BadData(
             f"{moa_csv}, line {row}: compound {compound!r} at {at} is on no row of "
-            f"{image_csv}{there}"
+            f"{image_csv}{found}"
         )
 
 
@@ -182,7 +177,7 @@ def _amounts(table: pd.DataFrame, path: str | Path) -> list[float]:
 
 
 def _replicate(text: str) -> int:
-    """A whole number; 1 where the table has none."""
+    """A whole number; 1 if it is missing."""
     return 1 if is_missing(text) else whole("replicate", text)
 
 
@@ -210,8 +205,8 @@ def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
         batch, underscore, _ = plate.partition("_")
         if not (batch and underscore):
             raise ValueError(
-                f"plate {plate!r} names no batch: '<batch>_<plate>' or a column Metadata_Batch "
-                "was expected"
+                f"plate {plate!r} has no batch in its name: '<batch>_<plate>' or a column "
+                "Metadata_Batch was expected"
             )
         return batch
 
@@ -235,12 +230,12 @@ def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float | None]]:
 
 
 def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:
-    """Raises BadData where two fields of one well disagree on what was put on it."""
+    """Raises BadData if two fields of a well differ in their treatment."""
     treatment = images.drop_duplicates(["plate", "well", "compound", "concentration"])
     mixed = treatment[treatment.duplicated(["plate", "well"])]
     if len(mixed):
         row = mixed.iloc[0]
         raise BadData(
             f"{path}, line {row['row']}: well {row['well']} of plate {row['plate']} has "
-            f"{row['compound']!r} at {row['concentration']:g}, an earlier line something else"
+            f"{row['compound']!r} at {row['concentration']:g}, an earlier line another treatment"
         )

@@ -1,4 +1,4 @@
-"""Tables with a row a cell: its image, and what is known of it."""
+"""Reads tables with one row for each cell: its image and metadata."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from cellclr_jax.data.tables.csv import (
 )
 from cellclr_jax.errors import BadUse
 
-# What the column of the images is called, the likelier first.
+# Names of the column of images, the likelier first.
 _FILE_NAMES = ("file", "filename", "path", "filepath", "image", "imagename", "imagepath")
 CELL_COLUMNS: dict[str, tuple[str, ...]] = {"file": _FILE_NAMES, **SYNONYMS}
-"""The names of the columns of a table of cells, as `columns.plain_name` gives them."""
+"""Names of each column of a table of cells, in the form of `columns.plain_name`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CellTable:
     Attributes:
       path: of the table.
       lines: of the rows in the file, from 1.
-      files: what they call their images.
+      files: the names of their images.
       columns: values by name: some of `columns.COLUMNS`, and x and y of a nucleus in its field.
     """
 
@@ -66,19 +66,19 @@ def read_cell_table(
 ) -> CellTable:
     """Reads a table of cells.
 
-    A column without a single value counts as missing. Where there are compounds, an unknown
-    concentration is NaN, and 0 for controls. An unknown site or replicate is 0.
+    A column without a single value counts as missing. With compounds, an unknown concentration is
+    0 for controls, otherwise NaN. An unknown site or replicate is 0.
 
     Args:
       path: a CSV file with a header.
-      synonyms: the names that each column goes by.
-      chosen: the name of some columns in this file, in any case; they go by no other.
-      names: of the tables that are read together; None: this table's.
+      synonyms: possible names of each column.
+      chosen: names of some columns in this file, in any case, instead of their synonyms.
+      names: register of the tables that are read together; None: only this one.
 
     Raises:
-      BadUse: there is no such file, or it has not a chosen column.
-      BadData: it cannot be read, names no images, two of its columns have one name and differ, or
-        a value is not of its column's type.
+      BadUse: there is no such file, or a chosen column is missing.
+      BadData: unreadable, without images, two columns of one name differ, or a value is not of its
+        column's type.
     """
     chosen = chosen or {}
     names = names or Names()
@@ -87,7 +87,7 @@ def read_cell_table(
         for what, name in chosen.items():
             if name.lower() not in map(str.lower, header):
                 raise BadUse(
-                    f"--label_columns={what}={name}: {path} has no such column, but "
+                    f"--label_columns={what}={name}: {path} has no such column; it has "
                     f"{some_names(header)}"
                 )
     wanted = {**synonyms, **{what: (name,) for what, name in chosen.items()}}
@@ -119,9 +119,9 @@ def _number(what: str, text: str) -> float:
 
 
 def _concentrations(columns: Mapping[str, Sequence[Any]], count: int, names: Names) -> list[float]:
-    """The concentrations, rounded, and a note on unknown ones."""
+    """Rounds the concentrations and notes unknown ones."""
     compounds = pd.Series(columns.get("compound", [""] * count))
     found = set_controls(columns.get("concentration", [math.nan] * count), compounds)
     names.note_missing("concentration", np.isnan(found))
-    # One object for all unknown ones: cells of equal metadata are grouped by a dictionary.
+    # A single NaN object, because cells are grouped by their metadata in a dictionary.
     return [math.nan if np.isnan(dose) else dose for dose in found.tolist()]

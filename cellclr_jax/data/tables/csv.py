@@ -14,7 +14,7 @@ from cellclr_jax.data.columns import plain_name
 from cellclr_jax.data.names import is_missing
 from cellclr_jax.errors import BadData, BadUse
 
-# A header of CellProfiler's has hundreds of names; an error shows as many.
+# Headers of CellProfiler have hundreds of names; an error shows these many.
 _NAMES_SHOWN = 15
 
 _T = TypeVar("_T")
@@ -24,8 +24,8 @@ def stream_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Reads a CSV file with any line ends as text, one row at a time.
 
     Yields:
-      (line of the file, from 1; values) of each line that is not blank, the header's first. All
-      have as many values. A line of nothing but commas, as spreadsheets append, is blank.
+      (line of the file, from 1; values) of each line that is not blank, first the header. All have
+      the same number of values. A line of only commas, as spreadsheets append, is blank.
 
     Raises:
       BadUse: there is no such file.
@@ -60,7 +60,7 @@ def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]
     before = 0
     try:
         for values in reader:
-            # No name of a file, well or compound has one: a quote is missing or one too many.
+            # Names of files, wells and compounds have no line breaks: a quote is missing.
             if reader.line_num > before + 1:
                 raise BadData(
                     f"{path}, line {before + 1}: a line break inside quotes; each row was expected "
@@ -74,7 +74,7 @@ def _records(lines: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]
 
 
 def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
-    """The lines, none of which holds a NUL: no name has one, and what is read in C ends there."""
+    """Yields the lines; BadData for a NUL character, at which C libraries end a string."""
     for number, line in enumerate(lines, 1):
         if "\0" in line:
             raise BadData(f"{path}, line {number}: a NUL character; a table as text was expected")
@@ -82,7 +82,7 @@ def _checked(lines: Iterable[str], path: Path) -> Iterator[str]:
 
 
 def reject_other_separator(header: Sequence[str], path: str | Path) -> None:
-    """Raises BadData where a header, split at its commas, has more semicolons or tabs."""
+    """Raises BadData if a header, split at its commas, has more semicolons or tabs."""
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if sum(column.count(separator) for column in header) >= len(header):
             raise BadData(
@@ -92,15 +92,15 @@ def reject_other_separator(header: Sequence[str], path: str | Path) -> None:
 
 
 def find_columns(header: Sequence[str], names: Sequence[str], *, exact: bool = False) -> list[int]:
-    """Finds a column by its name.
+    """Finds a column by the first of some names that the header has.
 
     Args:
       header: the names in the file.
-      names: those that the column goes by; the first one found is taken.
-      exact: compares names but for their case; otherwise by `columns.plain_name`.
+      names: possible names of the column.
+      exact: ignores only case; otherwise compares `columns.plain_name`.
 
     Returns:
-      Its places from 0: none where it is missing, several where columns have one name.
+      Its indices: empty if it is missing, several if columns have the same name.
     """
     form = str.lower if exact else plain_name
     forms = [form(name) for name in header]
@@ -124,17 +124,16 @@ def read_columns(
 
     Args:
       path: the file.
-      required: what each column is called in the result -> the names that it goes by in the file
-        (see `find_columns`); the first one found is taken.
-      optional: the same; where none is found the column is ''.
-      exact: which of these are found by exactly their name, in any case.
+      required: possible names in the file of each column of the result (see `find_columns`).
+      optional: the same; a missing column is ''.
+      exact: those of these columns whose names ignore only case.
 
     Returns:
       The columns, and `row`, the line of the file, from 1.
 
     Raises:
-      BadUse, BadData: see `stream_rows`; also BadData where a required column is missing, two
-        columns have one name and differ, or there are no rows.
+      BadUse, BadData: see `stream_rows`; also BadData if a required column is missing, two columns
+        of one name differ, or there are no rows.
     """
     rows = stream_rows(path)
     header = [name.strip() for name in next(rows)[1]]
@@ -152,7 +151,7 @@ def read_columns(
     for line, values in rows:
         lines.append(line)
         for column, found in places.items():
-            # Millions of rows repeat a few plates and labels: one string of each is kept.
+            # Millions of rows repeat a few plates and labels: each is stored once.
             table[column].append(sys.intern(values[found[0]].strip()) if found else "")
         for found in repeated.values():
             if len({values[place].strip() for place in found}) > 1:
@@ -166,7 +165,7 @@ def read_columns(
 
 
 def require_text(table: pd.DataFrame, column: str, path: str | Path) -> None:
-    """Raises BadData, with file and line, where a value of a column is empty."""
+    """Raises BadData, with file and line, if a value of a column is empty."""
     empty = table["row"][table[column] == ""]
     if len(empty):
         raise BadData(f"{path}, line {empty.iloc[0]}: the {column.replace('_', ' ')} is empty")
@@ -180,7 +179,7 @@ def parse(
     Args:
       texts: [N] values of a column.
       rows: [N] their lines in the file.
-      parse_text: makes a value of a text; ValueError where it cannot.
+      parse_text: converts a text; raises ValueError for a wrong one.
       path: the file.
 
     Returns:
@@ -200,7 +199,7 @@ def parse(
 
 
 def reject_duplicates(table: pd.DataFrame, columns: list[str], path: str | Path) -> None:
-    """Raises BadData, with file and both lines, where two rows agree in all `columns`."""
+    """Raises BadData, with file and both lines, if two rows agree in all `columns`."""
     repeated = table.duplicated(columns)
     if repeated.any():
         row = table[repeated].iloc[0]
@@ -215,7 +214,7 @@ _MOST_NUMBER = float(np.finfo(np.float32).max)
 
 
 def amount(what: str, text: str) -> float:
-    """A number of at least 0; ValueError for anything else, naming it as `what`."""
+    """A number of at least 0; ValueError with `what` for any other text."""
     value = _number(text)
     if not 0 <= value <= _MOST_NUMBER:
         raise ValueError(f"{what} {text!r}: a number of at least 0 was expected")
@@ -223,12 +222,12 @@ def amount(what: str, text: str) -> float:
 
 
 def amount_or_nan(what: str, text: str) -> float:
-    """`amount`, NaN where the text means 'missing'."""
+    """`amount`; NaN if the text means 'missing'."""
     return math.nan if is_missing(text) else amount(what, text)
 
 
 def number_or_nan(what: str, text: str) -> float:
-    """A number, NaN where the text means 'missing'; ValueError for anything else."""
+    """A number; NaN if the text means 'missing'; ValueError for any other text."""
     value = _number(text)
     if not (abs(value) <= _MOST_NUMBER or is_missing(text)):
         raise ValueError(f"{what} {text!r}: a number was expected")
@@ -236,7 +235,7 @@ def number_or_nan(what: str, text: str) -> float:
 
 
 def whole(what: str, text: str) -> int:
-    """A whole number of at least 0, also when written `3.0`; ValueError for anything else."""
+    """A whole number of at least 0, also written as `3.0`; ValueError for any other text."""
     value = _number(text)
     if not (0 <= value <= _MOST_WHOLE and value == int(value)):
         raise ValueError(f"{what} {text!r}: a whole number from 0 to {_MOST_WHOLE} was expected")

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
@@ -14,18 +14,18 @@ from cellclr_jax.data.tables.csv import amount, find_columns, some_names, stream
 from cellclr_jax.errors import BadData
 
 _CENTER = re.compile(r"(?:(.+)_)?(location|areashape)_center_([xy])")
-# An image table may hold such columns for the mean of an image's objects: no nucleus lies there.
+# Prefixes of columns for the mean position of an image's objects, which is not a nucleus.
 _AGGREGATES = ("mean", "median", "stdev")
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """A CSV file of which the header is read.
+    """An open CSV file behind its header.
 
     Attributes:
       path: of the file.
-      names: of the columns in lower case; `<object>_<measurement>` where the header has two rows.
-      rows: (line, values) of what follows the header, read as they are asked for.
+      names: of the columns in lower case; `<object>_<measurement>` if the header has two rows.
+      rows: (line, values) behind the header, read lazily.
       combined: whether the header has two rows.
     """
 
@@ -35,22 +35,19 @@ class ObjectTable:
     combined: bool = False
 
     def column(self, names: Sequence[str]) -> int | None:
-        """Where the first of some names is that the header has."""
+        """The index of the first of some names that the header has."""
         return next(iter(find_columns(self.names, names)), None)
 
     def bad_header(self, reason: str) -> BadData:
-        """The error that says what is wrong with the header, and what it has."""
+        """Makes the error for a wrong header."""
         return BadData(f"{self.path}, line 1: {reason}; the header has {some_names(self.names)}")
 
     def center(self, values: Sequence[str]) -> tuple[float, float] | None:
-        """The centre of a row's nucleus.
-
-        Returns:
-          (row, column) in pixels from 0; None where it is missing.
+        """The centre (row, column) of a row's nucleus in pixels from 0; None if it is missing.
 
         Raises:
-          BadData: the header names no centre, or those of several objects.
-          ValueError: a coordinate is no number of at least 0.
+          BadData: see `axes`.
+          ValueError: a coordinate is not a number of at least 0.
         """
         x, y = (values[column].strip() for column in self.axes)
         if is_missing(x) and is_missing(y):
@@ -59,13 +56,13 @@ class ObjectTable:
 
     @cached_property
     def axes(self) -> tuple[int, int]:
-        """The columns of x and y; BadData where there are none, or those of several objects."""
+        """The columns of x and y; BadData if there are none, or those of several objects."""
         found: dict[str, dict[str, int]] = {}
         kinds = dict.fromkeys(("location", "areashape"))
         for kind, (column, name) in itertools.product(kinds, enumerate(self.names)):
             match = _CENTER.fullmatch(name)
             if match and match[2] == kind:
-                # Either kind will do: the first is taken.
+                # Location_Center is preferred to AreaShape_Center.
                 found.setdefault(match[1] or "", {}).setdefault(match[3], column)
         whole = {
             name: axes
@@ -117,40 +114,39 @@ _EXPECTED = (
     "ImageNumber and a table *Image.csv next to it were expected"
 )
 
-# (plate, well, site) as they are compared.
+# (plate, well, site) in a form that compares equal for equal places.
 _Place = tuple[str, str, str]
-# Finds the index of a row's field; None where it belongs to none. ValueError where it cannot.
+# Finds the index of a row's field; None if it has none. Raises ValueError for a contradiction.
 _Locate = Callable[[list[str]], int | None]
 
 
 def read_centers(
     path: Path, fields: Sequence[Field]
 ) -> tuple[list[Field], list[tuple[str, str]], list[str]]:
-    """Fills the centres of fields from what another program has found.
+    """Sets the centres of fields to the nuclei that another program has found.
 
-    Rows of fields that are not asked for are passed over: a build may take a few wells of a plate.
-    Whether a centre lies inside its image shows when that is read.
+    Rows of other fields are skipped: a build may take a few wells of a plate. Centres are compared
+    with the size of the image when that is read.
 
     Args:
       path: DeepProfiler's `locations` folder, or the folder that holds it: a table
-        `<plate>/<well>-<site>-Nuclei.csv` for each field. Or one table of CellProfiler's, a row a
-        nucleus: `[<Object>_]Location_Center_X` and `..._Y` (or `AreaShape_Center_`), and what tells
-        its field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
+        `<plate>/<well>-<site>-Nuclei.csv` for each field. Or a table of CellProfiler with a row for
+        each nucleus: `[<Object>_]Location_Center_X` and `..._Y` (or `AreaShape_Center_`), and its
+        field: `Metadata_Plate`, `Metadata_Well` and `Metadata_Site`, or the name of one of its
         image files in a column `FileName_<channel>`, or `ImageNumber`, with a table `*Image.csv`
-        next to it that has these columns. Names match whatever their case.
+        in the same folder that has these columns. Names match in any case.
       fields: fields of view.
 
     Returns:
-      The fields whose nuclei are known, in their order, with `centers` in the order of the tables:
-      () where a table is empty, or the image table lists a field that has no nucleus.
-      (name, reason) of each field of which nothing is known.
-      Notes: how many nuclei are left out because their centre is missing.
+      The fields in the tables, in their order, with `centers` in the order of the rows: () if a
+      table is empty, or the image table lists a field without nuclei.
+      (name, reason) of each field that is not in the tables.
+      Notes: the number of nuclei that are left out because their centre is missing.
 
     Raises:
       BadUse: there is no such file or folder.
-      BadData: a table cannot be read, does not say which field a row belongs to or contradicts
-        itself about it, has a coordinate that is no number of at least 0, or a centre twice; or
-        not one of the fields is in it.
+      BadData: a table is unreadable, names no field for a row or two, has a coordinate that is not
+        a number of at least 0, or a centre twice; or it has no field, or no nucleus has a centre.
     """
     finder = _Fields(fields)
     if path.is_dir():
@@ -160,7 +156,11 @@ def read_centers(
         finder.collect(table, finder.locator(table) or _by_image_number(table, finder))
     found, missing = finder.centers, finder.missing
     if fields and not found:
-        raise BadData(f"{path}: holds not one of the {len(fields)} fields, {fields[0].name} first")
+        raise BadData(f"{path}: has none of the {len(fields)} fields, {fields[0].name} first")
+    if missing and not any(found.values()):
+        raise BadData(
+            f"{path}: none of its {len(missing):,} nuclei has a centre, {missing[0]} first"
+        )
     filled = [replace(fields[index], centers=tuple(found[index])) for index in sorted(found)]
     problems = [
         (field.name, f"nothing of it in {path}")
@@ -191,12 +191,7 @@ def _read_locations(path: Path, finder: "_Fields") -> None:
                 raise BadData(f"{file}: the same field as {read[index]}")
             read[index] = file.name
             finder.centers[index] = {}
-            finder.collect(open_table(file), partial(_given, index))
-
-
-def _given(index: int, _: list[str]) -> int:
-    """The index of the only field of a table."""
-    return index
+            finder.collect(open_table(file), lambda _, index=index: index)
 
 
 class _Fields:
@@ -204,8 +199,7 @@ class _Fields:
 
     Attributes:
       places: the index of each field.
-      centers: by the index of a field, its centres (row, column) in the order of the table, each
-        with its line there.
+      centers: by the index of a field, the line of each centre (row, column), in table order.
       missing: table and line of nuclei without a centre.
     """
 
@@ -218,7 +212,7 @@ class _Fields:
         self.missing: list[str] = []
         self._names = [field.name for field in fields]
         self._place_of = {index: place for place, index in self.places.items()}
-        # With its plate, and without ('') for tables that tell none: several fields may have it.
+        # By (plate, file), and ('', file) for tables without plates: several fields may have it.
         self._files: dict[tuple[str, str], set[int]] = {}
         for place, index in self.places.items():
             for file in fields[index].file_names:
@@ -227,53 +221,53 @@ class _Fields:
 
     def collect(self, table: ObjectTable, locate: _Locate) -> None:
         """Adds the centres of a table."""
-        _ = table.axes  # an empty table as well must have them
+        _ = table.axes  # an empty table must have them, too
         for line, values in table.rows:
             try:
                 index = locate(values)
                 if index is None:
                     continue
-                there = self.centers.setdefault(index, {})
+                lines = self.centers.setdefault(index, {})
                 center = table.center(values)
             except ValueError as error:
                 raise BadData(f"{table.path}, line {line}: {error}") from error
             if center is None:
-                # Where another object has more members than nuclei, their columns are filled up.
+                # If another object has more rows than nuclei, the columns of nuclei are padded.
                 if not table.combined:
                     self.missing.append(f"{table.path}, line {line}")
-            elif there.setdefault(center, line) != line:
+            elif lines.setdefault(center, line) != line:
                 raise BadData(
-                    f"{table.path}, line {line}: the centre of line {there[center]} again; each "
+                    f"{table.path}, line {line}: repeats the centre of line {lines[center]}; each "
                     "nucleus was expected once"
                 )
 
     def locator(self, table: ObjectTable) -> _Locate | None:
-        """What finds the index of a row's field (None: of no field), if the table tells."""
+        """Makes the function that finds a row's field; None if the table has no column for it."""
         place = [table.column(SYNONYMS[name]) for name in _PLACE_COLUMNS]
         files = [i for i, name in enumerate(table.names) if _FILE.fullmatch(name)]
         if None in place and not files:
             return None
-        known: dict[tuple[str, ...], int | None] = {}
+        cache: dict[tuple[str, ...], int | None] = {}
 
         def locate(values: list[str]) -> int | None:
             key = tuple(values[i].strip() if i is not None else "" for i in (*place, *files))
-            if key not in known:
+            if key not in cache:
                 texts = ["" if is_missing(text) else text for text in key]
-                known[key] = self._find(texts[:3], texts[3:])
-            return known[key]
+                cache[key] = self._find(texts[:3], texts[3:])
+            return cache[key]
 
         return locate
 
     def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
-        """The index of a field; ValueError where it could be one of several, or two."""
+        """The index of a field; ValueError if place and files fit several or contradict."""
         wanted = _place(*place)
         index = self.places.get(wanted)
         for name in files:
             fields = self._files.get((wanted[0], _file_name(name)), set())
             if len(fields) > 1 and index is None:
                 raise ValueError(
-                    f"{len(fields)} fields have a file {name!r}: a column Metadata_Plate that "
-                    "tells them apart was expected"
+                    f"{len(fields)} fields have a file {name!r}: a column Metadata_Plate was "
+                    "expected to distinguish them"
                 )
             if not fields or index in fields:
                 continue
@@ -290,14 +284,14 @@ class _Fields:
 
 
 def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
-    """Finds a row's field by the image table, whose fields have no centres yet."""
+    """Finds a row's field by its number in the image table; its fields may have no nuclei."""
     images = open_table(_image_table(table))
     locate = finder.locator(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
     shared = [(own, its) for own, its in pairs if own is not None and its is not None]
     if locate is None or None in pairs[-1]:
-        raise BadData(f"{table.path} and {images.path}: nothing tells a row's field; {_EXPECTED}")
-    known: dict[tuple[str, ...], int | None] = {}
+        raise BadData(f"{table.path} and {images.path}: no column for a row's field; {_EXPECTED}")
+    fields: dict[tuple[str, ...], int | None] = {}
     lines: dict[int, int] = {}
     for line, values in images.rows:
         key = tuple(_site(values[its]) for _, its in shared)
@@ -305,29 +299,29 @@ def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
             index = locate(values)
         except ValueError as error:
             raise BadData(f"{images.path}, line {line}: {error}") from error
-        if key in known:
-            raise BadData(f"{images.path}, line {line}: ImageNumber {key[-1]} again")
-        known[key] = index
+        if key in fields:
+            raise BadData(f"{images.path}, line {line}: repeats ImageNumber {key[-1]}")
+        fields[key] = index
         if index is not None and lines.setdefault(index, line) != line:
-            raise BadData(f"{images.path}, line {line}: the field of line {lines[index]} again")
+            raise BadData(f"{images.path}, line {line}: repeats the field of line {lines[index]}")
 
     def numbered(values: list[str]) -> int | None:
         key = tuple(_site(values[own]) for own, _ in shared)
-        if key not in known:
+        if key not in fields:
             raise ValueError(f"ImageNumber {key[-1]!r} is not in {images.path}")
-        return known[key]
+        return fields[key]
 
     finder.centers |= {index: {} for index in lines}
     return numbered
 
 
 def _image_table(table: ObjectTable) -> Path:
-    """The image table of the same export: `MyExpt_Image.csv` for `MyExpt_Nuclei.csv`."""
+    """The image table of the same export, such as MyExpt_Image.csv for MyExpt_Nuclei.csv."""
     if table.column(_NUMBERS[-1]) is None:
-        raise table.bad_header(f"nothing tells a row's field: {_EXPECTED}")
+        raise table.bad_header(f"no column for a row's field: {_EXPECTED}")
     folder, name = table.path.parent, table.path.name.lower()
     others = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith("image.csv")]
-    # The longest beginning that both names have is the export's.
+    # The longest common beginning of both names is that of the export.
     same = [path for path in others if name.startswith(path.name.lower().removesuffix("image.csv"))]
     if not same and len(others) != 1:
         raise BadData(f"{table.path}: no table *Image.csv of its export next to it; {_EXPECTED}")
