@@ -345,7 +345,7 @@ def test_an_extension_that_dies_leaves_the_old_dataset(release, tmp_path, monkey
     assert contents(first) == before
     grown = build(release, tmp_path, extend=True)
     assert contents_but_origin(grown) == contents_but_origin(build(release, tmp_path / "new"))
-    with pytest.raises(BadUse, match=f"the input has nothing of {PLATES[1]}"):
+    with pytest.raises(BadUse, match=f"the input lacks {PLATES[1]} of"):
         build(release, tmp_path, plates=PLATES[:1], extend=True)
 
 
@@ -405,7 +405,7 @@ def test_too_few_fields_leave_the_light_as_it_is(release, tmp_path, monkeypatch,
     plain = dataset.read_manifest(build(release, tmp_path / "plain"))
     asked = dataset.read_manifest(build(release, tmp_path / "asked", illumination="regression"))
     assert asked["origin"]["illumination"] == {}
-    assert "6 fields tell too little about it, at least 7" in capsys.readouterr().out
+    assert "6 fields are too few to estimate it, at least 7" in capsys.readouterr().out
     assert plain["fingerprint"] == asked["fingerprint"]
 
 

@@ -46,7 +46,7 @@ def test_a_message_lists_the_datasets_that_are_there(tmp_path):
     for name in ("single_cells/all", "bbbc021/all", "bbbc021/annotated"):
         path = write_dataset(tmp_path, IMAGES, name=name)
     (path / "dataset_info.json").unlink()
-    listed = "; there is bbbc021/all, single_cells/all. Build"
+    listed = "; existing datasets: bbbc021/all, single_cells/all. Build"
     for name, build in (("annotated", "--source=raw"), ("others/all", "--source=folder")):
         with pytest.raises(BadUse, match=rf"{listed}.* -m cellclr_jax\.build .*{build}"):
             datasets.find_dataset(tmp_path, name)
@@ -92,8 +92,8 @@ def test_damaged_manifests_are_named(dataset, text):
         ({"image": {"shape": [12, 12, 2], "dtype": "uint16"}}, r"12, 3.* says \(\[12, 12, 2"),
         ({"image": {"shape": [12, 12, 3], "dtype": "uint8"}}, "uint16.* says .*uint8"),
         ({"image": {}}, "its manifest says"),
-        ({"fingerprint": "../../../etc/0"}, "no hex digest"),
-        ({"fingerprint": ""}, "no hex digest"),
+        ({"fingerprint": "../../../etc/0"}, "not a hex digest"),
+        ({"fingerprint": ""}, "not a hex digest"),
     ],
 )
 def test_images_that_are_not_the_manifests_are_refused(dataset, changes, message):

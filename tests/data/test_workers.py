@@ -47,7 +47,7 @@ def test_worker_takes_one_thread() -> None:
 
 
 def test_killed_worker_is_bad_data() -> None:
-    with pytest.raises(BadData, match="killed, most likely for want of memory"):
+    with pytest.raises(BadData, match="killed, most likely because memory ran out"):
         list(map_in_order(die_at_two, range(8), 2))
 
 
@@ -60,7 +60,7 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\n")
     (tmp_path / "own").write_text("0::/slice/job\n")
     monkeypatch.setattr(workers, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(workers, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(workers, "_PROCESS_GROUPS", tmp_path / "own")
     monkeypatch.setattr(workers, "_GROUPS", tmp_path / "groups")
     return tmp_path
 
