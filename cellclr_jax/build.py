@@ -169,8 +169,15 @@ def check_flags() -> None:
         names: list[str] = getattr(FLAGS, name)
         if FLAGS[name].present and not all(names or [""]):
             raise BadUse(f"--{name}={','.join(names)}: a name is empty")
-    if FLAGS["cell_radius"].present and FLAGS.masks == "none":
-        raise BadUse("--cell_radius has no effect without --masks=keep or --masks=zero")
+    needed = {
+        "cell_radius": ("--masks=keep or --masks=zero", FLAGS.masks != "none"),
+        "url": ("--download", FLAGS.download),
+        "downloads": ("--download", FLAGS.download),
+        "beam_option": ("--beam_runner", FLAGS.beam_runner),
+    }
+    for name, (other, is_set) in needed.items():
+        if FLAGS[name].present and not is_set:
+            raise BadUse(f"--{name} has no effect without {other}")
     if len(set(FLAGS.channels)) != len(FLAGS.channels):
         raise BadUse(f"--channels={','.join(FLAGS.channels)}: a channel is named twice")
     if FLAGS.masks != "none" and FLAGS.centers:
@@ -180,15 +187,10 @@ def check_flags() -> None:
         )
     if FLAGS.centers and FLAGS["min_area"].present:
         raise BadUse(f"--min_area has no effect with --centers={FLAGS.centers}")
-    idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
-    if idle and not FLAGS.download:
-        raise BadUse(f"{', '.join(idle)}: no effect without --download")
     if FLAGS.download and len(inputs()) > 1:
         raise BadUse("--download fetches into one --input folder")
     if FLAGS.z not in ("", "max") and not re.fullmatch("[1-9][0-9]{0,5}", FLAGS.z):
         raise BadUse(f"--z={FLAGS.z}: the number of a plane, from 1, or max was expected")
-    if FLAGS.beam_option and not FLAGS.beam_runner:
-        raise BadUse("--beam_option has no effect without --beam_runner")
 
 
 def _flags_of(entry: sources.SourceEntry) -> list[str]:
@@ -291,7 +293,7 @@ def main() -> None:
     check_flags()
     data_dir = Path(FLAGS.data_dir)
     if FLAGS.qc:
-        _write_page(_built_dataset(data_dir))
+        _write_page(_find_built(data_dir))
         return
     if FLAGS.download:
         from cellclr_jax.data.download import download_release
@@ -304,17 +306,16 @@ def main() -> None:
     request = request_flags()
     entry = sources.entry(FLAGS.source)
     # If the settings decide the content, the input may have been deleted since.
-    input_unneeded = entry.settings and not FLAGS.overwrite and _find_built(data_dir)
+    input_unneeded = entry.settings and _built_before(data_dir)
     source = None if input_unneeded else sources.open_source(FLAGS.source, request)
 
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building import manifest
-    from cellclr_jax.data.building.builder import dataset_folder
     from cellclr_jax.data.building.versions import locked
 
-    with locked(dataset_folder(data_dir, entry.dataset, _config_name())):
+    with locked(data_dir / entry.dataset / _config_name()):
         # Checked again under the lock, since another build may just have finished.
-        built = None if FLAGS.overwrite else _find_built(data_dir)
+        built = _built_before(data_dir)
         if built and not _lacks_plates(built, request, source):
             _keep(built)
             return
@@ -363,17 +364,17 @@ def _config_name() -> str:
     return FLAGS.config if "config" in sources.entry(FLAGS.source).flags else "all"
 
 
-def _built_dataset(data_dir: Path) -> Path:
-    """Returns the finished dataset that the flags name; raises BadUse if there is none."""
+def _find_built(data_dir: Path) -> Path:
+    """The finished dataset that the flags name; raises BadUse if there is none."""
     from cellclr_jax.data import dataset
 
     return dataset.find_dataset(data_dir, f"{sources.entry(FLAGS.source).dataset}/{_config_name()}")
 
 
-def _find_built(data_dir: Path) -> Path | None:
-    """Returns the finished dataset, or None."""
+def _built_before(data_dir: Path) -> Path | None:
+    """The finished dataset to keep or extend; None if there is none or --overwrite is set."""
     with contextlib.suppress(BadUse):
-        return _built_dataset(data_dir)
+        return None if FLAGS.overwrite else _find_built(data_dir)
     return None
 
 

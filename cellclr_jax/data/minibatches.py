@@ -130,11 +130,9 @@ def training_minibatches(
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
-        """Rows in the order of an epoch."""
         return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)]
 
     def read(number: int) -> dict[str, np.ndarray]:
-        """This process's share of one minibatch of the run."""
         epoch, step = divmod(number, steps)
         start = step * minibatch_size + part * local
         return cells.read(order(epoch)[start : start + local])
@@ -161,7 +159,6 @@ def sequential_minibatches(
     starts = range(0, len(rows), minibatch_size)
 
     def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """One minibatch."""
         real = rows[starts[number] : starts[number] + minibatch_size]
         padded = np.concatenate([real, np.repeat(real[:1], minibatch_size - len(real))])
         return real, cells.read(padded[part * local : (part + 1) * local])

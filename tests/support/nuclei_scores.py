@@ -1,10 +1,10 @@
-"""Fields with nuclei drawn by hand, and how nuclei that were found are scored against true ones.
+"""Fields with nuclei drawn by hand, and scores of a segmentation.
 
-What counts: every connected region of a true label is a nucleus, whether the border cuts it or
+Every connected region of a true label is a nucleus, whether the border cuts it or
 not. Regions drawn by hand reach down to 11 pixels (micronuclei, fragments of dead cells, slivers
 at the border), while a segmentation has a smallest area below which it keeps nothing. `compare`
-therefore takes that area: smaller true regions are then set aside, neither to be found nor wrong
-to find, together with the found objects that lie mostly on them. With 0, every region counts.
+therefore takes that area: smaller true regions are ignored, together with found objects that lie
+mostly on them. With 0, every region counts.
 """
 
 from dataclasses import dataclass, fields

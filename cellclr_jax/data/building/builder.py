@@ -230,11 +230,6 @@ class Plan:
     show: bool = True
 
 
-def dataset_folder(data_dir: Path, dataset: str, config: str) -> Path:
-    """The folder of a dataset's versions."""
-    return data_dir / dataset / config
-
-
 def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = False) -> Path:
     """Builds a dataset, which appears only when it is complete. A killed build resumes.
 
@@ -254,7 +249,7 @@ def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = F
         the extended dataset, or an unknown Beam runner.
       BadData: too many unusable fields, or no cells.
     """
-    folder = dataset_folder(data_dir, plan.dataset, plan.config)
+    folder = data_dir / plan.dataset / plan.config
     version = str(CellBuilder.VERSION)
     if (folder / version).exists() and not (replace or extend):
         raise BadUse(f"{folder / version} exists already: --overwrite replaces it")
@@ -294,7 +289,12 @@ def extract(
     absent = [(field.name, field.absent) for field in source.fields if field.absent]
     # Missing files are known before any image is read.
     _check_skipped(plan, [*source.problems, *absent], source.lost_fields + len(absent))
-    run = _runner(plan)
+    run: Callable[..., Iterable[Any]]
+    if plan.beam_runner:
+        options = pipeline_options(plan.beam_options)
+        run = functools.partial(map_on_beam, runner=plan.beam_runner, options=options)
+    else:
+        run = functools.partial(map_in_order, workers=plan.workers)
     fields = [field for field in source.fields if field.plate not in finished]
     lights: dict[str, Path] = {}
     if plan.illumination:
@@ -350,14 +350,6 @@ def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) 
             f"--max_skipped={plan.max_skipped:g} allows. "
             + "; ".join(manifest.describe_skipped({"skipped": named}))
         )
-
-
-def _runner(plan: Plan) -> Callable[..., Iterable[Any]]:
-    """`map` in processes of this machine or on a cluster."""
-    if plan.beam_runner:
-        options = pipeline_options(plan.beam_options)
-        return functools.partial(map_on_beam, runner=plan.beam_runner, options=options)
-    return functools.partial(map_in_order, workers=plan.workers)
 
 
 def _check_cells(extracted: Sequence[ExtractedCells]) -> None:

@@ -156,7 +156,10 @@ def write_piece(piece: Piece, folder: Path, settings: CropSettings) -> Extracted
             (dataset.FIELDS, [_field_row(*pair) for pair in zip(piece.fields, cut, strict=True)]),
         )
         for name, rows in tables:
-            _typed(pd.DataFrame(rows)).to_parquet(part / name, index=False)
+            table = pd.DataFrame(rows)
+            # A column has the same type in all pieces, whatever its values are.
+            types = {column: _TYPES[COLUMNS[column]] for column in table if column in COLUMNS}
+            table.astype(types).to_parquet(part / name, index=False)
         for path in part.iterdir():
             # Without it a power failure may keep the renamed folder but lose its content.
             with path.open("rb") as file:
@@ -193,7 +196,7 @@ def read_piece(piece: Piece, folder: Path, settings: CropSettings) -> ExtractedC
         fields = pd.read_parquet(path / dataset.FIELDS)
         names = {"image": _IMAGES} | ({"mask": _MASKS} if settings.masks == "keep" else {})
         # Raises an error for a file that is shorter than its header says.
-        if any(len(_mapped(path / name)) != len(cells) for name in names.values()):
+        if any(len(np.load(path / name, mmap_mode="r")) != len(cells) for name in names.values()):
             return None
     except (OSError, ValueError):
         return None
@@ -208,12 +211,8 @@ def remove_partial(folder: Path) -> None:
 
 
 def _read_pixels(paths: Mapping[str, Path], start: int, stop: int) -> dict[str, np.ndarray]:
-    return {feature: _mapped(path)[start:stop] for feature, path in paths.items()}
-
-
-def _mapped(path: Path) -> np.ndarray:
-    array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    return array
+    """Pixels of the cells [start, stop), by feature, mapped from the files of a piece."""
+    return {feature: np.load(path, mmap_mode="r")[start:stop] for feature, path in paths.items()}
 
 
 def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
@@ -227,12 +226,6 @@ def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
         "digest": cut.digest,
         **cut.quality,
     }
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    """Gives each column the same type in all pieces, whatever its values are."""
-    kinds = {name: _TYPES[COLUMNS[name]] for name in table if name in COLUMNS}
-    return table.astype(kinds)
 
 
 @functools.lru_cache(maxsize=2)

@@ -103,30 +103,20 @@ def map_in_order(
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    waiting: deque[Future[Result]] = deque()
     try:
-        yield from _in_order(pool, work, items, _AHEAD * workers)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise BadData(
             "a worker process was killed, most likely because memory ran out: use fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
-    ahead: int,
-) -> Iterator[Result]:
-    """`map` with at most `ahead` submitted items ahead of the consumer."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _start_worker() -> None:
