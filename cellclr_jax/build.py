@@ -280,9 +280,10 @@ def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
 
 def _path(name: str) -> Path | None:
     """The path in a flag, None if it is not set; BadUse if the file does not exist."""
-    if not FLAGS[name].value:
+    value: str | None = FLAGS[name].value
+    if not value:
         return None
-    path = Path(FLAGS[name].value)
+    path = Path(value)
     if not path.exists():
         raise BadUse(f"--{name}={path}: no such file")
     return path

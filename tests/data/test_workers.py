@@ -1,8 +1,11 @@
 """Work in many processes: order of results, one thread each, a killed worker, free memory."""
 
 import os
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -49,6 +52,25 @@ def test_worker_takes_one_thread() -> None:
 def test_killed_worker_is_bad_data() -> None:
     with pytest.raises(BadData, match="killed, most likely because memory ran out"):
         list(map_in_order(die_at_two, range(8), 2))
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import time\n"
+        "from cellclr_jax.data.building.workers import map_in_order\n"
+        "if __name__ == '__main__':\n"
+        "    results = map_in_order(time.sleep, [0, 600, 600], 2)\n"
+        "    next(results)\n"
+        "    print('working', flush=True)\n"
+        "    next(results)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"working\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=600)[1]
 
 
 GIB = 1 << 30

@@ -107,7 +107,8 @@ def extract_field(
 
 def _read_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
     """Reads single-cell images; an unusable image loses one cell, not the group."""
-    images, ids, centers, shapes = [], [], [], []
+    images, ids, shapes = [], [], []
+    centers: list[tuple[float, float]] = []
     problems: list[str] = []
     for number, cell in enumerate(group.cells):
         try:
@@ -125,10 +126,8 @@ def _read_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
         raise BadData(listed(problems, separator="; "))
     crop_images = np.stack(images)
     quality = {**measure_images(crop_images, settings.channels), **_sizes(shapes)}
-    centers = np.array(centers, np.float32)
-    return _field_cells(
-        group, crop_images, None, ids, centers, quality, settings.channels, problems
-    )
+    places = np.array(centers, np.float32)
+    return _field_cells(group, crop_images, None, ids, places, quality, settings.channels, problems)
 
 
 def _cut_cells(
