@@ -22,7 +22,7 @@ from cellclr_jax.errors import BadData
 from cellclr_jax.simulation.camera import Optics, expose
 
 CHANNELS = ("dna", "tubulin", "actin")
-SIDE, FIELDS = 400, 40
+SIDE, FIELDS = 512, 40
 UNEVEN = {"vignette": 0.4, "tilt": (0.3, -0.2)}
 
 

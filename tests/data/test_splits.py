@@ -59,7 +59,7 @@ def test_cells_without_compounds_have_no_controls_to_leave_out():
     shares = {"validation_fraction": 0.1, "control": "DMSO"}
     train, validation = training_rows(table, **shares, control_fraction=1.0)
     assert len(train) + len(validation) == 50
-    for fraction, message in ((0.5, "no cell is of the controls"), (-3, "control_fraction is -3")):
+    for fraction, message in ((0.5, "no cell has the controls'"), (-3, "control_fraction is -3")):
         with pytest.raises(BadUse, match=message):
             training_rows(table, **shares, control_fraction=fraction)
 
@@ -74,5 +74,5 @@ def test_controls_match_in_any_spelling_and_missing_controls_are_refused():
     shares = {"validation_fraction": 0.0, "control_fraction": 0.0}
     train, _ = training_rows(table, **shares, control="DMSO")
     assert train.tolist() == [2, 3]
-    with pytest.raises(BadUse, match=r"no cell is of the controls 'water': .*--config\.control"):
+    with pytest.raises(BadUse, match=r"the controls' compound 'water': .*--config\.control"):
         training_rows(table, **shares, control="water")
