@@ -105,8 +105,7 @@ def training_minibatches(
     Args:
       cells: the dataset.
       rows: [N] int, the cells to train on.
-      minibatch_size: cells of a global minibatch; an epoch leaves out the cells that do not fill a
-        last minibatch.
+      minibatch_size: cells of a global minibatch; an epoch drops an incomplete last one.
       epochs: number of epochs.
       seed: of the order.
       sampling: how an epoch chooses its cells (see `splits.epoch_order`).
@@ -130,9 +129,11 @@ def training_minibatches(
 
     @lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
+        """Rows in the order of an epoch."""
         return rows[epoch_order(groups, seed=seed, epoch=epoch, sampling=sampling, count=size)]
 
     def read(number: int) -> dict[str, np.ndarray]:
+        """This process's share of a minibatch."""
         epoch, step = divmod(number, steps)
         start = step * minibatch_size + part * local
         return cells.read(order(epoch)[start : start + local])
@@ -159,6 +160,7 @@ def sequential_minibatches(
     starts = range(0, len(rows), minibatch_size)
 
     def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A minibatch: its rows, and this process's share of the padded minibatch."""
         real = rows[starts[number] : starts[number] + minibatch_size]
         padded = np.concatenate([real, np.repeat(real[:1], minibatch_size - len(real))])
         return real, cells.read(padded[part * local : (part + 1) * local])

@@ -2,7 +2,7 @@
 
 Nuclei are separated at half the resolution, which takes a quarter of the time: a watershed on the
 distance to the next edge gives parts, and parts without a neck between them are joined. Outlines
-are drawn at full resolution, where each nucleus is cut at half its own brightness.
+are drawn at full resolution, where each nucleus is cut at half its brightness.
 """
 
 import numpy as np
@@ -237,7 +237,7 @@ def _passes(basins: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _outline(
     smooth: np.ndarray, basins: np.ndarray, lifted: np.ndarray, background: np.ndarray
 ) -> np.ndarray:
-    """Labels at full resolution: each basin, grown by one coarse pixel, cut at its own level."""
+    """Labels at full resolution: each basin, grown by one coarse pixel, cut at its level."""
     count = int(basins.max())
     area = np.bincount(basins.ravel(), minlength=count + 1)
     total = np.bincount(basins.ravel(), weights=lifted.ravel(), minlength=count + 1)
@@ -258,15 +258,15 @@ def _holes(inside: np.ndarray, owner: np.ndarray, largest: int) -> np.ndarray:
       largest: in pixels.
     """
     gaps, count = ndimage.label(~inside)
-    kept = np.bincount(gaps.ravel(), minlength=count + 1) <= largest
-    kept[0] = False
-    kept[gaps[owner == 0]] = False
-    pixels = np.flatnonzero(kept[gaps])
-    gap, own = gaps.ravel()[pixels], owner.ravel()[pixels]
-    some = np.zeros(count + 1, owner.dtype)
-    some[gap] = own
-    kept[gap[own != some[gap]]] = False  # it borders several objects
-    return kept[gaps]
+    is_hole = np.bincount(gaps.ravel(), minlength=count + 1) <= largest
+    is_hole[0] = False
+    is_hole[gaps[owner == 0]] = False
+    pixels = np.flatnonzero(is_hole[gaps])
+    gap, neighbour = gaps.ravel()[pixels], owner.ravel()[pixels]
+    owner_of = np.zeros(count + 1, owner.dtype)
+    owner_of[gap] = neighbour
+    is_hole[gap[neighbour != owner_of[gap]]] = False  # it borders several objects
+    return is_hole[gaps]
 
 
 def _by_size(labels: np.ndarray, min_area: int) -> np.ndarray:
@@ -280,6 +280,6 @@ def _by_size(labels: np.ndarray, min_area: int) -> np.ndarray:
     by_area = np.argsort(area, kind="stable")
     largest = np.zeros(owner.max() + 1, np.intp)
     largest[owner[by_area]] = by_area  # the last one written is the largest
-    kept = (largest[owner] == np.arange(len(area))) & (area >= min_area)
-    kept[0] = False
-    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[regions]
+    keep = (largest[owner] == np.arange(len(area))) & (area >= min_area)
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[regions]

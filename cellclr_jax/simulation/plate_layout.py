@@ -116,7 +116,7 @@ class SimulatorSettings:
 
 @dataclass(frozen=True)
 class Treatment:
-    """A compound at a concentration in uM, and its effect; the well adds its own density."""
+    """A compound at a concentration in uM, and its effect; the well adds its density."""
 
     compound: str
     concentration: float
@@ -173,20 +173,20 @@ def _doses(
 ) -> list[Treatment]:
     """The treatments of one compound, from the lowest dose."""
     rng = random_stream(settings, _COMPOUND, index, number)
-    own = compound_phenotype(moa, rng)
+    phenotype = compound_phenotype(moa, rng)
     lowest = int(rng.integers(0, len(CONCENTRATIONS) - settings.doses + 1))
     nuisance = compound_nuisance(rng, settings.nuisance)
-    made = []
+    found = []
     for dose in range(settings.doses):
         shift, responding = dose_effect(dose, settings.doses)
         population = Population(
-            UNTREATED, towards(own, shift), min(1.0, settings.effect * responding)
+            UNTREATED, towards(phenotype, shift), min(1.0, settings.effect * responding)
         )
         concentration = CONCENTRATIONS[lowest + dose]
-        made.append(
+        found.append(
             Treatment(compound_name(moa, number), concentration, moa, week, population, nuisance)
         )
-    return made
+    return found
 
 
 def plate_wells(settings: SimulatorSettings) -> list[Well]:
@@ -227,9 +227,9 @@ def _plate(
     on_plate = plate_nuisance(rng, settings.nuisance)
     wells = []
     for well, treatment in sorted(zip(places, contents, strict=False), key=lambda pair: pair[0]):
-        own = random_stream(settings, _WELL, number, WELLS.index(well))
+        stream = random_stream(settings, _WELL, number, WELLS.index(well))
         optics, density, flow, alignment = well_conditions(
-            own, settings.nuisance, on_week, on_plate, treatment.nuisance
+            stream, settings.nuisance, on_week, on_plate, treatment.nuisance
         )
         population = replace(
             treatment.population,

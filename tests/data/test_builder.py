@@ -403,10 +403,12 @@ def test_illumination_is_fitted_once_for_the_same_pixels(release, tmp_path):
 def test_too_few_fields_are_not_corrected(release, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plate_light, "FEWEST_FIELDS", 7)
     plain = dataset.read_manifest(build(release, tmp_path / "plain"))
-    asked = dataset.read_manifest(build(release, tmp_path / "asked", illumination="regression"))
-    assert asked["origin"]["illumination"] == {}
+    corrected = dataset.read_manifest(
+        build(release, tmp_path / "corrected", illumination="regression")
+    )
+    assert corrected["origin"]["illumination"] == {}
     assert "6 fields are too few to estimate it, at least 7" in capsys.readouterr().out
-    assert plain["fingerprint"] == asked["fingerprint"]
+    assert plain["fingerprint"] == corrected["fingerprint"]
 
 
 def test_files_of_a_killed_build_are_removed(release, tmp_path):

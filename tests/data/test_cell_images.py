@@ -272,7 +272,7 @@ def test_a_palette_is_refused_but_imagejs(tmp_path, rng):
     tifffile.imwrite(path, image, photometric="palette", colormap=colors)
     with pytest.raises(BadData, match="a palette; save it as grey or RGB"):
         cell_shape(file, layout="stacked")
-    # Brightness, and colours to look at it.
+    # ImageJ stores brightness, with colours for display.
     description = "ImageJ=1.54f\nmin=0.0\nmax=255.0\n"
     tifffile.imwrite(
         path, image, photometric="palette", colormap=colors, description=description, metadata=None

@@ -44,7 +44,7 @@ def test_a_share_of_the_controls_takes_part_and_every_treated_cell(share):
     assert len(set(both)) == len(both)
     assert (compound[both] == "taxol").sum() == (compound == "taxol").sum()
     assert (compound[both] == "DMSO").mean() == pytest.approx(share / (1 + share), abs=0.01)
-    # What takes part does not depend on what is held out.
+    # The choice of controls does not depend on the choice of validation cells.
     held_out = (compound[validation] == "DMSO").sum()
     assert held_out == pytest.approx(0.2 * share * len(IDS) / 2, abs=100)
 

@@ -127,8 +127,8 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
     """The summary printed after a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
     # Images of single cells are built in groups of equal metadata.
-    whole = entry(manifest["settings"]["source"]).whole_fields
-    fields, of_images = ("field", "") if whole else ("group", " of images")
+    has_fields = entry(manifest["settings"]["source"]).whole_fields
+    fields, of_images = ("field", "") if has_fields else ("group", " of images")
     kinds = [plural(count, kind) for kind, count in count_kinds(cells).items()]
     lines = [
         f"{plural(counts['cells'], 'cell')}{': ' if kinds else ''}{', '.join(kinds)}",
