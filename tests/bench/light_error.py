@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
 from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, block_means, estimate_light
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation.camera import Optics, expose
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES
 
 SIDE = 1024
 VIGNETTE, TILT = 0.4, (0.3, -0.2)
