@@ -167,7 +167,7 @@ def test_what_cannot_be_evaluated_is_an_error():
         ({"control": ""}, "name of the controls"),
         ({"corrections": ("whitening",)}, "none and others of none, pca_whitening"),
         ({"corrections": ("none", "coral")}, "corrections none, coral"),
-        ({"robust": True}, "robust says how to standardize"),
+        ({"robust": True}, "robust needs standardize"),
     ],
 )
 def test_settings_that_do_not_exist_are_refused(settings, message):

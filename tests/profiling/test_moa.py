@@ -124,7 +124,7 @@ def test_moas_of_one_batch_alone_are_left_out_of_nscb_as_queries_and_candidates(
     score = moa.not_same_compound_or_batch(table)
     assert (score.correct, score.total) == (2, 2)
     assert score.excluded["moa"].tolist() == ["only", "only"]
-    assert "one batch alone" in score.excluded["reason"][0]
+    assert "one batch only" in score.excluded["reason"][0]
     assert moa.not_same_compound(table).total == 4
 
 
