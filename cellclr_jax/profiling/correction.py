@@ -189,7 +189,7 @@ def coral(
 ) -> np.ndarray:
     """Gives the controls of each batch the second moment of all controls (Sun et al. 2016).
 
-    X_b (C_b + λI)^-½ (C_all + λI)^½ for the rows X_b of each batch b, where C_b is computed from the
+    X_b (C_b + λI)^-½ (C_all + λI)^½ for the rows X_b of each batch b, where C_b comes from the
     control rows of the batch and C_all from all control rows: second moments about zero, without
     subtracting a mean.
 

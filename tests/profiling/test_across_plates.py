@@ -41,7 +41,7 @@ def test_ranks_are_those_of_loops(seed):
     treatment[plate == 3] = 8  # a treatment of one plate alone
     values = rng.normal(size=(9, 6))[treatment] + rng.normal(size=(40, 6))
     found, wanted = retrieve(values, treatment, plate), naive(values, treatment, plate)
-    assert np.flatnonzero(found.asks).tolist() == sorted(wanted)
+    assert np.flatnonzero(found.is_query).tolist() == sorted(wanted)
     assert 0 < len(wanted) < 40
     for row, (near, precision) in wanted.items():
         assert found.nearest[row] == near
@@ -102,7 +102,7 @@ def test_rows_that_cannot_be_confused_or_found_do_not_ask():
     one_treatment = retrieve(values, np.zeros(5, int), np.arange(5))
     none = retrieve(values[:0], np.zeros(0, int), np.zeros(0, int))
     for found in (one_plate, one_treatment, none):
-        assert not found.asks.any()
+        assert not found.is_query.any()
         assert np.isnan(found.means).all()
 
 
