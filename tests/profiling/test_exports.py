@@ -150,11 +150,3 @@ def test_columns_that_cannot_be_told_apart_or_counted_are_refused(tmp_path):
         write_table(twice, tmp_path / "wells")
     with pytest.raises(BadData, match="'note' is neither a number"):
         write_table(table.assign(note="x"), tmp_path / "wells")
-
-
-def test_a_table_without_rows_or_features_is_written(tmp_path):
-    write_table(wells().iloc[:0], tmp_path / "empty", ["parquet", "csv"])
-    assert pd.read_parquet(tmp_path / "empty.parquet").shape == (0, 10)
-    metadata = in_order(wells())[["Metadata_Plate", "Metadata_Well"]]
-    write_table(metadata, tmp_path / "bare", ["parquet", "csv"])
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bare.csv", dtype=str), metadata)

@@ -1,4 +1,4 @@
-"""Mechanism by mechanism, the vote of several neighbours, and run against run."""
+"""Scores of each mechanism, the vote of several neighbours, and McNemar's test."""
 
 import json
 from math import comb
@@ -20,9 +20,9 @@ def test_precision_recall_and_f1_are_those_of_counting():
     assert set(found.table["score"]) == {"nsc", "nscb"}
     for row in found.table.itertuples():
         pairs = getattr(profiles, row.score).neighbours[["moa", "neighbour_moa"]].to_numpy()
-        right = sum(asked == told == row.moa for asked, told in pairs)
-        queries = sum(asked == row.moa for asked, _ in pairs)
-        predicted = sum(told == row.moa for _, told in pairs)
+        right = sum(moa == other == row.moa for moa, other in pairs)
+        queries = sum(moa == row.moa for moa, _ in pairs)
+        predicted = sum(other == row.moa for _, other in pairs)
         assert (row.queries, row.predicted) == (queries, predicted)
         np.testing.assert_allclose(row.precision, right / predicted if predicted else np.nan)
         np.testing.assert_allclose(row.recall, right / queries if queries else np.nan)
@@ -96,7 +96,7 @@ def test_runs_are_matched_by_treatment_and_others_are_counted():
 def test_answers_that_cannot_be_compared_are_refused():
     with pytest.raises(BadData, match="second run have no column correct"):
         mcnemar(answers([True]), answers([True]).drop(columns="correct"))
-    with pytest.raises(BadData, match=r"'c0' at 0\.3 is listed twice in the answers of the first"):
+    with pytest.raises(BadData, match=r"'c0' at 0\.3 µM is listed twice in the first run"):
         mcnemar(pd.concat([answers([True])] * 2), answers([True]))
 
 

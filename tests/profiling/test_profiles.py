@@ -125,7 +125,7 @@ def test_doses_that_differ_by_rounding_are_one_treatment_and_two_moas_an_error()
     wells["Metadata_Concentration"] *= np.where(wells["Metadata_Batch"] == "Week1", 1, 1 + 1e-8)
     assert len(profiles.treatment_profiles(wells)) == 3
     wells.loc[0, "Metadata_MoA"] = "other"
-    with pytest.raises(BadData, match="'c0' at 1 has two MoAs, 'other' and 'm0'"):
+    with pytest.raises(BadData, match="'c0' at 1 µM has two MoAs, 'other' and 'm0'"):
         profiles.treatment_profiles(wells)
 
 

@@ -1,5 +1,6 @@
 """Activity and consistency: copairs ranks the very pairs that are meant, and p is their chance."""
 
+import functools
 import itertools
 from math import comb
 
@@ -10,6 +11,7 @@ from support.corrected_wells import corrected, planted, table
 
 pytest.importorskip("copairs")
 
+from cellclr_jax.profiling.measures import activity as module
 from cellclr_jax.profiling.measures.activity import activity, consistency
 
 
@@ -20,6 +22,7 @@ def average_precision(positives, negatives):
     return np.mean([(count + 1) / place for count, place in enumerate(hits)])
 
 
+@functools.cache
 def expected_precision(positives, negatives):
     """Of a random ranking, by all rankings."""
     total = positives + negatives
@@ -66,7 +69,7 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(found[key], values, atol=1e-5, err_msg=str(key))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_activity_is_that_of_loops_over_wells(seed):
     wells = planted(seed, noise=6.0)
     wells = wells.sample(frac=1, random_state=seed).reset_index(drop=True)
@@ -125,7 +128,7 @@ def test_planted_effects_are_active_and_noise_is_not():
     assert activity(corrected(weak)).summary["share"] < 0.1
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("value", [0.0, 0.3])
 def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
     """copairs alone ranks positives first where all are equal: everything would be perfect."""
     wells = planted(0, replicates=(3,), controls=8)
@@ -138,7 +141,7 @@ def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
         assert found.summary[share] <= 1
 
 
-@pytest.mark.parametrize("offset", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("offset", [10.0, 1e5])
 def test_what_all_profiles_have_in_common_hides_no_effect(offset):
     wells = planted(0, noise=0.3)
     features = [name for name in wells if not name.startswith("Metadata_")]
@@ -258,9 +261,15 @@ def random_precision(positives, total):
     return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
 
 
+def few_draws(monkeypatch):
+    """Simulations need no finer p."""
+    monkeypatch.setattr(module, "EXCHANGES", 200)
+    monkeypatch.setattr(module, "NULL_SIZE", 1_000)
+
+
 def test_mechanisms_without_an_effect_are_rarely_consistent(monkeypatch):
     np.testing.assert_allclose(random_precision(3, 8), expected_precision(3, 5))
-    monkeypatch.setattr("cellclr_jax.profiling.measures.activity.EXCHANGES", 200)
+    few_draws(monkeypatch)
     tables = [consistency(profiles_without_signal(seed)).table for seed in range(6)]
     found = pd.concat(tables)
     assert np.mean(found["p"] <= 0.1) < 0.2
@@ -269,7 +278,8 @@ def test_mechanisms_without_an_effect_are_rarely_consistent(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("doses", [(1, 2, 3, 5), (3,)])
-def test_consistency_rejects_chance_as_often_as_it_says(doses):
+def test_consistency_rejects_chance_as_often_as_it_says(monkeypatch, doses):
+    few_draws(monkeypatch)
     tables = [consistency(profiles_without_signal(seed, doses)).table for seed in range(150)]
     found = pd.concat(tables)
     ours, theirs = (np.mean(found[name] <= 0.05) for name in ("p", "copairs_p"))
