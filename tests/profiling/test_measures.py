@@ -73,12 +73,12 @@ def test_of_many_wells_only_named_measures_are_computed(monkeypatch):
     wells = planted()
     found = evaluate(wells, measures=None)
     assert not found.scores["none"].measures
-    assert f"of {len(wells)} wells no measures are taken, unless --measures names them" in (
+    assert f"{len(wells)} wells: measures are computed only if --measures names them" in (
         found.notes
     )
     named = evaluate(wells, measures=["mechanisms"])
     assert list(named.scores["none"].measures) == ["mechanisms"]
-    assert not any("no measures" in note for note in named.notes)
+    assert not any("measures are computed" in note for note in named.notes)
 
 
 def test_every_measure_is_plain_json_and_plain_columns_whatever_the_order_of_wells():
