@@ -66,7 +66,7 @@ def test_without_plates_a_note_warns_of_images_on_both_sides():
     found = describe_cells(evaluated(labelled()))
     assert found["grouped_by"] is None
     assert found["folds"] == 5
-    assert any("both sides" in note for note in found["notes"])
+    assert any("both training and test" in note for note in found["notes"])
     by_batch = describe_cells(evaluated(labelled(plate=np.full(120, "p"), batch=plates())))
     assert by_batch["grouped_by"] == "batch"
     assert not by_batch["notes"]
@@ -98,7 +98,7 @@ def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
     assert [one.grouped_by for one in found] == ["plate", "compound", "", "plate"]
     assert scores[0] == scores[2] == scores[3] == 1.0
     assert scores[1] < 0.6
-    with pytest.raises(BadUse, match="hold_out 'batch': the cells tell plate, compound"):
+    with pytest.raises(BadUse, match="hold_out 'batch': the cells have plate, compound"):
         evaluate_cells(sample, features, hold_out="batch")
     with pytest.raises(BadUse, match="no such column; the cells have cell_id, plate"):
         draw_sample(table, with_treatments=True, label="target")

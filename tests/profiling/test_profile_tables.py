@@ -92,7 +92,7 @@ def test_two_names_for_one_thing_must_agree():
     table = plain()
     same = feature_columns.canonical_metadata(table.assign(Metadata_Well=table["well"]))
     assert list(same.columns).count("Metadata_Well") == 1
-    with pytest.raises(BadData, match="well, Metadata_Well mean the same and differ"):
+    with pytest.raises(BadData, match="well, Metadata_Well have the same meaning and differ"):
         feature_columns.canonical_metadata(table.assign(Metadata_Well="B02"))
 
 
@@ -165,7 +165,7 @@ def test_metadata_comes_from_the_tables_beside_it(tmp_path):
     found = tables.read_profiles(bare, **beside).table.drop(columns="Metadata_Replicate")
     pd.testing.assert_frame_equal(found, wanted)
     contradicting = save(table.assign(compound="c9"), tmp_path / "other.csv")
-    with pytest.raises(BadData, match="row 1: Metadata_Compound is 'c9' here and 'DMSO'"):
+    with pytest.raises(BadData, match="row 1: Metadata_Compound is 'c9', but 'DMSO'"):
         tables.read_profiles(contradicting, **beside)
     unknown = save(table.drop(columns=["compound", "moa"]).assign(well="Z9"), tmp_path / "z.csv")
     with pytest.raises(BadData, match="well 'Z9' of plate 'Week1_9' is not in"):
@@ -236,10 +236,10 @@ def test_missing_values_of_any_type_and_repeated_features_are_named(tmp_path):
     with pytest.raises(BadData, match=f"feature '{name}' is missing or not finite in row 2 "):
         tables.read_profiles(tmp_path / "t.parquet")
     twice = pd.concat([table, table[[name]]], axis=1)
-    with pytest.raises(BadData, match=f"column '{name}' is there twice"):
+    with pytest.raises(BadData, match=f"two columns '{name}'"):
         tables.canonical_table(twice)
     twice.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(BadData, match=f"t.csv: column '{name}' is there twice"):
+    with pytest.raises(BadData, match=f"t.csv: two columns '{name}'"):
         tables.read_profiles(tmp_path / "t.csv")
 
 
@@ -261,7 +261,7 @@ def test_wells_without_plates_are_unique(tmp_path):
     with pytest.raises(BadData, match="names no plates"):
         evaluate(table, Protocol(standardize="plates"))
     twice = pd.concat([table, table.assign(well=table["well"].str.lower())])
-    message = "row 13: well 'B00' again, and no column names the plates: .*barcode"
+    message = "row 13: well 'B00' is repeated, and no column names plates: .*barcode"
     with pytest.raises(BadData, match=message):
         tables.canonical_table(twice)
 
