@@ -137,7 +137,7 @@ def test_the_reason_is_given_if_retrieval_is_undefined():
     assert "compare with" in across_plates(corrected(table(rows, values))).summary["undefined"]
 
 
-def test_more_pairs_than_memory_holds_are_refused():
+def test_too_many_pairs_are_undefined():
     rows = [(f"P{i % 2}", "B", f"c{i % 9}", 1.0, "m") for i in range(4500)]
     profiles = corrected(table(rows, np.random.default_rng(0).normal(size=(4500, 2))))
     assert across_plates(profiles).summary["undefined"].startswith(f"{4500 * 4499 // 2} pairs")

@@ -11,7 +11,7 @@ from support.corrected_wells import corrected, planted, table
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling import moa
 from cellclr_jax.profiling.comparison import Agreement, mcnemar
-from cellclr_jax.profiling.measures.mechanisms import NEIGHBOURS, confusion, k_nearest, mechanisms
+from cellclr_jax.profiling.measures.mechanisms import NEIGHBOURS, k_nearest, mechanisms
 
 
 def test_precision_recall_and_f1_are_those_of_counting():
@@ -31,20 +31,6 @@ def test_precision_recall_and_f1_are_those_of_counting():
             np.testing.assert_allclose(row.f1, harmonic)
         else:
             assert row.f1 == 0
-
-
-def test_confusions_add_up_to_the_score():
-    profiles = corrected(planted(0, noise=8.0))
-    found = mechanisms(profiles).summary
-    for name, score in (("nsc", profiles.nsc), ("nscb", profiles.nscb)):
-        counts = np.array(found[name]["counts"])
-        assert counts.sum() == score.total
-        assert np.trace(counts) == score.correct
-        assert counts.shape == (len(found[name]["moas"]),) * 2
-    first = profiles.nsc.neighbours.iloc[0]
-    moas, counts = confusion(profiles.nsc)
-    same = profiles.nsc.neighbours[["moa", "neighbour_moa"]] == [first.moa, first.neighbour_moa]
-    assert counts[moas.index(first.moa), moas.index(first.neighbour_moa)] == same.all(axis=1).sum()
 
 
 def test_queries_without_a_neighbour_have_a_column_of_their_own():

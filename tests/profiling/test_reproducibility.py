@@ -1,4 +1,4 @@
-"""Reproducibility: medians are those of numpy, and noise replicates as often as promised."""
+"""Reproducibility: medians equal NumPy's, and 5 % of noise replicates."""
 
 import json
 
@@ -83,7 +83,7 @@ def test_a_profile_without_variation_correlates_with_nothing():
     assert (found.loc["c0", "median_correlation"] == 0).all()
 
 
-def test_what_has_no_reproducibility_says_why():
+def test_the_reason_is_given_if_reproducibility_is_undefined():
     assert "two wells" in reproducibility(corrected(noise(0, 6, 1))).summary["undefined"]
     assert "two features" in reproducibility(corrected(noise(0, 6, 2, dims=1))).summary["undefined"]
     alone = noise(0, 1, 4)
