@@ -108,23 +108,21 @@ def whiten(
     """Whitens profiles by the controls: X V diag(1/√(s+λ)), not rotated back.
 
     X is centred on the controls' mean, and V diag(s) Vᵀ = C is the second moment of its control
-    rows. With fewer controls than features, the directions that the controls do not span have s = 0
-    and are scaled by 1/√λ, more than all others if λ is small. `to_rank` leaves these out.
+    rows. Directions that the controls do not span have s = 0 and are scaled by 1/√λ, more than all
+    others if λ is small; `to_rank` leaves these out.
 
     Args:
       profiles: [N, D] float, one row a well.
       is_control: [N] bool.
       regularization: λ >= 0, in units of the features' variance.
-      relative: `regularization` is a fraction of C's mean eigenvalue, which makes the directions of
-        the result independent of that unit.
+      relative: `regularization` is a fraction of C's mean eigenvalue, independent of that unit.
       to_rank: keeps only the principal components that the controls span, as many as the rank of C.
 
     Returns:
       [N, D] float64; with `to_rank` [N, R], components in ascending order of variance.
 
     Raises:
-      BadData: fewer than two controls; λ = 0 and C is singular, without `to_rank`; C = 0, with
-        `to_rank` or `relative`.
+      BadData: fewer than two controls; C is singular and λ = 0, or C = 0 with `to_rank`/`relative`.
       BadUse: λ is negative or not finite.
     """
     profiles, is_control = _checked(profiles, is_control, "whitening")
@@ -209,14 +207,7 @@ def coral(
       BadUse: λ is negative or not finite.
     """
     labels = np.asarray(batches, object)
-    names = dict.fromkeys(labels.tolist())
-    for batch in names:
-        count = int(np.asarray(is_control, bool)[labels == batch].sum())
-        if count < FEWEST_CONTROLS:
-            raise BadData(
-                f"batch {batch!r} has {count} control wells: aligning batches by their controls "
-                f"needs at least {FEWEST_CONTROLS} in each (--control names their compound)"
-            )
+    _require_controls(labels, np.asarray(is_control, bool))
     profiles, is_control = _checked(profiles, is_control, "CORAL")
     controls = profiles[is_control]
     mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
@@ -224,7 +215,7 @@ def coral(
     to_all = _power(controls, ridge, 0.5)
     aligned = np.empty_like(profiles) if out is None else out
     # A batch is fitted before its rows are written, since `out` may be the input.
-    for batch in names:
+    for batch in dict.fromkeys(labels.tolist()):
         rows = labels == batch
         fitted = profiles[rows & is_control]
         if ridge == 0 and np.linalg.matrix_rank(fitted) < profiles.shape[1]:
@@ -235,6 +226,16 @@ def coral(
         from_batch = _power(fitted, ridge, -0.5)
         aligned[rows] = to_all(from_batch(profiles[rows]))
     return aligned
+
+
+def _require_controls(batches: np.ndarray, is_control: np.ndarray) -> None:
+    """Raises BadData if a batch has too few controls."""
+    for batch in dict.fromkeys(batches.tolist()):
+        if (count := int(is_control[batches == batch].sum())) < FEWEST_CONTROLS:
+            raise BadData(
+                f"batch {batch!r} has {count} control wells: aligning batches by their controls "
+                f"needs at least {FEWEST_CONTROLS} in each (--control names their compound)"
+            )
 
 
 def _power(fitted: np.ndarray, ridge: float, power: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -110,37 +110,34 @@ def evaluate(
         `ProfileTable` is used without a copy.
       protocol: the settings; None uses the defaults.
       features: feature columns; by default those of `feature_columns.split_columns`.
-      measures: names in `measures.MEASURES`; None computes all, or none for more than
-        `MOST_MEASURED` wells.
+      measures: names in `MEASURES`; None computes all, or none above `MOST_MEASURED` wells.
       exact_names: does not merge spellings of names (see `tables.read_profiles`).
       show_progress: shows progress on the console.
 
     Returns:
-      The evaluation. Corrections that cannot be fitted (a batch without controls, unknown batches)
-      and scores without queries (a single batch) are not errors but undefined, with the reason.
+      The evaluation. Corrections that cannot be fitted (a batch without controls) and scores
+      without queries (a single batch) are not errors but undefined, with the reason.
 
     Raises:
       BadData: no annotated treatment; a well is listed twice; a feature is not finite;
         standardisation by controls without controls.
-      BadUse: no well has the control, an unknown measure, or the library of a correction is not
-        installed.
+      BadUse: no well has the control, an unknown measure, or a library is not installed.
     """
     protocol = protocol or Protocol()
     table = wells
     if not isinstance(table, ProfileTable):
-        table = canonical_table(
-            table, control=protocol.control, features=features, exact_names=exact_names
-        )
+        options: dict[str, Any] = {"features": features, "exact_names": exact_names}
+        table = canonical_table(table, control=protocol.control, **options)
     protocol = replace(protocol, control=table.control)
     base, values, notes = _used_wells(table, protocol.control)
     names = list(table.features)
     del table, wells  # frees memory: large tables fit only a few times
-    if measures is None and len(base) > MOST_MEASURED:
-        notes.append(f"{len(base):,} wells: measures are computed only if --measures names them")
-        measures = ()
-    measures = tuple(MEASURES) if measures is None else measures
-    # For small matrices, several BLAS threads are five times slower; and one thread rounds equally
-    # on all machines.
+    if measures is None:
+        measures = tuple(MEASURES) if len(base) <= MOST_MEASURED else ()
+        if not measures:
+            many = f"{len(base):,} wells"
+            notes.append(f"{many}: measures are computed only if --measures names them")
+    # With small matrices, one thread is five times faster and rounds equally on all machines.
     threads = None if values.size > _LARGE else 1
     steps = len(protocol.corrections) * (1 + len(measures))
     show = Progress(steps, show_progress, unit="step", task="scored", delay=QUICK_S)

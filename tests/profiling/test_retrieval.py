@@ -172,7 +172,7 @@ def test_the_reason_is_given_if_activity_is_undefined():
     wells = planted()
     treated = wells[wells["Metadata_Compound"] != "DMSO"]
     assert activity(corrected(treated)).summary == {
-        "undefined": "there are no control wells (DMSO): --control names their compound"
+        "undefined": "no control wells (DMSO): --control names them"
     }
     single = wells[
         ~wells.duplicated(["Metadata_Compound", "Metadata_Concentration"])

@@ -40,12 +40,11 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     Each well ranks the treatment's other wells, of any plate, among the control wells of its plate
     by cosine, or among all control wells if its plate has none.
 
-    p and q are copairs'. Its null is the average precision of one random ranking, while the value
-    is the mean over the treatment's wells, which varies less: p is conservative (without any
-    effect 0.7 % of treatments have p < 0.05). However, p counts only random rankings that are
-    better, not those that are equal: a perfect ranking is always significant, although two wells
-    among six controls have one by chance once in thirteen times. Such treatments are counted as
-    `too_few_controls`.
+    p and q are copairs'. Its null is the average precision of one random ranking, which varies more
+    than the mean over the treatment's wells: p is conservative (without any effect 0.7 % of
+    treatments have p < 0.05). However, p counts only better random rankings, not equal ones: a
+    perfect ranking is always significant, although two wells among six controls have one by chance
+    once in thirteen times. Such treatments are counted as `too_few_controls`.
 
     Returns:
       Table: one row a treatment of two wells or more: compound, concentration, moa, batch, wells,
@@ -57,8 +56,7 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     treatment, is_control = profiles.treatment_of_wells(), profiles.controls()
     wells = np.bincount(treatment[treatment >= 0], minlength=len(profiles.treatments))
     if not is_control.any():
-        name = profiles.protocol.control
-        return undefined(f"there are no control wells ({name}): --control names their compound")
+        return undefined(f"no control wells ({profiles.protocol.control}): --control names them")
     if not (wells > 1).any():
         return undefined("no treatment has two wells")
     plate = codes(profiles.wells["Metadata_Plate"])
@@ -67,8 +65,7 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     replicated = (treatment >= 0) & (wells[treatment] > 1)
     near = np.bincount(plate, weights=is_control)[plate].astype(np.int64)
     own = near > 0
-    # If one well of a treatment has no controls on its plate, all its wells are paired with all
-    # controls.
+    # If a well has no controls on its plate, all wells of its treatment meet all controls.
     elsewhere = np.isin(treatment, treatment[replicated & ~own]) & replicated
     against = near[replicated].sum() + is_control.sum() * elsewhere.sum()
     if (pairs := int(against + (wells * (wells - 1) // 2).sum())) > MOST_PAIRS:
@@ -79,15 +76,12 @@ def activity(profiles: CorrectedProfiles) -> Measured:
     table = profiles.named_treatments().assign(wells=wells).join(found, how="inner")
     table = table.reset_index(drop=True).rename(columns={"significant": "active"})
     lacking = len(set(plate[replicated & ~own]))
-    negatives = "control wells of the same plate"
-    summary: dict[str, object] = {
-        "treatments": len(table),
-        **_summarised(table, "active"),
-        "without_replicates": int((wells == 1).sum()),
-        "too_few_controls": int((table["perfect_by_chance"] > THRESHOLD).sum()),
-        "plates_without_controls": lacking,
-        "negatives": f"{negatives}, or all where it has none" if lacking else negatives,
-    }
+    summary: dict[str, object] = {"treatments": len(table), **_summarised(table, "active")}
+    summary["without_replicates"] = int((wells == 1).sum())
+    summary["too_few_controls"] = int((table["perfect_by_chance"] > THRESHOLD).sum())
+    summary["plates_without_controls"] = lacking
+    others = ", or all where it has none" if lacking else ""
+    summary["negatives"] = f"control wells of the same plate{others}"
     return Measured(summary, table)
 
 

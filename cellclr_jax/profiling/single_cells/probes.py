@@ -80,20 +80,16 @@ def probe(
 ) -> Probe:
     """Predicts the class of each cell by classifiers fitted on the other folds.
 
-    Classifiers of scikit-learn: the vote of the 20 nearest neighbours by cosine, logistic
-    regression and a random forest, the last two with equal weights of classes. Features are
-    standardised by the training cells.
+    The 20 nearest neighbours by cosine, logistic regression and a random forest of scikit-learn,
+    the last two with equal weights of classes; features are standardised by the training cells.
 
     Args:
       features: [N, D] any float type.
-      labels: [N] str; '' is no class.
+      labels: [N] str; '' is no class. Classes with fewer than ten cells, beyond the hundred most
+        frequent or, with groups, in a single group are left out.
       groups: [N] sortable; the cells of a group lie in one fold. None: folds are stratified.
       classifiers: names in `CLASSIFIERS`.
       seed: of the folds and the forest.
-
-    Returns:
-      The scores. Classes with fewer than ten cells, beyond the hundred most frequent or, with
-      groups, in a single group are left out; with fewer than two others, there is no score.
 
     Raises:
       BadData: there are no features, or one is not finite or too large to compute with.
@@ -101,16 +97,15 @@ def probe(
     labels, features = np.asarray(labels, object), np.asarray(features)
     if not features.shape[1]:
         raise BadData("there are no features (0 columns) to predict classes from")
-    finite = np.isfinite(features).all(axis=1)
-    if not finite.all():
+    if not (finite := np.isfinite(features).all(axis=1)).all():
         row = int(np.argmin(finite)) + 1
         raise BadData(f"row {row} of the features holds NaN or an infinite value")
     used, left_out = usable(labels, groups)
     names, codes = np.unique(labels[used].astype(str), return_inverse=True)
     classes = dict(zip(names.tolist(), np.bincount(codes).tolist(), strict=True))
     if len(names) < 2:
-        reason = f"{len(names) or 'no'} class{'' if len(names) == 1 else 'es'} with enough cells"
-        undefined = f"{reason}: at least 2 are needed"
+        few = "1 class" if len(names) else "no classes"
+        undefined = f"{few} with enough cells: at least 2 are needed"
         return Probe({}, classes, left_out, len(codes), 0, None, undefined=undefined)
     inner = None if groups is None else np.unique(np.asarray(groups)[used], return_inverse=True)[1]
     # Several threads are slow on a busy machine, and one thread rounds equally on all machines.
