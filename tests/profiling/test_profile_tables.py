@@ -239,7 +239,7 @@ def test_missing_values_of_any_type_and_repeated_features_are_named(tmp_path):
     with pytest.raises(BadData, match=f"two columns '{name}'"):
         tables.canonical_table(twice)
     twice.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(BadData, match=f"t.csv: two columns '{name}'"):
+    with pytest.raises(BadData, match=f"t.csv: there are two columns '{name}'"):
         tables.read_profiles(tmp_path / "t.csv")
 
 
