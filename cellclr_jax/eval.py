@@ -194,7 +194,8 @@ def option_flags() -> Options:
     names: tuple[str, ...] = tuple(FLAGS.measures)
     if len(names) > 1 and {"all", "none"} & set(names):
         raise BadUse(f"--measures={','.join(names)}: all and none exclude other names")
-    measures = {("all",): None, ("none",): ()}.get(names, names)
+    named: dict[tuple[str, ...], tuple[str, ...] | None] = {("all",): None, ("none",): ()}
+    measures = named.get(names, names)
     check_formats(FLAGS.formats)
     if FLAGS.umap and util.find_spec("umap") is None:
         raise BadUse("--umap needs umap-learn: pip install 'cellclr_jax[umap]'")
@@ -251,7 +252,7 @@ def evaluate_workdir() -> None:
         devices.use_all_cores(MINIBATCH)
     devices.keep_compiled_programs(None)
     names = ("step", "data_dir", "data_access", "out", "overwrite")
-    settings = {name: FLAGS[name].value for name in names}
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     evaluate_run(FLAGS.workdir, protocol=protocol, options=options, **settings)
 
 
