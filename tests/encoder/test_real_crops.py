@@ -76,10 +76,10 @@ def test_a_planted_treatment_is_retrieved_and_a_planted_plate_is_not():
     for level, sites in (("wells", 1), ("sites", 4)):
         found = treatments_retrieved(planted, cells, level)
         assert found.means.tolist() == [1.0, 1.0]
-        assert found.asks.sum() == (4 + 9) * sites
+        assert found.is_query.sum() == (4 + 9) * sites
         of_doses = doses_retrieved(planted, cells, level)
         assert of_doses.means.tolist() == [1.0, 1.0]
-        assert of_doses.asks.sum() == 9 * sites
+        assert of_doses.is_query.sum() == 9 * sites
         assert treatments_retrieved(of_plates, cells, level).means[0] < 0.7
         assert doses_retrieved(of_plates, cells, level).means[0] < 0.7
 

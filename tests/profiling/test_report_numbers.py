@@ -259,7 +259,7 @@ def test_corrections_are_compared_and_gaps_have_reasons():
     rows = {title: values for title, *values in found.rows}
     assert rows["Drop, points"] == ["−0.5", "−0.5"]
     assert rows["Active treatments"] == ["50.0 %", "–"]
-    assert rows["Batch told, logistic"] == ["90.0 %", "–"]
+    assert rows["Batch predicted, logistic"] == ["90.0 %", "–"]
     assert rows["NSC, 5 neighbours vote"] == ["70.0 %", "–"]
     assert "NSC, 1 neighbours vote" not in rows
     assert found.reasons == [
