@@ -212,7 +212,7 @@ def _figure(
     titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A section with a drawing; `titles` are the options of its selection."""
-    choices = list(titles.values())
+    choices = list((titles or {}).values())
     return {"anchor": anchor, "title": title, "text": text, "drawn": drawn, "choices": choices}
 
 
