@@ -158,14 +158,14 @@ def draw_strips(
     groups: Mapping[Key, np.ndarray],
     *,
     sizes: Sequence[tuple[int, int]],
-    budget_bytes: int,
+    budget_bytes: float,
     scale: tuple[str, np.ndarray],
     seed: int = 0,
 ) -> tuple[dict[Key, Strip], int]:
     """Draws a strip of crops for each group of cells, all with the same range of brightness.
 
     Args:
-      read: reads the images of rows of the table.
+      read: reads the images of rows.
       table: one row a cell; `plate` and `well` are used if known.
       groups: rows of each group; the last ones have no strip if the budget is too small.
       sizes: number of crops of a strip and their side in pixels, the best first.
@@ -179,36 +179,36 @@ def draw_strips(
     strips: dict[Key, Strip] = {}
     if not groups:
         return strips, sizes[0][1]
-    known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
-    names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
-    keys = ("plate", ["plate", "well"])
-    places = np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
+    names, places = _wells_of(table)
     rows = np.sort(scale[1]).astype(np.int64)
     brightness = read(choose(places, rows, _SCALE_CELLS, key=(scale[0], 0.0), seed=seed))
     low, high = _range(brightness[:, ::2, ::2])
 
     def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
         rows = choose(places, groups[key], crops, key=key, seed=seed)
-        images = _shrink(read(rows), side)
-        grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
-        grey[1:, :, :_LINE] = 0
-        count, height, width, channels = grey.shape
-        image = grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
-        return Strip(_webp(image, quality), count, names[rows].tolist())
+        image = _join(stretch(_shrink(read(rows), side), low, high))
+        return Strip(_webp(image, quality), len(rows), names[rows].tolist())
 
     sampled = list(groups)[:: -(-len(groups) // _SAMPLED_GROUPS)]
     for plan in _plans(sizes):
         mean = np.mean([len(draw(key, *plan).image) for key in sampled])
         if mean * len(groups) * _BASE64_GROWTH * _SLACK <= budget_bytes:
             break
-    used = 0.0
     for key in groups:
         strip = draw(key, *plan)
-        used += _BASE64_GROWTH * len(strip.image)
-        if used > budget_bytes:
+        budget_bytes -= _BASE64_GROWTH * len(strip.image)
+        if budget_bytes < 0:
             break
         strips[key] = strip
     return strips, min(plan[1], *brightness.shape[1:3])
+
+
+def _wells_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Names of each cell's plate and well, [N], and codes of both, [N, 2] int."""
+    known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
+    names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
+    keys = ("plate", ["plate", "well"])
+    return names, np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
 
 
 def choose(
@@ -287,6 +287,14 @@ def _shrink(images: np.ndarray, side: int) -> np.ndarray:
     """Returns [k, s, s, C] float32, s at most `side`."""
     side = min(side, *images.shape[1:3])
     return images.astype(np.float32) if images.shape[1] == side else resize(images, side, "BOX")
+
+
+def _join(images: np.ndarray) -> np.ndarray:
+    """Joins crops [k, s, s, C] in [0, 1] to a grey image [C * s, k * s] uint8."""
+    grey = np.rint(255 * images).astype(np.uint8)
+    grey[1:, :, :_LINE] = 0
+    count, height, width, channels = grey.shape
+    return grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
 
 
 def _webp(image: np.ndarray, quality: int) -> bytes:

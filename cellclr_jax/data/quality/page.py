@@ -301,7 +301,7 @@ def draw_histograms(fields: pd.DataFrame, titles: Mapping[str, str]) -> dict[str
         values = fields[name].to_numpy(float)
         values = values[np.isfinite(values)]
         counts, edges = np.histogram(values, _BINS) if len(values) else (np.empty(0), np.empty(1))
-        hover = [plural(count, "field") for count in counts.tolist()]
+        hover = [plural(int(count), "field") for count in counts]
         traces.append(_bars((edges[:-1] + edges[1:]) / 2, counts, hover))
     layout = base_layout(
         _HEIGHT,

@@ -52,9 +52,8 @@ def write_evaluation(
 ) -> dict[str, object]:
     """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
 
-    Each file is written atomically: first tables and metrics.json, then the slower figures and
-    report.html. The folder contains `.evaluating` until all are complete. An earlier evaluation
-    with the same settings is replaced.
+    Files are written atomically, the slow figures and report.html last; `.evaluating` exists until
+    all are complete. An earlier evaluation with the same settings is replaced.
 
     Args:
       out_dir: the folder; created if missing.
@@ -66,14 +65,13 @@ def write_evaluation(
       The content of metrics.json.
 
     Raises:
-      BadUse: the library of a table format is not installed; the folder contains an evaluation with
-        other settings, or files that no evaluation has written. Nothing is written in this case.
+      BadUse: the library of a table format is missing; the folder contains an evaluation with other
+        settings, or files that no evaluation has written. Nothing is written then.
     """
     out, options, evaluation = Path(out_dir), options or Options(), results.evaluation
     check_formats(options.formats)
     out.mkdir(parents=True, exist_ok=True)
-    profiles, listings = _profile_tables(results), {}
-    metrics = describe(results)
+    profiles, listings, metrics = _profile_tables(results), {}, describe(results)
     planned: dict[str, str] = {}
     if evaluation is not None:
         planned = figures.plan(evaluation)
@@ -83,7 +81,7 @@ def write_evaluation(
     files |= {f"{stem}.csv" for stem in listings}
     files |= {file for file, reason in planned.items() if not reason}
     check_folder(out, metrics, {*files, REPORT}, overwrite=overwrite)
-    # A number that is not finite raises here, before earlier files are removed.
+    # Raises for numbers that are not finite, before earlier files are removed.
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     remove_earlier(out, files)
     for stem, table in profiles.items():
