@@ -61,10 +61,10 @@ parse() {
 
 # rows: prints the lines of paper_tables.tsv of the chosen tables.
 rows() {
-  awk -F '\t' -v asked="${TABLES:-}" '
-    BEGIN { count = split(asked, names, ","); for (i = 1; i <= count; i++) wanted[names[i]] = 1 }
+  awk -F '\t' -v chosen="${TABLES:-}" '
+    BEGIN { count = split(chosen, names, ","); for (i = 1; i <= count; i++) selected[names[i]] = 1 }
     /^#/ || NF == 0 { next }
-    !count || ($1 in wanted) { print }' "$ROWS"
+    !count || ($1 in selected) { print }' "$ROWS"
 }
 
 check_settings() {

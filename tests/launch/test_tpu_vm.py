@@ -59,8 +59,8 @@ def test_tpu_create_requests_the_runtime_of_the_type(cloud: House) -> None:
         assert done.returncode == 0, done.stderr
         (call,) = cloud.calls()
         assert call.startswith(f"{TPU}create|cellclr|")
-        asked = {f"--accelerator-type={kind}", f"--version={runtime}", "--spot", "--project=p"}
-        assert asked < set(call.split("|"))
+        options = {f"--accelerator-type={kind}", f"--version={runtime}", "--spot", "--project=p"}
+        assert options < set(call.split("|"))
 
 
 def test_tpu_waits_for_queued_resources(cloud: House) -> None:
