@@ -176,16 +176,16 @@ const WRONG = ["Treatment", "True mechanism", "Batch", "Nearest neighbour", "Sec
 
 // Name, mechanism and cosine of the neighbour of a rank.
 function neighbour(near, row, rank) {
-  const other = near.rows[row][rank], cosine = near.cosines[row][rank], treated = data.treatments;
+  const other = near.rows[row][rank], cosine = near.cosines[row][rank], items = data.treatments;
   if (other < 0) return ["–", ""];
-  return [treated.names[other], `${treated.moas[other]}, ${cosine === null ? "–" : cosine.toFixed(2)}`];
+  return [items.names[other], `${items.moas[other]}, ${cosine === null ? "–" : cosine.toFixed(2)}`];
 }
 
 function wrongRows() {
-  const near = current()[chosen.kind], treated = data.treatments;
+  const near = current()[chosen.kind], items = data.treatments;
   const wrong = near?.correct.flatMap((right, row) => right === false ? [row] : []) ?? [];
   return wrong.map(row => ({
-    row, cells: [[treated.names[row]], [treated.moas[row]], [treated.batches[row]],
+    row, cells: [[items.names[row]], [items.moas[row]], [items.batches[row]],
       ...[0, 1, 2].map(rank => neighbour(near, row, rank))],
   }));
 }
@@ -254,16 +254,16 @@ function drawDoses(within) {
 let focusBefore = null;
 
 function openPanel(row) {
-  const panel = byId("panel"), treated = data.treatments, near = current()[chosen.kind];
+  const panel = byId("panel"), items = data.treatments, near = current()[chosen.kind];
   if (row < 0) return;
   if (panel.hidden) focusBefore = document.activeElement;
-  byId("panel-title").textContent = treated.names[row];
+  byId("panel-title").textContent = items.names[row];
   const rows = [treatmentRow(row, "this treatment")];
   if (whyUndefined()) rows.push(make("p", whyUndefined()));
   else if (near.correct[row] === null) rows.push(make("p", `Not scored under ${KINDS[chosen.kind]}.`));
   near?.rows[row].forEach((other, rank) => {
     if (other < 0) return;
-    const same = treated.moas[other] === treated.moas[row] ? "same mechanism" : "other mechanism";
+    const same = items.moas[other] === items.moas[row] ? "same mechanism" : "other mechanism";
     const cosine = near.cosines[row][rank];
     rows.push(treatmentRow(other, `${RANKS[rank]} neighbour (${KINDS[chosen.kind]}), ${same}` +
       (cosine === null ? "" : `, cosine ${cosine.toFixed(2)}`)));
