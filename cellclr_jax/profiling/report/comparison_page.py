@@ -77,9 +77,9 @@ def print_comparison(found: Comparison, *, file: TextIO | None = None) -> None:
         )
     for row in _rows(found.tests):
         print(
-            f"{row['score'].upper()}, {row['correction']}: only {row['first']} right "
-            f"{row['first_only']}, only {row['second']} {row['second_only']}, p = {_p(row['p'])}"
-            + (f" ({row['left_out']} queries are not shared)" if row["left_out"] else ""),
+            f"{row['score'].upper()}, {row['correction']}: only {row['first']} correct: "
+            f"{row['first_only']}, only {row['second']}: {row['second_only']}, p = {_p(row['p'])}"
+            + (f" ({row['left_out']} treatments are not in both)" if row["left_out"] else ""),
             file=out,
         )
     for note in found.notes:
