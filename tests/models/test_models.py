@@ -195,8 +195,8 @@ def test_both_ways_of_a_convolution_have_the_same_gradients(shape):
     height, width, channels, features, size, stride = shape
     images, kernel = drawn((3, height, width, channels)), drawn((size, size, channels, features))
     slope = drawn(by_xla(images, kernel, stride).shape, seed=1)
-    plainly = ways_to_convolve._backward_plainly(stride, images, kernel, slope)
-    on_cpu = ways_to_convolve._backward_on_cpu(stride, images, kernel, slope)
+    plainly = ways_to_convolve._plain_backward(stride, images, kernel, slope)
+    on_cpu = ways_to_convolve._cpu_backward(stride, images, kernel, slope)
     for want, got in zip(plainly, on_cpu, strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
 
