@@ -197,6 +197,7 @@ def drive(few_crops, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_the_driver_goes_from_crops_to_tables(drive, tmp_path):
     """A tiny network, two epochs, some of the real crops; then nothing is done twice."""
     out = tmp_path / "out"
