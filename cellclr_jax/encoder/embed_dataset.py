@@ -81,11 +81,9 @@ def embed_run(
 ) -> None:
     """Embeds every cell of a dataset, or resumes an earlier call with the missing parts.
 
-    With several processes, each embeds its share of every minibatch, and the first one writes.
-
     Args:
       workdir: of the run.
-      out: output folder: `cells/part-00000.parquet` …, one row a cell in the order of the dataset;
+      out: folder of `cells/part-00000.parquet` …, one row a cell in the order of the dataset;
         `wells.parquet` if plates and wells are known, `treatments.parquet` if compounds are;
         `embedding.json` with "finished": true once all files exist.
       data_dir: of the dataset; None takes the run's.
@@ -97,11 +95,8 @@ def embed_run(
       overwrite: replaces an embedding with other settings.
 
     Raises:
-      BadUse: there is no such run, checkpoint, dataset or format; the folder holds an embedding
-        with other settings and `overwrite` is false, or files of another program; or another
-        process is writing into it.
-      BadData: one of them cannot be read; metadata of wells or treatments are contradictory; the
-        embedding of a cell is not finite.
+      BadUse: no such run, checkpoint, dataset or format; `out` is in use or holds other results.
+      BadData: a file cannot be read, metadata are contradictory, or an embedding is not finite.
     """
     check_formats(formats)
     if not is_local(epath.Path(out)):
@@ -109,25 +104,19 @@ def embed_run(
     workdir, out, writes = epath.Path(workdir), Path(out), jax.process_index() == 0
     config = read_config(workdir)
     trained_in = (config.data_dir, config.dataset)
-    if data_dir is not None:
-        config.data_dir = str(data_dir)
+    config.update(data_dir=str(data_dir or config.data_dir), data_access=data_access)
     config.dataset = choose_dataset(config.data_dir, config.dataset, dataset)
-    config.data_access = data_access
     with contextlib.ExitStack() as stack:
         if writes:
             make_writable(out, "--out")
             stack.enter_context(locked(out, _LOCK, "embedding into it"))
         encoding, mesh = make_cell_encoder(config), devices.make_mesh()
         number, variables, progress = restore(workdir, step, encoding, mesh)
-        if writes:
-            _print_notes(encoding, progress, trained_in)
+        _print_notes(encoding, progress, trained_in)
         kinds = (*(kind for kind in dict.fromkeys(formats) if kind != "parquet"), "parquet")
-        metadata = cell_metadata(encoding.cells.table)
-        parts = Parts(out, metadata, chunk_cells, kinds, writes=writes)
-        encoder = {_ENCODER: variables[_ENCODER]}
+        parts = Parts(out, cell_metadata(encoding.cells.table), chunk_cells, kinds, writes=writes)
         settings = {"step": number, "trained_on": origin_of(progress)}
-        settings |= _settings(encoding, encoder, parts)
-        _embed(encoding, mesh, encoder, parts, settings, overwrite=overwrite)
+        _embed(encoding, mesh, {_ENCODER: variables[_ENCODER]}, parts, settings, overwrite)
 
 
 def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
@@ -340,11 +329,11 @@ def _embed(
     mesh: Mesh,
     encoder: Mapping[str, Variables],
     parts: Parts,
-    settings: Mapping[str, Any],
-    *,
+    settings: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Embeds the cells of the missing parts, and writes the profiles of all parts."""
+    settings |= _settings(encoding, encoder, parts)
     wells = wells_of(parts.metadata)
     missing = np.zeros(parts.count, bool)
     if parts.writes:
@@ -433,7 +422,8 @@ def _print_notes(
     cells = encoding.cells
     side, size = cells.image_shape[0], encoding.config.image_size
     source = converted_from(progress)
-    if source is None and progress["dataset"] == cells.manifest["fingerprint"]:
+    is_same = source is None and progress["dataset"] == cells.manifest["fingerprint"]
+    if is_same or jax.process_index() > 0:
         return
     say(f"note: {source or 'this is not the dataset that the run was trained on'}")
     if side != size:

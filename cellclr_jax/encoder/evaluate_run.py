@@ -79,27 +79,22 @@ def evaluate_run(
       options: what is computed and written in addition to the scores.
 
     Raises:
-      BadUse: there is no such run, checkpoint, dataset or column of labels, or the folder holds an
-        evaluation with other settings.
-      BadData: one of them cannot be read.
+      BadUse: no such run, checkpoint, dataset or column of labels; `out` has other settings.
+      BadData: a file cannot be read.
     """
     workdir, options = epath.Path(workdir), options or Options()
     if out is None and not is_local(workdir):
         raise BadUse(f"{workdir} is no folder of this machine: say where to write, --out=DIR")
     config = read_config(workdir)
-    if data_dir is not None:
-        config.data_dir = str(data_dir)
-    config.data_access = data_access
+    config.update(data_dir=str(data_dir or config.data_dir), data_access=data_access)
     encoding, mesh = make_cell_encoder(config), devices.make_mesh()
     number, variables, progress = restore(workdir, step, encoding, mesh)
     details = _details(encoding, progress, number, step, named=out is not None)
     table = encoding.cells.table
     treated = has_treatments(table, protocol.control)
     sample = draw_sample(table, with_treatments=treated, label=options.label)
-    folder = Path(out if out is not None else workdir / "eval" / str(number))
-    if "compound" in table:
-        spelling = control_spelling(table["compound"].fillna(""), protocol.control)
-        protocol = replace(protocol, control=spelling)
+    folder = Path(workdir / "eval" / str(number) if out is None else out)
+    protocol = _with_spelling(protocol, table)
     settings = None if sample is None else cell_settings(sample, options.hold_out)
     report.check_settings(folder, protocol, details, settings, overwrite=overwrite)
     if jax.process_index() == 0:
@@ -107,16 +102,17 @@ def evaluate_run(
         _note_unused(treated, sample, protocol, options)
     scored, cells = _score(encoding, mesh, variables, treated, sample, protocol, options)
     if jax.process_index() == 0:
-        results = report.Results(
-            evaluation=scored.pop("trained", None),
-            baselines=scored,
-            details=details,
-            cells=cells,
-            **_background(workdir, encoding, protocol),
-        )
-        _print(results)
+        results = _collected(scored, cells, details, _background(workdir, encoding, protocol))
         report.write_evaluation(folder, results, options=options, overwrite=overwrite)
         print(f"written to {folder}")
+
+
+def _with_spelling(protocol: Protocol, table: pd.DataFrame) -> Protocol:
+    """Replaces the controls' name by its spelling in the dataset."""
+    if "compound" not in table:
+        return protocol
+    names = table["compound"].fillna("")
+    return replace(protocol, control=control_spelling(names, protocol.control))
 
 
 def _details(
@@ -183,12 +179,20 @@ def _score(
     return scored, evaluate_cells(sample, features, hold_out=options.hold_out)
 
 
-def _print(results: report.Results) -> None:
-    """Prints the scores of profiles and of single cells."""
+def _collected(
+    scored: Mapping[str, Evaluation],
+    cells: CellEvaluation | None,
+    details: dict[str, Any],
+    background: Mapping[str, Any],
+) -> report.Results:
+    """Collects the results for the report, and prints the scores."""
+    own, rest = scored.get("trained"), {n: e for n, e in scored.items() if n != "trained"}
+    results = report.Results(own, baselines=rest, cells=cells, details=details, **background)
     if results.evaluation is not None:
         report.print_scores(results.evaluation, baselines=results.baselines)
     if results.cells is not None:
         report.print_cells(results.cells)
+    return results
 
 
 def _background(workdir: epath.Path, encoding: CellEncoder, protocol: Protocol) -> dict[str, Any]:
