@@ -23,7 +23,10 @@ def init(model, size=32, channels=3):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", pytest.param("resnet101", marks=pytest.mark.slow)],
+)
 def test_resnets_have_torchvisions_parameters(name):
     count, width = TORCHVISION[name]
     variables = init(make_model(name))
