@@ -59,7 +59,7 @@ class NTXent(Objective):
         ),
         Metric(
             "uniformity",
-            "log of the mean Gaussian of distances between cells; 0: all in one point",
+            "log of the mean Gaussian of distances between cells; 0: identical projections",
             better="lower",
         ),
     )
