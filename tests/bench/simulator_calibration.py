@@ -1,4 +1,4 @@
-"""Compares simulated DMSO cells with real ones, shows both, and measures fields a second.
+"""Compares simulated DMSO cells with real ones, draws both, and measures fields a second.
 
     python tests/bench/simulator_calibration.py --out=DIR [--nuisance=1.0] [--fields=60]
 
@@ -58,7 +58,7 @@ def real_dmso_crops() -> np.ndarray | None:
 
 
 def painted(settings: SimulatorSettings, well: Well) -> tuple[PaintedField, np.ndarray]:
-    """One field of a well: the truth, and [H, W, 3] uint16 as the camera sees it."""
+    """Paints a field of a well: the truth, and the camera's image [H, W, 3] uint16."""
     cells, camera, _ = field_streams(settings, well, 1)
     bank = texture_bank(settings.seed)
     field = paint_field(cells, well.population, bank, height=settings.height, width=settings.width)
