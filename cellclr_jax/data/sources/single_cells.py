@@ -50,10 +50,9 @@ def make_source(
       request: its channels are checked, and that each of its plates has a cell.
       cells: at least one if no plates are requested.
       columns: of their metadata; the plate is the first if plates are requested.
-      layout: of their images.
       cut: whether they are crops of one size.
       lost: number of files and rows without counterpart; each counts as a cell.
-      **attributes: of the source.
+      layout, **attributes: of their images, and of the source.
 
     Raises:
       BadUse: the number of channels is not that of `request`, or more than an image may have; or a

@@ -167,11 +167,8 @@ def read_centers(
         for index, field in enumerate(fields)
         if index not in found
     ]
-    notes = (
-        [f"nuclei without a centre, left out: {len(missing):,}, first {missing[0]}"]
-        if missing
-        else []
-    )
+    count = f"nuclei without a centre, left out: {len(missing):,}"
+    notes = [f"{count}, first {missing[0]}"] if missing else []
     return filled, problems, notes
 
 
