@@ -12,7 +12,7 @@ QUICK_S = 2.0
 """`Progress.delay` for work that often takes less."""
 
 
-def say(message: str) -> None:
+def echo(message: str) -> None:
     """Prints a line to stderr, above a progress bar if there is one."""
     tqdm.write(message, file=sys.stderr)
 
@@ -78,7 +78,7 @@ class Progress:
             rate = self._done / max(seconds, 1e-9)
             left = tqdm.format_interval(round((self._total - self._done) / rate))
             cells_found = f"{self._cells:,} cells, " if self._cells else ""
-            say(
+            echo(
                 f"{self._amount(self._done)}/{self._amount(self._total)} {self._what}, "
                 f"{cells_found}{self._amount(rate)} {self._unit}s/s, {left} left"
             )

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cellclr_jax import cli
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.errors import BadUse
 
 AXIS = "data"
@@ -215,7 +215,7 @@ def keep_compiled_programs(choice: str | None) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process removes the same program
             _drop_oldest(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        say(f"note: compiled programs are not stored: {error} (--compilation_cache=DIR|off)")
+        echo(f"note: compiled programs are not stored: {error} (--compilation_cache=DIR|off)")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
 

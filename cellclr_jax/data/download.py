@@ -18,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from cellclr_jax.console import Progress, listed, say
+from cellclr_jax.console import Progress, echo, listed
 from cellclr_jax.data.readers.find_files import check_zip
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
@@ -90,7 +90,7 @@ def download_release(
         except _Unreachable as error:
             raise BadData(f"{error}; run the same command again to resume") from error
         except KeyboardInterrupt:
-            say(f"stopped; run the same command again to resume the files in {folder}")
+            echo(f"stopped; run the same command again to resume the files in {folder}")
             raise
         finally:
             downloader.stop()

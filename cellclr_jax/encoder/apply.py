@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import Progress, plural, say
+from cellclr_jax.console import Progress, echo, plural
 from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.baselines import (
     STATISTICS,
@@ -83,7 +83,7 @@ def _initial_variables(
         if found is None or found.provenance() != start:
             raise BadData(f"{settings['workdir']} holds other weights now")
     except (BadUse, BadData) as error:
-        say(f"note: the initial weights are missing; a random encoder replaces them: {error}")
+        echo(f"note: the initial weights are missing; a random encoder replaces them: {error}")
         return random
     return found.in_place_of(random)
 
@@ -115,7 +115,7 @@ def site_profiles(
     sites, index = sites_of(cells.table)
     profiles.check_wells(sites)
     if left_out := int((index < 0).sum()):
-        say(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
+        echo(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
     accumulators: dict[str, profiles.WellAccumulator] = {}
 
     def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import plural, say
+from cellclr_jax.console import echo, plural
 from cellclr_jax.data import dataset
 from cellclr_jax.data.columns import CELL_ID, CELL_NAMES, COLUMNS
 from cellclr_jax.encoder.apply import restore, visit
@@ -340,7 +340,7 @@ def _embed(
         _open_record(parts.out, settings, overwrite=overwrite)
         missing = parts.missing()
         if not missing.all():
-            say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
+            echo(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
     missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
     rows = np.flatnonzero(np.repeat(missing, parts.chunk_cells)[: len(parts.metadata)])
     visit(
@@ -425,14 +425,14 @@ def _print_notes(
     is_same = source is None and progress["dataset"] == cells.manifest["fingerprint"]
     if is_same or jax.process_index() > 0:
         return
-    say(f"note: {source or 'this is not the dataset that the run was trained on'}")
+    echo(f"note: {source or 'this is not the dataset that the run was trained on'}")
     if side != size:
-        say(f"note: crops of {side} pixels are resized to the encoder's {size}")
+        echo(f"note: crops of {side} pixels are resized to the encoder's {size}")
     with contextlib.suppress(BadUse, BadData):  # that dataset may not exist any more
         trained_on = dataset.read_manifest(dataset.find_dataset(*trained_in))
         found = differences(_of_crops(trained_on), _of_crops(cells.manifest))
         if found and trained_on["fingerprint"] == progress.get("dataset"):
-            say(f"note: crops differ from those that were trained on: {'; '.join(found)}")
+            echo(f"note: crops differ from those that were trained on: {'; '.join(found)}")
 
 
 def _of_crops(manifest: Mapping[str, Any]) -> dict[str, Any]:

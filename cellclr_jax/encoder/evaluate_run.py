@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.data.columns import control_spelling, is_control
 from cellclr_jax.encoder import baselines
 from cellclr_jax.encoder.apply import restore, site_profiles, visit
@@ -84,7 +85,7 @@ def evaluate_run(
     """
     workdir, options = epath.Path(workdir), options or Options()
     if out is None and not is_local(workdir):
-        raise BadUse(f"{workdir} is no folder of this machine: say where to write, --out=DIR")
+        raise BadUse(f"{workdir} is no folder of this machine: name the folder to write, --out=DIR")
     config = read_config(workdir)
     config.update(data_dir=str(data_dir or config.data_dir), data_access=data_access)
     encoding, mesh = make_cell_encoder(config), devices.make_mesh()
@@ -131,14 +132,14 @@ def _details(
         "trained_on": origin_of(progress),
     }
     if source := converted_from(progress):
-        say(f"note: {source}: no run was trained on this dataset")
+        echo(f"note: {source}: no run was trained on this dataset")
     elif details["dataset"] != details["trained_on"]:
         if not named:
             raise BadUse(
-                f"{encoding.cells.directory} is not what the run was trained on: say where to "
+                f"{encoding.cells.directory} is not what the run was trained on: name the folder to "
                 "write, --out=DIR"
             )
-        say("note: this is not the dataset that the run was trained on")
+        echo("note: this is not the dataset that the run was trained on")
     return details
 
 
@@ -147,9 +148,9 @@ def _note_unused(
 ) -> None:
     """Notes settings that have no effect on this dataset."""
     if not treated and protocol != Protocol():
-        say("note: there are no treatments to score: settings of profiles have no effect")
+        echo("note: there are no treatments to score: settings of profiles have no effect")
     if sample is None and options.hold_out != AUTO:
-        say("note: no classes of cells are predicted (--label): --hold_out has no effect")
+        echo("note: no classes of cells are predicted (--label): --hold_out has no effect")
 
 
 def _score(
@@ -174,7 +175,7 @@ def _score(
     if sample is None:
         return scored, None
     if sample.label_column and jax.process_index() == 0:
-        say(f"predicting the {sample.label_column} of {len(kept.rows):,} cells")
+        echo(f"predicting the {sample.label_column} of {len(kept.rows):,} cells")
     features = {name: kept.features[name] for name in _FEATURES}
     return scored, evaluate_cells(sample, features, hold_out=options.hold_out)
 
@@ -245,9 +246,9 @@ def _evaluate(name: str, table: pd.DataFrame, protocol: Protocol, options: Optio
     if name == "intensity" and controls > 1 and protocol.standardize == "none":
         protocol = replace(protocol, standardize="controls")
     # Spellings of names were merged by the build, unless its flags said otherwise.
-    exact = {"features": features, "exact_names": True}
+    score = partial(evaluate, features=features, exact_names=True)
     if name == "trained":
-        return evaluate(wells, protocol, measures=options.measures, show_progress=True, **exact)
+        return score(wells, protocol, measures=options.measures, show_progress=True)
     if (np.ptp(wells[features].to_numpy(np.float64), axis=0) == 0).all():
         raise BadData("all wells have the same features")
-    return evaluate(wells, protocol, **exact)
+    return score(wells, protocol)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import default_config, devices
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local
@@ -90,7 +90,7 @@ def train(
         stack.enter_context(checkpoints)
         if first:
             write_config(config, workdir)
-            say("\n".join((describe(experiment, mesh, workdir), *run.notes)))
+            echo("\n".join((describe(experiment, mesh, workdir), *run.notes)))
         training = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
         return training.go(profile_steps, wandb)
 
@@ -156,7 +156,7 @@ class _Run:
         start = int(state.step)
         with contextlib.ExitStack() as stack:
             if self.workdir is not None and not self.validation:
-                say("no validation set: there will be no validation loss and no best checkpoint")
+                echo("no validation set: there will be no validation loss and no best checkpoint")
             self.log = stack.enter_context(contextlib.closing(self._open_log(start, wandb)))
             feed = stack.enter_context(contextlib.closing(Feed(data, self.mesh)))
             # Of the first process only: all do the same.
@@ -182,7 +182,7 @@ class _Run:
                 trace.after(step, metrics)
             self.checkpoints.wait()
             if self.workdir is not None:
-                say(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
+                echo(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
         return state
 
     def _start(self) -> tuple[TrainState, Any]:
@@ -203,7 +203,7 @@ class _Run:
         restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh).saved())
         damaged = restored[2] if restored else self.checkpoints.unranked
         for step in damaged if self.workdir is not None else ():
-            say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
+            echo(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
         if restored is None:
             return self._first_state(), data
         saved, progress, _ = restored
@@ -211,7 +211,7 @@ class _Run:
         self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
-            say(f"resuming from step {int(state.step)} of {experiment.total_steps}")
+            echo(f"resuming from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 
     def _first_state(self) -> TrainState:
@@ -221,7 +221,7 @@ class _Run:
             return state
         if self.workdir is not None:
             init = self.config.init
-            say(f"starting from the weights in {init.workdir}, step {self.initial.step}")
+            echo(f"starting from the weights in {init.workdir}, step {self.initial.step}")
         variables = self.initial.in_place_of(state.variables)
         if state.teacher is not None:  # a copy: the student's buffers are donated to the step
             state = state.replace(teacher=jax.tree.map(jnp.array, variables))
@@ -242,7 +242,7 @@ class _Run:
         """Waits for the first step and draws its views; then starts the clock of the rate."""
         jax.block_until_ready(metrics)
         if self.workdir is not None:
-            say(f"first step after {time.monotonic() - self.began:.1f} s")
+            echo(f"first step after {time.monotonic() - self.began:.1f} s")
         if step == 1:
             from cellclr_jax.training.view_pictures import view_grid  # imports the report's pages
 

@@ -12,7 +12,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.data import minibatches
 from cellclr_jax.data.columns import is_control
 from cellclr_jax.encoder.apply import MINIBATCH, compile_embedding
@@ -155,7 +155,7 @@ class OnlineScore:
     def _note(self, what: str, reason: str) -> None:
         """Prints once, on the first process, why a score is undefined."""
         if what not in self._noted and jax.process_index() == 0:
-            say(f"no online {what}: {reason}")
+            echo(f"no online {what}: {reason}")
         self._noted.add(what)
 
 

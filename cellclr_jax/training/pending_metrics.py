@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.training.step import Metrics
 
 # A gradient that is not finite spoils the parameters one step before the loss shows it, and
@@ -81,9 +81,9 @@ class Trace:
         if folder is None or not steps:
             self._begin = 0
         elif first_step > last_step:
-            say("nothing to trace: no step is left")
+            echo("nothing to trace: no step is left")
         elif self._begin == first_step:
-            say("the trace includes the first step and its compilation: few steps are left")
+            echo("the trace includes the first step and its compilation: few steps are left")
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""
@@ -96,7 +96,7 @@ class Trace:
         if self._running and step == self._end:
             jax.block_until_ready(metrics)
             self.close()
-            say(
+            echo(
                 f"traced steps {self._begin} to {self._end}: pip install xprof; "
                 f"xprof --logdir={self._folder}; or open its .trace.json.gz in "
                 "https://ui.perfetto.dev"

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from cellclr_jax import devices
-from cellclr_jax.console import plural, say
+from cellclr_jax.console import echo, plural
 from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked, make_writable
@@ -80,15 +80,15 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
             if not (exists := _is_converted(folder, origin, config)):
                 _write(folder.resolve(), config, variables, {CONVERTED: origin})
     if exists:
-        say(f"{folder} holds these weights already")
+        echo(f"{folder} holds these weights already")
         return
     if network.layout == "published" and not named:
-        say(
+        echo(
             "note: the config has the default normalisation; weights of the published code expect "
             f"--config=configs/simclr_paper.py:{network.encoder}"
         )
     head = "head of {} and {}".format(*network.head) if network.head else "no head"
-    say(
+    echo(
         f"{network.encoder} for {plural(network.channels, 'channel')}, {head}: "
         f"{len(entries)} entries of {source} written to {folder}"
     )
@@ -136,8 +136,8 @@ def export_weights(
     entries = to_entries(variables, network)
     write_entries(output, entries, {"layout": layout, "encoder": network.encoder})
     if layout == "torchvision" and (head is None or head.depth):
-        say("note: the head is left out" + ("; --layout=published includes it" if head else ""))
-    say(
+        echo("note: the head is left out" + ("; --layout=published includes it" if head else ""))
+    echo(
         f"{network.encoder} of step {number}, {len(entries)} entries with their counters, "
         f"written to {output}"
     )
@@ -162,7 +162,7 @@ def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]
     except BadData as error:
         raise BadData(f"{source}: {error}") from error
     if left_out:
-        say(f"note: the classification layer is left out: {', '.join(left_out)}")
+        echo(f"note: the classification layer is left out: {', '.join(left_out)}")
     return entries, network, variables
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.objectives import Metric
 
 # Without a terminal, training metrics are printed at most this often.
@@ -50,7 +50,7 @@ class Console:
     def line(self, message: str) -> None:
         """Prints a line."""
         if self._shown:
-            say(message)
+            echo(message)
 
     def compiled(self) -> None:
         """Removes the message that the step compiles."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import read_json, write_json
 from cellclr_jax.training.log.metrics_file import Names
@@ -72,7 +72,7 @@ class WandB:
         except Exception as error:  # must not end the training
             self._fail(error)
         else:
-            say(f"Weights & Biases: {self._run.url or folder / 'wandb'}")
+            echo(f"Weights & Biases: {self._run.url or folder / 'wandb'}")
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
         """Adds the values of a row, each in its section."""
@@ -108,7 +108,7 @@ class WandB:
     def _fail(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"Weights & Biases failed: {reason}; the run continues without it")
+        echo(f"Weights & Biases failed: {reason}; the run continues without it")
 
 
 def _identity(workdir: epath.Path, project: str) -> str:
