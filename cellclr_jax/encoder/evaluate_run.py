@@ -136,8 +136,8 @@ def _details(
     elif details["dataset"] != details["trained_on"]:
         if not named:
             raise BadUse(
-                f"{encoding.cells.directory} is not what the run was trained on: name the folder to "
-                "write, --out=DIR"
+                f"{encoding.cells.directory} is not what the run was trained on: name the "
+                "folder to write, --out=DIR"
             )
         echo("note: this is not the dataset that the run was trained on")
     return details
