@@ -154,6 +154,23 @@ for _entry in SOURCES.values():
         _define = getattr(flags, f"DEFINE_{_option.kind}")
         _define(_option.name, _option.default, _option.help, **_option.limits)
 
+_HELP = {
+    "Input and output": ["source", "input", "data_dir", "config", "plates", "channels"],
+    "Running a build": ["workers", "max_skipped", "overwrite", "qc", "beam_runner", "beam_option"],
+    "Cutting cells out of fields": [
+        *("crop_size", "border", "min_area", "illumination", "masks", "cell_radius", "centers"),
+    ],
+    "Tables": ["image_csv", "moa_csv", "exact_names"],
+    "Files with several images": ["pages", "z"],
+    "Images of single cells": ["fit"],
+    "Downloading BBBC021": ["download", "url", "downloads"],
+    **{
+        f"--source={name}": [option.name for option in entry.options]
+        for name, entry in SOURCES.items()
+        if entry.options
+    },
+}
+
 # Flags that decide the content of a dataset, if its source uses them.
 _SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit", "pages", "z")
 
@@ -460,4 +477,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, help_text())
+    cli.run(main, help_text(), groups=_HELP)

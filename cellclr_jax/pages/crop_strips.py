@@ -43,14 +43,15 @@ _SCALE_CELLS = 96
 # Of treatments: number of crops and their side in pixels, the best first.
 _TREATMENT_SIZES = ((8, SIDE), (6, SIDE), (6, 80), (5, 64), (4, 56), (3, 48), (2, 40))
 _COLOUR_NAMES = ("blue", "amber", "violet")
-# Stands for the concentration of the controls: no treatment has it.
-_OF_CONTROLS = -1.0
+UNKNOWN_DOSE = -1.0
+"""Stands for an unknown concentration in keys; 0 µM is a known one."""
+_OF_CONTROLS = -2.0  # in place of the controls' concentration
 
 ReadImages = Callable[[np.ndarray], np.ndarray]
 """Reads images [k, S, S, C] uint8 or uint16 of k rows of a table of cells."""
 Key = TypeVar("Key", bound=Hashable)
 Treatment = tuple[str, float]
-"""Compound and concentration in µM; 0 if unknown."""
+"""Compound and concentration in µM; `UNKNOWN_DOSE` if unknown."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _treatments_of(
     used = ~controls & (compound != "")
     if "moa" in table:
         used &= table["moa"].fillna("") != ""
-    dose = table.get("concentration", pd.Series(0.0, table.index)).fillna(0.0)
+    dose = table.get("concentration", pd.Series(UNKNOWN_DOSE, table.index)).fillna(UNKNOWN_DOSE)
     keys = pd.DataFrame({"compound": compound, "dose": round_concentrations(dose)}, table.index)
     rows = np.flatnonzero(used)
     groups: Mapping[Any, Any] = keys.iloc[rows].groupby(["compound", "dose"]).indices

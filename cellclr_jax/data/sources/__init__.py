@@ -99,12 +99,17 @@ SOURCES: dict[str, SourceEntry] = {
         arguments="--input=IMAGES [--labels_csv=FILE]",
         flags=("crop_size", "fit", "pages", "z", "exact_names"),
         options=(
-            Option("string", "labels_csv", None, "Folder: a table with one row for each image."),
+            Option(
+                "string",
+                "labels_csv",
+                None,
+                "Table with one row for each image, e.g. --labels_csv=labels.csv.",
+            ),
             Option(
                 "list",
                 "label_columns",
                 [],
-                "Folder: names of its columns, such as file=path,label=cell_type.",
+                "Its column names, e.g. --label_columns=file=path,label=cell_type.",
             ),
         ),
     ),
@@ -115,21 +120,29 @@ SOURCES: dict[str, SourceEntry] = {
         arguments="",
         flags=("config", *_CUT),
         options=(
-            Option("integer", "seed", None, "Simulated: seed.", {"lower_bound": 0}),
-            Option("integer", "weeks", None, "Simulated: weeks (batches).", {"lower_bound": 2}),
+            Option(
+                "integer", "seed", None, "Seed of the simulation. Default: 0.", {"lower_bound": 0}
+            ),
+            Option(
+                "integer",
+                "weeks",
+                None,
+                "Number of weeks (batches). Default: 3.",
+                {"lower_bound": 2},
+            ),
             Option(
                 "integer",
                 "plates_per_week",
                 None,
-                "Simulated: plates per week.",
+                "Plates per week. Default: 3.",
                 {"lower_bound": 1},
             ),
-            Option("integer", "sites", None, "Simulated: fields per well.", {"lower_bound": 1}),
+            Option("integer", "sites", None, "Fields per well. Default: 1.", {"lower_bound": 1}),
             Option(
                 "list",
                 "simulator",
                 [],
-                "Simulated: other settings, such as height=512,width=640.",
+                "Other settings, e.g. --simulator=height=512,width=640.",
             ),
         ),
         whole_fields=True,

@@ -11,6 +11,7 @@ from cellclr_jax.console import plural
 from cellclr_jax.data.columns import round_concentrations
 from cellclr_jax.errors import BadData
 from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, colour_and_symbol, label, number
+from cellclr_jax.pages.crop_strips import UNKNOWN_DOSE
 from cellclr_jax.profiling.correction import standardize
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
@@ -36,8 +37,8 @@ _LONGEST_LEGEND = 30
 
 
 def treatment_keys(treatments: pd.DataFrame) -> list[tuple[str, float]]:
-    """(compound, concentration in µM) of each treatment; 0 for an unknown concentration."""
-    doses = treatments["Metadata_Concentration"].astype(float).fillna(0.0)
+    """(compound, concentration in µM) of each treatment; `UNKNOWN_DOSE` if unknown."""
+    doses = treatments["Metadata_Concentration"].astype(float).fillna(UNKNOWN_DOSE)
     return list(zip(treatments["Metadata_Compound"].astype(str), doses, strict=True))
 
 
@@ -79,9 +80,9 @@ def _with_scored_neighbour(
         return {"rows": rows, "cosines": cosines, "correct": correct, "undefined": score.undefined}
     for compound, dose, other, other_dose, cosine, right in zip(
         queries["compound"],
-        queries["concentration"].fillna(0.0),
+        queries["concentration"].fillna(UNKNOWN_DOSE),
         queries["neighbour_compound"],
-        queries["neighbour_concentration"].fillna(0.0),
+        queries["neighbour_concentration"].fillna(UNKNOWN_DOSE),
         queries["similarity"],
         queries["correct"],
         strict=True,
@@ -110,7 +111,7 @@ def describe_treatments(table: pd.DataFrame) -> dict[str, Any]:
     doses = table["Metadata_Concentration"].astype(float)
     return {
         "names": [
-            f"{name} {number(dose)} µM" if dose == dose and dose != 0 else name
+            f"{name} {number(dose)} µM" if dose == dose else name
             for name, dose in zip(compounds, doses, strict=True)
         ],
         "compounds": compounds,
