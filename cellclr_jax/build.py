@@ -2,11 +2,11 @@
 
 {usage}
 
-PLATES is a folder of plate folders or of plates' zips as downloaded (several, separated by
+PLATES of BBBC021 is a folder of plate folders or of plates' zips as downloaded (several, separated by
 commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it; --download fetches them
-from BBBC021's public address. The dataset appears as <data_dir>/<name>/<config>/<version>, whole
-or not at all, with a quality page in it. A build that was stopped resumes; one of a finished
-dataset adds the plates that are new.
+from BBBC021's public address. The dataset appears as <data_dir>/<name>/<config>/<version> when it
+is complete, and includes a quality page. A stopped build resumes. Building a finished dataset
+again adds plates that are new in the input.
 """
 
 import contextlib
@@ -27,72 +27,127 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("source", next(iter(SOURCES)), list(SOURCES), "Where cells come from.")
+# Input and output.
+flags.DEFINE_enum("source", next(iter(SOURCES)), list(SOURCES), "Kind of input.")
 flags.DEFINE_string(
     "input",
     "",
-    "Folders or zips, separated by commas. Where plates are downloaded or simulated to; by default "
-    "into --data_dir.",
+    "Folders or zips to read, separated by commas, e.g. --input=Week1,Week2. With --download or "
+    "--source=simulated: the folder to write plates to (default: a folder in --data_dir).",
 )
-flags.DEFINE_string("data_dir", "data", "Where datasets are stored.")
+flags.DEFINE_string("data_dir", "data", "Folder in which datasets are stored.")
 flags.DEFINE_enum(
-    "config", "annotated", ["annotated", "all"], "Wells with an MoA and DMSO, or all."
+    "config",
+    "annotated",
+    ["annotated", "all"],
+    "Wells to include: those with a mechanism of action and DMSO controls, or all.",
 )
-flags.DEFINE_list("plates", [], "Only these plates.")
+flags.DEFINE_list(
+    "plates", [], "Include only these plates, e.g. --plates=Week1_22123,Week1_22141. Default: all."
+)
 flags.DEFINE_list(
     "channels",
     [],
-    "Names of the channels: plates are stored in this order, images of single cells have it.",
+    "Channel names, e.g. --channels=dna,actin,tubulin. Plates: the order in which to store them. "
+    "Images of single cells: their names in the files' order. Default: the source's.",
 )
-flags.DEFINE_integer("workers", 0, "Processes; 0: as many as cores and memory allow.", 0)
-flags.DEFINE_float("max_skipped", 0.01, "Share of the fields that may be unusable.", 0, 1)
-flags.DEFINE_bool("overwrite", False, "Builds again where there is a finished dataset.")
-flags.DEFINE_bool("dry_run", False, "Plates: only prints what was found; reads no image.")
-flags.DEFINE_bool("qc", False, "Only writes the quality page of a finished dataset again.")
-flags.DEFINE_string("beam_runner", "", "Builds with Apache Beam: DirectRunner, FlinkRunner, …")
-flags.DEFINE_multi_string("beam_option", [], "A flag of Beam's, such as --beam_option=--region=r.")
 
-# Files that hold more than one image.
+# Running a build.
+flags.DEFINE_integer(
+    "workers", 0, "Number of processes; 0: as many as cores and free memory allow.", 0
+)
+flags.DEFINE_float(
+    "max_skipped", 0.01, "Stop if a larger share of the fields is unusable, from 0 to 1.", 0, 1
+)
+flags.DEFINE_bool("overwrite", False, "Replace a finished dataset instead of keeping it.")
+flags.DEFINE_bool("dry_run", False, "Only print what the plates hold, without reading images.")
+flags.DEFINE_bool("qc", False, "Only write the quality page of a finished dataset again.")
+flags.DEFINE_string(
+    "beam_runner",
+    "",
+    "Build with this runner of Apache Beam instead of processes, e.g. --beam_runner=FlinkRunner.",
+)
+flags.DEFINE_multi_string(
+    "beam_option", [], "An option for Beam, e.g. --beam_option=--region=us-east1. Repeatable."
+)
+
+# Files with several images.
 flags.DEFINE_enum(
-    "pages", "", ["", "channels", "cells"], "What several images or pages of a TIFF are."
+    "pages",
+    "",
+    ["", "channels", "cells"],
+    "Meaning of several images or pages in one TIFF: channels of a cell, or cells.",
 )
-flags.DEFINE_string("z", "", "The plane of a z axis that is taken, from 1, or max: the maximum.")
+flags.DEFINE_string(
+    "z", "", "Plane to use from a z-stack, counted from 1, e.g. --z=3; or max: maximum projection."
+)
 
-# Plates.
-flags.DEFINE_bool("download", False, "Raw: fetches BBBC021 into --input first.")
-flags.DEFINE_string("url", "", "Download: another address that holds the same files.")
-flags.DEFINE_integer("downloads", 4, "Download: files at once.", 1, 16)
-flags.DEFINE_string("image_csv", None, "The image table, if not in the input or above it.")
-flags.DEFINE_string("moa_csv", None, "The MoA table, if not in the input or above it.")
+# Downloading BBBC021.
+flags.DEFINE_bool("download", False, "Download BBBC021 into --input first.")
+flags.DEFINE_string("url", "", "Download from this address, with the same files as BBBC021's.")
+flags.DEFINE_integer("downloads", 4, "Number of simultaneous downloads.", 1, 16)
+
+# Tables.
+flags.DEFINE_string(
+    "image_csv", None, "Image table. Default: BBBC021_v1_image.csv in the input or above it."
+)
+flags.DEFINE_string(
+    "moa_csv",
+    None,
+    "Table of mechanisms of action. Default: BBBC021_v1_moa.csv in the input or above it.",
+)
 flags.DEFINE_bool(
     "exact_names",
     False,
-    "Spellings in tables that differ by case, spaces or dashes are other names, and words such as "
-    "NA are names, too.",
+    "Treat names in tables as different if they differ only by case, spaces or dashes, and words "
+    "such as NA as names.",
 )
-flags.DEFINE_integer("crop_size", 96, "Side of a stored crop in pixels.", 8, 1024)
-flags.DEFINE_enum("border", "drop", ["drop", "pad", "shift"], "Cells whose crop leaves the field.")
-flags.DEFINE_integer("min_area", 100, "Smaller nuclei are debris, in pixels.", lower_bound=1)
+flags.DEFINE_string(
+    "centers",
+    None,
+    "Use nuclei from a CellProfiler CSV or a folder of DeepProfiler locations instead of finding "
+    "them, e.g. --centers=Nuclei.csv.",
+)
+
+# Cutting cells out of fields.
+flags.DEFINE_integer("crop_size", 96, "Side of a stored crop, in pixels.", 8, 1024)
+flags.DEFINE_enum(
+    "border",
+    "drop",
+    ["drop", "pad", "shift"],
+    "Cells whose crop extends beyond the field: leave them out, mirror the field at its border, or "
+    "shift the crop inside.",
+)
+flags.DEFINE_integer(
+    "min_area", 100, "Ignore nuclei with a smaller area, in pixels.", lower_bound=1
+)
 flags.DEFINE_enum(
     "illumination",
     "none",
     ["none", "regression", "median"],
-    "Divides the light of each plate and channel out of its fields, estimated from the cells of "
-    "all of them, or as a smoothed median over them, as CellProfiler does.",
+    "Correct the uneven illumination of each plate and channel, estimated from the cells of all "
+    "fields (regression), or as a smoothed median over fields as in CellProfiler (median).",
 )
-flags.DEFINE_string("centers", None, "Nuclei from a CellProfiler CSV or DeepProfiler locations.")
 flags.DEFINE_enum(
-    "masks", "none", ["none", "keep", "zero"], "Stores the cell's mask, or zeroes all around it."
+    "masks",
+    "none",
+    ["none", "keep", "zero"],
+    "Store each cell's mask with its crop (keep), or set pixels outside the cell to 0 (zero).",
 )
-flags.DEFINE_integer("cell_radius", 30, "Masks: a cell's reach around its nucleus, in pixels.", 0)
+flags.DEFINE_integer(
+    "cell_radius",
+    30,
+    "For masks: how far a cell reaches from its nucleus, in pixels.",
+    lower_bound=0,
+)
 
 # Images of single cells.
 flags.DEFINE_enum(
     "fit",
     "resize",
     ["resize", "pad", "exact"],
-    "What becomes of images of another size: resized with their aspect kept; widened by repeating "
-    "their border, or cut; refused.",
+    "Images of another size: scale them, keeping the aspect ratio (resize); repeat or cut their "
+    "border (pad); refuse them (exact).",
 )
 
 for _entry in SOURCES.values():
@@ -100,23 +155,55 @@ for _entry in SOURCES.values():
         _define = getattr(flags, f"DEFINE_{_option.kind}")
         _define(_option.name, _option.default, _option.help, **_option.limits)
 
-# Flags that decide the content of a dataset, where a source uses them.
+_HELP = {
+    "Input and output": ["source", "input", "data_dir", "config", "plates", "channels"],
+    "Running a build": [
+        "workers",
+        "max_skipped",
+        "overwrite",
+        "dry_run",
+        "qc",
+        "beam_runner",
+        "beam_option",
+    ],
+    "Cutting cells out of fields": [
+        *("crop_size", "border", "min_area", "illumination", "masks", "cell_radius", "centers"),
+    ],
+    "Tables": ["image_csv", "moa_csv", "exact_names"],
+    "Files with several images": ["pages", "z"],
+    "Images of single cells": ["fit"],
+    "Downloading BBBC021": ["download", "url", "downloads"],
+    **{
+        f"--source={name}": [option.name for option in entry.options]
+        for name, entry in SOURCES.items()
+        if entry.options
+    },
+}
+
+# Flags that decide the content of a dataset, if its source uses them.
 _SETTINGS = ("config", "crop_size", "border", "illumination", "masks", "fit", "pages", "z")
 
 
 def check_flags() -> None:
-    """Raises BadUse for what absl's own checks cannot see."""
+    """Raises BadUse for combinations of flags that absl does not check."""
     used = _flags_of(sources.entry(FLAGS.source))
     others = dict.fromkeys(name for one in SOURCES.values() for name in _flags_of(one))
     unused = [f"--{name}" for name in others if name not in used and FLAGS[name].present]
     if unused:
         raise BadUse(f"{', '.join(unused)}: --source={FLAGS.source} does not use it")
     for name in ("plates", "channels"):
-        given: list[str] = getattr(FLAGS, name)
-        if FLAGS[name].present and not all(given or [""]):
-            raise BadUse(f"--{name}={','.join(given)}: a name is empty")
-    if FLAGS["cell_radius"].present and FLAGS.masks == "none":
-        raise BadUse("--cell_radius says nothing without --masks=keep or --masks=zero")
+        names: list[str] = getattr(FLAGS, name)
+        if FLAGS[name].present and not all(names or [""]):
+            raise BadUse(f"--{name}={','.join(names)}: a name is empty")
+    needed = {
+        "cell_radius": ("--masks=keep or --masks=zero", FLAGS.masks != "none"),
+        "url": ("--download", FLAGS.download),
+        "downloads": ("--download", FLAGS.download),
+        "beam_option": ("--beam_runner", FLAGS.beam_runner),
+    }
+    for name, (other, is_set) in needed.items():
+        if FLAGS[name].present and not is_set:
+            raise BadUse(f"--{name} has no effect without {other}")
     if len(set(FLAGS.channels)) != len(FLAGS.channels):
         raise BadUse(f"--channels={','.join(FLAGS.channels)}: a channel is named twice")
     if FLAGS.masks != "none" and FLAGS.centers:
@@ -126,15 +213,10 @@ def check_flags() -> None:
         )
     if FLAGS.centers and FLAGS["min_area"].present:
         raise BadUse(f"--min_area has no effect with --centers={FLAGS.centers}")
-    idle = [f"--{name}" for name in ("url", "downloads") if FLAGS[name].present]
-    if idle and not FLAGS.download:
-        raise BadUse(f"{', '.join(idle)}: without --download it says nothing")
     if FLAGS.download and len(inputs()) > 1:
         raise BadUse("--download fetches into one --input folder")
     if FLAGS.z not in ("", "max") and not re.fullmatch("[1-9][0-9]{0,5}", FLAGS.z):
         raise BadUse(f"--z={FLAGS.z}: the number of a plane, from 1, or max was expected")
-    if FLAGS.beam_option and not FLAGS.beam_runner:
-        raise BadUse("--beam_option says nothing without --beam_runner")
 
 
 def _flags_of(entry: sources.SourceEntry) -> list[str]:
@@ -142,7 +224,7 @@ def _flags_of(entry: sources.SourceEntry) -> list[str]:
 
 
 def request_flags() -> "Request":
-    """What the flags ask of a source."""
+    """The request to a source that the flags describe."""
     from cellclr_jax.data.building import workers
     from cellclr_jax.data.sources.source import Request
 
@@ -174,7 +256,7 @@ def inputs() -> tuple[Path, ...]:
 
 
 def _paths(text: str) -> tuple[Path, ...]:
-    """Divides paths at commas, but not within the longest name of an existing file or folder."""
+    """Splits paths at commas, but not within the name of an existing file or folder."""
     parts, paths = text.split(","), []
     while parts:
         names = [",".join(parts[:count]).strip() for count in range(len(parts), 0, -1)]
@@ -187,7 +269,7 @@ def _paths(text: str) -> tuple[Path, ...]:
 
 
 def crop_settings(source: "Source") -> "CropSettings":
-    """How the cells of a source become images."""
+    """How to extract the cells of a source."""
     from cellclr_jax.data.building.extraction import CropSettings
 
     return CropSettings(
@@ -205,7 +287,7 @@ def crop_settings(source: "Source") -> "CropSettings":
 
 
 def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
-    """What decides the content of the dataset besides its input, for the manifest."""
+    """Everything except the input that decides the content of the dataset, for the manifest."""
     entry = sources.entry(FLAGS.source)
     used = [name for name in _SETTINGS if name in entry.flags]
     if "min_area" in entry.flags and not FLAGS.centers:
@@ -224,22 +306,22 @@ def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _path(name: str) -> Path | None:
-    """A flag that names a file, which must be there."""
-    given = FLAGS[name].value
-    if not given:
+    """The path in a flag, None if it is not set; BadUse if the file does not exist."""
+    value: str | None = FLAGS[name].value
+    if not value:
         return None
-    path = Path(given)
+    path = Path(value)
     if not path.exists():
         raise BadUse(f"--{name}={path}: no such file")
     return path
 
 
 def main() -> None:
-    """Builds the dataset that the flags describe, or finds it built."""
+    """Builds the dataset that the flags describe, unless it exists."""
     check_flags()
     data_dir = Path(FLAGS.data_dir)
     if FLAGS.qc:
-        _write_page(_built_dataset(data_dir))
+        _write_page(_find_built(data_dir))
         return
     if FLAGS.download:
         from cellclr_jax.data.download import download_release
@@ -256,20 +338,19 @@ def main() -> None:
 
         print(describe(sources.open_source(FLAGS.source, request)))
         return
-    # Where the settings decide the content, the input may have been deleted since.
-    enough = entry.settings and not FLAGS.overwrite and _find_built(data_dir)
-    source = None if enough else sources.open_source(FLAGS.source, request)
+    # If the settings decide the content, the input may have been deleted since.
+    input_unneeded = entry.settings and _built_before(data_dir)
+    source = None if input_unneeded else sources.open_source(FLAGS.source, request)
 
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building import manifest
-    from cellclr_jax.data.building.builder import dataset_folder
     from cellclr_jax.data.building.versions import locked
 
-    with locked(dataset_folder(data_dir, entry.dataset, _config_name())):
-        # Under the lock: another build may have ended a moment ago.
-        built = None if FLAGS.overwrite else _find_built(data_dir)
-        if built and not _is_to_be_extended(built, request, source):
-            _tidy(built)
+    with locked(data_dir / entry.dataset / _config_name()):
+        # Checked again under the lock, since another build may just have finished.
+        built = _built_before(data_dir)
+        if built and not _lacks_plates(built, request, source):
+            _keep(built)
             return
         files.make_writable(data_dir, "--data_dir")
         source = source or sources.open_source(FLAGS.source, request)
@@ -280,7 +361,7 @@ def main() -> None:
 
 
 def _build(data_dir: Path, source: "Source", request: "Request", extended: Path | None) -> Path:
-    """Builds from an opened source, with the plates of a finished dataset if there is one."""
+    """Builds from an opened source; reuses the cells of the dataset `extended`, if given."""
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building import builder, manifest
     from cellclr_jax.data.building.manifest import describe_contents
@@ -316,30 +397,30 @@ def _config_name() -> str:
     return FLAGS.config if "config" in sources.entry(FLAGS.source).flags else "all"
 
 
-def _built_dataset(data_dir: Path) -> Path:
-    """Returns the finished dataset that the flags name; raises BadUse if there is none."""
+def _find_built(data_dir: Path) -> Path:
+    """The finished dataset that the flags name; raises BadUse if there is none."""
     from cellclr_jax.data import dataset
 
     return dataset.find_dataset(data_dir, f"{sources.entry(FLAGS.source).dataset}/{_config_name()}")
 
 
-def _find_built(data_dir: Path) -> Path | None:
-    """Returns the finished dataset, or None."""
+def _built_before(data_dir: Path) -> Path | None:
+    """The finished dataset to keep or extend; None if there is none or --overwrite is set."""
     with contextlib.suppress(BadUse):
-        return _built_dataset(data_dir)
+        return None if FLAGS.overwrite else _find_built(data_dir)
     return None
 
 
-def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") -> bool:
+def _lacks_plates(path: Path, request: "Request", source: "Source | None") -> bool:
     """Whether a finished dataset lacks plates that a source has.
 
     Args:
       path: of the dataset.
-      request: what was asked for.
-      source: None: only the settings decide.
+      request: to the source.
+      source: None if only the settings decide the content.
 
     Raises:
-      BadUse: it was built with other settings, or from something else, or by another version.
+      BadUse: it was built with other settings, from another input, or by another version.
     """
     from cellclr_jax.console import plural
     from cellclr_jax.data import dataset
@@ -348,35 +429,35 @@ def _is_to_be_extended(path: Path, request: "Request", source: "Source | None") 
     record = dataset.read_manifest(path)
     if record.get("format") != manifest.FORMAT:
         raise BadUse(
-            f"{path} was built by an older version of this software: give another --data_dir, or "
-            "--overwrite builds it again"
+            f"{path} was built by an older version of this software: use another --data_dir, or "
+            "--overwrite to build it again"
         )
-    wanted = settings(request, source.channels if source else ())
-    _refuse_other(path, files.differences(record["settings"], wanted))
+    current_settings = settings(request, source.channels if source else ())
+    _refuse_other(path, files.differences(record["settings"], current_settings))
     if source is None:
         return False
-    built, held = record["origin"].get("contents", {}), manifest.describe_contents(source)
-    if not manifest.is_extension(built, held):
-        _refuse_other(path, manifest.contents_differences(built, held))
+    built, current = record["origin"].get("contents", {}), manifest.describe_contents(source)
+    if not manifest.is_extension(built, current):
+        _refuse_other(path, manifest.contents_differences(built, current))
         return False
     if record.get("made_by") != manifest.MADE_BY:
-        _refuse_other(path, ["another version of this software cut its cells"])
-    new = manifest.added_plates(built, held)
+        _refuse_other(path, ["its cells were extracted by another version of this software"])
+    new = manifest.added_plates(built, current)
     print(f"adding {len(new)} to the {plural(len(built), 'plate')} of {path}", flush=True)
     return True
 
 
 def _refuse_other(path: Path, differences: list[str]) -> None:
-    """Raises BadUse where a finished dataset is not the one that is asked for."""
+    """Raises BadUse if a finished dataset differs from the requested one."""
     if differences:
         raise BadUse(
-            f"{path} was built otherwise: {'; '.join(differences)}. --overwrite builds it again, "
-            "another --data_dir keeps both"
+            f"{path} exists with other settings or input: {'; '.join(differences)}. Use "
+            "--overwrite to build it again, or another --data_dir to keep both"
         )
 
 
-def _tidy(path: Path) -> None:
-    """Says that there is nothing to do, and does what a kill at the very end has left undone."""
+def _keep(path: Path) -> None:
+    """Prints that the dataset exists; finishes what a killed build left undone."""
     from cellclr_jax.console import plural
     from cellclr_jax.data import dataset
     from cellclr_jax.data.building.versions import remove_pieces
@@ -398,11 +479,11 @@ def _write_page(path: Path) -> None:
 
     names = dataset.read_manifest(path)["origin"].get("illumination") or {}
     page = write_quality_page(path, plate_light.read_gains(names, Path(FLAGS.data_dir)))
-    print(f"look at it: {page}")
+    print(f"quality page: {page}")
 
 
 def help_text() -> str:
-    """The text of `--help`, with a line for each source."""
+    """The text of `--help`, with the command for each source."""
     usage = [
         f"  python -m cellclr_jax.build --source={name} {entry.arguments}".rstrip()
         for name, entry in SOURCES.items()
@@ -411,4 +492,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, help_text())
+    cli.run(main, help_text(), groups=_HELP)

@@ -6,26 +6,26 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-# If the console is a file, a line is printed for each such part of the work.
+# Lines printed in total if the console is a file.
 _PROGRESS_LINES = 10
 QUICK_S = 2.0
-"""`Progress.delay` of work that may be done before anyone waits."""
+"""`Progress.delay` for work that often takes less."""
 
 
-def say(message: str) -> None:
-    """Prints a line without breaking a bar."""
+def echo(message: str) -> None:
+    """Prints a line to stderr, above a progress bar if there is one."""
     tqdm.write(message, file=sys.stderr)
 
 
 class Progress:
-    """Shows a bar over units of work, or lines if the console is a file.
+    """Shows a progress bar, or lines if the console is a file.
 
     Args:
       total: units of work.
-      show: whether anything is shown.
-      unit: name of one, e.g. field.
-      task: what is done with them, e.g. simulated.
-      scaled: whether amounts are written as 1.20M instead of 1,200,000.
+      show: False shows nothing.
+      unit: name of a unit, e.g. field.
+      task: what is done with the units, e.g. simulated.
+      scaled: writes amounts as 1.20M instead of 1,200,000.
       delay: seconds before anything is shown.
     """
 
@@ -62,26 +62,25 @@ class Progress:
         self._bar.close()
 
     def step(self, *, units: int = 1, cells: int = 0) -> None:
-        """Counts units that are done, and their cells if those are no units.
+        """Adds finished units of work, and the cells found in them.
 
-        A negative number takes back earlier work, such as a download that begins anew.
+        Negative units subtract earlier work, e.g. of a download that starts again.
         """
-        before = max(_parts(self._done, self._total), 0)
+        lines_before = max(self._done * _PROGRESS_LINES // max(self._total, 1), 0)
         self._done += units
         self._cells += cells
         if self._cells:
             self._bar.set_postfix_str(f"{self._cells:,} cells", refresh=False)
         self._bar.update(units)
-        took = time.monotonic() - self._began
-        if self._lines and took >= self._delay and _parts(self._done, self._total) > before:
-            rate = self._done / max(took, 1e-9)
+        seconds = time.monotonic() - self._began
+        lines = self._done * _PROGRESS_LINES // max(self._total, 1)
+        if self._lines and seconds >= self._delay and lines > lines_before:
+            rate = self._done / max(seconds, 1e-9)
             left = tqdm.format_interval(round((self._total - self._done) / rate))
-            found = f"{self._cells:,} cells, " if self._cells else ""
-            print(
-                f"{self._amount(self._done)}/{self._amount(self._total)} {self._what}, {found}"
-                f"{self._amount(rate)} {self._unit}s/s, {left} left",
-                file=sys.stderr,
-                flush=True,
+            cells_found = f"{self._cells:,} cells, " if self._cells else ""
+            echo(
+                f"{self._amount(self._done)}/{self._amount(self._total)} {self._what}, "
+                f"{cells_found}{self._amount(rate)} {self._unit}s/s, {left} left"
             )
 
 
@@ -89,18 +88,13 @@ def _with_commas(amount: float) -> str:
     return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.1f}"
 
 
-def _parts(done: int, total: int) -> int:
-    """How many of the parts with a line of their own are done."""
-    return done * _PROGRESS_LINES // max(total, 1)
-
-
 def plural(count: int, what: str) -> str:
-    """Such as '1 cell', '2,000 cells'."""
+    """Returns a count with its noun, e.g. '1 cell' or '2,000 cells'."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def listed(names: Iterable[object], most: int = 3, separator: str = ", ") -> str:
-    """The first few distinct names and how many more there are, such as 'a, b, c and 2 more'."""
+    """Joins the first distinct names and the number of the others, e.g. 'a, b, c and 2 more'."""
     distinct = list(dict.fromkeys(map(str, names)))
     more = f" and {len(distinct) - most:,} more" if len(distinct) > most else ""
     return separator.join(distinct[:most]) + more

@@ -10,50 +10,50 @@ from cellclr_jax.profiling.protocol import Protocol
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The defaults: SimCLR with a ResNet-50 on the annotated wells of BBBC021."""
+    """Returns the defaults: SimCLR with a ResNet-50 on the annotated wells of BBBC021."""
     config = ConfigDict()
     config.seed = 0
 
-    # Data: where `build` put the dataset, and which one: annotated or all (of BBBC021), or
-    # <builder>/<config>, such as single_cells/all for other people's images.
+    # Folder of `build` and name of the dataset: annotated or all (of BBBC021), or
+    # <builder>/<config>, such as single_cells/all for images of your own.
     config.data_dir = "data"
     config.dataset = "annotated"
-    # Crops come from the `shards` as they are asked for, or are `mapped` from one file of plain
-    # pixels, which is written next to the shards the first time.
+    # shards: crops are read from the shards; mapped: from one memory-mapped file of pixels, which
+    # is written next to the shards the first time.
     config.data_access = "shards"
     config.validation_fraction = 0.05
-    # uniform: each cell once an epoch; balanced: every treatment equally often; weighted: as the
-    # published code (see data/splits.py).
+    # uniform: each cell once per epoch; balanced: every treatment equally often; weighted: as in
+    # the published code (see data/splits.py).
     config.sampling = "uniform"
-    config.control = CONTROL  # the controls' compound
-    config.control_fraction = 1.0  # the share of control cells that take part in training
+    config.control = CONTROL  # compound of the controls
+    config.control_fraction = 1.0  # share of control cells in the training set
 
     config.normalization = _normalization()
-    # Side of what the encoder sees, in training and in evaluation.
+    # Side of the encoder's input in pixels, in training and in evaluation.
     config.image_size = 96
     config.views = _views()
-    config.operations = ()  # names of those `views` that are used; () takes all
+    config.operations = ()  # names of the applied `views`; () applies all
     config.model = _model()
-    # A work directory (of a run, or of `convert`) whose encoder training starts from; '': random
-    # weights. `head` takes its projection head, too.
+    # Work directory (of a run or of `convert`) with the initial weights of the encoder, and with
+    # `head` those of the projection head as well; '': random weights.
     config.init = ConfigDict({"workdir": "", "step": "last", "head": False})
-    # What training minimises, a key of `objectives.OBJECTIVES`; its own settings have its name.
+    # A key of `objectives.OBJECTIVES`; the settings of an objective have its name.
     config.objective = "nt_xent"
     config.temperature = 0.1
-    # The loss compares rows with so many columns at a time; 0 takes what suits the hardware.
+    # Columns of the similarity matrix that are computed at a time; 0: chosen by the hardware.
     config.loss_block_size = 0
     config.optimizer = _optimizer()
     config.schedule = _schedule()
     config.minibatch_size = 4096
-    # Cells whose activations are held at once, by gradient caching; 0 holds the whole minibatch's.
+    # Cells with activations in memory at a time, by gradient caching; 0: the whole minibatch.
     config.micro_batch_size = 0
     config.epochs = 400
 
     config.log_every = 20  # steps
-    # Scores of up to `cells` cells every so many epochs, beside the loss; 0: never.
+    # Scores of up to `cells` cells every `every_epochs` epochs, in addition to the loss; 0: never.
     config.online = ConfigDict({"every_epochs": 0, "cells": 4000})
-    # Saves at the end of each epoch and, where not 0, every `save_every_steps`; beside the last and
-    # the best one, the checkpoint of every `keep_every_epochs` stays for good (0: none).
+    # Saves at the end of each epoch and every `save_every_steps` steps (0: not). Keeps the last and
+    # the best checkpoints, and that of every `keep_every_epochs`-th epoch (0: none).
     config.checkpoint = ConfigDict({"save_every_steps": 0, "keep_every_epochs": 100})
     config.evaluation = _evaluation()
     _add_objectives(config)
@@ -65,21 +65,21 @@ def _add_objectives(config: ConfigDict) -> None:
     from cellclr_jax.objectives import OBJECTIVES, SHARED_SETTINGS
 
     for name, objective in OBJECTIVES.items():
-        own = {f.name: f.default for f in fields(objective) if f.name not in SHARED_SETTINGS}
-        if own:
-            config[name] = ConfigDict(own)
+        settings = {f.name: f.default for f in fields(objective) if f.name not in SHARED_SETTINGS}
+        if settings:
+            config[name] = ConfigDict(settings)
 
 
 def _normalization() -> ConfigDict:
-    """Raw intensities to images."""
+    """How images are computed from raw intensities."""
     settings = ConfigDict()
     settings.method = "zscore"  # zscore_minmax, percentile (of each plate), fixed
-    settings.percentiles = (1.0, 99.9)  # of percentile
-    settings.low = ()  # of fixed, a number for each channel
+    settings.percentiles = (1.0, 99.9)  # for method percentile
+    settings.low = ()  # for method fixed, one number per channel
     settings.high = ()
     settings.bits = 0  # 8 rounds images in [0, 1] to 256 levels
     settings.legacy_invert = False  # level x of 256 becomes (256 - x) mod 256
-    # What the encoder takes is (view - mean) / deviation, numbers for each channel; () leaves it.
+    # The encoder's input is (view - mean) / deviation, one number per channel; (): the view itself.
     settings.mean = ()
     settings.deviation = ()
     return settings
@@ -111,17 +111,17 @@ def _model() -> ConfigDict:
     settings = ConfigDict()
     settings.encoder = "resnet50"  # cnn, resnet18, resnet50, resnet101
     settings.dtype = "float32"  # of the computation, or bfloat16; parameters are float32
-    settings.remat = False  # computes blocks again in the backward pass instead of keeping them
-    # Settings of an encoder have its name; those of the others lie idle.
+    settings.remat = False  # recompute activations of blocks in the backward pass, to save memory
+    # Settings of the encoder of that name; no effect on others.
     settings.cnn = ConfigDict({"widths": (16, 32, 64, 64), "norm": "none"})
-    # Of the projection head; not used by objectives with a head of their own, such as vicreg.
+    # The projection head; no effect on objectives that define another head, such as vicreg.
     settings.head = ConfigDict({"depth": 2, "width": 128, "norm": "none"})
-    settings.head.hidden = config_dict.placeholder(int)  # the embedding's width
+    settings.head.hidden = config_dict.placeholder(int)  # None: the width of the embeddings
     return settings
 
 
 def _optimizer() -> ConfigDict:
-    """What updates the parameters."""
+    """Optimiser of the parameters."""
     settings = ConfigDict()
     settings.name = "lars"  # lars, adam, adamw, sgd
     settings.learning_rate = 0.3
@@ -129,23 +129,23 @@ def _optimizer() -> ConfigDict:
     settings.weight_decay = 1e-6
     settings.momentum = 0.9
     settings.trust_coefficient = 0.001
-    settings.decayed = "kernels"  # what weight decay acts on; all: biases and norm scales, too
+    settings.decayed = "kernels"  # parameters with weight decay; all: biases and norm scales, too
     return settings
 
 
 def _schedule() -> ConfigDict:
-    """The learning rate over the run."""
+    """Learning rate over the run."""
     settings = ConfigDict()
-    settings.name = "cosine"  # constant
-    settings.warmup_epochs = 10.0  # rising linearly
-    settings.hold_epochs = 0.0  # at the peak, after the warm-up
+    settings.name = "cosine"  # or constant
+    settings.warmup_epochs = 10.0  # linear rise
+    settings.hold_epochs = 0.0  # at the peak after the warm-up
     settings.final = 0.0  # at the end, as a share of the peak
     settings.legacy_per_epoch = False  # the published code's cosine (optimizers.legacy_cosine)
     return settings
 
 
 def _evaluation() -> ConfigDict:
-    """Settings of `eval` where its flags do not say otherwise; profiling/protocol.py has them."""
+    """Settings of `eval` that its flags override; profiling/protocol.py explains them."""
     settings = asdict(Protocol())
     del settings["control"], settings["left_out"]
     return ConfigDict(settings)

@@ -6,4 +6,4 @@ class BadUse(Exception):
 
 
 class BadData(Exception):
-    """Input that cannot be used (which file, which row, what was expected): exit status 1."""
+    """Unusable input; names file, row and what was expected: exit status 1."""

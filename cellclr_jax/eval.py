@@ -1,24 +1,23 @@
-"""Scores profiles by mechanism of action (NSC, NSCB, and the drop between them), cells by class.
+"""Scores profiles by mechanism of action (NSC, NSCB and their difference), and cells by class.
 
-The model of a training run, on the cells of its dataset: treatments where it has plates, wells,
-compounds and MoAs; single cells where it has labels, or no treatments:
-  python -m cellclr_jax.eval --workdir=DIR [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
-                             [--data_access=shards|mapped]
+The cells of a training run: treatments if the dataset has plates, wells, compounds and MoAs; single
+cells if it has labels, or no treatments:
+  python -m cellclr_jax.eval --workdir=RUN [--step=last|best|N] [--data_dir=DIR] [--out=DIR]
 
-Any table of well profiles (CSV, gzipped CSV, Parquet):
-  python -m cellclr_jax.eval --profiles=FILE [--image_csv=F --moa_csv=F]
+Any table of profiles (CSV, gzipped CSV or Parquet):
+  python -m cellclr_jax.eval --profiles=FILE [--image_csv=FILE --moa_csv=FILE]
                              [--standardize=none|controls|plates] --out=DIR
 
-Several evaluated runs in one table, and with --out on one page:
+Several evaluated runs in one table; with --out, also on one page:
   python -m cellclr_jax.eval --compare RUN RUN … [--out=DIR]
 
-Writes metrics.json and report.html; of profiles wells.parquet, treatments.parquet, neighbours.csv
-and figures, of single cells cells.parquet. An existing evaluation is replaced by one with the same
-settings, and by one with others only with --overwrite.
+Writes metrics.json and report.html; for profiles also wells.parquet, treatments.parquet,
+neighbours.csv and figures; for single cells also cells.parquet.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from importlib import util
 from pathlib import Path
@@ -38,33 +37,37 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "A training run's folder: evaluate its model.")
-flags.DEFINE_string("step", "last", "Which checkpoint of --workdir: last, best or a number.")
-flags.DEFINE_string("data_dir", None, "Where the dataset is; by default where the run had it.")
+flags.DEFINE_string(
+    "workdir", None, "Work directory of a training run, e.g. --workdir=runs/simclr; no default."
+)
+flags.DEFINE_string(
+    "profiles",
+    None,
+    "Table of profiles, one row a well, site or cell: .csv, .csv.gz or .parquet, e.g. "
+    "--profiles=wells.csv; no default.",
+)
+flags.DEFINE_list(
+    "compare",
+    [],
+    "Evaluated runs: work directories, of which the newest evaluation is read, or folders of "
+    "evaluations, e.g. --compare runs/a runs/b; no default.",
+)
+flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number, e.g. --step=12000.")
+flags.DEFINE_string("data_dir", None, "Folder of the dataset; by default that of the run.")
 flags.DEFINE_enum(
     "data_access",
     "shards",
     ["shards", "mapped"],
-    "How images are read: shards, whatever the run used in training, since each is read once; "
-    "mapped unpacks them all first, into a file of the data set's folder.",
+    "How images are read, whatever the run used: shards reads each image once from its shard; "
+    "mapped first unpacks all of them into a file in the dataset's folder.",
 )
-flags.DEFINE_bool("distributed", False, "Joins the processes of several hosts, as in training.")
-flags.DEFINE_string("profiles", None, "A table of profiles: .csv, .csv.gz or .parquet.")
-flags.DEFINE_string("image_csv", None, "Gives each well of --profiles its compound and dose.")
-flags.DEFINE_string("moa_csv", None, "Gives each compound and dose of --profiles its mechanism.")
-flags.DEFINE_bool(
-    "exact_names",
-    False,
-    "Profiles: spellings that differ by case, spaces or dashes are other names, and words such as "
-    "NA are names, too.",
-)
+flags.DEFINE_bool("distributed", False, "Evaluate as one of several processes, as in training.")
 flags.DEFINE_string(
-    "out",
-    None,
-    "Where to write; by default <workdir>/eval/<step>. An existing evaluation with the same "
-    "settings is replaced.",
+    "label",
+    Options.label,
+    "Column with the classes of single cells, e.g. --label=moa. By default label, or moa or "
+    "compound if no treatment can be scored.",
 )
-flags.DEFINE_bool("overwrite", False, "Replaces an evaluation with other settings, too.")
 
 
 def _setting(name: str, allowed: tuple[str, ...], text: str) -> None:
@@ -74,76 +77,103 @@ def _setting(name: str, allowed: tuple[str, ...], text: str) -> None:
 
 
 _setting(
+    "hold_out",
+    choices.HELD_OUT,
+    "Groups of cells that a cross-validation fold keeps together when classes are predicted; auto "
+    "takes the first of them, except compound, that leaves at least two classes.",
+)
+flags.DEFINE_string(
+    "image_csv", None, "Table with compound and concentration of each well, e.g. BBBC021's."
+)
+flags.DEFINE_string("moa_csv", None, "Table with the MoA of each compound and concentration.")
+flags.DEFINE_bool(
+    "exact_names",
+    False,
+    "Do not merge names that differ in case, spaces or dashes; words such as NA are names, too.",
+)
+_setting(
+    "aggregate", choices.AGGREGATES, "Well profile: mean of its cells, or of its sites' means."
+)
+_setting(
     "standardize",
     choices.STANDARDIZE,
-    "z-score every feature by the control wells, all of them or those of the well's own plate.",
+    "z-scores of every feature by the control wells: all of them, or those of the same plate.",
 )
-flags.DEFINE_bool("robust", Protocol.robust, "z-scores by median and median absolute deviation.")
+flags.DEFINE_bool(
+    "robust", Protocol.robust, "Compute z-scores by median and median absolute deviation."
+)
+_setting("statistic", choices.STATISTICS, "Treatment profile: median or mean of its wells.")
+flags.DEFINE_string("control", Protocol.control, "Compound name of the control wells.")
 flags.DEFINE_list(
     "corrections",
     list(Protocol.corrections),
-    f"What is scored: none and others of {', '.join(choices.CORRECTIONS[1:])}. pca_whitening keeps "
-    "only the principal components that the controls span; harmony and combat are fitted on all "
-    "wells and need pip install 'cellclr_jax[batch]'.",
-)
-_setting("aggregate", choices.AGGREGATES, "Well profile: mean of cells, or of sites.")
-_setting("statistic", choices.STATISTICS, "Treatment profile: of its wells.")
-_setting(
-    "batches",
-    choices.BATCH_RULES,
-    "NSCB, a treatment in several batches: the joined names differ, no batch in common, or only "
-    "the wells of its first batch count.",
+    f"Corrections to score: none and any of {', '.join(choices.CORRECTIONS[1:])}. pca_whitening "
+    "keeps only the principal components that the controls span; harmony and combat are fitted on "
+    "all wells and need pip install 'cellclr_jax[batch]'.",
 )
 flags.DEFINE_float(
-    "regularization", Protocol.regularization, "The λ of whitening and TVN.", lower_bound=0.0
+    "regularization", Protocol.regularization, "λ of whitening and TVN.", lower_bound=0.0
 )
 flags.DEFINE_bool(
     "relative_regularization",
     Protocol.relative_regularization,
-    "Take λ as a fraction of the mean eigenvalue (scale-free).",
+    "Take λ as a fraction of the mean eigenvalue, independent of the features' scale.",
+)
+_setting(
+    "batches",
+    choices.BATCH_RULES,
+    "NSCB's rule for treatments in several batches. joined: another batch is another set of "
+    "batches; disjoint: no batch in common; week1: only the wells of the first batch count.",
 )
 flags.DEFINE_list(
-    "left_out", Protocol.left_out, "MoAs left out of NSCB; by default those in a single batch."
+    "left_out",
+    Protocol.left_out,
+    "MoAs left out of NSCB, e.g. --left_out='Kinase inhibitors'; by default those in one batch.",
 )
-flags.DEFINE_string("control", Protocol.control, "The controls' compound.")
 flags.DEFINE_list(
     "measures",
     ["all"],
-    "What is measured in addition to the scores, under each correction: all, none, or some of "
-    f"{', '.join(MEASURES)}. Of more than 20,000 wells none, unless they are named.",
+    f"Further measures under each correction: all, none, or any of {', '.join(MEASURES)}. With "
+    "more than 20,000 wells, all computes none: name them.",
 )
+flags.DEFINE_string(
+    "out",
+    None,
+    "Output folder; by default RUN/eval/STEP with --workdir. An existing evaluation with the same "
+    "settings is replaced, one with other settings is an error.",
+)
+flags.DEFINE_bool("overwrite", False, "Replace an existing evaluation that has other settings.")
 flags.DEFINE_list(
     "formats",
     list(Options.formats),
-    f"Of the tables: {', '.join(choices.FORMATS)} (h5ad is AnnData's).",
+    f"Formats of the tables: any of {', '.join(choices.FORMATS)} (AnnData), e.g. "
+    "--formats=csv,h5ad.",
 )
 flags.DEFINE_bool(
     "umap",
     Options.umap,
-    "Lets the reader lay out the report's map by UMAP, too: pip install 'cellclr_jax[umap]'.",
+    "Add a UMAP layout to the report's map of treatments; needs pip install 'cellclr_jax[umap]'.",
 )
-flags.DEFINE_string(
-    "label",
-    Options.label,
-    "The column with the classes of single cells, such as moa; by default label where there is "
-    "one, and moa or compound where no treatment can be scored.",
-)
-_setting(
-    "hold_out",
-    choices.HELD_OUT,
-    "What a fold keeps whole when classes of cells are predicted; auto: the first of these, but "
-    "compounds, that leaves classes to tell apart.",
-)
-flags.DEFINE_list(
-    "compare", [], "Evaluated runs to set side by side; more of them may follow as arguments."
-)
+_ONLY_WORKDIR = ("step", "data_dir", "data_access", "label", "hold_out", "distributed")
+_ONLY_PROFILES = ("image_csv", "moa_csv", "exact_names")
+_HELP = {
+    "Input, one of": ("workdir", "profiles", "compare"),
+    "With --workdir": _ONLY_WORKDIR,
+    "With --profiles": _ONLY_PROFILES,
+    "Profiles": ("aggregate", "standardize", "robust", "statistic", "control"),
+    "Corrections": ("corrections", "regularization", "relative_regularization"),
+    "Scores": ("batches", "left_out", "measures"),
+    "Output": ("out", "overwrite", "formats", "umap"),
+}
+# A comparison reads results; their settings cannot be changed any more.
+_WITH_COMPARE = ("compare", "out", "debug")
 
 
 def protocol_flags(run: Mapping[str, Any] | None = None) -> Protocol:
     """Returns the protocol that the flags describe.
 
     Args:
-      run: settings of a run's config, which a given flag overrides.
+      run: settings of a run's config; flags on the command line override them.
     """
     settings: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields(Protocol)}
     if unknown := sorted(set(run or {}) - set(settings)):
@@ -157,36 +187,53 @@ def option_flags() -> Options:
     """Returns the options that the flags describe.
 
     Raises:
-      BadUse: there is no such measure or format, or a package is not installed.
+      BadUse: an unknown measure or format, or a package is not installed.
     """
     from cellclr_jax.profiling.exports import check_formats
 
-    asked: tuple[str, ...] | None = tuple(FLAGS.measures)
-    if len(FLAGS.measures) > 1 and {"all", "none"} & set(FLAGS.measures):
-        raise BadUse(f"--measures={','.join(FLAGS.measures)}: all and none stand by themselves")
-    if FLAGS.measures in (["all"], ["none"]):
-        asked = None if FLAGS.measures == ["all"] else ()
+    names: tuple[str, ...] = tuple(FLAGS.measures)
+    if len(names) > 1 and {"all", "none"} & set(names):
+        raise BadUse(f"--measures={','.join(names)}: all and none exclude other names")
+    named: dict[tuple[str, ...], tuple[str, ...] | None] = {("all",): None, ("none",): ()}
+    measures = named.get(names, names)
     check_formats(FLAGS.formats)
     if FLAGS.umap and util.find_spec("umap") is None:
         raise BadUse("--umap needs umap-learn: pip install 'cellclr_jax[umap]'")
-    return Options(asked, tuple(FLAGS.formats), FLAGS.umap, FLAGS.label, FLAGS.hold_out)
+    return Options(measures, tuple(FLAGS.formats), FLAGS.umap, FLAGS.label, FLAGS.hold_out)
 
 
 def main() -> None:
     """Evaluates the run, table or runs that the flags name."""
-    given = [name for name in _INPUTS if FLAGS[name].present]
-    if len(given) != 1:
+    inputs = {
+        "workdir": evaluate_workdir,
+        "profiles": evaluate_profiles,
+        "compare": compare_runs,
+    }
+    named = [name for name in inputs if FLAGS[name].present]
+    if len(named) != 1:
         raise BadUse("one of --profiles, --workdir and --compare was expected (see --help)")
-    for name in (name for kind, names in _ONLY_WITH.items() if kind != given[0] for name in names):
-        if FLAGS[name].present:
-            raise BadUse(f"--{name} says nothing beside --{given[0]}")
-    if given[0] == "compare":
-        for name in FLAGS:
-            if FLAGS[name].present and name not in _OF_A_COMPARISON:
-                raise BadUse(f"--{name} says nothing beside --compare")
+    other = {"workdir": _ONLY_PROFILES, "profiles": _ONLY_WORKDIR}.get(
+        named[0], [name for name in FLAGS if name not in _WITH_COMPARE]
+    )
+    for name in (name for name in other if FLAGS[name].present):
+        raise BadUse(f"--{name} cannot be combined with --{named[0]}")
     if FLAGS.out == "":
         raise BadUse("--out=: the name of a folder was expected")
-    _INPUTS[given[0]]()
+    with _without_empty_folder(FLAGS.out):
+        inputs[named[0]]()
+
+
+@contextlib.contextmanager
+def _without_empty_folder(path: str | None) -> Iterator[None]:
+    """After an error, removes the output folder if this process created it and it is empty."""
+    existed = path is None or os.path.exists(path)
+    try:
+        yield
+    except BaseException:
+        if path is not None and not existed:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
 
 
 def evaluate_workdir() -> None:
@@ -204,24 +251,17 @@ def evaluate_workdir() -> None:
     else:
         devices.use_all_cores(MINIBATCH)
     devices.keep_compiled_programs(None)
-    evaluate_run(
-        FLAGS.workdir,
-        step=FLAGS.step,
-        data_dir=FLAGS.data_dir,
-        data_access=FLAGS.data_access,
-        out=FLAGS.out,
-        overwrite=FLAGS.overwrite,
-        protocol=protocol,
-        options=options,
-    )
+    names = ("step", "data_dir", "data_access", "out", "overwrite")
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    evaluate_run(FLAGS.workdir, protocol=protocol, options=options, **settings)
 
 
 def evaluate_profiles() -> None:
     """Evaluates the table of --profiles and writes to --out."""
     if FLAGS.out is None:
         raise BadUse("--profiles needs --out=DIR, where the scores are written")
-    read = {name: FLAGS[name].value for name in ("profiles", "image_csv", "moa_csv")}
-    for name, path in read.items():
+    files = {name: FLAGS[name].value for name in ("profiles", "image_csv", "moa_csv")}
+    for name, path in files.items():
         if path is not None and not os.path.isfile(path):
             raise BadUse(f"--{name}={path}: no such file")
     protocol, options = protocol_flags(), option_flags()
@@ -234,14 +274,14 @@ def evaluate_profiles() -> None:
         control=protocol.control,
         exact_names=FLAGS.exact_names,
     )
-    wells, protocol = _one_row_a_well(table, protocol)
-    from cellclr_jax.profiling import report  # matplotlib and scikit-learn take their time
+    wells, protocol = _average_wells(table, protocol)
+    from cellclr_jax.profiling import report  # takes long: imports matplotlib and scikit-learn
     from cellclr_jax.run_folder import environment
 
     details: dict[str, object] = {"columns_left_out": list(table.left_out)}
     if FLAGS.exact_names:
         details["exact_names"] = True
-    for name, path in {"table": read.pop("profiles"), **read}.items():
+    for name, path in {"table": files.pop("profiles"), **files}.items():
         if path is not None:
             details |= {name: path, f"{name}_sha256": file_sha256(Path(path))}
     report.check_settings(FLAGS.out, protocol, details, overwrite=FLAGS.overwrite)
@@ -254,7 +294,7 @@ def evaluate_profiles() -> None:
 
 
 def compare_runs() -> None:
-    """Sets the runs of --compare side by side."""
+    """Compares the runs of --compare."""
     from cellclr_jax.profiling.comparison import compare
     from cellclr_jax.profiling.report.comparison_page import print_comparison, write_comparison
 
@@ -265,20 +305,18 @@ def compare_runs() -> None:
         print(f"written to {FLAGS.out}")
 
 
-def _one_row_a_well(
-    profiles: "ProfileTable", protocol: Protocol
-) -> tuple["ProfileTable", Protocol]:
-    """Averages sites or cells into wells; keeps a table of wells, which the protocol then says."""
+def _average_wells(profiles: "ProfileTable", protocol: Protocol) -> tuple["ProfileTable", Protocol]:
+    """Averages sites or cells into wells; a table of wells stays, and the protocol records it."""
     from cellclr_jax.profiling.profiles import aggregate_wells
 
     table, features = profiles.table, profiles.features
     protocol = replace(protocol, control=profiles.control)
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"]).any()
-    # A row that counts its cells is a well or a site. Without a site it is listed twice by mistake,
+    # A row with a cell count is a well or a site. Without a site, a repeated well is a mistake,
     # which `evaluate` reports.
     if not repeated or ("Metadata_CellCount" in table and "Metadata_Site" not in table):
         if FLAGS["aggregate"].present:
-            raise BadUse("--aggregate says nothing about a table with one row a well")
+            raise BadUse("--aggregate does not apply to a table with one row a well")
         return profiles, replace(protocol, aggregate=choices.AS_GIVEN)
     wells = aggregate_wells(table, through=protocol.aggregate, features=features)
     print(f"{len(table)} rows averaged into {len(wells)} wells (--aggregate={protocol.aggregate})")
@@ -286,18 +324,5 @@ def _one_row_a_well(
     return replace(profiles, table=wells, values=values), protocol
 
 
-_INPUTS = {
-    "workdir": evaluate_workdir,
-    "profiles": evaluate_profiles,
-    "compare": compare_runs,
-}
-# A flag that says something about one kind of input is an error beside another.
-_ONLY_WITH = {
-    "workdir": ("step", "data_dir", "data_access", "distributed", "label", "hold_out"),
-    "profiles": ("image_csv", "moa_csv", "exact_names"),
-}
-# Flags of a comparison; all else was decided when the runs were evaluated.
-_OF_A_COMPARISON = ("compare", "out", "debug")
-
 if __name__ == "__main__":
-    cli.run(main, __doc__, arguments="compare")
+    cli.run(main, __doc__, arguments="compare", groups=_HELP)

@@ -1,7 +1,7 @@
-"""Robust files and folders: atomic writes, locks, digests, JSON records, what differs in two.
+"""Robust files and folders: atomic writes, locks, digests, JSON records and their differences.
 
-Everything that writes a result uses these, so that a killed process or a full disk never leaves a
-file that looks finished.
+Everything that writes a result uses these, so that a killed process or a full disk never leaves an
+incomplete file under its final name.
 """
 
 import contextlib
@@ -18,21 +18,22 @@ from typing import Any, TypeVar
 from cellclr_jax.errors import BadData, BadUse
 
 TRAINING = ".training"
-"""The lock of a work directory."""
+"""Name of the lock file of a work directory."""
 IN_USE = "training in it, or converting weights into it"
+"""What the owner of that lock does."""
 
 _DIGEST_BYTES = 16
-# Errors of a folder that may not be written to: no permission, or a file system such as /proc.
+# Errors of a folder without permission to write, or of a file system such as /proc.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
-# `Path`, or epath's for buckets, which has the same methods.
+# `pathlib.Path`, or epath's for buckets, which has the same methods.
 AnyPath = TypeVar("AnyPath", bound=Any)
 
 
 @contextlib.contextmanager
 def atomic_write(path: AnyPath) -> Iterator[AnyPath]:
-    """Yields a temporary path next to `path`, and moves the file written there to `path`.
+    """Yields a temporary path in the same folder, and renames the file written there to `path`.
 
-    If the body raises, or writes no file, `path` stays as it was and no other file remains.
+    If the body raises, or writes no file, `path` stays as it was and no temporary file remains.
 
     Args:
       path: a `pathlib` or `epath` path; its folder exists.
@@ -41,8 +42,7 @@ def atomic_write(path: AnyPath) -> Iterator[AnyPath]:
       >>> with atomic_write(folder / "table.csv") as part:
       ...     table.to_csv(part)
     """
-    # With the process's number, so that two processes do not write into one file, and with the
-    # suffix, by which writers choose a format.
+    # The process number keeps two processes apart; by the suffix writers choose a format.
     part = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         yield part
@@ -59,16 +59,12 @@ def write_text(path: Any, text: str) -> None:
 
 
 def write_json(path: Any, value: object) -> None:
-    """Writes a JSON value atomically, indented; NaN and infinity are refused."""
+    """Writes a JSON value atomically, indented; raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Any, what: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-      path: of the file.
-      what: it is expected to be, for the message, e.g. "config".
+    """Reads a JSON object; `what` names its content in messages, e.g. "config".
 
     Raises:
       BadData: the file cannot be read, or is no JSON object.
@@ -83,27 +79,25 @@ def read_json(path: Any, what: str) -> dict[str, Any]:
 
 
 def is_local(path: Any) -> bool:
-    """Whether a path is in a file system of this machine, not in a bucket (gs://…)."""
+    """Whether a path is a file of this machine, not of a bucket (gs://…)."""
     return "://" not in str(path)
 
 
 def make_writable(folder: Path, flag: str) -> None:
-    """Creates a folder and checks that files can be written there, before hours of work.
+    """Creates a folder with its parents and checks that files can be written there.
 
-    Args:
-      folder: created with its parents if missing.
-      flag: that names it, for the message, e.g. "--out".
+    `flag` names the folder in messages, e.g. "--out".
 
     Raises:
       BadUse: the folder cannot be created or written to.
-      OSError: for another reason, such as a full disk.
+      OSError: another reason, such as a full disk.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (FileExistsError, NotADirectoryError):
-        raise  # `cli.run` explains them
+        raise  # explained by `cli.run`
     except OSError as error:
         if error.errno not in _NOT_ALLOWED:
             raise
@@ -112,17 +106,12 @@ def make_writable(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str, doing: str) -> Iterator[None]:
-    """Holds a lock in a folder, which one process at a time can have.
+    """Holds the lock file `name` in a folder, which is created if missing.
 
-    The operating system releases it when the process ends, however it ends.
-
-    Args:
-      folder: created if missing.
-      name: of the lock file in it.
-      doing: what the holder does there, for the message to others.
+    The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-      BadUse: another process holds it.
+      BadUse: another process holds the lock; `doing` names what it does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:
@@ -134,20 +123,19 @@ def locked(folder: Path, name: str, doing: str) -> Iterator[None]:
 
 
 def digest(*parts: str | bytes) -> str:
-    """BLAKE2b digest of texts and bytes in order, 32 hexadecimal digits.
+    """Returns the BLAKE2b digest of texts and bytes in order, 32 hexadecimal digits.
 
     Parts are delimited: ("ab", "c") and ("a", "bc") differ.
     """
-    found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    blake = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
-        found.update(len(content).to_bytes(8, "little"))
-        found.update(content)
-    return found.hexdigest()
+        blake.update(len(content).to_bytes(8, "little") + content)
+    return blake.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    """Returns the SHA-256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -158,32 +146,26 @@ def differences(
     """Lists the settings that differ between two JSON-like values.
 
     Args:
-      old: nested mappings of settings, as they were recorded.
-      new: as they are asked for now; tuples equal lists, as in JSON.
+      old: nested mappings of settings, as recorded.
+      new: nested mappings of the requested settings; tuples equal lists, as in JSON.
       ignored: dotted names of settings, or groups of settings, that may differ.
-      path: dotted name of the values themselves.
+      path: dotted name of the compared values.
 
     Returns:
-      One phrase for each difference, sorted by name: "a.b: 1 there, 2 here".
+      One phrase for each difference, sorted by name: "a.b: was 1, now 2".
     """
     if path in ignored:
         return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            line
-            for name in sorted(old.keys() | new.keys())
-            for line in differences(
-                old.get(name),
-                new.get(name),
-                ignored=ignored,
-                path=f"{path}.{name}" if path else name,
-            )
-        ]
-    if _plain(old) == _plain(new):
-        return []
-    return [f"{path}: {_plain(old)!r} there, {_plain(new)!r} here"]
+        found = []
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{path}.{name}" if path else name
+            found += differences(old.get(name), new.get(name), ignored=ignored, path=inner)
+        return found
+    old, new = _plain(old), _plain(new)
+    return [] if old == new else [f"{path}: was {old!r}, now {new!r}"]
 
 
 def _plain(value: object) -> object:
-    """Tuples as lists, which JSON makes of them."""
+    """Makes lists of tuples, as JSON does."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,10 +1,10 @@
-"""The paper's tables from the runs that launch/reproduce_paper.sh trains: one row a run.
+"""Writes the paper's tables from the runs of launch/reproduce_paper.sh, one row per run.
 
 python -m cellclr_jax.paper_tables --runs=DIR
 
-Reads DIR/rows.tsv (table, row, seed, folders of the run and of its scores) and what lies in these
-folders; writes DIR/tables.md, tables.csv and, with single augmentations and pairs of them,
-augmentations.png. A row without scores is shown as such.
+Reads DIR/rows.tsv (table, row, seed, folders of the run and of its scores) and these folders;
+writes DIR/tables.md, DIR/tables.csv and, if there are runs with pairs of augmentations,
+DIR/augmentations.png. Rows without scores are listed as missing.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from cellclr_jax import cli
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import atomic_write, write_text
 
-_RUNS = flags.DEFINE_string("runs", None, "The folder of the runs, with rows.tsv in it.")
+_RUNS = flags.DEFINE_string("runs", None, "Folder of the runs, which contains rows.tsv.")
 
 ROWS = "rows.tsv"
-"""What the runs are: no header, tab-separated; further columns are for whoever wrote it."""
+"""List of the runs: tab-separated, without header; further columns are ignored."""
 DONE = "scored"
-"""The file in a folder of scores that says that they are whole."""
+"""File that marks a folder of scores as complete."""
 _COLUMNS = ("table", "row", "seed", "run", "scores")
 _KINDS = ("nsc", "nscb")
 _COUNTS = ("_correct", "_total", "step", "minibatch", "epochs")
@@ -36,44 +36,43 @@ _PAIRS = "augmentations.png"
 
 
 def write_tables(folder: str | Path) -> list[Path]:
-    """Writes the tables of all rows of a folder, those that have no scores yet among them.
+    """Writes the tables of all rows of a folder, also of those without scores.
 
     Args:
-      folder: with `ROWS`; the folders that it names lie in it.
+      folder: contains `ROWS` and the folders that it names.
 
     Returns:
       The files written.
 
     Raises:
-      BadUse: there is no such file.
+      BadUse: `ROWS` does not exist.
       BadData: it cannot be read.
     """
     folder = Path(folder)
     table = read_tables(folder)
-    text = markdown(table, folder)
-    with atomic_write(folder / "tables.csv") as part:
-        table.round(4).to_csv(part, index=False)
-    write_text(folder / "tables.md", text)
     written = [folder / "tables.csv", folder / "tables.md"]
+    with atomic_write(written[0]) as part:
+        table.round(4).to_csv(part, index=False)
+    write_text(written[1], markdown(table, folder))
     pairs = pair_scores(table)
     if pairs is not None:
-        with atomic_write(folder / _PAIRS) as part:
-            _draw_pairs(pairs, part)
         written.append(folder / _PAIRS)
+        with atomic_write(written[2]) as part:
+            _draw_pairs(pairs, part)
     return written
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
-    """One row a run: what it is, settings of its training, and its scores.
+    """Reads settings and scores of all runs.
 
-    A row has scores when its folder of scores holds `DONE`, which comes last.
+    A row has scores once its folder of scores contains `DONE`, which is written last.
 
     Returns:
-      Columns table, row, seed, run, problem (what cannot be read, '' for nothing), encoder,
-      minibatch, epochs, operations (joined by '+'), step, loss (of the last epoch's validation, or
-      training without one), cells_per_second (median), and for each correction
-      <correction>_<nsc|nscb>_correct, _total, _accuracy (in [0, 1], NaN where undefined) and
-      <correction>_drop (points). Without scores all of these are NaN.
+      One row a run: table, row, seed, run, problem (files that cannot be read, or ''), encoder,
+      minibatch, epochs, operations (joined by '+'), step, loss (last validation loss, or training
+      loss if there is none), cells_per_second (median), and for each correction
+      <correction>_<nsc|nscb>_correct, _total, _accuracy (in [0, 1], NaN if undefined) and
+      <correction>_drop (percentage points). Without scores all of these are NaN.
 
     Raises:
       BadUse, BadData: see `write_tables`.
@@ -86,30 +85,29 @@ def read_tables(folder: Path) -> pd.DataFrame:
     except ValueError as error:
         raise BadData(f"{path}: not a table of runs ({error})") from error
     lines = [line.split("\t") for line in text.splitlines() if line]
-    if not lines:
-        raise BadData(f"{path} is empty: {', '.join(_COLUMNS)} were expected, by tabs")
-    if short := [n for n, line in enumerate(lines, 1) if len(line) < len(_COLUMNS)]:
-        raise BadData(f"{path}, line {short[0]}: {', '.join(_COLUMNS)} were expected, by tabs")
+    for number, line in enumerate(lines or [[]], 1):
+        if len(line) < len(_COLUMNS):
+            raise BadData(f"{path}, line {number}: expected {', '.join(_COLUMNS)}, tab-separated")
     rows = [dict(zip(_COLUMNS, line, strict=False)) for line in lines]
-    table = pd.DataFrame([_described(folder, row) for row in rows])
+    table = pd.DataFrame([_read_row(folder, row) for row in rows])
     counts = [name for name in map(str, table) if name.endswith(_COUNTS)]
     return table.astype(dict.fromkeys(counts, "Int64"))
 
 
-def _described(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
-    """A row of `read_tables`."""
-    known: dict[str, Any] = {name: row[name] for name in ("table", "row", "seed", "run")}
-    known |= {"problem": "", "step": np.nan}
+def _read_row(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
+    """Reads a row of `read_tables`."""
+    values: dict[str, Any] = {name: row[name] for name in ("table", "row", "seed", "run")}
+    values |= {"problem": "", "step": np.nan}
     try:
-        known |= {**_settings(folder, row), **_scored(folder, row)}
+        values |= {**_settings(folder / row["run"]), **_scored(folder, row)}
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        known["problem"] = f"what {row['scores']} or its run holds cannot be read ({error!r})"
-    return known
+        values["problem"] = f"files of {row['scores']} or its run cannot be read ({error!r})"
+    return values
 
 
-def _settings(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
-    """What a run was trained with; nothing before it was."""
-    path = folder / row["run"] / "config.json"
+def _settings(run: Path) -> dict[str, Any]:
+    """Settings of a run; empty before it was started."""
+    path = run / "config.json"
     if not path.is_file():
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +120,7 @@ def _settings(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _scored(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
-    """The scores of a row and what is known of its training; nothing before it has scores."""
+    """Scores of a run, its last loss and its speed; empty before it was scored."""
     scores = folder / row["scores"]
     if not (scores / DONE).is_file():
         return {}
@@ -130,23 +128,20 @@ def _scored(folder: Path, row: Mapping[str, str]) -> dict[str, Any]:
     found = {"step": int(metrics["run"]["step"]), **_training(folder / row["run"])}
     for correction, both in metrics["scores"].items():
         for kind in _KINDS:
-            score = both[kind]
-            found |= {
-                f"{correction}_{kind}_correct": operator.index(score["correct"] or 0),
-                f"{correction}_{kind}_total": operator.index(score["total"]),
-                f"{correction}_{kind}_accuracy": _number(score["accuracy"]),
-            }
+            score, prefix = both[kind], f"{correction}_{kind}"
+            found[f"{prefix}_correct"] = operator.index(score["correct"] or 0)
+            found[f"{prefix}_total"] = operator.index(score["total"])
+            found[f"{prefix}_accuracy"] = _number(score["accuracy"])
         found[f"{correction}_drop"] = _number(both["drop"])
     return found
 
 
 def _number(value: float | None) -> float:
-    """NaN for what is undefined."""
     return math.nan if value is None else float(value)
 
 
 def _training(run: Path) -> dict[str, float]:
-    """The last validation loss (training loss without one) and the median rate of a run."""
+    """Last validation loss (or training loss) and median speed of a run."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     history = pd.DataFrame([json.loads(line) for line in lines])
     found = {}
@@ -159,7 +154,7 @@ def _training(run: Path) -> dict[str, float]:
 
 
 def markdown(table: pd.DataFrame, folder: Path) -> str:
-    """All tables as Markdown, what they rest on before, published scores behind."""
+    """Formats all tables as Markdown, with published scores if the dataset is BBBC021."""
     corrections = [name.removesuffix("_drop") for name in map(str, table) if name.endswith("_drop")]
     done = int(table["step"].notna().sum())
     real = _is_real(table, folder)
@@ -172,22 +167,22 @@ def markdown(table: pd.DataFrame, folder: Path) -> str:
 
 
 def _introduction(done: int, rows: int, real: bool | None) -> str:
-    told = {
+    dataset = {
         None: "",
         True: " The compounds are BBBC021's.",
-        False: " The compounds are not BBBC021's: these scores say nothing of the paper's.",
+        False: " The compounds are not BBBC021's: the scores cannot be compared with the paper's.",
     }[real]
     return (
-        f"{done} of {rows} rows have scores.{told} NSC, NSCB: 1-NN mechanism accuracy, correct of "
-        "all; drop: in points. Loss: NT-Xent of the validation cells after the last epoch; by it, "
-        "rows of another temperature, minibatch, augmentation or normalisation, or of other cells, "
-        "cannot be compared."
+        f"{done} of {rows} rows have scores.{dataset} NSC, NSCB: 1-NN mechanism accuracy, correct "
+        "of all; drop: in percentage points. Loss: NT-Xent of the validation cells after the last "
+        "epoch; it is not comparable between temperatures, minibatch sizes, augmentations, "
+        "normalizations or datasets."
     )
 
 
 def _is_real(table: pd.DataFrame, folder: Path) -> bool | None:
-    """Whether what was scored is BBBC021; None where that is not known."""
-    from cellclr_jax.profiling.published import is_bbbc021  # all of profiling takes its time
+    """Whether the dataset is BBBC021; None if unknown."""
+    from cellclr_jax.profiling.published import is_bbbc021  # a slow import
 
     for run in table["run"]:
         for path in sorted((folder / run).glob("scores/*/treatments.parquet")):
@@ -204,50 +199,50 @@ def _table(rows: pd.DataFrame, corrections: Sequence[str]) -> str:
     lines = [head, ["---"] * len(head)]
     for _, row in rows.iterrows():
         if pd.isna(row["step"]):
-            told = row["problem"] or "not there yet"
-            lines.append([row["row"], row["seed"], told, *[""] * (len(head) - 3)])
+            state = row["problem"] or "not scored yet"
+            lines.append([row["row"], row["seed"], state, *[""] * (len(head) - 3)])
             continue
-        told = [row["row"], row["seed"], row["encoder"], f"{int(row['step']):,}"]
-        told += [f"{row['loss']:.3f}" if pd.notna(row.get("loss", np.nan)) else "–"]
-        lines.append([*told, *(_scores(row, name) for name in used)])
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        cells = [row["row"], row["seed"], row["encoder"], f"{int(row['step']):,}"]
+        cells += [f"{row['loss']:.3f}" if pd.notna(row.get("loss", np.nan)) else "–"]
+        lines.append([*cells, *(_scores(row, name) for name in used)])
+    return _lines(lines)
 
 
 def _scores(row: pd.Series, correction: str) -> str:
     if pd.isna(row.get(f"{correction}_nsc_total", np.nan)):
         return ""
-    told = []
+    scores = []
     for kind in _KINDS:
         correct, total = (int(row[f"{correction}_{kind}_{name}"]) for name in ("correct", "total"))
         accuracy = row[f"{correction}_{kind}_accuracy"]
         percent = f" ({100 * accuracy:.1f} %)" if pd.notna(accuracy) else " (undefined)"
-        told.append(f"{correct}/{total}{percent}")
+        scores.append(f"{correct}/{total}{percent}")
     drop = row[f"{correction}_drop"]
-    return ", ".join([*told, f"{drop:.1f}" if pd.notna(drop) else "–"])
+    return ", ".join([*scores, f"{drop:.1f}" if pd.notna(drop) else "–"])
 
 
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def _lines(rows: Sequence[Sequence[object]]) -> str:
+    """Formats the rows of a Markdown table."""
+    escaped = [[str(v).replace("|", "\\|").replace("\n", " ") for v in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def _published() -> str:
     from cellclr_jax.profiling.published import published_scores
 
     rows = published_scores()
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return _lines([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
-    """Scores without correction by the operations that views are made of, alone and in pairs.
+    """Collects the scores of single augmentations and pairs, without correction.
 
     Args:
       table: see `read_tables`.
 
     Returns:
-      For nsc and nscb an [n, n] table by operation: the diagonal holds operations alone, the rest
-      pairs, in percent, mean over seeds; NaN where there is none. None without any pair.
+      For nsc and nscb an [n, n] table of accuracies in percent, mean over seeds: single operations
+      on the diagonal, pairs elsewhere; NaN without a run. None if there are no pairs.
     """
     if not {"operations", "none_nsc_accuracy"} <= set(table):
         return None
@@ -272,7 +267,7 @@ def pair_scores(table: pd.DataFrame) -> dict[str, pd.DataFrame] | None:
 
 
 def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Two squares of numbers in colour, NSC and NSCB."""
+    """Draws a heatmap each of NSC and NSCB."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -283,7 +278,7 @@ def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
         names = [str(name).replace("_", " ") for name in square]
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(f"{kind.upper()} (%), no correction:\nalone (diagonal) and in pairs")
+        axes.set_title(f"{kind.upper()} (%), no correction:\nsingle (diagonal) and pairs")
         for (i, j), value in np.ndenumerate(square.to_numpy()):
             if np.isfinite(value):
                 colour = "black" if value > middle else "white"
@@ -295,7 +290,7 @@ def _draw_pairs(pairs: Mapping[str, pd.DataFrame], path: Path) -> None:
 def main() -> None:
     """Reads the flags and writes the tables."""
     if not _RUNS.value:
-        raise BadUse("--runs=DIR is missing: the OUT of launch/reproduce_paper.sh")
+        raise BadUse("--runs=DIR is missing: OUT of launch/reproduce_paper.sh")
     print(f"written: {', '.join(map(str, write_tables(_RUNS.value)))}")
 
 

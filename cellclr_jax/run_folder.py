@@ -1,4 +1,4 @@
-"""The work directory of a run: its config, whether it may be resumed, its dataset and versions."""
+"""The work directory of a run: config, checks before it is resumed, origin of its weights."""
 
 import contextlib
 import copy
@@ -32,22 +32,24 @@ from cellclr_jax.files import (
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints, unranked
 
 CONFIG = "config.json"
-# These may differ when a run is resumed: they decide where files are and what is logged, no number.
+# These may change when a run is resumed: they do not change its results.
 _FREE = ("data_dir", "data_access", "log_every", "online", "checkpoint", "evaluation")
-# Operations that a run does not name are not done; its other missing settings have their default.
+# Operations missing in a recorded config are not applied; other missing settings have defaults.
 _VIEWS = "views"
+CONVERTED = "converted"
+"""Key in the progress of converted weights: their file, its sha256, layout and channels."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A work directory that may be trained in (see `open_run`).
+    """A work directory for training (see `open_run`).
 
     Attributes:
-      path: of the directory, which need not exist.
-      config: of the run: as asked for, but only with the operations that it began with.
-      progress: of the newest readable checkpoint, as it was saved; {} without one.
+      path: path of the directory, which need not exist.
+      config: requested config, without operations that an existing run does not have.
+      progress: saved progress of the newest readable checkpoint; {} without one.
       resumes: whether there is a checkpoint to resume from.
-      notes: lines to print on what differs from what was asked for.
+      notes: lines to print on differences from the requested config.
     """
 
     path: epath.Path
@@ -57,11 +59,7 @@ class RunFolder:
     notes: tuple[str, ...] = ()
 
     def check_dataset(self, cells: Cells) -> None:
-        """Checks that a run resumes on the dataset that it began with.
-
-        Raises:
-          BadUse: it is another one.
-        """
+        """Raises BadUse if the run to resume was trained on another dataset."""
         if not self.progress:
             return
         run = f"the run in {self.path}"
@@ -69,16 +67,16 @@ class RunFolder:
         fingerprint = cells.manifest["fingerprint"]
         if self.progress["dataset"] != fingerprint:
             raise BadUse(
-                f"{run} was trained on another dataset ({self.progress['dataset'][:12]}, here "
-                f"{fingerprint[:12]}): give its --config.data_dir"
+                f"{run} was trained on another dataset (was {self.progress['dataset'][:12]}, now "
+                f"{fingerprint[:12]}): set --config.data_dir to that of the run"
             )
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Creates the directory and holds its lock; a bucket has neither.
+        """Creates the directory and holds its lock, except in a bucket.
 
         Raises:
-          BadUse: the directory cannot be written to, or another process is training in it.
+          BadUse: the directory cannot be written to, or another process trains in it.
         """
         if not is_local(self.path):
             yield
@@ -90,37 +88,36 @@ class RunFolder:
 
 
 def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunFolder:
-    """Decides what a work directory is: new, a run to resume, or none to train in.
+    """Checks that a work directory is new, or holds a run with the requested config.
 
-    A setting that a run's record lacks has its default: whoever adds a setting gives it a default
-    that changes nothing. An operation of `views` that the record lacks, and that is asked for as
-    by default, was added since the run began: the run continues without it.
+    A setting that the recorded config lacks has its default: defaults of new settings change
+    nothing. An operation of `views` that the record lacks, and that is requested with its default
+    settings, was added to the defaults since the run began: the run continues without it.
 
     Writes nothing.
 
     Args:
-      workdir: a folder or a bucket (gs://…), which need not exist.
-      config: what is asked for.
+      workdir: folder or bucket (gs://…), which need not exist.
+      config: requested config.
 
     Raises:
-      BadUse: it holds converted weights, or a run of another config; the message says how to
-        train from them, or names the settings that differ.
+      BadUse: it holds converted weights, or a run with another config.
       BadData: its config cannot be read.
     """
     workdir = epath.Path(workdir)
     directory = workdir.resolve() / CHECKPOINTS
     progress, resumes = {}, False
     if directory.is_dir():
-        with Checkpoints(directory, read_only=True) as kept:
-            progress = kept.newest_progress() or {}
-            resumes = bool(set(kept.steps()) - set(unranked(directory)))
+        with Checkpoints(directory, read_only=True) as checkpoints:
+            progress = checkpoints.newest_progress() or {}
+            resumes = bool(set(checkpoints.steps()) - set(unranked(directory)))
     if source := converted_from(progress):
         raise BadUse(
-            f"{workdir} holds {source}, no run to resume: train in a --workdir of its own, "
-            "with --config.init.workdir naming this one"
+            f"{workdir} holds {source}, not a run: choose another --workdir and set "
+            f"--config.init.workdir={workdir}"
         )
     notes: list[str] = []
-    # config.json may be missing, or a checkpoint may have come from elsewhere.
+    # config.json may be missing, and a checkpoint may be copied from another run.
     records = {directory: progress.get("config")}
     if (workdir / CONFIG).exists():
         records = {workdir: read_json(workdir / CONFIG, "config"), **records}
@@ -135,10 +132,12 @@ def open_run(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> RunF
 def _without_added_operations(
     config: ml_collections.ConfigDict, recorded: Mapping[str, Any]
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Removes operations that a config has by default and a recorded one lacks; their names."""
-    defaults, asked = (as_json(c)[_VIEWS] for c in (default_config.get_config(), config))
-    known = recorded.get(_VIEWS, asked)
-    added = [name for name in asked if name not in known and asked[name] == defaults.get(name)]
+    """Removes operations with default settings that a recorded config lacks; returns the names."""
+    defaults, requested = (as_json(c)[_VIEWS] for c in (default_config.get_config(), config))
+    missing = requested.keys() - recorded.get(_VIEWS, requested).keys()
+    added = [
+        name for name in requested if name in missing and requested[name] == defaults.get(name)
+    ]
     if added:
         config = copy.deepcopy(config)
         with config.unlocked():
@@ -148,15 +147,9 @@ def _without_added_operations(
 
 
 def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: object) -> None:
-    """Checks that a run resumes with the settings that it began with.
+    """Raises BadUse, with the differences, unless a config equals the recorded one of a run.
 
-    Args:
-      old: settings of the run, as in `config.json`; a missing one has the default of today.
-      config: what is asked for.
-      run: how the message names the run.
-
-    Raises:
-      BadUse: they differ; the message names the differences.
+    A missing setting of the record has its current default; `run` names the run in the message.
     """
     if found := differences(_comparable(old), _comparable(as_json(config)), ignored=_FREE):
         raise BadUse(
@@ -166,13 +159,13 @@ def check_same(old: Mapping[str, Any], config: ml_collections.ConfigDict, run: o
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Writes `config.json`, whole or not at all."""
+    """Writes `config.json` atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / CONFIG, as_json(config))
 
 
 def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
-    """Reads the config of a run; a missing setting has the default of today.
+    """Reads the config of a run; a missing setting has its current default.
 
     Raises:
       BadUse: the directory holds no run.
@@ -180,7 +173,7 @@ def read_config(workdir: epath.Path) -> ml_collections.ConfigDict:
     """
     path = workdir / CONFIG
     if not path.exists():
-        raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or mend --workdir")
+        raise BadUse(f"no run in {workdir}: {CONFIG} is missing. Train first, or correct --workdir")
     return ml_collections.ConfigDict(_completed(read_json(path, "config")))
 
 
@@ -207,15 +200,16 @@ def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes settings, and each operation of the views with the operation's own defaults."""
+    """Completes settings, including those of each operation with the operation's own defaults."""
     settings = _completed(old)
     for name in settings[_VIEWS].keys() & OPERATIONS.keys():
-        own = json.loads(json.dumps(defaults_of(name)))  # tuples become lists, as in a record
-        settings[_VIEWS][name] = {**own, **(settings[_VIEWS][name] or {})}
+        defaults = json.loads(json.dumps(defaults_of(name)))  # tuples become lists, as in a record
+        settings[_VIEWS][name] = {**defaults, **(settings[_VIEWS][name] or {})}
     return settings
 
 
 def _filled(defaults: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds missing settings, in nested groups as well."""
     both = {**defaults, **old}
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(both[name], dict):
@@ -223,59 +217,50 @@ def _filled(defaults: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, An
     return both
 
 
-CONVERTED = "converted"
-"""Key in the progress of converted weights: their file, its sha256, layout and channels."""
-
-
 def describe_dataset(cells: Cells) -> dict[str, Any]:
-    """Describes a dataset in a checkpoint's progress: its fingerprint, its channels in order."""
+    """Returns the entries of a checkpoint's progress for a dataset: fingerprint and channels."""
     return {"dataset": cells.manifest["fingerprint"], "channels": cells.channels}
 
 
 def converted_from(progress: Mapping[str, Any]) -> str | None:
-    """Returns e.g. "weights converted from resnet50.pth"; None if a run has trained them."""
+    """Returns e.g. "weights converted from resnet50.pth"; None for a checkpoint of a run."""
     if CONVERTED not in progress:
         return None
     return f"weights converted from {progress[CONVERTED]['file']}"
 
 
 def origin_of(progress: Mapping[str, Any]) -> str:
-    """Returns the fingerprint of the training dataset, or what `converted_from` does."""
+    """Returns the fingerprint of the training dataset, or the text of `converted_from`."""
     return converted_from(progress) or str(progress["dataset"])
 
 
 def channel_count(progress: Mapping[str, Any]) -> int | None:
-    """Returns the number of channels of an encoder's images; None if it is not recorded."""
+    """Returns the number of channels of the encoder's input; None if it is not recorded."""
     if CONVERTED in progress:
         return int(progress[CONVERTED]["channels"])
     return len(progress.get("channels") or ()) or None
 
 
 def check_channels(progress: Mapping[str, Any], cells: Cells, run: object) -> None:
-    """Checks that a dataset has the channels that an encoder was trained on, in their order.
+    """Raises BadUse unless a dataset has the channels of an encoder's training, in the same order.
 
-    Args:
-      progress: of a checkpoint; one without recorded channels fits any.
-      cells: the dataset.
-      run: how the message names the run.
-
-    Raises:
-      BadUse: the dataset has others; the message says what to do.
+    The progress of a checkpoint without recorded channels fits any dataset; `run` names the run in
+    the message.
     """
-    taken, given = channel_count(progress) or 0, cells.image_shape[-1]
-    if CONVERTED in progress and taken != given:
+    expected, found = channel_count(progress) or 0, cells.image_shape[-1]
+    if CONVERTED in progress and expected != found:
         raise BadUse(
-            f"{run} has {converted_from(progress)}, for images of {plural(taken, 'channel')}; "
-            f"{cells.directory} has {given}: build a dataset of {taken}, or take other weights"
+            f"{run} has {converted_from(progress)}, for images of {plural(expected, 'channel')}; "
+            f"{cells.directory} has {found}: build a dataset of {expected}, or use other weights"
         )
-    trained, there = progress.get("channels"), cells.channels
-    if trained is None or list(trained) == there:
+    trained = progress.get("channels")
+    if trained is None or list(trained) == cells.channels:
         return
     raise BadUse(
         f"{run} was trained on the channels {', '.join(trained)} in this order; "
-        f"{cells.directory} has {', '.join(there)}: plates are built in that order by "
-        f"--channels={','.join(trained)}, images of single cells have to be put into it; or train "
-        "on the dataset in a --workdir of its own"
+        f"{cells.directory} has {', '.join(cells.channels)}: build plates again with "
+        f"--channels={','.join(trained)}, reorder the channels of images of single cells, or train "
+        "on this dataset in another --workdir"
     )
 
 
@@ -293,9 +278,9 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Returns the commit of this package, ending in -dirty if files differ; None if unknown."""
+    """Returns the commit of this package, with -dirty if files differ; None if unknown."""
     root = Path(__file__).parents[1]
-    if not (root / ".git").exists():  # or it would be that of a repository around it
+    if not (root / ".git").exists():  # git would use a repository further up
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

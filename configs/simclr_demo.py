@@ -11,12 +11,12 @@ from cellclr_jax import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A four-layer network on 40×40 views, blind to what differs between wells by chance."""
+    """A four-layer network on 40×40 views, invariant to random differences between wells."""
     config = default_config.get_config()
     config.image_size = 40
-    config.views.gaussian_blur.probability = 0.7  # wells differ in focus,
-    config.views.add_noise.deviation = (0.0, 0.3)  # in noise,
-    config.views.jitter_channels.contrast = 0.6  # and in staining
+    config.views.gaussian_blur.probability = 0.7  # focus
+    config.views.add_noise.deviation = (0.0, 0.3)  # noise
+    config.views.jitter_channels.contrast = 0.6  # staining
     config.model.encoder = "cnn"
     config.model.cnn.norm = "batch"
     config.model.head.norm = "batch"

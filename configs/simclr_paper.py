@@ -1,29 +1,29 @@
-"""The published recipe of arXiv 2103.16670 on BBBC021, quirks included, each a setting of its own.
+"""The published recipe of arXiv 2103.16670 on BBBC021 with its quirks, each a separate setting.
 
 python -m cellclr_jax.convert --input=resnet50-0676ba61.pth --workdir=weights/resnet50  # ImageNet
 python -m cellclr_jax.main --config=configs/simclr_paper.py --workdir=runs/paper \
     --config.data_dir=DIR                     # where cellclr_jax.build put BBBC021
 
 Other encoders by the config's argument: configs/simclr_paper.py:resnet18, :resnet101 (with their
-weights in weights/<name>), :cnn (from random weights). What the published code does beside what
-the paper says, and what turns it off (`simclr_paper_corrected.py` turns off all of it):
+weights in weights/<name>), :cnn (from random weights). Differences of the published code from the
+paper, with the flag that turns each off (`simclr_paper_corrected.py` turns off all of them):
 
-- pixels inverted by accident: --config.normalization.legacy_invert=False
-  --config.normalization.mean='(0.257,0.2636,0.2732)', which are the means of what is not inverted;
+- pixels inverted by mistake: --config.normalization.legacy_invert=False
+  --config.normalization.mean='(0.257,0.2636,0.2732)', the means without inversion;
 - a joint minimum and maximum of z-scored channels: --config.normalization.method=percentile, of
-  each plate (the corrected recipe z-scores, which the colour jitter cannot work on);
-- an elastic deformation that is a wild affine map, and whose field moves nothing:
+  each plate (the corrected recipe uses zscore, to which the colour jitter does not apply);
+- an elastic deformation that is a strong affine map with a negligible displacement field:
   --config.views.elastic.affine=0.0 --config.views.elastic.displacement=0.8
   --config.views.elastic.smoothness=5.0;
-- hue and saturation of stains taken for red, green and blue:
+- jitter of hue and saturation, with stains treated as red, green and blue:
   --config.operations='("random_resized_crop","flip_horizontal","elastic","jitter_channels","gaussian_blur")';
-- the cosine stepped once an epoch, its period the steps of an epoch:
+- a cosine stepped once per epoch, with the number of steps per epoch as its period:
   --config.schedule.legacy_per_epoch=False;
-- L2 on biases and on scales of norms: --config.optimizer.decayed=kernels;
-- whitening and TVN with λ = 1, where features vary by far less:
+- L2 penalty on biases and on scales of norms: --config.optimizer.decayed=kernels;
+- whitening and TVN with λ = 1, although features vary far less:
   --config.evaluation.standardize=controls, or `eval --standardize=controls`;
-- a sampler for training with all DMSO that means to draw treatments equally often, and uses up the
-  rare ones: --config.sampling=weighted turns it on.
+- a sampler, for training with all DMSO, meant to draw treatments equally often, which exhausts the
+  rare ones: off by default, --config.sampling=weighted turns it on.
 
 Hardware: one GPU (256 cells a step), or a Cloud TPU. Result: not run on BBBC021
 yet; 96 % NSC and 95 % NSCB are inferred from the differences that the abstract gives.
@@ -74,7 +74,7 @@ def get_config(encoder: str = "resnet50") -> ml_collections.ConfigDict:
 
 
 def _set_crops(config: ml_collections.ConfigDict) -> None:
-    """Crops as they were stored and read; the means are those of inverted ones."""
+    """Crops as they were stored and read; the means are those of inverted crops."""
     config.image_size = 96
     config.normalization.method = "zscore_minmax"
     config.normalization.bits = 8
@@ -84,13 +84,13 @@ def _set_crops(config: ml_collections.ConfigDict) -> None:
 
 
 def _set_views(config: ml_collections.ConfigDict) -> None:
-    """The chain of albumentations in 2021 with its defaults; what else was tried lies idle."""
+    """Albumentations of 2021 with their defaults; `operations` selects those of the recipe."""
     config.views = {
         "random_resized_crop": {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)},
         "center_crop": {"fraction": (0.5, 0.5)},  # random: (0.08, 1.0)
         "flip_horizontal": {"probability": 0.5},
-        "rotate_quarter": {"probability": 0.375},  # half of the draws, of which a quarter turn by 0
-        # Noise smoothed over 50 pixels within a crop of 96 is a field of these, in pixels.
+        "rotate_quarter": {"probability": 0.375},  # 0.5, with a quarter of the turns by 0 degrees
+        # The displacement of noise smoothed over 50 pixels within a crop of 96, in pixels.
         "elastic": {
             "affine": 50.0,
             "displacement": 0.0064,

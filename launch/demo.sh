@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to scores and a report, on simulated plates: minutes on two CPU cores, set-up included.
+# Builds a dataset of simulated plates, trains and evaluates, including the installation: minutes on two CPU cores.
 #
 #   bash launch/demo.sh [FLAG …]            flags go to the training binary: --config.epochs=2
 #
@@ -30,7 +30,7 @@ check_arguments() {
     case $argument in
       -h | --help) usage "${BASH_SOURCE[0]}" && exit 0 ;;
       --workdir | --workdir=*) fail "the work directory is set by RUN: RUN=DIR bash launch/demo.sh" 2 ;;
-      --dry-run) fail "the demo has no --dry-run: bash launch/demo.sh --help tells what it does" 2 ;;
+      --dry-run) fail "the demo has no --dry-run: bash launch/demo.sh --help describes it" 2 ;;
       --config.data_dir | --config.data_dir=*) fail "the dataset is set by DATA: DATA=DIR bash launch/demo.sh" 2 ;;
       --*) ;;
       *) fail "unexpected argument '$argument': flags are written --name=value" 2 ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on the NVIDIA GPUs of this machine. One process drives all of them: each minibatch is divided among them, and
-# batch norm and loss see the whole of it.
+# batch norm and loss are computed over all of it.
 #
 #   bash launch/gpu.sh [SETTING …] [FLAG …]         other flags go to the training binary: --config.seed=1
 #
@@ -9,19 +9,19 @@
 #   --run=DIR        RUN       the work directory                          (runs/<name of the config's file> there)
 #   --config=FILE    CONFIG    the experiment                              (configs/simclr.py)
 #   --gpus=0,2       GPUS      only these GPUs, numbered as by nvidia-smi (all that CUDA_VISIBLE_DEVICES leaves)
-#   --memory=0.9     MEMORY    share of each GPU's memory that is taken    (0.9)
-#   --deterministic  DETERMINISTIC=1  the same kernels each time, so that a run that was stopped ends as one that was
-#                              not, bit for bit; slower
-#   --restarts=N     RESTARTS  how often training that a signal has ended, such as SIGKILL for want of memory, is
-#                              started again; it resumes from its newest checkpoint            (3)
+#   --memory=0.9     MEMORY    share of each GPU's memory to reserve       (0.9)
+#   --deterministic  DETERMINISTIC=1  deterministic kernels: a resumed run equals an uninterrupted one, bit for bit;
+#                              slower
+#   --restarts=N     RESTARTS  how often training is restarted from its newest checkpoint after a signal ended it,
+#                              such as SIGKILL when out of memory                              (3)
 #   --log=FILE       LOG       what training prints, in addition to the console (gpu.log in the work directory)
-#   --dry-run                  prints the command, quoted to be copied, and runs nothing
+#   --dry-run                  prints the command, quoted for a shell, without running it
 #                    EXTRAS    extras to install: cuda, for drivers from 525 on                 (cuda)
 #                    PYTHON    the Python to make .venv with, 3.11 or newer
 # XLA_FLAGS, XLA_CLIENT_MEM_FRACTION and JAX_PLATFORMS are kept if they are set.
 #
-# The same command resumes training that was stopped. SIGTERM, SIGHUP and Ctrl-C are passed on: training saves a
-# checkpoint first. Several machines without Slurm: give --distributed=true and a RUN that all see, and set on each
+# The same command resumes stopped training. SIGTERM, SIGHUP and Ctrl-C are forwarded: training saves a checkpoint
+# first. For several machines without Slurm: pass --distributed=true and a shared RUN, and set on each
 # JAX_COORDINATOR_ADDRESS=<first machine>:1234, JAX_NUM_PROCESSES=<machines> and JAX_PROCESS_ID=0, 1, ….
 #
 # Exit status: 0 done, 2 wrong usage, 143 ended by one of these signals, otherwise that of training, or 1.
@@ -33,7 +33,7 @@ OLDEST_DRIVER=525 # that CUDA 12 runs with
 FLAGS=()          # what goes to the training binary
 DRY_RUN=0
 CHILD=""          # the training
-SIGNALS=0         # how often this script was asked to end
+SIGNALS=0         # number of signals received
 
 parse() {
   local argument
@@ -59,7 +59,7 @@ matches() {
   [[ $1 =~ ^$2$ ]] || fail "$3 is '$1'; expected for example $4 (--help explains)" 2
 }
 
-# check: completes the settings. Paths are those of the caller; an experiment may be one of the repository's, too.
+# check: completes the settings. Paths are relative to the caller's directory; the config may be the repository's.
 check() {
   CONFIG=${CONFIG:-configs/simclr.py} GPUS=${GPUS:-} RESTARTS=${RESTARTS:-3} DETERMINISTIC=${DETERMINISTIC:-0}
   if [ -f "${CONFIG%%:*}" ]; then CONFIG=$(absolute "$CONFIG"); fi
@@ -74,7 +74,7 @@ check() {
   check_config "$CONFIG"
 }
 
-# settings: what JAX and CUDA read from the environment.
+# settings: sets the environment variables of JAX and CUDA.
 settings() {
   # Numbers as nvidia-smi has them; CUDA's own order begins with the fastest.
   export CUDA_DEVICE_ORDER=PCI_BUS_ID
@@ -120,9 +120,9 @@ train() {
   "$CELLCLR_PYTHON" -m cellclr_jax.main "--config=$CONFIG" "--workdir=$RUN" "--config.data_dir=$DATA" \
     ${FLAGS[@]+"${FLAGS[@]}"} > >(trap '' INT TERM HUP && exec tee -a "$LOG") 2>&1 &
   CHILD=$!
-  # A signal that came before the training's process was known.
+  # A signal may arrive before the process ID is known.
   [ "$SIGNALS" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
-  # A signal ends `wait`, not the training.
+  # A signal interrupts `wait`, not the training.
   while [ "$before" -ne "$SIGNALS" ]; do
     before=$SIGNALS status=0
     wait "$CHILD" || status=$?
@@ -130,8 +130,8 @@ train() {
   return "$status"
 }
 
-# train_on: trains to the end; starts the training again whenever a signal from elsewhere has ended it.
-train_on() {
+# train_with_restarts: trains to the end; restarts the training after a signal to it.
+train_with_restarts() {
   local start=0 status
   while true; do
     status=0
@@ -144,7 +144,7 @@ train_on() {
       fail "training failed with status $status; the log is $LOG" "$status"
     fi
     start=$((start + 1))
-    echo "training was ended by signal $((status - 128)): start $start of $RESTARTS goes on with it" >&2
+    echo "training was ended by signal $((status - 128)): restart $start of $RESTARTS" >&2
   done
 }
 
@@ -174,7 +174,7 @@ main() {
   check_gpus
   step 3 3 "train in $RUN"
   mkdir -p "$(dirname "$LOG")"
-  train_on
+  train_with_restarts
   echo "done in $SECONDS s"
 }
 

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# The paper's tables on BBBC021, from the download to one row a run: encoders, augmentations one by one and in pairs,
-# temperature, minibatch, DMSO share, projection, corrections, and the quirks of the published code one by one.
+# Reproduces the paper's tables on BBBC021, from the download to one row per run: encoders, augmentations and pairs of them,
+# temperature, minibatch, DMSO share, projection, corrections, and each quirk of the published code.
 #
-#   bash launch/reproduce_paper.sh [SETTING …]      the real data (42 GB) and ImageNet weights; wants an accelerator
-#   bash launch/reproduce_paper.sh --small          the same path on simulated plates: tiny networks' worth of training on
-#                                                   two CPU cores, whose scores mean nothing
+#   bash launch/reproduce_paper.sh [SETTING …]      the real data (42 GB) and ImageNet weights; needs an accelerator
+#   bash launch/reproduce_paper.sh --small          a check of all steps on simulated plates, with meaningless scores;
+#                                                   two CPU cores suffice
 #
 # Settings, as flags or as variables of the environment:
 #   --data=DIR       DATA     the dataset's directory, built if missing   (data, with --small data/small, at the root)
 #   --out=DIR        OUT      runs and tables                             (runs/paper, with --small runs/paper_small)
-#   --tables=A,B     TABLES   some of the tables of paper_tables.tsv: "DMSO share,encoders"  (all)
+#   --tables=A,B     TABLES   tables of paper_tables.tsv: "DMSO share,encoders"  (all)
 #   --seeds=0,1,2    SEEDS    trains each run with each of these          (0)
-#   --dry-run                 prints every command and runs nothing
+#   --dry-run                 prints the commands without running them
 #   --list                    prints the names of the tables with their rows
-#                    EXTRAS   extras to install: cuda, cuda13 or tpu; JAX's CPU wheel without
+#                    EXTRAS   extras to install: cuda, cuda13 or tpu; by default JAX's CPU wheel
 #                    PYTHON   the Python to make .venv with, 3.11 or newer
 #
 # launch/paper_tables.tsv lists the rows. The same command resumes where it was stopped: existing dataset, weights,
-# trained steps and scores are kept. A run that fails is reported, and the others go on. SIGTERM, SIGHUP and Ctrl-C are
-# passed on: training saves a checkpoint first. OUT/tables.md, tables.csv and augmentations.png are written again after
-# each row, with all rows, also those of other calls.
+# trained steps and scores are kept. A failed run is reported, and the others continue. SIGTERM, SIGHUP and Ctrl-C are
+# forwarded: training saves a checkpoint first. OUT/tables.md, tables.csv and augmentations.png are updated after each
+# row and include rows of earlier calls.
 #
 # Exit status: 0 all rows are complete, 1 something failed, 2 wrong usage, 129, 130 or 143 stopped by a signal.
 set -euo pipefail
@@ -27,13 +27,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ROWS="$CELLCLR_ROOT/launch/paper_tables.tsv"
-CONFIG=configs/simclr_paper.py:resnet50 # of the base
+CONFIG=configs/simclr_paper.py:resnet50 # of the base run
 # Files of torchvision's weights; each name ends with the beginning of the file's SHA-256.
 WEIGHTS_URL=https://download.pytorch.org/models
 WEIGHTS="resnet18-f37072fd resnet50-0676ba61 resnet101-63fe2227"
 SMALL=0
 DRY_RUN=0
-PRINTED="" # commands that a dry run has printed; none is printed twice
+PRINTED="" # commands printed by a dry run, to print each only once
 TRAINING=() # flags of every training
 SCORING=()  # flags of every evaluation
 FAILED=()
@@ -61,10 +61,10 @@ parse() {
 
 # rows: prints the lines of paper_tables.tsv of the chosen tables.
 rows() {
-  awk -F '\t' -v asked="${TABLES:-}" '
-    BEGIN { count = split(asked, names, ","); for (i = 1; i <= count; i++) wanted[names[i]] = 1 }
+  awk -F '\t' -v chosen="${TABLES:-}" '
+    BEGIN { count = split(chosen, names, ","); for (i = 1; i <= count; i++) selected[names[i]] = 1 }
     /^#/ || NF == 0 { next }
-    !count || ($1 in wanted) { print }' "$ROWS"
+    !count || ($1 in selected) { print }' "$ROWS"
 }
 
 check_settings() {
@@ -88,7 +88,7 @@ check_rows() {
   [ -z "$problem" ] || fail "$ROWS: a row ${problem%%$'\n'*}" 2
 }
 
-# run COMMAND…: runs or prints a command. A signal is passed to the command, and ends this script once that has ended.
+# run COMMAND…: runs or prints a command. Signals are forwarded to it; the script ends after the command has ended.
 run() {
   local status
   if [ "$DRY_RUN" = 1 ]; then
@@ -98,9 +98,9 @@ run() {
   CHILD=starting
   "$@" &
   CHILD=$!
-  # A signal that came before the command's process was known.
+  # A signal may arrive before the process ID is known.
   [ "$SIGNALLED" = 0 ] || kill -TERM "$CHILD" 2>/dev/null || true
-  # A signal ends `wait`, not the command, however often it comes.
+  # A signal interrupts `wait`, not the command.
   while true; do
     status=0
     wait "$CHILD" || status=$?
@@ -112,8 +112,8 @@ run() {
   return "$status"
 }
 
-# hand_on STATUS: passes a signal to the running command as SIGTERM.
-hand_on() {
+# forward STATUS: sends SIGTERM to the running command.
+forward() {
   SIGNALLED=$1
   case $CHILD in
     "") exit "$1" ;;
@@ -122,7 +122,7 @@ hand_on() {
   esac
 }
 
-# small: settings of runs that take seconds, on any machine; their scores mean nothing. Minibatch and head are the base's.
+# small: settings of runs that take seconds on any machine. Minibatch and head are those of the base run.
 small() {
   CONFIG=configs/simclr_paper.py:cnn
   TRAINING=(--config.image_size=32 --config.epochs=3 --config.minibatch_size=256 --config.model.head.width=256
@@ -139,19 +139,19 @@ build() {
   fi || fail "stage 2 (dataset) failed"
 }
 
-# sum_of FILE: prints its SHA-256; macOS has another program for it.
+# sum_of FILE: prints its SHA-256; the second program is that of macOS.
 sum_of() {
   if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi
 }
 
-# fetch NAME: downloads a file of ImageNet weights, and checks its sum before it gets its name.
+# fetch NAME: downloads a file of ImageNet weights, checks its SHA-256, then renames it.
 fetch() {
   local file="weights/$1.pth"
   [ ! -f "$file" ] || return 0
   run curl --fail --location --silent --show-error --retry 3 --output "$file.part" "$WEIGHTS_URL/$1.pth" ||
-    fail "stage 3: $WEIGHTS_URL/$1.pth cannot be fetched"
+    fail "stage 3: $WEIGHTS_URL/$1.pth cannot be downloaded"
   if [ "$DRY_RUN" = 0 ]; then
-    case $(sum_of "$file.part") in "${1#*-}"*) ;; *) fail "stage 3: $file.part is not what was published" ;; esac
+    case $(sum_of "$file.part") in "${1#*-}"*) ;; *) fail "stage 3: $file.part does not have the published SHA-256" ;; esac
   fi
   run mv "$file.part" "$file"
 }
@@ -168,13 +168,13 @@ imagenet() {
   done
 }
 
-# checkpoint RUN: prints a checkpoint of the run, if there is one.
+# checkpoint RUN: prints the path of a checkpoint of the run; a path that does not exist if there is none.
 checkpoint() {
   local found=("$1"/checkpoints/[0-9]*)
   printf '%s\n' "${found[0]}"
 }
 
-# once MARK RESULT WHAT COMMAND…: runs a command, unless MARK holds WHAT (it was finished) and RESULT exists.
+# once MARK RESULT WHAT COMMAND…: runs a command unless MARK contains WHAT (it is complete) and RESULT exists.
 once() {
   local mark=$1 result=$2 what=$3
   shift 3
@@ -200,8 +200,8 @@ places() {
     { run = $3 "/seed" seed; print $1, $2, seed, run, run "/scores/" $5, $4, $6 }'
 }
 
-# asked: prints the places of the chosen tables and seeds.
-asked() {
+# chosen: prints the places of the chosen tables and seeds.
+chosen() {
   local seed
   for seed in $(tr , ' ' <<<"${SEEDS:-0}"); do places "$seed" "${TABLES:-}"; done
 }
@@ -214,31 +214,31 @@ write_rows() {
   for seed in $seeds; do places "$seed" ""; done >"$OUT/rows.tsv.part" && mv "$OUT/rows.tsv.part" "$OUT/rows.tsv"
 }
 
-# alone: locks OUT for this call; the lock of a killed call does not count.
-alone() {
+# lock: locks OUT for this call; locks of killed calls are ignored.
+lock() {
   local mark="$OUT/.running" holder
   holder=$(cat "$mark" 2>/dev/null || true)
   if [ -n "$holder" ] && kill -0 "$holder" 2>/dev/null; then
-    fail "$OUT is being filled by process $holder, and takes one call at a time (if that is something else: rm $mark)" 2
+    fail "$OUT is in use by process $holder: wait for it (if it is another program: rm $mark)" 2
   fi
   printf '%s\n' "$$" >"$mark" || fail "$OUT cannot be written to"
   # shellcheck disable=SC2064 # OUT as it is now
   trap "rm -f $(printf '%q' "$mark")" EXIT
 }
 
-# train_and_score RUN SCORES SEED TRAINING EVALUATION: does one row; a training that rows share is done once.
+# train_and_score RUN SCORES SEED TRAINING EVALUATION: runs one row; a shared training runs once.
 train_and_score() {
   local config="--config=$CONFIG" training=() evaluation=() scored="$OUT/$2/scored" what
   [ "$4" = - ] || read -r -a training <<<"$4"
   [ "$5" = - ] || read -r -a evaluation <<<"$5"
   case ${training[0]-} in --config=*) config=${training[0]} training=("${training[@]:1}") ;; esac
-  # The row's flags come last, and win.
+  # The row's flags come last, to take precedence.
   training=(-m cellclr_jax.main "$config" --workdir="$OUT/$1" --config.data_dir="$DATA" --config.seed="$3"
     ${TRAINING[@]+"${TRAINING[@]}"} ${training[@]+"${training[@]}"})
   evaluation=(-m cellclr_jax.eval --workdir="$OUT/$1" --overwrite --out="$OUT/$2" ${SCORING[@]+"${SCORING[@]}"}
     ${evaluation[@]+"${evaluation[@]}"})
   what="$(quoted "${training[@]}") # recipe $RECIPE"
-  # Scores of another training do not belong to this row, even if the new training fails.
+  # Removes scores of another training first, in case the new training fails.
   if [ "$DRY_RUN" = 0 ] && [ "$(cat "$scored" 2>/dev/null)" != "$what $(quoted "${evaluation[@]}")" ]; then
     rm -f "$scored"
   fi
@@ -249,10 +249,10 @@ train_and_score() {
 # all_rows: trains and scores each row with each seed.
 all_rows() {
   local table row seed folder scores training evaluation number=0 total
-  total=$(($(asked | wc -l)))
+  total=$(($(chosen | wc -l)))
   if [ "$DRY_RUN" = 0 ]; then
     mkdir -p "$OUT" || fail "$OUT cannot be written to"
-    alone
+    lock
     write_rows || fail "$OUT cannot be written to"
   fi
   while IFS=$'\t' read -r table row seed folder scores training evaluation <&3; do
@@ -260,7 +260,7 @@ all_rows() {
     step "$number" "$total" "$table: $row, seed $seed"
     train_and_score "$folder" "$scores" "$seed" "$training" "$evaluation" || FAILED+=("$table: $row, seed $seed")
     run "$CELLCLR_PYTHON" -m cellclr_jax.paper_tables --runs="$OUT" || FAILED+=("the tables after $table: $row")
-  done 3< <(asked)
+  done 3< <(chosen)
 }
 
 main() {
@@ -272,11 +272,11 @@ main() {
   fi
   [ "$SMALL" = 0 ] || small
   check_rows
-  trap 'hand_on 129' HUP
-  trap 'hand_on 130' INT
-  trap 'hand_on 143' TERM
+  trap 'forward 129' HUP
+  trap 'forward 130' INT
+  trap 'forward 143' TERM
   DATA=$(absolute "${DATA:-$CELLCLR_ROOT/data$([ "$SMALL" = 0 ] || echo /small)}")
-  case ${OUT:-} in *://*) fail "--out=$OUT: a folder of this machine was expected" 2 ;; esac
+  case ${OUT:-} in *://*) fail "--out=$OUT: expected a local folder" 2 ;; esac
   OUT=$(absolute "${OUT:-$CELLCLR_ROOT/runs/paper$([ "$SMALL" = 0 ] || echo _small)}")
   step 1 4 "environment"
   if [ "$DRY_RUN" = 1 ]; then
@@ -292,7 +292,7 @@ main() {
   step 2 4 "dataset in $DATA"
   build
   step 3 4 "initial weights"
-  if [ "$SMALL" = 1 ]; then echo "      random ones"; else imagenet; fi
+  if [ "$SMALL" = 1 ]; then echo "      random"; else imagenet; fi
   step 4 4 "train and score in $OUT"
   all_rows
   echo "tables: $OUT/tables.md (done in $SECONDS s)"

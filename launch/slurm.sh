@@ -59,7 +59,7 @@ choose_gpus() {
   export JAX_LOCAL_DEVICE_IDS=$ids
 }
 
-# run_task FLAG…: runs one process of the training; a marker file tells the batch script why it ended. Slurm signals
+# run_task FLAG…: runs one process of the training; a marker file records why it ended. Slurm signals
 # every process of the task, so nothing is forwarded; bash runs the trap when the training process has ended.
 run_task() {
   local status=0 preempted=0

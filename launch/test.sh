@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From a fresh machine to a green test run: environment, linter, formatter, types, shell scripts, tests.
+# Installs the package and runs all checks: linter, formatter, types, shell scripts, tests.
 #
 #   bash launch/test.sh [ARGUMENT …]        arguments go to pytest: -k losses, tests/launch
 #
 # Settings, from the environment:
 #   PYTHON   the Python to make .venv with, 3.11 or newer
 #
-# Stops at the first stage that fails, names it, and exits with 1. A second call skips the installation.
+# Stops at the first failed stage, prints its name and exits with 1. A second call skips the installation.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -8,7 +8,7 @@
 #   setup    copies the last commit to all workers and installs it there with Python 3.12 and libtpu
 #   run      starts training on all workers, detached, and follows the log of worker 0; a broken connection does not
 #            end the training. Other flags go to the training binary: --config.seed=1
-#   follow   follows the log again; exits with 0 when training has succeeded, 3 when it has failed
+#   follow   follows the log again; exits with 0 when training succeeded, 3 when it failed
 #   fetch    copies the work directory to this machine
 #   delete   deletes the VM, after a question or with --yes
 #   all      create, setup, run, fetch, and delete with --delete, then also when training has failed
@@ -28,8 +28,8 @@
 #   --run=PATH         RUN       work directory: gs://… (needed on a pod slice) or a path on worker 0
 #   --config=FILE      CONFIG    the experiment, one of the checkout (configs/simclr.py)
 #   --out=DIR          OUT       where fetch puts the work directory (runs)
-#   --dry-run                    prints the commands, quoted to be copied, and runs none
-#   --yes                        delete asks nothing
+#   --dry-run                    prints the commands, quoted for a shell, without running them
+#   --yes                        delete does not ask
 #   --delete                     all deletes the VM at the end
 #
 # Example, with a dataset uploaded by `gcloud storage rsync --recursive data gs://cells/data`:
@@ -101,7 +101,7 @@ create() {
 
 # wait_in_queue: waits until the queued resource has its VM.
 wait_in_queue() {
-  local state told="" failures=0 ask=(queue describe "$NAME" "--format=value(state.state)")
+  local state printed="" failures=0 ask=(queue describe "$NAME" "--format=value(state.state)")
   if [ "$DRY_RUN" = 1 ]; then
     "${ask[@]}"
     return
@@ -115,8 +115,8 @@ wait_in_queue() {
         fail "the queued resource $NAME is $state: bash $0 delete --queued --name=$NAME --zone=$ZONE"
         ;;
     esac
-    [ "$state" = "$told" ] || echo "$NAME: $state" >&2
-    told=$state
+    [ "$state" = "$printed" ] || echo "$NAME: $state" >&2
+    printed=$state
     sleep "$QUEUE_SECONDS"
   done
 }
@@ -158,7 +158,7 @@ follow() {
     attempt=$((attempt + 1))
     [ "$attempt" -le "$RETRIES" ] ||
       fail "no connection to $NAME; training may go on: bash $0 follow --name=$NAME --zone=$ZONE" "$CONNECTION_LOST"
-    echo "the connection broke; training goes on; attempt $attempt of $RETRIES in $RETRY_SECONDS s" >&2
+    echo "connection lost, training continues; attempt $attempt of $RETRIES in $RETRY_SECONDS s" >&2
     sleep "$RETRY_SECONDS"
   done
 }
@@ -338,7 +338,7 @@ main() {
   check
   case $command in
     run | everything)
-      [ -n "$DATA" ] || fail "say where the dataset lies: --data=gs://… or --bucket=NAME" 2
+      [ -n "$DATA" ] || fail "name the dataset: --data=gs://… or --bucket=NAME" 2
       check_experiment
       ;;
     *) [ ${#FLAGS[@]} -eq 0 ] || fail "unknown setting '${FLAGS[0]}' (--help lists them)" 2 ;;

@@ -1,4 +1,4 @@
-"""Documents: links lead somewhere, the README is short, and pages say what they are for."""
+"""Documents: links are valid, the README is short, and pages start with their purpose."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files_and_headings(page):
+def test_links_point_to_files_and_headings(page):
     for path, anchor in LINK.findall(page.read_text()):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), path
@@ -29,6 +29,6 @@ def test_first_pages_are_short(page, most):
     assert len((ROOT / page).read_bytes()) <= most
 
 
-def test_pages_say_first_what_they_are_for():
+def test_pages_start_with_their_purpose():
     for page in ROOT.glob("docs/*.md"):
         assert re.match(r"# .+\n\nThis page ", page.read_text()), page

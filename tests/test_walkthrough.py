@@ -31,28 +31,28 @@ def test_step_1_build_a_dataset_of_single_cells(folder):
     # Draws plates of fluorescence images after BBBC021, finds the nuclei in each field, and cuts a
     # crop of 48×48 pixels around each. --source=raw does the same with the real plates.
     cellclr(
-        "build", "--source=simulated", f"--data_dir={folder}/data", "--crop_size=48",
+        "build", "--source=simulated", f"--data_dir={folder}/data", "--crop_size=48", "--workers=1",
         "--weeks=2", "--plates_per_week=1", "--simulator=height=300,width=360,dmso_wells=3",
     )  # fmt: skip
-    # The dataset is one of TFDS: shards of crops. Beside them, one row for each cell.
+    # A TFDS dataset: shards of crops, and a table with one row per cell.
     dataset = folder / "data" / "bbbc021" / "annotated" / "1.0.0"
     assert list(dataset.glob("bbbc021-train.array_record-*"))
     cells = pd.read_parquet(dataset / "cells.parquet")
     assert len(cells) > 200
     assert {"plate", "well", "batch", "compound", "concentration", "moa"} <= set(cells)
     assert "DMSO" in set(cells["compound"])  # the control wells
-    # A page to look at before training: plate maps, focus, outliers, example crops.
+    # A quality page to check before training: plate maps, focus, outliers, example crops.
     assert (dataset / "qc.html").exists()
 
 
 def test_step_2_train_an_encoder_without_labels(folder):
-    # SimCLR: two augmented views of a cell attract, those of other cells repel. The config has
-    # every setting; any of them can be changed on the command line.
+    # SimCLR: two augmented views of a cell attract, those of other cells repel. Every setting of
+    # the config can be changed on the command line.
     cellclr(
         "main", "--config=tests/support/tiny_run.py", f"--workdir={folder}/run",
         f"--config.data_dir={folder}/data", "--config.epochs=2",
     )  # fmt: skip
-    # One JSON object a line for each logged step.
+    # One line, a JSON object, per logged step.
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [row for row in map(json.loads, lines) if "loss" in row]
     assert steps[-1]["epoch"] == 2
@@ -90,22 +90,22 @@ def test_step_4_read_the_scores(folder):
     for name in ("nsc", "nscb"):
         score = scores[name]
         assert score["accuracy"] == score["correct"] / score["total"]
-        # A 95 % interval over compounds; the score of shuffled mechanisms, and how often that is
-        # at least as good. Two epochs on some hundred cells need not beat it.
+        # A 95 % interval over compounds; the score of shuffled mechanisms, and its probability to
+        # be at least as good. Two epochs on some hundred cells need not be better.
         low, high = score["interval"]
         assert low <= score["accuracy"] <= high
         assert 0 < score["chance"] < 0.5
         assert 0 < score["p"] <= 1
-    # How much worse the score gets across batches, in percentage points.
+    # The loss of accuracy across batches, in percentage points.
     assert scores["drop"] == pytest.approx(
         100 * (scores["nsc"]["accuracy"] - scores["nscb"]["accuracy"])
     )
-    # The same scores of what training has to beat.
+    # The same scores of baselines.
     assert set(metrics["baselines"]) == {"untrained", "intensity", "pixels", "cell_count"}
 
 
 def test_step_5_score_profiles_as_a_library(folder):
-    # Scoring needs neither JAX nor a run: any table of well profiles will do.
+    # Scoring needs neither JAX nor a run, only a table of well profiles.
     (path,) = (folder / "run" / "eval").glob("*/wells.parquet")
     found = evaluate(pd.read_parquet(path), Protocol(standardize="controls"))
     written = json.loads((path.parent / "metrics.json").read_text())["scores"]

@@ -1,12 +1,12 @@
-"""Random views of a cell, on the device: one function per operation, image and key in, image out.
+"""Random views of cells, computed on the device by operations that map an image to an image.
 
-Every operation is pure and takes one image [H, W, C] float32 of any range and number of channels;
-`make_views` maps them over a minibatch. Operations that move pixels are in `geometry`, those that
-change their values in `intensity`.
+An operation is a pure function of one image [H, W, C] float32 of any range and number of channels;
+`make_views` maps it over a minibatch. Operations that move pixels are in `geometry`, those that
+change pixel values in `intensity`.
 
 To add an operation, write a function `(image, key, *, settings) -> image` with a default for every
-setting and add it to `OPERATIONS` at its place in the order; one that crops to a `size` also has an
-entry in `geometry.CROPS`.
+setting and add it to `OPERATIONS` at its place in the order; one that crops to a `size` also needs
+an entry in `geometry.CROPS`.
 """
 
 import inspect
@@ -65,30 +65,30 @@ OPERATIONS: Mapping[str, Callable[..., jax.Array]] = {
         drop_channel,
     )
 }
-"""Every operation by its name, in the order in which they are applied."""
+"""Operations by name, in the order in which they are applied."""
 
 
 def view_keys(key: jax.Array, cells: int, views: int = 2) -> jax.Array:
     """Splits one key into the keys [cells, views] of the views of a minibatch.
 
-    Cells may then be augmented in parts: the views of a cell depend on its own keys only.
+    The views of a cell depend only on its keys, so cells may be augmented in parts.
     """
     return jax.random.split(key, (cells, views))
 
 
 def two_views(key: jax.Array, images: jax.Array, config: Settings) -> jax.Array:
-    """Two independently augmented views of each image; see `make_views`.
+    """Computes two independently augmented views of each image.
 
     Args:
-      key: a PRNG key; the same key gives the same views, however the images are sharded.
+      key: a PRNG key; views do not depend on how the images are sharded.
       images: [B, H, W, C] float32.
-      config: settings of each operation by its name in `OPERATIONS`.
+      config: see `make_views`.
 
     Returns:
-      [B, 2, H, W, C] float32; H and W are a crop's `size` where that is set.
+      [B, 2, H, W, C] float32; H and W are a crop's `size` if that is set.
 
     Raises:
-      ValueError: for an unknown operation or setting, or an image that does not fit.
+      ValueError: see `make_views`.
     """
     return make_views(view_keys(key, len(images)), images, config)
 
@@ -96,23 +96,22 @@ def two_views(key: jax.Array, images: jax.Array, config: Settings) -> jax.Array:
 def make_views(
     keys: jax.Array, images: jax.Array, config: Settings, *, size: int | None = None
 ) -> jax.Array:
-    """Independently augmented views of each image.
+    """Computes independently augmented views of each image.
 
     Args:
       keys: [B, V] keys of the views, from `view_keys`.
       images: [B, H, W, C] float32.
-      config: settings of each operation by its name in `OPERATIONS`. Operations that it does not
-        name, or whose probability is 0, are left out. Whatever the order in config, operations
-        run in the order of `OPERATIONS`, and each draws from its own stream of random numbers:
-        adding one changes no other.
-      size: side of the views in pixels: crops without a `size` of their own take it, and where no
-        operation crops, images are resized first. None keeps the images' size.
+      config: settings of each operation by its name in `OPERATIONS`. Operations that are missing
+        here or have probability 0 are skipped. Operations run in the order of `OPERATIONS`, and
+        each has a separate stream of random numbers: adding one does not change the others.
+      size: side of the views in pixels, for crops without a setting `size`; without a crop, images
+        are resized first. None keeps the images' size.
 
     Returns:
-      [B, V, H, W, C] float32, with H and W as `size` or a crop's own `size` says.
+      [B, V, H, W, C] float32; H and W are the crop's setting `size`, or `size`.
 
     Raises:
-      ValueError: for an unknown operation or setting, or an image that does not fit.
+      ValueError: an unknown operation or setting, or an image that does not fit.
     """
     if images.ndim != 4:
         raise ValueError(f"expected images [B, H, W, C], got shape {images.shape}")
@@ -124,7 +123,7 @@ def make_views(
         }
         if not crops:
             images = resize_all(images, size)
-    # One map over all views: a nested one leaves the matrix products with an awkward inner batch.
+    # One vmap over all views: matrix products with two batch axes are slower.
     views = jax.vmap(partial(augment, settings=settings))(
         jnp.repeat(images, keys.shape[1], axis=0), keys.reshape(-1)
     )
@@ -137,10 +136,9 @@ def resize_all(images: jax.Array, size: int) -> jax.Array:
 
 
 def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
-    """Applies operations in the order of `OPERATIONS`, each with a key folded in by its name.
+    """Applies operations in the order of `OPERATIONS`, each with a key derived from its name.
 
-    A crop and the flips and quarter turns that directly follow it, in this order, are one
-    resampling.
+    A crop and the flips and quarter turns that directly follow it are done by one resampling.
 
     Args:
       image: [H, W, C] float32.
@@ -148,34 +146,37 @@ def augment(image: jax.Array, key: jax.Array, settings: Settings) -> jax.Array:
       settings: all settings of each operation by its name.
     """
     keys = {name: jax.random.fold_in(key, zlib.crc32(name.encode())) for name in settings}
-    waiting = [name for name in OPERATIONS if name in settings]
-    while waiting:
-        name, turns = waiting.pop(0), []
-        for turn in TURNS if name in CROPS else ():
-            if waiting[:1] == [turn]:
-                turns.append(waiting.pop(0))
-        if turns:
-            image = crop_and_turn(image, keys, {n: settings[n] for n in (name, *turns)})
-        else:
+    names = [name for name in OPERATIONS if name in settings]
+    while names:
+        name, *names = names
+        if name not in CROPS:
             image = OPERATIONS[name](image, keys[name], **settings[name])
+            continue
+        together = {name: settings[name]}
+        for turn in TURNS:
+            if names[:1] == [turn]:
+                together[turn] = settings[names.pop(0)]
+        image = crop_and_turn(image, keys, together)
     return image
 
 
 def defaults_of(name: str) -> dict[str, Any]:
-    """The settings of an operation with their defaults."""
+    """Returns the default settings of an operation."""
     return dict(inspect.getfullargspec(OPERATIONS[name]).kwonlydefaults or {})
 
 
 def _complete(config: Settings) -> dict[str, dict[str, Any]]:
-    """The operations that do something, by their name, with all of their settings."""
+    """Completes the settings of each operation with its defaults; skips those of probability 0."""
     if unknown := set(config) - set(OPERATIONS):
-        known = ", ".join(OPERATIONS)
-        raise ValueError(f"unknown augmentation {sorted(unknown)}: choose among {known}")
+        raise ValueError(
+            f"unknown augmentation {sorted(unknown)}: choose among {', '.join(OPERATIONS)}"
+        )
     complete: dict[str, dict[str, Any]] = {}
-    for name, given in config.items():
-        settings, defaults = dict(given or {}), defaults_of(name)
-        if superfluous := set(settings) - set(defaults):
-            known = ", ".join(defaults)
-            raise ValueError(f"{name} has no setting {sorted(superfluous)}: it has {known}")
-        complete[name] = {**defaults, **settings}
-    return {name: kept for name, kept in complete.items() if kept.get("probability") != 0}
+    for name, settings in config.items():
+        defaults = defaults_of(name)
+        if unknown := set(settings or {}) - set(defaults):
+            raise ValueError(
+                f"{name} has no setting {sorted(unknown)}: it has {', '.join(defaults)}"
+            )
+        complete[name] = {**defaults, **(settings or {})}
+    return {name: found for name, found in complete.items() if found.get("probability") != 0}

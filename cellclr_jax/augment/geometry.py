@@ -18,10 +18,10 @@ from cellclr_jax.augment.resampling import (
 
 Range = tuple[float, float]
 
-# How many boxes a random resized crop draws until one fits, as in torchvision.
+# Boxes that a random resized crop draws to find one that fits, as in torchvision.
 _CROP_TRIES = 10
 
-# Share of its area below which a moved triangle counts as a line, as float32 computes it.
+# A moved triangle with a smaller share of its area counts as a line: rounding errors of float32.
 _FLAT = 1e-6
 
 
@@ -33,9 +33,9 @@ def random_resized_crop(
     aspect: Range = (3 / 4, 4 / 3),
     size: int | None = None,
 ) -> jax.Array:
-    """A random box, cut out and resized to a square by antialiased linear interpolation.
+    """Cuts out a random box and resizes it to a square by antialiased linear interpolation.
 
-    As torchvision's RandomResizedCrop: boxes have whole pixels and no pixel outside is read.
+    Like torchvision's RandomResizedCrop: boxes have whole pixels, and no pixel outside is read.
 
     Args:
       image: [H, W, C].
@@ -45,7 +45,7 @@ def random_resized_crop(
       size: side of the result in pixels; None keeps H and W.
 
     Returns:
-      [size, size, C], or [H, W, C].
+      [size, size, C], or [H, W, C] without `size`.
     """
     rows, columns = random_box(image.shape, key, area=area, aspect=aspect)
     return resample_box(image, rows, columns, size or image.shape[0], size or image.shape[1])
@@ -54,19 +54,19 @@ def random_resized_crop(
 def random_box(
     shape: tuple[int, ...], key: jax.Array, *, area: Range, aspect: Range
 ) -> tuple[Span, Span]:
-    """Draws the rows and columns that `random_resized_crop` takes of an image, in whole pixels.
+    """Draws the rows and columns of the box of `random_resized_crop`, in whole pixels.
 
-    Up to ten boxes are drawn, and the first that fits is taken. Where none fits, it is the largest
-    centred box within the range of aspects.
+    Draws ten boxes and takes the first that fits. If none fits, takes the largest centred box with
+    an aspect in the range.
 
     Args:
       shape: of the image, [H, W, ...].
       key: PRNG key.
       area: see `random_resized_crop`.
-      aspect: likewise.
+      aspect: see `random_resized_crop`.
 
     Raises:
-      ValueError: for a range that is empty or out of bounds.
+      ValueError: a range is empty or out of bounds.
     """
     _require_share("area", area)
     if not 0 < aspect[0] <= aspect[1]:
@@ -95,7 +95,7 @@ def random_box(
 def center_crop(
     image: jax.Array, key: jax.Array, *, fraction: Range = (0.5, 0.5), size: int | None = None
 ) -> jax.Array:
-    """A centred box, its side a random fraction of the image's, resized to a square.
+    """Cuts out a centred box with a random fraction of the image's side and resizes it to a square.
 
     Args:
       image: [H, W, C].
@@ -105,20 +105,20 @@ def center_crop(
       size: side of the result in pixels; None keeps H and W.
 
     Returns:
-      [size, size, C], or [H, W, C].
+      [size, size, C], or [H, W, C] without `size`.
     """
     rows, columns = center_box(image.shape, key, fraction=fraction)
     return resample_box(image, rows, columns, size or image.shape[0], size or image.shape[1])
 
 
 def center_box(shape: tuple[int, ...], key: jax.Array, *, fraction: Range) -> tuple[Span, Span]:
-    """The rows and columns that `center_crop` takes of an image of this shape, in whole pixels."""
+    """Draws the rows and columns of the box of `center_crop`, in whole pixels."""
     _require_share("fraction", fraction)
     share = jax.random.uniform(key, minval=fraction[0], maxval=fraction[1])
 
     def middle(side: int) -> Span:
-        kept = jnp.maximum(1.0, jnp.round(share * side))
-        return Span(jnp.floor((side - kept) / 2), kept)
+        length = jnp.maximum(1.0, jnp.round(share * side))
+        return Span(jnp.floor((side - length) / 2), length)
 
     return middle(shape[0]), middle(shape[1])
 
@@ -133,32 +133,28 @@ def resize(image: jax.Array, size: int) -> jax.Array:
 
 def flip_horizontal(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Mirrors left and right."""
-    return jnp.where(is_flipped(key, probability=probability), image[:, ::-1], image)
+    return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
 def flip_vertical(image: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Mirrors top and bottom."""
-    return jnp.where(is_flipped(key, probability=probability), image[::-1], image)
-
-
-def is_flipped(key: jax.Array, *, probability: float) -> jax.Array:
-    """Whether a flip with this key mirrors its image."""
-    return jax.random.bernoulli(key, probability)
+    return jnp.where(jax.random.bernoulli(key, probability), image[::-1], image)
 
 
 def rotate_quarter(image: jax.Array, key: jax.Array, *, probability: float = 0.75) -> jax.Array:
-    """Rotates a square image by 90°, 180° or 270°, each equally often, else not at all.
+    """Rotates a square image by 90°, 180° or 270°, each equally often.
 
     The default probability makes all four orientations equally frequent.
     """
-    require_square(image.shape)
-    turns = quarter_turns(key, probability=probability)
+    turns = _quarter_turns(image.shape, key, probability)
     image = jnp.where(turns % 2 == 1, jnp.swapaxes(image, 0, 1)[::-1], image)
     return jnp.where(turns >= 2, image[::-1, ::-1], image)
 
 
-def quarter_turns(key: jax.Array, *, probability: float) -> jax.Array:
-    """How many quarter turns, 0 to 3, `rotate_quarter` makes with this key."""
+def _quarter_turns(shape: tuple[int, ...], key: jax.Array, probability: float) -> jax.Array:
+    """Draws the number of quarter turns of `rotate_quarter`, 0 to 3."""
+    if shape[0] != shape[1]:
+        raise ValueError(f"rotate_quarter needs square images, got {shape[:2]}")
     on_key, turn_key = jax.random.split(key)
     return jax.random.randint(turn_key, (), 1, 4) * jax.random.bernoulli(on_key, probability)
 
@@ -168,7 +164,7 @@ def rotate(
 ) -> jax.Array:
     """Rotates about the centre by a uniform angle in ±degrees, bilinear, mirrored at the border.
 
-    Except on TPUs it gathers single pixels, which takes several times as long as the others.
+    Except on TPUs it gathers single pixels, which is several times slower than other operations.
     """
     height, width, _ = image.shape
     on_key, angle_key = jax.random.split(key)
@@ -189,24 +185,23 @@ def elastic(
     affine: float = 0.0,
     probability: float = 0.5,
 ) -> jax.Array:
-    """Elastic deformation by a smooth random field (Simard et al. 2003), one axis after the other.
+    """Deforms by a smooth random field (Simard et al. 2003), one axis after the other.
 
     Args:
       image: [H, W, C].
       key: PRNG key.
       displacement: standard deviation of the shift along each axis, pixels; shifts are limited to
-        three of it. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5),
-        whose displacements are in units of half the image's side.
+        three times this. The default is that of torchvision's ElasticTransform (alpha 50, sigma 5,
+        with displacements in units of half the image's side).
       smoothness: standard deviation of the Gaussian that smooths the field, pixels.
-      affine: how far `affine_map` moves each of its points before the field does, pixels; 0 is no
-        such map.
-      probability: of deforming an image at all, by the map and by the field.
+      affine: reach of an `affine_map` that is applied before the field, pixels; 0 applies none.
+      probability: of deforming an image, by both map and field.
 
     Returns:
       [H, W, C], bilinear; the border mirrored by the affine map, repeated by the field.
 
     Raises:
-      ValueError: for a negative displacement or affine, or a smoothness that is not positive.
+      ValueError: a negative displacement or affine, or a smoothness that is not positive.
     """
     if not (displacement >= 0 and smoothness > 0 and affine >= 0):
         raise ValueError(
@@ -216,17 +211,17 @@ def elastic(
     on_key, y_key, x_key = jax.random.split(key, 3)
     on = jax.random.bernoulli(on_key, probability)
     if affine:
-        # 0 to 2 are the keys above, which the affine map must leave as they are.
+        # A key of its own, so that the field does not depend on `affine`.
         matrix = affine_map(jax.random.fold_in(key, 3), image.shape, affine)
         image = jnp.where(on, warp_affine(image, matrix), image)
     return _displace(image, y_key, x_key, on, displacement, smoothness) if displacement else image
 
 
 def affine_map(key: jax.Array, shape: tuple[int, ...], reach: float) -> jax.Array:
-    """A random affine map, which moves three corners of a centred square.
+    """Draws an affine map that moves three corners of a centred square.
 
-    As the ElasticTransform of albumentations did in 2021 (`alpha_affine`): the square's side is two
-    thirds of the image's shorter one.
+    As in the ElasticTransform of albumentations of 2021 (`alpha_affine`): the square's side is two
+    thirds of the image's shorter side.
 
     Args:
       key: PRNG key.
@@ -234,8 +229,8 @@ def affine_map(key: jax.Array, shape: tuple[int, ...], reach: float) -> jax.Arra
       reach: each coordinate of the three points moves by a uniform number of pixels in ±reach.
 
     Returns:
-      [2, 3] float32, finite: from the moved (x, y, 1) to the image's (x, y). Points that fall on
-      one line, which no such map undoes, all come from (0, 0), as OpenCV has it.
+      [2, 3] float32, finite: from the result's (x, y, 1) to the image's (x, y). If the moved points
+      are on one line, there is no such map, and all pixels come from (0, 0), as in OpenCV.
     """
     height, width = shape[:2]
     half, (x, y) = min(height, width) // 3, (width // 2, height // 2)
@@ -246,7 +241,7 @@ def affine_map(key: jax.Array, shape: tuple[int, ...], reach: float) -> jax.Arra
     on_line = jnp.abs(area) < _FLAT * 4 * half**2
     inverse = jnp.array([[d, -b], [-c, a]]) / jnp.where(on_line, 1.0, area)
     edges = jnp.stack([points[0] - points[2], points[1] - points[2]])
-    # Rows are points here, so that the map's matrix is the transpose of what solves them.
+    # Rows are points here, so the map's matrix is the transpose of the solution.
     linear = jnp.matmul(inverse, edges, precision=jax.lax.Precision.HIGHEST).T
     offset = points[2] - jnp.sum(linear * moved[2][None, :], axis=1)
     return jnp.where(on_line, 0.0, jnp.concatenate([linear, offset[:, None]], axis=1))
@@ -260,19 +255,13 @@ def _displace(
     displacement: float,
     smoothness: float,
 ) -> jax.Array:
-    """Moves pixels by a smooth field for each axis where `on`."""
+    """Moves pixels by a smooth field for each axis if `on`."""
     amplitude = displacement * on
     limit = 3 * displacement
     shape = (image.shape[0], image.shape[1])
     dx = jnp.clip(amplitude * smooth_field(x_key, shape, smoothness), -limit, limit)
     dy = jnp.clip(amplitude * smooth_field(y_key, shape, smoothness), -limit, limit)
     return shift_along(shift_along(image, dx, limit, axis=1), dy, limit, axis=0)
-
-
-def require_square(shape: tuple[int, ...]) -> None:
-    """Refuses to turn what is not square."""
-    if shape[0] != shape[1]:
-        raise ValueError(f"rotate_quarter needs square images, got {shape[:2]}")
 
 
 def _require_share(name: str, share: Range) -> None:
@@ -284,29 +273,29 @@ CROPS: Mapping[str, Callable[..., tuple[Span, Span]]] = {
     "random_resized_crop": random_box,
     "center_crop": center_box,
 }
-"""Operations that resize a box of the image to their setting `size`, and what draws the box."""
+"""Operations that resize a box of the image to their setting `size`: the function of the box."""
 TURNS = ("flip_horizontal", "flip_vertical", "rotate_quarter")
-"""Operations that mirror and transpose, in the order in which `crop_and_turn` applies them."""
+"""Operations that `crop_and_turn` can combine with a crop, in the order of their application."""
 
 
 def crop_and_turn(
     image: jax.Array, keys: Mapping[str, jax.Array], settings: Mapping[str, Mapping[str, Any]]
 ) -> jax.Array:
-    """A crop, then flips and quarter turns, as one resampling with mirrored weights.
+    """Applies a crop, then flips and quarter turns, as one resampling with mirrored weights.
 
     Args:
       image: [H, W, C].
       keys: of each operation by its name.
-      settings: all settings of each operation by its name: one of `CROPS`, and some of `TURNS`,
-        which are applied in that order.
+      settings: all settings of each operation by its name: one of `CROPS` first, then any of
+        `TURNS`, which are applied in the order of `TURNS`.
 
     Returns:
-      [size, size, C], or [H, W, C].
+      [size, size, C], or [H, W, C] without a setting `size` of the crop.
 
     Raises:
-      ValueError: for a quarter turn of an image that is not square.
+      ValueError: a quarter turn of an image that is not square.
     """
-    crop = next(name for name in settings if name in CROPS)
+    crop = next(iter(settings))
     box = dict(settings[crop])
     size = box.pop("size")
     height, width = size or image.shape[0], size or image.shape[1]
@@ -317,17 +306,19 @@ def crop_and_turn(
     def mirrored(weights: jax.Array, on: jax.Array) -> jax.Array:
         return jnp.where(on, weights[::-1], weights)
 
+    def drawn(name: str) -> jax.Array:
+        return jax.random.bernoulli(keys[name], settings[name]["probability"])
+
     if "flip_horizontal" in settings:
-        across = mirrored(
-            across, is_flipped(keys["flip_horizontal"], **settings["flip_horizontal"])
-        )
+        across = mirrored(across, drawn("flip_horizontal"))
     if "flip_vertical" in settings:
-        down = mirrored(down, is_flipped(keys["flip_vertical"], **settings["flip_vertical"]))
+        down = mirrored(down, drawn("flip_vertical"))
     if "rotate_quarter" not in settings:
         return resample(image, down, across)
-    require_square((height, width))
-    turns = quarter_turns(keys["rotate_quarter"], **settings["rotate_quarter"])
-    # A turn by 90 degrees is a mirrored image transposed, one by 180 is mirrored along both axes.
+    turns = _quarter_turns(
+        (height, width), keys["rotate_quarter"], settings["rotate_quarter"]["probability"]
+    )
+    # A turn by 90° mirrors and transposes, one by 180° mirrors along both axes.
     odd, half = turns % 2 == 1, turns >= 2
     upright = resample(image, mirrored(down, half), mirrored(across, jnp.logical_xor(odd, half)))
     return jnp.where(odd, jnp.swapaxes(upright, 0, 1), upright)

@@ -1,4 +1,4 @@
-"""Operations that change pixel values: jitter, colour, blur, noise; image and key in, image out."""
+"""Operations that change pixel values: jitter, colour, blur, noise."""
 
 import itertools
 from functools import partial
@@ -20,15 +20,15 @@ def jitter_channels(
     offset: float = 0.0,
     probability: float = 0.8,
 ) -> jax.Array:
-    """Changes brightness and contrast of each channel on its own: (x - mean) · c + mean, then · b.
+    """Changes brightness b and contrast c of each channel separately: ((x - mean) · c + mean) · b.
 
     Args:
       image: [H, W, C].
       key: PRNG key.
       brightness: the factor b is uniform in [max(0, 1 - brightness), 1 + brightness].
       contrast: the factor c likewise; about the channel's mean.
-      offset: what is added at last is uniform in ±offset, in units of the image.
-      probability: of changing an image at all.
+      offset: a uniform number in ±offset is added last, in units of the image.
+      probability: of changing an image.
 
     Returns:
       [H, W, C].
@@ -46,7 +46,7 @@ def jitter_joint(
     offset: float = 0.0,
     probability: float = 0.8,
 ) -> jax.Array:
-    """Changes brightness and contrast of all channels by one draw, set as `jitter_channels`."""
+    """Changes all channels by the same factors and offset; settings as in `jitter_channels`."""
     return _jitter(image, key, (1, 1, 1), brightness, contrast, offset, probability)
 
 
@@ -62,14 +62,14 @@ def grayscale(
     Args:
       image: [H, W, C].
       key: PRNG key.
-      probability: of changing an image at all.
-      weights: of the channels, C of them; () takes the mean. (0.299, 0.587, 0.114) is luma.
+      probability: of changing an image.
+      weights: of the C channels; () takes the mean. (0.299, 0.587, 0.114) gives luma.
 
     Returns:
       [H, W, C].
 
     Raises:
-      ValueError: for another number of weights.
+      ValueError: a wrong number of weights.
     """
     channels = image.shape[2]
     if weights and len(weights) != channels:
@@ -89,20 +89,23 @@ def gaussian_blur(
     kernel: int = 9,
     probability: float = 0.5,
 ) -> jax.Array:
-    """Blurs by a Gaussian of random width, mirrored at the border, as torchvision's GaussianBlur.
+    """Blurs by a Gaussian of random width, mirrored at the border, like torchvision's GaussianBlur.
 
     Args:
       image: [H, W, C].
       key: PRNG key.
       sigma: range of the standard deviation in pixels, uniform; 0 is no blur.
       kernel: odd number of taps.
-      probability: of blurring an image at all.
+      probability: of blurring an image.
 
     Returns:
       [H, W, C].
     """
     if kernel % 2 != 1 or kernel // 2 >= min(image.shape[:2]):
-        raise ValueError(f"kernel of gaussian_blur must be odd and fit the image, got {kernel}")
+        raise ValueError(
+            f"kernel of gaussian_blur is {kernel}: an odd number below twice the image's side, "
+            f"{min(image.shape[:2])}, was expected"
+        )
     on_key, sigma_key = jax.random.split(key)
     width = jax.random.uniform(sigma_key, minval=sigma[0], maxval=sigma[1])
     width = jnp.where(jax.random.bernoulli(on_key, probability), width, 0.0)
@@ -116,7 +119,7 @@ def add_noise(
 ) -> jax.Array:
     """Adds white Gaussian noise of a random standard deviation, in units of the image."""
     if not 0 <= deviation[0] <= deviation[1]:
-        raise ValueError(f"deviation {deviation}: a rising range from 0 was expected")
+        raise ValueError(f"deviation {deviation}: a rising range of at least 0 was expected")
     on_key, level_key, noise_key = jax.random.split(key, 3)
     level = jax.random.uniform(level_key, minval=deviation[0], maxval=deviation[1])
     level = level * jax.random.bernoulli(on_key, probability)
@@ -126,10 +129,10 @@ def add_noise(
 def drop_channel(image: jax.Array, key: jax.Array, *, probability: float = 0.2) -> jax.Array:
     """Replaces one channel, each equally often, by its mean."""
     on_key, channel_key = jax.random.split(key)
-    dropped = jax.random.randint(channel_key, (), 0, image.shape[2])
-    here = (jnp.arange(image.shape[2]) == dropped)[None, None, :]
+    channel = jax.random.randint(channel_key, (), 0, image.shape[2])
+    is_dropped = (jnp.arange(image.shape[2]) == channel)[None, None, :]
     mean = jnp.mean(image, axis=(0, 1), keepdims=True)
-    return jnp.where(here & jax.random.bernoulli(on_key, probability), mean, image)
+    return jnp.where(is_dropped & jax.random.bernoulli(on_key, probability), mean, image)
 
 
 def _jitter(
@@ -160,7 +163,7 @@ Planes = tuple[jax.Array, jax.Array, jax.Array]
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a pixel's luma (ITU-R BT.601)."""
 
-# What a factor draws a pixel towards: black, the image's mean luma, the pixel's own luma.
+# Numbers of the three factors. They move a pixel away from black, the image's mean luma, its luma.
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 _ORDERS = tuple(itertools.permutations((_BRIGHTNESS, _CONTRAST, _SATURATION)))
 
@@ -175,29 +178,29 @@ def color_jitter(
     hue: float = 0.2,
     probability: float = 0.8,
 ) -> jax.Array:
-    """Changes brightness, contrast, saturation and hue in random order, as torchvision's.
+    """Changes brightness, contrast, saturation and hue in random order, like torchvision's.
 
     Args:
       image: [H, W, 3] float32 in [0, 1].
       key: PRNG key.
       brightness: its factor is uniform in [max(0, 1 - brightness), 1 + brightness].
-      contrast: the factor likewise; about the image's mean luma.
-      saturation: the factor likewise; about each pixel's luma.
+      contrast: its factor likewise; about the image's mean luma.
+      saturation: its factor likewise; about each pixel's luma.
       hue: its shift is uniform in ±hue, as a share of the circle, at most 0.5.
-      probability: of changing an image at all.
+      probability: of changing an image.
 
     Returns:
-      [H, W, 3], clipped to [0, 1] after each of the four where the image is changed.
+      [H, W, 3]; a changed image is clipped to [0, 1] after each of the four steps.
 
     Raises:
-      ValueError: for other than 3 channels, or a setting out of its range.
+      ValueError: other than 3 channels, or a setting out of its range.
     """
     if image.shape[2] != 3:
         raise ValueError(f"color_jitter needs 3 channels, got {image.shape[2]}")
     if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
         raise ValueError(
             f"color_jitter's brightness {brightness}, contrast {contrast}, saturation {saturation} "
-            f"and hue {hue}: at least 0 and a hue of at most 0.5 were expected"
+            f"and hue {hue}: numbers of at least 0 were expected, a hue of at most 0.5"
         )
     on_key, factor_key, hue_key, order_key, turn_key = jax.random.split(key, 5)
     strengths = jnp.array([brightness, contrast, saturation])
@@ -210,34 +213,30 @@ def color_jitter(
     return jnp.where(jax.random.bernoulli(on_key, probability), jittered, image)
 
 
-def shift_hue(image: jax.Array, shift: jax.Array | float) -> jax.Array:
-    """Turns the hue of each pixel; value and saturation, of HSV, stay.
+def shift_hue(planes: Planes, shift: jax.Array | float) -> Planes:
+    """Shifts the hue of each pixel; its value and saturation (HSV) stay.
 
     Args:
-      image: [H, W, 3] float32 in [0, 1].
+      planes: red, green and blue [H, W] float32 in [0, 1].
       shift: as a share of the circle.
 
     Returns:
-      [H, W, 3] in [0, 1].
+      Planes in [0, 1].
     """
-    return jnp.stack(_turn((image[:, :, 0], image[:, :, 1], image[:, :, 2]), shift), axis=2)
-
-
-def _turn(planes: Planes, shift: jax.Array | float) -> Planes:
     red, green, blue = planes
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    # In sixths of the circle from the channel that is largest; grey, with no chroma, has any hue.
+    # Hue in sixths of the circle, from the largest channel; without chroma it is arbitrary.
     sector = jnp.where(value == red, 0.0, jnp.where(value == green, 2.0, 4.0))
     of_others = jnp.where(value == green, blue - red, red - green)
     ahead = jnp.where(value == red, green - blue, of_others) / jnp.where(chroma > 0, chroma, 1.0)
     turned = sector + ahead + 6.0 * shift
 
-    def plane(place: int) -> jax.Array:
-        # HSV's inverse is a trapezium over the circle, the same for each channel but for its place.
-        around = place + turned
-        around = around - 6.0 * jnp.floor(around / 6.0)  # with `mod` all takes twice as long
-        return value - chroma * jnp.clip(jnp.minimum(around, 4.0 - around), 0.0, 1.0)
+    def plane(offset: int) -> jax.Array:
+        # A channel as a function of hue is a trapezium, with another offset for each channel.
+        angle = offset + turned
+        angle = angle - 6.0 * jnp.floor(angle / 6.0)  # `mod` takes twice as long
+        return value - chroma * jnp.clip(jnp.minimum(angle, 4.0 - angle), 0.0, 1.0)
 
     return plane(5), plane(3), plane(1)
 
@@ -245,27 +244,27 @@ def _turn(planes: Planes, shift: jax.Array | float) -> Planes:
 def _in_order(
     image: jax.Array, factors: jax.Array, shift: jax.Array, order: jax.Array, turn: jax.Array
 ) -> jax.Array:
-    """The three factors in their order, and the hue's shift before the one numbered `turn`.
+    """Applies the three factors in their order, and the hue's shift before number `turn`.
 
-    Mapped over images, a choice among orders would compute all of them. The factors' slots before
-    and after the hue, of which those not taken have a factor of 1, need the costly hue but once.
+    Under `vmap`, a choice among orders would compute all of them. Here all factors are applied both
+    before and after the hue, as 1 in one of the two places, so that the slow hue is computed once.
     """
 
-    def slot(number: jax.Array, planes: Planes, before: bool) -> Planes:
+    def apply(number: jax.Array, planes: Planes, before: bool) -> Planes:
         kind = order[number]
-        taken = (number < turn) == before
-        return _blend(planes, jnp.where(taken, factors[kind], 1.0), kind)
+        used = (number < turn) == before
+        return _blend(planes, jnp.where(used, factors[kind], 1.0), kind)
 
     planes = (image[:, :, 0], image[:, :, 1], image[:, :, 2])
-    # Loops: unrolled, XLA computes each slot again for every channel of the next.
-    planes = jax.lax.fori_loop(0, 3, partial(slot, before=True), planes)
-    planes = _turn(planes, shift)
-    planes = jax.lax.fori_loop(0, 3, partial(slot, before=False), planes)
+    # Loops: if they are unrolled, XLA computes each step again for every channel of the next.
+    planes = jax.lax.fori_loop(0, 3, partial(apply, before=True), planes)
+    planes = shift_hue(planes, shift)
+    planes = jax.lax.fori_loop(0, 3, partial(apply, before=False), planes)
     return jnp.stack(planes, axis=2)
 
 
 def _blend(planes: Planes, factor: jax.Array, kind: jax.Array) -> Planes:
-    """One of brightness, contrast and saturation by its number, clipped to [0, 1]."""
+    """Applies the factor of brightness, contrast or saturation, and clips to [0, 1]."""
     red, green, blue = planes
     luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     target = jnp.where(kind == _CONTRAST, jnp.mean(luma), luma)

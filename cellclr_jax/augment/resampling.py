@@ -1,7 +1,7 @@
-"""Resampling: what geometric augmentations share.
+"""Resampling of images, shared by geometric augmentations.
 
-By matrix products and sums of shifted copies wherever that can be: gathering single pixels is many
-times slower on CPUs and on TPUs alike.
+Uses matrix products and sums of shifted copies where possible: gathering single pixels is many
+times slower on CPUs and TPUs.
 """
 
 import math
@@ -10,20 +10,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Pixels; a Gaussian this narrow is the identity, and its exponent still finite.
+# Smallest sigma in pixels: the Gaussian is the identity, and its exponent is still finite.
 _SHARPEST = 1e-3
-
-
 # On TPU the default product rounds to bfloat16, and pixels would differ from those of a CPU.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Span(NamedTuple):
-    """Where a box lies along one axis of an image.
+    """The extent of a box along one axis of an image.
 
     Attributes:
       start: first pixel of the box, a whole number.
-      length: of the box in pixels, a whole number from 1 on.
+      length: pixels of the box, a whole number of at least 1.
     """
 
     start: jax.Array | float
@@ -42,9 +40,9 @@ def resample(image: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
 
 
 def interpolation(span: Span, size: int, source: int) -> jax.Array:
-    """Weights [size, source] of linear interpolation, a triangle widened where it shrinks.
+    """Weights [size, source] of linear interpolation: triangles, widened if the span shrinks.
 
-    Pixels outside the span have none, so that the result is that of a crop resized afterwards.
+    Pixels outside the span have weight 0, as if the span were cut out first and resized then.
     """
     scale = span.length / size
     centers = (jnp.arange(size) + 0.5) * scale - 0.5
@@ -56,9 +54,9 @@ def interpolation(span: Span, size: int, source: int) -> jax.Array:
 
 
 def smooth_field(key: jax.Array, shape: tuple[int, int], smoothness: float) -> jax.Array:
-    """White noise smoothed by a Gaussian of this width, of unit variance everywhere; [H, W].
+    """White noise [H, W] smoothed by a Gaussian, with unit variance everywhere.
 
-    The noise lives on a grid of one sigma, finer noise would be the same after the Gaussian.
+    The noise is drawn on a grid of one sigma: a finer grid gives the same field.
     """
     bases = []
     for side in shape:
@@ -71,46 +69,46 @@ def smooth_field(key: jax.Array, shape: tuple[int, int], smoothness: float) -> j
 
 
 def warp_affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Bilinear interpolation at the places that an affine map gives, mirrored at the border.
+    """Bilinear interpolation at the positions of an affine map, mirrored at the border.
 
     Args:
       image: [H, W, C].
       matrix: [2, 3], from the result's (x, y, 1) to the image's (x, y), in pixels; finite.
 
     Returns:
-      [H, W, C]. Far outside, the border is mirrored again and again (x = -1 is x = 1).
+      [H, W, C]. Positions far outside are mirrored repeatedly (x = -1 is x = 1).
     """
     height, width, _ = image.shape
     x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
     columns = _fold(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2], width)
     rows = _fold(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2], height)
-    # A branch for each platform is chosen when the program is compiled for one.
+    # The compiler chooses the branch of its platform.
     return jax.lax.platform_dependent(
         jnp.asarray(image), rows, columns, tpu=pixels_by_products, default=pixels_by_gathers
     )
 
 
 def pixels_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Bilinear interpolation of [H, W, C] at places [h, w] within it; [h, w, C]."""
+    """Bilinear interpolation of [H, W, C] at positions [h, w] within it; [h, w, C]."""
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = (rows - top)[:, :, None], (columns - left)[:, :, None]
     rows, columns = top.astype(jnp.int32), left.astype(jnp.int32)
-    # At the far border the weight of what would lie beyond is 0.
-    below = jnp.minimum(rows + 1, image.shape[0] - 1)
-    beside = jnp.minimum(columns + 1, image.shape[1] - 1)
+    # At the last row or column the next one has weight 0.
+    next_rows = jnp.minimum(rows + 1, image.shape[0] - 1)
+    next_columns = jnp.minimum(columns + 1, image.shape[1] - 1)
 
     def pixels(rows: jax.Array, columns: jax.Array) -> jax.Array:
         return image.at[rows, columns].get(mode="promise_in_bounds")
 
-    upper = (1.0 - right) * pixels(rows, columns) + right * pixels(rows, beside)
-    lower = (1.0 - right) * pixels(below, columns) + right * pixels(below, beside)
+    upper = (1.0 - right) * pixels(rows, columns) + right * pixels(rows, next_columns)
+    lower = (1.0 - right) * pixels(next_rows, columns) + right * pixels(next_rows, next_columns)
     return (1.0 - down) * upper + down * lower
 
 
 def pixels_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The same for TPUs: a whole column of the image for each place, of which one row is taken.
+    """The same for TPUs: interpolates a column of the image for each position, then along it.
 
-    H times as many operations, all of them in the matrix unit, which single pixels keep waiting.
+    Needs H times as many operations, but in the matrix unit, which gathers leave idle.
     """
     down = _triangles(rows, image.shape[0])
     across = _triangles(columns, image.shape[1])
@@ -118,28 +116,29 @@ def pixels_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) ->
     return jnp.moveaxis(jnp.sum(down[None] * lines, axis=-1), 0, -1)
 
 
-def _triangles(places: jax.Array, size: int) -> jax.Array:
-    """Weights [h, w, size] of linear interpolation at places [h, w] within [0, size - 1]."""
-    return jnp.maximum(0.0, 1.0 - jnp.abs(places[:, :, None] - jnp.arange(size)[None, None, :]))
+def _triangles(positions: jax.Array, size: int) -> jax.Array:
+    """Weights [h, w, size] of linear interpolation at positions [h, w] in [0, size - 1]."""
+    pixels = jnp.arange(size)[None, None, :]
+    return jnp.maximum(0.0, 1.0 - jnp.abs(positions[:, :, None] - pixels))
 
 
-def _fold(place: jax.Array, side: int) -> jax.Array:
-    """Where a place lies once all mirrors at a side's ends are undone; in [0, side - 1]."""
+def _fold(position: jax.Array, side: int) -> jax.Array:
+    """Position in [0, side - 1] after mirroring at both ends as often as necessary."""
     period = max(2 * (side - 1), 1)
-    # A place that float32 cannot distinguish from the next pixel is rounded past the end.
-    return jnp.clip(jnp.abs(place - period * jnp.round(place / period)), 0.0, side - 1.0)
+    # float32 may round a position past the end.
+    return jnp.clip(jnp.abs(position - period * jnp.round(position / period)), 0.0, side - 1.0)
 
 
 def shift_along(image: jax.Array, shift: jax.Array, limit: float, axis: int) -> jax.Array:
     """Linear interpolation at position + shift along one axis; |shift| ≤ limit pixels, [H, W].
 
-    A sum over whole-pixel shifts, each weighted by its triangle: no gather. A shift that leaves the
-    image ends at its border, so that what lies beyond has no weight.
+    A sum over whole-pixel shifts with triangular weights, without a gather. A shift that leaves the
+    image ends at its border.
     """
     reach = math.ceil(limit)
     size = image.shape[axis]
-    place = jax.lax.broadcasted_iota(shift.dtype, shift.shape, axis)
-    shift = jnp.clip(shift, -place, size - 1 - place)
+    position = jax.lax.broadcasted_iota(shift.dtype, shift.shape, axis)
+    shift = jnp.clip(shift, -position, size - 1 - position)
     padding = [(reach, reach, 0) if a == axis else (0, 0, 0) for a in range(3)]
     padded, shift = jax.lax.platform_dependent(
         image,
@@ -158,15 +157,15 @@ def shift_along(image: jax.Array, shift: jax.Array, limit: float, axis: int) -> 
 def _contiguous(
     image: jax.Array, padded: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """For CPUs a loop over contiguous arrays: fused with what made them it takes twice as long."""
+    """For CPUs a loop over stored arrays: fused with their computation it takes twice as long."""
     return jax.lax.optimization_barrier((padded, shift))
 
 
 def _at_once(image: jax.Array, padded: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Elsewhere memory is the limit, and padding and weights are made within the loop.
+    """On accelerators memory bandwidth is the limit: padding and weights are fused into the loop.
 
-    Were the shift the same for all channels, XLA would write the weights of every copy to memory
-    beforehand, to compute them once a pixel: more than the images hold. So it depends on them.
+    If the shift were the same for all channels, XLA would compute the weights of every copy once a
+    pixel and write them to memory, more than the images need. So the shift depends on the image.
     """
     return padded, shift + 0.0 * image
 
@@ -174,7 +173,7 @@ def _at_once(image: jax.Array, padded: jax.Array, shift: jax.Array) -> tuple[jax
 def gaussian_matrix(side: int, sigma: jax.Array, kernel: int) -> jax.Array:
     """Matrix [side, side] that correlates with a Gaussian of `kernel` taps, mirrored at the border.
 
-    A product with it is half the cost of a sum of shifted copies on CPUs.
+    On CPUs a product with it takes half the time of a sum of shifted copies.
     """
     taps = jnp.arange(kernel) - kernel // 2
     weights = jnp.exp(-0.5 * (taps / jnp.maximum(sigma, _SHARPEST)) ** 2)

@@ -1,11 +1,14 @@
-"""Cuts one square window for each nucleus out of a field.
+"""Cuts one square window for each nucleus out of a field, and the mask of its cell.
 
-Coordinates are (row, column) in pixels of the field, from 0 at the centre of its first pixel.
+Coordinates are (row, column) in pixels of the field; (0, 0) is the centre of its first pixel.
+
+Not every screen has an image of the cells' outlines. A cell is therefore assumed to reach half way
+to the neighbouring nuclei, and not further than a given distance from its own nucleus.
 """
 
-import numpy as np
+from collections.abc import Sequence
 
-BORDER_RULES = ("drop", "pad", "shift")
+import numpy as np
 
 
 def nucleus_centers(labels: np.ndarray) -> np.ndarray:
@@ -29,7 +32,7 @@ def nucleus_centers(labels: np.ndarray) -> np.ndarray:
 
 
 def fits(centers: np.ndarray, shape: tuple[int, ...], size: int) -> np.ndarray:
-    """Tells which windows lie wholly inside a field.
+    """Finds the windows that lie completely inside a field.
 
     Args:
       centers: [N, 2] (row, column) in pixels.
@@ -49,32 +52,31 @@ def extract_crops(
     """Cuts the windows around `centers`, in their order.
 
     Args:
-      field: [H, W, C] uint16 (any type is kept).
-      centers: [N, 2] (row, column) in pixels; the window's pixel [size // 2, size // 2] holds it.
+      field: [H, W, C] of any type.
+      centers: [N, 2] (row, column) in pixels; pixel [size // 2, size // 2] of the window holds it.
       size: side S of the window in pixels.
-      border: what becomes of a window that leaves the field: 'drop' leaves it out (`fits` says
-        which), 'pad' mirrors the field at its border, 'shift' moves the window inside.
+      border: how to handle a window that extends beyond the field: 'drop' leaves it out (see
+        `fits`), 'pad' mirrors the field at its border, 'shift' moves the window inside.
 
     Returns:
-      [N, S, S, C] of the field's type; with 'drop' [K, S, S, C], K the number that fit.
+      [N, S, S, C] of the field's type; with 'drop' [K, S, S, C], where K windows fit.
 
     Raises:
-      ValueError: an unknown border rule, or 'shift' on a field smaller than the window.
+      ValueError: with 'shift', the field is smaller than the window.
     """
     corners = _corners(centers, size)
+    shape = np.array(field.shape[:2])
     if border == "drop":
         corners = corners[fits(centers, field.shape, size)]
     elif border == "pad":
-        field, corners = _padded(field, corners, size)
-    elif border == "shift":
-        room = np.array(field.shape[:2]) - size
-        if room.min() < 0:
-            raise ValueError(
-                f"a field of {field.shape[0]}x{field.shape[1]} pixels holds no window of {size}"
-            )
-        corners = np.clip(corners, 0, room)
+        before = -corners.min(axis=0, initial=0)
+        after = np.maximum(corners.max(axis=0, initial=0) + size - shape, 0)
+        field = np.pad(field, (*zip(before, after, strict=True), (0, 0)), mode="reflect")
+        corners = corners + before
     else:
-        raise ValueError(f"unknown border rule {border!r}: one of {', '.join(BORDER_RULES)}")
+        if shape.min() < size:
+            raise ValueError(f"a field of {shape[0]}x{shape[1]} pixels holds no window of {size}")
+        corners = np.clip(corners, 0, shape - size)
     crops = np.empty((len(corners), size, size, field.shape[2]), field.dtype)
     for crop, (row, column) in zip(crops, corners, strict=True):
         crop[:] = field[row : row + size, column : column + size]
@@ -87,11 +89,44 @@ def _corners(centers: np.ndarray, size: int) -> np.ndarray:
     return nearest - size // 2
 
 
-def _padded(field: np.ndarray, corners: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The field mirrored at its border as far as the windows reach, and the corners in it."""
-    if not len(corners):
-        return field, corners
-    before = np.maximum(0, -corners.min(axis=0))
-    after = np.maximum(0, corners.max(axis=0) + size - np.array(field.shape[:2]))
-    wide = np.pad(field, (*zip(before, after, strict=True), (0, 0)), mode="reflect")
-    return wide, corners + before
+def crop_masks(
+    labels: np.ndarray,
+    numbers: Sequence[int] | np.ndarray,
+    centers: np.ndarray,
+    *,
+    size: int = 96,
+    border: str = "drop",
+    radius: float,
+) -> np.ndarray:
+    """Cuts the masks for the windows of `extract_crops`.
+
+    Args:
+      labels: [H, W] int32 nuclei of the field, 0 is background. Every nucleus claims pixels, also
+        one without a window.
+      numbers: [N] labels of the cells to cut.
+      centers: [N, 2] (row, column) of the windows in pixels, inside the field.
+      size, border: as for `extract_crops`. With 'pad', pixels outside the field belong to no cell:
+        the image there is a mirror image.
+      radius: largest distance in pixels from a nucleus to a pixel of its cell; with 0 a mask
+        consists of only the nucleus.
+
+    Returns:
+      [N, S, S] uint8 (with 'drop' [K, S, S]): 2 in the cell's nucleus, 1 in the rest of the cell
+      (within `radius` of its nucleus and nearer to it than to any other nucleus), 0 elsewhere.
+
+    Raises:
+      ValueError: as for `extract_crops`.
+    """
+    from skimage.segmentation import expand_labels
+
+    cells, points = np.asarray(numbers, np.int64), np.asarray(centers, np.float64).reshape(-1, 2)
+    if border == "drop":
+        cells = cells[fits(points, labels.shape, size)]
+    owners = np.stack([labels, expand_labels(labels, distance=radius)], axis=-1)
+    if border == "pad":
+        # With a margin of zeros on each side all windows fit.
+        owners = np.pad(owners, ((size, size), (size, size), (0, 0)))
+        points, border = points + size, "drop"
+    windows = extract_crops(owners, points, size=size, border=border)
+    belongs = windows == cells[:, None, None, None]
+    return np.asarray(belongs.sum(axis=-1, dtype=np.uint8))

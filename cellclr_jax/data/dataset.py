@@ -1,4 +1,7 @@
-"""Reads a built dataset: which one, its tables and manifest, its images by index. No TensorFlow."""
+"""Reads a built dataset: finds it, reads its tables and manifest, opens its images.
+
+Does not import TensorFlow.
+"""
 
 import json
 import re
@@ -9,26 +12,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.data.image_store import ImageSource, ShardImages
-from cellclr_jax.data.unpacked_images import map_images
+from cellclr_jax.data.image_store import ImageSource, ShardImages, map_images
 from cellclr_jax.errors import BadData, BadUse
 
 MANIFEST = "manifest.json"
 CELLS = "cells.parquet"
 FIELDS = "fields.parquet"
-# The dataset that a configuration without a builder belongs to.
+# The builder of a dataset name without a builder, such as `annotated`.
 DATASET = "bbbc021"
-# How images are read: unpacked one by one; or from a file of plain pixels, which the first use
-# writes.
 ACCESS = ("shards", "mapped")
-# A dataset folder is complete when it holds all of these; TFDS's own come last in a build.
+"""How images are read: decompressed one by one, or from a file of uncompressed pixels."""
+# A dataset folder is complete when it holds all of these; a build writes TFDS's own files last.
 _FILES = ("dataset_info.json", "features.json", CELLS, MANIFEST)
 _REBUILD = "build it again with --overwrite"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(r"\w[\w.-]*")
 _DTYPES = (np.uint8, np.uint16)
 _FINGERPRINT = re.compile(r"[0-9a-f]{8,128}")
-# What every table has, whatever is known of its cells or fields.
+# Columns of every table, whatever its source knows about the cells or fields.
 _CELL_COLUMNS = ("cell_id", "x", "y")
 _FIELD_COLUMNS = ("field", "cells", "problem", "digest")
 _MANIFEST_KEYS = {
@@ -45,42 +46,38 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
     """Finds a finished dataset.
 
     Args:
-      data_dir: what `--data_dir` was in the build.
+      data_dir: value of `--data_dir` in the build.
       name: annotated or all (of BBBC021), or <builder>/<config>, such as single_cells/all.
 
     Returns:
       <data_dir>/<builder>/<config>/<version>, the highest version.
 
     Raises:
-      BadUse: there is none; the message says which there are, and how to build it.
+      BadUse: there is none; the message lists the existing datasets and how to build this one.
     """
-    builder, config = _split_name(name)
-    versions = _versions(Path(data_dir) / builder / config)
-    if versions:
-        return versions[-1]
-    from cellclr_jax.data.sources import how_to_build  # what reads a dataset needs no source
-
-    there = _datasets(Path(data_dir))
-    listed = f"; there is {', '.join(there)}" if there else ""
-    raise BadUse(
-        f"no dataset {builder}/{config} in {data_dir}{listed}. "
-        f"{how_to_build(builder, config, data_dir)}"
-    )
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """The builder and configuration that a dataset's name tells; BadUse where it tells none."""
     parts = name.split("/") if "/" in name else [DATASET, name]
     if len(parts) != 2 or not all(map(_NAME.fullmatch, parts)):
         raise BadUse(
             f"dataset {name!r}: annotated, all or <builder>/<config> was expected, such as "
             "single_cells/all"
         )
-    return parts[0], parts[1]
+    builder, config = parts
+    versions = _versions(Path(data_dir) / builder / config)
+    if versions:
+        return versions[-1]
+    from cellclr_jax.data.sources import how_to_build  # not needed to read a dataset
+
+    found = (path for path in Path(data_dir).glob("*/*") if path.is_dir() and _versions(path))
+    existing = sorted(f"{path.parent.name}/{path.name}" for path in found)
+    others = f"; existing datasets: {', '.join(existing)}" if existing else ""
+    raise BadUse(
+        f"no dataset {builder}/{config} in {data_dir}{others}. "
+        f"{how_to_build(builder, config, data_dir)}"
+    )
 
 
 def _versions(folder: Path) -> list[Path]:
-    """The finished versions of a dataset, the highest last."""
+    """The finished versions of a dataset in ascending order."""
     found = [
         path
         for path in folder.glob("*.*.*")
@@ -89,21 +86,15 @@ def _versions(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
-def _datasets(data_dir: Path) -> list[str]:
-    """The finished datasets of a folder as <builder>/<config>."""
-    found = (path for path in data_dir.glob("*/*") if path.is_dir() and _versions(path))
-    return sorted(f"{path.parent.name}/{path.name}" for path in found)
-
-
 def read_cells(dataset_dir: str | Path) -> pd.DataFrame:
     """Reads the table of cells.
 
     Returns:
-      One row a record, in the records' order: cell_id (str), those columns of `columns.COLUMNS`
-      that the source has, in their order, x, y (float, pixels of the field, NaN where unknown).
+      One row per record, in the order of the records: cell_id (str), the columns of
+      `columns.COLUMNS` that the source has, x, y (float, pixels of the field, NaN if unknown).
 
     Raises:
-      BadData: the table is not there or cannot be read.
+      BadData: the table is missing or cannot be read.
     """
     return _read_table(Path(dataset_dir) / CELLS, _CELL_COLUMNS)
 
@@ -112,24 +103,24 @@ def read_fields(dataset_dir: str | Path) -> pd.DataFrame:
     """Reads the table of fields.
 
     Returns:
-      One row a field, in the order of the build: field (str), the columns of `read_cells` that the
-      source has, cells (int64, how many it gave), problem (str, '' or why it could not be used),
-      digest (str), and its quality: float64 columns <measure>_<channel>, NaN where there is a
-      problem.
+      One row per field, in the order of the build: field (str), the columns of `read_cells` that
+      the source has, cells (int64, number of its cells), problem (str, why cells are lost, or ''),
+      digest (str), and float64 quality measures <measure>_<channel>, NaN if the field could not be
+      used.
 
     Raises:
-      BadData: the table is not there or cannot be read.
+      BadData: the table is missing or cannot be read.
     """
     return _read_table(Path(dataset_dir) / FIELDS, _FIELD_COLUMNS)
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads a parquet table that has at least these columns."""
+    """Reads a parquet table and checks that it has these columns."""
     try:
         table = pd.read_parquet(path)
     except MemoryError:
         raise
-    except Exception as error:  # the parser has many kinds
+    except Exception as error:  # the parser raises errors of many types
         raise BadData(f"{path}: not a readable table ({error}); {_REBUILD}") from error
     missing = [name for name in columns if name not in table]
     if missing:
@@ -141,14 +132,14 @@ def read_manifest(dataset_dir: str | Path) -> dict[str, Any]:
     """Reads `manifest.json`: settings, origin, image, counts, skipped, fingerprint, versions.
 
     Raises:
-      BadData: it is not there, not JSON, or something is not in it.
+      BadData: it is missing, not JSON, or incomplete.
     """
     path = Path(dataset_dir) / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for key, kind in _MANIFEST_KEYS.items():
             if not isinstance(manifest[key], kind):
-                raise TypeError(f"{key!r} is no {kind.__name__}")
+                raise TypeError(f"{key!r} is not a {kind.__name__}")
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise BadData(f"{path}: not a readable manifest ({error}); {_REBUILD}") from error
     return manifest
@@ -161,14 +152,14 @@ def open_images(
 
     Args:
       dataset_dir: see `find_dataset`.
-      access: one of `ACCESS`; the images are the same. `shards` is ready at once and takes the
-        least space; `mapped` writes all pixels into the dataset's folder the first time, and then
-        reads many times as fast.
-      progress: shows a bar (lines, where the console is a file) while all images are unpacked.
+      access: one of `ACCESS`; both give the same images. `shards` needs no preparation and no
+        space; `mapped` writes all pixels into the dataset's folder on first use, and then reads
+        many times faster.
+      progress: shows progress while all images are unpacked.
 
     Raises:
-      BadUse: there is no such access, or not the disk for it.
-      BadData: a shard is missing or damaged, or does not hold what the manifest says.
+      BadUse: unknown access, or not enough disk space for it.
+      BadData: a shard is missing or damaged, or does not agree with the manifest.
     """
     if access not in ACCESS:
         hint = "; mapped reads as fast as memory did" if access == "memory" else ""
@@ -176,7 +167,7 @@ def open_images(
     folder, manifest = Path(dataset_dir), read_manifest(dataset_dir)
     try:
         shards = ShardImages(folder)
-    except Exception as error:  # the parser's own kinds among them
+    except Exception as error:  # the parser raises errors of many types
         raise BadData(
             f"{folder}: its shards or their description are damaged ({error}); {_REBUILD}"
         ) from error
@@ -187,7 +178,7 @@ def open_images(
 
 
 def _check_images(folder: Path, images: ImageSource, manifest: dict[str, Any]) -> None:
-    """Raises BadData if the images are not those of the manifest."""
+    """Raises BadData if the images do not agree with the manifest."""
     cells = manifest["counts"].get("cells")
     if len(images) != cells:
         raise BadData(f"{folder}: {len(images)} records, its manifest says {cells}; {_REBUILD}")
@@ -196,6 +187,6 @@ def _check_images(folder: Path, images: ImageSource, manifest: dict[str, Any]) -
     usable = len(images.shape) == 3 and all(images.shape) and images.dtype in _DTYPES
     if kind != expected or not usable:
         raise BadData(f"{folder}: images of {kind}, its manifest says {expected}; {_REBUILD}")
-    # It becomes part of a file's name.
+    # Becomes part of a file name.
     if not _FINGERPRINT.fullmatch(manifest["fingerprint"]):
-        raise BadData(f"{folder}: the fingerprint in its manifest is no hex digest; {_REBUILD}")
+        raise BadData(f"{folder}: the fingerprint in its manifest is not a hex digest; {_REBUILD}")

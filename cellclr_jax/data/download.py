@@ -1,7 +1,6 @@
 """Downloads BBBC021, or a release with the same files: two tables, then a zip for each plate.
 
-A file gets its name once it is complete and sound; until then it is `<name>.part`, which the next
-call resumes.
+A file is called `<name>.part` until it is complete and verified; the next call resumes it.
 """
 
 import os
@@ -19,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from cellclr_jax.console import Progress, listed, say
+from cellclr_jax.console import Progress, echo, listed
 from cellclr_jax.data.readers.find_files import check_zip
 from cellclr_jax.data.tables import bbbc021
 from cellclr_jax.data.tables.bbbc021 import IMAGE_CSV, MOA_CSV, RELEASE_URL, ZIP_PREFIX
@@ -33,17 +32,17 @@ RETRY = Retry(
     status_forcelist=(408, 429, 500, 502, 503, 504),
     raise_on_status=False,
 )
-"""How often a request is repeated, and how long to wait in between."""
-# Seconds until a connection stands, and without a byte.
+"""Number of repetitions of a request, and the waits between them."""
+# Seconds to wait for a connection, and for a byte.
 _TIMEOUTS = (20, 60)
-# Bytes that are written at once, and lost by a kill.
+# Bytes of a write.
 _BLOCK = 64 << 10
-# Bytes that stay free on the disk: other programs write as well.
+# Bytes of the disk to leave free for other programs.
 _MARGIN = 1 << 30
 # A plate's name becomes part of a file's.
 _PLATE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
-# Reads a file in full; raises BadData if it is not sound.
+# Reads a complete file; raises BadData if it is damaged.
 Check = Callable[[Path], object]
 
 
@@ -62,17 +61,17 @@ def download_release(
       folder: created if missing.
       plates: names of the plates; empty: all of the image table.
       url: of the folder that holds the release, http or https.
-      parallel: files at once.
+      parallel: number of simultaneous files.
       show: shows a bar, or lines if the console is a file.
-      retry: of requests; its total also limits the interruptions in a row without a new byte.
+      retry: of requests; its total also limits consecutive interruptions without a new byte.
 
     Returns:
       The names of the downloaded files.
 
     Raises:
-      BadUse: no such address or plate, or another process downloads into the folder.
-      BadData: the disk is too small, or files cannot be downloaded, each named with the reason;
-        the others are complete, and parts are kept.
+      BadUse: a wrong address or plate, or another process downloads into the folder.
+      BadData: the disk is too small, or files cannot be downloaded, each with the reason; the
+        others are complete, and parts are kept.
     """
     base = _checked_url(url)
     if parallel < 1:
@@ -82,30 +81,30 @@ def download_release(
         try:
             tables = {IMAGE_CSV: bbbc021.read_image_csv, MOA_CSV: bbbc021.read_moa_csv}
             for name in tables:
-                # They have no checksum that would find the halves of two versions.
+                # Without a checksum, a resumed table could be a mixture of two versions.
                 (folder / f"{name}.part").unlink(missing_ok=True)
             fetched = downloader.fetch(tables)
             wanted = _wanted_plates(folder / IMAGE_CSV, plates)
             zips = {f"{ZIP_PREFIX}{plate}.zip": check_zip for plate in wanted}
             return fetched + downloader.fetch(zips)
         except _Unreachable as error:
-            raise BadData(f"{error}; the same command tries again and resumes") from error
+            raise BadData(f"{error}; run the same command again to resume") from error
         except KeyboardInterrupt:
-            say(f"stopped: {folder} keeps what has come, and the same command resumes")
+            echo(f"stopped; run the same command again to resume the files in {folder}")
             raise
         finally:
             downloader.stop()
 
 
 def _checked_url(url: str) -> str:
-    """The address without a slash at its end; BadUse if it is not that of a folder on the web."""
+    """The address without its last slash; BadUse if it is not one of a folder on the web."""
     try:
         parts = urlsplit(url)
         host, user = parts.hostname, parts.username
     except ValueError:
         host = user = None
     if user is not None:
-        # Every message would show the password.
+        # Messages must not show the password.
         raise BadUse(
             f"https://…@{host}: write user and password into ~/.netrc, not into the address"
         )
@@ -130,7 +129,7 @@ def _wanted_plates(image_csv: Path, plates: Sequence[str]) -> list[str]:
 
 
 class _Unreachable(Exception):
-    """No request gets an answer: other files need not be tried."""
+    """The server does not answer: there is no point in requesting other files."""
 
 
 class _Downloader:
@@ -141,32 +140,26 @@ class _Downloader:
         self._retry = retry
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._session = requests.Session()
-        # Sizes and ranges have to be those of the file, not of a compressed transfer.
+        # Sizes and ranges must be those of the file, not of a compressed transfer.
         self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "cellclr_jax"})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=parallel, max_retries=retry))
 
     def stop(self) -> None:
-        """Ends transfers that still run, at their next block."""
+        """Ends running transfers at their next block."""
         self._stopped.set()
         self._session.close()
 
     def fetch(self, checks: Mapping[str, Check]) -> list[str]:
-        """Downloads the files that the folder lacks.
-
-        Args:
-          checks: by the file's name.
-
-        Returns:
-          Their names.
+        """Downloads the missing ones of some files, given with their checks; returns their names.
 
         Raises:
-          BadData: naming each file that could not be downloaded.
+          BadData: files cannot be downloaded, each with the reason.
           _Unreachable: there is no connection.
         """
         missing = [name for name in checks if not (self._folder / name).exists()]
         problems: dict[str, str] = {}
-        # Its threads are daemons: Ctrl-C does not wait for a server that says nothing.
+        # Its threads are daemons: Ctrl-C does not wait for a server that sends nothing.
         with ThreadPool(self._parallel) as pool:
             sizes = _map(pool, self._size, missing, problems)
             rest = sum(sizes.values()) - sum(_bytes(self._part(name)) for name in sizes)
@@ -179,21 +172,21 @@ class _Downloader:
         if problems:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
             raise BadData(
-                f"{len(problems)} of {len(checks)} files did not come: {reasons}; the same command "
-                "tries again, and resumes files that came in part"
+                f"{len(problems)} of {len(checks)} files could not be downloaded: {reasons}; run "
+                "the same command again to resume"
             )
         return list(fetched)
 
     def _size(self, name: str) -> int:
-        """The bytes that the server announces for a file."""
+        """The size of a file by the server's Content-Length."""
         with self._open("HEAD", name) as answer:
             length = answer.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise BadData(f"{answer.url}: the server does not say how large the file is")
+            raise BadData(f"{answer.url}: the server sends no Content-Length")
         return int(length)
 
     def _check_space(self, needed: int) -> None:
-        """Raises BadData if the disk has no room for so many bytes."""
+        """Raises BadData if the disk has less free space than needed."""
         free = shutil.disk_usage(self._folder).free
         if needed + _MARGIN > free:
             raise BadData(
@@ -203,7 +196,7 @@ class _Downloader:
             )
 
     def _get(self, name: str, size: int, check: Check) -> None:
-        """Downloads a file and checks it; once again if it came damaged."""
+        """Downloads and checks a file; repeats it once if it is damaged."""
         part = self._part(name)
         damage = None
         for _ in range(2):
@@ -214,12 +207,12 @@ class _Downloader:
                 damage = error
                 self._discard(part)
                 continue
-            # The name promises a sound file, also after a power cut.
+            # A file with its final name must be complete even after a power failure.
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(self._folder / name)
             return
-        raise BadData(f"what comes is damaged, twice: {damage}; nothing of it is kept")
+        raise BadData(f"downloaded twice, both times damaged: {damage}; deleted")
 
     def _transfer(self, name: str, part: Path, size: int) -> None:
         """Appends to a part until it has `size` bytes; repeats interrupted requests."""
@@ -230,7 +223,7 @@ class _Downloader:
         while (before := _bytes(part)) < size:
             headers = {"Range": f"bytes={before}-"} if before else {}
             with self._open("GET", name, headers) as answer:
-                if answer.status_code == 200:  # the whole file: the server knows no ranges
+                if answer.status_code == 200:  # the server ignores ranges and sends all
                     self._discard(part)
                 self._append(answer, part, size)
             if (after := _bytes(part)) < size:
@@ -244,34 +237,27 @@ class _Downloader:
                 self._stopped.wait(min(wait, self._retry.backoff_max))
 
     def _append(self, answer: requests.Response, part: Path, size: int) -> None:
-        """Writes what comes to the end of a part, until the connection ends or breaks off."""
+        """Appends the body to a part until the connection ends or breaks off."""
         try:
             with part.open("ab") as file:
-                # As it comes: what waits for a full block is lost if the connection breaks off.
+                # Any number of bytes is written at once, so that little is lost by an interruption.
                 while block := answer.raw.read1(_BLOCK, decode_content=False):
                     if self._stopped.is_set():
                         raise BadData("stopped")
                     if file.tell() + len(block) > size:
-                        raise BadData(f"{answer.url}: more than the announced {size:,} bytes come")
+                        raise BadData(f"{answer.url}: the server sends more than {size:,} bytes")
                     file.write(block)
                     file.flush()
                     self._count(len(block))
         except HTTPError:
-            pass  # the caller sees how much came
+            pass  # the caller compares sizes
         except OSError as error:
-            raise BadData(
-                f"{part} cannot be written ({error.strerror}); what has come is kept"
-            ) from error
+            raise BadData(f"{part} cannot be written ({error.strerror}); it is kept") from error
 
     def _open(
         self, method: str, name: str, headers: Mapping[str, str] | None = None
     ) -> requests.Response:
-        """Sends a request; the body is not read yet.
-
-        Raises:
-          BadData: the server does not give the file.
-          _Unreachable: it does not answer.
-        """
+        """Sends a request and reads the headers; BadData if the status is not 200 or 206."""
         url = f"{self._url}/{quote(name)}"
         try:
             answer = self._session.request(
@@ -288,7 +274,7 @@ class _Downloader:
         return self._folder / f"{name}.part"
 
     def _discard(self, part: Path) -> None:
-        """Deletes a part, so that the file begins anew."""
+        """Deletes a part, to restart the file."""
         self._count(-_bytes(part))
         part.unlink(missing_ok=True)
 
@@ -300,7 +286,7 @@ class _Downloader:
 def _map(
     pool: ThreadPool, work: Callable[[str], Any], names: Iterable[str], problems: dict[str, str]
 ) -> dict[str, Any]:
-    """Results of `work` by name; BadData that it raises goes into `problems` instead."""
+    """Results of `work` by name; messages of BadData are added to `problems`."""
 
     def attempt(name: str) -> Any:
         try:
@@ -319,6 +305,6 @@ def _bytes(path: Path) -> int:
 
 
 def _cause(error: requests.RequestException) -> str:
-    """The last clause of an error of requests, such as "[Errno 111] Connection refused"."""
+    """The last clause of an error, such as "[Errno 111] Connection refused"."""
     cause = error.args[0] if error.args else error
     return str(getattr(cause, "reason", cause)).rpartition(": ")[2]

@@ -1,4 +1,7 @@
-"""Uneven illumination: estimates it from the fields of a plate and divides it out."""
+"""Estimates the uneven illumination of a plate from its fields, and corrects fields for it.
+
+In this module "light" is the illumination relative to its mean.
+"""
 
 import functools
 import zipfile
@@ -14,35 +17,35 @@ from cellclr_jax.data.quality.measures import camera_ceiling
 from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData
 
-# How the light is estimated: from the cells of all fields (see `relative_light`), or as
-# CellProfiler does, which divides the camera's offset with the rest.
+# 'regression' uses the cells of all fields (see `relative_light`); 'median' works as CellProfiler,
+# which does not subtract the camera's offset first.
 METHODS = ("regression", "median")
-# Raised when the same fields give another light.
+# Increase it when the same fields give another light.
 FIT_VERSION = 2
-# Fewer fields say too little about the light: from 12 fields of an evenly lit plate a light is
-# estimated that is uneven by a twentieth, half of what there usually is to be mended.
+# Fewer fields are too few: from 12 fields of an evenly lit plate, the estimate is uneven by a
+# twentieth, half of the usual unevenness of a plate.
 FEWEST_FIELDS = 20
-# A plate of BBBC021 has 240 fields; more than these tell nothing new.
+# A plate of BBBC021 has 240 fields; reading more than this number would not improve the estimate.
 MOST_FIELDS = 256
-# The camera's offset is below a field's darkest blocks, and below those of nearly all fields.
+# The camera's offset is estimated as this percentile over fields of a low percentile of blocks.
 _DARKEST, _DARK_FIELDS = 1, 5
-# A fit has a few thousand numbers.
+# Limit for reading a file; an estimate has a few thousand numbers.
 _MOST_BYTES = 16 << 20
-_REDO = "delete it and build again, it is then fitted anew"
-# Rows that are corrected together: their intermediate results stay in the processor's cache.
+_REDO = "delete it and build again to fit it again"
+# Rows to correct together, so that intermediate results stay in the processor's cache.
 _ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Illumination:
-    """The light of one plate.
+    """The illumination of one plate.
 
     Attributes:
       gain: [h, w, C] float32, light in each block of the field relative to its mean, at least 1/3.
-      offset: [C] float32, counts that are there without light.
+      offset: [C] float32, counts of the camera without light.
       shape: (H, W) of the fields.
       channels: their names.
-      fields: how many fields it was estimated from.
+      fields: number of fields in the estimate.
     """
 
     gain: np.ndarray
@@ -52,23 +55,23 @@ class Illumination:
     fields: int
 
     def apply(self, field: np.ndarray) -> np.ndarray:
-        """Divides the light out of a field: offset + (pixel - offset) / gain.
+        """Corrects a field: offset + (pixel - offset) / gain.
 
-        A saturated pixel keeps its value: its light was at least that, how much is unknown.
+        A saturated pixel keeps its value, since its true brightness is unknown.
 
         Args:
-          field: [H, W, C] uint16 of the fitted shape and channels.
+          field: [H, W, C] uint16, with the shape and channels of the estimate.
 
         Returns:
-          [H, W, C] uint16, rounded and cut to its range.
+          [H, W, C] uint16, rounded and clipped.
 
         Raises:
-          BadData: a field of another shape.
+          BadData: the field has another shape.
         """
         expected = (*self.shape, len(self.channels))
         if field.shape != expected:
             raise BadData(
-                f"a field of shape {field.shape}, the light of its plate was fitted to {expected}"
+                f"a field of shape {field.shape}, the illumination was fitted to {expected}"
             )
         factor, summand = self._full
         ceilings = [camera_ceiling(field[..., channel]) for channel in range(expected[2])]
@@ -77,21 +80,21 @@ class Illumination:
             rows = slice(row, row + _ROWS)
             pixels = field[rows] * factor[rows]
             pixels += summand[rows]
-            np.clip(pixels, 0.5, 65535.5, out=pixels)  # the cast cuts the fraction off
+            np.clip(pixels, 0.5, 65535.5, out=pixels)  # the cast truncates
             corrected[rows] = pixels
             np.copyto(corrected[rows], field[rows], where=field[rows] >= ceilings)
         return corrected
 
     @functools.cached_property
     def _full(self) -> tuple[np.ndarray, np.ndarray]:
-        """[H, W, C] float32 twice: a pixel's factor, and what is added then (rounding included)."""
+        """[H, W, C] float32 twice: factor and summand of each pixel, with 0.5 for rounding."""
         zoom = (self.shape[0] / self.gain.shape[0], self.shape[1] / self.gain.shape[1], 1)
         gain = ndimage.zoom(self.gain, zoom, order=1, mode="nearest", grid_mode=True)
         factor = np.float32(1) / gain
         return factor, self.offset * (1 - factor) + np.float32(0.5)
 
     def digest(self) -> str:
-        """Hex digest of everything that decides what `apply` does."""
+        """Hex digest of everything that decides the result of `apply`."""
         return files.digest(
             repr((self.shape, self.channels, self.gain.shape)),
             self.gain.astype("<f4").tobytes(),
@@ -99,7 +102,7 @@ class Illumination:
         )
 
     def save(self, path: Path) -> None:
-        """Writes an .npz file, complete or not at all; OSError where that cannot be."""
+        """Writes an .npz file atomically; OSError if it cannot be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_write(path) as part, part.open("wb") as file:
             np.savez(
@@ -114,10 +117,10 @@ class Illumination:
 
     @classmethod
     def load(cls, path: Path) -> "Illumination":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-          BadData: the file is missing, damaged, or something else.
+          BadData: the file is missing, damaged, or another kind of file.
         """
         try:
             with zipfile.ZipFile(path) as archive:
@@ -134,9 +137,9 @@ class Illumination:
                     fields=int(arrays["fields"]),
                 )
                 if light.digest() != str(arrays["digest"]):
-                    raise ValueError("its content is not what was saved")
+                    raise ValueError("its digest does not match its content")
         except Exception as error:
-            # A damaged file makes its readers raise anything at all.
+            # For a damaged file, the readers raise errors of many types.
             raise BadData(f"{path}: not a readable illumination ({error}); {_REDO}") from error
         return light
 
@@ -147,15 +150,15 @@ def estimate_light(
     channels: Sequence[str],
     method: str = "regression",
 ) -> Illumination:
-    """Estimates the light of fields, whose order does not matter.
+    """Estimates the illumination from fields; their order does not change the result.
 
     Args:
-      blocks: `block_means` [h, w, C] of each field, at least one.
+      blocks: `block_means` [h, w, C] of at least one field.
       shape: (H, W) of the fields.
       channels: names.
       method: one of `METHODS`.
     """
-    # Sorted, so that the sums over fields come out alike to the last bit in any order.
+    # Sorted, so that sums over fields are identical for any order of the fields.
     by_content: list[np.ndarray] = sorted(blocks, key=lambda block: block.tobytes())
     ordered = np.stack(by_content)
     if method == "median":
@@ -178,20 +181,19 @@ def fit_plate(
     channels: Sequence[str],
     method: str = "regression",
 ) -> Illumination:
-    """Estimates the light of a plate from its fields.
+    """Estimates the illumination of a plate from its fields.
 
     Args:
-      fields: of one plate. Of more than `MOST_FIELDS`, evenly spaced ones are read.
+      fields: of one plate. If there are more than `MOST_FIELDS`, evenly spaced ones are read.
       channels: names, in the order of the source.
       method: one of `METHODS`.
 
     Returns:
-      The light; its `fields` is the number of fields that it was estimated from. Fields that cannot
-      be read, and those of another shape than most, are passed over: extraction reports
-      them.
+      The illumination. Fields that cannot be read, and those of another shape than most, are
+      left out; extraction reports them.
 
     Raises:
-      BadData: not one field can be read.
+      BadData: no field can be read.
     """
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for field in fields[:: -(-len(fields) // MOST_FIELDS) or 1]:
@@ -203,51 +205,51 @@ def fit_plate(
         found.setdefault((height, width), []).append(block_means(pixels))
     if not found:
         plate = fields[0].plate if fields else ""
-        raise BadData(f"plate {plate!r}: not one of its {len(fields)} fields can be read")
+        raise BadData(f"plate {plate!r}: none of its {len(fields)} fields can be read")
     shape, blocks = max(found.items(), key=lambda item: len(item[1]))
     return estimate_light(blocks, shape, channels, method)
 
 
-# Fields are looked at in blocks of this side, in pixels: smaller than a nucleus, so that a block
-# can be all cell, and large enough to average the camera's noise away ...
+# Side of a block in pixels: smaller than a nucleus, so that a cell can fill a block, and large
+# enough to average out the camera's noise ...
 _BLOCK = 16
-# ... or larger, so that a field has no more of them along a side: 256 kept fields of three channels
-# then take at most 20 MB.
+# ... or larger, to limit the number of blocks along a side: 256 fields of three channels then take
+# at most 20 MB.
 _MOST_BLOCKS = 80
-# The light is a polynomial of this total degree: a lamp off the middle with dark corners needs
-# four; a steeper change is dirt, which is not a plate's.
+# The light is a polynomial of this total degree. An off-centre lamp with dark corners needs four;
+# steeper changes are dirt, which does not belong to a plate.
 _DEGREE = 4
-# A field's own background and its bright parts: percentiles of its blocks. Nuclei cover a
-# twentieth of a sparse field.
+# Percentiles of a field's blocks for its background and its bright parts. Nuclei cover a twentieth
+# of a sparse field.
 _FLOOR, _BRIGHT = 5, 98
-# A block above this share of the bright ones is cell, and no blurred rim of one.
+# A block above this share of the bright ones lies within a cell, not at a cell's blurred border.
 _CELL = 0.5
-# A field whose bright parts rise less or more than these multiples of the plate's usual (its upper
-# quartile) is empty, or saturated.
+# A field is empty or saturated if its bright parts rise less or more than these multiples of the
+# plate's usual rise (the upper quartile over fields).
 _LEAST_OF_USUAL, _MOST_OF_USUAL, _USUAL = 0.3, 5.0, 75
-# Where cells rise above the background by less than this share of it, the slope of the background
-# itself could be taken for them: such a channel is left as it is.
+# A channel is not corrected if its cells rise above the background by less than this share of it,
+# since the slope of the background could be mistaken for cells.
 _LEAST_RISE = 0.2
-# A block that is brighter than a field's cells by this factor (natural logarithm) is dust or a
-# clump. A field counts as much as it has cells, but no more than half of the fields do: in an
-# overgrown one everything is cell.
+# A block brighter than the field's cells by this factor (natural logarithm) is dust or a clump. A
+# field's weight is its number of cell blocks, limited to the median over fields: in an overgrown
+# field every block is a cell.
 _MOST_LOGARITHM = 1.0
-# What single fields disagree about counts this many times before the rest is believed: on simulated
-# plates, even and uneven, of 12 to 200 fields, 3 left the least error.
+# Factor on the variance between fields in the shrinkage; on simulated plates, even and uneven, of
+# 12 to 200 fields, 3 gave the smallest error.
 _CAUTION = 3.0
-# What is a cell depends on the light, hence the light is estimated again; 4 times settle it.
+# Which blocks are cells depends on the light, so the estimate is repeated; 4 rounds converge.
 _ROUNDS = 4
-# Of the median over fields: a Gaussian of this share of the field's sides, several cells wide, and
-# a light changes over half a field.
+# Of the median over fields: sigma of the Gaussian as a share of the field's sides. It is several
+# cells wide, and light changes over half a field.
 _MEDIAN_SIGMA = 0.1
-# Light is never taken for less than this share of its mean: no pixel is amplified beyond 3 times.
+# Lower limit of the light relative to its mean: no pixel is amplified more than 3 times.
 LEAST_GAIN = 1 / 3
-# Where too few cells were seen a polynomial may rise to anything.
+# Limit of the logarithm, since a polynomial is unbounded where there are too few cells.
 _MOST_LIGHT = -np.log(LEAST_GAIN)
 
 
 def block_means(field: np.ndarray) -> np.ndarray:
-    """Means over blocks of 16 pixels, or of larger ones where there would be too many.
+    """Means over square blocks of 16 pixels, larger ones for large fields.
 
     Args:
       field: [H, W, C] of any unsigned type.
@@ -269,8 +271,8 @@ def block_means(field: np.ndarray) -> np.ndarray:
 def relative_light(blocks: np.ndarray) -> np.ndarray:
     """Estimates the light of one channel.
 
-    What single fields disagree about is not believed: fields without cells give a light that is
-    even. From fewer than 20 fields the estimate is no better than none.
+    The estimate shrinks towards even light by the variance between fields; fields without cells
+    give even light. With fewer than 20 fields it is no better than no correction.
 
     Args:
       blocks: [N, h, w] float32, the block means of N fields.
@@ -281,7 +283,7 @@ def relative_light(blocks: np.ndarray) -> np.ndarray:
     height, width = blocks.shape[1:]
     rise = _rise(blocks.reshape(len(blocks), -1).astype(np.float64))
     terms, degrees = _polynomials(height, width)
-    # One field cannot tell its light from its cells.
+    # In one field, light and cells cannot be distinguished.
     if len(rise) < 2 or not len(degrees):
         return np.ones((height, width))
     logarithm = np.zeros(height * width)
@@ -290,11 +292,11 @@ def relative_light(blocks: np.ndarray) -> np.ndarray:
         inverse = np.linalg.pinv(normal.sum(axis=0), hermitian=True)
         logarithm += terms @ (inverse @ right.sum(axis=0))
     coefficients = terms.T @ logarithm / len(logarithm)
-    # How far single fields are from the common answer tells how far that is from the truth.
+    # The deviations of single fields from the estimate give its variance.
     apart = inverse @ (right - normal @ (inverse @ right.sum(axis=0))).T
     variance = (apart**2).sum(axis=1) * len(rise) / (len(rise) - 1)
     for degree in np.unique(degrees):
-        # After James and Stein: as much of each degree is kept as is more than chance.
+        # James-Stein shrinkage of the coefficients of each degree.
         same = degrees == degree
         power = max((coefficients[same] ** 2).sum(), np.finfo(float).tiny)
         coefficients[same] *= max(0.0, 1 - _CAUTION * variance[same].sum() / power)
@@ -324,7 +326,7 @@ def _light(logarithm: np.ndarray) -> np.ndarray:
 
 
 def _rise(blocks: np.ndarray) -> np.ndarray:
-    """[N, P] blocks -> [K, P]: by how much they rise above their field, for fields with cells."""
+    """[N, P] blocks -> [K, P], their rise above the background, for fields with cells."""
     floor = np.percentile(blocks, _FLOOR, axis=1)
     rise = blocks - floor[:, None]
     bright = np.percentile(rise, _BRIGHT, axis=1)
@@ -347,7 +349,10 @@ def _polynomials(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _normal_equations(rise: np.ndarray, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares of the logarithms of each field's cells: [K, T, T] and [K, T]."""
+    """Least squares of the logarithms of each field's cells: [K, T, T] and [K, T].
+
+    A field's intercept is removed by subtracting its mean.
+    """
     levels = _CELL * np.percentile(rise, _BRIGHT, axis=1)
     cells = []
     for field, level in zip(rise, levels, strict=True):
@@ -360,7 +365,7 @@ def _normal_equations(rise: np.ndarray, terms: np.ndarray) -> tuple[np.ndarray, 
     normal, right = [], []
     for places, logarithm in cells:
         weight = min(1.0, most / len(places))
-        here = terms[places] - terms[places].mean(axis=0)
-        normal.append(weight * here.T @ here)
-        right.append(weight * here.T @ logarithm)
+        centred = terms[places] - terms[places].mean(axis=0)
+        normal.append(weight * centred.T @ centred)
+        right.append(weight * centred.T @ logarithm)
     return np.stack(normal), np.stack(right)

@@ -1,31 +1,50 @@
-"""Random access to the images of a dataset: from its shards, or from a mapped file of pixels."""
+"""Random access to the images of a dataset, from its shards or from a memory-mapped file.
+
+The mapped file holds the pixels of all images uncompressed. It is written on first use.
+"""
 
 import abc
+import contextlib
+import errno
+import fcntl
 import functools
+import math
 import mmap
+import os
+import re
+import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
+from cellclr_jax.console import Progress
 from cellclr_jax.errors import BadData, BadUse
 
-# Records that are read at the same time: they wait for the disk, or are unpacked outside the
-# interpreter's lock. All readers of a process share the threads, which start when they are needed.
+# Number of records that are read at the same time. Reading waits for the disk or decompresses
+# outside the interpreter's lock. All readers of a process share the threads.
 _THREADS = 16
 _POOL = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-# Records of one task: to hand over a single one would take a share of the time to read it.
+# Records of one task: scheduling a task for each record would take a share of the reading time.
 _RECORDS_A_TASK = 16
+
+# Size of the buffer between the shards and the mapped file.
+_BLOCK_BYTES = 32 << 20
+_COPY = re.compile(r"images-[0-9a-f]+\.npy(\.unfinished)?")
+_LOCK = ".unpacking"
+# The setting's name in each program.
+_FLAGS = "(--config.data_access in training, --data_access of eval)"
 
 Rows = Sequence[int] | np.ndarray
 
 
 class ImageSource(abc.ABC):
-    """Random access to the images of a dataset; a row is that of `cells.parquet`.
+    """Random access to the images of a dataset; row i belongs to row i of `cells.parquet`.
 
-    Where the pixels come from changes nothing but the time it takes.
+    All implementations return the same pixels and differ only in speed.
 
     Attributes:
       shape: [S, S, C] of an image.
@@ -47,7 +66,7 @@ class ImageSource(abc.ABC):
           out: [b, S, S, C] of the images' dtype.
 
         Raises:
-          IndexError: there is no such row.
+          IndexError: a row is out of range.
           BadData: an image cannot be read.
         """
 
@@ -59,10 +78,10 @@ class ImageSource(abc.ABC):
           rows: [b] int, in any order.
 
         Returns:
-          [b, S, S] uint8: 2 in the nucleus, 1 in the cell's territory, 0 elsewhere.
+          [b, S, S] uint8: 2 in the nucleus, 1 in the rest of the cell, 0 elsewhere.
 
         Raises:
-          IndexError: there is no such row.
+          IndexError: a row is out of range.
           BadUse: the dataset has no masks.
           BadData: a mask cannot be read.
         """
@@ -77,7 +96,7 @@ class ImageSource(abc.ABC):
         return self._cells
 
     def _checked(self, rows: Rows) -> np.ndarray:
-        """The rows as int64."""
+        """The rows as int64; raises an error for an invalid row."""
         array = np.asarray(rows)
         if not array.size:
             return np.empty(0, np.int64)
@@ -89,18 +108,18 @@ class ImageSource(abc.ABC):
 
 
 class ShardImages(ImageSource):
-    """Images as the shards hold them, each unpacked when it is read.
+    """Images in the dataset's shards; each is decompressed when it is read.
 
     It can be pickled into a spawned process. In a process that was forked after a first read,
     array_record hangs.
     """
 
     def __init__(self, dataset_dir: str | Path) -> None:
-        """Opens a dataset; its files are opened when they are first read.
+        """Opens a dataset; its shards are opened at the first read.
 
         Raises:
-          FileNotFoundError: there is no such file.
-          Whatever TFDS raises for a description that it cannot read.
+          FileNotFoundError: a shard is missing.
+          Any error that TFDS raises for a description that it cannot read.
         """
         import tensorflow_datasets as tfds
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -109,10 +128,10 @@ class ShardImages(ImageSource):
         info = tfds.builder_from_directory(self._directory).info
         image, shards = info.features["image"], info.splits["train"].file_instructions
         for shard in shards:
-            # They are opened when first read, which may be hours into a training.
+            # Checked now, since the first read of a shard may come hours into a training.
             if not Path(shard.filename).is_file():
                 raise FileNotFoundError(f"no file {shard.filename}")
-        # It would otherwise start threads of its own, which one record has no use for.
+        # Without the option each reader starts threads, which single records do not need.
         self._records = ArrayRecordDataSource(shards, reader_options={"max_parallelism": "0"})
         self.has_masks = "mask" in info.features
         super().__init__(tuple(image.shape), np.dtype(image.np_dtype), len(self._records))
@@ -130,34 +149,32 @@ class ShardImages(ImageSource):
         return masks
 
     def _unpack(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
-        """Reads one feature of records, several tasks at a time."""
+        """Reads one feature of the records, several tasks at a time."""
         starts = range(0, len(rows), _RECORDS_A_TASK)
         tasks = [slice(start, start + _RECORDS_A_TASK) for start in starts]
         work = functools.partial(self._unpack_task, name)
         if len(tasks) == 1:
             work(rows, out)
         else:
-            parts = ((rows[task], out[task]) for task in tasks)
-            # The list waits for all, and raises what a task has raised.
-            list(_POOL.map(lambda part: work(*part), parts))
+            # `list` waits for all tasks and raises the error of a task.
+            list(_POOL.map(work, (rows[task] for task in tasks), (out[task] for task in tasks)))
 
     def _unpack_task(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
-        """Reads one record after the other, each into its place.
+        """Reads one record after the other into `out`.
 
-        Memory that one record has filled and left is still in the processor's cache when the next
-        one takes it; many records at once would need new memory, which costs as much as to unpack
-        them.
+        The next record reuses the memory of the last one while it is in the processor's cache;
+        many records at once would need new memory, which costs as much time as decompression.
         """
         from tensorflow_datasets.proto import tf_example_pb2
 
-        for row, place in zip(rows.tolist(), out, strict=True):
+        for row, image in zip(rows.tolist(), out, strict=True):
             try:
                 example = tf_example_pb2.Example.FromString(self._records[row])
                 pixels = example.features.feature[name].bytes_list.value[0]
-                place[...] = np.frombuffer(pixels, place.dtype).reshape(place.shape)
+                image[...] = np.frombuffer(pixels, image.dtype).reshape(image.shape)
             except MemoryError:
                 raise
-            except Exception as error:  # of the reader's C++ or of the record's parser
+            except Exception as error:  # of the C++ reader or of the record's parser
                 raise BadData(
                     f"{self._directory}: a shard is damaged, record {row} cannot be read "
                     f"({error}); build it again with --overwrite"
@@ -165,14 +182,14 @@ class ShardImages(ImageSource):
 
 
 class MappedImages(ImageSource):
-    """Images that lie unpacked in a file; the system caches as much as fits into memory."""
+    """Uncompressed images in a file; the system caches as much of it as fits into memory."""
 
     def __init__(self, shards: ShardImages, path: Path) -> None:
         """Opens an `.npy` file of the images of `shards`.
 
         Raises:
           OSError: it cannot be opened.
-          ValueError: it is no `.npy` file, or holds something else than these images.
+          ValueError: it is no `.npy` file, or holds other images.
         """
         array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
         expected = (len(shards), *shards.shape)
@@ -183,7 +200,7 @@ class MappedImages(ImageSource):
         self._shards, self._array = shards, array
         self._offset = array.offset
         self._map = cast(mmap.mmap, array.base)  # NumPy's annotation knows only arrays
-        # Next to what is read lies nothing that will be: the system is not to read ahead.
+        # Rows are read in random order, so reading ahead would load unneeded pages.
         self._map.madvise(mmap.MADV_RANDOM)
 
     def read_into(self, rows: Rows, out: np.ndarray) -> None:
@@ -191,14 +208,102 @@ class MappedImages(ImageSource):
         rows = self._checked(rows)
         size = self._array[0].nbytes
         for row in rows.tolist():
-            # The disk gets to know all images of a minibatch at once. Otherwise it would fetch one
-            # page after the other, at the moment it is touched.
+            # Announces all images of a minibatch at once; otherwise the disk would fetch one page
+            # after the other, each when it is accessed.
             start = self._offset + row * size
             page = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start + size - page)
-        # 'raise' would have NumPy write into an array of its own first; the rows are checked.
+        # With 'raise' NumPy would write into a temporary array first; the rows are checked above.
         np.take(self._array, rows, axis=0, out=out, mode="clip")
 
     def masks(self, rows: Rows) -> np.ndarray:
         """See `ImageSource`."""
         return self._shards.masks(rows)
+
+
+def map_images(
+    shards: ShardImages, dataset_dir: Path, fingerprint: str, *, show: bool
+) -> MappedImages:
+    """Opens the mapped file of a dataset, `images-<fingerprint>.npy`, and writes it if necessary.
+
+    The file appears only when it is complete. If another process is writing it, waits for that
+    process.
+
+    Args:
+      shards: the images.
+      dataset_dir: folder of the file.
+      fingerprint: of the images; files with another fingerprint are deleted.
+      show: whether to show progress.
+
+    Raises:
+      BadUse: the disk has not enough free space, or the folder is read-only.
+      BadData: an image cannot be read.
+    """
+    path = dataset_dir / f"images-{fingerprint}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        return MappedImages(shards, path)
+    try:
+        with (dataset_dir / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for {path}, which another process writes", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError, ValueError):
+                return MappedImages(shards, path)  # the other process has written it
+            _write(shards, path, show)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise BadUse(
+            f"{path} cannot be written ({error.strerror}): make its folder writable, or use "
+            f"data_access=shards {_FLAGS}"
+        ) from error
+    return MappedImages(shards, path)
+
+
+def _write(shards: ShardImages, path: Path, show: bool) -> None:
+    """Writes all images to a temporary file and renames it when it is complete."""
+    for old in path.parent.iterdir():  # of an earlier build or a killed process
+        if _COPY.fullmatch(old.name):
+            old.unlink()
+    needed = len(shards) * math.prod(shards.shape) * shards.dtype.itemsize
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise BadUse(
+            f"{path} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: free some space, "
+            f"or use data_access=shards {_FLAGS}"
+        )
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with unfinished.open("xb") as file:
+            _write_pixels(shards, file, show)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_pixels(shards: ShardImages, file: BinaryIO, show: bool) -> None:
+    """Writes the `.npy` format, one block of images at a time.
+
+    It writes to a file instead of to mapped memory, which would be no faster; with mapped memory a
+    full disk would kill the process.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(shards.dtype),
+        "fortran_order": False,
+        "shape": (len(shards), *shards.shape),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    image_bytes = math.prod(shards.shape) * shards.dtype.itemsize
+    size = max(1, min(len(shards), _BLOCK_BYTES // image_bytes))
+    buffer = np.empty((size, *shards.shape), shards.dtype)
+    with Progress(len(shards), show, unit="cell", task="unpacked onto the disk") as progress:
+        for start in range(0, len(shards), size):
+            rows = np.arange(start, min(start + size, len(shards)))
+            part = buffer[: len(rows)]
+            shards.read_into(rows, part)
+            file.write(part.data)
+            progress.step(units=len(rows))

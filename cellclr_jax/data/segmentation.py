@@ -1,61 +1,61 @@
-"""Finds the nuclei of one DNA image: threshold, edges, watershed, necks, outlines, size rules.
+"""Segments the nuclei of one DNA image: threshold, edges, watershed, necks, outlines, size rules.
 
-Nuclei are told apart at half the resolution, which costs a quarter of the time: a watershed on the
-distance to the next edge gives parts, and parts stay apart where a neck lies between them. Outlines
-are drawn at full resolution, where each nucleus is cut at half its own brightness.
+Nuclei are separated at half the resolution, which takes a quarter of the time: a watershed on the
+distance to the next edge gives parts, and parts without a neck between them are joined. Outlines
+are drawn at full resolution, where each nucleus is cut at half its brightness.
 """
 
 import numpy as np
 from scipy import ndimage
 
-# The background is read from the image in tiles of this many half-resolution pixels, ...
+# The background is measured in tiles of this many half-resolution pixels, ...
 _TILE = 8
 # ... as a low percentile (nuclei cover less than three quarters of a neighbourhood) ...
 _BACKGROUND_PERCENTILE = 25
 # ... of this many tiles across (176 pixels of the image, several nuclei wide).
 _NEIGHBOURHOOD = 11
-# ... smoothed by a Gaussian of this many tiles: a third of the neighbourhood, so that the steps at
-# which the percentile changes are gone and the light's own slope stays.
+# ... smoothed by a Gaussian of this many tiles: a third of the neighbourhood, which removes the
+# steps of the percentile and keeps the slope of the illumination.
 _BACKGROUND_SIGMA = 4.0
 # A foreground must rise this many noise units above the median: fields without cells stay empty.
 _NOISE_UNITS = 8.0
 # The noise unit: this percentile lies one standard deviation below the median of normal noise, on
 # the side where there are no nuclei.
 _NOISE_PERCENTILE = 16
-# A foreground must rise above this share of the largest value: an image without noise (constant,
-# synthetic) has float32's rounding, 1e-7 of it, and what the filters make of that.
+# A foreground must rise above this share of the largest value: in an image without noise (constant,
+# synthetic) the filters amplify float32's rounding errors of 1e-7.
 _ROUNDING = 1e-5
-# Brightest share of pixels left out of the threshold's histogram, so that one speck of dust
-# cannot pull the threshold over every nucleus.
+# The threshold's histogram is clipped at this percentile, so that one speck of dust cannot raise
+# the threshold above every nucleus.
 _CLIPPED_PERCENTILE = 99.7
-# A hole of at most this many pixels belongs to the nucleus round it: a nucleolus, the middle of a
-# mitotic ring. A larger one is a gap that neighbours enclose.
+# A hole of at most this many pixels belongs to the surrounding nucleus: a nucleolus, the middle of
+# a mitotic ring. A larger hole is a gap between neighbours.
 _LARGEST_HOLE = 200
-# Brightness is smoothed by a Gaussian of this many half-resolution pixels: the grains of chromatin
-# go, a nucleus of 10 pixels' radius stays.
+# Brightness is smoothed by a Gaussian of this many half-resolution pixels, which removes the grains
+# of chromatin and keeps a nucleus of 10 pixels' radius.
 _BRIGHTNESS_SIGMA = 1.5
-# Where touching nuclei end is looked for in windows of this many half-resolution pixels: wider than
+# Edges of touching nuclei are detected in windows of this many half-resolution pixels: wider than
 # the dark line between two nuclei, narrower than a nucleus.
 _WINDOW = 5
-# A step of this share of the light down from the greatest brightness of a window is an edge: there
-# a dim nucleus begins next to a bright one.
+# A pixel darker than the window's maximum by this share is an edge, between a bright and a dim
+# nucleus.
 _STEP = 0.3
-# A line that loses this share of the light that its window has without dark lines (a closing) is
-# an edge: there two nuclei touch, while the lines in a nucleus lose less, ...
+# A line darker by this share than its window after a closing, which removes dark lines, is an edge
+# between two touching nuclei; lines within a nucleus are less dark. ...
 _LINE = 0.17
-# ... and it must lose this many noise units: in a noisy image everything has dark lines.
+# ... It must also be darker by this many noise units, since noise makes dark lines everywhere.
 _LINE_NOISE_UNITS = 3.0
 # Seeds are peaks of depth plus brightness. Depth, the distance to the next edge in pixels, is
-# smoothed by a Gaussian of this many half-resolution pixels: enough to join the plateaus and teeth
-# of a grid of pixels.
+# smoothed by a Gaussian of this many half-resolution pixels, which joins the small peaks that the
+# pixel grid causes.
 _DEPTH_SIGMA = 1.0
-# A nucleus of usual brightness is this percentile of the foreground: the bright ones' inside, yet
-# not the few mitotic or dead cells at the very top ...
+# The usual brightness of a nucleus is this percentile of the foreground: the inside of bright
+# nuclei, but below the few mitotic or dead cells ...
 _USUAL_PERCENTILE = 90
 # ... and counts as much as this many pixels of depth, about half a small nucleus's radius.
 _BRIGHTNESS_WEIGHT = 6.0
-# An outline lies where a nucleus falls to half its brightness, which is this share of its mean: the
-# mean counts the blurred edge too, and is a tenth lower.
+# An outline lies at half of a nucleus's brightness, which is this share of its mean: the mean
+# includes the blurred edge and is a tenth lower.
 _OUTLINE = 0.55
 
 
@@ -69,12 +69,12 @@ def segment_nuclei(
     """Labels the nuclei of a DNA image.
 
     Args:
-      image: [H, W] any unsigned or float type, any range; brighter is DNA. Scaling it changes
-        nothing.
+      image: [H, W] any unsigned or float type, any range; DNA is bright. Scaling it does not change
+        the result.
       sigma: Gaussian smoothing before the threshold, in pixels.
-      notch: two parts in touch are two nuclei where the neck between them is this much thinner, on
-        each side, than the thinner part, in pixels; a difference in brightness counts too. Less
-        splits more.
+      notch: two touching parts are two nuclei if the neck between them is this much thinner, on
+        each side, than the thinner part, in pixels; a difference in brightness counts as well. A
+        lower value splits more.
       min_area: smaller objects are debris, in pixels.
 
     Returns:
@@ -102,7 +102,7 @@ def segment_nuclei(
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """The image as [H, W] float32, or ValueError."""
+    """The image as [H, W] float32; ValueError for an invalid one."""
     if image.ndim != 2:
         raise ValueError(f"expected an image [H, W], got shape {image.shape}")
     values = np.asarray(image, np.float32)
@@ -123,7 +123,7 @@ def _double(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _background(image: np.ndarray) -> np.ndarray:
-    """A smooth background of the same shape: uneven light and medium, without the nuclei."""
+    """A smooth background of the same shape: illumination and medium, without nuclei."""
     height, width = image.shape
     pad = (-height % _TILE, -width % _TILE)
     full = np.pad(image, ((0, pad[0]), (0, pad[1])), mode="edge")
@@ -142,25 +142,24 @@ def _noise(lifted: np.ndarray) -> float:
 
 
 def _foreground(lifted: np.ndarray, noise: float) -> np.ndarray:
-    """Bool mask of what stands out of the background, small holes filled."""
+    """Bool mask of what is brighter than the background, small holes filled."""
     from skimage.filters import threshold_otsu
 
     median, high = np.percentile(lifted, [50, _CLIPPED_PERCENTILE])
-    # The square root evens out dim and bright nuclei; Otsu on plain intensities loses the dim.
+    # The square root balances dim and bright nuclei; Otsu on plain intensities loses dim ones.
     clipped = np.sqrt(np.clip(lifted, 0, max(high, 0)))
-    # Where nothing but a speck is left over, any rise above the noise is a candidate, and the
-    # size rule decides.
+    # If only a speck is left, any rise above the noise is a candidate, and the size rule decides.
     otsu = threshold_otsu(clipped) ** 2 if clipped.min() < clipped.max() else median
     threshold = max(otsu, median + _NOISE_UNITS * noise)
     threshold = max(threshold, _ROUNDING * float(np.abs(lifted).max()))
     mask = lifted > threshold
     within = np.zeros(mask.shape, np.int32)
-    within[1:-1, 1:-1] = 1  # what reaches the border of the image is no hole
+    within[1:-1, 1:-1] = 1  # a gap at the border of the image is no hole
     return ndimage.binary_opening(mask | _holes(mask, within, _LARGEST_HOLE // 4))
 
 
 def _core_level(lifted: np.ndarray, bright: np.ndarray, noise: float) -> np.ndarray:
-    """What a pixel must exceed to lie within a nucleus's core, away from steps and dark lines."""
+    """Brightness of a nucleus's core pixels, away from steps and dark lines, at least."""
     brightest = ndimage.maximum_filter(bright, _WINDOW)
     closed = ndimage.minimum_filter(ndimage.maximum_filter(lifted, _WINDOW), _WINDOW)
     line = np.maximum(_LINE * closed, np.float32(_LINE_NOISE_UNITS * noise))
@@ -168,16 +167,16 @@ def _core_level(lifted: np.ndarray, bright: np.ndarray, noise: float) -> np.ndar
 
 
 def _depth(smooth: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Distance in pixels to the next edge of what exceeds `level`, at half the resolution."""
+    """Distance in pixels to the next pixel not above `level`, at half the resolution."""
     core = smooth > _double(level, smooth.shape)
     within = _double(np.isfinite(level).astype(np.int32), smooth.shape)
     core |= _holes(core, within, _LARGEST_HOLE)  # a nucleolus is no edge
-    whole = _halve(core.astype(np.float32)) == 1  # a line of one pixel still parts two nuclei
-    return 2 * ndimage.distance_transform_edt(whole)
+    # A line of one pixel still separates two nuclei.
+    return 2 * ndimage.distance_transform_edt(_halve(core.astype(np.float32)) == 1)
 
 
 def _basins(depth: np.ndarray, bright: np.ndarray, mask: np.ndarray, notch: float) -> np.ndarray:
-    """Labels of `mask`, one a nucleus: a watershed's basins, joined where no neck parts them."""
+    """Labels of `mask`, one per nucleus: basins of a watershed, joined unless a neck parts them."""
     from skimage.segmentation import watershed
 
     # Roundness separates touching nuclei; brightness keeps a bright one from joining a dim one.
@@ -192,10 +191,10 @@ def _basins(depth: np.ndarray, bright: np.ndarray, mask: np.ndarray, notch: floa
 
 
 def _joined(basins: np.ndarray, height: np.ndarray, notch: float) -> np.ndarray:
-    """Joins a basin to its neighbour where its peak rises less than `notch` above the pass.
+    """Joins a basin to its neighbour if its peak rises less than `notch` above the pass.
 
-    Passes are taken from the highest down, so that each basin is judged by its highest peak when
-    it meets a higher one; what remains are the peaks of a prominence of at least `notch`.
+    Passes are processed from the highest down, so that a basin is compared by its highest peak
+    when it meets a higher one; the remaining peaks have a prominence of at least `notch`.
     """
     first, second, passes = _passes(basins, height)
     peak = np.zeros(basins.max() + 1, np.float32)
@@ -203,6 +202,7 @@ def _joined(basins: np.ndarray, height: np.ndarray, notch: float) -> np.ndarray:
     parent = list(range(len(peak)))
 
     def root(basin: int) -> int:
+        """The representative of the joined basins (union-find)."""
         while parent[basin] != basin:
             parent[basin] = parent[parent[basin]]
             basin = parent[basin]
@@ -216,18 +216,18 @@ def _joined(basins: np.ndarray, height: np.ndarray, notch: float) -> np.ndarray:
 
 
 def _passes(basins: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of basins in touch, and the greatest height at which one is left for the other."""
+    """Pairs of touching basins, and the greatest height of the pass between them."""
     count = int(basins.max()) + 1
     pairs, heights = [], []
-    for here, there in (
+    for first, second in (
         ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
         ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
     ):
-        one, other = basins[here], basins[there]
+        one, other = basins[first], basins[second]
         rim = np.nonzero((one != other) & (one > 0) & (other > 0))
         low, high = np.minimum(one[rim], other[rim]), np.maximum(one[rim], other[rim])
         pairs.append(low.astype(np.int64) * count + high)
-        heights.append(np.minimum(height[here][rim], height[there][rim]))
+        heights.append(np.minimum(height[first][rim], height[second][rim]))
     found, place = np.unique(np.concatenate(pairs), return_inverse=True)
     passes = np.full(len(found), -np.inf, np.float32)
     np.maximum.at(passes, place, np.concatenate(heights))
@@ -237,7 +237,7 @@ def _passes(basins: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _outline(
     smooth: np.ndarray, basins: np.ndarray, lifted: np.ndarray, background: np.ndarray
 ) -> np.ndarray:
-    """Labels at full resolution: each basin, one coarse pixel wider, cut at its own level."""
+    """Labels at full resolution: each basin, grown by one coarse pixel, cut at its level."""
     count = int(basins.max())
     area = np.bincount(basins.ravel(), minlength=count + 1)
     total = np.bincount(basins.ravel(), weights=lifted.ravel(), minlength=count + 1)
@@ -250,23 +250,23 @@ def _outline(
 
 
 def _holes(inside: np.ndarray, owner: np.ndarray, largest: int) -> np.ndarray:
-    """Bool mask of the gaps in `inside` of up to `largest` pixels that lie within one owner.
+    """Bool mask of gaps in `inside` of up to `largest` pixels, each within one object.
 
     Args:
       inside: [H, W] bool.
-      owner: [H, W] int32, the object that a pixel would belong to; 0 is none.
+      owner: [H, W] int32, the object to which a pixel would belong; 0 is none.
       largest: in pixels.
     """
     gaps, count = ndimage.label(~inside)
-    kept = np.bincount(gaps.ravel(), minlength=count + 1) <= largest
-    kept[0] = False
-    kept[gaps[owner == 0]] = False
-    pixels = np.flatnonzero(kept[gaps])
-    gap, own = gaps.ravel()[pixels], owner.ravel()[pixels]
-    some = np.zeros(count + 1, owner.dtype)
-    some[gap] = own
-    kept[gap[own != some[gap]]] = False  # several objects share it
-    return kept[gaps]
+    is_hole = np.bincount(gaps.ravel(), minlength=count + 1) <= largest
+    is_hole[0] = False
+    is_hole[gaps[owner == 0]] = False
+    pixels = np.flatnonzero(is_hole[gaps])
+    gap, neighbour = gaps.ravel()[pixels], owner.ravel()[pixels]
+    owner_of = np.zeros(count + 1, owner.dtype)
+    owner_of[gap] = neighbour
+    is_hole[gap[neighbour != owner_of[gap]]] = False  # it borders several objects
+    return is_hole[gaps]
 
 
 def _by_size(labels: np.ndarray, min_area: int) -> np.ndarray:
@@ -280,6 +280,6 @@ def _by_size(labels: np.ndarray, min_area: int) -> np.ndarray:
     by_area = np.argsort(area, kind="stable")
     largest = np.zeros(owner.max() + 1, np.intp)
     largest[owner[by_area]] = by_area  # the last one written is the largest
-    kept = (largest[owner] == np.arange(len(area))) & (area >= min_area)
-    kept[0] = False
-    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[regions]
+    keep = (largest[owner] == np.arange(len(area))) & (area >= min_area)
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[regions]

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import Progress, plural, say
+from cellclr_jax.console import Progress, echo, plural
 from cellclr_jax.data import minibatches
 from cellclr_jax.encoder.baselines import (
     STATISTICS,
@@ -28,13 +28,13 @@ from cellclr_jax.run_folder import check_channels
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.initial_weights import START, read_initial_weights
 
-# Cells of a minibatch: only forward passes, so that it fits wherever training does.
+# Cells of a minibatch; a forward pass needs less memory than training.
 MINIBATCH = 512
-# Of a CPU's share: what a layer makes of more cells leaves its cache, which doubles the time.
+# Cells of a CPU device: the activations of more cells exceed its cache, which doubles the time.
 _CPU_CELLS = 32
 
 Features = dict[str, jax.Array]
-# Takes the rows [b] of a minibatch and their features [b, D] by name.
+# Called with the rows [b] of a minibatch and their features [b, D] by name.
 Receiver = Callable[[np.ndarray, Mapping[str, np.ndarray]], None]
 
 
@@ -46,22 +46,22 @@ def restore(
     Args:
       workdir: of the run.
       step: `last`, `best` (by validation loss) or a number.
-      encoding: of the run's config, on the dataset that will be embedded.
+      encoding: of the run's config, with the dataset to embed.
       mesh: the devices.
 
     Returns:
-      (the step's number, variables by name: `trained`, `untrained`; the run's progress).
+      (the step, variables by name: `trained`, `untrained`; the checkpoint's progress).
 
     Raises:
-      BadUse: there is no such checkpoint, or its channels are not the dataset's.
-      BadData: it cannot be read.
+      BadUse: there is no such checkpoint, or the dataset has other channels.
+      BadData: the checkpoint cannot be read.
     """
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
     checkpoints = Checkpoints((workdir / CHECKPOINTS).resolve(), read_only=True)
     with contextlib.closing(checkpoints):
         number = checkpoints.find(step)
-        # First: arrays of another number of channels cannot even be restored.
+        # Checked first: arrays of another number of channels cannot be restored.
         check_channels(checkpoints.progress(number), encoding.cells, f"the run in {workdir}")
         init = jax.jit(encoding.init_variables, out_shardings=devices.replicated(mesh))
         untrained = init(devices.root_key(encoding.config.seed, mesh))
@@ -73,7 +73,7 @@ def restore(
 def _initial_variables(
     encoding: CellEncoder, random: Variables, progress: Mapping[str, Any]
 ) -> Variables:
-    """Returns the variables that training started from, which may be those of another run."""
+    """Returns the initial variables of a run, random or of another run."""
     if (start := progress.get(START)) is None:
         return random
     config = encoding.config
@@ -83,7 +83,7 @@ def _initial_variables(
         if found is None or found.provenance() != start:
             raise BadData(f"{settings['workdir']} holds other weights now")
     except (BadUse, BadData) as error:
-        say(f"note: untrained is a random encoder, since its start is gone: {error}")
+        echo(f"note: the initial weights are missing; a random encoder replaces them: {error}")
         return random
     return found.in_place_of(random)
 
@@ -105,17 +105,17 @@ def site_profiles(
       pixels: see `visit`.
 
     Returns:
-      A profile table for each encoder, one named `intensity`, and one named `pixels` if components
-      are given; one row a site, with Metadata_CellCount.
+      A profile table for each encoder, one named `intensity`, and one named `pixels` if `pixels`
+      is not None; one row a site, with Metadata_CellCount.
 
     Raises:
-      BadData: a well has two compounds, concentrations, MoAs or batches; nothing is embedded then.
+      BadData: a well has two compounds, concentrations, MoAs or batches; checked before embedding.
     """
     cells = encoding.cells
     sites, index = sites_of(cells.table)
     profiles.check_wells(sites)
     if left_out := int((index < 0).sum()):
-        say(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
+        echo(f"note: in no profile: {plural(left_out, 'cell')} without plate, well or compound")
     accumulators: dict[str, profiles.WellAccumulator] = {}
 
     def add(rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
@@ -140,19 +140,18 @@ def visit(
     pixels: PixelComponents | None = None,
     chunk_cells: int | None = None,
 ) -> None:
-    """Embeds cells, each once, and passes their features on minibatch by minibatch.
+    """Embeds cells, each once, and passes the features of each minibatch to the receivers.
 
     Args:
       encoding: dataset, model and normalisation.
       mesh: the devices.
       variables: of encoders by name, on every device.
       rows: [N] of the dataset.
-      receivers: are called with each minibatch: its rows, features of each encoder and those
-        named `intensity`.
-      intensities: whether there are features named `intensity`.
-      pixels: components of the dataset; with them there are features named `pixels`.
-      chunk_cells: minibatches end after every so many rows, so that the features of such a chunk
-        do not depend on the rows before it; None: only after the last row.
+      receivers: called for each minibatch with its rows and features by name.
+      intensities: whether to compute features named `intensity`.
+      pixels: components of the dataset, for features named `pixels`; None for none.
+      chunk_cells: a minibatch ends after every `chunk_cells` rows, so that the features of a chunk
+        do not depend on earlier rows; None: only after the last row.
     """
     embed = compile_embedding(encoding, mesh, pixels=pixels)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -175,10 +174,10 @@ def visit(
 
 
 class _WithIntensities(minibatches.Cells):
-    """A dataset whose minibatches also hold the statistics of their intensities.
+    """Adds the statistics of intensities to the minibatches of a dataset.
 
-    They are computed by the threads that read, and pass through the compiled function: NumPy's
-    sort takes a tenth of the time of XLA's on CPUs.
+    The reading threads compute them, because NumPy's sort takes a tenth of the time of XLA's on
+    CPUs; the compiled function returns them unchanged.
     """
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -192,9 +191,9 @@ def compile_embedding(
 ) -> Callable[..., Features]:
     """Returns a jitted function (variables by name, minibatch) → features [B, D] by name.
 
-    Each encoder sees the normalised crops as they are, with running statistics; `pixels` are the
-    components of the normalised crops, where there are some; `intensity` of the minibatch is
-    returned as it is, where it has one.
+    Encoders embed the normalised crops without augmentation, with running statistics. `pixels` are
+    principal components of the normalised crops, unless the argument is None; `intensity` is that
+    of the minibatch, if it has one.
     """
 
     def embed(

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import plural, say
+from cellclr_jax.console import echo, plural
 from cellclr_jax.data import dataset
 from cellclr_jax.data.columns import CELL_ID, CELL_NAMES, COLUMNS
 from cellclr_jax.encoder.apply import restore, visit
@@ -45,22 +45,21 @@ CHUNK_CELLS = 50_000
 RECORD = "embedding.json"
 PARTS, WELLS, TREATMENTS = "cells", "wells", "treatments"
 _LOCK = ".embedding"
-# Tables of an embedding, and temporary files of a process that was killed (see
-# `files.atomic_write`).
+# Tables of an embedding, and temporary files of a killed process (see `files.atomic_write`).
 _TABLES = (f"{PARTS}/part-*", f"{WELLS}.*", f"{TREATMENTS}.*")
 _UNFINISHED = (f"{PARTS}/.part-*", f".{WELLS}.*", f".{TREATMENTS}.*", f".{RECORD}.*")
-# What the encoder is called among the variables of a checkpoint.
+# Name of the encoder among the variables of a checkpoint.
 _ENCODER = "trained"
-# Settings of a run that decide what its encoder makes of a crop, besides the weights.
+# Settings of a run that determine embeddings, besides the weights.
 _OF_ENCODER = ("model", "normalization", "image_size")
-# Settings of a build that decide what a crop looks like.
+# Settings of a build that determine the pixels of a crop.
 _OF_CROPS = ("crop_size", "border", "illumination", "masks")
-# Where a cell lies in its field, in pixels.
-_PLACE = {"x": "Metadata_X", "y": "Metadata_Y"}
-# Cells that are summed at once, as float64.
+# Position of a cell in its field, in pixels.
+_POSITION = {"x": "Metadata_X", "y": "Metadata_Y"}
+# Cells that are summed at a time, as float64.
 _BLOCK = 4096
 _WELL = ["Metadata_Plate", "Metadata_Well"]
-# As `profiles.sites_of` fills columns that a dataset lacks.
+# Values of missing columns, as in `profiles.sites_of`.
 _UNKNOWN: dict[str, str | float] = {
     "Metadata_Batch": "",
     "Metadata_MoA": "",
@@ -82,54 +81,42 @@ def embed_run(
 ) -> None:
     """Embeds every cell of a dataset, or resumes an earlier call with the missing parts.
 
-    Of several processes each embeds its share of every minibatch; the first one writes.
-
     Args:
       workdir: of the run.
-      out: the folder that is written to: `cells/part-00000.parquet` …, one row a cell in the order
-        of the dataset; `wells.parquet` if plates and wells are known, `treatments.parquet` if
-        compounds are; `embedding.json`, whose "finished" is true once all of them exist.
+      out: folder of `cells/part-00000.parquet` …, one row a cell in the order of the dataset;
+        `wells.parquet` if plates and wells are known, `treatments.parquet` if compounds are;
+        `embedding.json` with "finished": true once all files exist.
       data_dir: of the dataset; None takes the run's.
       dataset: its name (see `dataset.find_dataset`); None: see `choose_dataset`.
       step: `last`, `best` (by validation loss) or a number.
       data_access: how crops are read (see `dataset.open_images`), whatever the run used.
-      formats: of `exports.FORMATS`, for every table; Parquet is written in any case.
+      formats: of `exports.FORMATS`, for every table; Parquet is always written.
       chunk_cells: cells of a part.
       overwrite: replaces an embedding with other settings.
 
     Raises:
-      BadUse: there is no such run, checkpoint, dataset or format; the folder holds an embedding
-        with other settings and `overwrite` is false, or files that no embedding wrote; or another
-        process is writing into it.
-      BadData: one of them cannot be read; wells or treatments contradict themselves; the embedding
-        of a cell is not finite.
+      BadUse: no such run, checkpoint, dataset or format; `out` is in use or holds other results.
+      BadData: a file cannot be read, metadata are contradictory, or an embedding is not finite.
     """
     check_formats(formats)
     if not is_local(epath.Path(out)):
         raise BadUse(f"--out={out} is no folder of this machine")
-    workdir, out = epath.Path(workdir), Path(out)
+    workdir, out, writes = epath.Path(workdir), Path(out), jax.process_index() == 0
     config = read_config(workdir)
     trained_in = (config.data_dir, config.dataset)
-    if data_dir is not None:
-        config.data_dir = str(data_dir)
+    config.update(data_dir=str(data_dir or config.data_dir), data_access=data_access)
     config.dataset = choose_dataset(config.data_dir, config.dataset, dataset)
-    config.data_access = data_access
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
+        if writes:
             make_writable(out, "--out")
             stack.enter_context(locked(out, _LOCK, "embedding into it"))
         encoding, mesh = make_cell_encoder(config), devices.make_mesh()
         number, variables, progress = restore(workdir, step, encoding, mesh)
-        if jax.process_index() == 0:
-            for note in _notes(encoding, progress, trained_in):
-                say(f"note: {note}")
+        _print_notes(encoding, progress, trained_in)
         kinds = (*(kind for kind in dict.fromkeys(formats) if kind != "parquet"), "parquet")
-        metadata = cell_metadata(encoding.cells.table)
-        parts = Parts(out, metadata, chunk_cells, kinds, writes=jax.process_index() == 0)
-        encoder = {_ENCODER: variables[_ENCODER]}
+        parts = Parts(out, cell_metadata(encoding.cells.table), chunk_cells, kinds, writes=writes)
         settings = {"step": number, "trained_on": origin_of(progress)}
-        settings |= _settings(encoding, encoder, parts)
-        _embed(encoding, mesh, encoder, parts, settings, overwrite=overwrite)
+        _embed(encoding, mesh, {_ENCODER: variables[_ENCODER]}, parts, settings, overwrite)
 
 
 def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
@@ -139,27 +126,27 @@ def cell_metadata(cells: pd.DataFrame) -> pd.DataFrame:
       cells: [N] rows of a dataset (see `dataset.read_cells`).
 
     Returns:
-      [N] rows in their order: Metadata_CellId, the existing ones of `columns.COLUMNS`, missing text
-      as '', and Metadata_X, Metadata_Y (pixels of the field) if one is known.
+      [N] rows in the same order: Metadata_CellId, the existing columns of `columns.COLUMNS` with
+      missing text as '', and Metadata_X, Metadata_Y (pixels of the field) if any is known.
     """
     texts = [name for name, kind in COLUMNS.items() if kind is str and name in cells]
     table = cells.assign(**{name: cells[name].fillna("").astype(str) for name in texts})
     names = {name: new for name, new in CELL_NAMES.items() if name in table}
-    if table[list(_PLACE)].notna().any(axis=None):
-        names |= _PLACE
+    if table[list(_POSITION)].notna().any(axis=None):
+        names |= _POSITION
     return table[list(names)].rename(columns=names).reset_index(drop=True)
 
 
 @dataclass
 class Parts:
-    """The cells of an embedding in parts: `cells/part-00000.parquet` and so on.
+    """Writes and reads the cells of an embedding in parts, `cells/part-00000.parquet` and so on.
 
     Attributes:
       out: the folder of the embedding.
       metadata: [N] rows, one a cell (see `cell_metadata`).
       chunk_cells: cells of a part; the last may have fewer.
-      formats: of `exports.FORMATS`, the last of them `parquet`, which others are read back from.
-      writes: whether this process is the one that writes.
+      formats: of `exports.FORMATS`, `parquet` last: a part with that file is complete.
+      writes: whether this process writes.
     """
 
     out: Path
@@ -171,15 +158,15 @@ class Parts:
 
     @property
     def count(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return math.ceil(len(self.metadata) / self.chunk_cells)
 
     def path(self, number: int) -> Path:
-        """Of a part, without the suffix."""
+        """Returns the path of a part without the suffix."""
         return self.out / PARTS / f"part-{number:05d}"
 
     def missing(self) -> np.ndarray:
-        """[parts] bool: which lack the file of a format; files are written atomically."""
+        """Finds incomplete parts, [parts] bool: those that lack the file of a format."""
         complete = [
             all(Path(f"{self.path(number)}.{kind}").is_file() for kind in self.formats)
             for number in range(self.count)
@@ -190,7 +177,7 @@ class Parts:
         """Collects a minibatch, and writes the part that it completes.
 
         Args:
-          rows: [b] of one part, following those of the minibatch before.
+          rows: [b] of one part, following those of the previous minibatch.
           features: [b, D] float32 by the encoder's name.
 
         Raises:
@@ -202,8 +189,8 @@ class Parts:
         if not finite.all():
             cell = self.metadata[CELL_ID].iloc[rows[int(np.argmin(finite))]]
             raise BadData(
-                f"the embedding of cell {cell!r} holds NaN or an infinite value: look at its image "
-                "and its plate's intensities"
+                f"the embedding of cell {cell!r} holds NaN or an infinite value: inspect its image "
+                "and the intensities of its plate"
             )
         self._collected.append(values)
         number = int(rows[0]) // self.chunk_cells
@@ -220,7 +207,7 @@ class Parts:
         path = f"{self.path(number)}.parquet"
         try:
             cells = pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's own are of these kinds
+        except (OSError, ValueError) as error:  # of which pyarrow's are subclasses
             raise BadData(
                 f"{path}: cannot be read ({error}); remove it and run the same command again"
             ) from error
@@ -244,8 +231,8 @@ def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
     known = (metadata.reindex(columns=_WELL, fill_value="") != "").all(axis=1).to_numpy()
     if not known.any():
         return None
-    own = [CELL_ID, *_PLACE.values()]
-    cells = metadata[known].drop(columns=own, errors="ignore")
+    of_cells = [CELL_ID, *_POSITION.values()]
+    cells = metadata[known].drop(columns=of_cells, errors="ignore")
     if "Metadata_Compound" in cells:
         for name, value in _UNKNOWN.items():
             cells[name] = cells[name].fillna(value) if name in cells else value
@@ -257,7 +244,7 @@ def wells_of(metadata: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray] | None:
 
 
 def treatments_of(wells: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame | None:
-    """Computes medians of the wells of each treatment; None if no well has a compound.
+    """Computes the median of each treatment's wells; None if no well has a compound.
 
     Raises:
       BadData: a treatment has two MoAs.
@@ -271,8 +258,7 @@ def treatments_of(wells: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame 
 def write_profiles(parts: Parts, wells: tuple[pd.DataFrame, np.ndarray] | None) -> dict[str, int]:
     """Writes well profiles (means of cells) and treatment profiles (medians of wells).
 
-    Sums are float64 over the parts as they are read from disk, so that they do not depend on where
-    the embedding was interrupted.
+    Sums are float64 over the parts as read from disk, so that they do not depend on interruptions.
 
     Args:
       parts: all of them exist.
@@ -311,8 +297,8 @@ def choose_dataset(data_dir: str | Path, of_run: str, named: str | None) -> str:
 
     Args:
       data_dir: the folder of datasets.
-      of_run: the name of the run's.
-      named: the requested name; None takes the run's if it exists, else the only one.
+      of_run: the name of the run's dataset.
+      named: the requested name; None takes the run's if it exists, else the only dataset.
 
     Raises:
       BadUse: there is none, or there are several; the message lists them.
@@ -334,7 +320,7 @@ def choose_dataset(data_dir: str | Path, of_run: str, named: str | None) -> str:
             f"--dataset one of {', '.join(found)}"
         )
     if not found:
-        dataset.find_dataset(data_dir, of_run)  # says how to build it
+        dataset.find_dataset(data_dir, of_run)  # raises, with the command that builds it
     return found[0]
 
 
@@ -343,18 +329,18 @@ def _embed(
     mesh: Mesh,
     encoder: Mapping[str, Variables],
     parts: Parts,
-    settings: Mapping[str, Any],
-    *,
+    settings: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """Embeds the cells of the missing parts, and writes the profiles of all parts."""
+    settings |= _settings(encoding, encoder, parts)
     wells = wells_of(parts.metadata)
     missing = np.zeros(parts.count, bool)
     if parts.writes:
         _open_record(parts.out, settings, overwrite=overwrite)
         missing = parts.missing()
         if not missing.all():
-            say(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
+            echo(f"resuming: {np.sum(~missing)} of {len(missing)} parts exist")
     missing = np.asarray(multihost_utils.broadcast_one_to_all(missing))
     rows = np.flatnonzero(np.repeat(missing, parts.chunk_cells)[: len(parts.metadata)])
     visit(
@@ -369,11 +355,11 @@ def _embed(
 
 
 def _open_record(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Begins the record of an embedding, or checks that an existing one has the same settings.
+    """Writes the record of a new embedding, or checks that an existing one has the same settings.
 
     Args:
-      out: the folder; the caller has locked it.
-      settings: what decides the features and their files.
+      out: the folder, locked by the caller.
+      settings: everything that determines features and files.
       overwrite: removes the tables of an embedding with other settings.
 
     Raises:
@@ -393,28 +379,29 @@ def _open_record(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> 
                 found.unlink()
     elif tables:
         raise BadUse(
-            f"{tables[0]} exists, but no {RECORD}: no embedding wrote it; take another --out"
+            f"{tables[0]} exists, but no {RECORD}: it is not part of an embedding; take another "
+            "--out"
         )
     for pattern in _UNFINISHED:
-        for left in out.glob(pattern):
-            left.unlink()
+        for unfinished in out.glob(pattern):
+            unfinished.unlink()
     write_json(path, {"settings": settings, "finished": False})
     (out / PARTS).mkdir(exist_ok=True)
 
 
 def _changes(path: Path, settings: Mapping[str, Any]) -> str:
-    """Describes how the embedding of a record differs from what is requested; '' if it does not."""
-    known = read_json(path, "record of an embedding").get("settings")
-    if not isinstance(known, Mapping) or known.keys() != settings.keys():
+    """Describes how recorded settings differ from the requested ones; '' if they do not."""
+    recorded = read_json(path, "record of an embedding").get("settings")
+    if not isinstance(recorded, Mapping) or recorded.keys() != settings.keys():
         return f"of another version of this program, by its {RECORD}"
-    changed = differences(known, settings)
+    changed = differences(recorded, settings)
     return f"with other settings ({'; '.join(changed)})" if changed else ""
 
 
 def _settings(
     encoding: CellEncoder, encoder: Mapping[str, Variables], parts: Parts
 ) -> dict[str, Any]:
-    """Lists everything that decides the features and their files, except the run's step."""
+    """Collects everything that determines features and files, except the checkpoint's step."""
     config = as_json(encoding.config)
     cells = encoding.cells
     return {
@@ -428,36 +415,36 @@ def _settings(
     }
 
 
-def _notes(
+def _print_notes(
     encoding: CellEncoder, progress: Mapping[str, Any], trained_in: tuple[str, str]
-) -> list[str]:
-    """Differences between the crops that are embedded and those that were trained on."""
+) -> None:
+    """Prints how the crops differ from those that the encoder was trained on."""
     cells = encoding.cells
-    side, seen = cells.image_shape[0], encoding.config.image_size
+    side, size = cells.image_shape[0], encoding.config.image_size
     source = converted_from(progress)
-    if source is None and progress["dataset"] == cells.manifest["fingerprint"]:
-        return []
-    notes = [source or "this is not the dataset that the run was trained on"]
-    if side != seen:
-        notes.append(f"crops of {side} pixels are resized to the {seen} that the encoder sees")
-    with contextlib.suppress(BadUse, BadData):  # that dataset may be gone
-        there = dataset.read_manifest(dataset.find_dataset(*trained_in))
-        found = differences(_of_crops(there), _of_crops(cells.manifest))
-        if found and there["fingerprint"] == progress.get("dataset"):
-            notes.append(f"crops differ from those that were trained on: {'; '.join(found)}")
-    return notes
+    is_same = source is None and progress["dataset"] == cells.manifest["fingerprint"]
+    if is_same or jax.process_index() > 0:
+        return
+    echo(f"note: {source or 'this is not the dataset that the run was trained on'}")
+    if side != size:
+        echo(f"note: crops of {side} pixels are resized to the encoder's {size}")
+    with contextlib.suppress(BadUse, BadData):  # that dataset may not exist any more
+        trained_on = dataset.read_manifest(dataset.find_dataset(*trained_in))
+        found = differences(_of_crops(trained_on), _of_crops(cells.manifest))
+        if found and trained_on["fingerprint"] == progress.get("dataset"):
+            echo(f"note: crops differ from those that were trained on: {'; '.join(found)}")
 
 
 def _of_crops(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides how a crop of a dataset looks."""
+    """Returns the settings of a dataset that determine the pixels of a crop."""
     settings, image = manifest["settings"], manifest["image"]
-    known = {name: settings[name] for name in _OF_CROPS if name in settings}
-    return {"side": image["shape"][0], "dtype": image["dtype"], **known}
+    existing = {name: settings[name] for name in _OF_CROPS if name in settings}
+    return {"side": image["shape"][0], "dtype": image["dtype"], **existing}
 
 
 def _digest_of_arrays(tree: Any) -> str:
-    """A digest of all arrays of a tree, their places in it and their types."""
+    """Digest of the arrays of a tree, with their paths, types and shapes."""
     contents: list[str | bytes] = []
-    for place, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        contents += [f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}", array.tobytes()]
+    for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        contents += [f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}", array.tobytes()]
     return digest(*contents)

@@ -16,17 +16,17 @@ from cellclr_jax.errors import BadUse
 from cellclr_jax.models import ContrastiveModel, make_model
 from cellclr_jax.objectives import OBJECTIVES, SHARED_SETTINGS, Objective
 
-# {"params": ..., "batch_stats": ...}, what Flax applies a model with.
+# {"params": ..., "batch_stats": ...} of a Flax model.
 Variables = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CellEncoder:
-    """What embeds the cells of a dataset, without its weights.
+    """Dataset, model and preprocessing of a run, without weights.
 
     Attributes:
       config: the settings of the run.
-      cells: the dataset, with what its preprocessing needs of each cell.
+      cells: the dataset, including percentiles if the preprocessing needs them.
       model: encoder and head.
       preprocessing: of raw crops.
     """
@@ -37,7 +37,7 @@ class CellEncoder:
     preprocessing: Preprocessing
 
     def init_variables(self, key: jax.Array) -> Variables:
-        """Parameters and statistics at the start of a run with this root key."""
+        """Returns the initial parameters and statistics of a run with this root key."""
         side = self.preprocessing.size
         return init_variables(self.model, key, (side, side, self.cells.image_shape[-1]))
 
@@ -60,10 +60,10 @@ def make_cell_encoder(config: ml_collections.ConfigDict) -> CellEncoder:
     """Opens the dataset and builds the model that the config names.
 
     Raises:
-      BadUse: for a setting that does not exist or does not fit the dataset.
+      BadUse: a setting is unknown or does not fit the dataset.
       BadData: the dataset cannot be read.
     """
-    # The config of an older run lacks the settings that are read with `get`.
+    # Settings read with `get` are missing in the configs of older runs.
     access, first = config.get("data_access", "shards"), jax.process_index() == 0
     cells = minibatches.open_cells(config.data_dir, config.dataset, access, progress=first)
     preprocessing = _preprocessing(config, cells.image_shape[-1])
@@ -87,16 +87,16 @@ def make_cell_encoder(config: ml_collections.ConfigDict) -> CellEncoder:
 def make_objective(config: ml_collections.ConfigDict) -> Objective:
     """Builds the objective that the config names.
 
-    Its settings are those of `config.<name>`, and the `SHARED_SETTINGS` of the config itself.
+    Its settings are those of `config.<name>`, and the `SHARED_SETTINGS` at the top level.
 
     Raises:
-      BadUse: for an objective or setting that does not exist or cannot be.
+      BadUse: an unknown objective, or an unknown or invalid setting.
     """
     name = config.get("objective", "nt_xent")
     if name not in OBJECTIVES:
         raise BadUse(f"config.objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
-    known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
-    shared = {setting: config[setting] for setting in SHARED_SETTINGS if setting in known}
+    fields = {field.name for field in dataclasses.fields(OBJECTIVES[name])}
+    shared = {setting: config[setting] for setting in SHARED_SETTINGS if setting in fields}
     try:
         return OBJECTIVES[name](**shared, **plain(config.get(name) or {}))
     except (TypeError, ValueError) as error:
@@ -104,16 +104,19 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as keyword arguments: lists, which JSON makes of tuples, are tuples again."""
+    """Returns settings as keyword arguments, with the lists of JSON as tuples."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
 
 
 def _preprocessing(config: ml_collections.ConfigDict, channels: int) -> Preprocessing:
-    """The settings of preprocessing that a config has; BadUse where they do not fit."""
+    """Reads the settings of preprocessing; BadUse if they are invalid."""
     settings = plain(config.normalization)
     low, high = settings.pop("percentiles")
     if settings["method"] == "percentile" and not 0 <= low < high <= 100:
-        raise BadUse(f"normalization.percentiles {low}, {high}: rising, from 0 to 100, expected")
+        raise BadUse(
+            f"config.normalization.percentiles {low}, {high}: rising numbers from 0 to 100 were "
+            "expected"
+        )
     try:
         preprocessing = Preprocessing(size=config.image_size, **settings)
         preprocessing.check(channels)

@@ -1,4 +1,4 @@
-"""Encoders, the projection head, and the model of both."""
+"""Encoders, the projection head, and the model that combines them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,14 +14,14 @@ from cellclr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class ProjectionHead(nn.Module):
-    """A multi-layer perceptron; depth 0 hands the embeddings on.
+    """A multi-layer perceptron; depth 0 returns the embeddings.
 
     Attributes:
-      depth: linear layers, ReLU between them.
-      hidden: width of the inner layers; None takes the embedding's width, as the paper does.
+      depth: number of linear layers, with ReLU between them.
+      hidden: width of the inner layers; None takes the embedding's width, as in the paper.
       width: of the projections.
-      norm: `none` (as the paper) or `batch`, after each inner layer.
-      bias: whether the last layer has one.
+      norm: `none` (as in the paper) or `batch`, after each inner layer.
+      bias: whether the last layer has a bias.
       dtype: of the computation; parameters and the result stay float32.
     """
 
@@ -67,12 +67,12 @@ class ContrastiveModel(nn.Module):
     head: nn.Module
 
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
-        """Images [B, H, W, C] float to embeddings h [B, D] and the head's output, float32."""
+        """Maps images [B, H, W, C] float to embeddings [B, D] and the head's output, float32."""
         embeddings = self.encoder(images, train=train)
         return embeddings, self.head(embeddings, train=train)
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, C] float to embeddings h [B, D] float32, with running statistics."""
+        """Maps images [B, H, W, C] float to embeddings [B, D] float32; uses running statistics."""
         return self.encoder(images, train=False)
 
 
@@ -90,28 +90,24 @@ def make_model(
     Args:
       encoder: a key of `ENCODERS`.
       dtype: of the computation, `float32` or `bfloat16`; parameters are float32.
-      remat: computes the encoder's blocks again in the backward pass instead of keeping what is
-        inside them; parameters have the same names either way.
-      encoder_settings: other attributes of the encoder (e.g. the CNN's widths).
-      head_settings: of the head, such as attributes of `ProjectionHead` except dtype.
+      remat: computes the encoder's blocks again in the backward pass instead of storing their
+        intermediate values; the names of parameters stay the same.
+      encoder_settings: other attributes of the encoder, such as the CNN's widths.
+      head_settings: attributes of the head except dtype.
       make_head: (head_settings, dtype) -> head; None for a `ProjectionHead`.
 
     Raises:
-      ValueError: for an unknown encoder, dtype or setting.
+      ValueError: an unknown encoder, dtype or setting.
     """
     if encoder not in ENCODERS:
         raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype of the model must be 'float32' or 'bfloat16', got {dtype!r}")
-    compute = jnp.dtype(dtype)
+    compute, head = jnp.dtype(dtype), head_settings or {}
     try:
         return ContrastiveModel(
             encoder=ENCODERS[encoder](dtype=compute, remat=remat, **(encoder_settings or {})),
-            head=(make_head or _projection_head)(head_settings or {}, compute),
+            head=make_head(head, compute) if make_head else ProjectionHead(dtype=compute, **head),
         )
     except TypeError as error:
         raise ValueError(f"settings of {encoder} or its head: {error}") from None
-
-
-def _projection_head(settings: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
-    return ProjectionHead(dtype=dtype, **settings)

@@ -1,4 +1,4 @@
-"""The paper's small encoder: four 3×3 convolutions with 2×2 max-pooling."""
+"""The paper's small encoder: 3×3 convolutions with 2×2 max-pooling."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ class CNN(nn.Module):
       widths: output channels of the layers; the last one is the embedding's width D.
       norm: `none` (as published: convolutions with a bias) or `batch`.
       dtype: of the computation; parameters and the result stay float32.
-      remat: computes layers again in the backward pass instead of keeping what is inside them.
+      remat: computes layers again in the backward pass instead of storing intermediate values.
     """
 
     widths: Sequence[int] = (16, 32, 64, 64)
@@ -37,7 +37,7 @@ class CNN(nn.Module):
           Embeddings [B, D] float32.
 
         Raises:
-          ValueError: for an unknown norm, no widths, or images too small for the poolings.
+          ValueError: an unknown norm, no widths, or images too small for the poolings.
         """
         if self.norm not in ("none", "batch"):
             raise ValueError(f"norm of the CNN must be 'none' or 'batch', got {self.norm!r}")
@@ -56,9 +56,9 @@ class CNN(nn.Module):
 
 
 def _layer(cnn: CNN, x: jax.Array, i: int, train: bool) -> jax.Array:
-    """Layer i of the network, whose own its parameters are."""
-    plain, dtype = cnn.norm == "none", cnn.dtype
-    x = convolution(cnn.widths[i], 3, dtype=dtype, name=f"conv{i + 1}", bias=plain)(x)
-    if not plain:
+    """Applies layer i; called inside the network's compact method, it has the parameters there."""
+    with_bias, dtype = cnn.norm == "none", cnn.dtype
+    x = convolution(cnn.widths[i], 3, dtype=dtype, name=f"conv{i + 1}", bias=with_bias)(x)
+    if cnn.norm == "batch":
         x = BatchNorm(train=train, dtype=dtype, name=f"bn{i + 1}")(x)
     return max_pool_2x2(nn.relu(x))

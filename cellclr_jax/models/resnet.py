@@ -1,7 +1,7 @@
-"""ResNet-18, 50 and 101 laid out like torchvision's, so that public weights map one to one.
+"""ResNet-18, 50 and 101 with torchvision's layers, so that public weights map one to one.
 
 Parameter names follow torchvision's (`layer1.0.conv1` is `layer1_0/conv1`), kernels are stored as
-[height, width, in, out]. The stride of a bottleneck sits in its 3×3 convolution (ResNet v1.5).
+[height, width, in, out]. A bottleneck has its stride in the 3×3 convolution (ResNet v1.5).
 """
 
 from collections.abc import Sequence
@@ -59,9 +59,9 @@ class Bottleneck(nn.Module):
 def shortcut(
     x: jax.Array, features: int, stride: int, dtype: jnp.dtype, *, train: bool
 ) -> jax.Array:
-    """The identity, or a strided 1×1 convolution where the shape changes.
+    """The identity, or a strided 1×1 convolution if the shape changes.
 
-    Called inside a block's compact method; its parameters belong to that block.
+    Called inside a block's compact method, so that the parameters belong to that block.
     """
     if stride == 1 and x.shape[-1] == features:
         return x
@@ -71,9 +71,9 @@ def shortcut(
 
 
 def normalized(pointwise: nn.Module, norm: BatchNorm, x: jax.Array) -> jax.Array:
-    """norm(pointwise(x)) of a 1×1 convolution to several times as many channels as x has.
+    """Applies a 1×1 convolution to several times as many channels, then the normalisation.
 
-    Training in bfloat16 is bound by memory: there the convolution's result is never held.
+    Training in bfloat16 is limited by memory bandwidth, so the product is not stored there.
     """
     if not norm.train or norm.dtype != jnp.bfloat16 or pointwise.is_initializing():
         return norm(pointwise(x))
@@ -87,7 +87,7 @@ class ResNet(nn.Module):
       block: BasicBlock or Bottleneck.
       depths: blocks in each of the four stages.
       dtype: of the computation; parameters, statistics and the result stay float32.
-      remat: computes blocks again in the backward pass instead of keeping what is inside them.
+      remat: computes blocks again in the backward pass instead of storing intermediate values.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
         """Embeds images.
 
         Args:
-          images: [B, H, W, C] float, any number of channels, sides of 32 pixels and more.
+          images: [B, H, W, C] float, any number of channels, sides of at least 32 pixels.
           train: whether batch normalisation uses the minibatch's statistics.
 
         Returns:

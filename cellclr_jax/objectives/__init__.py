@@ -1,7 +1,7 @@
-"""Objectives: what training minimises.
+"""Training objectives.
 
-To add one, write a file with a subclass of `Objective` (a frozen dataclass whose fields are its
-settings, each with a default) and add a line to `OBJECTIVES`. Its settings become
+To add one, write a file with a subclass of `Objective` (a frozen dataclass, the fields of which are
+its settings, each with a default) and add a line to `OBJECTIVES`. Its settings become
 `config.<name>.<setting>`, except for `SHARED_SETTINGS`.
 """
 
@@ -27,4 +27,4 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
 }
 """Objectives by their name in `config.objective`."""
 SHARED_SETTINGS = ("temperature", "loss_block_size")
-"""Fields of objectives that are settings of the config itself, `config.temperature` and so on."""
+"""Fields of objectives that are top-level settings of the config, such as `config.temperature`."""

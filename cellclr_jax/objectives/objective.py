@@ -1,4 +1,4 @@
-"""What an objective declares: views, head, teacher, state, loss and metrics."""
+"""The interface of an objective: its views, head, teacher, state, loss and metrics."""
 
 import abc
 import math
@@ -22,8 +22,8 @@ class Metric:
 
     Attributes:
       name: its key in `metrics.jsonl`.
-      title: one line on what it means.
-      better: which way is better; None where neither is.
+      title: its meaning in one line.
+      better: whether a lower or a higher value is better; None if neither.
       console: its format on the console, e.g. "acc {:.1%}"; '' leaves it out.
     """
 
@@ -38,8 +38,8 @@ class Views:
     """A group of views of one size.
 
     Attributes:
-      count: views of each cell.
-      scale: their side as a fraction of `config.image_size`.
+      count: number of views of each cell.
+      scale: side of the views as a fraction of `config.image_size`.
       operations: settings that replace those of `config.views`, by operation and setting.
     """
 
@@ -50,12 +50,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Teacher:
-    """An exponential moving average of encoder and head that produces targets.
+    """An exponential moving average of encoder and head, which produces targets.
 
     Attributes:
       momentum: at the first step.
       final_momentum: at the last step, reached along a cosine.
-      groups: the first so many groups of views are those that it sees.
+      groups: number of groups of views that the teacher sees, from the first on.
     """
 
     momentum: float = 0.996
@@ -63,20 +63,21 @@ class Teacher:
     groups: int = 1
 
     def momentum_at(self, step: jax.Array, total_steps: int) -> jax.Array:
-        """The momentum of the update after a step, float32."""
-        share = jnp.clip(step / max(total_steps, 1), 0.0, 1.0)
-        falling = 0.5 * (1.0 + jnp.cos(math.pi * share))
-        return self.final_momentum - (self.final_momentum - self.momentum) * falling
+        """Returns the momentum of the update after a step, float32."""
+        progress = jnp.clip(step / max(total_steps, 1), 0.0, 1.0)
+        cosine = 0.5 * (1.0 + jnp.cos(math.pi * progress))
+        return self.final_momentum - (self.final_momentum - self.momentum) * cosine
 
 
 class Outputs(NamedTuple):
-    """What the loss of a minibatch is computed from.
+    """Inputs of the loss of a minibatch.
 
     Attributes:
-      student: what the head returns for each view, a tree of arrays [V, B, ...]; the views of all
-        groups in order.
-      teacher: the same of the teacher's views, without gradient; None without a teacher.
-      labels: [B] int32 by the columns that the objective asks for.
+      student: the head's outputs, a tree of arrays [V, B, ...]; V counts the views of all groups,
+        in order.
+      teacher: the teacher's outputs for the views that it sees, without gradient; None without a
+        teacher.
+      labels: [B] int32 by column, for the columns in `Objective.labels`.
       state: of the objective (see `Objective.init_state`).
       key: random key of the step.
     """
@@ -90,16 +91,16 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective(abc.ABC):
-    """Base of all objectives: a frozen dataclass whose fields are its settings.
+    """Base class of objectives: a frozen dataclass, the fields of which are its settings.
 
-    A subclass implements `loss` and declares what it needs. `__post_init__` raises ValueError for
-    settings that cannot be.
+    A subclass implements `loss` and overrides the class attributes and methods that it needs. Its
+    `__post_init__` raises ValueError for invalid settings.
 
     Attributes:
-      metrics: what `loss` reports in addition to the loss.
-      title: what the loss is, in a few words.
+      metrics: the numbers that `loss` reports in addition to the loss.
+      title: name of the loss.
       views: groups of views of each cell.
-      labels: columns of the cells whose values `loss` needs.
+      labels: columns of the dataset that `loss` needs.
       teacher: the moving average that produces targets; None for none.
       advice: settings to try when the representation collapses.
     """
@@ -114,7 +115,7 @@ class Objective(abc.ABC):
     )
 
     def reported(self) -> tuple[Metric, ...]:
-        """Everything that a step reports of the loss and the representation, the loss first."""
+        """Returns all metrics of a training step, the loss first."""
         return (
             Metric("loss", f"{self.title}, mean over minibatches", "lower", "loss {:.4f}"),
             *self.metrics,
@@ -124,7 +125,7 @@ class Objective(abc.ABC):
         )
 
     def head(self, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
-        """Builds what maps embeddings [B, D] to the outputs that `loss` takes.
+        """Builds the module that maps embeddings [B, D] to the outputs that `loss` takes.
 
         Args:
           settings: `config.model.head`.
@@ -133,29 +134,29 @@ class Objective(abc.ABC):
         return ProjectionHead(dtype=dtype, **settings)
 
     def init_state(self, key: jax.Array, labels: Mapping[str, int]) -> Any:
-        """Returns the state at step 0 that no gradient trains, a tree of arrays; None for none.
+        """Returns the initial state, a tree of arrays that only `loss` updates; None for none.
 
         Args:
-          key: of its own stream.
+          key: random key of a separate stream.
           labels: number of distinct values by column.
         """
         return None
 
     @abc.abstractmethod
     def loss(self, outputs: Outputs, mesh: Mesh | None) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        """Computes the loss of a global minibatch; pure.
+        """Computes the loss of a global minibatch; a pure function.
 
         Args:
           outputs: of student and teacher.
-          mesh: whose devices share the rows; None for one device.
+          mesh: the devices that share the rows; None for one device.
 
         Returns:
           (float32 scalar, (new state, float32 scalars by metric name)).
         """
 
     def sign_of_collapse(self, metrics: Mapping[str, float], minibatch_size: int) -> str:
-        """Describes what in a row of training metrics looks like a collapse; '' if nothing.
+        """Describes signs of a collapse in a row of training metrics; '' if there are none.
 
-        Several such rows in a row make a warning.
+        Several such rows in succession cause a warning.
         """
         return ""

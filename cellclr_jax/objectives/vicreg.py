@@ -23,7 +23,7 @@ _COLLAPSED = 0.95
 
 @dataclass(frozen=True)
 class VICReg(Objective):
-    """Two views of a cell get equal projections whose features vary and do not correlate.
+    """Makes the projections of two views equal and their features varied and uncorrelated.
 
     Needs no negatives, hence no large minibatches.
 
@@ -44,7 +44,7 @@ class VICReg(Objective):
         Metric("invariance", "mean squared difference of a cell's two projections", better="lower"),
         Metric(
             "variance",
-            "mean of max(0, 1 - standard deviation) over features; 1: all cells in one point",
+            "mean of max(0, 1 - standard deviation) over features; 1: projections are identical",
             better="lower",
         ),
         Metric(
@@ -58,18 +58,18 @@ class VICReg(Objective):
         """Checks the settings."""
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
             if not 0 <= (weight := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name} is {weight}: a finite number from 0 on was expected")
+                raise ValueError(f"{name} is {weight}: a finite number of at least 0 was expected")
         if self.width < 1:
             raise ValueError(f"width is {self.width}: at least 1 was expected")
 
     def head(self, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
-        """Builds the expander: three layers, batch norm and ReLU between them, no final bias."""
+        """Builds the expander: three layers with batch norm and ReLU between them, no last bias."""
         return ProjectionHead(
             depth=3, hidden=self.width, width=self.width, norm="batch", bias=False, dtype=dtype
         )
 
     def loss(self, outputs: Outputs, mesh: Mesh | None) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        """Computes the weighted sum of the three terms; statistics are those of all devices."""
+        """Computes the weighted sum of the three terms, with statistics over all devices."""
         x, y = outputs.student
         metrics = {
             "invariance": jnp.mean(jnp.square(x - y)),
@@ -81,7 +81,7 @@ class VICReg(Objective):
         return jnp.asarray(value), (None, jax.lax.stop_gradient(metrics))
 
     def sign_of_collapse(self, metrics: Mapping[str, float], minibatch_size: int) -> str:
-        """Detects features that hardly vary between cells."""
+        """Detects features that hardly differ between cells."""
         if metrics.get("variance", 0.0) <= _COLLAPSED:
             return ""
         return f"the projections hardly differ between cells (variance {metrics['variance']:.3f})"
@@ -98,7 +98,7 @@ def _covariance(x: jax.Array) -> jax.Array:
     cells, width = x.shape
     centered = x - jnp.mean(x, axis=0, keepdims=True)
     if cells < width:
-        # The squared Frobenius norms of XᵀX and XXᵀ are equal, and the latter is smaller.
+        # XᵀX and XXᵀ have the same Frobenius norm, and XXᵀ is the smaller matrix here.
         gram = jnp.matmul(centered, centered.T, precision=_EXACT)
         diagonal = jnp.sum(jnp.square(centered), axis=0)
         total = jnp.sum(jnp.square(gram)) - jnp.sum(jnp.square(diagonal))

@@ -1,4 +1,4 @@
-"""What all HTML pages share: look, escaping, Plotly settings, and the frame that a page fills."""
+"""Shared parts of all HTML pages: colours, escaping, Plotly defaults, the base template."""
 
 import html
 from collections.abc import Mapping
@@ -8,51 +8,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#56B4E9",
-    "#CC79A7",
-    "#B8A900",
-    "#000000",
-)
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#B8A900", "#000000")
 """Okabe and Ito's palette, distinct under every common colour blindness; black comes last."""
-SYMBOLS = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "triangle-down",
-    "cross",
-    "x",
-    "star",
-    "triangle-left",
-    "pentagon",
-    "triangle-right",
-    "hexagon",
-)
-"""Plotly's markers. Twelve, for BBBC021's twelve MoAs: no two share one, whatever the colour."""
+SYMBOLS = (  # noqa: SIM905
+    "circle square triangle-up diamond triangle-down cross x star triangle-left pentagon "
+    "triangle-right hexagon"
+).split()
+"""Plotly's markers: twelve, as BBBC021 has twelve MoAs, so that no two share one."""
 CHANNEL_COLOURS = ("#5b8cff", "#ffb000", "#f0409f")
-"""Of channels laid over each other: blue, amber and red-violet differ under every colour blindness,
-and more than three colours at once cannot be separated."""
+"""Of overlaid channels: blue, amber and red-violet differ under every colour blindness, and more
+than three colours at once cannot be separated."""
 SCALE = "Viridis"
-"""Even in lightness: readable under every colour blindness, and when printed in grey."""
+"""Monotonic in lightness: readable under every colour blindness, and when printed in grey."""
 INK, PALE_INK, GRID, PALE_GRID = "#1f2430", "#5b6472", "#dfe3e8", "#eef0f2"
 GREY = "#7a8290"
-"""Of what is no result: chance levels, what was not scored, what could not be used."""
+"""Of chance levels, treatments without a score, and fields that were excluded."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _FONT_SIZE = 12
 _LONGEST_LABEL = 42
-# Rows of a table of settings; a record of more is read in its file.
+# Rows of a table of settings.
 _MOST_SETTINGS = 500
 
 
 def base_layout(height: float, *, title: str = "", **settings: Any) -> dict[str, Any]:
-    """Returns a Plotly layout: white, quiet, `height` pixels high, titled where there is a title.
+    """Returns a Plotly layout with a white background, pale grids and no zero lines.
 
-    Axes have pale grids and no zero line; `settings` are merged into these defaults.
+    Args:
+      height: in pixels.
+      title: of the figure; '' for none.
+      settings: of the layout; those of `xaxis` and `yaxis` are merged into the defaults.
     """
     layout: dict[str, Any] = {
         "height": round(height),
@@ -72,35 +56,35 @@ def base_layout(height: float, *, title: str = "", **settings: Any) -> dict[str,
 
 
 def label(text: object, most: int = _LONGEST_LABEL) -> str:
-    """Escapes a name for a figure, where Plotly reads a part of HTML, and cuts a long one."""
-    words = str(text)
-    return html.escape(words if len(words) <= most else f"{words[: most - 1]}…", quote=False)
+    """Shortens a name and escapes it for Plotly, which interprets some HTML."""
+    name = str(text)
+    return html.escape(name if len(name) <= most else f"{name[: most - 1]}…", quote=False)
 
 
-def look(index: int) -> tuple[str, int]:
-    """Returns a colour and the index of a symbol; no two of the first 96 are alike."""
+def colour_and_symbol(index: int) -> tuple[str, int]:
+    """Returns a colour and the index of a symbol; the first 96 combinations are distinct."""
     # 8 colours and 12 symbols repeat together after 24; shifting the symbols then makes 96.
     return COLOURS[index % len(COLOURS)], (index + index // 24) % len(SYMBOLS)
 
 
 def number(value: float) -> str:
-    """Writes a dose or a measure in at most four digits."""
+    """Formats a concentration or measure with at most four significant digits."""
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def percent(share: float | None) -> str:
-    """Writes a share in per cent; a dash for None."""
+    """Formats a share in [0, 1] as a percentage; a dash for None."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def script_json(value: object) -> "Markup":
-    """Writes JSON that may stand in a <script type="application/json"> of a page.
+    """Encodes JSON for a <script type="application/json"> element.
 
     Args:
-      value: dicts, lists, arrays, texts, numbers; a number that is not finite becomes null.
+      value: dicts, lists, arrays, strings, numbers; NaN and infinities become null.
 
     Returns:
-      ASCII text without '<' and '>', which Jinja inserts as it is.
+      ASCII text without '<' and '>', marked as safe for Jinja.
     """
     from markupsafe import Markup
     from plotly.io.json import to_json_plotly
@@ -109,7 +93,7 @@ def script_json(value: object) -> "Markup":
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Lists (name, value) of every setting; those of a nested object are named 'outer, inner'.
+    """Lists (name, value) of all settings; nested names are joined as 'outer, inner'.
 
     Args:
       values: JSON values.
@@ -126,7 +110,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, s
 
 
 def _setting(value: object) -> str:
-    """Writes the value of a setting."""
+    """Formats the value of a setting."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -137,33 +121,32 @@ def _setting(value: object) -> str:
 
 
 def render(template: str, *, style: str = "", script: str = "", **values: Any) -> str:
-    """Renders a page as one HTML file that loads nothing from anywhere.
-
-    The frame, `pages/base.html.jinja`, shows `title`, `name` and `heading` of the values.
+    """Renders a page as one self-contained HTML file, which requests nothing.
 
     Args:
-      template: path of a template that extends the frame, relative to the package.
-      style: CSS to add to the look that all pages have.
-      script: path of a script to run after `page.js`, relative to the package; '' for none.
-      values: of the template. Text is escaped.
+      template: path, relative to the package, of a template that extends `pages/base.html.jinja`.
+      style: CSS in addition to `pages/page.css`.
+      script: path of a script that runs after `pages/page.js`, relative to the package; '' for
+        none.
+      values: of the template's variables; `title`, `name` and `heading` are required. Text is
+        escaped.
     """
     from jinja2 import Environment, FunctionLoader
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    page = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_text)
-    ).get_template(template)
-    code = _text("pages/page.js") + (_text(script) if script else "")
-    return page.render(
-        style=Markup(_text("pages/page.css") + style),
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_read)
+    )
+    environment.globals["script_json"] = script_json
+    code = _read("pages/page.js") + (_read(script) if script else "")
+    return environment.get_template(template).render(
+        style=Markup(_read("pages/page.css") + style),
         script=Markup(f'"use strict";\n{{\n{code}}}\n'),
         plotly=Markup(get_plotlyjs()),
-        script_json=script_json,
         **values,
     )
 
 
-def _text(name: str) -> str:
-    """Reads a text file of the package."""
+def _read(name: str) -> str:
     return resources.files("cellclr_jax").joinpath(name).read_text(encoding="utf-8")

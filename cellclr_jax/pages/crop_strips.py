@@ -1,7 +1,7 @@
-"""Crops as small tinted pictures, side by side in a strip for each group of cells.
+"""Strips of example crops for each group of cells, as small WebP images.
 
-A picture has the channels below each other, in grey: the page lays them over each other in colour,
-or shows one of them, from the same picture.
+An image has the channels below each other, in grey: the page overlays them in colour or shows one
+of them, from the same image.
 """
 
 import base64
@@ -20,57 +20,58 @@ from cellclr_jax.pages import CHANNEL_COLOURS
 if TYPE_CHECKING:
     from cellclr_jax.data.minibatches import Cells
 
-# Black and full colour are these percentiles of a channel; a power below one lifts what is dim,
-# such as a cell's rim beside its nucleus.
-_SPAN = (0.5, 99.8)
+# Percentiles of a channel that become black and full colour. A gamma below one brightens dim
+# structures, such as the rim of a cell.
+_PERCENTILES = (0.5, 99.8)
 _GAMMA = 0.75
-# Pixels of the black line between crops.
+# Width in pixels of the black line between crops.
 _LINE = 2
 SIDE = 96
-"""The side of a crop in its picture in pixels; larger crops are shrunk to it."""
+"""The largest side of a crop in an image in pixels; larger crops are downsampled to it."""
 # WebP qualities, the best first, and the effort of the encoder, 0 to 6: more takes many times as
-# long for pictures that are a little smaller.
+# long for images that are slightly smaller.
 _QUALITIES = (85, 70, 55, 40)
 _EFFORT = 2
-# Of this many groups it is tried how large their pictures become.
-_TRIED = 24
-# Pictures stand in the page in base64: four letters for three bytes.
-_GROWTH = 4 / 3
-# Allowance for pictures that turn out larger than those that were tried.
+# The size of all images is estimated from this many groups.
+_SAMPLED_GROUPS = 24
+# Base64 takes four characters for three bytes.
+_BASE64_GROWTH = 4 / 3
+# Allowance for images that are larger than the sampled ones.
 _SLACK = 1.1
-# Cells whose brightness decides the scale of all pictures, where no cells are named.
+# Cells that decide the range of brightness of all images.
 _SCALE_CELLS = 96
-# Of treatments: how many crops and their side, the best first.
+# Of treatments: number of crops and their side in pixels, the best first.
 _TREATMENT_SIZES = ((8, SIDE), (6, SIDE), (6, 80), (5, 64), (4, 56), (3, 48), (2, 40))
 _COLOUR_NAMES = ("blue", "amber", "violet")
-# In the place of a concentration: no treatment has it.
-_OF_CONTROLS = -1.0
+UNKNOWN_DOSE = -1.0
+"""Stands for an unknown concentration in keys; 0 µM is a known one."""
+_OF_CONTROLS = -2.0  # in place of the controls' concentration
 
 ReadImages = Callable[[np.ndarray], np.ndarray]
 """Reads images [k, S, S, C] uint8 or uint16 of k rows of a table of cells."""
 Key = TypeVar("Key", bound=Hashable)
 Treatment = tuple[str, float]
-"""Compound and concentration; 0 where none is known."""
+"""Compound and concentration in µM; `UNKNOWN_DOSE` if unknown."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Crops of one group side by side.
+    """Crops of one group, side by side.
 
     Attributes:
-      picture: a WebP file, grey, [C * side, crops * side].
-      crops: how many.
-      places: plate and well of each crop; '' where they are not known.
+      image: a WebP file, grey, [C * side, crops * side].
+      crops: number of crops.
+      wells: plate and well of each crop; '' if unknown.
     """
 
-    picture: bytes = field(repr=False)
+    image: bytes = field(repr=False)
     crops: int
-    places: list[str]
+    wells: list[str]
 
     @property
     def uri(self) -> str:
-        """The picture's address within a page."""
-        return data_uri(self.picture, "webp")
+        """The image as a data URI."""
+        return data_uri(self.image, "webp")
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,15 @@ class Pictures:
     """Crops of treatments and controls.
 
     Attributes:
-      tiles: by treatment.
-      controls: of the controls; None where there are none.
-      control: their compound.
-      channels: names, from the top of a picture down.
+      strips: by treatment.
+      controls: of the controls; None if there are none.
+      control: the compound of the controls.
+      channels: names, from top to bottom of an image.
       side: of a crop in pixels.
-      scale: how grey values follow from intensities, in words.
+      scale: text that explains the range of brightness.
     """
 
-    tiles: Mapping[Treatment, Strip]
+    strips: Mapping[Treatment, Strip]
     controls: Strip | None
     control: str
     channels: list[str]
@@ -97,15 +98,15 @@ class Pictures:
 def treatment_pictures(
     cells: "Cells", control: str, *, budget_bytes: int = 12_000_000, seed: int = 0
 ) -> Pictures:
-    """Draws some crops of each treatment at random, the same ones every time.
+    """Draws random crops of each treatment, reproducibly.
 
-    Many treatments have fewer and smaller crops, so that all pictures together fit into the
-    budget; where even the smallest do not, the last treatments have none.
+    With many treatments there are fewer and smaller crops of each, so that all images fit into the
+    budget; if the smallest do not fit either, the last treatments have none.
 
     Args:
-      cells: the dataset; without compounds there are no pictures.
-      control: the controls' compound, in any case.
-      budget_bytes: of all pictures as they stand in a page, in base64.
+      cells: the dataset; without compounds there are no images.
+      control: the compound of the controls, in any case.
+      budget_bytes: of all images in base64.
       seed: of the draw; a treatment's crops do not depend on the other treatments.
 
     Raises:
@@ -124,14 +125,13 @@ def treatment_pictures(
         scale=scale,
         seed=seed,
     )
-    crops = min(_SCALE_CELLS, len(scale[1]))
-    what = "control crops" if len(controls) else "crops of all treatments"
-    words = (
-        f"From black to full colour: the {_SPAN[0]} to {_SPAN[1]} percentiles of {crops} {what}, "
-        "channel by channel, the same for every picture."
+    source = "control crops" if len(controls) else "crops of all treatments"
+    text = (
+        f"Brightness: the {_PERCENTILES[0]}th to {_PERCENTILES[1]}th percentile of "
+        f"{min(_SCALE_CELLS, len(scale[1]))} {source}, for each channel; the same in all images."
     )
-    shown = strips.pop((control, _OF_CONTROLS), None)
-    return Pictures(strips, shown, control, cells.channels, side, words)
+    of_controls = strips.pop((control, _OF_CONTROLS), None)
+    return Pictures(strips, of_controls, control, cells.channels, side, text)
 
 
 def _treatments_of(
@@ -145,11 +145,11 @@ def _treatments_of(
     used = ~controls & (compound != "")
     if "moa" in table:
         used &= table["moa"].fillna("") != ""
-    dose = table.get("concentration", pd.Series(0.0, table.index)).fillna(0.0)
+    dose = table.get("concentration", pd.Series(UNKNOWN_DOSE, table.index)).fillna(UNKNOWN_DOSE)
     keys = pd.DataFrame({"compound": compound, "dose": round_concentrations(dose)}, table.index)
     rows = np.flatnonzero(used)
     groups: Mapping[Any, Any] = keys.iloc[rows].groupby(["compound", "dose"]).indices
-    treated = {(str(key[0]), float(key[1])): rows[own] for key, own in groups.items()}
+    treated = {(str(key[0]), float(key[1])): rows[members] for key, members in groups.items()}
     return treated, np.flatnonzero(controls)
 
 
@@ -159,19 +159,19 @@ def draw_strips(
     groups: Mapping[Key, np.ndarray],
     *,
     sizes: Sequence[tuple[int, int]],
-    budget_bytes: int,
+    budget_bytes: float,
     scale: tuple[str, np.ndarray],
     seed: int = 0,
 ) -> tuple[dict[Key, Strip], int]:
-    """Draws a strip for each group of cells, all on one scale of brightness.
+    """Draws a strip of crops for each group of cells, all with the same range of brightness.
 
     Args:
-      read: images of rows of the table.
-      table: of cells; `plate` and `well` are used where they are known.
+      read: reads the images of rows.
+      table: one row a cell; `plate` and `well` are used if known.
       groups: rows of each group; the last ones have no strip if the budget is too small.
-      sizes: crops of a strip and their side in pixels, the best first.
-      budget_bytes: of all pictures as they stand in a page, in base64.
-      scale: a name, and the rows of the cells whose brightness decides the scale.
+      sizes: number of crops of a strip and their side in pixels, the best first.
+      budget_bytes: of all images in base64.
+      scale: a name, and the rows of the cells that decide the range of brightness.
       seed: of the draw.
 
     Returns:
@@ -180,52 +180,52 @@ def draw_strips(
     strips: dict[Key, Strip] = {}
     if not groups:
         return strips, sizes[0][1]
-    known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
-    names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
-    keys = ("plate", ["plate", "well"])
-    places = np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
+    names, places = _wells_of(table)
     rows = np.sort(scale[1]).astype(np.int64)
     brightness = read(choose(places, rows, _SCALE_CELLS, key=(scale[0], 0.0), seed=seed))
     low, high = _range(brightness[:, ::2, ::2])
 
     def draw(key: Key, crops: int, side: int, quality: int) -> Strip:
         rows = choose(places, groups[key], crops, key=key, seed=seed)
-        images = _shrink(read(rows), side)
-        grey = np.rint(255 * stretch(images, low, high)).astype(np.uint8)
-        grey[1:, :, :_LINE] = 0
-        count, height, width, channels = grey.shape
-        picture = grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
-        return Strip(_webp(picture, quality), count, names[rows].tolist())
+        image = _join(stretch(_shrink(read(rows), side), low, high))
+        return Strip(_webp(image, quality), len(rows), names[rows].tolist())
 
-    tried = list(groups)[:: -(-len(groups) // _TRIED)]
+    sampled = list(groups)[:: -(-len(groups) // _SAMPLED_GROUPS)]
     for plan in _plans(sizes):
-        mean = np.mean([len(draw(key, *plan).picture) for key in tried])
-        if mean * len(groups) * _GROWTH * _SLACK <= budget_bytes:
+        mean = np.mean([len(draw(key, *plan).image) for key in sampled])
+        if mean * len(groups) * _BASE64_GROWTH * _SLACK <= budget_bytes:
             break
-    used = 0.0
     for key in groups:
         strip = draw(key, *plan)
-        used += _GROWTH * len(strip.picture)
-        if used > budget_bytes:
+        budget_bytes -= _BASE64_GROWTH * len(strip.image)
+        if budget_bytes < 0:
             break
         strips[key] = strip
     return strips, min(plan[1], *brightness.shape[1:3])
 
 
+def _wells_of(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Names of each cell's plate and well, [N], and codes of both, [N, 2] int."""
+    known = table.reindex(columns=["plate", "well"], fill_value="").fillna("").astype(str)
+    names = (known["plate"] + " " + known["well"]).str.strip().to_numpy(object)
+    keys = ("plate", ["plate", "well"])
+    return names, np.stack([known.groupby(key).ngroup() for key in keys], axis=1)
+
+
 def choose(
     places: np.ndarray, members: np.ndarray, most: int, *, key: Hashable, seed: int = 0
 ) -> np.ndarray:
-    """Draws up to `most` cells: one of every plate first, then of every well, then others.
+    """Draws up to `most` cells: first one of every plate, then one of every well, then others.
 
     Args:
-      places: [N, 2] int, the number of each cell's plate and that of its well.
-      members: rows to choose from.
-      most: how many.
-      key: of the group, whose draw does not depend on other groups.
+      places: [N, 2] int, the codes of each cell's plate and well.
+      members: [n] int, rows of the group's cells.
+      most: number of cells.
+      key: of the group; its draw does not depend on other groups.
       seed: of the draw.
 
     Returns:
-      Their rows, by plate and well.
+      [≤ most] int, rows sorted by plate and well.
     """
     rng = np.random.default_rng([seed, zlib.crc32(repr(key).encode())])
     rows = rng.permutation(members)
@@ -238,12 +238,12 @@ def choose(
 
 
 def _occurrences(codes: np.ndarray) -> np.ndarray:
-    """Returns [N] how many of the same code come before each."""
+    """Counts how many equal codes precede each, [N]."""
     return pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
 
 def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yields crops, side, quality: smaller pictures before bad ones, then the smallest as bad."""
+    """Yields (crops, side, quality): reduces the size first, then the quality."""
     for crops, side in sizes:
         for quality in _QUALITIES[:2]:
             yield crops, side, quality
@@ -252,20 +252,20 @@ def _plans(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def _range(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what is black and full colour, [C] each, in images [..., C]."""
+    """Returns the intensities of black and full colour, [C] each, in images [..., C]."""
     axes = tuple(range(images.ndim - 1))
-    low, high = np.percentile(images, _SPAN, axis=axes).astype(np.float32)
+    low, high = np.percentile(images, _PERCENTILES, axis=axes).astype(np.float32)
     return low, np.where(high > low, high, low + 1)
 
 
 def stretch(
     images: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
 ) -> np.ndarray:
-    """Brightens images [..., C] to [0, 1] float32.
+    """Stretches the contrast of images [..., C] to [0, 1] float32.
 
     Args:
       images: any type.
-      low, high: [C] intensities of black and full colour; by default of these images.
+      low, high: [C] intensities of black and full colour; by default percentiles of the images.
     """
     if low is None or high is None:
         low, high = _range(images)
@@ -273,7 +273,7 @@ def stretch(
 
 
 def resize(images: np.ndarray, side: int, method: str) -> np.ndarray:
-    """Resizes images [k, S, S, C] to [k, side, side, C] float32 by one of Pillow's methods."""
+    """Resizes images [k, S, S, C] to [k, side, side, C] float32 by a resampling of Pillow's."""
     from PIL import Image
 
     planes = np.moveaxis(images.astype(np.float32), -1, 1)
@@ -290,35 +290,42 @@ def _shrink(images: np.ndarray, side: int) -> np.ndarray:
     return images.astype(np.float32) if images.shape[1] == side else resize(images, side, "BOX")
 
 
-def _webp(picture: np.ndarray, quality: int) -> bytes:
-    """Encodes a grey picture as a WebP file."""
+def _join(images: np.ndarray) -> np.ndarray:
+    """Joins crops [k, s, s, C] in [0, 1] to a grey image [C * s, k * s] uint8."""
+    grey = np.rint(255 * images).astype(np.uint8)
+    grey[1:, :, :_LINE] = 0
+    count, height, width, channels = grey.shape
+    return grey.transpose(3, 1, 0, 2).reshape(channels * height, count * width)
+
+
+def _webp(image: np.ndarray, quality: int) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=quality, method=_EFFORT)
+    Image.fromarray(image).save(buffer, "WEBP", quality=quality, method=_EFFORT)
     return buffer.getvalue()
 
 
-def data_uri(picture: bytes, kind: str) -> str:
-    """Returns the address of a picture within a page; `kind` is 'webp' or 'png'."""
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+def data_uri(image: bytes, kind: str) -> str:
+    """Returns an image file as a data URI; `kind` is 'webp' or 'png'."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def shown_side(side: int) -> int:
-    """The side of a crop on the page: small crops are enlarged by a whole number."""
+    """The side of a crop on the page in pixels: small crops are enlarged by an integer."""
     return side * max(1, SIDE // side)
 
 
 def composite(channels: Sequence[str]) -> str:
-    """Names the channels that are shown in colour, with their colours."""
+    """Lists the channels that are shown in colour, with their colours."""
     return ", ".join(f"{c} {name}" for c, name in zip(channels, _COLOUR_NAMES, strict=False))
 
 
 def channel_style(channels: int, side: int) -> str:
-    """Returns a CSS rule for each channel of a strip: its part of the picture, its colour."""
+    """Returns CSS rules that select the part of a strip's image and the colour of each channel."""
     rules = [f".strip i {{ background-size: auto, auto {channels * side}px; }}"]
     for c in range(channels):
-        # A channel by itself is white, and so is one without a colour.
+        # A single channel is white, and so is one without a colour.
         colour = "#fff" if channels == 1 or c >= len(CHANNEL_COLOURS) else CHANNEL_COLOURS[c]
         place = f"background-position: 0 0, 0 {-c * side}px"
         rules += [
@@ -332,5 +339,5 @@ def channel_style(channels: int, side: int) -> str:
 
 
 def _tint(colour: str) -> str:
-    """Returns the CSS image of a strip's grey picture in a colour."""
+    """Returns CSS that colours a strip's grey image."""
     return f"linear-gradient({colour}, {colour}), var(--p)"

@@ -1,8 +1,8 @@
-"""Standardization and corrections of well profiles: whitening, TVN, Harmony, ComBat.
+"""Standardisation and corrections of well profiles: whitening, TVN, Harmony, ComBat.
 
 Harmony and ComBat come from other libraries: pip install 'cellclr_jax[batch]'. They are fitted on
-all wells, treated ones too. Where a treatment lies in a single batch, as nearly all of BBBC021's
-do, its effect cannot be distinguished from its batch's, and they remove part of it.
+all wells, including treated ones. If a treatment lies in a single batch, as nearly all of BBBC021's
+do, its effect cannot be distinguished from the batch effect, and they remove part of it.
 """
 
 import contextlib
@@ -17,52 +17,58 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.protocol import CORRECTIONS, Protocol
 
 FEWEST_CONTROLS = 2
-"""Controls needed for a moment that is more than one well's own accident."""
-# A spread below this fraction of the feature's largest value is rounding of float64, not signal.
+"""Controls needed to estimate a moment."""
+# A spread below this fraction of the feature's largest value is rounding error of float64.
 _CONSTANT = 1e-12
-# The median absolute deviation of a normal distribution, times this, is its standard deviation.
+# Ratio of standard deviation and median absolute deviation of a normal distribution.
 _MAD_TO_DEVIATION = 1.482602218505602
-# Rows that are changed at once: large tables leave no room for temporary copies.
+# Rows per block: temporary copies of a whole large table would not fit in memory.
 _ROWS = 4_096
 _SEED = 0
-# Harmony's defaults, except for few wells, of which it would make no cluster.
-_WELLS_A_CLUSTER, _MOST_CLUSTERS = 30, 100
+# Harmony's defaults, except for few wells, for which its number of clusters would be 0.
+_WELLS_PER_CLUSTER, _MOST_CLUSTERS = 30, 100
 _INSTALL = "pip install 'cellclr_jax[batch]'"
+
+Names = Sequence[str] | np.ndarray
 
 
 def standardize(
     profiles: np.ndarray,
     is_control: np.ndarray,
     *,
-    plates: Sequence[str] | np.ndarray | None = None,
+    plates: Names | None = None,
     robust: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(x - centre) / spread of every feature, both of the controls.
+    """Computes z-scores by the controls: (x - centre) / spread of each feature.
 
-    A feature that is constant over the controls, or over those of one of the plates, has no scale
-    to be measured in: it is left out.
+    Features that are constant over the controls, or over the controls of one plate, are left out.
 
     Args:
       profiles: [N, D] float, one row a well.
       is_control: [N] bool.
-      plates: [N] names: each plate is measured by its own controls; None measures all wells by all
-        controls.
-      robust: median and median absolute deviation (scaled to be a normal distribution's standard
-        deviation) instead of mean and population standard deviation.
+      plates: [N] names: each plate is standardised by its own controls; None standardises all wells
+        by all controls.
+      robust: uses the median and the median absolute deviation (scaled to the standard deviation of
+        a normal distribution) instead of the mean and the population standard deviation.
 
     Returns:
-      ([N, K] float64, [D] bool: which K features were kept).
+      ([N, K] float64, [D] bool: the K remaining features).
 
     Raises:
-      BadData: fewer than two controls, altogether or on a plate; every feature is constant; a value
-        is not finite.
+      BadData: fewer than two controls, overall or on a plate; all features are constant; a value is
+        not finite.
     """
     profiles, is_control = _checked(profiles, is_control, "standardisation by controls")
-    groups = _plates(plates, is_control) if plates is not None else [np.arange(len(profiles))]
+    groups = (
+        _rows_of_plates(plates, is_control) if plates is not None else [np.arange(len(profiles))]
+    )
     result, varies = np.empty_like(profiles), np.ones(profiles.shape[1], bool)
     for rows in groups:
         controls = profiles[rows[is_control[rows]]]
-        centre, spread = _robust(controls) if robust else (controls.mean(0), controls.std(0))
+        centre, spread = controls.mean(axis=0), controls.std(axis=0)
+        if robust:
+            centre = np.median(controls, axis=0)
+            spread = _MAD_TO_DEVIATION * np.median(np.abs(controls - centre), axis=0)
         has_scale = spread > _CONSTANT * np.abs(controls).max(axis=0)
         scale = np.where(has_scale, spread, 1.0)
         for start in range(0, len(rows), _ROWS):
@@ -77,21 +83,12 @@ def standardize(
     return result if varies.all() else result[:, varies], varies
 
 
-def _robust(controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre = np.median(controls, axis=0)
-    return centre, _MAD_TO_DEVIATION * np.median(np.abs(controls - centre), axis=0)
-
-
-def _plates(plates: Sequence[str] | np.ndarray, is_control: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each plate."""
+def _rows_of_plates(plates: Names, is_control: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each plate; BadData if a plate has too few controls."""
     names = np.asarray(plates, object)
     groups = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
-    few = [
-        f"{name!r} has {is_control[rows].sum()}"
-        for name, rows in groups.items()
-        if is_control[rows].sum() < FEWEST_CONTROLS
-    ]
-    if few:
+    counts = {name: is_control[rows].sum() for name, rows in groups.items()}
+    if few := [f"{n!r} has {count}" for n, count in counts.items() if count < FEWEST_CONTROLS]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         raise BadData(
             f"standardisation plate by plate needs {FEWEST_CONTROLS} control wells on each: plate "
@@ -108,35 +105,32 @@ def whiten(
     relative: bool = False,
     to_rank: bool = False,
 ) -> np.ndarray:
-    """Makes the controls' variation white: X V diag(1/√(s+λ)), not rotated back.
+    """Whitens profiles by the controls: X V diag(1/√(s+λ)), not rotated back.
 
-    X is centred on the controls' mean and C = V diag(s) Vᵀ is the second moment of its control
-    rows. Where there are fewer controls than features, the directions that C does not reach have
-    s = 0 and are scaled by 1/√λ: by more than any other where λ is small. `to_rank` leaves them
-    out.
+    X is centred on the controls' mean, and V diag(s) Vᵀ = C is the second moment of its control
+    rows. Directions that the controls do not span have s = 0 and are scaled by 1/√λ, more than all
+    others if λ is small; `to_rank` leaves these out.
 
     Args:
       profiles: [N, D] float, one row a well.
       is_control: [N] bool.
-      regularization: λ >= 0, in the units of the features' variance; with `relative`, a fraction
-        of C's mean eigenvalue, which makes the result's directions independent of that unit.
-      relative: whether `regularization` is that fraction.
-      to_rank: keeps only the principal components that the controls span, as many as C has rank.
+      regularization: λ >= 0, in units of the features' variance.
+      relative: `regularization` is a fraction of C's mean eigenvalue, independent of that unit.
+      to_rank: keeps only the principal components that the controls span, as many as the rank of C.
 
     Returns:
-      [N, D] float64; with `to_rank` [N, R], the component of the least variance first.
+      [N, D] float64; with `to_rank` [N, R], components in ascending order of variance.
 
     Raises:
-      BadData: fewer than two controls; λ = 0 where C is singular and `to_rank` is not asked for;
-        C = 0 where it or `relative` is.
-      BadUse: a negative or non-finite λ.
+      BadData: fewer than two controls; C is singular and λ = 0, or C = 0 with `to_rank`/`relative`.
+      BadUse: λ is negative or not finite.
     """
     profiles, is_control = _checked(profiles, is_control, "whitening")
     controls = profiles[is_control]
     mean = controls.mean(axis=0)
     controls = controls - mean
     variances, vectors = np.linalg.eigh(controls.T @ controls / len(controls))
-    variances = np.maximum(variances, 0.0)  # rounding leaves zeros a little below zero
+    variances = np.maximum(variances, 0.0)  # rounding makes some zeros negative
     ridge = _ridge(variances.mean(), regularization, relative)
     spanned = variances > len(variances) * np.finfo(float).eps * variances[-1]
     if to_rank:
@@ -158,7 +152,7 @@ def whiten(
 def tvn(
     profiles: np.ndarray,
     is_control: np.ndarray,
-    batches: Sequence[str] | np.ndarray,
+    batches: Names,
     *,
     regularization: float = 1.0,
     relative: bool = False,
@@ -168,7 +162,7 @@ def tvn(
     Args:
       profiles: [N, D] float, one row a well.
       is_control: [N] bool.
-      batches: [N] the experimental batch of each well.
+      batches: [N] experimental batch of each well.
       regularization: see `whiten`.
       relative: see `whiten`.
 
@@ -176,8 +170,7 @@ def tvn(
       [N, D] float64.
 
     Raises:
-      BadData: as `whiten`; or a batch has fewer than two controls.
-      BadUse: a negative or non-finite λ.
+      BadData, BadUse: see `whiten` and `coral`.
     """
     whitened = whiten(profiles, is_control, regularization=regularization, relative=relative)
     return coral(whitened, is_control, batches, regularization=regularization, relative=relative)
@@ -186,41 +179,42 @@ def tvn(
 def coral(
     profiles: np.ndarray,
     is_control: np.ndarray,
-    batches: Sequence[str] | np.ndarray,
+    batches: Names,
     *,
     regularization: float = 1.0,
     relative: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Gives each batch's controls the second moment of all controls (Sun et al. 2016).
+    """Gives the controls of each batch the second moment of all controls (Sun et al. 2016).
 
-    X_b (C_b + λI)^-½ (C_all + λI)^½ for the rows X_b of each batch b, C_b of the batch's control
-    rows and C_all of all of them: second moments about zero, no mean is subtracted.
+    X_b (C_b + λI)^-½ (C_all + λI)^½ for the rows X_b of each batch b, where C_b comes from the
+    control rows of the batch and C_all from all control rows: second moments about zero, without
+    subtracting a mean.
 
     Args:
       profiles: [N, D] float, whitened.
       is_control: [N] bool.
-      batches: [N] the experimental batch of each well.
-      regularization: λ, here above 0 wherever a batch has fewer controls than features; with
-        `relative` a fraction of C_all's mean eigenvalue.
-      relative: whether `regularization` is that fraction.
-      out: [N, D] float64 to write to, which may be `profiles` itself; None makes a new one.
+      batches: [N] experimental batch of each well.
+      regularization: λ, which must be above 0 if a batch has fewer controls than features.
+      relative: `regularization` is a fraction of C_all's mean eigenvalue.
+      out: [N, D] float64 output array, which may be `profiles`; None allocates one.
 
     Returns:
       [N, D] float64.
 
     Raises:
       BadData: a batch has fewer than two controls, or λ = 0 and C_b is singular.
-      BadUse: a negative or non-finite λ.
+      BadUse: λ is negative or not finite.
     """
-    _check_batches(is_control, batches)
+    labels = np.asarray(batches, object)
+    _require_controls(labels, np.asarray(is_control, bool))
     profiles, is_control = _checked(profiles, is_control, "CORAL")
-    controls, labels = profiles[is_control], np.asarray(batches, object)
+    controls = profiles[is_control]
     mean_eigenvalue = np.square(controls).sum(axis=1).mean() / profiles.shape[1]
     ridge = _ridge(mean_eigenvalue, regularization, relative)
     to_all = _power(controls, ridge, 0.5)
     aligned = np.empty_like(profiles) if out is None else out
-    # Each batch is fitted before its rows are written: `out` may be what is read.
+    # A batch is fitted before its rows are written, since `out` may be the input.
     for batch in dict.fromkeys(labels.tolist()):
         rows = labels == batch
         fitted = profiles[rows & is_control]
@@ -234,27 +228,37 @@ def coral(
     return aligned
 
 
+def _require_controls(batches: np.ndarray, is_control: np.ndarray) -> None:
+    """Raises BadData if a batch has too few controls."""
+    for batch in dict.fromkeys(batches.tolist()):
+        if (count := int(is_control[batches == batch].sum())) < FEWEST_CONTROLS:
+            raise BadData(
+                f"batch {batch!r} has {count} control wells: aligning batches by their controls "
+                f"needs at least {FEWEST_CONTROLS} in each (--control names their compound)"
+            )
+
+
 def _power(fitted: np.ndarray, ridge: float, power: float) -> Callable[[np.ndarray], np.ndarray]:
     """Returns the function that multiplies rows by (C + λI)^p, C = fittedᵀ fitted / n.
 
-    Where there are fewer rows than features, the [D, D] matrix is not formed: C has at most n
-    directions, the right singular vectors U of `fitted`; on all others C + λI is λI. Hence
-    U diag((s+λ)^p − λ^p) Uᵀ + λ^p I: a batch has some 30 controls, a profile thousands of features.
+    With fewer rows than features (a batch has about 30 controls, a profile up to thousands of
+    features), the [D, D] matrix is not computed: C has at most n directions, the right singular
+    vectors U of `fitted`, and C + λI is λI on all others. Hence U diag((s+λ)^p − λ^p) Uᵀ + λ^p I.
     """
     if len(fitted) >= fitted.shape[1]:
         moments, vectors = np.linalg.eigh(fitted.T @ fitted / len(fitted))
         matrix = (vectors * (np.maximum(moments, 0.0) + ridge) ** power) @ vectors.T
         return lambda rows: rows @ matrix
     _, singular, directions = np.linalg.svd(fitted, full_matrices=False)
-    outside = ridge**power  # λ = 0 is let through only where `fitted` spans every direction
+    outside = ridge**power  # λ > 0 here: `coral` refuses λ = 0 with fewer rows than features
     inside = (np.square(singular) / len(fitted) + ridge) ** power - outside
     return lambda rows: (rows @ directions.T * inside) @ directions + outside * rows
 
 
 def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> float:
-    """λ in the units of the variance."""
+    """λ in units of the variance."""
     if not (np.isfinite(regularization) and regularization >= 0):
-        raise BadUse(f"regularization {regularization}: a finite number of at least 0 was expected")
+        raise BadUse(f"regularization {regularization}: a finite number >= 0 was expected")
     if relative and mean_eigenvalue <= 0:
         raise BadData(
             "a relative regularization needs control wells that differ: their variance is 0"
@@ -263,38 +267,26 @@ def _ridge(mean_eigenvalue: float, regularization: float, relative: bool) -> flo
 
 
 def _checked(
-    profiles: np.ndarray, is_control: np.ndarray, what: str
+    profiles: np.ndarray, is_control: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [N, D] and bool [N]; BadData without two controls; `what` is fitted on them."""
+    """float64 [N, D] and bool [N]; BadData without two controls or with values not finite."""
     profiles, is_control = np.asarray(profiles, np.float64), np.asarray(is_control, bool)
     if is_control.sum() < FEWEST_CONTROLS:
         raise BadData(
-            f"{what} is fitted on control wells: at least {FEWEST_CONTROLS} are needed, there "
+            f"{name} is fitted on control wells: at least {FEWEST_CONTROLS} are needed, there "
             f"are {is_control.sum()} among {len(profiles)} wells (--control names their compound)"
         )
     if not np.isfinite(profiles).all():
-        raise BadData(f"{what}: a profile holds NaN or an infinite value")
+        raise BadData(f"{name}: a profile holds NaN or an infinite value")
     return profiles, is_control
 
 
-def _check_batches(is_control: np.ndarray, batches: Sequence[str] | np.ndarray) -> None:
-    """Raises BadData where a batch has too few controls to be aligned by them."""
-    labels = np.asarray(batches, object)
-    for batch in dict.fromkeys(labels.tolist()):
-        count = int(np.asarray(is_control, bool)[labels == batch].sum())
-        if count < FEWEST_CONTROLS:
-            raise BadData(
-                f"batch {batch!r} has {count} control wells: aligning batches by their controls "
-                f"needs at least {FEWEST_CONTROLS} in each (--control names their compound)"
-            )
-
-
-def harmony(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndarray:
+def harmony(profiles: np.ndarray, batches: Names) -> np.ndarray:
     """Harmony (Korsunsky et al. 2019) by harmonypy, with its defaults.
 
     Args:
       profiles: [N, D] float, one row a well.
-      batches: [N] the experimental batch of each well.
+      batches: [N] experimental batch of each well.
 
     Returns:
       [N, D] float64.
@@ -303,28 +295,28 @@ def harmony(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.nda
       BadData: fewer than two batches, or the result is not finite.
       BadUse: harmonypy is not installed.
     """
-    profiles, names = _checked_batches(profiles, batches, "Harmony")
+    names = _two_batches(batches, "Harmony")
     try:
         from harmonypy import run_harmony
     except ImportError as error:
         raise BadUse(f"the correction harmony needs harmonypy: {_INSTALL}") from error
     found = run_harmony(
-        profiles.T,  # features by wells: of a square matrix it takes the columns for wells
+        np.asarray(profiles, np.float64).T,  # in a square matrix, harmonypy takes columns for wells
         pd.DataFrame({"batch": names}),
         ["batch"],
-        nclust=min(max(round(len(profiles) / _WELLS_A_CLUSTER), 1), _MOST_CLUSTERS),
+        nclust=min(max(round(len(profiles) / _WELLS_PER_CLUSTER), 1), _MOST_CLUSTERS),
         verbose=False,
         random_state=_SEED,
     )
-    return _finite(np.asarray(found.Z_corr, np.float64), "Harmony")
+    return _finite(found.Z_corr, "Harmony")
 
 
-def combat(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndarray:
+def combat(profiles: np.ndarray, batches: Names) -> np.ndarray:
     """ComBat (Johnson et al. 2007) by scanpy, without covariates.
 
     Args:
       profiles: [N, D] float, one row a well.
-      batches: [N] the experimental batch of each well.
+      batches: [N] experimental batch of each well.
 
     Returns:
       [N, D] float64.
@@ -333,7 +325,7 @@ def combat(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndar
       BadData: fewer than two batches, a batch of one well, or the result is not finite.
       BadUse: scanpy is not installed.
     """
-    profiles, names = _checked_batches(profiles, batches, "ComBat")
+    names = _two_batches(batches, "ComBat")
     wells = pd.Series(names).value_counts()
     if wells.min() < 2:
         raise BadData(f"ComBat: batch {wells.idxmin()!r} has one well, which has no variance")
@@ -343,51 +335,49 @@ def combat(profiles: np.ndarray, batches: Sequence[str] | np.ndarray) -> np.ndar
     except ImportError as error:
         raise BadUse(f"the correction combat needs scanpy: {_INSTALL}") from error
     rows = pd.DataFrame({"batch": pd.Categorical(names)}, index=np.arange(len(names)).astype(str))
+    table = AnnData(np.asarray(profiles, np.float64), obs=rows)
     with np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
-        found = scanpy_combat(AnnData(profiles, obs=rows), "batch", inplace=False)
-    return _finite(np.asarray(found, np.float64), "ComBat")
+        return _finite(scanpy_combat(table, "batch", inplace=False), "ComBat")
 
 
-def _check_known(batches: np.ndarray) -> None:
-    """Raises BadData where the batch of a well is unknown: '' would count as a batch."""
-    unknown = int((batches == "").sum())
-    if unknown:
+def _require_batches(batches: np.ndarray) -> None:
+    """Raises BadData if the batch of a well is unknown ('')."""
+    if unknown := int((batches == "").sum()):
         every = unknown == len(batches)
         raise BadData("no batch is known" if every else f"{unknown} wells have no known batch")
 
 
-def _checked_batches(
-    profiles: np.ndarray, batches: Sequence[str] | np.ndarray, what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [N, D] and the names [N] of at least two batches."""
-    profiles, names = np.asarray(profiles, np.float64), np.asarray(batches, object)
-    _check_known(names)
+def _two_batches(batches: Names, name: str) -> np.ndarray:
+    """[N] names of batches; BadData if one is unknown, or with fewer than two."""
+    names = np.asarray(batches, object)
+    _require_batches(names)
     if len(set(names.tolist())) < 2:
-        raise BadData(f"{what} needs two batches: all wells lie in {names[0]!r}")
-    return profiles, names
+        raise BadData(f"{name} needs two batches: all wells lie in {names[0]!r}")
+    return names
 
 
-def _finite(corrected: np.ndarray, what: str) -> np.ndarray:
-    """Returns the profiles; BadData where they are not finite."""
+def _finite(corrected: np.ndarray, name: str) -> np.ndarray:
+    """The profiles as float64; BadData if they are not finite."""
+    corrected = np.asarray(corrected, np.float64)
     if not np.isfinite(corrected).all():
-        raise BadData(f"{what} gave values that are not finite: is a feature constant in a batch?")
+        raise BadData(f"{name} gave values that are not finite: is a feature constant in a batch?")
     return corrected
 
 
 def corrected_profiles(
     values: np.ndarray, is_control: np.ndarray, batches: np.ndarray, protocol: Protocol
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Computes the profiles under each correction of the protocol, or why it cannot be fitted.
+    """Yields the profiles under each correction of the protocol.
 
     Args:
       values: [N, D] float64, one row a well.
       is_control: [N] bool.
-      batches: [N] names; '' where none is known.
-      protocol: which corrections, and their λ.
+      batches: [N] names; '' for unknown.
+      protocol: selects the corrections and λ.
 
     Yields:
-      (name, [N, K] float64 or a reason), in the order of `CORRECTIONS`. The array of a correction
-      is overwritten when the next one is asked for: of large tables there is room for few copies.
+      (name, [N, K] float64, or the reason why it cannot be fitted), in the order of `CORRECTIONS`.
+      The next correction may overwrite the array, to save memory.
     """
     ridge, relative = protocol.regularization, protocol.relative_regularization
     whitened = partial(whiten, values, is_control, regularization=ridge, relative=relative)
@@ -395,10 +385,10 @@ def corrected_profiles(
 
     def aligned() -> np.ndarray:
         white = whitened_once()
-        _check_known(batches)
+        _require_batches(batches)
         return coral(white, is_control, batches, regularization=ridge, relative=relative, out=white)
 
-    ways: dict[str, Callable[[], np.ndarray]] = {
+    fits: dict[str, Callable[[], np.ndarray]] = {
         "none": lambda: values,
         "pca_whitening": partial(whitened, to_rank=True),
         "whitening": whitened_once,
@@ -408,7 +398,7 @@ def corrected_profiles(
     }
     for name in (name for name in CORRECTIONS if name in protocol.corrections):
         try:
-            profiles: np.ndarray | str = ways[name]()
+            profiles: np.ndarray | str = fits[name]()
         except BadData as error:
             profiles = str(error)
         yield name, profiles

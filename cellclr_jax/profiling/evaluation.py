@@ -20,29 +20,29 @@ from cellclr_jax.profiling.protocol import FITTED_ON_ALL, Protocol
 from cellclr_jax.profiling.tables import ProfileTable, canonical_table
 
 METRICS_JSON = "metrics.json"
-"""File of an evaluation's scores, in its folder."""
-# Matrices of this many numbers are worth the threads of BLAS.
+"""File name of the scores in the folder of an evaluation."""
+# Number of values above which BLAS uses all threads.
 _LARGE = 20_000_000
 MOST_MEASURED = 20_000
-"""Wells: for more, measures take longer than all else, and are computed only if named."""
-# Of λ: a mean variance below this share of it makes a correction nearly an identity.
+"""Wells above which measures, which then take longest, are computed only if named."""
+# If the mean variance is below this fraction of λ, corrections change little.
 _WEAK = 0.1
-# Names in a message.
+# Columns in a note.
 _LISTED = 10
-# Compounds in an error.
+# Compounds in an error message.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class CorrectionScores:
-    """The scores of one correction.
+    """Scores of one correction.
 
     Attributes:
       nsc: not-same-compound.
       nscb: not-same-compound-or-batch.
-      drop: nsc - nscb in percentage points, or None where either is undefined.
-      treatments: the corrected treatment profiles; empty where the correction is undefined.
-      measures: the results of the measures, by name.
+      drop: nsc - nscb in percentage points; None if either is undefined.
+      treatments: corrected treatment profiles; empty if the correction is undefined.
+      measures: results of the measures by name.
     """
 
     nsc: moa.Score
@@ -58,10 +58,10 @@ class Evaluation:
 
     Attributes:
       protocol: the settings.
-      scores: by correction, those of the protocol.
-      wells: the wells that were used, as given: controls and annotated wells.
+      scores: by correction.
+      wells: uncorrected profiles of the wells that were used: controls and annotated wells.
       data: counts of wells, controls, treatments, compounds, MoAs, batches, features.
-      notes: what a reader of the scores must know.
+      notes: warnings for the reader of the scores.
     """
 
     protocol: Protocol
@@ -76,8 +76,8 @@ class Evaluation:
         return self.scores["none"].treatments
 
     def summary(self) -> pd.DataFrame:
-        """One row a correction: nsc, nscb (accuracies in [0, 1], NaN where undefined), drop
-        (points), and the counts that they come from."""
+        """One row a correction: nsc, nscb (accuracies in [0, 1], NaN if undefined), drop
+        (percentage points), and their counts."""
         return pd.DataFrame(
             {
                 "correction": name,
@@ -105,43 +105,39 @@ def evaluate(
     """Scores well profiles under each correction.
 
     Args:
-      wells: one row a well (the protocol's `aggregate` was applied before): plate, well, batch,
-        compound, concentration, MoA under any of the names `tables` understands, and features.
-        A `ProfileTable` is used as it is, without another copy.
-      protocol: the settings; the defaults where None.
-      features: the feature columns; by default those of `feature_columns.split_columns`.
-      measures: which of `measures.MEASURES` to compute of each correction's profiles; None for all,
-        or for none of more than `MOST_MEASURED` wells.
-      exact_names: keeps spellings of names apart (see `tables.read_profiles`).
-      show_progress: shows on the console how many scores and measures are computed.
+      wells: one row a well (`aggregate` of the protocol is not applied): plate, well, batch,
+        compound, concentration, MoA under any name that `tables` understands, and features. A
+        `ProfileTable` is used without a copy.
+      protocol: the settings; None uses the defaults.
+      features: feature columns; by default those of `feature_columns.split_columns`.
+      measures: names in `MEASURES`; None computes all, or none above `MOST_MEASURED` wells.
+      exact_names: does not merge spellings of names (see `tables.read_profiles`).
+      show_progress: shows progress on the console.
 
     Returns:
-      The evaluation. A correction that cannot be fitted (a batch without controls, no batch
-      known) and a score that does not exist (a single batch) are undefined, with the reason, not
-      errors.
+      The evaluation. Corrections that cannot be fitted (a batch without controls) and scores
+      without queries (a single batch) are not errors but undefined, with the reason.
 
     Raises:
       BadData: no annotated treatment; a well is listed twice; a feature is not finite;
         standardisation by controls without controls.
-      BadUse: a control that no well has, an unknown measure, or the library of a correction is not
-        installed.
+      BadUse: no well has the control, an unknown measure, or a library is not installed.
     """
     protocol = protocol or Protocol()
     table = wells
     if not isinstance(table, ProfileTable):
-        table = canonical_table(
-            table, control=protocol.control, features=features, exact_names=exact_names
-        )
+        options: dict[str, Any] = {"features": features, "exact_names": exact_names}
+        table = canonical_table(table, control=protocol.control, **options)
     protocol = replace(protocol, control=table.control)
     base, values, notes = _used_wells(table, protocol.control)
     names = list(table.features)
-    del table, wells  # there is room for few copies of a large table
-    if measures is None and len(base) > MOST_MEASURED:
-        notes.append(f"of {len(base):,} wells no measures are taken, unless --measures names them")
-        measures = ()
-    measures = tuple(MEASURES) if measures is None else measures
-    # BLAS threads that wait for each other over small matrices make this five times slower; and one
-    # thread rounds alike on any machine.
+    del table, wells  # frees memory: large tables fit only a few times
+    if measures is None:
+        measures = tuple(MEASURES) if len(base) <= MOST_MEASURED else ()
+        if not measures:
+            many = f"{len(base):,} wells"
+            notes.append(f"{many}: measures are computed only if --measures names them")
+    # With small matrices, one thread is five times faster and rounds equally on all machines.
     threads = None if values.size > _LARGE else 1
     steps = len(protocol.corrections) * (1 + len(measures))
     show = Progress(steps, show_progress, unit="step", task="scored", delay=QUICK_S)
@@ -158,7 +154,7 @@ def _evaluate(
     measures: Sequence[str],
     progress: Progress,
 ) -> Evaluation:
-    """See `evaluate`; `base` holds the metadata of the wells that are used."""
+    """See `evaluate`; `base` holds the metadata of the used wells."""
     is_control = (base["Metadata_Compound"] == protocol.control).to_numpy()
     if not is_control.any():
         common = base["Metadata_Compound"].value_counts().index[:_NAMED]
@@ -189,8 +185,8 @@ def _evaluate(
         scores[name] = _score(base, corrected, names, protocol, measures, progress)
         if name in FITTED_ON_ALL:
             notes.append(
-                f"{name} is fitted on all wells, treated ones too: it takes the effect of a "
-                "treatment that lies in a single batch for the batch's"
+                f"{name} is fitted on all wells, including treated ones: it cannot distinguish the "
+                "effect of a treatment in a single batch from the batch effect"
             )
     notes += _query_notes(scores["none"].nsc, scores["none"].nscb)
     data = _counts(base, is_control, len(features))
@@ -204,7 +200,7 @@ def _standardized(
     is_control: np.ndarray,
     protocol: Protocol,
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Standardized values, the names of their features, and a note on those left out."""
+    """Standardised values, names of their features, and a note on those left out."""
     by_plate = protocol.standardize == "plates"
     if by_plate and (base["Metadata_Plate"] == "").any():
         raise BadData("--standardize=plates: the table names no plates (Metadata_Plate)")
@@ -222,7 +218,7 @@ def _standardized(
 
 
 def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
-    """Metadata and features of controls and annotated wells, and notes on all others."""
+    """Metadata and features of controls and annotated wells, and notes on other wells."""
     table = wells.table[[c for c in wells.table if c not in set(wells.features)]]
     repeated = table.duplicated(["Metadata_Plate", "Metadata_Well"])
     if repeated.any():
@@ -235,7 +231,7 @@ def _used_wells(wells: ProfileTable, control: str) -> tuple[pd.DataFrame, np.nda
     known = (table["Metadata_Compound"] != "") & (table["Metadata_MoA"] != "")
     used = is_control | known
     if not (used & ~is_control).any():
-        raise BadData(f"no well but controls ({control}) has a MoA: there is nothing to score")
+        raise BadData(f"no well except controls ({control}) has a MoA: there is nothing to score")
     unused = int((~used).sum())
     notes = list(wells.notes)
     for what, column in (("MoA", "Metadata_MoA"), ("compound", "Metadata_Compound")):
@@ -256,7 +252,7 @@ def _score(
     measures: Sequence[str],
     progress: Progress,
 ) -> CorrectionScores:
-    """NSC of all wells, NSCB of those that the rule for batches keeps, and the measures."""
+    """NSC of all treated wells, NSCB of those selected by the batch rule, and measures."""
     treated = (base["Metadata_Compound"] != protocol.control).to_numpy()
     of = partial(profiles.treatments_of, base, values, features, statistic=protocol.statistic)
     treatments = of(used=treated)
@@ -275,13 +271,13 @@ def _score(
     found: Mapping[str, Measured] = {}
     if measures:
         wells = with_features(base, values, features)
-        seen = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
-        found = measure(seen, measures, after=progress.step)
+        corrected = CorrectedProfiles(wells, treatments, features, nsc, nscb, protocol)
+        found = measure(corrected, measures, after=progress.step)
     return CorrectionScores(nsc, nscb, moa.drop(nsc, nscb), treatments, found)
 
 
 def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[str, int]:
-    """Counts of what went into the scores."""
+    """Counts for metrics.json."""
     treated = table[~is_control]
     counts = {
         "wells": len(table),
@@ -300,7 +296,7 @@ def _counts(table: pd.DataFrame, is_control: np.ndarray, features: int) -> dict[
 
 
 def _whitening_notes(controls: np.ndarray, features: int, protocol: Protocol) -> list[str]:
-    """Says where whitening and TVN only scale, and where λ drowns the controls' variance."""
+    """Notes if controls do not span all features, or λ is far above the controls' variance."""
     scaling = [name for name in ("whitening", "tvn") if name in protocol.corrections]
     notes = []
     if 0 < len(controls) <= features and scaling:
@@ -321,7 +317,7 @@ def _whitening_notes(controls: np.ndarray, features: int, protocol: Protocol) ->
 
 
 def _query_notes(nsc: moa.Score, nscb: moa.Score) -> list[str]:
-    """Says where a perfect score is out of reach, and what NSCB leaves out."""
+    """Notes on queries that cannot be right, and on treatments of unknown batch."""
     notes = [
         f"{name}: {score.unanswerable} of {score.total} queries have no candidate of their MoA and "
         "count as wrong"
@@ -330,5 +326,5 @@ def _query_notes(nsc: moa.Score, nscb: moa.Score) -> list[str]:
     ]
     reasons = nscb.excluded.get("reason", pd.Series(dtype=object))
     if count := int((reasons == moa.UNKNOWN_BATCH).sum()):
-        notes.append(f"NSCB leaves out {plural(count, 'treatment')} whose batch is not known")
+        notes.append(f"NSCB leaves out {plural(count, 'treatment')} of unknown batch")
     return notes

@@ -1,7 +1,4 @@
-"""Writes profile tables atomically for other programs: Parquet, CSV and AnnData's h5ad.
-
-Pandas, pycytominer, copairs and R read the first two, scanpy the third.
-"""
+"""Writes profile tables atomically: Parquet and CSV, and h5ad (AnnData) for scanpy."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,24 +20,23 @@ _METADATA = "Metadata_"
 def write_table(
     table: pd.DataFrame, path_without_suffix: str | Path, formats: Sequence[str] = ("parquet",)
 ) -> list[Path]:
-    """Writes a table in each format; each file appears when it is complete.
+    """Writes a table atomically in each format.
 
     Args:
       table: `Metadata_*` columns and numeric features, distinct names; the index is not written.
-      path_without_suffix: in a folder that exists; the format's name is appended after a dot.
-      formats: of `FORMATS`. `parquet` keeps types and values; metadata of several types in one
-        column become text. `csv` has the fewest digits that identify a number of its type
+      path_without_suffix: in an existing folder; the suffix is the name of the format.
+      formats: of `FORMATS`. `parquet` keeps types and values; a metadata column of several types
+        becomes text. `csv` writes the fewest digits that identify a number of its type
         (`pandas.read_csv` restores it exactly, with pandas 2 if float_precision="round_trip");
-        missing text becomes ''. `h5ad` has the features as X (float32 if all are, else float64)
-        and the metadata as obs, text as categories.
+        missing text becomes ''. `h5ad` stores features as X (float32 if all are, else float64) and
+        metadata as obs, text as categories.
 
     Returns:
-      The files, in the order of the formats. Columns are in the order of the table, the metadata
-      before all features.
+      The files, in the order of the formats. Columns keep their order, with metadata first.
 
     Raises:
-      BadUse: a format that does not exist, or that needs a package that is not installed.
-      BadData: two columns of one name, or a feature that is no number.
+      BadUse: an unknown format, or its package is not installed.
+      BadData: two columns of one name, or a feature that is not numeric.
       OSError: the disk is full, or the folder cannot be written to; an existing file stays.
     """
     check_formats(formats)
@@ -56,11 +52,7 @@ def write_table(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Checks that tables can be written in these formats.
-
-    Raises:
-      BadUse: no format, one that does not exist, or that needs a package that is not installed.
-    """
+    """Raises BadUse without formats, for an unknown one, or if its package is not installed."""
     unknown = [kind for kind in formats if kind not in FORMATS]
     if unknown or not formats:
         raise BadUse(f"formats {', '.join(formats)!r}: some of {', '.join(FORMATS)} were expected")
@@ -71,20 +63,16 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Moves the metadata before the features; copies nothing if they are in order.
-
-    Raises:
-      BadData: two columns of one name, or a feature that is no number.
-    """
+    """Puts metadata before features, without a copy if possible; BadData: see `write_table`."""
     names = [str(column) for column in table.columns]
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise BadData(f"the table has two columns of the name {repeated[0]!r}: keep one")
+        raise BadData(f"the table has two columns {repeated[0]!r}: delete or rename one")
     if names != list(table.columns):
         table = table.set_axis(names, axis=1)
     for name, dtype in table.dtypes.items():
         if not str(name).startswith(_METADATA) and not pd.api.types.is_numeric_dtype(dtype):
-            raise BadData(f"column {name!r} is neither a number nor named {_METADATA}…: rename it")
+            raise BadData(f"column {name!r} is neither numeric nor named {_METADATA}…: rename it")
     ordered = sorted(names, key=lambda name: not name.startswith(_METADATA))
     return table if ordered == names else table[ordered]
 
@@ -93,7 +81,7 @@ def _write_parquet(table: pd.DataFrame, metadata: list[str], path: Path) -> None
     mixed = [name for name in metadata if pd.api.types.infer_dtype(table[name]).startswith("mixed")]
     if mixed:
         table = table.assign(**{name: _texts(table[name]) for name in mixed})
-    # Features hardly repeat: a dictionary of their values takes longer to make and more room.
+    # Feature values hardly repeat: dictionary encoding would be slower and larger.
     table.to_parquet(path, index=False, use_dictionary=metadata)
 
 
@@ -115,7 +103,7 @@ def _write_h5ad(table: pd.DataFrame, metadata: list[str], path: Path) -> None:
 
 
 def _names_of_rows(table: pd.DataFrame) -> pd.Index:
-    """Names of AnnData's observations: ids of cells where they are distinct, else numbers."""
+    """Names of AnnData's observations: cell ids if they are distinct, else row numbers."""
     ids = table.get(CELL_ID)
     if ids is not None and ids.notna().all() and ids.is_unique:
         return pd.Index([str(value) for value in ids], dtype=object)
@@ -123,7 +111,7 @@ def _names_of_rows(table: pd.DataFrame) -> pd.Index:
 
 
 def _observed(values: pd.Series) -> Any:
-    """A column of metadata as AnnData can write it: [N] numbers, bools or categories of text."""
+    """Converts metadata to types that AnnData can write: numbers, bools or categories of text."""
     if pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
         return values.to_numpy() if isinstance(values.dtype, np.dtype) else values.array
     texts = _texts(values)
@@ -132,7 +120,7 @@ def _observed(values: pd.Series) -> Any:
 
 
 def _texts(values: pd.Series) -> pd.Series:
-    """[N] plain str or None, whatever the types were: pandas 3 has one of its own for text."""
+    """[N] str or None as objects, from any dtype, including pandas 3's str."""
     missing = values.isna()
     texts = [None if gone else str(v) for v, gone in zip(values, missing, strict=True)]
     return pd.Series(texts, values.index, dtype=object)

@@ -1,7 +1,7 @@
 """Classifies the columns of a profile table: metadata, features, or neither.
 
-A compound's number among the features would leak the answer, so a numeric column has to look like
-a measurement to count as one. Columns that are left out are reported with the reason.
+A compound number among the features would leak the class, so only numeric columns that look like
+measurements are features. Columns that are left out are reported with the reason.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from cellclr_jax.data.columns import METADATA, SYNONYMS, has_prefix, plain_name
 from cellclr_jax.errors import BadData
 
 _OWN_FEATURE = re.compile(r"^cellclr_\d+$")
-# CellProfiler's numbers of objects and their relatives, and where they lie in the image.
+# CellProfiler's numbers of objects and related objects, and their locations in the image.
 _NO_MEASUREMENT = re.compile(
     r"(^|_)((first|second)?closest)?(object_?number|image_?number|number_object|parent|children"
     r"|location|trackobjects|areashape_center|areashape_boundingbox(minimum|maximum))(_|$)",
     re.IGNORECASE,
 )
-# CellProfiler's compartments: any other such column is a measurement, whatever its name says.
+# CellProfiler's compartments: all other columns of these are measurements, whatever their name.
 _COMPARTMENT = re.compile(r"^(cells?|cytoplasm|nuclei|nucleus)_", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# A column with one of these words in its name identifies a row and does not describe its cells.
+# A column with one of these words in its name identifies rows and does not measure cells.
 _IDENTIFYING = re.compile(
     r"id|ids|uid|index|idx|number|num|count|counts|code|label|class|cluster|unnamed|metadata"
     r"|compound|drug|treatment|concentration|dose|moa|mechanism|target|barcode|smiles|inchi|broad"
@@ -33,13 +33,13 @@ _IDENTIFYING = re.compile(
     r"|field|center|centre|location|timestamp|date|run"
 )
 
-# Tables with published scores, by the SHA-256 of their sorted columns of compartments: numbers and
-# places of objects are kept in these, or the scores could not be compared.
+# Tables with published scores, by the SHA-256 of their sorted columns of compartments: these keep
+# numbers and locations of objects as features, so that the scores can be compared.
 _PUBLISHED = {
     "55c6568e0d3635f1cc10eced0fb1dca56609964544ed5aa3bde13d4dc69dc701": "Ljosa et al. 2013",
 }
 
-# Rows that are compared before all others.
+# Rows that are compared first.
 _FIRST = 100
 
 
@@ -48,9 +48,9 @@ class Columns:
     """The columns of a profile table.
 
     Attributes:
-      features: the numeric columns that are measurements, in the table's order.
-      left_out: the columns that are neither features nor metadata, and why.
-      published: whose table it is, if it is one whose features are kept as published.
+      features: numeric columns that are measurements, in the order of the table.
+      left_out: columns that are neither features nor metadata, with the reason.
+      published: authors of a published table, of which all features are used; else ''.
     """
 
     features: list[str]
@@ -59,14 +59,11 @@ class Columns:
 
 
 def metadata_names(columns: Iterable[object]) -> dict[str, str]:
-    """Finds the columns that are metadata by their names.
-
-    Args:
-      columns: names of all columns of a table.
+    """Finds metadata columns by their names.
 
     Returns:
-      The `Metadata_*` name of each, in the table's order. Of several names for one thing
-      (`columns.SYNONYMS`), only the likeliest is renamed.
+      `Metadata_*` names by column, in the order of the table. Of several synonyms
+      (`columns.SYNONYMS`), only the most likely one is renamed.
     """
     plain: dict[str, list[str]] = {}
     names = [str(column) for column in columns]
@@ -80,10 +77,10 @@ def metadata_names(columns: Iterable[object]) -> dict[str, str]:
 
 
 def canonical_metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """Renames the metadata columns of a table to `Metadata_*`, and keeps only these.
+    """Selects the metadata columns and renames them to `Metadata_*`.
 
     Raises:
-      BadData: two columns mean the same and differ.
+      BadData: two columns have the same meaning and different values.
     """
     renamed = metadata_names(table.columns)
     table = table[list(renamed)]
@@ -92,16 +89,17 @@ def canonical_metadata(table: pd.DataFrame) -> pd.DataFrame:
         sources = [column for column, other in renamed.items() if other == name]
         values = table[sources].astype(str).to_numpy()
         if (values != values[:, :1]).any():
-            raise BadData(f"columns {', '.join(sources)} mean the same and differ: keep one")
+            columns = ", ".join(sources)
+            raise BadData(f"columns {columns} have the same meaning and differ: delete one")
     table = table.set_axis(names, axis=1)
     return table.loc[:, ~table.columns.duplicated()]
 
 
 def own_features(table: pd.DataFrame) -> list[str]:
-    """Lists the features of a table that this package made: every column but `Metadata_*`.
+    """Lists the features of a table written by this package: all columns except `Metadata_*`.
 
-    Their names contain those of channels, which may be any word: `split_columns` would take a
-    channel `target` for metadata of a compound.
+    Feature names contain names of channels, which may be any word: `split_columns` would not take a
+    feature of a channel `target` for a measurement.
     """
     return [str(column) for column in table if not str(column).startswith("Metadata_")]
 
@@ -111,20 +109,17 @@ def split_columns(table: pd.DataFrame, known: pd.DataFrame | None = None) -> Col
 
     1. `Metadata_*`, `Image_Metadata_*` and the names of `METADATA` are metadata.
     2. If there are `cellclr_<n>` columns, only they are features.
-    3. CellProfiler's numbers of objects, of their parents and children, and places in the image
-       are left out, but of published tables (`_PUBLISHED`). Any other column of a compartment
-       (Cells_, Cytoplasm_, Nuclei_) is a feature.
+    3. CellProfiler's numbers of objects, of their parents and children, and locations in the image
+       are left out, except in published tables (`_PUBLISHED`). All other columns of a compartment
+       (Cells_, Cytoplasm_, Nuclei_) are features.
     4. A column is left out if its name contains an identifying word (id, number, count, dose …), it
-       is text, or its whole numbers stand one to one for a compound, MoA, plate, batch or
-       concentration.
-    5. Every other numeric column is a feature.
+       is text, it equals the concentration, or its whole numbers encode compound, MoA, plate or
+       batch.
+    5. All other numeric columns are features.
 
     Args:
       table: any profile table.
-      known: what is known of its rows, `Metadata_*`; None takes the table's own metadata.
-
-    Returns:
-      The features, and what was left out with the reason.
+      known: `Metadata_*` of its rows; None uses the metadata in the table.
 
     Raises:
       BadData: a feature column is text, or most but not all of a column are numbers.
@@ -167,7 +162,7 @@ def with_features(table: pd.DataFrame, values: np.ndarray, features: Sequence[st
 
 
 def _why_not_a_feature(name: str, values: pd.Series, keys: dict[str, np.ndarray]) -> str:
-    """'' for a feature, else the reason."""
+    """Reason why a column is not a feature, or ''."""
     if _COMPARTMENT.match(name):
         _require_numeric(values.to_frame(name), name)
         return ""
@@ -186,7 +181,7 @@ def _why_not_a_feature(name: str, values: pd.Series, keys: dict[str, np.ndarray]
 
 
 def _require_numeric(table: pd.DataFrame, name: str) -> None:
-    """Raises BadData where a feature column holds text."""
+    """Raises BadData if a feature column contains text."""
     values = table[name]
     if pd.api.types.is_numeric_dtype(values):
         return
@@ -197,7 +192,7 @@ def _require_numeric(table: pd.DataFrame, name: str) -> None:
 
 
 def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Integer codes of what a column of whole numbers could stand for, and the concentrations."""
+    """[N] integer codes of the metadata that a column could encode, and the concentrations."""
     keys = {}
     for name in ("Compound", "MoA", "Plate", "Batch"):
         if f"Metadata_{name}" in known:
@@ -208,20 +203,19 @@ def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
     return keys
 
 
-def _equals(values: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether a column that is not constant equals these numbers; most differ in the first rows."""
+def _equals(values: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a column that is not constant equals another; most differ in the first rows."""
     for rows in (slice(_FIRST), slice(None)):
-        same = np.isclose(values[rows], wanted[rows], rtol=1e-6, atol=0, equal_nan=True)
+        same = np.isclose(values[rows], others[rows], rtol=1e-6, atol=0, equal_nan=True)
         if not same.all():
             return False
     return len(np.unique(values)) > 1
 
 
 def _stands_for(values: np.ndarray, keys: dict[str, np.ndarray]) -> str:
-    """Returns what a numeric column stands for, or ''.
+    """Reason if a numeric column encodes metadata, or ''.
 
-    Measurements averaged over cells are hardly ever whole numbers, and never one and the same for
-    all wells of a compound.
+    Means over cells are hardly ever whole numbers, and never equal in all wells of a compound.
     """
     if "concentration" in keys and _equals(values, keys["concentration"]):
         return "equals the concentration"
@@ -233,7 +227,7 @@ def _stands_for(values: np.ndarray, keys: dict[str, np.ndarray]) -> str:
     for name, key in keys.items():
         groups = len(np.unique(key))
         pairs = len(np.unique(np.stack([codes, pd.factorize(key)[0]]), axis=1).T)
-        # One row a group proves nothing: any column of distinct numbers would match.
+        # With one row a group, any column of distinct numbers would match.
         if 2 < groups < len(key) and pairs == groups == len(np.unique(codes)):
             return f"stands one to one for the {name}"
     return ""

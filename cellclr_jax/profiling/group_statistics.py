@@ -1,38 +1,38 @@
-"""Sums, means and medians of groups of rows, feature by feature."""
+"""Sums, means and medians of groups of rows, for each feature."""
 
 import numpy as np
 
-# Numbers that are sorted at once: 16 MB.
-_AT_ONCE = 2_000_000
+# Number of values sorted at once: 16 MB.
+_BLOCK_VALUES = 2_000_000
 
 
 def group_sums(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct indices, ascending, and the float64 sum of each one's rows.
+    """Sums the rows of each group.
 
     Args:
       values: [N, D] any float type.
-      index: [N] int.
+      index: [N] int, the group of each row.
 
     Returns:
-      ([G] int, [G, D] float64).
+      (distinct groups, ascending [G] int, sums [G, D] float64).
     """
-    # Sorted runs and `reduceat`: np.add.at adds cell by cell and is ten times slower.
+    # Sorting and `reduceat`: np.add.at adds row by row and is ten times slower.
     order = np.argsort(index, kind="stable")
-    rows, starts = np.unique(index[order], return_index=True)
-    if not len(rows):
-        return rows.astype(np.int64), np.zeros((0, values.shape[1]))
-    return rows, np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+    groups, starts = np.unique(index[order], return_index=True)
+    if not len(groups):
+        return groups.astype(np.int64), np.zeros((0, values.shape[1]))
+    return groups, np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
 
 
 def group_means(
     values: np.ndarray, index: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """The weighted mean of each group's rows.
+    """Computes the weighted mean of each group.
 
     Args:
       values: [N, D] float64.
-      index: [N] int, the group of each row, numbered from 0 without a gap; -1 for no group.
-      weights: [N]; None weighs all alike.
+      index: [N] int, the group of each row, numbered from 0 without gaps; -1 for no group.
+      weights: [N]; None gives all rows the same weight.
 
     Returns:
       [G, D] float64.
@@ -45,14 +45,14 @@ def group_means(
 
 
 def group_medians(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Feature by feature, the median of each group's rows.
+    """Computes the median of each group.
 
-    Groups of one size are sorted together, a feature along the last axis of memory: a hundred
+    Groups of equal size are sorted together, with each feature contiguous in memory: a hundred
     thousand wells take seconds.
 
     Args:
       values: [N, D] float64.
-      index: [N] int, the group of each row, numbered from 0 without a gap; -1 for no group.
+      index: [N] int, the group of each row, numbered from 0 without gaps; -1 for no group.
 
     Returns:
       [G, D] float64.
@@ -63,29 +63,22 @@ def group_medians(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     found = np.empty((len(sizes), values.shape[1]))
     for size in np.unique(sizes):
         groups = np.flatnonzero(sizes == size)
-        at_once = max(1, _AT_ONCE // (size * max(values.shape[1], 1)))
-        for first in range(0, len(groups), at_once):
-            some = groups[first : first + at_once]
-            members = order[starts[some][:, None] + np.arange(size)]
-            found[some] = medians(values[members])
+        block_size = max(1, _BLOCK_VALUES // (size * max(values.shape[1], 1)))
+        for first in range(0, len(groups), block_size):
+            block = groups[first : first + block_size]
+            members = order[starts[block][:, None] + np.arange(size)]
+            found[block] = medians(values[members])
     return found
 
 
 def medians(sets: np.ndarray) -> np.ndarray:
-    """Feature by feature, the median of each set of rows.
-
-    Args:
-      sets: [S, n, D] float64.
-
-    Returns:
-      [S, D] float64.
-    """
+    """Computes the median of each set of rows: [S, n, D] float64 -> [S, D] float64."""
     count = sets.shape[1]
-    if count == 3:  # triplicates are the rule, and thrice as fast without sorting
+    if count == 3:  # the usual number of replicates; without sorting three times as fast
         first, second, third = sets[:, 0], sets[:, 1], sets[:, 2]
         low, high = np.minimum(first, second), np.maximum(first, second)
         return np.asarray(np.maximum(low, np.minimum(high, third)))
     middle = [(count - 1) // 2, count // 2]
-    # With the rows contiguous in memory, partitioning takes half the time.
+    # Partitioning takes half the time if the rows are contiguous in memory.
     parted = np.partition(sets.transpose(0, 2, 1).copy(), middle, axis=2)
     return np.asarray(parted[:, :, middle].mean(axis=2))

@@ -13,32 +13,33 @@ from cellclr_jax.profiling.feature_columns import split_columns
 from cellclr_jax.profiling.nearest import Neighbours, Rule, nearest, unit_vectors
 from cellclr_jax.profiling.protocol import BATCH_RULES
 
-# Between the batches of a treatment that lies in several: 'Week1|Week2'.
+# Joins the batches of a treatment in several batches: 'Week1|Week2'.
 BATCH_SEPARATOR = "|"
 UNKNOWN_BATCH = "its batch is not known"
-"""Why a treatment is no query of NSCB."""
+"""Reason why a treatment is not a query of NSCB."""
 # Rows whose candidates are computed at once.
 _BLOCK = 1_000
+_TREATMENT = ["compound", "concentration", "moa", "batch"]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Queries, and masks of the valid neighbours of each.
+    """Queries and valid neighbours under one rule.
 
     Attributes:
-      excluded: [N] why a treatment is no query, or ''.
-      allowed: masks of the valid neighbours of some treatments.
+      excluded: [N] reason why a treatment is not a query, or ''.
+      allowed: masks of the valid neighbours.
       kinds: [N] int; treatments of one kind have the same valid neighbours and are valid neighbours
         of the same treatments.
-      what: the valid neighbours in words.
-      undefined: why there is no query at all, or ''.
-      across_batches: whether neighbours come from other batches.
+      description: of the valid neighbours, for messages.
+      undefined: reason why there are no queries, or ''.
+      across_batches: neighbours come from other batches.
     """
 
     excluded: np.ndarray
     allowed: Rule
     kinds: np.ndarray
-    what: str
+    description: str
     undefined: str = ""
     across_batches: bool = False
 
@@ -50,11 +51,12 @@ def other_compound(table: pd.DataFrame) -> Candidates:
       table: [N] treatments: compound, moa, batch.
     """
     compound = codes(table["compound"])
-
-    def allowed(rows: np.ndarray) -> np.ndarray:
-        return compound[rows, None] != compound
-
-    return Candidates(np.full(len(table), "", object), allowed, compound, "another compound")
+    return Candidates(
+        excluded=np.full(len(table), "", object),
+        allowed=lambda rows: compound[rows, None] != compound,
+        kinds=compound,
+        description="another compound",
+    )
 
 
 def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) -> Candidates:
@@ -66,7 +68,7 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
       left_out: MoAs that are neither queries nor neighbours; None: those in a single batch.
 
     Raises:
-      BadUse: an unknown rule, or a MoA to leave out that no treatment has.
+      BadUse: an unknown rule, or a MoA in `left_out` that no treatment has.
     """
     if rule not in BATCH_RULES:
         raise BadUse(f"batches {rule!r}: one of {', '.join(BATCH_RULES)} was expected")
@@ -77,6 +79,7 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
     candidate = excluded == ""
 
     def allowed(rows: np.ndarray) -> np.ndarray:
+        """Masks of candidates of another compound and another batch."""
         other = batch[rows, None] != batch if disjoint is None else disjoint[batch[rows]][:, batch]
         return other & (compound[rows, None] != compound) & candidate
 
@@ -85,12 +88,12 @@ def other_batch(table: pd.DataFrame, rule: str, left_out: Sequence[str] | None) 
         name = next(iter(names), "")
         undefined = f"all treatments lie in one batch ({name!r})" if name else "no batch is known"
     kinds = codes(zip(compound.tolist(), batch.tolist(), candidate.tolist(), strict=True))
-    what = "another compound in another batch"
-    return Candidates(excluded, allowed, kinds, what, undefined, across_batches=True)
+    description = "another compound in another batch"
+    return Candidates(excluded, allowed, kinds, description, undefined, across_batches=True)
 
 
 def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds which treatments have a candidate, and which queries have one of their own MoA.
+    """Finds the treatments with a candidate, and the queries with a candidate of their own MoA.
 
     Args:
       candidates: of N treatments.
@@ -99,7 +102,7 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       ([N] bool, [N] bool).
     """
-    # Treatments of one kind and MoA have the same result: one of each is computed.
+    # Treatments of one kind and MoA have the same result, which is computed once.
     kinds = codes(zip(candidates.kinds.tolist(), moas.tolist(), strict=True))
     first = np.unique(kinds, return_index=True)[1]
     some, right = np.zeros(len(first), bool), np.zeros(len(first), bool)
@@ -112,11 +115,11 @@ def reached(candidates: Candidates, moas: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def single_batch_moas(moas: Iterable[str], batches: Sequence[set[str]]) -> list[str]:
-    """Lists the MoAs whose treatments all lie in one and the same batch, sorted.
+    """Lists the MoAs whose treatments all lie in one batch, sorted.
 
     Args:
-      moas: [N] the MoA of each treatment.
-      batches: [N] the batches of each treatment.
+      moas: [N] MoA of each treatment.
+      batches: [N] batches of each treatment.
     """
     union: dict[str, set[str]] = {}
     for moa, names in zip(moas, batches, strict=True):
@@ -142,28 +145,38 @@ def codes(labels: Iterable[Hashable]) -> np.ndarray:
     return np.array([position.setdefault(label, len(position)) for label in labels], np.int32)
 
 
+def name_treatment(treatment: pd.Series) -> str:
+    """Names a treatment in a message: "'taxol' at 0.3 µM" or "'taxol' at an unknown concentration".
+
+    Args:
+      treatment: with `compound` and `concentration` (NaN if unknown).
+    """
+    dose = treatment["concentration"]
+    amount = "an unknown concentration" if np.isnan(dose) else f"{dose:g} µM"
+    return f"{treatment['compound']!r} at {amount}"
+
+
 def _left_out(
     moas: pd.Series, sets: Sequence[set[str]], left_out: Sequence[str] | None
 ) -> np.ndarray:
-    """[N] why a treatment is left out, or ''."""
+    """[N] reason why a treatment is left out of NSCB, or ''."""
     excluded = np.full(len(moas), "", object)
     if any(sets):
-        # It may be any batch, even that of the query.
+        # An unknown batch may be any batch, including the query's.
         excluded[[not names for names in sets]] = UNKNOWN_BATCH
     if left_out is None:
-        excluded[moas.isin(single_batch_moas(moas, sets)).to_numpy()] = (
-            "its MoA lies in one batch alone"
-        )
+        single = moas.isin(single_batch_moas(moas, sets)).to_numpy()
+        excluded[single] = "its MoA lies in one batch only"
         return excluded
     if unknown := sorted(set(left_out) - set(moas)):
         known = ", ".join(sorted(set(moas)))
         raise BadUse(f"left_out: no treatment has the MoA {unknown[0]!r}; there are {known}")
-    excluded[moas.isin(list(left_out)).to_numpy()] = "its MoA is left out as asked"
+    excluded[moas.isin(list(left_out)).to_numpy()] = "its MoA is left out (--left_out)"
     return excluded
 
 
 def _disjoint(sets: Sequence[set[str]], batch: np.ndarray) -> np.ndarray:
-    """[K, K] bool: whether two sets of batches have none in common, by their numbers."""
+    """[K, K] bool: whether two distinct sets of batches, by their codes, have none in common."""
     first = np.unique(batch, return_index=True)[1]
     names = sorted(set().union(*sets))
     member = np.array([[name in sets[row] for name in names] for row in first], np.int64)
@@ -172,21 +185,21 @@ def _disjoint(sets: Sequence[set[str]], batch: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """Number of treatments whose nearest neighbour has their own mechanism of action.
+    """Number of treatments whose nearest neighbour has the same MoA.
 
     Attributes:
-      correct: queries whose neighbour has their MoA; None where the score is undefined.
-      total: queries; 0 where the score is undefined.
-      accuracy: correct / total in [0, 1]; None where the score is undefined.
-      undefined: why there is no score, or ''.
-      voters: how many neighbours vote.
-      unanswerable: queries among `total` that cannot be right, because no candidate shares their
-        MoA: the best possible score is (total - unanswerable) / total.
-      neighbours: one row a query: compound, concentration, moa, batch, the same of its neighbour
-        (neighbour_*; '' and NaN where it has none), similarity (cosine), predicted (the MoA that
-        the neighbours vote for), correct.
-      excluded: treatments that are no query: compound, concentration, moa, batch, reason.
-      across_batches: whether neighbours come from other batches (NSCB).
+      correct: queries whose neighbour has their MoA; None if the score is undefined.
+      total: number of queries; 0 if the score is undefined.
+      accuracy: correct / total in [0, 1]; None if the score is undefined.
+      undefined: reason why there is no score, or ''.
+      voters: number of neighbours that vote.
+      unanswerable: queries among `total` without a candidate of their MoA, which cannot be correct:
+        the best possible score is (total - unanswerable) / total.
+      neighbours: one row a query: compound, concentration, moa, batch, the same columns of its
+        neighbour (neighbour_*; '' and NaN if it has none), similarity (cosine), predicted (MoA by
+        the vote of the neighbours), correct.
+      excluded: treatments that are not queries: compound, concentration, moa, batch, reason.
+      across_batches: neighbours come from other batches (NSCB).
     """
 
     correct: int | None
@@ -207,29 +220,29 @@ def not_same_compound(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> Score:
-    """Scores NSC: the neighbour is the nearest by cosine among treatments of other compounds.
+    """Computes NSC: the neighbour is the nearest by cosine among treatments of other compounds.
 
     Controls and treatments without a MoA are neither queries nor candidates. A tie (cosines equal
-    to twelve digits) goes to the first by compound, then concentration. A profile of zeros has no
-    direction: it is no neighbour of any, and as a query it counts as wrong.
+    to twelve digits) goes to the first by compound, then concentration, unknown ones last. A
+    profile of zeros has no direction: it is nobody's neighbour, and as a query it counts as wrong.
 
     Args:
       profiles: one row a treatment: Metadata_Compound, Metadata_Concentration, Metadata_MoA,
         Metadata_Batch, and features.
-      neighbours: how many of the nearest vote; of MoAs with as many votes the nearest one's wins.
-        Published scores are of one.
-      features: the feature columns; by default those of `feature_columns.split_columns`.
-      control: the controls' compound.
+      neighbours: number of nearest neighbours that vote; a draw goes to the MoA of the nearest.
+        Published scores use 1.
+      features: feature columns; by default those of `feature_columns.split_columns`.
+      control: compound name of the controls.
 
     Returns:
-      The score; undefined where no treatment has another compound of its MoA.
+      The score; undefined if no treatment has another compound of its MoA.
 
     Raises:
       BadData: a metadata column is missing, a treatment is listed twice, a feature is not finite.
       BadUse: fewer than one neighbour.
     """
     table, vectors = _treatments(profiles, features, control)
-    return _answer(table, vectors, [other_compound(table)], [neighbours])[0][neighbours]
+    return _scores(table, vectors, [other_compound(table)], [neighbours])[0][neighbours]
 
 
 def not_same_compound_or_batch(
@@ -241,31 +254,30 @@ def not_same_compound_or_batch(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> Score:
-    """Scores NSCB: as NSC, and the neighbour also comes from another batch.
+    """Computes NSCB: as NSC, and the neighbour also comes from another batch.
 
     Args:
-      profiles: as for `not_same_compound`; the batches of a treatment that lies in several are
-        joined by '|' in Metadata_Batch.
-      batches: what another batch is. 'joined': the joined names differ; 'disjoint': no batch in
-        common; 'week1': a treatment in several batches counts as in the first one (its profile
+      profiles: as for `not_same_compound`; Metadata_Batch joins several batches by '|'.
+      batches: rule for another batch. 'joined': the joined names differ; 'disjoint': no batch in
+        common; 'week1': a treatment in several batches belongs only to the first (its profile
         should then come from the wells of that batch: `profiles.in_first_batch`).
-      left_out: MoAs that are neither queries nor candidates; by default those that lie in a single
-        batch, for which no right neighbour exists.
+      left_out: MoAs that are neither queries nor candidates; by default those in a single batch,
+        which have no right neighbour.
       neighbours: as for `not_same_compound`.
-      features: the feature columns; by default those of `feature_columns.split_columns`.
-      control: the controls' compound.
+      features: as for `not_same_compound`.
+      control: compound name of the controls.
 
     Returns:
-      The score; undefined where there is a single batch, or no query has a right candidate.
+      The score; undefined if there is a single batch, or no query has a right candidate.
 
     Raises:
       BadData: as `not_same_compound`.
-      BadUse: an unknown rule for batches, a MoA to leave out that no treatment has, or fewer than
+      BadUse: an unknown rule for batches, a MoA in `left_out` that no treatment has, or fewer than
         one neighbour.
     """
     table, vectors = _treatments(profiles, features, control)
-    asked = [other_batch(table, batches, left_out)]
-    return _answer(table, vectors, asked, [neighbours])[0][neighbours]
+    candidates = [other_batch(table, batches, left_out)]
+    return _scores(table, vectors, candidates, [neighbours])[0][neighbours]
 
 
 def both_scores(
@@ -277,7 +289,7 @@ def both_scores(
     features: Sequence[str] | None = None,
     control: str = CONTROL,
 ) -> dict[int, tuple[Score, Score]]:
-    """Scores NSC and NSCB of the same profiles, by numbers of neighbours, from one search.
+    """Computes NSC and NSCB of the same profiles from one search, by numbers of neighbours.
 
     For arguments and errors see `not_same_compound_or_batch`.
 
@@ -285,13 +297,13 @@ def both_scores(
       {neighbours: (`not_same_compound`, `not_same_compound_or_batch`)}.
     """
     table, vectors = _treatments(profiles, features, control)
-    asked = [other_compound(table), other_batch(table, batches, left_out)]
-    nsc, nscb = _answer(table, vectors, asked, neighbours)
+    candidates = [other_compound(table), other_batch(table, batches, left_out)]
+    nsc, nscb = _scores(table, vectors, candidates, neighbours)
     return {count: (nsc[count], nscb[count]) for count in neighbours}
 
 
 def drop(nsc: Score, nscb: Score) -> float | None:
-    """NSC - NSCB in percentage points; None where either is undefined."""
+    """NSC - NSCB in percentage points; None if either is undefined."""
     if nsc.accuracy is None or nscb.accuracy is None:
         return None
     return 100.0 * (nsc.accuracy - nscb.accuracy)
@@ -300,7 +312,7 @@ def drop(nsc: Score, nscb: Score) -> float | None:
 def _treatments(
     profiles: pd.DataFrame, features: Sequence[str] | None, control: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Annotated treatments in one fixed order, and their unit vectors (zeros stay zeros)."""
+    """Annotated treatments sorted by compound and concentration, and their unit vectors."""
     names = ("Compound", "Concentration", "MoA", "Batch")
     missing = [f"Metadata_{name}" for name in names if f"Metadata_{name}" not in profiles]
     if missing:
@@ -310,117 +322,99 @@ def _treatments(
     table = pd.DataFrame({name.lower(): profiles[f"Metadata_{name}"].to_numpy() for name in names})
     table[["moa", "batch"]] = table[["moa", "batch"]].fillna("")
     table["concentration"] = round_concentrations(table["concentration"])
-    kept = table[(table["moa"] != "") & ~is_control(table["compound"], control)]
-    # The caller's row order must not decide a tie, nor the rounding of the product.
-    kept = kept.sort_values(["compound", "concentration"])
-    if kept.duplicated(["compound", "concentration"]).any():
-        twice = kept[kept.duplicated(["compound", "concentration"])].iloc[0]
+    table = table[(table["moa"] != "") & ~is_control(table["compound"], control)]
+    # The order of the input must decide neither ties nor the rounding of the product.
+    table = table.sort_values(["compound", "concentration"])
+    repeated = table.duplicated(["compound", "concentration"])
+    if repeated.any():
         raise BadData(
-            f"{twice['compound']!r} at {twice['concentration']:g} is listed twice: treatment "
-            "profiles have one row a treatment"
+            f"{name_treatment(table[repeated].iloc[0])} is listed twice: one row a treatment was "
+            "expected"
         )
-    vectors = profiles[list(features)].to_numpy(np.float64)[kept.index.to_numpy()]
+    vectors = profiles[list(features)].to_numpy(np.float64)[table.index.to_numpy()]
     if not np.isfinite(vectors).all():
-        row = kept.iloc[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+        row = table.iloc[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
         raise BadData(f"the profile of {row['compound']!r} holds NaN or an infinite value")
-    return kept.reset_index(drop=True), unit_vectors(vectors)
+    return table.reset_index(drop=True), unit_vectors(vectors)
 
 
-def _answer(
+def _scores(
     table: pd.DataFrame,
     vectors: np.ndarray,
-    asked: Sequence[Candidates],
+    rules: Sequence[Candidates],
     neighbours: Sequence[int],
 ) -> list[dict[int, Score]]:
-    """Finds each query's neighbours among its candidates and counts the right ones.
-
-    Args:
-      table: [N] treatments: compound, concentration, moa, batch.
-      vectors: [N, D] unit vectors; zeros for a profile without direction.
-      asked: the candidates under each rule.
-      neighbours: how many vote; several numbers share one search.
-
-    Returns:
-      The scores under each rule, by the number of neighbours.
-    """
+    """Scores under each rule, by the number of neighbours, from one search."""
     if min(neighbours) < 1:
         raise BadUse(f"neighbours {min(neighbours)}: at least 1 was expected")
-    reach = [reached(candidates, codes(table["moa"])) for candidates in asked]
+    reach = [reached(candidates, codes(table["moa"])) for candidates in rules]
     defined = [
         index
-        for index, (candidates, (_, answerable)) in enumerate(zip(asked, reach, strict=True))
+        for index, (candidates, (_, answerable)) in enumerate(zip(rules, reach, strict=True))
         if not candidates.undefined and answerable.any()
     ]
-    found = nearest(vectors, [asked[index].allowed for index in defined], max(neighbours))
+    found = nearest(vectors, [rules[index].allowed for index in defined], max(neighbours))
     by_rule = dict(zip(defined, found, strict=True))
     return [
         {
             count: _score(table, candidates, *reach[index], by_rule.get(index), count)
             for count in neighbours
         }
-        for index, candidates in enumerate(asked)
+        for index, candidates in enumerate(rules)
     ]
 
 
 def _score(
     table: pd.DataFrame,
-    asked: Candidates,
+    candidates: Candidates,
     has_candidate: np.ndarray,
     answerable: np.ndarray,
     found: Neighbours | None,
     voters: int,
 ) -> Score:
-    """The score of one rule; undefined where no neighbours were searched (`found` is None)."""
-    reasons = table[["compound", "concentration", "moa", "batch"]]
+    """Score of one rule; undefined if `found` is None."""
+    across = candidates.across_batches
     if found is None:
-        reason = asked.undefined or f"no treatment has {asked.what} of its MoA"
-        nobody = reasons.assign(reason=reason)
-        return Score(
-            correct=None,
-            total=0,
-            accuracy=None,
-            undefined=reason,
-            voters=voters,
-            excluded=nobody,
-            across_batches=asked.across_batches,
-        )
-    alone = (asked.excluded == "") & ~has_candidate
-    no_candidate = f"no candidate: there is no treatment of {asked.what}"
-    excluded = np.where(alone, no_candidate, asked.excluded)
-    queries = np.flatnonzero(excluded == "")
-    rows, cosines = found.rows[queries], found.cosines[queries]
+        reason = candidates.undefined or f"no treatment has {candidates.description} of its MoA"
+        excluded = table[_TREATMENT].assign(reason=reason)
+        return Score(None, 0, None, reason, voters, excluded=excluded, across_batches=across)
+    reasons = np.where(
+        (candidates.excluded == "") & ~has_candidate,
+        f"no candidate: there is no treatment of {candidates.description}",
+        candidates.excluded,
+    )
+    queries = np.flatnonzero(reasons == "")
+    rows = found.rows[queries]
     moas = table["moa"].to_numpy(object)
     predicted = _voted(moas, rows[:, :voters])
     correct = predicted == moas[queries]
-    pairs = _side_by_side(table.iloc[queries], table.iloc[rows[:, 0]], rows[:, 0] >= 0)
+    pairs = _join_neighbours(table.iloc[queries], table.iloc[rows[:, 0]], rows[:, 0] >= 0)
+    cosines = found.cosines[queries, 0]
     return Score(
         correct=int(correct.sum()),
         total=len(queries),
         accuracy=float(correct.sum() / len(queries)),
         voters=voters,
         unanswerable=int((~answerable[queries]).sum()),
-        neighbours=pairs.assign(similarity=cosines[:, 0], predicted=predicted, correct=correct),
-        excluded=reasons.assign(reason=excluded)[excluded != ""].reset_index(drop=True),
-        across_batches=asked.across_batches,
+        neighbours=pairs.assign(similarity=cosines, predicted=predicted, correct=correct),
+        excluded=table[_TREATMENT].assign(reason=reasons)[reasons != ""].reset_index(drop=True),
+        across_batches=across,
     )
 
 
 def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[Q] the MoA of most neighbours, of ties the nearest neighbour's; '' without neighbours.
-
-    Args:
-      moas: [N] of the treatments.
-      rows: [Q, k] of each query's neighbours, the nearest first; -1 for none.
-    """
+    """[Q] most frequent MoA among neighbours [Q, k] (-1: none); a draw goes to the nearest."""
     votes = np.where(rows >= 0, moas[rows], "")
     counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2) * (rows >= 0)
     predicted: np.ndarray = votes[np.arange(len(votes)), np.argmax(counts, axis=1)]
     return predicted
 
 
-def _side_by_side(asked: pd.DataFrame, answer: pd.DataFrame, found: np.ndarray) -> pd.DataFrame:
-    """Queries with their neighbours; empty where none was found."""
-    answer = answer.reset_index(drop=True).add_prefix("neighbour_")
-    answer.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
-    answer.loc[~found, "neighbour_concentration"] = np.nan
-    return pd.concat([asked.reset_index(drop=True), answer], axis=1)
+def _join_neighbours(
+    queries: pd.DataFrame, neighbours: pd.DataFrame, found: np.ndarray
+) -> pd.DataFrame:
+    """Queries with the columns of their neighbours; '' and NaN if none was found."""
+    neighbours = neighbours.reset_index(drop=True).add_prefix("neighbour_")
+    neighbours.loc[~found, ["neighbour_compound", "neighbour_moa", "neighbour_batch"]] = ""
+    neighbours.loc[~found, "neighbour_concentration"] = np.nan
+    return pd.concat([queries.reset_index(drop=True), neighbours], axis=1)

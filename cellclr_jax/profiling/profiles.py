@@ -14,7 +14,7 @@ from cellclr_jax.data.columns import NAMES, is_control, round_concentrations
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.feature_columns import split_columns, with_features
 from cellclr_jax.profiling.group_statistics import group_means, group_medians, group_sums
-from cellclr_jax.profiling.moa import BATCH_SEPARATOR, batch_order
+from cellclr_jax.profiling.moa import BATCH_SEPARATOR, batch_order, name_treatment
 from cellclr_jax.profiling.protocol import AGGREGATES, STATISTICS
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ _PER_WELL = ("Batch", "Compound", "Concentration", "MoA")
 
 
 class WellAccumulator:
-    """Accumulates means over wells (or sites) of embeddings, minibatch by minibatch.
+    """Accumulates means of embeddings over wells (or sites), minibatch by minibatch.
 
-    Keeps one float64 sum a well, so that half a million cells are never in memory together. With
-    one row a site, `aggregate_wells` of the table aggregates either way.
+    Holds one float64 sum a well, so that not all cells need to be in memory. `aggregate_wells` can
+    aggregate a table of one row a site either way.
 
     Attributes:
-      features: their names.
+      features: the D feature names.
 
     Example:
       accumulator = WellAccumulator(sites, feature_names(2048))
@@ -42,7 +42,7 @@ class WellAccumulator:
     """
 
     def __init__(self, rows: pd.DataFrame, features: Sequence[str]) -> None:
-        """Starts from no cells.
+        """Creates an accumulator without cells.
 
         Args:
           rows: `Metadata_*` columns, one row a well (or site); row i is index i in `add`.
@@ -58,7 +58,7 @@ class WellAccumulator:
 
         Args:
           embeddings: [N, D] any float type.
-          index: [N] int, the row of each cell; a negative one marks padding, which is ignored.
+          index: [N] int, row of each cell; negative for padding, which is ignored.
         """
         real = index >= 0
         rows, sums = group_sums(embeddings[real], index[real])
@@ -71,20 +71,20 @@ class WellAccumulator:
         Raises:
           BadData: there are no cells, or a mean is not finite.
         """
-        seen = self._counts > 0
-        if not seen.any():
+        used = self._counts > 0
+        if not used.any():
             raise BadData("no cells were added: there is no profile")
-        means = self._sums[seen] / self._counts[seen, None]
-        rows = self._rows[seen].reset_index(drop=True)
+        means = self._sums[used] / self._counts[used, None]
+        rows = self._rows[used].reset_index(drop=True)
         if not np.isfinite(means).all():
             bad = rows.iloc[int(np.argmin(np.isfinite(means).all(axis=1)))]
             raise BadData(f"the embeddings of {_name(bad)} hold NaN or an infinite value")
-        rows = rows.assign(Metadata_CellCount=self._counts[seen])
+        rows = rows.assign(Metadata_CellCount=self._counts[used])
         return pd.concat([rows, pd.DataFrame(means, columns=self.features)], axis=1)
 
 
 def feature_names(dims: int, prefix: str = "cellclr") -> list[str]:
-    """'cellclr_0000' … for `dims` features."""
+    """Names of `dims` features: 'cellclr_0000' …"""
     return [f"{prefix}_{index:04d}" for index in range(dims)]
 
 
@@ -95,7 +95,7 @@ def check_wells(table: pd.DataFrame) -> None:
       table: one row a well, site or cell: Metadata_Plate, Metadata_Well and further metadata.
 
     Raises:
-      BadData: one has two; the message names the well and both values.
+      BadData: a well has two; the message names the well and both values.
     """
     _groups(table, _WELL)
 
@@ -148,17 +148,18 @@ def aggregate_wells(
 def treatment_profiles(
     wells: pd.DataFrame, *, statistic: str = "median", features: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """One profile a treatment (compound and concentration): the median or mean of its wells.
+    """Computes treatment profiles (compound and concentration): the median or mean of wells.
 
     Args:
-      wells: one row a well; Metadata_Compound, Metadata_Concentration, Metadata_MoA,
-        Metadata_Batch and features. A control is a treatment like any other here.
+      wells: one row a well; Metadata_Compound, Metadata_Concentration (NaN if unknown),
+        Metadata_MoA, Metadata_Batch and features. Controls are treated like other compounds.
       statistic: 'median' or 'mean', feature by feature.
       features: the feature columns; by default those of `feature_columns.split_columns`.
 
     Returns:
-      One row a treatment, sorted by compound and concentration. Metadata_Batch joins its batches
-      by '|' (Week2 before Week10), Metadata_WellCount and Metadata_CellCount add up its wells.
+      One row a treatment, sorted by compound and concentration, an unknown one last. Metadata_Batch
+      joins its batches by '|' (Week2 before Week10); Metadata_WellCount and Metadata_CellCount are
+      sums over its wells.
 
     Raises:
       BadUse: an unknown statistic.
@@ -176,21 +177,21 @@ def treatments_of(
     statistic: str = "median",
     used: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Computes `treatment_profiles` of features in an array of their own.
+    """Computes `treatment_profiles` of features in a separate array.
 
     Args:
       wells: [N] rows of metadata.
       values: [N, D] float64.
       features: the D names.
       statistic: 'median' or 'mean'.
-      used: [N] bool, which wells; None takes all.
+      used: [N] bool, wells to use; None uses all.
     """
     if statistic not in STATISTICS:
         raise BadUse(f"statistic {statistic!r}: one of {', '.join(STATISTICS)} was expected")
     used = np.ones(len(wells), bool) if used is None else used
     nameless = used & (wells["Metadata_Compound"].fillna("") == "").to_numpy()
     if nameless.any():
-        raise BadData(f"row {int(np.argmax(nameless)) + 1} has no compound: name its treatment")
+        raise BadData(f"row {int(np.argmax(nameless)) + 1} has no compound: one was expected")
     grouped = _by_treatment(wells[used].fillna({"Metadata_Batch": "", "Metadata_MoA": ""}))
     index = np.full(len(wells), -1)
     index[used] = grouped.ngroup().to_numpy()
@@ -206,7 +207,7 @@ def in_first_batch(wells: pd.DataFrame) -> np.ndarray:
 
 
 def _by_treatment(wells: pd.DataFrame) -> "DataFrameGroupBy[Any, Any]":
-    """The metadata of each treatment's wells; an unknown concentration (NaN) is one of its own."""
+    """Groups the wells' metadata by treatment; an unknown concentration (NaN) is a group, too."""
     columns = [f"Metadata_{name}" for name in (*_PER_WELL, "CellCount")]
     rounded = round_concentrations(wells["Metadata_Concentration"])
     metadata = wells[[column for column in columns if column in wells]]
@@ -218,12 +219,12 @@ def _of_treatments(grouped: "DataFrameGroupBy[Any, Any]") -> pd.DataFrame:
     """Metadata of each treatment."""
     mixed = grouped["Metadata_MoA"].nunique() > 1
     if mixed.any():
-        (compound, dose), group = next(
+        key, group = next(
             (key, moas.unique()) for key, moas in grouped["Metadata_MoA"] if moas.nunique() > 1
         )
+        name = name_treatment(pd.Series(key, ["compound", "concentration"]))
         raise BadData(
-            f"{compound!r} at {dose:g} has two MoAs, {group[0]!r} and {group[1]!r}: keep one a "
-            "treatment"
+            f"{name} has two MoAs, {group[0]!r} and {group[1]!r}: one MoA a treatment was expected"
         )
     table = pd.DataFrame(
         {
@@ -244,9 +245,9 @@ def _joined(batches: pd.Series) -> str:
 
 
 def _groups(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """The metadata of each group, sorted by `keys`, and each row's group.
+    """Metadata of each group, sorted by `keys`, and the group of each row.
 
-    Columns that vary within a group are left out, unless they must not: then BadData.
+    Leaves out columns that vary within a group; BadData if it is one of `_PER_WELL`.
     """
     grouped = table.groupby(keys, sort=True)
     index = grouped.ngroup().to_numpy()
@@ -261,11 +262,11 @@ def _groups(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, np.ndar
             continue
         if column.removeprefix("Metadata_") in _PER_WELL:
             row = differing[0]
-            # As a list: NumPy's numbers name their type.
+            # tolist: the repr of NumPy's numbers names their type.
             values = table[column].iloc[[first[index[row]], row]].tolist()
             raise BadData(
                 f"{_name(table.iloc[row], keys)} has two values of {column}, {values[0]!r} and "
-                f"{values[1]!r}: give all its cells the same"
+                f"{values[1]!r}: one value was expected"
             )
         metadata = metadata.drop(columns=column)
     return metadata, index
@@ -277,28 +278,23 @@ def _name(row: pd.Series, columns: Sequence[str] = _SITE) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts) or "a row"
 
 
-# Without these columns there is no treatment profile.
-_NEEDED = ("plate", "well", "compound", "moa")
-
-
 def has_treatments(cells: pd.DataFrame, control: str) -> bool:
-    """Returns whether there is a treatment to score: an annotated compound that is no control.
+    """Whether there is a treatment to score: a compound with a MoA that is not the control.
 
     Args:
       cells: one row a cell, columns of `data.columns.COLUMNS`.
       control: the controls' compound, in any case.
     """
-    if not set(_NEEDED) <= set(cells):
+    if not {"plate", "well", "compound", "moa"} <= set(cells):
         return False
     treated = ~is_control(cells["compound"], control)
     return bool((_is_known(cells) & treated & (cells["moa"].fillna("") != "")).any())
 
 
 def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """Lists the sites (or wells, where no sites are known) of a dataset.
+    """Lists the sites of a dataset, or its wells if there are no sites.
 
-    An unknown batch becomes '', so that nothing is computed between batches; an unknown
-    concentration is NaN.
+    An unknown batch becomes ''; an unknown concentration is NaN.
 
     Args:
       cells: one row a cell: plate, well, compound, moa and other columns of `data.columns.COLUMNS`.
@@ -308,8 +304,8 @@ def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
       cell without plate, well or compound).
     """
     known = _is_known(cells)
-    # Groups are made by all columns: a site with two compounds becomes two sites, which
-    # `check_wells` then refuses; otherwise one of the compounds would be lost.
+    # Grouping by all columns turns a site with two compounds into two sites, which `check_wells`
+    # reports; otherwise one of the compounds would be lost.
     table = cells.loc[known, [name for name in NAMES if name in cells]]
     table = table.fillna({"batch": "", "moa": ""})
     groups = table.groupby(list(table), sort=True, dropna=False)
@@ -323,5 +319,5 @@ def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _is_known(cells: pd.DataFrame) -> pd.Series:
-    """[N] bool: whether a cell has a plate, a well and a compound."""
+    """[N] bool: the cell has a plate, a well and a compound."""
     return (cells[["plate", "well", "compound"]].fillna("") != "").all(axis=1)

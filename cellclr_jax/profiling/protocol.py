@@ -1,6 +1,6 @@
-"""Settings of an evaluation, with their choices and defaults.
+"""Settings of an evaluation: their choices and defaults.
 
-Flags and the default config are made from these, so nothing heavy is imported here.
+Flags and the default config are made from these, so this module imports nothing heavy.
 """
 
 import math
@@ -14,14 +14,14 @@ AGGREGATES = ("well", "site")
 AS_GIVEN = "given"
 STANDARDIZE = ("none", "controls", "plates")
 FITTED_ON_ALL = ("harmony", "combat")
-"""Corrections that look at treated wells, too."""
+"""Corrections that are fitted on treated wells, too."""
 CORRECTIONS = ("none", "pca_whitening", "whitening", "tvn", *FITTED_ON_ALL)
 STATISTICS = ("median", "mean")
 BATCH_RULES = ("joined", "disjoint", "week1")
 FORMATS = ("parquet", "csv", "h5ad")
-"""Of tables; the names are the files' suffixes, too."""
+"""File formats of tables; also the suffixes of the files."""
 AUTO, NOTHING = "auto", "nothing"
-# Wells have the same names on every plate, sites in every well.
+# The same well names occur on every plate, and the same site numbers in every well.
 GROUPS = {
     "plate": ("plate",),
     "batch": ("batch",),
@@ -29,29 +29,30 @@ GROUPS = {
     "site": ("plate", "well", "site"),
     "compound": ("compound",),
 }
-"""Columns that identify the groups of cells that a fold may keep whole, the best groups first."""
+"""Groups of cells that a fold can keep whole, and the columns that identify them; in the order of
+preference."""
 HELD_OUT = (AUTO, *GROUPS, NOTHING)
-"""'auto': the first of the groups, but compounds, that leaves two classes to tell apart."""
+"""'auto': the first of the groups, except compounds, that leaves at least two classes."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every setting that decides a score.
+    """All settings that affect the scores.
 
     Attributes:
       aggregate: cells to wells: 'well' (mean of cells), 'site' (mean of the sites' means), or
-        'given' where the table held wells already.
-      standardize: 'none'; 'controls': z-scores by all control wells; 'plates': by those of the
-        well's own plate.
-      robust: whether z-scores are by median and median absolute deviation.
-      corrections: which of `CORRECTIONS` are scored, 'none' among them: 'pca_whitening' keeps only
+        'given' if the table has one row a well.
+      standardize: 'none'; 'controls': z-scores by all control wells; 'plates': z-scores by the
+        control wells of the same plate.
+      robust: z-scores by median and median absolute deviation.
+      corrections: the scored ones of `CORRECTIONS`, including 'none'; 'pca_whitening' keeps only
         the principal components that the controls span, and whitens them.
       regularization: λ of whitening, pca_whitening and tvn, >= 0, added to each eigenvalue.
-      relative_regularization: whether λ is a fraction of the mean eigenvalue.
+      relative_regularization: λ is a fraction of the mean eigenvalue.
       statistic: wells to treatments: 'median' or 'mean'.
-      batches: what counts as another batch: 'joined', 'disjoint' or 'week1' (see `moa`).
-      left_out: MoAs left out of NSCB; None computes those that lie in a single batch.
-      control: the controls' compound.
+      batches: rule for another batch: 'joined', 'disjoint' or 'week1' (see `moa`).
+      left_out: MoAs left out of NSCB; None leaves out those in a single batch.
+      control: compound name of the controls.
     """
 
     aggregate: str = "well"
@@ -66,40 +67,38 @@ class Protocol:
     control: str = CONTROL
 
     def __post_init__(self) -> None:
-        """Raises BadUse for a setting that does not exist."""
+        """Raises BadUse for an invalid setting."""
         for name, allowed in {
             "aggregate": (*AGGREGATES, AS_GIVEN),
             "standardize": STANDARDIZE,
             "statistic": STATISTICS,
             "batches": BATCH_RULES,
         }.items():
-            if getattr(self, name) not in allowed:
-                raise BadUse(
-                    f"{name} {getattr(self, name)!r}: one of {', '.join(allowed)} was expected"
-                )
+            if (value := getattr(self, name)) not in allowed:
+                raise BadUse(f"{name} {value!r}: one of {', '.join(allowed)} was expected")
         if "none" not in self.corrections or not set(self.corrections) <= set(CORRECTIONS):
             raise BadUse(
                 f"corrections {', '.join(self.corrections)}: none and others of "
                 f"{', '.join(CORRECTIONS)} were expected"
             )
         if self.robust and self.standardize == "none":
-            raise BadUse("robust says how to standardize, which is not asked for")
+            raise BadUse("robust needs standardize=controls or standardize=plates")
         if not (math.isfinite(self.regularization) and self.regularization >= 0):
-            raise BadUse(f"regularization {self.regularization}: a number of at least 0")
+            raise BadUse(f"regularization {self.regularization}: a number >= 0 was expected")
         if not self.control:
-            raise BadUse("control '': the name of the controls' compound was expected")
+            raise BadUse("control '': the compound name of the controls was expected")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation computes and writes in addition to the scores.
+    """Settings that do not affect the scores of profiles.
 
     Attributes:
-      measures: of `MEASURES`; None for all, or none of many wells (see `evaluate`).
-      formats: of the written tables, of `FORMATS`.
-      umap: whether the report's map of treatments can also be laid out by UMAP.
-      label: the column of the cells that holds their classes; None: see `draw_sample`.
-      hold_out: what a fold keeps whole when classes of cells are predicted, of `HELD_OUT`.
+      measures: names in `MEASURES`; None computes all, or none for many wells (see `evaluate`).
+      formats: file formats of the tables, of `FORMATS`.
+      umap: adds a UMAP layout to the report's map of treatments.
+      label: column with the classes of single cells; None: see `draw_sample`.
+      hold_out: groups of `HELD_OUT` that a fold keeps whole when classes of cells are predicted.
     """
 
     measures: tuple[str, ...] | None = None
@@ -109,5 +108,5 @@ class Options:
     hold_out: str = AUTO
 
     def __post_init__(self) -> None:
-        """Raises BadUse for a measure that does not exist."""
+        """Raises BadUse for an unknown measure."""
         check_names(self.measures or ())

@@ -1,8 +1,8 @@
-"""Published scores on BBBC021, each with where its numbers come from."""
+"""Published scores on BBBC021, each with the source of its numbers."""
 
 from collections.abc import Iterable
 
-# method | kind | NSC | NSCB | drop | source; percent as printed, '–' where no source has a number.
+# method | kind | NSC | NSCB | drop | source; percent as printed, '–' if no source has a number.
 _ROWS = """
 Ljosa 2013, factor analysis | hand-made features | 94 | 77 | 17 | abstract; second-hand
 Singh 2014, illumination correction | hand-made features | 90 | 85 | 5 | from memory, unverified
@@ -14,8 +14,8 @@ Perakis 2021, SimCLR | unsupervised | 96 | 95 | 1 | inferred from the abstract's
 WS-DINO 2022, compound labels | weak labels | 98 | 96 | 2 | abstract
 DINO without labels | unsupervised | 92 | 95 | – | a training log of WS-DINO's code
 """
-# These of the 38 annotated compounds identify the dataset, whatever subset of its plates was
-# evaluated; simulated plates have other names.
+# These 32 of the 38 annotated compounds identify the dataset, whichever plates were evaluated;
+# compounds of simulated plates have other names.
 _COMPOUNDS = frozenset(
     "ALLN AZ-A AZ-C AZ-J AZ-U AZ138 AZ258 AZ841 MG-132 PD-169316 PP-2 alsterpaullone anisomycin "  # noqa: SIM905
     "bryostatin camptothecin chlorambucil cisplatin colchicine cyclohexamide demecolcine docetaxel "
@@ -32,6 +32,6 @@ def published_scores() -> list[dict[str, str]]:
 
 
 def is_bbbc021(compounds: Iterable[str]) -> bool:
-    """Whether the treated compounds are BBBC021's, to which published scores compare."""
+    """Whether at least 80 % of the treated compounds are BBBC021's."""
     names = set(compounds)
     return bool(names) and len(names & _COMPOUNDS) >= 0.8 * len(names)

@@ -1,7 +1,7 @@
-"""Reads profile tables of any origin into one form.
+"""Reads profile tables of different origins into one form.
 
-CSV, gzipped CSV or Parquet; CellProfiler's, pycytominer's or plain column names in any case; joined
-with BBBC021's image and MoA tables if the table does not say what was in a well.
+CSV, gzipped CSV or Parquet; column names of CellProfiler, pycytominer or plain ones in any case;
+joined with BBBC021's image and MoA tables if the table lacks compounds or MoAs.
 """
 
 import re
@@ -38,15 +38,15 @@ from cellclr_jax.profiling.feature_columns import (
 )
 
 _FORMATS = (".csv", ".csv.gz", ".parquet")
-# Missing measurements; words in metadata are left to `data.names`.
+# Words for a missing measurement; `data.names` has those for missing metadata.
 _MISSING = ["", "NaN", "nan", "-nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "None"]
-# By default, pandas 2 reads numbers fast and is off by some units in the last place.
+# The default parser of pandas 2 is wrong by some units in the last place.
 _EXACT: dict[str, Any] = (
     {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 )
 _COUNTS = {"Metadata_CellCount", "Metadata_WellCount"}
 _AMOUNT = partial(amount_or_nan, "concentration")
-# pandas writes a second column 'x' as 'x.1'.
+# pandas renames a second column 'x' to 'x.1'.
 _REPEATED = re.compile(r"\.\d+$")
 
 
@@ -55,12 +55,12 @@ class ProfileTable:
     """A profile table in canonical form.
 
     Attributes:
-      table: `Metadata_*` columns, then float64 features; rows in the file's order.
-      features: the feature columns.
-      left_out: columns of the file that are neither, and why.
-      values: [N, D] float64, the features again; the table shares their memory.
-      control: the controls' compound, as the table spells it.
-      notes: what was merged, and what was taken as missing.
+      table: `Metadata_*` columns, then float64 features; rows in the order of the file.
+      features: the D feature columns.
+      left_out: other columns of the file, with the reason.
+      values: [N, D] float64 features, sharing the table's memory.
+      control: compound name of the controls, as spelt in the table.
+      notes: merged spellings and missing values.
     """
 
     table: pd.DataFrame
@@ -83,21 +83,21 @@ def read_profiles(
 
     Args:
       path: .csv, .csv.gz or .parquet; one row a well, site or cell.
-      image_csv: gives compound, concentration, batch and replicate of each (plate, well).
-      moa_csv: gives the MoA of each (compound, concentration).
-      control: the controls' compound, in any spelling; it needs neither concentration nor MoA.
-      exact_names: keeps spellings apart and words such as 'NA' as names (see `data.names`).
+      image_csv: table with compound, concentration, batch and replicate of each (plate, well).
+      moa_csv: table with the MoA of each (compound, concentration).
+      control: compound name of the controls, in any spelling; they need neither concentration nor
+        MoA.
+      exact_names: does not merge spellings; words such as 'NA' are names (see `data.names`).
 
     Returns:
       The table, with Metadata_Plate, _Well, _Batch, _Compound, _Concentration (float, µM; NaN if
-      unknown) and _MoA; text is '' where unknown. Without wells each row is a well of its own;
-      without a batch the plate's name up to the first underscore is one, or '' where it has none.
+      unknown) and _MoA; unknown text is ''. Without a column of wells, each row is a well; without
+      a column of batches, the plate's name up to the first underscore is the batch, or ''.
 
     Raises:
       BadUse: no such file, or an unknown format.
-      BadData: the file cannot be read, lacks a column, has one twice, names wells twice but no
-        plates, contradicts the tables it is joined with, or holds a feature value that is missing
-        or not finite.
+      BadData: the file cannot be read, lacks a column, has one twice, repeats wells without naming
+        plates, contradicts the joined tables, or has a feature value that is missing or not finite.
     """
     raw = _read(Path(path))
     if not len(raw):
@@ -116,9 +116,9 @@ def canonical_table(
     """Brings a table in memory into canonical form; see `read_profiles`.
 
     Args:
-      table: as a file's; plates, wells and other metadata may be in its index.
-      control: the controls' compound.
-      features: the feature columns; by default those of `feature_columns.split_columns`.
+      table: columns as in a file; metadata may be in the index.
+      control: compound name of the controls.
+      features: feature columns; by default those of `feature_columns.split_columns`.
       exact_names: see `read_profiles`.
     """
     names = Names(exact=exact_names, known=[control])
@@ -134,10 +134,10 @@ def _canonical(
     image_csv: str | Path | None = None,
     moa_csv: str | Path | None = None,
 ) -> ProfileTable:
-    """Names, joins, checks and orders; `source` begins every message."""
+    """Renames, joins, checks and orders columns; `source` is the start of every message."""
     try:
         _reject_repeated(raw.columns, source)
-        # Features are copied once, at the end: there is room for few copies of a large table.
+        # Features are copied only once, at the end, to save memory.
         table = _with_wells(canonical_metadata(raw), names)
         if image_csv is not None:
             table = _join_images(table, bbbc021.read_image_csv(image_csv, names), image_csv, names)
@@ -151,7 +151,8 @@ def _canonical(
             table[column] = _parsed(table[column], partial(whole, column)).astype(np.int64)
         split = split_columns(raw, table) if features is None else Columns(list(features), {})
         if not split.features:
-            raise BadData(f"no feature columns; left out were {_listed(split.left_out)}")
+            reasons = (f"{name} ({reason})" for name, reason in split.left_out.items())
+            raise BadData(f"no feature columns; left out were {listed(reasons, 6) or 'none'}")
         values = _numbers(raw, split.features)
         _check_values(values, split.features)
     except BadData as error:
@@ -163,14 +164,14 @@ def _canonical(
     notes = [*names.notes]
     if split.published:
         notes.append(
-            f"all features of {split.published} are used as published, numbers and places of "
-            "objects among them"
+            f"all features of {split.published} are used as published, including numbers and "
+            "locations of objects"
         )
     return ProfileTable(table, split.features, split.left_out, values, control, notes)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Reads the file; metadata as text, so that a compound 'NA' or a plate '007' stays as it is."""
+    """Reads the file, with metadata as text: a compound 'NA' and a plate '007' do not change."""
     if not path.is_file():
         raise BadUse(f"{path}: no such file")
     if not path.name.lower().endswith(_FORMATS):
@@ -180,14 +181,14 @@ def _read(path: Path) -> pd.DataFrame:
             return _with_index(pd.read_parquet(path))
         return _read_csv(path)
     except (EOFError, zlib.error, OSError, UnicodeDecodeError, ValueError) as error:
-        # pandas' and pyarrow's own errors are ValueErrors; a truncated gzip file is an EOFError.
+        # Errors of pandas and pyarrow are ValueErrors; a truncated gzip file is an EOFError.
         raise BadData(f"{path}: cannot be read ({error}); is it complete?") from error
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Reads a CSV file without the blank rows and columns that spreadsheets append."""
-    how: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).iloc[0]
+    options: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options).iloc[0]
     written = [str(name).strip() for name in first]
     reject_other_separator(written, path)
     _reject_repeated(pd.Index(name for name in written if name), str(path))
@@ -201,7 +202,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         dtype=dict.fromkeys(text, str),
         na_values={column: _MISSING for column in header if column not in text},
         low_memory=False,
-        **how,
+        **options,
         **_EXACT,
     )
     nameless = [name for name, own in zip(header, written, strict=True) if not own]
@@ -215,7 +216,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _with_index(table: pd.DataFrame) -> pd.DataFrame:
-    """Makes columns of the metadata in an index; any other index only numbers the rows."""
+    """Turns metadata in the index into columns, and drops all other index levels."""
     known = metadata_names(name for name in table.index.names if name is not None)
     if levels := [name for name in known if name not in table]:
         table = table.reset_index(levels)
@@ -225,11 +226,11 @@ def _with_index(table: pd.DataFrame) -> pd.DataFrame:
 def _reject_repeated(columns: pd.Index, source: str) -> None:
     """Raises BadData where two columns have one name."""
     if len(twice := columns[columns.duplicated()]):
-        raise BadData(f"{source}: column {str(twice[0])!r} is there twice: delete or rename one")
+        raise BadData(f"{source}: there are two columns {str(twice[0])!r}: delete or rename one")
 
 
 def _with_wells(table: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """Adds missing columns of plate and well, and merges the spellings of both."""
+    """Merges spellings of plates and wells, and adds missing columns."""
     table = table.copy()
     for name in ("plate", "well"):
         column = NAMES[name]
@@ -247,7 +248,7 @@ def _with_wells(table: pd.DataFrame, names: Names) -> pd.DataFrame:
         if repeated.any():
             well = table["Metadata_Well"].iloc[_first(repeated) - 1]
             raise BadData(
-                f"row {_first(repeated)}: well {well!r} again, and no column names the plates: "
+                f"row {_first(repeated)}: well {well!r} is repeated, and no column names plates: "
                 f"Metadata_Plate (or {', '.join(SYNONYMS['plate'][1:])}) was expected"
             )
         table["Metadata_Plate"] = ""
@@ -255,7 +256,7 @@ def _with_wells(table: pd.DataFrame, names: Names) -> pd.DataFrame:
 
 
 def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[pd.DataFrame, str]:
-    """Merges compounds, reads concentrations, adds a missing batch; also the controls' spelling."""
+    """Merges compounds, parses concentrations, adds batches; also returns the controls' name."""
     for name in ("Compound", "Concentration"):
         if f"Metadata_{name}" not in table:
             raise BadData(
@@ -263,7 +264,7 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
                 "--image_csv"
             )
     compounds = pd.Series(names.merge("compound", table["Metadata_Compound"]))
-    # One spelling even of exact names: later code compares it as it is.
+    # Controls have one spelling even with exact names: later code compares it exactly.
     control = control_spelling(compounds, control)
     compounds = compounds.mask(is_control(compounds, control), control)
     doses = set_controls(_parsed(table["Metadata_Concentration"], _AMOUNT), compounds, control)
@@ -280,7 +281,7 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
 
 
 def _parsed(values: pd.Series, parse_text: Callable[[str], float]) -> np.ndarray:
-    """[N] float64, each distinct value parsed once; BadData names the row of a ValueError."""
+    """[N] float64, parsing each distinct value once; BadData with the row of a ValueError."""
     codes, distinct = pd.factorize(values.astype(object), use_na_sentinel=False)
     numbers = np.empty(len(distinct))
     for place, value in enumerate(distinct):
@@ -305,7 +306,7 @@ def _join_images(
         row = _first(missing)
         plate, well = table[["Metadata_Plate", "Metadata_Well"]].iloc[row - 1]
         raise BadData(
-            f"row {row}: well {well!r} of plate {plate!r} is not in {path} (nor are "
+            f"row {row}: well {well!r} of plate {plate!r} is not in {path} (nor are the wells of "
             f"{int(missing.sum()) - 1} other rows)"
         )
     for name in ("compound", "concentration", "batch"):
@@ -326,7 +327,7 @@ def _join_moa(table: pd.DataFrame, moa: pd.DataFrame, names: Names) -> pd.DataFr
 
 
 def _reject_contradiction(table: pd.DataFrame, name: str, joined: pd.Series, names: Names) -> None:
-    """Raises BadData where the table contradicts the file joined to it."""
+    """Raises BadData if the table contradicts the joined file."""
     column = NAMES[name]
     if column not in table:
         return
@@ -339,15 +340,13 @@ def _reject_contradiction(table: pd.DataFrame, name: str, joined: pd.Series, nam
         wrong = (own != "") & (own != other)
     if wrong.any():
         row = _first(wrong)
-        # Not NumPy's numbers, whose repr names their type.
+        # tolist: the repr of NumPy's numbers names their type.
         first, second = (values[wrong].tolist()[0] for values in (own, other))
-        raise BadData(
-            f"row {row}: {column} is {first!r} here and {second!r} in the file joined to it"
-        )
+        raise BadData(f"row {row}: {column} is {first!r}, but {second!r} in the joined file")
 
 
 def _numbers(raw: pd.DataFrame, features: list[str]) -> np.ndarray:
-    """[N, D] float64 of their own memory; a missing value of any type is NaN."""
+    """Copies features to [N, D] float64; missing values of any type become NaN."""
     table = raw[features]
     if all(isinstance(kind, np.dtype) for kind in table.dtypes):
         return np.array(table, np.float64)
@@ -355,7 +354,7 @@ def _numbers(raw: pd.DataFrame, features: list[str]) -> np.ndarray:
 
 
 def _check_values(values: np.ndarray, features: list[str]) -> None:
-    """Raises BadData where a feature is missing, NaN or infinite, or there twice."""
+    """Raises BadData for missing, NaN or infinite values, and for a repeated feature."""
     bad = ~np.isfinite(values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -375,10 +374,5 @@ def _check_values(values: np.ndarray, features: list[str]) -> None:
 
 
 def _first(condition: pd.Series | np.ndarray) -> int:
-    """The number, from 1, of the first row for which it holds."""
+    """Number, from 1, of the first row for which the condition is true."""
     return int(np.argmax(np.asarray(condition))) + 1
-
-
-def _listed(left_out: dict[str, str]) -> str:
-    """Lists the first few columns with the reason, such as 'a (text), b (its name says id)'."""
-    return listed((f"{name} ({reason})" for name, reason in left_out.items()), 6) or "none"

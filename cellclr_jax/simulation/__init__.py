@@ -1,6 +1,6 @@
-"""Simulated plates in BBBC021's own layout, with the truth about every nucleus.
+"""Simulated plates in BBBC021's layout, with ground truth for every nucleus.
 
-    summary = simulate_release(Path("release"), SimulatorSettings(seed=0))
+    cells = simulate_release(Path("release"), SimulatorSettings(seed=0))
 
 writes, under `release/`,
 
@@ -9,8 +9,8 @@ writes, under `release/`,
     ground_truth/Week1_90001/B02_s1.npz                  labels, centres and cell states of a field
     simulation.json                                      settings; number of cells once finished
 
-so that everything that reads the real screen reads this one too. The pictures are drawn, compounds
-are named `sim-...`, and no score on them says anything about a drug.
+Code that reads the real screen also reads this one. The images are synthetic, compounds are named
+`sim-...`, and scores on them have no meaning for real drugs.
 """
 
 from cellclr_jax.simulation.plate_layout import SimulatorSettings

@@ -1,4 +1,4 @@
-"""Camera, light and staining of simulated plates."""
+"""Camera, illumination and staining of simulated plates."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ DIGIT = 16  # BBBC021's files hold 12-bit values times 16
 HIGHEST = 4095 * DIGIT
 READ_NOISE = 36.0  # counts
 SHOT_NOISE = 0.55  # variance in counts^2 per count of signal
-HAZE_SHARE = 0.07  # of a wide-field image's light that comes from out of focus
+HAZE_SHARE = 0.07  # share of out-of-focus light in a wide-field image
 HAZE_BLOCK, HAZE_SIGMA = 8, 3.0  # haze is computed in blocks of 8 px; its blur in blocks
 
 Triple = tuple[float, float, float]
@@ -17,7 +17,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Optics:
-    """How one well was imaged; triples are DNA, tubulin, actin.
+    """Imaging conditions of one well; triples are DNA, tubulin, actin.
 
     Attributes:
       gain: factor on the light of each channel.
@@ -39,10 +39,10 @@ class Optics:
 
 
 def expose(rng: np.random.Generator, image: np.ndarray, optics: Optics) -> np.ndarray:
-    """What the camera records.
+    """Converts light to the camera's counts: blur, haze, illumination, noise, digitisation.
 
     Args:
-      rng: draws the noise.
+      rng: for the noise.
       image: [3, H, W] float32, counts above the background.
       optics: of the well.
 
@@ -77,7 +77,7 @@ def _light_field(height: int, width: int, optics: Optics) -> np.ndarray:
 
 
 def _haze(layer: np.ndarray) -> np.ndarray:
-    """Light [H, W] spread over tens of pixels: averaged in blocks, blurred, smoothed back up."""
+    """Light [H, W] spread over tens of pixels: averaged in blocks, blurred, upsampled."""
     height, width = layer.shape
     rows = np.add.reduceat(layer, np.arange(0, height, HAZE_BLOCK), axis=0)
     blocks = np.add.reduceat(rows, np.arange(0, width, HAZE_BLOCK), axis=1) / HAZE_BLOCK**2
@@ -93,13 +93,13 @@ COMPOUND_GAIN, WEEK_GAIN, PLATE_GAIN, WELL_GAIN = 0.40, 0.20, 0.10, 0.20
 COMPOUND_NOISE, WELL_NOISE = 0.90, 0.50
 WEEK_DENSITY, COMPOUND_DENSITY, WELL_DENSITY = 0.15, 0.30, 0.35
 ASTIGMATISM = 0.48  # of a compound's wells and of a well, the logarithm of the ratio
-# Blurs in pixels: of the sharpest well, and the spans that week, compound and well add.
+# Blurs in pixels: of the sharpest well, and the ranges that week, compound and well add.
 SHARPEST, WEEK_BLUR, COMPOUND_BLUR, WELL_BLUR = 0.8, 0.35, 1.5, 1.4
-# Backgrounds in counts: of the camera (DNA, tubulin, actin), and what the levels add.
+# Backgrounds in counts: of the camera (DNA, tubulin, actin), and additions of the levels.
 BACKGROUND = (690.0, 680.0, 790.0)
 COMPOUND_GLOW, WEEK_BACKGROUND = 500.0, 60.0  # means
 WELL_BACKGROUND = 60.0  # standard deviation
-DARKEST = 0.7  # share of the camera's background that always remains
+DARKEST = 0.7  # smallest background, as a share of the camera's
 CHANNEL_FOCUS = 0.15  # relative difference of focus between channels
 WEEK_VIGNETTE = (0.1, 0.4)  # share of light lost in the corners
 MOST_VIGNETTE = 0.9
@@ -110,7 +110,7 @@ COMPOUND_ALIGNMENT, WELL_ALIGNMENT = 2.4, 1.3
 
 @dataclass(frozen=True)
 class LevelNuisance:
-    """What one week, one plate or one compound adds to its wells; the defaults add nothing."""
+    """Nuisance of one week, plate or compound on its wells; the defaults have no effect."""
 
     gain: Triple = (1.0, 1.0, 1.0)
     background: Triple = (0.0, 0.0, 0.0)
@@ -124,7 +124,7 @@ class LevelNuisance:
 
 
 def week_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
-    """Draws what a week does to all its plates."""
+    """Draws the nuisance of a week on all its plates."""
     return LevelNuisance(
         gain=_gains(rng, WEEK_GAIN * strength),
         background=_triple(rng.exponential(WEEK_BACKGROUND * strength, 3)),
@@ -135,12 +135,12 @@ def week_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
 
 
 def plate_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
-    """Draws what a plate does to all its wells."""
+    """Draws the nuisance of a plate on all its wells."""
     return LevelNuisance(gain=_gains(rng, PLATE_GAIN * strength))
 
 
 def compound_nuisance(rng: np.random.Generator, strength: float) -> LevelNuisance:
-    """Draws what a compound does to all its wells apart from acting on cells."""
+    """Draws the nuisance of a compound on all its wells, apart from its effect on cells."""
     return LevelNuisance(
         gain=_gains(rng, COMPOUND_GAIN * strength),
         background=_triple(rng.exponential(COMPOUND_GLOW * strength, 3)),
@@ -160,19 +160,19 @@ def well_conditions(
     plate: LevelNuisance,
     compound: LevelNuisance,
 ) -> tuple[Optics, float, float, float]:
-    """Draws a well's own differences and adds those of its week, plate and compound.
+    """Draws the nuisance of a well and combines it with that of its week, plate and compound.
 
     Args:
       rng: the well's generator.
-      strength: 0 removes the well's own differences, 1 is the demonstration's.
-      week, plate, compound: what the levels above add; DMSO adds nothing.
+      strength: of the well's nuisance; 0 removes it, 1 is the demonstration's.
+      week, plate, compound: nuisances of the levels above; DMSO has none.
 
     Returns:
-      How the well was imaged; density, flow and alignment of its `Population`.
+      Imaging conditions of the well; density, flow and alignment of its `Population`.
     """
     gain = np.array(week.gain) * plate.gain * compound.gain * _gains(rng, WELL_GAIN * strength)
-    own = rng.normal(0, WELL_BACKGROUND * strength, 3)
-    offset = BACKGROUND + own + week.background + compound.background
+    background = rng.normal(0, WELL_BACKGROUND * strength, 3)
+    offset = BACKGROUND + background + week.background + compound.background
     blur = SHARPEST + week.blur + compound.blur + strength * rng.uniform(0, WELL_BLUR)
     uneven = rng.uniform(-CHANNEL_FOCUS, CHANNEL_FOCUS, 3) * strength
     tilt = rng.normal(0, WELL_TILT * strength, 2)
@@ -187,7 +187,7 @@ def well_conditions(
     )
     density = week.density * compound.density * float(rng.lognormal(0, WELL_DENSITY * strength))
     alignment = compound.alignment + strength * float(rng.exponential(WELL_ALIGNMENT))
-    # A compound that aligns its cells decides which way; otherwise the well does.
+    # The direction is the compound's if it aligns its cells, otherwise the well's.
     flow = compound.flow if compound.alignment > 0 else float(rng.uniform(0, np.pi))
     return optics, density, flow, alignment
 

@@ -1,9 +1,8 @@
-"""Paints one field of cells: DNA, tubulin and actin, with the truth about every nucleus.
+"""Paints one field of cells: DNA, tubulin and actin, with ground truth for every nucleus.
 
 A field is painted in two passes over its cells. The first finds each cell's territory: a pixel
-belongs to the cell whose outline it lies deepest in, so that neighbours press flat against each
-other. The second paints each cell on its own window, from noise and fibre textures that are drawn
-once a process.
+belongs to the cell in whose outline it lies deepest, which gives flat borders between neighbours.
+The second paints each cell in a window, from noise and fibre textures drawn once per process.
 """
 
 from dataclasses import dataclass
@@ -28,29 +27,29 @@ from cellclr_jax.simulation.textures import NOISE_SIZE, ORIENTATIONS, STAMP_HALF
 
 # Brightness of an untreated structure, in camera counts above the background, from the real crops.
 DNA_LEVEL, TUBULIN_LEVEL, ACTIN_LEVEL = 4150.0, 1550.0, 4000.0
-NUCLEUS_EDGE, CELL_EDGE = 3.5, 6.0  # width in pixels over which a nucleus or a cell fades out
-ROUND_BRIGHTER = 1.7  # a rounded cell is thicker, so that more light comes from each pixel
+NUCLEUS_EDGE, CELL_EDGE = 3.5, 6.0  # width in pixels of the fading edge of nucleus and cell
+ROUND_BRIGHTER = 1.7  # a rounded cell is thicker and therefore brighter
 OVER_NUCLEUS = 0.80  # share of tubulin and actin that remains above and below a nucleus
 PERINUCLEAR_WIDTH = 9.0
 CORTEX_WIDTH = 3.2
 MESH_GRAIN = 0.6  # of the actin mesh's fine part, relative to its clouds
-PERINUCLEAR_ACTIN = 0.3  # share of actin missing about the nucleus
-# A nucleus is a lens: its rim sends this share of the light of its middle, which begins this many
-# pixels inside (half the radius of an untreated nucleus).
+PERINUCLEAR_ACTIN = 0.3  # share of actin that is missing around the nucleus
+# A nucleus is lens-shaped: its rim has this share of the brightness of its middle, which begins
+# this many pixels inside (half the radius of an untreated nucleus).
 NUCLEUS_RIM, NUCLEUS_SLOPE = 0.72, 9.0
-NUCLEOLI_WITHIN = 0.55  # of the nucleus's radius; further out they would notch its outline
-# Cells are thin at their edges: tubulin has fallen to a third at this share of the radius and so
-# many pixels more, which small cells, thick up to their edge, need in addition to the share.
+NUCLEOLI_WITHIN = 0.55  # of the nucleus's radius; further out they would dent its outline
+# Cells are thin at their edges: tubulin falls to a third at this share of the radius plus this many
+# pixels; the pixels keep small cells, which are thick up to their edge, bright.
 TUBULIN_FADE, TUBULIN_FADE_MORE = 0.95, 12.0
-PERINUCLEAR_ACTIN_REACH = 0.55  # of the cell's radius: the thick cytoplasm about the nucleus
-BALL_SLOPE = 14.0  # pixels to a rounded cell's full thickness: two thirds of its radius
+PERINUCLEAR_ACTIN_REACH = 0.55  # of the cell's radius: the thick cytoplasm around the nucleus
+BALL_SLOPE = 14.0  # pixels from the edge to full thickness: two thirds of the radius
 SPINDLE_POLE = 8.0  # distance in pixels of a spindle's poles from the middle
 
-SPOT_REACH = 3.5  # radii; a spot has fallen below 1 % there
+SPOT_REACH = 3.5  # radii, where a spot has fallen below 1 %
 
 Array = np.ndarray
 Spot = tuple[tuple[slice, slice], np.ndarray]
-TOUCHING = 1.08  # radii; neighbours whose outlines come as near as this share a junction
+TOUCHING = 1.08  # radii; closer neighbours share a junction
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class PaintedField:
 
     Attributes:
       image: [3, H, W] float32, camera counts above the background; DNA, tubulin, actin.
-      labels: [H, W] uint16, k + 1 on the nucleus of row k of the arrays below, 0 elsewhere.
-      centres: [N, 2] float32, x and y of a pixel at or next to the nucleus's centre.
+      labels: [H, W] uint16, k + 1 on the nucleus of row k of the following arrays, 0 elsewhere.
+      centres: [N, 2] float32, x and y of the pixel of the nucleus nearest to its centre.
       state: [N] uint8, an index into `population.STATES`.
       responds, in_focus: [N] bool.
     """
@@ -84,7 +83,7 @@ def paint_field(
     """Paints the cells of one field.
 
     Args:
-      rng: the field's own generator; nothing else decides what is drawn.
+      rng: the field's generator, the only source of randomness.
       population: the well's cells.
       bank: textures from `textures.texture_bank`.
       height, width: of the field in pixels.
@@ -109,15 +108,15 @@ def _find_territories(cells: list[Cell], height: int, width: int) -> None:
         grid = cell.box.around(cell.x, cell.y)
         rho = DISTANCE[grid] / cell.body[ANGLE_BIN[grid]]
         relative.append(rho)
-        if cell.state == INTERPHASE:  # the others lie on top and take no one's place
-            here = cell.box.slices()
-            second[here] = np.minimum(second[here], np.maximum(best[here], rho))
-            best[here] = np.minimum(best[here], rho)
+        if cell.state == INTERPHASE:  # rounded cells lie on top of the others
+            where = cell.box.slices()
+            second[where] = np.minimum(second[where], np.maximum(best[where], rho))
+            best[where] = np.minimum(best[where], rho)
     for cell, rho in zip(cells, relative, strict=True):
-        here = cell.box.slices()
+        where = cell.box.slices()
         border: np.ndarray | np.float32 = np.float32(1.0)
         if cell.state == INTERPHASE:
-            other = np.where(rho <= best[here], second[here], best[here])
+            other = np.where(rho <= best[where], second[where], best[where])
             cell.joined = other < TOUCHING
             border = np.minimum(other, 1.0)
         grid = cell.box.around(cell.x, cell.y)
@@ -125,7 +124,7 @@ def _find_territories(cells: list[Cell], height: int, width: int) -> None:
 
 
 def _reach(cell: Cell) -> float:
-    """Half the width in pixels of the window that holds the whole cell, its blur included."""
+    """Half the width in pixels of a window for the cell including its blur."""
     dna = max(np.hypot(p.dx, p.dy) + float(p.outline.max()) for p in cell.pieces) + NUCLEUS_EDGE
     return max(float(cell.body.max()) + CELL_EDGE, dna) + 2 * cell.blur
 
@@ -138,11 +137,11 @@ def _paint_cell(
     labels: np.ndarray,
     number: int,
 ) -> None:
-    """Adds one cell to `image` and writes its nucleus into `labels`."""
+    """Adds one cell to `image` and its nucleus to `labels`."""
     box = cell.box
     if box.top == box.bottom or box.left == box.right or cell.depth is None:
         return
-    # How far a pixel lies within the cell and within the DNA, in [0, 1].
+    # Coverage of each pixel by the cell and by the DNA, in [0, 1].
     inside = np.clip(cell.depth / CELL_EDGE + 0.5, 0, 1)
     nucleus, rim = _nucleus_depth(cell)
     covered = np.clip(nucleus / NUCLEUS_EDGE + 0.5, 0, 1)
@@ -160,7 +159,7 @@ def _paint_cell(
 
 
 def _nucleus_depth(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels inside the DNA's outline (negative outside), and the same with rings filled."""
+    """Distance inside the DNA's outline (negative outside), and the same with rings filled."""
     shape = (cell.box.bottom - cell.box.top, cell.box.right - cell.box.left)
     depth = np.full(shape, -np.float32(GRID_HALF), np.float32)
     filled = depth.copy() if any(piece.inner is not None for piece in cell.pieces) else depth
@@ -176,7 +175,7 @@ def _nucleus_depth(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_truth(image: np.ndarray, labels: np.ndarray, cells: list[Cell]) -> PaintedField:
-    """Keeps the cells whose nucleus shows, renumbers them and finds their centres."""
+    """Drops cells with a hidden nucleus, renumbers the others, and finds their centres."""
     rows, columns = np.nonzero(labels)
     old = labels[rows, columns]
     sizes = np.bincount(old, minlength=len(cells) + 1)
@@ -208,12 +207,12 @@ def _onto_label(centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return centres
 
 
-# What lies within a cell, on its own window [h, w]. Each function returns a layer of float32 camera
-# counts above the background. `nucleus` has pixels inside the DNA's outline, negative outside.
+# The structures of a cell in its window [h, w]. Each function returns a layer of float32 camera
+# counts above the background. `nucleus` is the distance inside the DNA's outline.
 
 
 def _peak(distance: Array, width: float) -> Array:
-    """A peak of height 1 and half-width about `width`: like a Gaussian, at less cost."""
+    """A peak of height 1 and half-width about `width`: like a Gaussian, but faster."""
     squared = np.square(distance * np.float32(1 / width))
     return 1 / (1 + squared + squared * squared)
 
@@ -228,7 +227,7 @@ def _noise(rng: np.random.Generator, texture: Array, shape: tuple[int, ...]) -> 
 
 
 def _stamp(rng: np.random.Generator, cell: Cell, stamps: Array, number: int | None = None) -> Array:
-    """The part of a fibre stamp that lies on the cell's window, both centres together."""
+    """The part of a fibre stamp in the cell's window, with the stamp centred on the cell."""
     chosen = stamps[int(rng.integers(len(stamps))) if number is None else number]
     if number is None:
         flip = int(rng.integers(8))
@@ -240,7 +239,7 @@ def _stamp(rng: np.random.Generator, cell: Cell, stamps: Array, number: int | No
 
 
 def _orientation(angle: float) -> int:
-    """The number of the stress stamp that runs nearest to `angle`."""
+    """The index of the stress stamp whose direction is nearest to `angle`."""
     return round(angle * ORIENTATIONS / np.pi) % ORIENTATIONS
 
 
@@ -268,7 +267,7 @@ def _spot(cell: Cell, dx: float, dy: float, radius: float) -> Spot:
     """A round spot of height 1 at (dx, dy) from the cell's centre.
 
     Returns:
-      where it lies in the cell's window (it may lie outside), and its values there.
+      Its position in the cell's window (empty if outside), and its values there.
     """
     x, y = cell.x + round(dx), cell.y + round(dy)
     box, half = cell.box, int(SPOT_REACH * radius) + 1
@@ -302,7 +301,7 @@ def _tubulin(
     nucleus: Array,
     covered: Array,
 ) -> Array:
-    """Microtubules: a haze, the phenotype's fibres, a ring about the nucleus, an aggresome."""
+    """Microtubules: a haze, the phenotype's fibres, a ring around the nucleus, an aggresome."""
     kind = cell.kind
     distance = DISTANCE[cell.box.around(cell.x, cell.y)]
     fade = _peak(distance, TUBULIN_FADE * kind.cell_radius + TUBULIN_FADE_MORE)
@@ -339,7 +338,7 @@ def _actin(
         stamp = _stamp(rng, cell, bank.stress, _orientation(cell.angle))
         layer = layer + np.float32(kind.stress_fibres) * stamp
     layer = layer * (1 - np.float32(1 - OVER_NUCLEUS) * covered)
-    # The cytoplasm about the nucleus is thick but holds little actin; most lies further out.
+    # The cytoplasm around the nucleus is thick but has little actin; most lies further out.
     middle = _peak(distance, PERINUCLEAR_ACTIN_REACH * kind.cell_radius)
     layer = layer * (1 - np.float32(PERINUCLEAR_ACTIN) * middle)
     edge = np.where(cell.joined, np.float32(kind.junctions), np.float32(kind.cortex))
@@ -357,7 +356,7 @@ def _actin(
 def _round_cell(
     rng: np.random.Generator, cell: Cell, bank: TextureBank, inside: Array
 ) -> tuple[Array, Array]:
-    """Tubulin and actin of a cell out of interphase: a bright ball with a bright rim."""
+    """Tubulin and actin of a cell outside interphase: a bright ball with a bright rim."""
     assert cell.depth is not None
     ball = inside * np.sqrt(np.clip(cell.depth * np.float32(1 / BALL_SLOPE), 0.1, 1))
     mottled = 1 + 0.15 * _noise(rng, bank.coarse, inside.shape)

@@ -1,8 +1,8 @@
-"""What a cell looks like, as data: the parameters it is drawn from, and what drugs do to them.
+"""Phenotypes as data: the parameters of a simulated cell, and the effects of mechanisms on them.
 
-The parameters are of shape, texture and arrangement; how bright a well is belongs to the nuisances,
-which `plate_layout` draws. Each of the twelve mechanisms of action (MoA) of BBBC021 has a
-phenotype, written as its differences from an untreated cell, after the published descriptions (Caie
+The parameters describe shape, texture and arrangement. Brightness of a well is a nuisance, which
+`plate_layout` draws. Each of the twelve mechanisms of action (MoA) of BBBC021 has a
+phenotype, given by its differences from an untreated cell, after the published descriptions (Caie
 et al., Mol. Cancer Ther. 9:1913, 2010; Ljosa et al., J. Biomol. Screen. 18:1321, 2013).
 """
 
@@ -10,9 +10,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# How strongly a dose acts: the lowest moves a cell this far from the untreated one and reaches
-# this share of the cells; the highest moves them all the way and reaches most. Doses between
-# lie evenly between.
+# Strength of a dose: shift of a responding cell from untreated (0) to the full phenotype (1), and
+# share of responding cells, for the lowest and the highest dose. Other doses are evenly spaced.
 LOWEST_SHIFT, HIGHEST_SHIFT = 0.70, 1.0
 LOWEST_RESPONDING, HIGHEST_RESPONDING = 0.42, 0.75
 
@@ -22,8 +21,8 @@ class Phenotype:
     """The parameters of one cell and its neighbourhood; the defaults are an untreated MCF-7 cell.
 
     Lengths are pixels (at 20x, about 0.65 um each), areas square pixels; weights are relative
-    brightnesses of a structure within its channel. Shares of cells are at least 0; a compound that
-    overdoes its mechanism may have one somewhat above 1, which acts as 1.
+    brightnesses of a structure within its channel. Shares of cells are at least 0; a share above 1,
+    possible for a strong compound, acts as 1.
     """
 
     # Nucleus.
@@ -72,10 +71,10 @@ UNTREATED = Phenotype()
 
 
 def dose_effect(dose: int, doses: int) -> tuple[float, float]:
-    """How far dose `dose` of `doses` (0 the lowest) moves a cell; the share of cells it reaches.
+    """Shift of responding cells and share of responding cells for dose `dose` (0: the lowest).
 
     Returns:
-      (shift, responding), both in [0, 1]; a single dose acts as the highest.
+      (shift, responding), both in [0, 1]; with one dose those of the highest.
     """
     at = 1.0 if doses == 1 else dose / (doses - 1)
     shift = LOWEST_SHIFT + at * (HIGHEST_SHIFT - LOWEST_SHIFT)
@@ -83,7 +82,7 @@ def dose_effect(dose: int, doses: int) -> tuple[float, float]:
 
 
 def towards(phenotype: Phenotype, shift: float) -> Phenotype:
-    """The phenotype `shift` of the way (0 to 1) from untreated to `phenotype`."""
+    """Interpolates between untreated (`shift` 0) and `phenotype` (`shift` 1)."""
     values = {
         field.name: (1 - shift) * getattr(UNTREATED, field.name)
         + shift * getattr(phenotype, field.name)
@@ -127,15 +126,14 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         actin_mesh=0.16, stress_fibres=0.85, junctions=0.10,
         mitotic=0.004, density=0.50, spacing=88.0,
     ),
-    # Stalled S phase: moderately enlarged nuclei of smooth chromatin, a dense tubulin ring about
-    # them.
+    # Stalled S phase: moderately enlarged nuclei of smooth chromatin in a dense tubulin ring.
     "DNA replication": Phenotype(
         nucleus_area=1480.0, nucleus_aspect=1.5, chromatin_contrast=0.03, nucleoli=0.0,
         cell_radius=53.0,
         tubulin_network=0.20, perinuclear=1.25,
         mitotic=0.004, density=0.70, spacing=66.0,
     ),
-    # No spindle poles apart: round cells, a ring of DNA about one aster of microtubules.
+    # Spindle poles do not separate: round cells, a ring of DNA around one aster of microtubules.
     "Eg5 inhibitors": Phenotype(
         fragments=0.4,
         mitotic=0.72, monoaster=0.92, apoptotic=0.05, density=0.85,
@@ -170,7 +168,7 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
         tubulin_diffuse=0.30, tubulin_network=0.05, tubulin_bundles=1.15, perinuclear=0.1,
         mitotic=0.14, scattered=0.6, density=0.65, spacing=66.0,
     ),
-    # Proteasome blocked: condensed, dented nuclei beside an aggresome; shrunken, rounding cells.
+    # Proteasome blocked: condensed, dented nuclei next to an aggresome; shrunken, rounding cells.
     "Protein degradation": Phenotype(
         nucleus_area=640.0, nucleus_aspect=1.3, nucleus_irregularity=0.10, lobe_depth=0.12,
         chromatin_contrast=0.20, nucleoli=0.5,
@@ -190,7 +188,7 @@ MOA_PHENOTYPES: dict[str, Phenotype] = {
 }
 # fmt: on
 
-# What a compound's name begins with: `sim-eg5-1` cannot be mistaken for a real compound.
+# Part of a compound's name, such as `sim-eg5-1`, which no real compound has.
 MOA_NAMES: dict[str, str] = {
     "Actin disruptors": "actin",
     "Aurora kinase inhibitors": "aurora",
@@ -206,8 +204,7 @@ MOA_NAMES: dict[str, str] = {
     "Protein synthesis": "synthesis",
 }
 
-# As in BBBC021, where all compounds of these lie in one week, so that they have no match in
-# another.
+# Mechanisms with all compounds in one week, as in BBBC021, and so without a match in another week.
 ONE_WEEK_MOAS = ("Cholesterol-lowering", "Kinase inhibitors")
 
 
@@ -217,11 +214,11 @@ def compound_name(moa: str, number: int) -> str:
 
 
 def compound_phenotype(moa: str, rng: np.random.Generator, spread: float = 0.08) -> Phenotype:
-    """A compound's own version of its mechanism's phenotype.
+    """A compound's variant of its mechanism's phenotype.
 
     Args:
       moa: a key of `MOA_PHENOTYPES`.
-      rng: draws the deviation; each parameter that the mechanism changes is moved on its own.
+      rng: draws an independent deviation for each parameter.
       spread: standard deviation of the relative size of the change.
     """
     phenotype = MOA_PHENOTYPES[moa]

@@ -1,8 +1,8 @@
-"""Which treatment lies in which well of which simulated plate, and how each well was imaged.
+"""Layout of simulated plates: the treatment of each well, and its imaging conditions.
 
-The layout follows BBBC021: ten by six inner wells, six DMSO wells a plate, a treatment on every
-replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each has a
-match in another batch, but for two mechanisms that lie in only one week.
+The layout follows BBBC021: ten by six inner wells, six DMSO wells per plate, each treatment on
+every replicate plate of its week. The compounds of a mechanism lie in different weeks, so that each
+has a match in another batch; two mechanisms lie in only one week.
 """
 
 from dataclasses import dataclass, replace
@@ -33,17 +33,18 @@ from cellclr_jax.simulation.population import Population
 WELLS = tuple(f"{row}{column:02d}" for row in "BCDEFG" for column in range(2, 12))
 DMSO_WELLS = ("B02", "C02", "D02", "E11", "F11", "G11")  # where BBBC021 has them
 CONCENTRATIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # uM, half-log steps
-FIRST_PLATE = 90001  # BBBC021's plates have numbers of five digits below this
+FIRST_PLATE = 90001  # above the five-digit plate numbers of BBBC021
 POSITIVE_CONTROL = "Microtubule stabilizers"  # as taxol is in BBBC021
 NO_NUISANCE = LevelNuisance()  # of DMSO
-# Side in pixels: a smaller field may hold no nucleus, a larger one takes gigabytes to paint.
+# Side in pixels: a smaller field may have no nucleus, a larger one takes gigabytes to paint.
 SMALLEST_FIELD, LARGEST_FIELD = 64, 4096
-# Raw is the largest and the fastest; LZW, which BBBC021's readers all know, takes half the size and
-# 0.06 s a field; zlib takes the same size in half the time, but is rarer in TIFF.
+# 'none' is the largest and fastest. LZW, which all readers of BBBC021 support, has half the size
+# and takes 0.06 s per field. zlib has the same size as LZW and takes half the time, but is less
+# common in TIFF.
 COMPRESSIONS = ("none", "lzw", "zlib")
-# Least and greatest values of the settings. At a nuisance of 5 no structure is left to see; from an
-# effect of 1 / LOWEST_RESPONDING on, all cells respond to any dose; beyond a density of 5 cells lie
-# on top of each other, and pushing them apart takes memory as the square of their number.
+# Smallest and largest values of the settings. At a nuisance of 5 no structure is visible; from an
+# effect of 1 / LOWEST_RESPONDING, all cells respond to any dose; above a density of 5, cells lie on
+# top of each other, and separating them takes memory quadratic in their number.
 BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "seed": (0, 2**63 - 1),
     "weeks": (2, 100),
@@ -60,22 +61,22 @@ BOUNDS: dict[str, tuple[int | float, int | float]] = {
     "density": (0.01, 5),
 }
 
-# Streams of random numbers: each kind of draw has its own, so that adding one moves no other.
+# Random streams, one for each kind of draw, so that adding a kind does not change the others.
 _COMPOUND, _WEEK, _PLATE, _WELL, _FIELD, _CAMERA, _GUID = range(7)
 
 
 @dataclass(frozen=True)
 class SimulatorSettings:
-    """What a simulated release holds; the defaults are the demonstration's, about 200 fields.
+    """Settings of a simulated release; the defaults are the demonstration's, about 200 fields.
 
     Attributes:
-      seed: decides everything that is drawn by chance, together with the other settings.
+      seed: of all random draws.
       weeks: batches, at least 2, so that mechanisms have a match in another batch.
       plates_per_week: replicate plates; each treatment has one well on every plate of its week.
-      sites: fields a well.
-      dmso_wells: untreated wells a plate.
+      sites: fields per well.
+      dmso_wells: untreated wells per plate.
       compounds_per_moa, doses: treatments are mechanisms x compounds x doses.
-      positive_control_wells: wells a plate, on every plate, of the first stabilizer's highest dose.
+      positive_control_wells: wells on every plate with the first stabilizer's highest dose.
       height, width: of a field in pixels.
       nuisance: strength of all differences in imaging and density between weeks, plates, wells and
         compounds; 0 removes them.
@@ -100,7 +101,7 @@ class SimulatorSettings:
     compression: str = "lzw"
 
     def __post_init__(self) -> None:
-        """Raises BadUse where a setting makes no release."""
+        """Raises BadUse for an invalid setting."""
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             if not low <= value <= high:  # NaN lies nowhere
@@ -115,7 +116,7 @@ class SimulatorSettings:
 
 @dataclass(frozen=True)
 class Treatment:
-    """A compound at a concentration in uM, with what it does; the well's density comes on top."""
+    """A compound at a concentration in uM, and its effect; the well adds its density."""
 
     compound: str
     concentration: float
@@ -155,7 +156,7 @@ def field_streams(
 
 
 def treatments(settings: SimulatorSettings) -> list[Treatment]:
-    """All treatments of a release, DMSO not among them, ordered by mechanism, compound and dose."""
+    """All treatments of a release except DMSO, ordered by mechanism, compound and dose."""
     found = []
     for index, moa in enumerate(MOA_PHENOTYPES):
         for number in range(1, settings.compounds_per_moa + 1):
@@ -172,20 +173,20 @@ def _doses(
 ) -> list[Treatment]:
     """The treatments of one compound, from the lowest dose."""
     rng = random_stream(settings, _COMPOUND, index, number)
-    own = compound_phenotype(moa, rng)
+    phenotype = compound_phenotype(moa, rng)
     lowest = int(rng.integers(0, len(CONCENTRATIONS) - settings.doses + 1))
     nuisance = compound_nuisance(rng, settings.nuisance)
-    made = []
+    found = []
     for dose in range(settings.doses):
         shift, responding = dose_effect(dose, settings.doses)
         population = Population(
-            UNTREATED, towards(own, shift), min(1.0, settings.effect * responding)
+            UNTREATED, towards(phenotype, shift), min(1.0, settings.effect * responding)
         )
         concentration = CONCENTRATIONS[lowest + dose]
-        made.append(
+        found.append(
             Treatment(compound_name(moa, number), concentration, moa, week, population, nuisance)
         )
-    return made
+    return found
 
 
 def plate_wells(settings: SimulatorSettings) -> list[Well]:
@@ -199,35 +200,36 @@ def plate_wells(settings: SimulatorSettings) -> list[Well]:
     wells = []
     number = FIRST_PLATE
     for week in range(1, settings.weeks + 1):
-        here = [t for t in every if t.week == week] + [control] * settings.positive_control_wells
-        if len(here) + settings.dmso_wells > len(WELLS):
+        treated = [t for t in every if t.week == week]
+        treated += [control] * settings.positive_control_wells
+        if len(treated) + settings.dmso_wells > len(WELLS):
             raise BadUse(
-                f"simulator: week {week} has {len(here)} treated and {settings.dmso_wells} DMSO "
+                f"simulator: week {week} has {len(treated)} treated and {settings.dmso_wells} DMSO "
                 f"wells, a plate has {len(WELLS)}: take more weeks or fewer doses"
             )
         for replicate in range(1, settings.plates_per_week + 1):
-            wells += _plate(settings, week, number, replicate, here)
+            wells += _plate(settings, week, number, replicate, treated)
             number += 1
     return wells
 
 
 def _plate(
-    settings: SimulatorSettings, week: int, number: int, replicate: int, here: list[Treatment]
+    settings: SimulatorSettings, week: int, number: int, replicate: int, treated: list[Treatment]
 ) -> list[Well]:
-    """The wells of one plate: DMSO in its places, the treatments shuffled over the others."""
+    """The wells of one plate: DMSO in fixed wells, treatments shuffled over the others."""
     rng = random_stream(settings, _PLATE, number)
     others = [str(well) for well in rng.permutation([w for w in WELLS if w not in DMSO_WELLS])]
-    # DMSO beyond its usual places lies among the treatments.
+    # Further DMSO wells lie among the treatments.
     places = [*DMSO_WELLS[: settings.dmso_wells], *others]
     untreated = Treatment(CONTROL, 0.0, CONTROL, week, Population(UNTREATED, UNTREATED, 0.0))
-    held = [untreated] * settings.dmso_wells + here
+    contents = [untreated] * settings.dmso_wells + treated
     on_week = week_nuisance(random_stream(settings, _WEEK, week), settings.nuisance)
     on_plate = plate_nuisance(rng, settings.nuisance)
     wells = []
-    for well, treatment in sorted(zip(places, held, strict=False), key=lambda pair: pair[0]):
-        own = random_stream(settings, _WELL, number, WELLS.index(well))
+    for well, treatment in sorted(zip(places, contents, strict=False), key=lambda pair: pair[0]):
+        stream = random_stream(settings, _WELL, number, WELLS.index(well))
         optics, density, flow, alignment = well_conditions(
-            own, settings.nuisance, on_week, on_plate, treatment.nuisance
+            stream, settings.nuisance, on_week, on_plate, treatment.nuisance
         )
         population = replace(
             treatment.population,

@@ -1,8 +1,8 @@
-"""The cells of a simulated field: their places, their outlines and their nuclei.
+"""The cells of a simulated field: positions, outlines and nuclei.
 
-Outlines are radius over angle. Everything is drawn on small windows about a cell's centre: distance
-and angle of every pixel of such a window are looked up in one grid, so that an outline costs one
-table lookup a pixel.
+An outline is a table of radius over angle. Each cell is drawn in a small window around its centre.
+Distance and angle of every pixel of a window come from one grid, so that an outline takes one table
+lookup per pixel.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cellclr_jax.simulation.phenotypes import Phenotype
 
 ANGLES = 512  # bins of the outline tables: 1 px apart at a radius of 80 px
 WINDOW_HALF = 128  # the largest window that a cell may fill
-GRID_HALF = 176  # with room for nuclear pieces off a cell's centre
+GRID_HALF = 176  # larger, for nuclear pieces away from a cell's centre
 
 _Y, _X = np.mgrid[-GRID_HALF : GRID_HALF + 1, -GRID_HALF : GRID_HALF + 1].astype(np.float32)
 DISTANCE = np.hypot(_X, _Y)  # [353, 353] float32, pixels
@@ -28,17 +28,16 @@ STATES = ("interphase", "mitotic", "apoptotic", "rounded")
 ROUND_RADIUS = {MITOTIC: 23.0, APOPTOTIC: 14.0, ROUNDED: 21.0}  # pixels
 ROUND_NUCLEUS = 0.62  # area of a rounded cell's nucleus seen from above, relative to a flat one
 UNTREATED_AREA = 1000.0  # square pixels; a nucleus of this area has brightness 1
-DILUTION = 0.45  # exponent: 1 would conserve DNA in a flat nucleus, but larger ones are thicker too
+DILUTION = 0.45  # exponent: 1 would conserve DNA if larger nuclei were not thicker as well
 MOST_FRAGMENTS = 6
-# Pieces of a broken nucleus lie about its middle at this share of its radius, and further out by
-# this share for each piece more, so that they touch but do not merge.
+# Pieces of a broken nucleus lie around its centre at this share of its radius, increased by this
+# share for each further piece, so that they touch but do not merge.
 FRAGMENT_REACH, FRAGMENT_CROWDING = 0.62, 0.13
-FRAGMENT_EVENNESS = (
-    2.2  # of a Dirichlet distribution: the largest of four holds two fifths of the area
-)
+# Parameter of a Dirichlet distribution: the largest of four pieces has two fifths of the area.
+FRAGMENT_EVENNESS = 2.2
 SMALLEST_FRAGMENT = 40.0  # square pixels, a micronucleus
-# Condensed chromosomes, seen edge on in metaphase: a bar of a third of the nucleus's area, about as
-# much brighter, since it holds all the DNA.
+# Condensed chromosomes, edge-on in metaphase: a bar of a third of the nucleus's area, about 3 times
+# as bright, since it contains all the DNA.
 PLATE_AREA, PLATE_ASPECT, CONDENSED = 330.0, 2.7, 2.9
 ELONGATED = 1.6  # aspect above which a cell has its protrusions at its two ends
 
@@ -54,17 +53,17 @@ class Box(NamedTuple):
     right: int
 
     def slices(self) -> tuple[slice, slice]:
-        """To index an image with."""
+        """Index of the window in an image."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
     def around(self, x: int, y: int) -> tuple[slice, slice]:
-        """To index `DISTANCE` and `ANGLE_BIN` with, the grid's centre being at (x, y)."""
+        """Index of the window in `DISTANCE` and `ANGLE_BIN`, with their centre at (x, y)."""
         rows = slice(self.top - y + GRID_HALF, self.bottom - y + GRID_HALF)
         return rows, slice(self.left - x + GRID_HALF, self.right - x + GRID_HALF)
 
 
 def window(x: int, y: int, half: float, height: int, width: int) -> Box:
-    """The window of `half` pixels about (x, y), cut at the image's borders; it may be empty."""
+    """The window of `half` pixels around (x, y), clipped to the image; it may be empty."""
     reach = min(int(np.ceil(half)), WINDOW_HALF)
     top, left = max(0, y - reach), max(0, x - reach)
     bottom, right = min(height, y + reach + 1), min(width, x + reach + 1)
@@ -73,7 +72,7 @@ def window(x: int, y: int, half: float, height: int, width: int) -> Box:
 
 @dataclass(frozen=True)
 class Piece:
-    """One connected piece of DNA: its outline about (dx, dy) from the cell's centre, in pixels.
+    """One connected piece of DNA: its outline around (dx, dy) from the cell's centre, in pixels.
 
     `inner` is the outline of a hole (a ring of DNA), or None.
     """
@@ -96,7 +95,7 @@ def ellipse(area: float, aspect: float, angle: float) -> Table:
 
 
 def ripple(rng: np.random.Generator, amplitude: float, low: int = 2, high: int = 6) -> Table:
-    """A random factor over angle [512] about 1, of harmonics `low` to `high`."""
+    """A random factor over angle [512], about 1, with harmonics `low` to `high`."""
     order = np.arange(low, high + 1)[:, None]
     size = amplitude * rng.standard_normal((len(order), 1)) * (low / order) ** 0.7
     waves = size * np.cos(order * THETA + rng.uniform(0, 2 * np.pi, (len(order), 1)))
@@ -104,7 +103,7 @@ def ripple(rng: np.random.Generator, amplitude: float, low: int = 2, high: int =
 
 
 def body_outline(rng: np.random.Generator, kind: Phenotype, angle: float, state: int) -> Table:
-    """Radius over angle [512] of a cell's body; cells out of interphase are small discs."""
+    """Radius over angle [512] of a cell's body; cells outside interphase are small discs."""
     if state != INTERPHASE:
         radius = ROUND_RADIUS[state] * rng.uniform(0.9, 1.12)
         return ellipse(np.pi * radius**2, 1.06, angle) * ripple(rng, 0.02)
@@ -125,7 +124,7 @@ def body_outline(rng: np.random.Generator, kind: Phenotype, angle: float, state:
 def nucleus_pieces(
     rng: np.random.Generator, kind: Phenotype, angle: float, state: int, mitosis: str
 ) -> list[Piece]:
-    """The pieces of one cell's DNA; `mitosis`, a key of `_MITOSES`, counts in mitotic cells."""
+    """The pieces of one cell's DNA; `mitosis`, a key of `_MITOSES`, is used if it is mitotic."""
     if state == MITOTIC:
         return _MITOSES[mitosis](rng, angle)
     if state == APOPTOTIC:
@@ -133,7 +132,7 @@ def nucleus_pieces(
     area = kind.nucleus_area * rng.lognormal(0, 0.22)
     if state == ROUNDED:
         area *= ROUND_NUCLEUS
-    # A larger nucleus holds the same DNA and is paler.
+    # A larger nucleus has the same DNA and is dimmer.
     brightness = (UNTREATED_AREA / area) ** DILUTION * rng.lognormal(0, 0.18)
     extra = min(MOST_FRAGMENTS, int(rng.poisson(kind.fragments))) if kind.fragments > 0 else 0
     if extra:
@@ -201,7 +200,7 @@ def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
 
 
 def _ring(rng: np.random.Generator, angle: float) -> list[Piece]:
-    """A monoaster's rosette: a ring of DNA about the single pole."""
+    """A monoaster's rosette: a ring of DNA around the single pole."""
     outer = ellipse(np.pi * rng.uniform(12.5, 15.0) ** 2, 1.1, angle) * ripple(rng, 0.05, 2, 9)
     inner = outer - rng.uniform(5.5, 7.5) * ripple(rng, 0.10, 2, 7)
     return [Piece(0, 0, outer, 1.55, np.maximum(inner, 1.0))]
@@ -215,11 +214,11 @@ def _arrested(rng: np.random.Generator, angle: float) -> list[Piece]:
 _MITOSES = {"plate": _plate, "two_plates": _two_plates, "ring": _ring, "arrested": _arrested}
 
 
-CELLS_PER_PIXEL = 100 / (1024 * 1280)  # of an untreated field; BBBC021 has about 117 a field
-MARGIN = 30.0  # pixels outside the field in which cells still lie
-NOWHERE = Box(0, 0, 0, 0)  # until territories are found
-SPACING_SPREAD = 0.15  # of the distance that cells keep, natural logarithm
-METAPHASE_SHARE = 0.65  # of the regular mitoses; anaphase, the rest, is over sooner
+CELLS_PER_PIXEL = 100 / (1024 * 1280)  # untreated; BBBC021 has about 117 cells per field
+MARGIN = 30.0  # width in pixels of the surrounding of the field that also has cells
+NOWHERE = Box(0, 0, 0, 0)  # before territories are found
+SPACING_SPREAD = 0.15  # of the distance between cells, natural logarithm
+METAPHASE_SHARE = 0.65  # of the regular mitoses; the rest is anaphase, which is shorter
 OUT_OF_FOCUS_SHARE = 0.06
 OUT_OF_FOCUS_SIGMA = (2.2, 4.0)  # blur in pixels of a cell that lies off the focal plane
 
@@ -232,9 +231,9 @@ class Population:
       untreated: the phenotype of cells that do not respond.
       treated: the phenotype of those that do.
       responding: share of cells that respond, in [0, 1].
-      density: factor on the number of cells that has nothing to do with the treatment.
-      flow: angle in radians along which the well's cells tend to lie.
-      alignment: how strictly they do, the concentration of a von Mises distribution; 0 not at all.
+      density: factor on the number of cells, independent of the treatment.
+      flow: mean direction of the well's cells, in radians.
+      alignment: concentration of a von Mises distribution around it; 0: no alignment.
     """
 
     untreated: Phenotype
@@ -247,7 +246,7 @@ class Population:
 
 @dataclass
 class Cell:
-    """One cell as drawn by chance, before it is painted."""
+    """One random cell before painting."""
 
     x: int
     y: int
@@ -258,16 +257,16 @@ class Cell:
     mitosis: str
     body: Table
     pieces: list[Piece]
-    blur: float  # 0 where the cell is in focus
+    blur: float  # 0 if the cell is in focus
     box: Box = NOWHERE
     depth: np.ndarray | None = None  # [h, w] pixels inside the territory's border, negative outside
-    joined: np.ndarray | None = None  # [h, w] bool, the nearest border is one with another cell
+    joined: np.ndarray | None = None  # [h, w] bool, the nearest border is shared with another cell
 
 
 def draw_cells(
     rng: np.random.Generator, population: Population, height: int, width: int
 ) -> list[Cell]:
-    """Draws a field's cells; the rounded ones come last, since they lie on top."""
+    """Draws a field's cells; cells outside interphase come last, since they lie on top."""
     mean = population.responding * population.treated.density + 1 - population.responding
     area = (height + 2 * MARGIN) * (width + 2 * MARGIN)
     count = max(1, rng.poisson(CELLS_PER_PIXEL * area * mean * population.density))
@@ -284,7 +283,7 @@ def draw_cells(
 
 
 def _angle(rng: np.random.Generator, population: Population) -> float:
-    """The direction of one cell's long axis in radians; an axis has no head, hence the half."""
+    """The direction of one cell's long axis in radians; 0.5, since an axis repeats after pi."""
     if population.alignment == 0:
         return float(rng.uniform(0, 2 * np.pi))
     return population.flow + 0.5 * float(rng.vonmises(0, population.alignment))
@@ -313,20 +312,20 @@ def _draw_cell(
 
 COLONY_CELLS = 14.0  # mean number of cells in a colony of MCF-7
 COLONY_SPREAD = 1.55  # spread of a colony, in spacings
-RELAXATIONS = 18  # steps of repulsion: few neighbours remain closer than half the spacing
+RELAXATIONS = 18  # steps of repulsion, after which few neighbours are closer than half the spacing
 
 
 def place_cells(
     rng: np.random.Generator, spacing: np.ndarray, height: int, width: int, margin: float
 ) -> np.ndarray:
-    """Places cells in colonies and pushes apart those that lie too close.
+    """Places cells in colonies and moves cells apart that are too close.
 
     Args:
       rng: draws the colonies.
-      spacing: [N] distance in pixels that each cell keeps from its neighbours.
+      spacing: [N] distance in pixels of each cell to its neighbours.
       height, width: of the field in pixels.
-      margin: how far outside the field cells may lie, in pixels, so that some reach in over its
-        border.
+      margin: largest distance of a cell outside the field, in pixels; such cells may reach into
+        the field.
 
     Returns:
       [N, 2] float64, x and y.
@@ -336,7 +335,7 @@ def place_cells(
     colonies = rng.uniform(low, high, (max(1, round(count / COLONY_CELLS)), 2))
     weights = rng.dirichlet(np.full(len(colonies), 2.0))
     home = rng.choice(len(colonies), count, p=weights)
-    # The area of a colony grows with its cells, hence its spread with their root.
+    # Area is proportional to the number of cells, so spread to its square root.
     members = np.bincount(home, minlength=len(colonies))[home]
     spread = COLONY_SPREAD * spacing * np.sqrt(members / COLONY_CELLS)
     at = colonies[home] + rng.standard_normal((count, 2)) * spread[:, None]
@@ -348,7 +347,7 @@ def place_cells(
 
 
 def _push(at: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """One step [N, 2] away from the neighbours nearer than `keep` [N, N]."""
+    """One step [N, 2] away from neighbours nearer than `keep` [N, N]."""
     away = at[:, None, :] - at[None, :, :]
     distance = np.sqrt((away**2).sum(axis=2)) + 1e-3
     overlap = np.maximum(0, keep - distance)

@@ -1,11 +1,11 @@
-"""Writes simulated releases: their files, their record, and what an interrupted one lacks."""
+"""Writes simulated releases: image files, tables and record; resumes an interrupted simulation."""
 
 import functools
 import os
 import re
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,17 @@ from cellclr_jax.simulation.plate_layout import (
 from cellclr_jax.simulation.population import STATES
 from cellclr_jax.simulation.textures import texture_bank
 
-VERSION = 1  # of what is drawn: the same settings give the same pixels within one version
+VERSION = 1  # increase it when the same settings give other pixels
 RECORD = "simulation.json"
 LOCK = ".simulating"
-CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in the order they are painted
+CHANNEL_FILES = {"DAPI": "w1", "Tubulin": "w2", "Actin": "w4"}  # in painted order
 TRUTH_DIR = "ground_truth"
-ZLIB_LEVEL = 1  # the fastest; camera noise packs no better at a higher level
+ZLIB_LEVEL = 1  # the fastest; higher levels do not compress camera noise better
 _PARTIAL = ".partial.npz"
-# What a release may contain before it has a record: a lock, records that are half written.
+# Files of a release without a record: a lock, partly written records.
 _OWN = re.compile(rf"{re.escape(LOCK)}|\.simulation\..*")
-# Everything that a release consists of except its record.
+# The files of a release except its record.
 _CONTENT = re.compile(rf"Week\d+|{TRUTH_DIR}|{IMAGE_CSV}|{MOA_CSV}")
-
-
-@dataclass(frozen=True)
-class ReleaseSummary:
-    """The size of a release; `reused` if it existed already."""
-
-    fields: int
-    cells: int
-    reused: bool
 
 
 def simulate_release(
@@ -60,43 +51,43 @@ def simulate_release(
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
-) -> ReleaseSummary:
-    """Writes a simulated release, or returns at once if the same one exists.
+) -> int:
+    """Writes a simulated release, unless the same one exists.
 
-    An interrupted run is resumed by the next one with the same settings. The files are the same
-    bytes whatever the number of workers.
+    Resumes an interrupted simulation of the same settings. The files do not depend on the number
+    of workers.
 
     Args:
       out_dir: folder of the release; created if missing.
       settings: what to simulate.
-      workers: processes that paint; None takes one for each core this process may use.
-      progress: shows a bar with the time left, or lines if the console is a file.
+      workers: processes; None: one for each core that this process may use.
+      progress: whether to show progress.
       overwrite: replaces a release of other settings, finished or not; other files stay.
 
+    Returns:
+      The number of cells.
+
     Raises:
-      BadUse: `out_dir` holds a release of other settings, or files that are no simulated release,
-        or another process writes into it.
+      BadUse: `out_dir` has a release of other settings, or files of no simulated release, or
+        another process writes into it.
       BadData: a worker process was killed.
     """
-    if workers is not None and workers < 1:
-        raise BadUse(f"simulator: workers is {workers}, expected 1 or more")
     out_dir = Path(out_dir)
     wells = plate_wells(settings)
-    fields = len(wells) * settings.sites
     record = _usable_record(out_dir, settings, overwrite)
     if isinstance(record.get("cells"), int) and not _differences(record, settings):
-        return ReleaseSummary(fields, record["cells"], reused=True)
+        return int(record["cells"])
     with files.locked(out_dir, LOCK, "simulating into it"):
         _start(out_dir, settings, overwrite)
         cells = _write_release(out_dir, settings, wells, workers or usable_cores(), progress)
         files.write_json(out_dir / RECORD, {**_identity(settings), "cells": cells})
-    return ReleaseSummary(fields, cells, reused=False)
+    return cells
 
 
 def _write_release(
     out_dir: Path, settings: SimulatorSettings, wells: list[Well], workers: int, progress: bool
 ) -> int:
-    """Paints every field, in parallel, and writes the tables; returns the number of cells."""
+    """Paints all fields in parallel and writes the tables; returns the number of cells."""
     for well in wells:
         plate_dir(out_dir, well).mkdir(parents=True, exist_ok=True)
         truth_path(out_dir, well, 1).parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +104,7 @@ def _write_release(
 
 
 def _paint_job(out_dir: Path, settings: SimulatorSettings, job: tuple[Well, int]) -> int:
-    """Paints and writes one field, unless an interrupted run has written it; returns its cells."""
+    """Paints and writes one field, unless it exists; returns its number of cells."""
     well, site = job
     truth = truth_path(out_dir, well, site)
     if truth.exists():
@@ -135,19 +126,19 @@ def write_field(
 
     Args:
       out_dir: the release's folder.
-      settings, well, site: which field it is.
+      settings, well, site: of the field.
       digits: [3, H, W] uint16; DNA, tubulin, actin.
     """
     compression = None if settings.compression == "none" else settings.compression
     args = {"level": ZLIB_LEVEL} if settings.compression == "zlib" else None
     for name, layer in zip(file_names(settings, well, site), digits, strict=True):
         path = plate_dir(out_dir, well) / name
-        # One thread: each core has its own process.
+        # One thread, since there is one process per core.
         tifffile.imwrite(path, layer, compression=compression, compressionargs=args, maxworkers=1)
 
 
 def write_truth(path: Path, field: PaintedField) -> None:
-    """Writes a field's truth; whole or not at all: it marks the field as finished."""
+    """Writes a field's ground truth atomically; the file marks the field as finished."""
     partial = path.with_suffix(f".{os.getpid()}{_PARTIAL}")
     np.savez_compressed(
         partial,
@@ -162,17 +153,17 @@ def write_truth(path: Path, field: PaintedField) -> None:
 
 
 def plate_dir(out_dir: Path, well: Well) -> Path:
-    """Where a plate's fields lie."""
+    """The folder of a plate's images."""
     return out_dir / f"Week{well.week}" / well.plate
 
 
 def truth_path(out_dir: Path, well: Well, site: int) -> Path:
-    """Where the truth about one field lies."""
+    """The file with the ground truth of one field."""
     return out_dir / TRUTH_DIR / well.plate / f"{well.well}_s{site}.npz"
 
 
 def file_names(settings: SimulatorSettings, well: Well, site: int) -> list[str]:
-    """The names of a field's three files, the GUIDs drawn from the seed."""
+    """The names of a field's three files, with GUIDs drawn from the seed."""
     rng = field_streams(settings, well, site)[2]
     names = []
     for channel in CHANNEL_FILES.values():
@@ -182,7 +173,7 @@ def file_names(settings: SimulatorSettings, well: Well, site: int) -> list[str]:
 
 
 def write_moa_csv(path: Path, settings: SimulatorSettings) -> None:
-    """Writes each treatment's mechanism, quoted and with six decimals as BBBC021's own file is."""
+    """Writes the mechanism of each treatment in the format of BBBC021's file."""
     rows = [(t.compound, t.concentration, t.moa) for t in treatments(settings)]
     rows.append((CONTROL, 0.0, CONTROL))
     lines = ['"compound",concentration,"moa"']
@@ -191,7 +182,7 @@ def write_moa_csv(path: Path, settings: SimulatorSettings) -> None:
 
 
 def write_image_csv(path: Path, settings: SimulatorSettings, wells: list[Well]) -> None:
-    """Writes one row a field with BBBC021's columns."""
+    """Writes one row per field with BBBC021's columns."""
     plates = list(dict.fromkeys(well.plate for well in wells))
     rows: list[dict[str, object]] = []
     for well in wells:
@@ -216,39 +207,36 @@ def _usable_record(out_dir: Path, settings: SimulatorSettings, overwrite: bool) 
     """Reads the record of the release in a folder; {} if there is none.
 
     Raises:
-      BadUse: the folder holds something else, or a release of other settings and `overwrite` is
-        false.
+      BadUse: the folder has other files, or a release of other settings and `overwrite` is false.
     """
     if out_dir.exists() and not out_dir.is_dir():
-        raise BadUse(f"{out_dir} is a file: a simulated release needs a folder")
+        raise BadUse(f"{out_dir} is a file: a folder is needed for a simulated release")
     if not (out_dir / RECORD).is_file():
         if out_dir.exists() and not all(_OWN.fullmatch(path.name) for path in out_dir.iterdir()):
-            raise BadUse(
-                f"{out_dir} holds files that are no simulated release: choose an empty folder"
-            )
+            raise BadUse(f"{out_dir} has files that are no simulated release: use an empty folder")
         return {}
     record = files.read_json(out_dir / RECORD, "record of a simulation")
     differ = _differences(record, settings)
     if differ and not overwrite:
         raise BadUse(
-            f"{out_dir} holds a simulated release of other settings: {'; '.join(differ)}. Choose "
+            f"{out_dir} has a simulated release of other settings: {'; '.join(differ)}. Use "
             "another folder, or overwrite it (build: --overwrite)"
         )
     return record
 
 
 def _start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
-    """Records an unfinished release in a folder that the caller has locked; removes another one.
+    """Prepares a locked folder: removes a release of other settings, records an unfinished one.
 
     Raises:
-      BadUse: as `_usable_record`, since another process may have written before the lock was held.
+      BadUse: as `_usable_record`, since another process may have written before this one locked.
     """
     record = _usable_record(out_dir, settings, overwrite)
     if record and _differences(record, settings):
-        # Without its cells it counts as unfinished, should this process be killed here.
+        # Marks it as unfinished, in case this process is killed here.
         record.pop("cells", None)
         files.write_json(out_dir / RECORD, record)
-        # Truths go first: a field with a truth counts as written.
+        # Ground truth is removed first, since it marks a field as finished.
         for path in sorted(out_dir.iterdir(), key=lambda path: path.name != TRUTH_DIR):
             if _CONTENT.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -258,10 +246,10 @@ def _start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
 
 
 def _identity(settings: SimulatorSettings) -> dict[str, object]:
-    """Returns what decides the files of a release."""
+    """The settings and version that decide the files of a release."""
     return {"simulator_version": VERSION, "settings": asdict(settings)}
 
 
 def _differences(record: dict[str, Any], settings: SimulatorSettings) -> list[str]:
-    """Lists how the release of a record differs, such as 'settings.seed: 0 there, 1 here'."""
+    """Lists how the release of a record differs, such as 'settings.seed: was 0, now 1'."""
     return files.differences(record, _identity(settings), ignored=("cells",))

@@ -1,7 +1,7 @@
-"""Banks of noise and fibre textures, drawn once a process and sampled for every cell.
+"""Banks of noise and fibre textures, drawn once per process and sampled for every cell.
 
-Drawing fibres for each cell would cost more than all else; a bank of a few hundred pictures,
-placed with random offsets and mirrored, shows no repetition within a field.
+Drawing fibres for each cell would take most of the time. Textures from a bank of a few dozen, with
+random offsets and mirrored, show no visible repetition within a field.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from cellclr_jax.simulation.population import WINDOW_HALF
 NOISE_SIZE = 512
 STAMP_HALF = WINDOW_HALF  # fibres fill the largest cell
 STAMP_SIZE = 2 * STAMP_HALF + 1
-ORIENTATIONS = 12  # steps of 15 degrees: finer than the eye sees in fibres
+ORIENTATIONS = 12  # steps of 15 degrees, not visible in fibres
 STAMPS = 14
 # A network of microtubules: streams of fibres that begin within STREAM_WIDTH pixels of each other.
 STREAMS, STREAM_FIBRES, STREAM_WIDTH = 13, 12, 9.0
-ASTER_PEAK = 3.0  # an aster's fibres meet in its middle
-WOBBLE_SIGMA = 9.0  # pixels over which a fibre keeps its turn
-NUCLEUS_RADIUS = 17.0  # about which microtubules bend
+ASTER_PEAK = 3.0  # brightness in the middle of an aster, where its fibres meet
+WOBBLE_SIGMA = 9.0  # correlation length of a fibre's turns, in pixels
+NUCLEUS_RADIUS = 17.0  # microtubules bend around a nucleus of this radius
 
 Array = np.ndarray
 
@@ -34,8 +34,8 @@ class TextureBank:
       fine: grains of about 2 px.
       coarse: patches of about 5 px.
       broad: clouds of about 16 px.
-      network: microtubules of untreated cells, about a central nucleus.
-      bundles: thick bundles that bend round the nucleus.
+      network: microtubules of untreated cells, around a central nucleus.
+      bundles: thick bundles that bend around the nucleus.
       aster: straight fibres from the centre outwards.
       stress: parallel fibres; the stamp `k` runs at angle `pi * k / ORIENTATIONS`.
     """
@@ -85,7 +85,7 @@ def _draw_fibres(
     """Draws smooth random curves.
 
     Args:
-      rng: draws the wobble of the curves.
+      rng: for the random turns of the curves.
       start: [F, 2] x and y of their first points, from the stamp's centre.
       heading: [F] first direction in radians.
       bend: [F] mean turn in radians a pixel.
@@ -100,7 +100,9 @@ def _draw_fibres(
     turns = ndimage.gaussian_filter1d(
         rng.standard_normal((len(start), length)), WOBBLE_SIGMA, axis=1
     )
-    turns *= wobble * np.sqrt(2 * np.sqrt(np.pi) * WOBBLE_SIGMA)  # undoes what the filter took
+    turns *= wobble * np.sqrt(
+        2 * np.sqrt(np.pi) * WOBBLE_SIGMA
+    )  # restores the variance that the filter removed
     angle = heading[:, None] + np.cumsum(bend[:, None] + turns, axis=1)
     x = start[:, :1] + np.cumsum(np.cos(angle), axis=1) + STAMP_HALF
     y = start[:, 1:] + np.cumsum(np.sin(angle), axis=1) + STAMP_HALF
@@ -121,7 +123,7 @@ def _around(rng: np.random.Generator, count: int, low: float, high: float) -> tu
 
 
 def _network(rng: np.random.Generator) -> Array:
-    """Thin curved fibres in loose streams that leave the nucleus's rim and swirl about it."""
+    """Thin curved fibres in loose streams that start at the nucleus's rim and bend around it."""
     low, high = 0.3 * NUCLEUS_RADIUS, 2.2 * NUCLEUS_RADIUS
     origin, at = _around(rng, STREAMS, low, high)
     heading = at + rng.choice([-1.0, 1.0], STREAMS) * rng.uniform(0.5, 2.0, STREAMS)
@@ -136,7 +138,7 @@ def _network(rng: np.random.Generator) -> Array:
 
 
 def _bundles(rng: np.random.Generator) -> Array:
-    """A few thick bundles in arcs about the nucleus."""
+    """A few thick bundles in arcs around the nucleus."""
     count = 12
     start, at = _around(rng, count, 1.0 * NUCLEUS_RADIUS, 2.3 * NUCLEUS_RADIUS)
     turn = rng.choice([-1.0, 1.0], count)

@@ -18,8 +18,20 @@ from orbax.checkpoint import checkpoint_managers as policies
 from cellclr_jax.console import listed
 from cellclr_jax.errors import BadData, BadUse
 
-# What a reader knows by name comes before what follows from it.
-_FIRST = ("params", "batch_stats")
+CHECKPOINTS = "checkpoints"
+_METRIC = "validation_loss"  # ranks checkpoints
+# Orbax writes a file of this name in a folder of this name.
+_METRICS = "metrics"
+# Errors of TensorStore contain pages of its internals.
+_MESSAGE_LENGTH = 240
+_ASIDE = "unreadable"
+_STATE, _PROGRESS = "state", "progress"
+_OF_ANOTHER = "use the config that it was trained with, or another --workdir"
+# The newest checkpoint may be damaged by the end of a run; the one before is then the last good.
+_LATEST_KEPT = 2
+# Orbax measures the time of a save on the system clock, which may be set meanwhile: only a limit of
+# years has no effect.
+_SECONDS_TO_SAVE = 10 * 365 * 24 * 3600
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,8 +40,8 @@ def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
     """Returns the shapes of a tree's leaves by path, e.g. `params/encoder/Dense_0/kernel`.
 
     Args:
-      tree: of arrays or of what describes them.
-      parts: takes only leaves under these paths, such as `params/encoder`; None takes all.
+      tree: arrays or their descriptions.
+      parts: includes only leaves under these paths, such as `params/encoder`; None: all leaves.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {
@@ -42,60 +54,44 @@ def shapes(tree: Any, parts: Iterable[str] | None = None) -> Shapes:
     return {name: shape for name, shape in named.items() if name.startswith(under)}
 
 
-def differences(there: Shapes, here: Shapes) -> str:
-    """Describes in one line how shapes differ, the first few of each kind; '' if equal.
+def differences(saved: Shapes, expected: Shapes) -> str:
+    """Describes in one line how shapes of a checkpoint differ from the expected ones; '' if equal.
 
-    Args:
-      there: of a checkpoint.
-      here: of the state it is to be read into.
+    Lists the first few differences of each kind, parameters first.
     """
-    common = there.keys() & here.keys()
+    common = saved.keys() & expected.keys()
     kinds = {
-        "it lacks": [name for name in here if name not in common],
-        "it also has": [name for name in there if name not in common],
+        "it lacks": [name for name in expected if name not in common],
+        "it also has": [name for name in saved if name not in common],
         "other shapes:": [
-            f"{name} {there[name]}, here {here[name]}"
+            f"{name} {saved[name]}, expected {expected[name]}"
             for name in common
-            if there[name] != here[name]
+            if saved[name] != expected[name]
         ],
     }
-    return "; ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names)
-
-
-def _listed(names: list[str]) -> str:
-    rank = {part: place for place, part in enumerate(_FIRST)}
-    names = sorted(names, key=lambda name: (rank.get(name.split("/")[0], len(rank)), name))
-    return listed(names)
-
-
-METRIC = "validation_loss"
-"""Ranks checkpoints."""
-# Orbax writes a file of this name in a folder of this name.
-_METRICS = "metrics"
-# Errors of TensorStore contain pages of its internals.
-_MESSAGE_LENGTH = 240
+    for names in kinds.values():
+        names.sort(key=lambda name: (not name.startswith("params/"), name))
+    return "; ".join(f"{kind} {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def loss_of(checkpoint: epath.Path) -> float | None:
-    """Reads the validation loss that a checkpoint was saved with; None if it is not ranked.
+    """Reads the saved validation loss of a checkpoint; None if it is not ranked.
 
     Raises:
-      ValueError: it cannot be read. An OSError, e.g. of a network disk, may be temporary.
+      ValueError: the loss is missing or damaged.
+      OSError: a failure that may be temporary, e.g. of a network disk.
     """
     file = checkpoint / _METRICS / _METRICS
     if not file.parent.exists():
         return None
     try:
-        loss = json.loads(file.read_text())[METRIC]
+        return float(json.loads(file.read_text())[_METRIC])
     except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{file} cannot be read") from error
-    if not isinstance(loss, int | float):
-        raise ValueError(f"{file} holds no number")
-    return float(loss)
 
 
 def unranked(directory: epath.Path) -> list[int]:
-    """Steps of checkpoints whose saved validation loss cannot be read."""
+    """Returns the steps of checkpoints with a damaged validation loss."""
     found = []
     for folder in [path for path in directory.iterdir() if path.name.isdigit()]:
         try:
@@ -106,7 +102,7 @@ def unranked(directory: epath.Path) -> list[int]:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of a message; both ends of a long one: the reason often comes last."""
+    """Returns the first line of a message, of a long one both ends: the reason often comes last."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -114,64 +110,56 @@ def first_line(error: Exception) -> str:
     return lines[0] if len(lines[0]) <= 2 * half else f"{lines[0][:half]} … {lines[0][-half:]}"
 
 
-CHECKPOINTS = "checkpoints"
-_ASIDE = "unreadable"
-_STATE, _PROGRESS = "state", "progress"
-_OF_ANOTHER = "take the config that it was trained with, or another --workdir"
-# The newest may be damaged by what ended a run; the one before is then the last good state.
-_LATEST_KEPT = 2
-# What a save may take. Orbax measures it on the clock of the day, which may be set meanwhile: a
-# limit of years is none, whatever the clock does.
-_SECONDS_TO_SAVE = 10 * 365 * 24 * 3600
-
-
 class Checkpoints:
     """The checkpoints in one folder, each named by its step.
 
     Args:
-      directory: of the checkpoints; created if missing.
-      keep_every: also keeps one every so many steps, in addition to the last and the best; 0: none.
-      read_only: neither writes nor deletes anything, so that a run may continue in the folder.
+      directory: folder of the checkpoints; created if missing.
+      keep_every: keeps the checkpoints of multiples of this number of steps, in addition to the
+        last and the best ones; 0: none.
+      read_only: neither writes nor deletes anything, so that a run may train in the folder.
 
     Attributes:
-      unranked: steps of checkpoints that were moved aside: their loss cannot be read.
+      unranked: steps of checkpoints that were moved aside because of a damaged validation loss.
     """
 
     def __init__(
         self, directory: epath.PathLike, *, keep_every: int = 0, read_only: bool = False
     ) -> None:
         self.directory = str(directory)
-        kept: list[policies.PreservationPolicy] = [
+        preserved: list[policies.PreservationPolicy] = [
             policies.LatestN(_LATEST_KEPT),
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[METRIC],
+                get_metric_fn=lambda metrics: metrics[_METRIC],
                 n=1,
                 reverse=True,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
         if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
-        logging.set_verbosity(logging.FATAL)  # errors reach the caller as exceptions, once
+            preserved.append(policies.EveryNSteps(keep_every))
+        logging.set_verbosity(logging.FATAL)  # the caller gets errors as exceptions
         self.unranked: list[int] = []
-        if not read_only:  # Orbax would delete them
+        if not read_only:  # Orbax would delete unranked ones
             first, folder = jax.process_index() == 0, epath.Path(self.directory)
             self.unranked = unranked(folder) if first and folder.is_dir() else []
             self._set_aside(self.unranked)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                # A reader may find one whose metrics are damaged, and needs another.
+                # Reads no metrics, which may be damaged in a checkpoint that is not needed.
                 lightweight_initialize=read_only,
-                best_fn=None if read_only else lambda metrics: metrics[METRIC],
+                best_fn=None if read_only else lambda metrics: metrics[_METRIC],
                 best_mode="min",
-                preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
+                preservation_policy=(
+                    None if read_only else policies.AnyPreservationPolicy(preserved)
+                ),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
                 async_options=ocp.options.AsyncOptions(
                     timeout_secs=_SECONDS_TO_SAVE,
-                    # Orbax waits for folders that a thread creates for 300 s on that clock, always.
+                    # For folders created in a thread there is a fixed limit of 300 s on that clock.
                     create_directories_asynchronously=False,
                 ),
             ),
@@ -189,18 +177,18 @@ class Checkpoints:
         *,
         validation_loss: float | None = None,
     ) -> None:
-        """Saves in the background.
+        """Saves in the background; the state may be donated right after the call.
 
         Args:
-          step: the state's step.
-          state: a tree of arrays over the mesh; it may be donated right after.
-          progress: a JSON object: what a run needs to resume, except the state.
+          step: step of the state.
+          state: tree of arrays over the mesh.
+          progress: JSON object with everything else that a run needs to resume.
           validation_loss: ranks the checkpoint; None leaves it unranked.
 
         Raises:
-          BadData: Orbax refused, since there is one of this step or a later one.
+          BadData: there is a checkpoint of this step or a later one, or writing failed.
         """
-        # Training forbids implicit transfers; these are intended.
+        # Intended transfers; the training loop forbids implicit ones.
         with jax.transfer_guard("allow"), self._named_failure():
             saved = self._manager.save(
                 step,
@@ -210,37 +198,35 @@ class Checkpoints:
                         _PROGRESS: ocp.args.JsonSave(dict(progress)),
                     }
                 ),
-                metrics=None if validation_loss is None else {METRIC: validation_loss},
+                metrics=None if validation_loss is None else {_METRIC: validation_loss},
             )
         if not saved:
-            there = ", ".join(map(str, self.steps()))
-            raise BadData(f"step {step} was not saved: {self.directory} holds {there}")
+            steps = ", ".join(map(str, self.steps()))
+            raise BadData(f"step {step} was not saved: {self.directory} holds steps {steps}")
 
     def restore_newest(self, template: Any) -> tuple[Any, dict[str, Any], list[int]] | None:
-        """Restores the newest checkpoint that can be read, and moves later, unreadable ones aside.
+        """Restores the newest readable checkpoint, and moves later, unreadable ones aside.
 
         Their steps will be trained and saved again. Nothing is deleted: the disk may only be
-        unavailable for a while.
-
-        Args:
-          template: a tree like the state, of arrays or shapes with dtypes and shardings.
+        unavailable for a while. `template` is a tree like the state, of arrays or of shapes with
+        dtypes and shardings.
 
         Returns:
-          (state, progress, steps of the checkpoints that were moved aside), or None where
-          there is no checkpoint at all.
+          (state, progress, steps of the checkpoints that were moved aside); None without any.
 
         Raises:
-          BadData: there are some and none can be read.
-          BadUse: it is of another tree; the message names what differs.
+          BadData: there are checkpoints and none can be read.
+          BadUse: the checkpoint has another tree; the message names the differences.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
                 self._check_tree(step, shapes(template))
-                restored = self._restore(step, ocp.args.StandardRestore(_abstract(template)))
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+                restored = self._restore(step, ocp.args.StandardRestore(abstract))
             except (MemoryError, BadUse):
                 raise
-            except Exception as error:  # of many kinds, TensorStore's are bare
+            except Exception as error:  # TensorStore raises bare exceptions
                 failures[step] = first_line(error)
                 continue
             if failures:
@@ -253,11 +239,7 @@ class Checkpoints:
         return None
 
     def progress(self, step: int) -> dict[str, Any]:
-        """Reads the progress that a checkpoint was saved with.
-
-        Raises:
-          BadData: it cannot be read.
-        """
+        """Reads the saved progress of a checkpoint; raises BadData if it cannot be read."""
         with self._named_damage(step):
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{_PROGRESS: ocp.args.JsonRestore()})
@@ -273,30 +255,26 @@ class Checkpoints:
         return None
 
     def find(self, which: str) -> int:
-        """Returns the step that `last`, `best` (by validation loss) or a number names.
-
-        Raises:
-          BadUse: there is no such checkpoint; the message lists the existing ones.
-        """
+        """Returns the step of `last`, `best` or a number; BadUse without such a checkpoint."""
         steps = self.steps()
         if not steps:
             raise BadUse(f"no checkpoint in {self.directory}: train first")
         if which == "last":
             return steps[-1]
         if which == "best":
-            losses = {}
+            losses: dict[int, float] = {}
             for step in steps:
                 with contextlib.suppress(ValueError):
-                    if (loss := loss_of(epath.Path(self.directory) / str(step))) is not None:
-                        losses[step] = loss
+                    loss = loss_of(epath.Path(self.directory) / str(step))
+                    losses |= {} if loss is None else {step: loss}
             if not losses:
                 raise BadUse(
-                    f"no checkpoint in {self.directory} has a validation loss: --step=last"
+                    f"no checkpoint in {self.directory} has a validation loss: use --step=last"
                 )
             return min(losses, key=losses.__getitem__)
         if not which.isdigit() or int(which) not in steps:
-            known = ", ".join(map(str, steps))
-            raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {known}")
+            found = ", ".join(map(str, steps))
+            raise BadUse(f"no checkpoint of step {which!r} in {self.directory}: there are {found}")
         return int(which)
 
     def restore_part(
@@ -307,33 +285,28 @@ class Checkpoints:
         parts: Iterable[str] | None = None,
         advice: str = _OF_ANOTHER,
     ) -> tuple[Any, dict[str, Any]]:
-        """Restores those parts of the state of a step that the template names, and the progress.
+        """Restores the parts of a state that the template names, and the progress.
 
         Args:
-          step: of the checkpoint.
+          step: step of the checkpoint.
           template: attributes of the state by name, each a tree as in `restore_newest`.
-          parts: paths of the state, such as `params/encoder`, under which the template names all;
-            None: under each of its attributes.
-          advice: what to do about a checkpoint of another tree.
+          parts: paths of the state, such as `params/encoder`, under which the template has to name
+            all leaves; None: under each of its attributes.
+          advice: remedy in the message on a checkpoint with another tree.
 
         Raises:
-          BadData: it cannot be read.
-          BadUse: it is of another model; the message names what differs.
+          BadData: the checkpoint cannot be read.
+          BadUse: it is of another model; the message names the differences.
         """
-        abstract = _abstract(template)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         part = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
         with self._named_damage(step):
             self._check_tree(step, shapes(template), parts or template, advice)
-            found = self._restore(step, part)
-        return found
+            return self._restore(step, part)
 
     def wait(self) -> None:
-        """Waits until all saves have reached the disk.
-
-        Raises:
-          BadData: one of them did not.
-        """
+        """Waits until all saves have reached the disk; raises BadData if one failed."""
         with self._named_failure():
             self._manager.wait_until_finished()
 
@@ -346,13 +319,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error of several processes one of them may be gone, so none waits for another.
+        # After an error of several processes one of them may be gone: do not wait for it.
         if kind is None or jax.process_count() == 1:
             self.close()
 
     @contextlib.contextmanager
     def _named_failure(self) -> Iterator[None]:
-        """Raises the error of a failed save, perhaps an earlier one in the background."""
+        """Raises BadData for a failed save, perhaps an earlier one in the background."""
         try:
             yield
         except (MemoryError, BadData):
@@ -373,7 +346,7 @@ class Checkpoints:
             yield
         except (MemoryError, BadUse):
             raise
-        except Exception as error:  # of many kinds, TensorStore's are bare
+        except Exception as error:  # TensorStore raises bare exceptions
             others = ", ".join(str(other) for other in self.steps() if other != step)
             raise BadData(
                 f"checkpoint {self.directory}/{step} cannot be read ({first_line(error)}); "
@@ -381,7 +354,7 @@ class Checkpoints:
             ) from error
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Moves checkpoints into `unreadable` in the first process, while all others wait."""
+        """Moves checkpoints into `unreadable` on the first process, while all others wait."""
         directory = epath.Path(self.directory)
         aside = directory.parent / _ASIDE
         for step in steps if jax.process_index() == 0 else ():
@@ -401,19 +374,14 @@ class Checkpoints:
     def _check_tree(
         self,
         step: int,
-        here: Shapes,
+        expected: Shapes,
         parts: Iterable[str] | None = None,
         advice: str = _OF_ANOTHER,
     ) -> None:
-        """Raises BadUse if a checkpoint's state, or parts of it, have another tree."""
+        """Raises BadUse if the state of a checkpoint, or parts of it, have another tree."""
         path = epath.Path(self.directory) / str(step) / _STATE
-        there = ocp.StandardCheckpointHandler().metadata(path).tree
-        if different := differences(shapes(there, parts), here):
+        saved = ocp.StandardCheckpointHandler().metadata(path).tree
+        if different := differences(shapes(saved, parts), expected):
             raise BadUse(
                 f"checkpoint {path.parent} is of another model or optimiser ({different}): {advice}"
             )
-
-
-def _abstract(template: Any) -> Any:
-    """Returns the shapes, dtypes and shardings of a tree of arrays."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)

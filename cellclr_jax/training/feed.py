@@ -1,4 +1,4 @@
-"""Puts minibatches on the devices ahead of the training step, in a thread."""
+"""Transfers minibatches to the devices ahead of the training step, in a thread."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cellclr_jax import devices
 from cellclr_jax.errors import BadData
 
-# One waits while the thread makes the next one; each may hold hundreds of megabytes.
+# Minibatches in the queue while the thread makes the next one; each may take hundreds of megabytes.
 _WAITING = 1
 _SECONDS_TO_CLOSE = 60.0
 
@@ -28,12 +28,12 @@ class Data(Protocol):
 
 
 class Fed(NamedTuple):
-    """A minibatch.
+    """A minibatch on the devices.
 
     Attributes:
       arrays: [B, …] by name, divided by rows among the devices.
-      position: the data iterator's state right after it. A checkpoint of the step that trains on
-        it stores this one, however far ahead the iterator is by then.
+      position: state of the data iterator after this minibatch, for the checkpoint of its step;
+        the iterator itself is ahead of it.
     """
 
     arrays: dict[str, jax.Array]
@@ -41,10 +41,10 @@ class Fed(NamedTuple):
 
 
 class Feed:
-    """Takes minibatches from an iterator, in order, and puts them on the devices ahead of time.
+    """Transfers minibatches of an iterator, in order, to the devices ahead of time.
 
     Args:
-      data: gives this process's share of each minibatch (see `devices.to_global`); must not be
+      data: iterator of this process's rows of each minibatch (see `devices.to_global`); must not be
         used elsewhere from now on.
       mesh: the devices.
     """
@@ -57,18 +57,13 @@ class Feed:
         self._thread.start()
 
     def next(self, running: Any = None) -> tuple[Fed, float]:
-        """Returns the next minibatch.
+        """Returns the next minibatch, and the seconds for which the devices waited for it.
 
-        Args:
-          running: results of the newest step that was started. If no minibatch is ready, they
-            are waited for first: until then the devices had work.
-
-        Returns:
-          (the minibatch, seconds in which the devices were idle because of it).
+        The devices are not idle until `running`, results of the last started step, are computed.
+        An error of the iterator is raised after the earlier minibatches are used.
 
         Raises:
-          BadData: there is none.
-          Whatever else the iterator raised, once the earlier minibatches are used.
+          BadData: the data ended.
         """
         if self._ready.empty():
             jax.block_until_ready(running)
@@ -81,7 +76,7 @@ class Feed:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
-        while not self._ready.empty():  # so that the thread finds room, and the end
+        while not self._ready.empty():  # the thread may wait for a free place in the queue
             self._ready.get()
         self._thread.join(_SECONDS_TO_CLOSE)
 

@@ -1,17 +1,17 @@
-"""The gradient of a loss over a whole minibatch, holding the activations of a part of it at a time.
+"""The gradient of a loss over a minibatch, with the activations of one micro-batch in memory.
 
-Gradient caching (Gao et al. 2021, arXiv 2101.06983): a contrastive loss needs every row's code at
-once, but not every row's activations. All micro-batches are encoded without keeping any, the loss
-is differentiated at the codes, and each micro-batch is encoded again and takes its codes' gradient
-back to the parameters.
+Gradient caching (Gao et al. 2021, arXiv 2101.06983): a contrastive loss needs the codes of all rows
+at once, but not their activations. All micro-batches are encoded without keeping activations, the
+loss is differentiated with respect to the codes, and each micro-batch is encoded again to propagate
+the gradient of its codes to the parameters.
 
-The result is the gradient of `loss(encode(first) ‖ encode(second) ‖ …)`. Where a row's code depends
-only on that row this is the gradient of the whole minibatch. With batch normalisation it is that
-of a network which normalises each micro-batch by the micro-batch's own statistics, as data-parallel
-training does that does not share statistics among devices.
+The result is the gradient of `loss(encode(first) ‖ encode(second) ‖ …)`. If the code of a row
+depends only on this row, this is the gradient of the whole minibatch. With batch normalisation it
+is that of a network that normalises each micro-batch by its own statistics, as data-parallel
+training without shared statistics does.
 
-Micro-batch i of n holds the rows i, i + n, i + 2n, …: of rows that are divided among devices each
-device has its share of every micro-batch, whatever their number, and no row changes its place.
+Micro-batch i of n has the rows i, i + n, i + 2n, …: of rows divided among devices, each device has
+its share of every micro-batch, and no row is sent to another device.
 """
 
 from collections.abc import Callable
@@ -30,22 +30,21 @@ Loss = Callable[[Any], tuple[jax.Array, Any]]
 def value_and_grad(
     encode: Encode, loss: Loss, params: Any, rows: Any, *, pieces: int = 1
 ) -> tuple[tuple[jax.Array, Any], Any, Any]:
-    """The loss of all rows and its gradient with respect to the parameters.
+    """Computes the loss of all rows and its gradient with respect to the parameters.
 
     Args:
-      encode: codes of a micro-batch, and what else is seen there; pure, so that it does the same
-        both times.
-      loss: of the codes of all rows, in the order of `rows`, and what else it returns.
-      params: a tree of float arrays.
-      rows: a tree of arrays [B, ...].
-      pieces: micro-batches, a divisor of B; 1 encodes all rows at once, and once.
+      encode: pure function (params, micro-batch) -> (codes, auxiliary arrays).
+      loss: function of the codes of all rows, in the order of `rows` -> (loss, auxiliary output).
+      params: tree of float arrays.
+      rows: tree of arrays [B, ...].
+      pieces: number of micro-batches, a divisor of B; 1 encodes all rows at once, and once.
 
     Returns:
-      ((loss, what else it returns), gradient: a tree like `params` in float32, what `encode` saw:
-      arrays [pieces, ...]).
+      ((loss, auxiliary output), gradient: tree like `params` in float32, auxiliary arrays of
+      `encode`: [pieces, ...]).
 
     Raises:
-      ValueError: where the rows cannot be divided so.
+      ValueError: `pieces` does not divide B.
 
     Example:
       >>> encode = lambda w, x: (w * x, None)
@@ -66,7 +65,7 @@ def value_and_grad(
         (gradient,) = pull_back(slope)
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient), None
 
-    # The sum of many micro-batches is kept in float32, whatever the parameters are.
+    # The sum over micro-batches is accumulated in float32 at least.
     zeros = jax.tree.map(
         lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
     )
@@ -80,15 +79,15 @@ def encode_in_pieces(
     """Encodes micro-batches one after the other.
 
     Args:
-      encode: a tree of arrays [b, ...] to (codes [b, ...], what else is seen).
-      rows: a tree of arrays [B, ...].
-      pieces: micro-batches, a divisor of B.
+      encode: function of a tree of arrays [b, ...] -> (codes [b, ...], auxiliary arrays).
+      rows: tree of arrays [B, ...].
+      pieces: number of micro-batches, a divisor of B.
 
     Returns:
-      (codes [B, ...] in the order of the rows, what was seen as arrays [pieces, ...]).
+      (codes [B, ...] in the order of the rows, auxiliary arrays [pieces, ...]).
 
     Raises:
-      ValueError: where the rows cannot be divided so.
+      ValueError: `pieces` does not divide B.
     """
 
     def encode_piece(_: None, index: jax.Array) -> tuple[None, Any]:
@@ -101,7 +100,7 @@ def encode_in_pieces(
 def _all_at_once(
     encode: Encode, loss: Loss, params: Any, rows: Any
 ) -> tuple[tuple[jax.Array, Any], Any, Any]:
-    """What `value_and_grad` gives, of one piece."""
+    """`value_and_grad` without micro-batches."""
 
     def whole(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         codes, seen = encode(params, rows)
@@ -114,7 +113,7 @@ def _all_at_once(
 
 
 def _piece(rows: Any, index: jax.Array, pieces: int) -> Any:
-    """The rows index, index + pieces, …; sliced where they lie, not copied out of a new order."""
+    """Returns the rows index, index + pieces, …, as a strided slice, without reordering rows."""
 
     def take(x: jax.Array) -> jax.Array:
         if x.shape[0] % pieces:

@@ -17,17 +17,16 @@ from cellclr_jax.run_folder import check_channels, read_config
 from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 
 START = "start"
-"""Key in the progress of a run's checkpoints: its start (see `InitialWeights.provenance`)."""
+"""Key in the progress of checkpoints of `InitialWeights.provenance`."""
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights that a run starts from instead of random ones.
+    """Weights from which a run starts instead of random ones.
 
     Attributes:
-      parts: {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" where that is
-        asked for.
-      step: of the checkpoint.
+      parts: {"params": {"encoder": …}, "batch_stats": {"encoder": …}}, with "head" if requested.
+      step: step of the checkpoint.
     """
 
     parts: Variables
@@ -48,16 +47,13 @@ class InitialWeights:
 def read_initial_weights(
     settings: Mapping[str, Any], encoder: str, variables: Variables, cells: Cells
 ) -> InitialWeights | None:
-    """Reads the initial weights that a config names.
+    """Reads the initial weights that a config names; None for random weights.
 
     Args:
       settings: `config.init`.
-      encoder: the name of the run's.
-      variables: of the run's model, arrays or shapes with dtypes and shardings.
-      cells: the dataset that will be trained on.
-
-    Returns:
-      None for random weights.
+      encoder: name of the run's encoder.
+      variables: variables of the run's model: arrays, or shapes with dtypes and shardings.
+      cells: training dataset.
 
     Raises:
       BadUse: there is no such checkpoint, or it has another architecture or other channels.
@@ -67,8 +63,10 @@ def read_initial_weights(
         return None
     workdir = epath.Path(settings["workdir"])
     checkpoints = _open(workdir)
-    if (there := read_config(workdir).model.encoder) != encoder:
-        raise BadUse(f"config.init.workdir: {workdir} holds a {there}, the run's is a {encoder}")
+    if (found := read_config(workdir).model.encoder) != encoder:
+        raise BadUse(
+            f"config.init.workdir: {workdir} holds a {found}, but config.model.encoder is {encoder}"
+        )
     names = ("encoder", "head") if settings["head"] else ("encoder",)
     template = {
         kind: {name: tree[name] for name in names if name in tree}
@@ -77,14 +75,14 @@ def read_initial_weights(
     with contextlib.closing(checkpoints):
         step = checkpoints.find(str(settings["step"]))
         check_channels(checkpoints.progress(step), cells, f"the run in {workdir}")
-        found, _ = checkpoints.restore_part(
+        weights, _ = checkpoints.restore_part(
             step,
             template,
             parts=[f"{kind}/{name}" for kind in variables for name in names],
-            advice="config.model has to be that of config.init.workdir"
-            + ("; --config.init.head=False takes its encoder alone" if settings["head"] else ""),
+            advice="config.model must equal that of config.init.workdir"
+            + ("; --config.init.head=False uses only its encoder" if settings["head"] else ""),
         )
-    return InitialWeights(dict(found), step)
+    return InitialWeights(dict(weights), step)
 
 
 def _open(workdir: epath.Path) -> Checkpoints:
@@ -95,7 +93,7 @@ def _open(workdir: epath.Path) -> Checkpoints:
             return checkpoints
         checkpoints.close()
     raise BadUse(
-        f"config.init.workdir: no checkpoint in {workdir / CHECKPOINTS}. Weights of PyTorch "
-        f"get there by python -m cellclr_jax.convert --input=FILE --workdir={workdir}; "
-        "--config.init.workdir= starts from random ones"
+        f"config.init.workdir: no checkpoint in {workdir / CHECKPOINTS}. Convert weights of "
+        f"PyTorch by python -m cellclr_jax.convert --input=FILE --workdir={workdir}, or start from "
+        "random weights by --config.init.workdir="
     )

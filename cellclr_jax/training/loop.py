@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cellclr_jax import default_config, devices
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.data import minibatches
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import is_local
@@ -24,7 +24,6 @@ from cellclr_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from cellclr_jax.training.feed import Feed
 from cellclr_jax.training.initial_weights import START, InitialWeights, read_initial_weights
 from cellclr_jax.training.log import RunLog
-from cellclr_jax.training.log.collapse import CollapseWatch
 from cellclr_jax.training.pending_metrics import (
     PROFILE,
     NotFinite,
@@ -53,59 +52,57 @@ def train(
     wandb: str | None = None,
     began: float | None = None,
 ) -> TrainState:
-    """Trains, or resumes from the newest checkpoint in `workdir`, until the last epoch's end.
+    """Trains to the last epoch, from the newest checkpoint if there is one; returns the last state.
 
     Args:
-      config: of the experiment (see `default_config`).
-      workdir: where everything is written, a folder or a bucket (gs://…).
-      mesh: the devices; None takes all.
-      profile_steps: traces so many steps into <workdir>/profile.
-      wandb: a project of Weights & Biases that gets the metrics; None for none.
-      began: from when the time to the first step counts, on `time.monotonic`; None: from now.
-
-    Returns:
-      The final state, on every device.
+      config: settings (see `default_config`).
+      workdir: folder or bucket (gs://…) of all output.
+      mesh: devices; None takes all.
+      profile_steps: number of steps to trace into <workdir>/profile.
+      wandb: project of Weights & Biases that gets the metrics; None for none.
+      began: start of the program on `time.monotonic`, for the time to the first step; None: now.
 
     Raises:
-      BadUse: for settings that do not fit the dataset, the devices or the run in `workdir`.
-      BadData: where the dataset or all checkpoints cannot be read, or the loss stops being finite.
+      BadUse: settings do not fit the dataset, the devices or the run in `workdir`.
+      BadData: the dataset or all checkpoints cannot be read, or the loss is not finite.
       Interrupted: after SIGTERM, SIGHUP or Ctrl-C, when the state is saved.
     """
-    began = time.monotonic() if began is None else began
-    workdir, mesh = epath.Path(workdir), mesh or devices.make_mesh()
+    began, workdir = began or time.monotonic(), epath.Path(workdir)
+    mesh = mesh or devices.make_mesh()
     if profile_steps and not is_local(workdir):
-        raise BadUse(f"--profile writes to a folder of this machine, which {workdir} is not")
-    run = open_run(workdir, config)  # by each process, so that all end with the same message
+        raise BadUse(f"--profile needs a --workdir on this machine, not {workdir}")
+    run = open_run(workdir, config)  # on each process, so that all end with the same message
     config = run.config
     experiment = make_experiment(config)
     run.check_dataset(experiment.encoder.cells)
     experiment.check_devices(mesh)
-    initial = None
-    if not run.resumes:
-        variables = state_template(experiment, mesh).variables
-        cells = experiment.encoder.cells
-        initial = read_initial_weights(config.init, config.model.encoder, variables, cells)
+    initial = None if run.resumes else _initial_weights(experiment, mesh)
     first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(run.claimed())
-        # Again, now that no other job writes: one may just have ended there. Reading a checkpoint
-        # waits for all processes, so each looks, and none before the folder is claimed.
-        multihost_utils.sync_global_devices("the work directory is claimed")
+        # Again, after the lock is held: another job may just have ended there. Reading a checkpoint
+        # waits for all processes, so each process reads, after the first one holds the lock.
+        multihost_utils.sync_global_devices("the work directory is locked")
         open_run(workdir, config).check_dataset(experiment.encoder.cells)
         keep = config.checkpoint.keep_every_epochs * experiment.steps_per_epoch
-        folder = workdir.resolve() / CHECKPOINTS
-        checkpoints = stack.enter_context(Checkpoints(folder, keep_every=keep))
+        checkpoints = Checkpoints(workdir.resolve() / CHECKPOINTS, keep_every=keep)
+        stack.enter_context(checkpoints)
         if first:
             write_config(config, workdir)
-            for line in (describe(experiment, mesh, workdir), *run.notes):
-                say(line)
-        trained = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
-        return trained.go(profile_steps, wandb)
+            echo("\n".join((describe(experiment, mesh, workdir), *run.notes)))
+        training = _Run(experiment, mesh, checkpoints, workdir if first else None, began, initial)
+        return training.go(profile_steps, wandb)
+
+
+def _initial_weights(experiment: Experiment, mesh: Mesh) -> InitialWeights | None:
+    config, variables = experiment.config, state_template(experiment, mesh).variables
+    cells = experiment.encoder.cells
+    return read_initial_weights(config.init, config.model.encoder, variables, cells)
 
 
 def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
-    """Describes a run in a line: dataset, model, steps, devices; and notes in further lines."""
+    """Describes a run in one line (dataset, model, steps, devices), followed by notes."""
     config = experiment.config
     line = (
         f"{workdir}: {config.model.encoder} on {len(experiment.train_rows):,} cells, "
@@ -116,20 +113,17 @@ def describe(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> str:
     falling, period = config.epochs - config.schedule.hold_epochs, experiment.steps_per_epoch
     if config.schedule.legacy_per_epoch and falling > period:
         line += (
-            f"\nnote: the published cosine rises again after {period} epochs, the steps of one "
-            "here: --config.schedule.legacy_per_epoch=False ends it with the run"
+            f"\nnote: the published cosine rises again after {period} epochs, the number of steps "
+            "of an epoch: --config.schedule.legacy_per_epoch=False ends it with the run"
         )
-    usual = default_config.get_config().model.head.to_dict()
-    if (
-        type(experiment.objective).head is not Objective.head
-        and config.model.head.to_dict() != usual
-    ):
+    changed = config.model.head.to_dict() != default_config.get_config().model.head.to_dict()
+    if changed and type(experiment.objective).head is not Objective.head:
         line += f"\nnote: config.model.head has no effect: {config.objective} has its own head"
     return line
 
 
 class _Run:
-    """One call of `train`: what the loop holds between its steps."""
+    """The state of one call of `train` between its steps."""
 
     def __init__(
         self,
@@ -142,7 +136,7 @@ class _Run:
     ) -> None:
         self.experiment, self.mesh, self.checkpoints = experiment, mesh, checkpoints
         self.initial = initial
-        # Goes into the progress of each checkpoint.
+        # Part of the progress of each checkpoint.
         self.start = None if initial is None else initial.provenance()
         self.workdir, self.began = workdir, began
         self.config = experiment.config
@@ -150,7 +144,7 @@ class _Run:
         self.key = devices.root_key(self.config.seed, mesh)
         self.validation = validation_minibatches(experiment, mesh, self.key)
         self.online = None
-        if self.config.online.every_epochs:  # what scores takes a second to load
+        if self.config.online.every_epochs:  # takes a second to import
             from cellclr_jax.training.online_scores import OnlineScore
 
             self.online = OnlineScore(experiment, mesh)
@@ -161,19 +155,20 @@ class _Run:
         state, data = self._start()
         start = int(state.step)
         with contextlib.ExitStack() as stack:
-            self.log = self._open_log(start, wandb)
-            stack.callback(self.log.close)
-            feed = Feed(data, self.mesh)
-            stack.callback(feed.close)
-            # Only of the first process: all do the same.
+            if self.workdir is not None and not self.validation:
+                echo("no validation set: there will be no validation loss and no best checkpoint")
+            self.log = stack.enter_context(contextlib.closing(self._open_log(start, wandb)))
+            feed = stack.enter_context(contextlib.closing(Feed(data, self.mesh)))
+            # Of the first process only: all do the same.
             folder = None if self.workdir is None else Path(self.workdir) / PROFILE
             last = self.experiment.total_steps
             trace = Trace(folder, first_step=start + 1, last_step=last, steps=profile_steps)
             stack.callback(trace.close)
+            stack.enter_context(self._not_finite_named())
             self.should_stop = stack.enter_context(stop_signals_noted())
-            if start:  # it may have ended between saving and scoring
+            if start:  # the run may have ended between saving and scoring
                 self._score(start, state)
-            # Everything that crosses to or from the host in the loop does so on purpose.
+            # Intended transfers between host and devices are allowed one by one.
             stack.enter_context(jax.transfer_guard("disallow"))
             metrics: Metrics = {}
             for step in range(start + 1, last + 1):
@@ -187,11 +182,11 @@ class _Run:
                 trace.after(step, metrics)
             self.checkpoints.wait()
             if self.workdir is not None:
-                say(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
+                echo(f"done: python -m cellclr_jax.eval --workdir={self.workdir}")
         return state
 
     def _start(self) -> tuple[TrainState, Any]:
-        """The state and the data iterator: from the newest checkpoint, or fresh ones."""
+        """Returns state and data iterator, from the newest checkpoint or at step 0."""
         experiment, config = self.experiment, self.config
         data = iter(
             minibatches.training_minibatches(
@@ -208,7 +203,7 @@ class _Run:
         restored = self.checkpoints.restore_newest(state_template(experiment, self.mesh).saved())
         damaged = restored[2] if restored else self.checkpoints.unranked
         for step in damaged if self.workdir is not None else ():
-            say(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
+            echo(f"the checkpoint of step {step} cannot be read: moved to unreadable/")
         if restored is None:
             return self._first_state(), data
         saved, progress, _ = restored
@@ -216,29 +211,26 @@ class _Run:
         self.start = progress.get(START)
         data.set_state(progress["data"])
         if self.workdir is not None:
-            say(f"resuming from step {int(state.step)} of {experiment.total_steps}")
+            echo(f"resuming from step {int(state.step)} of {experiment.total_steps}")
         return state, data
 
     def _first_state(self) -> TrainState:
-        """The state at step 0, of random weights or of those that the config names."""
+        """Returns the state at step 0, with random weights or those that the config names."""
         state = self.program.init(self.key)
         if self.initial is None:
             return state
         if self.workdir is not None:
             init = self.config.init
-            say(f"starting from the weights in {init.workdir}, step {self.initial.step}")
+            echo(f"starting from the weights in {init.workdir}, step {self.initial.step}")
         variables = self.initial.in_place_of(state.variables)
-        if state.teacher is not None:  # a copy: the step takes the student's buffers
+        if state.teacher is not None:  # a copy: the student's buffers are donated to the step
             state = state.replace(teacher=jax.tree.map(jnp.array, variables))
         return state.replace(**variables)
 
     def _open_log(self, start: int, wandb: str | None) -> RunLog:
-        if self.workdir is not None and not self.validation:
-            say("no validation set: validation loss and the best checkpoint are left out")
         return RunLog(
             self.workdir,
-            metrics=self.experiment.objective.reported(),
-            advice=CollapseWatch(self.experiment.objective, self.config.minibatch_size),
+            self.experiment.objective,
             first_step=start,
             total_steps=self.experiment.total_steps,
             minibatch_size=self.config.minibatch_size,
@@ -247,12 +239,12 @@ class _Run:
         )
 
     def _begin(self, step: int, metrics: Metrics, minibatch: Mapping[str, jax.Array]) -> None:
-        """After the first step: shows its views; the rate is one without compilation."""
+        """Waits for the first step and draws its views; then starts the clock of the rate."""
         jax.block_until_ready(metrics)
         if self.workdir is not None:
-            say(f"first step after {time.monotonic() - self.began:.1f} s")
+            echo(f"first step after {time.monotonic() - self.began:.1f} s")
         if step == 1:
-            from cellclr_jax.training.view_pictures import view_grid  # loads the report's pictures
+            from cellclr_jax.training.view_pictures import view_grid  # imports the report's pages
 
             views = view_grid(self.experiment, self.mesh, minibatch, self.key)
             self.log.pictures("views", views, step)
@@ -261,14 +253,7 @@ class _Run:
     def _after_step(
         self, step: int, state: TrainState, metrics: Metrics, position: Mapping[str, Any]
     ) -> None:
-        """Logs, validates and saves when it is time.
-
-        Args:
-          step: that was started.
-          state: after it.
-          metrics: of it.
-          position: of the data iterator, from where the next step continues.
-        """
+        """Logs, validates and saves if due; `position` is that of the next minibatch."""
         self.pending.add(step, metrics)
         self.log.advance()
         epoch_ends = step % self.experiment.steps_per_epoch == 0
@@ -276,7 +261,7 @@ class _Run:
         stop = self.should_stop(step)
         save = epoch_ends or stop is not None or bool(interval and step % interval == 0)
         if save or step % self.config.log_every == 0:
-            self._flush(step)
+            self.log.record(step, self._epoch(step), self.pending.fetch())
         if save:
             loss = self._end_epoch(step, state) if epoch_ends else None
             self._save(step, state, position, loss)
@@ -288,16 +273,15 @@ class _Run:
             raise Interrupted(stop, step)
 
     def _score(self, step: int, state: TrainState) -> None:
-        """Scores the representation where it is time for that and was not done."""
+        """Scores the representation if due at this step."""
         ends_epoch = step % self.experiment.steps_per_epoch == 0
-        if self.online is None or not (ends_epoch and self.online.due(self._epoch(step))):
-            return
-        self.log.record_scores(step, self._epoch(step), self.online.score(state.variables))
+        if self.online is not None and ends_epoch and self.online.due(self._epoch(step)):
+            self.log.record_scores(step, self._epoch(step), self.online.score(state.variables))
 
     def _save(
         self, step: int, state: TrainState, position: Mapping[str, Any], loss: float | None
     ) -> None:
-        """Saves a state whose metrics were found finite just now."""
+        """Saves a state; its metrics have been checked to be finite."""
         progress = {
             "data": dict(position),
             "config": as_json(self.config),
@@ -307,43 +291,35 @@ class _Run:
             progress[START] = self.start
         self.checkpoints.save(step, state.saved(), progress, validation_loss=loss)
 
-    def _flush(self, step: int) -> None:
-        """Fetches the metrics of the steps since the last time and records their mean."""
-        with self._not_finite_named():
-            metrics = self.pending.fetch()
-        if metrics:
-            self.log.record(step, self._epoch(step), metrics)
-
     def _end_epoch(self, step: int, state: TrainState) -> float | None:
         """Records the mean validation loss and returns it; None without a validation set."""
         if not self.validation:
             return None
-        # One at a time: unlike steps they do not wait for one another, and the devices of a CPU may
-        # take up different ones, whose exchanges then never meet.
-        found = [
-            jax.device_get(self.program.validate(state, minibatch, key))
-            for minibatch, key in self.validation
-        ]
-        metrics = mean(found)
-        with self._not_finite_named():
-            check_finite(step, metrics, "validation ")
+        # One at a time: they do not depend on each other, so devices of a CPU could start different
+        # ones and wait for each other in their collectives for ever.
+        metrics = mean(
+            [
+                jax.device_get(self.program.validate(state, minibatch, key))
+                for minibatch, key in self.validation
+            ]
+        )
+        check_finite(step, metrics, "validation ")
         self.log.record_epoch(step, self._epoch(step), metrics)
         return metrics["loss"]
 
     @contextlib.contextmanager
     def _not_finite_named(self) -> Iterator[None]:
-        """Ends the run where something is not finite, and says which checkpoint is still good."""
+        """Ends the run if a metric is not finite; the message names the last good checkpoint."""
         try:
             yield
         except NotFinite as error:
             self.checkpoints.wait()
-            kept = self.checkpoints.steps()
-            last = (
-                f"the last good checkpoint is of step {kept[-1]}" if kept else "none was saved yet"
-            )
-            where = f"epoch {self._epoch(error.step)}); {last} ({self.checkpoints.directory}"
+            steps = self.checkpoints.steps()
+            last = f"the last good checkpoint is of step {steps[-1]}" if steps else "none was saved"
             raise BadData(
-                f"{error} ({where}). A lower learning rate or a longer warm-up may help"
+                f"{error} (epoch {self._epoch(error.step)}); {last} "
+                f"({self.checkpoints.directory}). "
+                "A lower learning rate or a longer warm-up may help"
             ) from error
 
     def _epoch(self, step: int) -> int:

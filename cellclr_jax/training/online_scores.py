@@ -1,7 +1,6 @@
-"""Scores of a running training, of a fixed subset of the cells.
+"""Scores of the evaluation during training, on a fixed subset of the cells.
 
-The same scores as the evaluation's, of fewer cells: they show where a run is going, not how good
-it is.
+They have fewer cells than the evaluation: they show a trend, not the quality of a run.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from cellclr_jax import devices
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.data import minibatches
 from cellclr_jax.data.columns import is_control
 from cellclr_jax.encoder.apply import MINIBATCH, compile_embedding
@@ -24,27 +23,24 @@ from cellclr_jax.profiling.profiles import has_treatments, sites_of
 from cellclr_jax.profiling.single_cells import Sample, draw_sample, evaluate_cells
 from cellclr_jax.training.setup import Experiment
 
-# The subset's crops stay in the memory of the hosts: 19,000 of 96×96×3 in 16 bits.
+# Memory of the subset's crops on the hosts: 19,000 crops of 96×96×3 in 16 bits.
 _MOST_BYTES = 2**30
 _SEED = 0
-# A forest takes longer than all else.
+# Without the random forest, which takes longest.
 _CLASSIFIERS = ("knn", "logistic")
 _ONLINE = "online"
-# What `evaluation` calls no correction has no ending.
+# Suffixes of scores by correction.
 _ENDINGS = {"none": "", "whitening": "_whitening", "tvn": "_tvn"}
 
 
 class OnlineScore:
     """Scores of up to `config.online.cells` cells, the same ones each time.
 
-    Where there are treatments, the cells are spread evenly over all wells of annotated compounds
-    and controls; their mean profiles, z-scored by the controls where there are two wells of them,
-    give NSC and NSCB. The k-NN predicts the class of a cell (its label, else MoA, else compound) by
-    cells of other plates, or at least of other wells. Where there is neither, there is no score.
-
-    Args:
-      experiment: of the run.
-      mesh: the devices.
+    In a dataset with treatments, the cells are spread evenly over all wells of annotated compounds
+    and controls; their mean profiles, z-scored by the controls if there are at least two control
+    wells, give NSC and NSCB. A k-NN classifier predicts the class of a cell (its label, else MoA,
+    else compound) from cells of other plates, or at least of other wells. Without treatments and
+    classes there is no score.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
@@ -52,14 +48,14 @@ class OnlineScore:
         self._mesh = mesh
         self._every = experiment.config.online.every_epochs
         self._last_epoch = experiment.config.epochs
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
         table, self._control = experiment.encoder.cells.table, experiment.config.control
         treated = has_treatments(table, self._control)
-        cells, asked = experiment.encoder.cells, experiment.config.online.cells
+        cells, requested = experiment.encoder.cells, experiment.config.online.cells
         bytes_each = int(np.prod(cells.image_shape)) * cells.image_dtype.itemsize
-        size = min(asked, max(_MOST_BYTES // bytes_each, 1))
-        if size < min(asked, len(table)):
-            self._note(f"scores of {asked:,} cells", f"{size:,} fill {_MOST_BYTES >> 20} MiB")
+        size = min(requested, max(_MOST_BYTES // bytes_each, 1))
+        if size < min(requested, len(table)):
+            self._note(f"scores of {requested:,} cells", f"{size:,} fill {_MOST_BYTES >> 20} MiB")
         if treated:
             self._rows = spread_over_wells(table, size, control=self._control)
         else:
@@ -72,19 +68,16 @@ class OnlineScore:
             self._every = 0
 
     def due(self, epoch: int) -> bool:
-        """Whether there is something to score after an epoch: every so many and the last one."""
+        """Whether an epoch is scored: every `config.online.every_epochs`-th and the last one."""
         return bool(self._every) and (epoch % self._every == 0 or epoch == self._last_epoch)
 
     def score(self, variables: Variables) -> dict[str, float]:
-        """Embeds the subset and scores it; every process of the run calls it.
-
-        Args:
-          variables: of the encoder, on every device.
+        """Embeds the subset with the variables and scores it; every process of the run calls it.
 
         Returns:
           Shares in [0, 1]: `nsc`, `nscb`, the same with `_whitening` and `_tvn`, and the balanced
-          accuracy `knn_label`, `knn_moa` or `knn_compound`. A score that is undefined is left out,
-          and why is said once.
+          accuracy `knn_label`, `knn_moa` or `knn_compound`. An undefined score is left out, and the
+          reason is printed once.
         """
         features = self._features(variables)
         found: dict[str, float] = {}
@@ -96,7 +89,7 @@ class OnlineScore:
         return found
 
     def _features(self, variables: Variables) -> np.ndarray:
-        """[K, D] float32 embeddings of the subset."""
+        """Returns the embeddings of the subset, [K, D] float32."""
         parts = [
             devices.to_host(self._embed(variables, devices.to_global(self._mesh, local)))
             for local in self._minibatches
@@ -105,7 +98,7 @@ class OnlineScore:
 
     @cached_property
     def _minibatches(self) -> list[dict[str, np.ndarray]]:
-        """This process's share of the subset, read once."""
+        """The rows of this process of the subset, read once."""
         read = minibatches.sequential_minibatches(
             self._encoding.cells,
             self._rows,
@@ -116,7 +109,7 @@ class OnlineScore:
 
     @cached_property
     def _embed(self) -> Callable[..., jax.Array]:
-        """A function (variables, minibatch) → embeddings, compiled once; nothing else is kept."""
+        """Function (variables, minibatch) → embeddings, compiled once."""
         embed = compile_embedding(self._encoding, self._mesh)
         return jax.jit(
             lambda variables, minibatch: embed({_ONLINE: variables}, minibatch)[_ONLINE],
@@ -160,26 +153,27 @@ class OnlineScore:
         return {name: evaluated.probes[_ONLINE].scores["knn"].balanced_accuracy}
 
     def _note(self, what: str, reason: str) -> None:
-        """Says once, on one process, what there is not and why."""
-        if what not in self._said and jax.process_index() == 0:
-            say(f"no online {what}: {reason}")
-        self._said.add(what)
+        """Prints once, on the first process, why a score is undefined."""
+        if what not in self._noted and jax.process_index() == 0:
+            echo(f"no online {what}: {reason}")
+        self._noted.add(what)
 
 
 def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.ndarray:
-    """Draws cells evenly from all wells whose profiles are scored, the same ones each time.
+    """Draws cells evenly from all wells with scored profiles, the same ones each time.
 
-    Every well gives one cell before any gives a second. Where there are more wells than cells to
-    draw, each treatment of each batch (the controls among them) gives one well before any gives a
-    second.
+    The second cell of a well is drawn after the first cell of every well. With more wells than
+    cells to draw, the second well of a treatment in a batch comes after the first well of every
+    treatment in every batch; the controls count as a treatment.
 
     Args:
-      cells: one row a cell: plate, well, compound, moa and other columns of `fields.COLUMNS`.
-      size: how many to draw at most.
-      control: the controls' compound.
+      cells: one row per cell, with plate, well, batch, compound, concentration and moa.
+      size: largest number of cells to draw.
+      control: compound name of the controls.
 
     Returns:
-      [K] row numbers, ascending; cells of no well and of compounds without a MoA are left out.
+      [K] int, ascending row numbers; cells without a well or with a compound without a MoA are
+      never drawn.
     """
     sites, index = sites_of(cells)
     scored = is_control(sites["Metadata_Compound"], control) | (sites["Metadata_MoA"] != "")
@@ -197,11 +191,10 @@ def spread_over_wells(cells: pd.DataFrame, size: int, *, control: str) -> np.nda
 
 
 def _draw_classes(cells: pd.DataFrame, size: int, control: str) -> Sample:
-    """Draws the cells that the k-NN classifies; controls have no MoA."""
+    """Draws the cells for the k-NN classifier; controls have no MoA."""
     if {"moa", "compound"} <= set(cells):
         controls = is_control(cells["compound"].fillna(""), control)
         cells = cells.assign(moa=cells["moa"].mask(controls, ""))
     sample = draw_sample(cells, with_treatments=False, size=size)
-    if sample is None:
-        raise ValueError("cells without treatments are always a sample")
+    assert sample is not None  # only treatments may be too few
     return sample

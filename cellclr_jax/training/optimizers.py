@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name; weight decay and trust ratio are masked by path."""
+"""Optimisers and learning rate schedules by name."""
 
 import math
 from collections.abc import Callable
@@ -7,37 +7,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Leaves that weight decay and LARS' trust ratio act on; biases and normalisation scales are none.
+# Name of the parameters to which weight decay and LARS's trust ratio apply.
 _KERNEL = "kernel"
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
 
 
 def is_kernel(params: optax.Params) -> optax.Params:
-    """Marks what weight decay and trust ratio act on: kernels, by their path.
-
-    Args:
-      params: a tree of parameters.
-
-    Returns:
-      The same tree of bools: True for kernels, False for biases and normalisation scales.
-    """
+    """Masks a tree of parameters: True for kernels, False for biases and normalisation scales."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == _KERNEL, params
     )
 
 
 def scaled_learning_rate(base: float, minibatch_size: int, rule: str) -> float:
-    """The peak learning rate for a minibatch size.
+    """Returns the peak learning rate for a global minibatch size; ValueError for an unknown rule.
 
-    Args:
-      base: the learning rate that the rule scales.
-      minibatch_size: cells in a global minibatch.
-      rule: `constant`; `linear`: base · size / 256; `sqrt`: base · √size (both of SimCLR, where
-        base is 0.3 and 0.075).
-
-    Raises:
-      ValueError: for an unknown rule.
+    Rules: `constant`; `linear`: base · size / 256; `sqrt`: base · √size (the last two are those of
+    SimCLR, with base 0.3 and 0.075).
     """
     factors = {"constant": 1.0, "linear": minibatch_size / 256, "sqrt": math.sqrt(minibatch_size)}
     if rule not in factors:
@@ -54,25 +41,25 @@ def make_schedule(
     hold_steps: int = 0,
     final: float = 0.0,
 ) -> Schedule:
-    """A learning rate by step.
+    """Builds a learning rate schedule.
 
     Args:
       name: `constant`, or `cosine` (from peak to final at total_steps); both rise linearly from 0
-        over the warm-up.
-      peak: the highest learning rate.
-      total_steps: of the whole run.
-      warmup_steps: of the linear rise, included in total_steps.
-      hold_steps: at the peak after the rise, before the cosine; included likewise.
-      final: the learning rate at total_steps, as a share of the peak.
+        during the warm-up.
+      peak: highest learning rate.
+      total_steps: number of steps of the run.
+      warmup_steps: steps of the linear rise, included in total_steps.
+      hold_steps: steps at the peak between rise and cosine, included in total_steps.
+      final: learning rate at total_steps, as a share of the peak.
 
     Raises:
-      ValueError: for an unknown name, or a warm-up that leaves no step.
+      ValueError: unknown name, or no step is left after the warm-up.
     """
     decay_steps = total_steps - warmup_steps - hold_steps
     if decay_steps < 1:
-        held = f" and {hold_steps} at the peak leave" if hold_steps else " leaves"
+        hold = f" and {hold_steps} at the peak leave" if hold_steps else " leaves"
         raise ValueError(
-            f"a warm-up of {warmup_steps} steps{held} none of {total_steps}: fewer warmup_epochs "
+            f"a warm-up of {warmup_steps} steps{hold} none of {total_steps}: fewer warmup_epochs "
             "or hold_epochs were expected, or more epochs"
         )
     after = {
@@ -87,16 +74,11 @@ def make_schedule(
 
 
 def legacy_cosine(peak: float, *, steps_per_epoch: int, constant_epochs: int) -> Schedule:
-    """The published code's cosine: its period counts steps of an epoch, its argument epochs.
+    """The published code's cosine: PyTorch's CosineAnnealingLR, stepped once per epoch.
 
-    PyTorch's CosineAnnealingLR with T_max of an epoch's steps, stepped at the end of each epoch
-    after the constant ones: with hundreds of steps an epoch the learning rate hardly falls, and
-    with fewer steps than epochs it rises again.
-
-    Args:
-      peak: the learning rate of the first epochs.
-      steps_per_epoch: T_max.
-      constant_epochs: before the cosine begins.
+    Its T_max is the number of steps per epoch: with hundreds of steps per epoch the learning rate
+    hardly falls, and with fewer steps than epochs it rises again. During the first
+    `constant_epochs` the learning rate is `peak`.
     """
 
     def schedule(step: jax.Array | int) -> jax.Array:
@@ -116,20 +98,20 @@ def make_optimizer(
     trust_coefficient: float = 0.001,
     decayed: str = "kernels",
 ) -> optax.GradientTransformation:
-    """An optimiser by name.
+    """Builds an optimiser.
 
     Args:
       name: `lars` (You et al. 2017, with the masks of SimCLR), `adam` (decay added to the gradient,
-        as PyTorch's), `adamw` (decoupled decay) or `sgd` (with momentum).
+        as in PyTorch), `adamw` (decoupled decay) or `sgd` (with momentum).
       schedule: learning rate by step.
-      weight_decay: acts on what `decayed` says.
-      momentum: of LARS and SGD.
-      trust_coefficient: of LARS, whose trust ratio scales only kernels.
-      decayed: `kernels`, neither biases nor normalisation scales (see `is_kernel`); `all`
-        parameters, as PyTorch does by default.
+      weight_decay: decay of the parameters that `decayed` selects.
+      momentum: momentum of LARS and SGD.
+      trust_coefficient: of LARS; its trust ratio scales only kernels.
+      decayed: `kernels`, without biases and normalisation scales (see `is_kernel`), or `all`
+        parameters, PyTorch's default.
 
     Raises:
-      ValueError: for an unknown name, or another `decayed`.
+      ValueError: unknown name or `decayed`.
     """
     masks = {"kernels": is_kernel, "all": None}
     if decayed not in masks:

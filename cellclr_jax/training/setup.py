@@ -1,4 +1,4 @@
-"""From a config to what the training loop needs: dataset, model, optimiser, compiled step."""
+"""Builds from a config what the training loop needs: dataset, model, optimiser, compiled step."""
 
 import dataclasses
 import math
@@ -33,42 +33,28 @@ from cellclr_jax.training.step import (
     views_of,
 )
 
-# The least and the largest value of each setting that a loop or a formula would trip over much
-# later, or that would train on nonsense without a word.
-_RANGES = {
-    "seed": (0, 2**63 - 1),
-    "image_size": (1, math.inf),
-    "temperature": (0, math.inf),
-    "minibatch_size": (2, math.inf),
-    "micro_batch_size": (0, math.inf),
-    "loss_block_size": (0, math.inf),
-    "epochs": (1, math.inf),
-    "log_every": (1, math.inf),
-    "online.every_epochs": (0, math.inf),
-    "online.cells": (2, math.inf),
-    "checkpoint.save_every_steps": (0, math.inf),
-    "checkpoint.keep_every_epochs": (0, math.inf),
-    "optimizer.learning_rate": (0, math.inf),
-    "optimizer.weight_decay": (0, math.inf),
-    "optimizer.momentum": (0, 0.9999),
-    "optimizer.trust_coefficient": (0, math.inf),
-    "schedule.warmup_epochs": (0, math.inf),
-    "schedule.hold_epochs": (0, math.inf),
-    "schedule.final": (0, 1),
-    "model.head.depth": (0, math.inf),
-}
+# Limits of settings that would otherwise fail much later, or train without effect.
+_LEAST = {"image_size": 1, "minibatch_size": 2, "epochs": 1, "log_every": 1, "online.cells": 2}
+_LEAST |= dict.fromkeys(
+    (
+        *("seed", "temperature", "micro_batch_size", "loss_block_size", "online.every_epochs"),
+        *("checkpoint.save_every_steps", "checkpoint.keep_every_epochs", "model.head.depth"),
+        *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.momentum"),
+        *("optimizer.trust_coefficient", "schedule.warmup_epochs", "schedule.hold_epochs"),
+        "schedule.final",
+    ),
+    0,
+)
+_MOST = {"seed": 2**63 - 1, "optimizer.momentum": 0.9999, "schedule.final": 1}
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
-    """Refuses numbers that no run could mean.
-
-    Raises:
-      BadUse: which names the setting, its value and what was expected.
-    """
-    for path, (least, most) in _RANGES.items():
+    """Raises BadUse, with the expected range, for a number outside of the range of its setting."""
+    for path, least in _LEAST.items():
         value: Any = config
         for name in path.split("."):
             value = value[name]
+        most = _MOST.get(path, math.inf)
         if not (math.isfinite(value) and least <= value <= most):
             expected = f"at least {least}" if math.isinf(most) else f"from {least} to {most}"
             raise BadUse(f"config.{path} is {value}: {expected} was expected")
@@ -84,11 +70,14 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
             raise BadUse(f"config.views.{name}.probability is {share}: from 0 to 1 was expected")
 
 
-# What JAX, Flax and arithmetic say of settings that cannot be.
+# Errors of JAX, Flax and arithmetic for impossible settings.
 _REFUSED = (ValueError, TypeError, IndexError, ArithmeticError)
-# XLA for CPUs drops the barriers of rematerialisation, and then finds that the second computation
-# equals the first and keeps the first: unless it leaves out the pass that drops them.
+# On CPUs this pass of XLA removes the barriers of rematerialisation; a later one then merges the
+# second computation with the first and keeps the activations.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# Optimisation level of LLVM: the program of the initial values runs once, and its hundred small
+# loops take long to compile.
+_COMPILED_QUICKLY = {"xla_backend_optimization_level": 1}
 
 
 @dataclass(frozen=True)
@@ -96,15 +85,15 @@ class Experiment:
     """Everything that a training run computes with.
 
     Attributes:
-      config: the settings.
+      config: settings.
       encoder: dataset, model and preprocessing.
-      objective: what is minimised.
-      train_rows: [N] rows of the training set.
-      validation_rows: [M] rows of the validation set.
+      objective: objective to minimise.
+      train_rows: [N] int, rows of the training set.
+      validation_rows: [M] int, rows of the validation set.
       schedule: learning rate by step.
-      optimizer: of the parameters.
+      optimizer: optimiser of the parameters.
       steps_per_epoch: optimiser steps per epoch.
-      labels: number of distinct values by column, of the columns that the objective needs.
+      labels: number of distinct values of each label column that the objective needs.
     """
 
     config: ml_collections.ConfigDict
@@ -119,17 +108,17 @@ class Experiment:
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Number of optimiser steps of the whole run."""
         return self.steps_per_epoch * self.config.epochs
 
     @property
     def augmentations(self) -> dict[str, dict[str, Any]]:
-        """Settings of the augmentations that are used, by operation."""
-        used = self.config.operations or tuple(self.config.views)
-        return {name: dict(self.config.views[name] or {}) for name in used}
+        """Settings of the applied augmentations by operation."""
+        names = self.config.operations or tuple(self.config.views)
+        return {name: dict(self.config.views[name] or {}) for name in names}
 
     def learner(self, mesh: Mesh | None = None) -> Learner:
-        """What the step computes with on these devices; None for one device."""
+        """Returns the learner on a mesh; None for one device."""
         if mesh is not None:
             self.check_devices(mesh)
         return Learner(
@@ -143,16 +132,12 @@ class Experiment:
         )
 
     def init(self, key: jax.Array) -> TrainState:
-        """The state at step 0."""
+        """Returns the state at step 0."""
         variables = self.encoder.init_variables(key)
         return init_state(self.learner(), variables, self.optimizer, key, self.labels)
 
     def check_devices(self, mesh: Mesh) -> None:
-        """Refuses devices that the minibatch cannot be divided among.
-
-        Raises:
-          BadUse: which names the setting to change.
-        """
+        """Raises BadUse if minibatch or micro-batch cannot be divided among the devices."""
         for name in ("minibatch_size", "micro_batch_size"):
             if (cells := self.config[name]) % mesh.size:
                 what = name.replace("_size", "").replace("_", " ")
@@ -163,16 +148,15 @@ class Experiment:
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    """Opens the dataset, builds all that the config names and traces it once.
+    """Opens the dataset, builds model, objective and optimiser, and traces the step once.
 
     Raises:
-      BadUse: for a setting that does not exist, does not fit the dataset, or that the program
-        refuses.
-      BadData: where the dataset cannot be read.
+      BadUse: a setting does not exist, does not fit the dataset, or is impossible.
+      BadData: the dataset cannot be read.
     """
     check_ranges(config)
     _check_operations(config)
-    # Refuses settings of the evaluation now instead of after the training.
+    # Raises for wrong settings of the evaluation now instead of after the training.
     Protocol(**plain(config.evaluation), control=config.control)
     encoder, objective = make_cell_encoder(config), make_objective(config)
     encoder, labels = _with_labels(encoder, objective.labels)
@@ -216,13 +200,13 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
 def _with_labels(
     encoder: CellEncoder, columns: Sequence[str]
 ) -> tuple[CellEncoder, dict[str, int]]:
-    """Adds the labels that an objective needs to the cells; numbers of distinct labels."""
+    """Adds the labels that an objective needs to the cells; counts distinct labels."""
     cells, counts = encoder.cells, {}
     labels = dict(cells.per_cell)
     for column in columns:
         if column not in cells.table:
-            known = ", ".join(map(str, cells.table))
-            raise BadUse(f"config.objective needs labels {column!r}: the dataset has {known}")
+            names = ", ".join(map(str, cells.table))
+            raise BadUse(f"config.objective needs labels {column!r}: the dataset has {names}")
         codes, values = pd.factorize(cells.table[column])
         if unknown := int((codes < 0).sum()):
             raise BadUse(f"config.objective needs labels {column!r}: {unknown:,} cells have none")
@@ -231,15 +215,15 @@ def _with_labels(
 
 
 def _check_operations(config: ml_collections.ConfigDict) -> None:
-    """Raises BadUse for an operation that is to be used and has no settings."""
+    """Raises BadUse for an unknown operation, and one that needs other images."""
     names = config.operations
     if unknown := [name for name in names if name not in config.views or name not in OPERATIONS]:
         raise BadUse(
             f"config.operations: {unknown[0]!r} is not in config.views, which has settings of "
             f'{", ".join(config.views)}; in a shell: \'--config.operations=("one","other")\''
         )
-    used = set(names or config.views)
-    if "color_jitter" in used and config.normalization.method not in IN_UNIT_RANGE:
+    applied = names or config.views
+    if "color_jitter" in applied and config.normalization.method not in IN_UNIT_RANGE:
         raise BadUse(
             "color_jitter works on images in [0, 1]: set config.normalization.method to one of "
             f"{', '.join(IN_UNIT_RANGE)}, or use jitter_channels"
@@ -255,7 +239,7 @@ def _schedule(config: ml_collections.ConfigDict, steps: int) -> optimizers.Sched
         if settings.name != "cosine" or settings.warmup_epochs or settings.final:
             raise ValueError("legacy_per_epoch is a cosine without warm-up that ends at 0")
         if settings.hold_epochs != int(settings.hold_epochs):
-            raise ValueError(f"legacy_per_epoch holds whole epochs, not {settings.hold_epochs}")
+            raise ValueError(f"legacy_per_epoch: hold_epochs is {settings.hold_epochs}, no integer")
         return optimizers.legacy_cosine(
             peak, steps_per_epoch=steps, constant_epochs=int(settings.hold_epochs)
         )
@@ -270,7 +254,7 @@ def _schedule(config: ml_collections.ConfigDict, steps: int) -> optimizers.Sched
 
 
 def _trace(experiment: Experiment) -> None:
-    """Traces the step, so that a setting that it refuses is reported before anything is run."""
+    """Traces the step, to report impossible settings before anything is compiled."""
     cells, rows = experiment.encoder.cells, experiment.config.minibatch_size
     minibatch = {"image": jax.ShapeDtypeStruct((rows, *cells.image_shape), cells.image_dtype)}
     minibatch |= {
@@ -297,10 +281,6 @@ def _trace(experiment: Experiment) -> None:
         raise BadUse(f"config: {error}") from error
 
 
-# Of LLVM. Initial values are drawn once, with a hundred small loops that take longest to compile.
-_COMPILED_QUICKLY = {"xla_backend_optimization_level": 1}
-
-
 @dataclass(frozen=True)
 class Program:
     """The compiled functions of a run.
@@ -317,7 +297,7 @@ class Program:
 
 
 def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
-    """Wraps the pure functions of an experiment in `jit`, with their shardings over the mesh."""
+    """Wraps the functions of an experiment in `jit`, with their shardings over the mesh."""
     everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
     learner = experiment.learner(mesh)
     step = make_train_step(learner, experiment.optimizer, experiment.schedule)
@@ -343,7 +323,7 @@ def compile_program(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def state_template(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, for which nothing is compiled."""
+    """Returns shapes, dtypes and shardings of the state, without compiling anything."""
     everywhere = devices.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     template: TrainState = jax.tree.map(
@@ -356,10 +336,10 @@ def state_template(experiment: Experiment, mesh: Mesh) -> TrainState:
 def validation_minibatches(
     experiment: Experiment, mesh: Mesh, key: jax.Array
 ) -> list[tuple[dict[str, jax.Array], jax.Array]]:
-    """Minibatches of the validation set with a key each; a few cells left over are left out.
+    """Returns the minibatches of the validation set on the devices, each with its key.
 
-    All are of one size, since the loss of a row grows with the number of its negatives. They stay
-    on the devices, and their views are the same at every epoch.
+    All have the same size, since the loss of a row grows with the number of its negatives; a few
+    remaining cells are omitted. The keys give the same views at every epoch.
     """
     rows = experiment.validation_rows
     size = validation_size(len(rows), experiment.config.minibatch_size, mesh.size)
@@ -380,16 +360,11 @@ def validation_minibatches(
 
 
 def validation_size(cells: int, minibatch_size: int, devices: int) -> int:
-    """Cells of a validation minibatch: the set in equal parts, none above a training minibatch.
+    """Returns the size of validation minibatches: equal parts of at most `minibatch_size` cells.
 
-    Args:
-      cells: of the validation set.
-      minibatch_size: of training.
-      devices: that divide a minibatch among them.
-
-    Returns:
-      A multiple of a power of two of about an eighth of it, so that any such number of devices
-      sees the same minibatches; 0 where the set is too small.
+    The size is a multiple of the number of devices, and of a power of two of about an eighth of
+    it, so that the minibatches are the same for any number of devices that divides this power; 0
+    if there are too few cells.
     """
     if not cells:
         return 0

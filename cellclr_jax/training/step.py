@@ -1,8 +1,8 @@
 """The state of a training run and the step that advances it: one global, pure program.
 
-The step turns raw crops into updated parameters: preprocessing and views, encoder and head, the
-objective's loss and its gradient, the optimiser. It is a function of (state, minibatch, key); jit
-it over a mesh with the minibatch sharded by rows.
+The step computes updated parameters from raw crops: preprocessing and views, encoder and head, loss
+of the objective and its gradient, optimiser. It is a function of (state, minibatch, key); jit it
+over a mesh with the minibatch sharded by rows.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ LABEL = "label_"
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a checkpoint holds.
+    """The state that a checkpoint stores.
 
     Attributes:
-      step: int32 scalar, optimiser steps taken.
-      params: the model's parameters, float32.
+      step: int32 scalar, number of optimiser steps done.
+      params: parameters of the model, float32.
       batch_stats: running statistics of batch normalisation, float32; empty without it.
-      opt_state: the optimiser's state.
-      teacher: variables of the objective's teacher; None without one.
-      objective: the objective's own state; None without one.
+      opt_state: state of the optimiser.
+      teacher: variables of the objective's teacher; None without a teacher.
+      objective: state of the objective; None without one.
     """
 
     step: jax.Array
@@ -55,27 +55,27 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> Variables:
-        """What Flax applies the model with."""
+        """Variables of the Flax model."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def saved(self) -> dict[str, Any]:
-        """Returns the fields by name as a checkpoint holds them: without those that are None."""
+        """Returns the fields of a checkpoint by name: those that are not None."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What the step computes with.
+    """The constant inputs of the step.
 
     Attributes:
       model: encoder and head.
-      objective: what is minimised.
-      preprocessing: of raw crops.
-      augmentations: settings of the views by operation.
-      total_steps: of the run, for schedules of the objective.
-      micro_batch_size: cells whose views and activations are held at a time; None for all.
-      mesh: whose devices share the rows of a minibatch; None for one device.
+      objective: objective to minimise.
+      preprocessing: preprocessing of raw crops.
+      augmentations: settings of the augmentations by operation.
+      total_steps: number of steps of the run, for schedules of the objective.
+      micro_batch_size: cells whose views and activations are in memory at a time; None for all.
+      mesh: devices that share the rows of a minibatch; None for one device.
     """
 
     model: ContrastiveModel
@@ -94,14 +94,10 @@ def init_state(
     key: jax.Array,
     labels: Mapping[str, int] | None = None,
 ) -> TrainState:
-    """Returns the state at step 0.
+    """Returns the state at step 0 with these initial variables.
 
-    Args:
-      learner: of the run.
-      variables: initial parameters and statistics.
-      optimizer: of the parameters.
-      key: the run's root key.
-      labels: number of distinct values by column, of the columns that the objective asks for.
+    `key` is the root key of the run; `labels` has the number of distinct values of each label
+    column that the objective needs.
     """
     teacher = None
     if learner.objective.teacher is not None:
@@ -122,19 +118,14 @@ def make_train_step(
 ) -> Callable[[TrainState, Minibatch, jax.Array], tuple[TrainState, Metrics]]:
     """Builds the training step.
 
-    Batch normalisation uses the statistics of each micro-batch, those of all devices together; the
-    running ones move once, by the mean over micro-batches.
-
-    Args:
-      learner: what it computes with.
-      optimizer: of the parameters.
-      schedule: the learning rate by step, reported.
+    Batch normalisation uses the statistics of each micro-batch over all devices; the running
+    statistics are updated once, by the mean over micro-batches.
 
     Returns:
-      A function (state, minibatch, key) -> (new state, metrics): float32 scalars `loss`, the
-      objective's own metrics, `embedding_spread` (mean standard deviation of an embedding's
-      features over cells; 0 is collapse), `gradient_norm`, `parameter_norm`, `update_norm` (of the
-      optimiser's update), `lr`.
+      A function (state, minibatch, key) -> (new state, metrics). Metrics are float32 scalars:
+      `loss`, those of the objective, `embedding_spread` (standard deviation over cells, mean over
+      the features of the embeddings; 0 is collapse), `gradient_norm`, `parameter_norm`,
+      `update_norm` (of the optimiser's update), `lr`.
     """
 
     def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -163,13 +154,7 @@ def make_train_step(
 def value_and_grad(
     learner: Learner, state: TrainState, minibatch: Minibatch, key: jax.Array
 ) -> tuple[Metrics, Any, Any, Any]:
-    """Computes the loss of a minibatch and its gradient.
-
-    Args:
-      learner: what it is computed with.
-      state: parameters, statistics, teacher and state of the objective.
-      minibatch: raw crops, all devices' together.
-      key: of the views and of what the objective draws.
+    """Computes the loss of a minibatch of raw crops and its gradient.
 
     Returns:
       (metrics with `loss` and `embedding_spread`, gradient by the parameters, new running
@@ -191,14 +176,14 @@ def value_and_grad(
 def make_validation_step(
     learner: Learner,
 ) -> Callable[[TrainState, Minibatch, jax.Array], Metrics]:
-    """Builds the validation step: the loss with running statistics and no update.
+    """Builds the validation step: the loss with running statistics, without an update.
 
-    The result does not depend on the micro-batch size. The same key gives the same views at every
-    epoch, so that losses of epochs can be compared.
+    The result does not depend on the micro-batch size. The same key gives the same views, so that
+    losses of epochs can be compared.
 
     Returns:
-      A function (state, minibatch, key) -> metrics, as those of the training step without those
-      of the optimiser.
+      A function (state, minibatch, key) -> metrics: those of the training step, without the
+      optimiser's.
     """
 
     def step(state: TrainState, minibatch: Minibatch, key: jax.Array) -> Metrics:
@@ -213,13 +198,13 @@ def make_validation_step(
 
 
 def _cells(learner: Learner, minibatch: Minibatch, key: jax.Array) -> tuple[Any, int]:
-    """Splits the minibatch into the fewest equal micro-batches that fit and divide evenly.
+    """Returns the minibatch with keys [B, views] of each group, and the number of micro-batches.
 
-    Returns:
-      ((minibatch, keys [B, views] of each group of views), number of micro-batches).
+    That is the smallest number of equal micro-batches that respect `micro_batch_size` and divide
+    evenly among the devices.
     """
     rows = len(minibatch["image"])
-    # The first group has the key itself, so that other groups do not change its views.
+    # The first group uses the key itself, so that more groups do not change its views.
     keys = [
         view_keys(jax.random.fold_in(key, number) if number else key, rows, group.count)
         for number, group in enumerate(learner.objective.views)
@@ -233,13 +218,16 @@ def _cells(learner: Learner, minibatch: Minibatch, key: jax.Array) -> tuple[Any,
 
 
 def views_of(learner: Learner, minibatch: Minibatch, keys: jax.Array, group: Views) -> jax.Array:
-    """Views [B, V, H, W, C] of a minibatch's cells, as the encoder takes them.
+    """Makes the views of a minibatch of raw crops, the input of the encoder.
 
     Args:
-      learner: whose preprocessing and augmentations are used.
+      learner: preprocessing and augmentations.
       minibatch: raw crops.
-      keys: [B, V] of the views.
-      group: their size and their settings.
+      keys: [B, V] random keys, one per view.
+      group: size and settings of the views.
+
+    Returns:
+      [B, V, H, W, C] float32.
     """
     settings = dict(learner.augmentations)
     for name, changed in (group.operations or {}).items():
@@ -257,10 +245,10 @@ def _project(
     train: bool,
     groups: int | None = None,
 ) -> tuple[Any, Any]:
-    """The head's outputs [b, V, ...]; moments of the embeddings and running statistics.
+    """Returns the head's outputs [b, V, ...], and (moments of embeddings, running statistics).
 
-    Groups of views differ in size: each passes the network by itself. Moments and running
-    statistics are those of the first group.
+    Groups of views differ in size and are encoded one after the other; moments and statistics are
+    those of the first group.
     """
     minibatch, keys = cells
     outputs, seen = [], None
@@ -272,7 +260,8 @@ def _project(
             train=train,
             mutable=["batch_stats"] if train else [],
         )
-        outputs.append(jax.tree.map(partial(_by_cell, views=group.count), z))
+        by_cell = jax.tree.map(lambda x, v=group.count: x.reshape(-1, v, *x.shape[1:]), z)
+        outputs.append(by_cell)
         if seen is None:
             moments = jnp.mean(h, axis=0), jnp.var(h, axis=0)
             seen = moments, updated.get("batch_stats", {})
@@ -288,9 +277,9 @@ def _loss_of(
     *,
     train: bool = True,
 ) -> Callable[[Any], tuple[jax.Array, Any]]:
-    """The objective's loss as a function of the outputs [B, V, ...] of the student.
+    """Returns the objective's loss as a function of the student's outputs [B, V, ...].
 
-    The teacher's outputs, without gradient, are computed here.
+    Computes the teacher's outputs, which have no gradient.
     """
     objective, teacher = learner.objective, None
     if objective.teacher is not None:
@@ -309,18 +298,13 @@ def _loss_of(
     return loss
 
 
-def _by_cell(outputs: jax.Array, *, views: int) -> jax.Array:
-    """Outputs [b * V, ...] as [b, V, ...]."""
-    return outputs.reshape(-1, views, *outputs.shape[1:])
-
-
 def _by_view(codes: Any) -> Any:
-    """Outputs [B, V, ...] as [V, B, ...]."""
+    """Transposes outputs [B, V, ...] to [V, B, ...]."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), codes)
 
 
 def _moved_teacher(learner: Learner, old: TrainState, new: TrainState) -> Any:
-    """The teacher after the student's update: moved towards it by 1 - momentum."""
+    """Moves the teacher towards the updated student, by 1 - momentum."""
     if learner.objective.teacher is None:
         return None
     momentum = learner.objective.teacher.momentum_at(old.step, learner.total_steps)
@@ -328,5 +312,5 @@ def _moved_teacher(learner: Learner, old: TrainState, new: TrainState) -> Any:
 
 
 def _spread(means: jax.Array, variances: jax.Array) -> jax.Array:
-    """Mean deviation of a feature over all rows, from its moments [pieces, D] in equal pieces."""
+    """Standard deviation over all rows from moments [pieces, D], mean over features."""
     return jnp.mean(jnp.sqrt(jnp.mean(variances, axis=0) + jnp.var(means, axis=0)))

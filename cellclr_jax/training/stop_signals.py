@@ -1,4 +1,4 @@
-"""Handles signals that ask a run to save and end, at a step that all its processes agree on."""
+"""Handles signals to save and end a run, at a step that all of its processes agree on."""
 
 import contextlib
 import os
@@ -13,11 +13,7 @@ _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SI
 
 
 class Interrupted(Exception):
-    """Raised after a signal, when the state is saved.
-
-    Attributes:
-      number: of the signal.
-    """
+    """Raised after a signal, when the state is saved; `number` is that of the signal."""
 
     def __init__(self, number: signal.Signals, step: int) -> None:
         super().__init__(f"{_NAMES[number]}: saved step {step}; the same command resumes there")
@@ -26,13 +22,13 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Notes SIGTERM, Ctrl-C and SIGHUP (a closed terminal) instead of ending the run at once.
+    """Records SIGTERM, Ctrl-C and SIGHUP (a closed terminal) instead of ending the run at once.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C ends the run at once.
 
     Yields:
-      A function that every process calls after each step, with its number: the signal for which
-      the run must end now, or None. If another process received it, SIGTERM.
+      A function that every process calls with the number of each finished step. It returns the
+      signal for which the run must end now (SIGTERM if another process received it), or None.
     """
     came: list[signal.Signals] = []
     several = jax.process_count() > 1
@@ -40,27 +36,27 @@ def stop_signals_noted() -> Iterator[Callable[[int], signal.Signals | None]]:
     def note(number: int, frame: FrameType | None) -> None:
         if not came:
             when = "at a step that all processes agree on" if several else "after this step"
-            with contextlib.suppress(OSError):  # nobody reads it
+            with contextlib.suppress(OSError):  # a closed terminal
                 os.write(2, f"\n{_NAMES[signal.Signals(number)]}: saving {when}\n".encode())
-            if several:  # JAX's handler, only of SIGTERM, informs the others
+            if several:  # JAX's handler of SIGTERM informs the other processes
                 signal.raise_signal(signal.SIGTERM)
         came.append(signal.Signals(number))
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def asked(step: int) -> signal.Signals | None:
+    def should_stop(step: int) -> signal.Signals | None:
         if several and not multihost_utils.reached_preemption_sync_point(step):
             return None
         if came:
             return came[0]
         return signal.SIGTERM if several else None
 
-    own = set(_NAMES) - {signal.SIGTERM} if several else set(_NAMES)
-    # A job in the background ignores Ctrl-C, which is meant for another one.
-    handled = [number for number in own if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = set(_NAMES) - {signal.SIGTERM} if several else set(_NAMES)
+    # A job in the background ignores Ctrl-C, which is meant for the program in the foreground.
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in handled}
     try:
-        yield asked
+        yield should_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

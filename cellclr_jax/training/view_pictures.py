@@ -1,4 +1,4 @@
-"""Draws some cells and their random views: what the augmentations do, at a glance."""
+"""Draws some cells and their random views, to check the augmentations."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,42 +17,36 @@ from cellclr_jax.pages.crop_strips import resize, stretch
 from cellclr_jax.training.setup import Experiment
 from cellclr_jax.training.step import views_of
 
-# Rows of the picture; a cell has one for every three channels.
+# Rows of the picture; a cell has one row for every three channels.
 _ROWS = 8
 # Views of a cell in addition to those of the first step.
 _FURTHER = 4
-# Sides of a tile in pixels; smaller views are enlarged by a whole number, larger ones shrunk.
+# Side of a tile in pixels; smaller views are enlarged by an integer factor, larger ones reduced.
 _SMALLEST, _LARGEST = 96, 160
-# As on the quality page; further channels go into a row of their own.
+# The colours of the quality page, for the channels of a row.
 _COLOURS = np.array([list(bytes.fromhex(c[1:])) for c in CHANNEL_COLOURS], np.float32) / 255
-# Pixels between tiles, between crop, views of the step, further views and cells, and of titles.
-_GAP, _ROOM, _TITLE = 2, 10, 20
+# Pixels between tiles, between groups of tiles and cells, and height of the titles.
+_GAP, _GROUP_GAP, _TITLE = 2, 10, 20
 _INK = (220, 220, 220)
 
 
 def view_grid(
     experiment: Experiment, mesh: Mesh, minibatch: Mapping[str, jax.Array], key: jax.Array
 ) -> np.ndarray:
-    """Draws some cells of the first minibatch: the crop, its two views at step 1, further views.
+    """Draws some cells of the first minibatch: the crop, its views at step 1, further views.
 
-    Every process of a run calls it.
-
-    Args:
-      experiment: of the run.
-      mesh: the devices.
-      minibatch: as the step takes it, divided among the devices.
-      key: the run's root key.
+    Every process of a run calls it, with the minibatch of the step and the root key.
 
     Returns:
-      [H, W, 3] uint8: a row a cell (one for every three channels), as bright as the cell's own
-      range allows; channels in colour, a single one in grey.
+      [H, W, 3] uint8: one row per cell (and three channels), scaled to the range of the cell;
+      channels in colour, a single one in grey.
     """
     size = len(minibatch["image"])
     rows_of_cell = -(-minibatch["image"].shape[-1] // len(_COLOURS))
     count = min(max(_ROWS // rows_of_cell, 1), size)
     learner = experiment.learner()
     group = learner.objective.views[0]
-    # Pictures show images before their channels are standardised.
+    # Without the standardisation of channels, the last step of the preprocessing.
     plain = dataclasses.replace(learner.preprocessing, mean=(), deviation=())
     learner = dataclasses.replace(learner, preprocessing=plain)
 
@@ -70,27 +64,27 @@ def view_grid(
 
 
 def _picture(crops: np.ndarray, views: np.ndarray, at_step: int) -> np.ndarray:
-    """[k, h, w, C] crops and their [k, n, H, W, C] views as one picture with titles."""
+    """Arranges crops [k, h, w, C] and their views [k, n, H, W, C] in a picture with titles."""
     size = views.shape[2]
     side = min(size * max(1, -(-_SMALLEST // size)), _LARGEST)
     cells = []
-    for crop, own in zip(crops, views, strict=True):
-        # Pixels stay pixels where they are enlarged.
+    for crop, views_of_cell in zip(crops, views, strict=True):
+        # An integer factor keeps pixels visible.
         resized = [
             resize(images, side, "NEAREST" if side % images.shape[1] == 0 else "BICUBIC")
-            for images in (crop[None], own)
+            for images in (crop[None], views_of_cell)
         ]
-        # A run that diverges is worth looking at.
+        # NaN of a diverging run must not prevent its picture.
         tiles = stretch(np.nan_to_num(np.concatenate(resized)))
-        cells.append(np.pad(_cell(tiles, at_step), ((0, _ROOM), (0, 0), (0, 0))))
-    lefts = (0, side + _ROOM, (1 + at_step) * side + 2 * _ROOM + (at_step - 1) * _GAP)
+        cells.append(np.pad(_cell(tiles, at_step), ((0, _GROUP_GAP), (0, 0), (0, 0))))
+    lefts = (0, side + _GROUP_GAP, (1 + at_step) * side + 2 * _GROUP_GAP + (at_step - 1) * _GAP)
     titles = dict(zip(lefts, ("crop", "views at step 1", "further views"), strict=True))
     return _write(np.pad(np.concatenate(cells), ((_TITLE, 0), (0, 0), (0, 0))), titles)
 
 
 def _cell(tiles: np.ndarray, at_step: int) -> np.ndarray:
-    """Crop, views of the step and further views [n, s, s, C] side by side; a row for 3 channels."""
-    gaps = [_ROOM if place in (0, at_step) else _GAP for place in range(len(tiles))]
+    """Places crop, views of the step and further views [n, s, s, C] in a row per 3 channels."""
+    gaps = [_GROUP_GAP if place in (0, at_step) else _GAP for place in range(len(tiles))]
     rows = []
     for start in range(0, tiles.shape[-1], len(_COLOURS)):
         coloured = [_colour(tile[..., start : start + len(_COLOURS)]) for tile in tiles]
@@ -103,14 +97,14 @@ def _cell(tiles: np.ndarray, at_step: int) -> np.ndarray:
 
 
 def _colour(tile: np.ndarray) -> np.ndarray:
-    """[s, s, c] in [0, 1], c up to 3, to [s, s, 3] uint8: light on light, as on a screen."""
+    """Blends up to three channels [s, s, c] in [0, 1] to colours [s, s, 3] uint8 (screen blend)."""
     colours = _COLOURS if tile.shape[-1] > 1 else np.ones((1, 3), np.float32)
     lit = colours[: tile.shape[-1]] * tile[..., None]
     return np.rint(255 * (1 - np.prod(1 - lit, axis=2))).astype(np.uint8)
 
 
 def _write(picture: np.ndarray, titles: Mapping[int, str]) -> np.ndarray:
-    """Writes titles above the columns that begin at these pixels."""
+    """Writes titles at the top, at the given horizontal pixel positions."""
     from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.fromarray(picture)

@@ -19,32 +19,33 @@ from cellclr_jax.training.checkpoints import first_line
 
 SAFETENSORS = ".safetensors"
 WRITTEN = (".pth", ".pt", SAFETENSORS)
-# NumPy's types by the names that safetensors has for them; bfloat16 is converted by hand.
+# NumPy's types by safetensors' names; NumPy has no bfloat16.
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-# Names under which training programs save the state dict, and how deep these are nested at most.
+# Keys under which training programs save the state dict, and the deepest nesting.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _DEEPEST = 4
-# Tensors may share or repeat their numbers, so that a small file becomes as large as it likes. As
-# float32, numbers of 8 bits grow to four times their bytes, and some layers share theirs.
+# Tensors may share or repeat their storage, so that a small file can need any amount of memory.
+# Weights may need `_MOST_GROWTH` times the file's bytes (8-bit numbers become float32, and layers
+# may share weights) plus `_ANY_SIZE`.
 _MOST_GROWTH, _ANY_SIZE = 16, 1 << 24
 
 
 def read_entries(path: Path) -> dict[str, np.ndarray]:
-    """Reads a state dict, also one that lies in a training checkpoint.
+    """Reads a state dict, also one in a training checkpoint.
 
     Args:
-      path: a .safetensors file, or one that torch.save wrote, whatever its name.
+      path: a .safetensors file; any other name is read as a file of torch.save.
 
     Returns:
-      Arrays by name, their axes in PyTorch's order; floating-point ones as float32, infinite where
-      a number is too large for it; integers and booleans as they are.
+      Arrays by name, with PyTorch's order of axes; floating-point ones as float32, infinite if a
+      number is too large for it; integers and booleans unchanged.
 
     Raises:
-      BadUse: there is no such file, or no library that reads it.
-      BadData: it is something else, damaged, or holds more than plain tensors.
+      BadUse: there is no such file, or the library that reads it is not installed.
+      BadData: the file is damaged, of another kind, or holds more than plain tensors.
     """
     if not path.is_file():
         raise BadUse(f"--input={path}: {'no file' if path.exists() else 'no such file'}")
@@ -57,13 +58,13 @@ def write_entries(
     """Writes a state dict atomically.
 
     Args:
-      path: one that `check_output` admits.
+      path: checked by `check_output`.
       entries: contiguous arrays by name.
-      metadata: what a safetensors file says of itself.
+      metadata: of a safetensors file.
 
     Raises:
-      BadUse: there is no library that writes it.
-      BadData: the disk is full, or the folder takes no file.
+      BadUse: the library that writes the file is not installed.
+      BadData: the file cannot be written, e.g. to a full disk.
     """
     content = io.BytesIO()
     if path.suffix == SAFETENSORS:
@@ -81,19 +82,19 @@ def write_entries(
 
 
 def not_written(path: Path, error: Exception) -> BadData:
-    """The error for a file or folder that could not be written."""
-    # The message of a system's error names the temporary file.
+    """Returns the error for a file or folder that could not be written."""
+    # `strerror`, because the whole message of an OSError names the temporary file.
     why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return BadData(
-        f"{path} could not be written: {why}; once that is mended, run the same command again"
+        f"{path} could not be written: {why}; once that is fixed, run the same command again"
     )
 
 
 def check_output(path: Path) -> None:
-    """Checks where weights are to be written, before they are read.
+    """Checks the output file before the weights are read.
 
     Raises:
-      BadUse: the name has another ending, the file exists, or its folder does not.
+      BadUse: an unknown suffix, an existing file, a missing folder or library.
     """
     if path.suffix not in WRITTEN:
         raise BadUse(f"--output={path}: a name in {', '.join(WRITTEN)} was expected")
@@ -105,16 +106,14 @@ def check_output(path: Path) -> None:
 
 
 def _library(name: str) -> Any:
-    """Imports an optional dependency."""
+    """Imports an optional dependency; BadUse if it is not installed."""
     try:
         found: ModuleType = importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        instead = (
-            f", or give a {SAFETENSORS} file" if package == "torch" else ", or use a .pth file"
-        )
+        other = SAFETENSORS if package == "torch" else ".pth"
         raise BadUse(
-            f"{package} is not installed: pip install 'cellclr_jax[convert]'{instead}"
+            f"{package} is not installed: pip install 'cellclr_jax[convert]', or use a {other} file"
         ) from error
     return found
 
@@ -126,15 +125,15 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return {name: _array(content) for name, content in found}
     except (library.SafetensorError, ValueError) as error:
         raise BadData(
-            f"{path} is no safetensors file, or cut off ({first_line(error)}): a header that names "
-            "the tensors and then their bytes were expected"
+            f"{path} is no safetensors file, or cut off ({first_line(error)}): a header with the "
+            "tensors' names, then their bytes, were expected"
         ) from error
 
 
 def _array(content: Mapping[str, Any]) -> np.ndarray:
-    """An entry of a safetensors file; ValueError for a type that NumPy does not have."""
+    """Decodes an entry of a safetensors file; ValueError for a type that NumPy lacks."""
     kind, data = content["dtype"], content["data"]
-    if kind == "BF16":  # the upper half of a float32
+    if kind == "BF16":  # the upper 16 bits of a float32
         array = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     elif kind in _DTYPES:
         array = np.frombuffer(data, _DTYPES[kind])
@@ -147,13 +146,13 @@ def _array(content: Mapping[str, Any]) -> np.ndarray:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Reads what torch.save wrote; only tensors are unpickled, no code runs."""
+    """Reads a file of torch.save; unpickles only tensors, so that no code runs."""
     torch = _library("torch")
     try:
         if zipfile.is_zipfile(path):
             _check_unpacked(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's about its own older files
+            warnings.simplefilter("ignore")  # of PyTorch about older files
             content = torch.load(path, map_location="cpu", weights_only=True)
         entries = _unwrapped(path, content)
         _check_size(path, 4 * sum(tensor.numel() for tensor in entries.values()))
@@ -163,20 +162,20 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         }
     except (BadData, MemoryError):
         raise
-    except Exception as error:  # a damaged archive or pickle raises whatever it runs into
+    except Exception as error:  # a damaged archive or pickle may raise any error
         cause = re.search(r"GLOBAL [\w.]+|Unsupported operand \d+", str(error))
         raise BadData(
-            f"{path} cannot be read ({cause[0] if cause else first_line(error)}): damaged, cut "
-            "off, or more than plain tensors, which is never loaded, since it could run code; "
-            "what torch.save(model.state_dict(), …) writes was expected"
+            f"{path} cannot be read ({cause[0] if cause else first_line(error)}): it is damaged, "
+            "cut off, or holds more than plain tensors, which is never loaded, since it could run "
+            "code; a file of torch.save(model.state_dict(), …) was expected"
         ) from error
 
 
 def _unwrapped(path: Path, content: object) -> dict[str, Any]:
-    """The state dict, a dict of tensors, in the content of a file.
+    """Finds the state dict, a dict of tensors, in the content of a file.
 
     Raises:
-      BadData: there is none, there are several, or it holds something else.
+      BadData: there is none, there are several, or it holds other objects than tensors.
     """
     for _ in range(_DEEPEST):
         if not isinstance(content, Mapping):
@@ -195,16 +194,15 @@ def _unwrapped(path: Path, content: object) -> dict[str, Any]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raises BadData if a zip archive is compressed: torch.save does not do that."""
+    """Raises BadData if an archive is much larger unpacked; torch.save does not compress."""
     with zipfile.ZipFile(path) as archive:
         _check_size(path, sum(member.file_size for member in archive.infolist()))
 
 
-def _check_size(path: Path, wanted: int) -> None:
-    """Raises BadData if a small file would take an unreasonable number of bytes in memory."""
+def _check_size(path: Path, needed: int) -> None:
+    """Raises BadData if a file needs far more bytes in memory than on disk."""
     size = path.stat().st_size
-    if wanted > _MOST_GROWTH * size + _ANY_SIZE:
+    if needed > _MOST_GROWTH * size + _ANY_SIZE:
         raise BadData(
-            f"{path}: its {size:,} bytes would be {wanted:,} in memory: save model.state_dict() "
-            "only"
+            f"{path}: its {size:,} bytes need {needed:,} in memory: save model.state_dict() only"
         )

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from cellclr_jax import devices
-from cellclr_jax.console import plural, say
+from cellclr_jax.console import echo, plural
 from cellclr_jax.encoder.load import make_objective, plain
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import IN_USE, TRAINING, file_sha256, is_local, locked, make_writable
@@ -41,9 +41,9 @@ from cellclr_jax.weights.torch_names import (
 )
 
 _CNN = "cnn"
-# Of a run whose checkpoints do not record them.
+# For checkpoints that do not record their channels.
 _USUAL_CHANNELS = 3
-# Where a conversion is written first, in its work directory.
+# Temporary folder of a conversion in its work directory.
 _UNFINISHED = ".unfinished"
 
 
@@ -51,15 +51,15 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
     """Converts a file of weights into a work directory.
 
     Args:
-      source: of a state dict (see `files.read_entries`).
-      workdir: created; one that holds the same conversion is left as it is.
-      config: of the work directory; its encoder and head become those of the file.
-      named: whether the user chose the config: its encoder then has to be the file's.
+      source: file of a state dict (see `files.read_entries`).
+      workdir: created; if it holds the same conversion, it stays unchanged.
+      config: of the work directory; its encoder and head are set to those of the file.
+      named: whether the user chose the config, so that its encoder must be the file's.
 
     Raises:
-      BadUse: the config names another encoder; something else is in the work directory, or
-        another process converts into it.
-      BadData: the file is not of a known encoder, or cannot be read; the work directory cannot be
+      BadUse: the config names another encoder; the work directory holds other files, or another
+        process converts into it.
+      BadData: the file cannot be read or has no known encoder; the work directory cannot be
         written, and stays empty.
     """
     if not is_local(epath.Path(workdir)):
@@ -76,19 +76,19 @@ def import_weights(source: Path, workdir: epath.PathLike, config: Any, *, named:
     if not (exists := _is_converted(folder, origin, config)):
         make_writable(folder, "--workdir")
         with locked(folder.resolve(), TRAINING, IN_USE):
-            # Another process may have written it until now.
+            # Another process may have written it before the lock was acquired.
             if not (exists := _is_converted(folder, origin, config)):
                 _write(folder.resolve(), config, variables, {CONVERTED: origin})
     if exists:
-        say(f"{folder} holds these weights already")
+        echo(f"{folder} holds these weights already")
         return
     if network.layout == "published" and not named:
-        say(
-            "note: images are normalised as by default; weights of the published code expect "
+        echo(
+            "note: the config has the default normalisation; weights of the published code expect "
             f"--config=configs/simclr_paper.py:{network.encoder}"
         )
     head = "head of {} and {}".format(*network.head) if network.head else "no head"
-    say(
+    echo(
         f"{network.encoder} for {plural(network.channels, 'channel')}, {head}: "
         f"{len(entries)} entries of {source} written to {folder}"
     )
@@ -103,14 +103,14 @@ def export_weights(
       workdir: of a run.
       step: `last`, `best` (by validation loss) or a number.
       output: .pth, .pt or .safetensors.
-      layout: `torchvision`: only the encoder, a CNN's layers as `features`, as torchvision names
-        those of networks without blocks; `published`: encoder and head. None takes the second
-        for a CNN whose head fits into it, otherwise the first.
+      layout: `torchvision`: only the encoder, with a CNN's layers as `features`; `published`:
+        encoder and head. None takes `published` for a CNN with a head that fits, otherwise
+        `torchvision`.
 
     Raises:
-      BadUse: there is no such run or checkpoint; the layout has no place for its model; the file
-        cannot be written.
-      BadData: the checkpoint cannot be read, or the disk is full.
+      BadUse: there is no such run or checkpoint; the layout has no names for its model; the output
+        is invalid.
+      BadData: the checkpoint cannot be read, or the file cannot be written.
     """
     check_output(output)
     workdir = epath.Path(workdir)
@@ -126,9 +126,9 @@ def export_weights(
         layout = "published" if is_cnn and head is not None else "torchvision"
     if layout == "published" and head is None:
         raise BadUse(
-            "--layout=published has a head of two linear layers without norm, the run's "
-            f"(objective {config.get('objective', 'nt_xent')}) is another: --layout=torchvision "
-            "fits, which leaves the head out"
+            "--layout=published has a head of two linear layers without norm, the run's head "
+            f"(objective {config.get('objective', 'nt_xent')}) differs: use --layout=torchvision, "
+            "which omits the head"
         )
     number, variables, network = _restore(
         workdir, step, config, layout, head if layout == "published" else None
@@ -136,8 +136,8 @@ def export_weights(
     entries = to_entries(variables, network)
     write_entries(output, entries, {"layout": layout, "encoder": network.encoder})
     if layout == "torchvision" and (head is None or head.depth):
-        say("note: the head is left out" + (": --layout=published has it" if head else ""))
-    say(
+        echo("note: the head is left out" + ("; --layout=published includes it" if head else ""))
+    echo(
         f"{network.encoder} of step {number}, {len(entries)} entries with their counters, "
         f"written to {output}"
     )
@@ -153,7 +153,7 @@ def _published_head(config: Any) -> ProjectionHead | None:
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]:
-    """Reads the entries of a file that are used, their network and its variables."""
+    """Reads a file: its entries without a classifier, their network and the variables."""
     entries = read_entries(source)
     try:
         entries, left_out = split_classifier(bare(entries))
@@ -162,26 +162,26 @@ def _read(source: Path) -> tuple[dict[str, np.ndarray], Network, dict[str, Any]]
     except BadData as error:
         raise BadData(f"{source}: {error}") from error
     if left_out:
-        say(f"note: the classification layer is left out: {', '.join(left_out)}")
+        echo(f"note: the classification layer is left out: {', '.join(left_out)}")
     return entries, network, variables
 
 
 def _configure(config: Any, network: Network, named: bool) -> None:
-    """Sets the network in a config, and no other weights to start from.
+    """Sets the network of a config, and removes other initial weights.
 
     Raises:
-      BadUse: it was chosen, and names another encoder.
+      BadUse: the user chose the config, and it names another encoder.
     """
     model = config.model
-    wanted = {"encoder": network.encoder}
-    here = {"encoder": model.encoder}
+    of_file = {"encoder": network.encoder}
+    of_config = {"encoder": model.encoder}
     if network.encoder == _CNN:
-        wanted |= {"cnn.widths": str(network.widths), "cnn.norm": network.norm}
-        here |= {"cnn.widths": str(tuple(model.cnn.widths)), "cnn.norm": model.cnn.norm}
-    for name, value in wanted.items():
-        if named and here[name] != value:
+        of_file |= {"cnn.widths": str(network.widths), "cnn.norm": network.norm}
+        of_config |= {"cnn.widths": str(tuple(model.cnn.widths)), "cnn.norm": model.cnn.norm}
+    for name, value in of_file.items():
+        if named and of_config[name] != value:
             raise BadUse(
-                f"config.model.{name} is {here[name]}, that of the file {value}: give "
+                f"config.model.{name} is {of_config[name]}, that of the file {value}: give "
                 f"--config.model.{name}={value!r}, or no --config"
             )
     config.init.workdir, config.init.head = "", False
@@ -195,23 +195,23 @@ def _configure(config: Any, network: Network, named: bool) -> None:
 
 
 def _is_converted(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
-    """Returns whether a work directory holds the same conversion.
+    """Whether a work directory holds the same conversion.
 
     Raises:
-      BadUse: it holds something else.
+      BadUse: it holds other files.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # `.unfinished` goes last: besides it, checkpoints without a config are of a killed conversion.
-    left = {TRAINING, _UNFINISHED, CHECKPOINTS} if _UNFINISHED in names else {TRAINING}
-    if names <= left and (folder.is_dir() or not folder.exists()):
+    # A killed conversion leaves `.unfinished`, and perhaps checkpoints without a config.
+    remains = {TRAINING, _UNFINISHED, CHECKPOINTS} if _UNFINISHED in names else {TRAINING}
+    if names <= remains and (folder.is_dir() or not folder.exists()):
         return False
-    known: Mapping[str, Any] = {}
+    existing: Mapping[str, Any] = {}
     if {CONFIG, CHECKPOINTS} <= names:
         with Checkpoints((folder / CHECKPOINTS).resolve(), read_only=True) as checkpoints:
-            known = (checkpoints.newest_progress() or {}).get(CONVERTED, {})
-    if known.get("sha256") != origin["sha256"]:
-        what = f"weights converted from {known['file']}" if known else "something else"
-        raise BadUse(f"--workdir={folder} holds {what}: take one that is new or empty")
+            existing = (checkpoints.newest_progress() or {}).get(CONVERTED, {})
+    if existing.get("sha256") != origin["sha256"]:
+        what = f"weights converted from {existing['file']}" if existing else "other files"
+        raise BadUse(f"--workdir={folder} holds {what}: choose a new or empty folder")
     check_same(as_json(read_config(epath.Path(folder))), config, folder)
     return True
 
@@ -219,14 +219,14 @@ def _is_converted(folder: Path, origin: Mapping[str, Any], config: Any) -> bool:
 def _write(
     folder: Path, config: Any, variables: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
-    """Writes a work directory; the config gets its place last, since without one it is none.
+    """Writes a work directory; moves the config last, without which it is no work directory.
 
     Raises:
       BadData: it cannot be written.
     """
     unfinished = folder / _UNFINISHED
-    for left in (folder / CHECKPOINTS, unfinished):  # of a conversion that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for remains in (folder / CHECKPOINTS, unfinished):  # of a killed conversion
+        shutil.rmtree(remains, ignore_errors=True)
     try:
         state = {"step": jnp.zeros((), jnp.int32), **variables}
         with Checkpoints(unfinished / CHECKPOINTS) as checkpoints:
@@ -235,7 +235,7 @@ def _write(
         for name in (CHECKPOINTS, CONFIG):
             (unfinished / name).replace(folder / name)
     except (BadData, OSError) as error:
-        # That of a checkpoint promises to resume from the newest one; here there is none.
+        # The cause, because the message of `Checkpoints` is about resuming a run.
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise not_written(folder, cause) from error
     finally:
@@ -245,10 +245,10 @@ def _write(
 def _restore(
     workdir: epath.Path, step: str, config: Any, layout: Layout, head: ProjectionHead | None
 ) -> tuple[int, dict[str, Any], Network]:
-    """Restores the encoder of a checkpoint, and its head unless that is None.
+    """Restores the encoder of a checkpoint, and its head unless `head` is None.
 
     Returns:
-      (the step's number, variables, the network that they are of).
+      (step, variables, their network).
     """
     if not (workdir / CHECKPOINTS).is_dir():
         raise BadUse(f"no checkpoint in {workdir / CHECKPOINTS}: train first")
@@ -269,5 +269,5 @@ def _restore(
 
 
 def _one_device() -> jax.sharding.Sharding:
-    """Where a conversion keeps its arrays: it computes nothing."""
+    """The sharding of a conversion's arrays."""
     return devices.replicated(devices.make_mesh(1))

@@ -1,4 +1,4 @@
-"""Maps PyTorch's names of weights to ours, and recognises which network a file holds."""
+"""Maps PyTorch's names of weights to Flax's, and recognises the network of a file."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ Entries = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 
 COUNTER = "num_batches_tracked"
-"""An entry of each batch normalisation that says nothing about its weights."""
+"""An entry of each batch normalisation that is not needed."""
 
 RESNETS = {
     name: (made.keywords["block"], made.keywords["depths"])
@@ -39,7 +39,7 @@ PUBLISHED = {
 }
 # Modules of a layer of the CNN: convolution, ReLU and pooling, or normalisation after the first.
 _CNN_STRIDE = {"none": 3, "batch": 4}
-# A CNN of more would need images of more than 4,096 pixels.
+# With more layers, images would need sides of more than 4,096 pixels.
 _MOST_LAYERS = 12
 # PyTorch's name of each of Flax's arrays.
 _LEAVES = {
@@ -49,22 +49,22 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Side of the images that a ResNet is traced with; its variables do not depend on it.
+# Side of images to trace a ResNet with; its variables do not depend on it.
 _SIDE = 32
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a file of weights belongs to.
+    """Architecture of the weights in a file.
 
     Attributes:
       encoder: cnn, resnet18, resnet50 or resnet101.
       channels: of the images.
-      layout: how the encoder's entries are named; a CNN's are `features` in either.
+      layout: names of the encoder's entries; those of a CNN are `features` in both layouts.
       widths: of the CNN's layers.
       norm: of the CNN, `none` or `batch`.
-      head: (hidden, width) of two linear layers `l1` and `l2`, or None; a hidden width of None is
-        that of the embedding.
+      head: (hidden, width) of two linear layers `l1` and `l2`, or None; a hidden width of None
+        means that of the embedding.
     """
 
     encoder: str
@@ -76,10 +76,10 @@ class Network:
 
 
 class Slot(NamedTuple):
-    """The place of one of PyTorch's entries among Flax's variables.
+    """Flax's variable for an entry of PyTorch.
 
     Attributes:
-      path: in {"params": …, "batch_stats": …}; its last name says how axes are ordered.
+      path: in {"params": …, "batch_stats": …}; its last name determines the order of axes.
       shape: of the entry in PyTorch's order of axes.
     """
 
@@ -107,7 +107,7 @@ def shapes_of(network: Network) -> Variables:
 
 
 def slots(network: Network) -> dict[str, Slot]:
-    """Lists the slot of each entry of a network, by its name in the network's layout."""
+    """Returns the slot of each entry of a network, by its name in the network's layout."""
     return {
         _torch_name(path, network): Slot(path, _to_torch(path, leaf.shape))
         for path, leaf in flatten_dict(shapes_of(network)).items()
@@ -118,9 +118,9 @@ def to_variables(entries: Entries, network: Network) -> Variables:
     """Converts PyTorch's entries of a network to Flax's variables.
 
     Args:
-      entries: by bare names, floating ones float32 in PyTorch's order of axes: kernels
+      entries: by names without prefixes (see `bare`), float32 in PyTorch's order of axes: kernels
         [out, in, height, width], matrices [out, in].
-      network: what they are of.
+      network: their architecture.
 
     Returns:
       {"params": …, "batch_stats": …} of a `ContrastiveModel`: arrays float32, kernels
@@ -130,13 +130,13 @@ def to_variables(entries: Entries, network: Network) -> Variables:
       BadData: entries are missing, superfluous, of other shapes, not floating or not finite; the
         message names the first few of each kind.
     """
-    wanted = slots(network)
-    _check(entries, wanted, network)
+    expected = slots(network)
+    _check(entries, expected, network)
     flat = {
         slot.path: np.ascontiguousarray(
             entries[name].transpose(_to_flax(slot.path, range(len(slot.shape)))), np.float32
         )
-        for name, slot in wanted.items()
+        for name, slot in expected.items()
     }
     return {"batch_stats": {}, **unflatten_dict(flat)}
 
@@ -146,10 +146,10 @@ def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.n
 
     Args:
       variables: as `to_variables` returns them; others are ignored.
-      network: also gives the layout of the names.
+      network: their architecture, and the layout of the names.
 
     Returns:
-      Arrays float32 by name, contiguous; a counter of zero, int64, for each batch normalisation.
+      Arrays float32 by name, contiguous, and a counter 0, int64, for each batch normalisation.
     """
     entries: dict[str, np.ndarray] = {}
     flat = flatten_dict(variables)
@@ -162,7 +162,7 @@ def to_entries(variables: Mapping[str, Any], network: Network) -> dict[str, np.n
 
 
 def _torch_name(path: tuple[str, ...], network: Network) -> str:
-    """PyTorch's name of one of Flax's variables, such as `layer1.0.downsample.1.weight`."""
+    """Returns PyTorch's name of a variable, such as `layer1.0.downsample.1.weight`."""
     part, *modules = path[1:-1]
     leaf = _LEAVES[path[-1]]
     if part == "head":
@@ -180,38 +180,40 @@ def _torch_name(path: tuple[str, ...], network: Network) -> str:
 
 
 def _to_flax(path: tuple[str, ...], axes: Sequence[int]) -> tuple[int, ...]:
-    """Axes, or their lengths, in Flax's order: of a kernel the inner ones, inputs, outputs."""
+    """Reorders axes, or their lengths: those of a kernel to spatial axes, inputs, outputs."""
     if path[-1] != "kernel":
         return tuple(axes)
-    outputs, inputs, *inner = axes
-    return (*inner, inputs, outputs)
+    outputs, inputs, *spatial = axes
+    return (*spatial, inputs, outputs)
 
 
 def _to_torch(path: tuple[str, ...], axes: Sequence[int]) -> tuple[int, ...]:
-    """Axes, or their lengths, in PyTorch's order: of a kernel outputs, inputs, the inner ones."""
+    """Reorders axes, or their lengths: those of a kernel to outputs, inputs, spatial axes."""
     if path[-1] != "kernel":
         return tuple(axes)
-    *inner, inputs, outputs = axes
-    return (outputs, inputs, *inner)
+    *spatial, inputs, outputs = axes
+    return (outputs, inputs, *spatial)
 
 
-def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> None:
-    """Raises BadData for entries that are not what a network has."""
-    both = [name for name in wanted if name in entries]
+def _check(entries: Entries, expected: Mapping[str, Slot], network: Network) -> None:
+    """Raises BadData if entries are not those of a network."""
+    both = [name for name in expected if name in entries]
     floating = [name for name in both if np.issubdtype(entries[name].dtype, np.floating)]
-    fitting = [name for name in floating if entries[name].shape == wanted[name].shape]
+    fitting = [name for name in floating if entries[name].shape == expected[name].shape]
     kinds = {
-        "missing": [name for name in wanted if name not in entries],
-        "superfluous": [name for name in entries if name not in wanted],
+        "missing": [name for name in expected if name not in entries],
+        "superfluous": [name for name in entries if name not in expected],
         "of another shape": [
-            f"{name} {entries[name].shape}, {wanted[name].shape} expected"
+            f"{name} {entries[name].shape}, {expected[name].shape} expected"
             for name in both
-            if entries[name].shape != wanted[name].shape
+            if entries[name].shape != expected[name].shape
         ],
         "no floating-point numbers": [
             f"{name} ({entries[name].dtype})" for name in both if name not in floating
         ],
-        "negative": [n for n in fitting if wanted[n].path[-1] == "var" and (entries[n] < 0).any()],
+        "negative": [
+            n for n in fitting if expected[n].path[-1] == "var" and (entries[n] < 0).any()
+        ],
         "not finite": [name for name in fitting if not np.isfinite(entries[name]).all()],
     }
     if wrong := "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names):
@@ -219,48 +221,48 @@ def _check(entries: Entries, wanted: Mapping[str, Slot], network: Network) -> No
 
 
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# Removed from any entry; removed only if every entry has it.
+# `module.` is removed from any entry, the others only if all entries have the same prefix.
 _PARALLEL, _PREFIXES = "module.", ("backbone.", "encoder.")
 
 
 def bare(entries: Entries) -> dict[str, np.ndarray]:
-    """Removes prefixes of wrapping modules from names, and counters of batches.
+    """Removes prefixes of wrapping modules from names, and removes counters.
 
     Args:
       entries: arrays by name; `module.` is removed from any, `backbone.` and `encoder.` if all
         have it.
 
     Raises:
-      BadData: two of them would have one name.
+      BadData: two entries would have the same name.
     """
     named = dict(entries)
     while prefix := _prefix_of(named):
         shorter = {name.removeprefix(prefix): array for name, array in named.items()}
         if len(shorter) < len(named):
             twice = [name for name in named if prefix + name in named]
-            raise BadData(f"with and without {prefix!r} there are {listed(twice)}")
+            raise BadData(f"entries exist with and without {prefix!r}: {listed(twice)}")
         named = shorter
     return {name: array for name, array in named.items() if name.split(".")[-1] != COUNTER}
 
 
 def split_classifier(entries: Entries) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the entries without those of a classification layer, and the names of these."""
-    left_out = [name for name in _CLASSIFIER if name in entries]
-    return {name: a for name, a in entries.items() if name not in left_out}, left_out
+    """Splits entries into those of the encoder and head, and the names of a classifier's."""
+    names = [name for name in _CLASSIFIER if name in entries]
+    return {name: a for name, a in entries.items() if name not in names}, names
 
 
 def recognise(entries: Entries) -> Network:
-    """Finds the network of some entries by their names and shapes.
+    """Determines the network of entries by their names and shapes.
 
     Args:
-      entries: by bare names (see `bare`), without a classifier.
+      entries: by names without prefixes (see `bare`), without a classifier.
 
     Raises:
-      BadData: they are of no known network; the message says what they seem to be.
+      BadData: they are of no known network; the message describes them.
     """
     shapes = {name: array.shape for name, array in entries.items()}
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
-        raise BadData(f"without numbers: {listed(empty)}")
+        raise BadData(f"empty entries: {listed(empty)}")
     inner = {_torchvision_name(name): shape for name, shape in shapes.items()}
     if any(re.match(r"layer\d\.\d", name) for name in inner):
         published = any(name.startswith("features.") for name in shapes)
@@ -269,7 +271,7 @@ def recognise(entries: Entries) -> Network:
         network = _recognise_cnn(shapes)
     else:
         raise BadData(
-            f"no ResNet and no CNN of ours: its entries are {listed(shapes) or 'none at all'}; "
+            f"neither a ResNet nor the CNN: its entries are {listed(shapes) or 'missing'}; "
             "conv1.weight, layer1.0.conv1.weight … or features.0.weight … were expected"
         )
     if any(name.startswith(("l1.", "l2.")) for name in shapes):
@@ -279,7 +281,7 @@ def recognise(entries: Entries) -> Network:
 
 
 def _prefix_of(named: Mapping[str, object]) -> str | None:
-    """A prefix to remove."""
+    """Returns a prefix to remove, or None."""
     if any(name.startswith(_PARALLEL) for name in named):
         return _PARALLEL
     common = (p for p in _PREFIXES if named and all(name.startswith(p) for name in named))
@@ -287,7 +289,7 @@ def _prefix_of(named: Mapping[str, object]) -> str | None:
 
 
 def _torchvision_name(name: str) -> str:
-    """The name in torchvision's layout of an entry of either layout."""
+    """Returns the name of an entry in torchvision's layout."""
     for theirs, number in PUBLISHED.items():
         if name.startswith(f"{number}."):
             return theirs + name.removeprefix(number)
@@ -295,13 +297,13 @@ def _torchvision_name(name: str) -> str:
 
 
 def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> Network:
-    """The ResNet with as many blocks in each stage; shapes are by torchvision's names."""
-    found = [re.match(r"layer([1-4])\.(\d{1,4})\.", name) for name in shapes]
-    blocks = {(int(match[1]), int(match[2])) for match in found if match}
+    """Finds the ResNet with these blocks in each stage; shapes are by torchvision's names."""
+    matches = [re.match(r"layer([1-4])\.(\d{1,4})\.", name) for name in shapes]
+    blocks = {(int(match[1]), int(match[2])) for match in matches if match}
     depths = tuple(len({i for s, i in blocks if s == stage}) for stage in (1, 2, 3, 4))
     bottleneck = any(name.endswith(".conv3.weight") for name in shapes)
     block = Bottleneck if bottleneck else BasicBlock
-    name = next((name for name, own in RESNETS.items() if own == (block, depths)), None)
+    name = next((name for name, found in RESNETS.items() if found == (block, depths)), None)
     if name is None:
         known = ", ".join(f"{name} ({of.__name__} {deep})" for name, (of, deep) in RESNETS.items())
         raise BadData(f"a ResNet of {block.__name__} {depths}: one of {known} was expected")
@@ -310,7 +312,7 @@ def _recognise_resnet(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> 
 
 
 def _recognise_cnn(shapes: Mapping[str, tuple[int, ...]]) -> Network:
-    """The CNN whose convolutions are the entries with four axes, in their order."""
+    """Determines the CNN: its convolutions are the entries with four axes, in order."""
     found = [(re.fullmatch(r"features\.(\d{1,4})\.weight", name), s) for name, s in shapes.items()]
     kernels = sorted((int(match[1]), shape) for match, shape in found if match and len(shape) == 4)
     if not kernels:

@@ -1,4 +1,4 @@
-"""Each operation against NumPy or SciPy, at strength 0, for its range, and view by view."""
+"""Operations equal NumPy or SciPy, are the identity at strength 0 and keep their range."""
 
 import functools
 import zlib
@@ -51,14 +51,14 @@ def naive_resize(picture, top, left, height, width, size):
     return out
 
 
-@pytest.mark.parametrize("size", [8, 24, 31])
+@pytest.mark.parametrize("size", [8, 31])
 def test_center_crop_equals_a_loop(size):
     picture = image()
     got = augment.center_crop(picture, jax.random.key(0), fraction=(0.5, 0.5), size=size)
     np.testing.assert_allclose(got, naive_resize(picture, 6, 6, 12, 12, size), atol=1e-5)
 
 
-def test_resize_equals_a_loop_and_leaves_its_own_size_alone():
+def test_resize_equals_a_loop_and_keeps_an_image_of_the_same_size():
     picture = image()
     want = naive_resize(picture, 0, 0, 24, 24, 10)
     np.testing.assert_allclose(augment.resize(picture, 10), want, atol=1e-5)
@@ -84,15 +84,14 @@ def test_random_resized_crop_draws_boxes_as_torchvision():
         assert scipy.stats.ks_2samp(*values).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(60, 9), (9, 60), (7, 40), (40, 50)])
-def test_where_no_box_fits_the_largest_of_an_allowed_aspect_is_taken_from_the_middle(shape):
-    areas = (1.0, 1.0)  # none fits in these but one whose aspect is the image's own
+@pytest.mark.parametrize("shape", [(60, 9), (7, 40)])
+def test_without_a_fitting_box_the_largest_centred_box_of_an_allowed_aspect_is_used(shape):
+    areas = (1.0, 1.0)  # only a box with the aspect of the image fits
     want = crop(np.random.default_rng(0), *shape, areas=areas)
     assert (read_boxes(shape, count=3, area=areas) == want).all()
 
 
-@pytest.mark.parametrize("box", [(10, 5, 33, 47), (0, 0, 64, 80), (31, 60, 3, 1)])
-@pytest.mark.parametrize("size", [16, 96])
+@pytest.mark.parametrize(("box", "size"), [((10, 5, 33, 47), 16), ((31, 60, 3, 1), 40)])
 def test_a_box_is_resized_as_if_it_were_cut_out_first(box, size):
     picture = np.random.default_rng(0).normal(size=(64, 80, 2)).astype(np.float32)
     rows, columns = (resampling.Span(box[i], box[i + 2]) for i in (0, 1))
@@ -124,7 +123,7 @@ def test_flips_mirror_half_of_the_images():
 def test_rotate_equals_scipy():
     picture = np.asarray(scipy.ndimage.gaussian_filter(image(32, 2), (2, 2, 0)))
     key = jax.random.key(3)
-    got = augment.rotate(picture, key, degrees=40.0)
+    got = jax.jit(partial(augment.rotate, degrees=40.0))(picture, key)
     angle = jax.random.uniform(jax.random.split(key)[1], minval=-40.0, maxval=40.0)
     want = scipy.ndimage.rotate(
         picture, float(angle), reshape=False, order=1, mode="mirror", axes=(1, 0)
@@ -160,7 +159,7 @@ def test_shift_equals_numpys_interpolation(axis):
     np.testing.assert_allclose(got, want if axis == 1 else want.swapaxes(0, 1), atol=1e-5)
 
 
-def test_both_ways_of_a_shift_start_from_the_same():
+def test_a_shift_has_the_same_inputs_on_all_platforms():
     picture = jnp.asarray(image(8))
     padded, shift = jnp.pad(picture, ((0, 0), (2, 2), (0, 0))), jnp.sin(9 * picture)
     one, other = (
@@ -182,7 +181,7 @@ def test_both_ways_of_a_shift_start_from_the_same():
         ("add_noise", {"deviation": (-1.0, 0.1)}),
     ],
 )
-def test_settings_that_leave_no_picture_are_refused(name, settings):
+def test_invalid_settings_are_refused(name, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         augment.two_views(jax.random.key(0), jnp.ones((2, 16, 16, 3)), {name: settings})
 
@@ -259,48 +258,25 @@ def test_noise_has_the_drawn_deviation():
         (augment.drop_channel, {"probability": 0.0}),
     ],
 )
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", [5])
 def test_strength_zero_is_the_identity(operation, off, channels):
     picture = image(16, channels)
-    for seed in range(3):
-        out = operation(picture, jax.random.key(seed), **off)
-        np.testing.assert_allclose(out, picture, atol=2e-5)
+    out = draws(partial(operation, **off), picture, count=3)
+    np.testing.assert_allclose(out, np.stack([picture] * 3), atol=2e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("channels", [1, 5])
 def test_views_keep_shape_and_range_for_any_channels(channels):
     images = jnp.stack([image(24, channels, s) for s in range(4)])
     config = {name: {} for name in CHAIN if name != "jitter_channels"}
-    views = augment.two_views(jax.random.key(0), images, config)
+    views = jax.jit(lambda k, x: augment.two_views(k, x, config))(jax.random.key(0), images)
     assert views.shape == (4, 2, 24, 24, channels)
     assert float(views.min()) >= -1e-5
     assert float(views.max()) <= 1 + 1e-5
-    small = {"random_resized_crop": {"size": 12}}
-    assert augment.two_views(jax.random.key(0), images, small).shape[2:4] == (12, 12)
-
-
-@pytest.mark.parametrize("crop", ["random_resized_crop", "center_crop"])
-@pytest.mark.parametrize("size", [20])
-def test_a_crop_with_flips_and_turns_equals_them_one_after_the_other(crop, size):
-    names = [crop, "flip_horizontal", "flip_vertical", "rotate_quarter"]
-    settings = {name: dict(augment.OPERATIONS[name].__kwdefaults__) for name in names}
-    settings[crop]["size"] = size
-    picture, key = image(), jax.random.key(0)
-
-    def in_turn(key):
-        view = picture
-        for name in names:
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            view = augment.OPERATIONS[name](view, own, **settings[name])
-        return view
-
-    views = jax.random.split(key, 64)
-    got = jax.jit(jax.vmap(lambda k: augment.augment(picture, k, settings)))(views)
-    np.testing.assert_allclose(got, jax.jit(jax.vmap(in_turn))(views), atol=1e-5)
 
 
 def ramp(image, key, *, slope=0.5):
-    """An operation whose place in the order shows: brighter to the right and to the bottom."""
+    """An operation that does not commute with others: brighter to the right and the bottom."""
     height, width, _ = image.shape
     return image * (1 + slope * jnp.arange(width)[None, :, None] / width) + slope * (
         jnp.arange(height)[:, None, None] / height
@@ -310,15 +286,13 @@ def ramp(image, key, *, slope=0.5):
 @pytest.mark.parametrize(
     "order",
     [
-        "crop h v turn ramp",
-        "turn h crop v ramp",
-        "crop turn h v ramp",
-        "h crop turn ramp v crop",
+        "center h v turn ramp",
+        "h crop turn ramp v",
     ],
 )
 def test_operations_run_in_the_order_of_the_registry(order, monkeypatch):
     short = {"crop": "random_resized_crop", "h": "flip_horizontal", "v": "flip_vertical"}
-    short |= {"turn": "rotate_quarter", "ramp": "ramp"}
+    short |= {"center": "center_crop", "turn": "rotate_quarter", "ramp": "ramp"}
     known = {**augment.OPERATIONS, "ramp": ramp}
     names = list(dict.fromkeys(short[name] for name in order.split()))
     monkeypatch.setattr(augment, "OPERATIONS", {name: known[name] for name in names})
@@ -333,11 +307,11 @@ def test_operations_run_in_the_order_of_the_registry(order, monkeypatch):
     keys = jax.random.split(jax.random.key(0), 16)[:, None]
     pictures = jnp.repeat(picture[None], 16, axis=0)
     got = jax.jit(lambda k, x: augment.make_views(k, x, config))(keys, pictures)
-    wanted = jax.jit(jax.vmap(in_turn))(keys[:, 0])
-    np.testing.assert_allclose(got[:, 0], wanted, atol=1e-5)
+    expected = jax.jit(jax.vmap(in_turn))(keys[:, 0])
+    np.testing.assert_allclose(got[:, 0], expected, atol=1e-5)
 
 
-def test_views_have_the_size_that_is_asked_for_with_and_without_a_crop():
+def test_views_have_the_requested_size_with_and_without_a_crop():
     def shape(config):
         keys = jax.eval_shape(lambda: augment.view_keys(jax.random.key(0), 1, 3))
         view = functools.partial(augment.make_views, config=config, size=12)
@@ -355,15 +329,15 @@ def test_all_views_of_one_image_differ_on_every_device():
     view = jax.jit(lambda k, x: augment.two_views(k, x, CHAIN))
     views = np.asarray(view(jax.random.key(0), sharded)).reshape(32, -1)
     assert len(np.unique(views.round(5), axis=0)) == 32
-    alone = np.asarray(view(jax.random.key(0), images)).reshape(32, -1)
-    np.testing.assert_allclose(views, alone, atol=1e-5)
 
 
 def test_adding_an_operation_changes_no_other():
     images = np.stack([image(16, seed=s) for s in range(8)])
     key = jax.random.key(0)
-    flipped = augment.two_views(key, images, {"flip_vertical": {}})
-    both = augment.two_views(key, images, {"flip_vertical": {}, "drop_channel": {}})
+    flipped, both = (
+        jax.jit(partial(augment.two_views, config=config))(key, images)
+        for config in ({"flip_vertical": {}}, {"flip_vertical": {}, "drop_channel": {}})
+    )
     same = (np.asarray(flipped) == np.asarray(both)).all(axis=(2, 3))
     assert same.mean() > 0.8
 

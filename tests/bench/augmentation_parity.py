@@ -1,12 +1,12 @@
-"""Views on the device beside those of the published host chain: quantiles and their distance.
+"""Compares views of the device with those of the published host chain by quantiles.
 
 python tests/bench/augmentation_parity.py [--draws=5000] [--crops=FOLDER]
 
 Prints a Markdown table: for each statistic the 5 %, 50 % and 95 % quantiles of both and the
-Kolmogorov–Smirnov distance, of which 1.63 · √(2 / draws) is exceeded by chance once in a hundred
-times. Statistics are read from what comes out of probe images, such as ramps. Needs albumentations,
-which no other part of the project does. FOLDER holds crops [H, W, 3] of raw intensities in .npy
-files, prepared as the published ones were; without it random textures take their place.
+Kolmogorov–Smirnov distance, which exceeds 1.63 · √(2 / draws) by chance in 1 % of cases. Statistics
+are measured on views of probe images, such as ramps. Needs albumentations, which is not a
+dependency of the project. FOLDER holds crops [H, W, 3] of raw intensities in .npy files, prepared
+as the published ones were; without it random textures take their place.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def magnification(view: np.ndarray) -> float:
 
 
 def width(view: np.ndarray) -> float:
-    """The Gaussian's standard deviation, from the two brightest pixels of a view of `point`."""
+    """Standard deviation of the Gaussian, from the two brightest pixels of a view of `point`."""
     share = float(view[15, 16, 0]) / float(view[15, 15, 0])
     return float(np.sqrt(-0.5 / np.log(share))) if share > 0 else float("nan")
 
@@ -84,12 +84,12 @@ def brightest(view: np.ndarray) -> float:
 
 
 def hue(view: np.ndarray) -> float:
-    """Of a view of a green picture: how far it has turned."""
+    """Shift of the hue of a view of a green picture."""
     return colorsys.rgb_to_hsv(*(float(c) for c in view[0, 0]))[0] - 1 / 3
 
 
 def ours(name: str, probe: np.ndarray, draws: int, **settings: Any) -> np.ndarray:
-    """Views of a probe by one of our operations."""
+    """Views of a probe by an operation of CellCLR."""
     operation = augment.OPERATIONS[name]
     view = jax.jit(jax.vmap(lambda key: operation(jnp.asarray(probe), key, **settings)))
     keys = jax.random.split(jax.random.key(0), draws)
@@ -97,7 +97,7 @@ def ours(name: str, probe: np.ndarray, draws: int, **settings: Any) -> np.ndarra
 
 
 def theirs(operation: host.Operation, probe: np.ndarray, draws: int) -> list[np.ndarray]:
-    """Views of a probe by one of the host's."""
+    """Views of a probe by an operation of the host."""
     rng = np.random.default_rng(1)
     return [operation(rng, probe) for _ in range(draws)]
 
@@ -113,13 +113,13 @@ def row(name: str, host_values: np.ndarray, our_values: np.ndarray) -> str:
 
 
 def changed_row(name: str, host_views: Any, our_views: Any, probe: np.ndarray) -> str:
-    """A line of the share of views that differ from their probe."""
+    """A line with the shares of views that differ from their probe."""
     shares = [np.mean([np.any(v != probe) for v in views]) for views in (host_views, our_views)]
     return rate_row(name, *shares)
 
 
 def rate_row(name: str, host_share: float, our_share: float) -> str:
-    """A line of shares, which have no quantiles, and their difference."""
+    """A line with two shares and their difference, without quantiles."""
     difference = abs(host_share - our_share)
     return f"| {name} | | {host_share:.3f} | | | {our_share:.3f} | | {difference:.3f} |"
 
@@ -131,7 +131,7 @@ def measured(name: str, host_views: Any, our_views: Any, measure: Measure) -> st
 
 
 def of_places(draws: int) -> list[str]:
-    """Lines of what moves pixels."""
+    """Lines for operations that move pixels."""
     there, here = (theirs(host.crop(), ramps(), draws), ours("random_resized_crop", ramps(), draws))
     lines = [
         measured("crop area", there, here, lambda v: slope(v, 0) * slope(v, 1)),
@@ -149,7 +149,7 @@ def of_places(draws: int) -> list[str]:
 
 
 def of_elastic(draws: int) -> list[str]:
-    """Lines of the elastic transform."""
+    """Lines for the elastic transform."""
     settings = host.ON_DEVICE["elastic"]
     there, here = (
         theirs(host.elastic(), ramps(), draws),
@@ -183,7 +183,7 @@ def of_elastic(draws: int) -> list[str]:
 
 
 def of_values(draws: int) -> list[str]:
-    """Lines of what changes values."""
+    """Lines for operations that change values."""
     color = uniform(0.6, 0.5, 0.3)
     there, here = theirs(host.jitter(), color, draws), ours("color_jitter", color, draws)
     lines = [changed_row("jitter rate", there, here, color)]
@@ -228,7 +228,7 @@ def crops_of(folder: str, draws: int) -> np.ndarray:
 
 
 def of_chain(draws: int, folder: str) -> list[str]:
-    """Lines of final views of crops."""
+    """Lines for final views of crops."""
     crops = crops_of(folder, draws)
     rng, whole = np.random.default_rng(3), host.chain()
     there = np.stack([whole(rng, crop) for crop in crops]).astype(np.float32) / 255

@@ -1,9 +1,9 @@
-"""Views a second of the paper's chain: on the device, and one image at a time on the host.
+"""Measures views a second of the paper's chain on the device and on the host.
 
 python tests/bench/augmentation_speed.py [--side=96] [--images=256] [--chain=default|published]
 
-The host's chain is what a data loader of one process runs, one view after the other: SciPy and
-scikit-image, or, for the published chain, albumentations and OpenCV (side 96 alone).
+The host's chain augments one image at a time, as a data loader with one process: by SciPy and
+scikit-image or, for the published chain, by albumentations and OpenCV (only side 96).
 """
 
 import argparse
@@ -18,7 +18,7 @@ import skimage.transform
 
 from cellclr_jax import augment, devices
 
-# One view on the host of a generator and an image.
+# Computes one view on the host from a random generator and an image.
 View = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 CHAIN = {
@@ -74,7 +74,7 @@ def device_rate(images: np.ndarray, chain: Mapping[str, Any]) -> tuple[float, fl
 
 
 def host_rate(images: np.ndarray, view: View) -> float:
-    """Views a second of a chain of the host's on one core, at best."""
+    """Highest rate of a host chain on one core, in views a second."""
     rng, best = np.random.default_rng(0), np.inf
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -95,7 +95,7 @@ def main() -> None:
     shape = (settings.images, settings.side, settings.side, 3)
     images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
     if settings.chain == "published":
-        # albumentations is no part of the project: asked for only where it is used.
+        # albumentations is not a dependency, so it is imported only here.
         import host_chain
 
         # The published crops have 8 bits.

@@ -1,13 +1,13 @@
-"""What a cell's pixels take of the disk and of a core's time, by the way they are stored.
+"""Compares storage formats of crops by bytes on disk and reading time.
 
     python tests/bench/codec_sizes.py [--cells=1024] [--data_dir=DIR --dataset=annotated]
 
-Each way is written to an array_record file, one record a chunk, and read back in random order on
-one core, with the file in the system's cache. Time is processor time. Without --data_dir the cells
-come from simulated plates, which are built in a temporary folder.
+Each format is written to an array_record file, one record a chunk, and read back in random order on
+one core, with the file in the page cache. Time is processor time. Without --data_dir the cells come
+from simulated plates, which are built in a temporary folder.
 
-The error of a lossy way is given in units of the camera's noise at each pixel, as the simulator has
-it (fitted to BBBC021's own images).
+The error of a lossy format is given in units of the simulated camera's noise at each pixel, which
+is fitted to images of BBBC021.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cellclr_jax.data import dataset
 from cellclr_jax.simulation.camera import READ_NOISE, SHOT_NOISE, Optics
 
 READER = "readahead_buffer_size:0,max_parallelism:0"
-SECONDS = 1.0  # that a rate is measured, at least
+SECONDS = 1.0  # shortest measurement of a rate
 REPEATS = 3
 
 
@@ -43,17 +43,17 @@ class Codec(NamedTuple):
 
 
 def from_raw(content: bytes, out: np.ndarray) -> None:
-    """Undoes `tobytes`, which is TFDS's encoding='bytes'."""
+    """Inverse of `tobytes`, TFDS's encoding='bytes'."""
     out[...] = np.frombuffer(content, out.dtype).reshape(out.shape)
 
 
 def from_zipped(content: bytes, out: np.ndarray) -> None:
-    """Undoes TFDS's encoding='zlib'."""
+    """Inverse of TFDS's encoding='zlib'."""
     from_raw(zlib.decompress(content), out)
 
 
 def from_png(content: bytes, out: np.ndarray) -> None:
-    """Undoes a 16-bit PNG of three channels."""
+    """Decodes a 16-bit PNG of three channels."""
     out[...] = imagecodecs.png_decode(content)
 
 
@@ -66,7 +66,7 @@ def scaled(image: np.ndarray) -> bytes:
 
 
 def from_scaled(content: bytes, out: np.ndarray) -> None:
-    """Undoes `scaled` as far as possible."""
+    """Approximate inverse of `scaled`."""
     channels = out.shape[-1]
     low, high = np.frombuffer(content, np.float32, 2 * channels).reshape(2, channels)
     steps = np.frombuffer(content, np.uint8, offset=8 * channels).reshape(out.shape)
@@ -85,7 +85,7 @@ CODECS = (
 
 
 def write(codec: Codec, images: np.ndarray, path: Path) -> float:
-    """Stores images; bytes a cell."""
+    """Stores images; returns bytes a cell."""
     writer = array_record_module.ArrayRecordWriter(str(path), f"group_size:1,{codec.packing}")
     for image in images:
         example = tf_example_pb2.Example()
@@ -106,7 +106,7 @@ def read(codec: Codec, path: Path, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def reading_rate(codec: Codec, path: Path, cells: int, out: np.ndarray) -> float:
-    """Cells a second, at best."""
+    """Highest rate in cells a second."""
     rng, best = np.random.default_rng(0), 0.0
     for _ in range(REPEATS):
         done, began = 0, time.process_time()
@@ -136,7 +136,7 @@ def main() -> None:
         source = dataset.open_images(dataset.find_dataset(data_dir, settings.dataset))
         chosen = np.random.default_rng(0).permutation(len(source))[: settings.cells]
         images = source.read(chosen)
-        # All threads that are started from here on share one core.
+        # All threads started from now on share one core.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(f"{len(images):,} cells of {'×'.join(map(str, images.shape[1:]))} {images.dtype}")
         for codec in CODECS:

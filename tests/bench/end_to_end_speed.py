@@ -1,4 +1,4 @@
-"""Cells a second from crops on disk to updated parameters, beside PyTorch with a host chain.
+"""Compares cells a second from crops on disk to updated parameters with PyTorch and a host chain.
 
 pip install torch torchvision albumentations
 python tests/bench/end_to_end_speed.py [--models=demo,resnet18] [--data_dir=DIR] [--files=png]
@@ -26,7 +26,7 @@ from cellclr_jax import cli
 
 WORKERS = 2
 TURN_STEPS = 8
-# Steps before a turn that are not timed: by then, what was read ahead while waiting is used up.
+# Untimed steps before a turn use up minibatches that were prefetched while waiting.
 UNTIMED_STEPS = 4
 
 
@@ -44,7 +44,7 @@ CASES = {"demo": Case("cnn", 256, 48, True), "resnet18": Case("resnet18", 64, 96
 
 
 def experiment_config(case: Case, data_dir: Path) -> Any:
-    """A run of CellCLR with the paper's chain."""
+    """Config of a run with the paper's chain."""
     from cellclr_jax import default_config
 
     config = default_config.get_config()
@@ -61,7 +61,7 @@ def experiment_config(case: Case, data_dir: Path) -> Any:
 
 
 def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
-    """(a step with its data, seconds to the first one's result) of CellCLR."""
+    """CellCLR's step with its data, and the seconds to its first result."""
     import jax
 
     from cellclr_jax import devices
@@ -96,7 +96,7 @@ def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
 
 
 def export(data_dir: Path, folder: Path, suffix: str) -> int:
-    """Writes each crop into a file of its own; how many there are."""
+    """Writes each crop to a separate file; returns their number."""
     import cv2
 
     from cellclr_jax.data import minibatches
@@ -162,7 +162,7 @@ def _jitter_channels(image: np.ndarray, **_: Any) -> np.ndarray:
 
 
 def theirs(case: Case, folder: Path, count: int, suffix: str) -> tuple[Step, float]:
-    """The same in PyTorch: eager, channels_last, which is the faster of its layouts here."""
+    """The same in PyTorch: eager, channels_last (its faster layout here)."""
     import torch
     import torch_peer
 
@@ -231,7 +231,7 @@ def measure(name: str, data_dir: Path, folder: Path, settings: argparse.Namespac
 
 
 def main() -> None:
-    """Measures each case that is asked for."""
+    """Measures each requested case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--data_dir", type=Path)

@@ -1,10 +1,10 @@
-"""Time and memory of an evaluation: NSC, NSCB, whitening and TVN, of few wells and of many.
+"""Measures time and memory of an evaluation: NSC, NSCB, whitening and TVN.
 
   python tests/bench/evaluation_speed.py --profiles=FILE --image_csv=F --moa_csv=F
   python tests/bench/evaluation_speed.py [--wells=100000] [--features=2048]
 
-Prints a row of Markdown: seconds after imports and reading (the median of some rounds of a small
-table, the first of a large one), and the process's peak memory, its own table included. A simulated
+Prints a row of Markdown: seconds after imports and reading (the median of several rounds of a small
+table, the first of a large one), and the process's peak memory, including the table. A simulated
 screen has controls in every tenth well, three wells a treatment, four doses a compound, 200
 mechanisms and 2,160 wells a batch; its table takes wells * features * 8 bytes.
 """
@@ -20,13 +20,13 @@ import pandas as pd
 from cellclr_jax.profiling import Protocol, evaluate, read_profiles
 
 ROUNDS = 7
-# Tables of fewer numbers are evaluated some times.
+# Smaller tables are evaluated several times.
 SMALL = 5_000_000
 MECHANISMS, DOSES, REPLICATES, PLATE, PLATES = 200, 4, 3, 360, 6
 
 
 def screen(wells: int, features: int) -> pd.DataFrame:
-    """A table of wells whose mechanisms shine faintly through noise."""
+    """A table of wells: noise plus a weak profile of each mechanism."""
     rng = np.random.default_rng(0)
     number = np.arange(wells)
     control = number % 10 == 0
@@ -35,10 +35,10 @@ def screen(wells: int, features: int) -> pd.DataFrame:
     compound = treatment // DOSES
     mechanism = compound % MECHANISMS
     values = rng.normal(size=(wells, features))
-    shine = 0.15 * rng.normal(size=(MECHANISMS, features))
+    signal = 0.15 * rng.normal(size=(MECHANISMS, features))
     for start in range(0, wells, 4096):
         rows = slice(start, start + 4096)
-        values[rows] += shine[mechanism[rows]] * ~control[rows, None]
+        values[rows] += signal[mechanism[rows]] * ~control[rows, None]
     plate = number // PLATE
     table = pd.DataFrame(values, columns=[f"cellclr_{i:04d}" for i in range(features)], copy=False)
     metadata = {
@@ -55,7 +55,7 @@ def screen(wells: int, features: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measures what the arguments say."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser()
     for name in ("profiles", "image_csv", "moa_csv"):
         parser.add_argument(f"--{name}")

@@ -1,11 +1,11 @@
-"""How much uneven light is left on simulated plates after its correction.
+"""Measures the uneven light that is left on simulated plates after its correction.
 
   python tests/bench/light_error.py [--fields=60] [--seed=0] [--treated]
 
 Paints fields of 1024×1024 pixels in memory, photographs them under a vignette and a tilt that are
-known, fits the light of 20 and of so many fields by each method, prints the relative RMS of what
-is left of it in each channel: where the background is the camera's own, and where it is lit as the
-cells are. With --treated, each field has another mechanism, untreated cells among them.
+known, fits the light of 20 and of --fields fields by each method, and prints the relative RMS of
+the remaining unevenness in each channel, for a background of only the camera's offset and for one
+that is lit like the cells. With --treated, fields have different mechanisms, one of them untreated.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cellclr_jax.simulation.mechanisms import MOA_PHENOTYPES
 from support.painted_cells import field_of
 
 from cellclr_jax.data.illumination import METHODS, block_means, estimate_light
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation.camera import Optics, expose
+from cellclr_jax.simulation.phenotypes import MOA_PHENOTYPES
 
 SIDE = 1024
 VIGNETTE, TILT = 0.4, (0.3, -0.2)
@@ -62,9 +62,9 @@ def main() -> None:
     for method, glow, count in itertools.product(METHODS, blocks, counts):
         light = estimate_light(blocks[glow][:count], (SIDE, SIDE), CHANNELS, method)
         left = [unevenness(known / gain) for gain in np.moveaxis(light.gain, -1, 0)]
-        told = "  ".join(f"{name} {value:4.1f}" for name, value in zip(CHANNELS, left, strict=True))
+        row = "  ".join(f"{name} {value:4.1f}" for name, value in zip(CHANNELS, left, strict=True))
         background = "lit as the cells" if glow else "the camera's"
-        print(f"{method:<11}{count:4} fields, background {background:<17}{told}")
+        print(f"{method:<11}{count:4} fields, background {background:<17}{row}")
 
 
 if __name__ == "__main__":

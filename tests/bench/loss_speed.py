@@ -1,15 +1,15 @@
-"""Seconds and memory of NT-Xent's forward and backward pass, beside other ways to compute it.
+"""Compares time and memory of NT-Xent's forward and backward pass with other implementations.
 
 python tests/bench/loss_speed.py [--seconds=10]
 
 CellCLR's loss on one device and with its rows divided among all (one per core on CPUs);
-`optax.losses.ntxent`, and the way of published PyTorch code: cosine similarities by broadcasting,
-[2B, 2B, D]; the matrix [2B, 2B] in PyTorch. All take turns, one run each, and medians over the
-turns are compared: ratios above 1 favour CellCLR on one device. What takes longer than a second
-gets two turns, and what would not fit into the free memory is left out.
+`optax.losses.ntxent`; PyTorch with cosine similarities by broadcasting, [2B, 2B, D], as in
+published code, and with the matrix [2B, 2B]. All take turns, one run each, and medians over the
+turns are compared: ratios above 1 favour CellCLR on one device. Runs of more than a second get two
+turns, and programs that do not fit into the free memory are skipped.
 
-Memory beside the projections: of JAX what the compiler plans for a device, of PyTorch on a CPU what
-the resident memory of a fresh process grows by at its peak, on a GPU what its allocator counts.
+Memory excludes the projections. For JAX it is the compiler's plan for a device, for PyTorch on a
+CPU the growth of the resident memory of a new process to its peak, on a GPU the allocator's count.
 """
 
 import argparse
@@ -33,24 +33,23 @@ from cellclr_jax import devices as sharding
 from cellclr_jax.objectives import nt_xent
 
 TEMPERATURE = 0.1
-# Cells, width of a projection, and what is measured there: ways that hold [2B, 2B, D] only where
-# that is a few GB.
+# Cells, width of a projection, programs: those that hold [2B, 2B, D] only if that is a few GB.
 CASES = [
     (128, 256, ("one device", "all devices", "torch matrix", "optax", "torch broadcast")),
     (512, 256, ("one device", "all devices", "torch matrix", "optax")),
     (2048, 256, ("one device", "all devices", "torch matrix")),
     (8192, 128, ("one device", "all devices", "torch matrix")),
 ]
-# Copies of its largest array that PyTorch holds at once, or more.
+# Smallest number of copies of its largest array that PyTorch holds.
 COPIES = 6
-# Before a run, so that the one before has no threads left that wait busily for more work.
+# Before a run, so that the threads of the previous one no longer spin.
 PAUSE_SECONDS = 0.005
 
 Run = Callable[[], object]
 
 
 def projections(cells: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two views [B, D] that are somewhat alike."""
+    """Two correlated views [B, D]."""
     z1, noise = np.random.default_rng(0).normal(size=(2, cells, width)).astype(np.float32)
     return z1, z1 + noise
 
@@ -63,7 +62,7 @@ def ours(cells: int, width: int, devices: int | None) -> tuple[Run, int]:
 
 
 def optax_loss(cells: int, width: int) -> tuple[Run, int]:
-    """The same of Optax."""
+    """The same by Optax."""
     labels = jnp.tile(jnp.arange(cells), 2)
 
     def loss(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -76,7 +75,7 @@ def compiled(loss: Callable[..., jax.Array], *z: jax.Array) -> tuple[Run, int]:
     """A loss of two arrays with its gradient."""
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*z).compile()
     planned = program.memory_analysis()
-    assert planned is not None, "this backend tells no plan"
+    assert planned is not None, "this backend has no memory plan"
     size = planned.temp_size_in_bytes + planned.output_size_in_bytes
     return lambda: jax.block_until_ready(program(*z)), size
 
@@ -95,7 +94,7 @@ def torch_loss(cells: int, width: int, loss: Callable[..., torch.Tensor]) -> Run
 
 
 def broadcast_nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Every row beside every other: cosine similarities as an elementwise product, summed."""
+    """Cosine similarities of all pairs by an elementwise product and a sum."""
     logits = torch.nn.functional.cosine_similarity(z[:, None], z[None], dim=2) / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     partner = torch.arange(len(z), device=z.device) ^ 1
@@ -106,7 +105,7 @@ TORCH = {"torch matrix": torch_peer.nt_xent, "torch broadcast": broadcast_nt_xen
 
 
 def peak(cells: int, width: int, name: str) -> int:
-    """Bytes that a run in PyTorch holds at most beyond its input; for a process of its own."""
+    """Peak bytes of a run in PyTorch beyond its input; called in a new process."""
     torch_loss(8, 8, TORCH[name])()  # threads and libraries
     run = torch_loss(cells, width, TORCH[name])
     if torch.cuda.is_available():
@@ -122,20 +121,20 @@ def peak(cells: int, width: int, name: str) -> int:
 
 
 def peak_of_process(cells: int, width: int, name: str) -> int:
-    """`peak` in a fresh process."""
+    """`peak` in a new process."""
     command = [sys.executable, __file__, f"--peak={name}", f"--cells={cells}", f"--width={width}"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def fits(cells: int, width: int, name: str) -> bool:
-    """Whether a program that holds a matrix finds the memory for it."""
+    """Whether a program's matrices fit into the free memory."""
     matrix = 4 * (2 * cells) ** 2
     need = {"optax": 3 * width * matrix, "torch broadcast": COPIES * width * matrix}
     return need.get(name, COPIES * matrix) < psutil.virtual_memory().available
 
 
 def programs(cells: int, width: int, names: tuple[str, ...]) -> dict[str, tuple[Run, int]]:
-    """What is asked for, as (run, bytes)."""
+    """Compiles programs; (run, bytes) by name."""
     make: dict[str, Callable[[], tuple[Run, int]]] = {
         "one device": lambda: ours(cells, width, 1),
         "all devices": lambda: ours(cells, width, None),

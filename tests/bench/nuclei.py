@@ -1,4 +1,4 @@
-"""How well nuclei are found: real fields drawn by hand, simulated ones, speed, and robustness.
+"""Measures nuclear segmentation on hand-drawn and simulated fields: accuracy, speed, robustness.
 
     python tests/bench/nuclei.py [--shared=DIR] [--robust]
 
@@ -10,7 +10,7 @@ where true regions below 100 pixels, the segmentation's smallest, are set aside 
 second set of measures on simulated untreated fields of three densities and three blurs, whose
 truth is known, and the time for one field of 1024x1280 on one core.
 
-`--robust` also varies every constant by a quarter up and down.
+`--robust` also varies every constant by a quarter.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def simulated_field(density: float, blur: float, seed: int = 1) -> Field:
 
 
 def scored(fields: Iterable[Field], method: Method) -> dict[str, tuple[Score, Score]]:
-    """By name, and of all together as "total": every region counted, and with small ones aside."""
+    """Scores by name and in total, for all regions and without small ones."""
     table = {}
     for name, image, truth in fields:
         labels = method(image)
@@ -147,7 +147,7 @@ def print_times(fields: list[Field]) -> None:
 
 
 def mosaic(fields: list[Field]) -> Field:
-    """Real fields side by side, cut to 1024x1280: far denser than a field of a screen."""
+    """Four real fields as one of 1024x1280, much denser than a field of a screen."""
     images = [image for _, image, truth in fields if truth.any()][:4]
     whole = np.concatenate([np.concatenate(images[:2], 1), np.concatenate(images[2:], 1)], 0)
     return "real fields, four", whole[: SHAPE[0], : SHAPE[1]], np.zeros(0)
@@ -166,7 +166,7 @@ def altered(changes: dict[str, float]) -> Method:
 
 
 def print_variations(real: list[Field], simulated: list[Field]) -> None:
-    """Prints what a quarter more or less of each constant does to the totals."""
+    """Prints the totals with each constant varied by a quarter."""
     print(f"\nconstants varied by a quarter\n{'':30s}|{'real, all':^15s}", end="")
     print(f"|{f'real, from {SMALLEST}':^24s}|{f'simulated, from {SMALLEST}':^24s}")
     for name, value in {"": 0.0, **CONSTANTS}.items():

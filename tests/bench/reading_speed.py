@@ -1,13 +1,13 @@
-"""Cells a second that a dataset gives, on one core and on two, against a file of each cell's own.
+"""Compares reading rates of a dataset and of one image file per cell, on one core and on two.
 
     python tests/bench/reading_speed.py [--minibatch=256] [--cells=3000]
 
 Simulates two plates in a temporary folder and builds their 96×96×3 uint16 cells; random minibatches
-are read from the shards, mapped and from memory, as training reads them: by Grain, with a thread
-for each core. The loader they are compared with opens one 16-bit image file a cell, as large as
-crops are commonly exported, and resizes it. Everything lies in the system's cache.
+are read from shards, mapped and from memory as in training: by Grain, with a thread for each core.
+The loader for comparison opens one 16-bit image file a cell, in the usual size of exported crops,
+and resizes it. All files are in the page cache.
 
-Two rates tell what the hardware allows: zstd alone on the same pixels, and copying alone.
+Two rates are bounds of the hardware: only zstd on the same pixels, and only copying.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from simulated_cells import build_simulated
 from cellclr_jax.data import dataset as datasets
 
 SIDE, FILE_SIDE = 96, 110
-SECONDS = 2.0  # that a rate is measured, at least
+SECONDS = 2.0  # shortest measurement of a rate
 REPEATS = 3
 # Minibatches that Grain reads ahead, as in training.
 AHEAD = 4
@@ -55,7 +55,7 @@ def write_files(images: np.ndarray, folder: Path) -> None:
 
 
 def from_files(folder: Path, suffix: str, resize: bool) -> Read:
-    """What a loader of files does for each cell of a minibatch."""
+    """Reads a minibatch from files, one a cell."""
     load = {"png": read_png, "tif": read_tiff}[suffix]
 
     def read_one(row: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def from_files(folder: Path, suffix: str, resize: bool) -> Read:
 
 
 def unpacking(images: np.ndarray) -> Read:
-    """zstd alone, of the pixels of as many cells."""
+    """Only decompresses the pixels of the cells."""
     packed = [imagecodecs.zstd_encode(image.tobytes(), level=1) for image in images]
     out = bytearray(images[0].nbytes)
 
@@ -84,7 +84,7 @@ def unpacking(images: np.ndarray) -> Read:
 
 
 def rate(read: Read, cells: int, minibatch: int, threads: int) -> float:
-    """Cells a second, at best, in random order."""
+    """Highest rate in cells a second, in random order."""
     rng, best = np.random.default_rng(0), 0.0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
     orders = [rng.integers(0, cells, minibatch) for _ in range(1000)]
@@ -102,16 +102,16 @@ def rate(read: Read, cells: int, minibatch: int, threads: int) -> float:
 
 
 def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) -> dict[str, float]:
-    """All rates of a process of so many cores."""
-    # Before any thread is started: it would keep the cores that it was started with.
+    """All rates of a process with `cores` cores."""
+    # Before any thread starts, since a thread keeps its set of cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     sources = {
         access: datasets.open_images(dataset, access, progress=False) for access in datasets.ACCESS
     }
     memory = sources["mapped"].read(np.arange(cells))
     readers: dict[str, Read] = {name: source.read for name, source in sources.items()}
-    readers["zstd alone"] = unpacking(memory)
-    readers["copying alone"] = lambda rows: memory[rows]
+    readers["only zstd"] = unpacking(memory)
+    readers["only copying"] = lambda rows: memory[rows]
     for suffix, name in (("png", "PNG"), ("tif", "TIFF")):
         readers[f"{name} files"] = from_files(files, suffix, resize=False)
         readers[f"{name} files, resized"] = from_files(files, suffix, resize=True)
@@ -119,7 +119,7 @@ def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) ->
 
 
 def in_own_process(dataset: Path, files: Path, cores: int, *sizes: int) -> dict[str, float]:
-    """`rates` in a process of its own."""
+    """`rates` in a separate process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(rates, dataset, files, cores, *sizes).result()

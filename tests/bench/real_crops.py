@@ -1,18 +1,18 @@
-"""What 1,500 real crops of one week can tell: treatments across plates, and plates of controls.
+"""Scores 1,500 real crops of one week: treatments across plates, and plates of controls.
 
     python tests/bench/real_crops.py --out=DIR [--seeds=0,1,2] [--epochs=300] [--source=DIR]
 
 Builds the dataset, trains the demo's network once a seed, embeds every cell, and prints two tables
-in Markdown: features beside each other, and the same under each correction (see
-`tests/crop_scores.py`). `--source` is the folder with `crops/` and BBBC021's two tables, by default
-`data/bbbc021` of CELLCLR_SHARED (or `../shared`). Stopped, the same command goes on; so it does
-with more seeds, and with other arguments it is refused.
+in Markdown: a comparison of features, and the same under each correction (see
+`tests/support/crop_scores.py`). `--source` is the folder with `crops/` and BBBC021's two tables, by
+default `data/bbbc021` of CELLCLR_SHARED (or `../shared`). If stopped, the same command resumes,
+also with more seeds; other arguments are refused.
 
-300 epochs were the first number tried and the only one: the validation loss (of a random 15 % of
-the cells, without labels) is level over the last thirty epochs. Scores, which decided nothing, are
-of the last checkpoint and of all cells.
+300 epochs are the only number tried: the validation loss (of a random 15 % of the cells, without
+labels) is constant over the last thirty epochs. Scores did not influence any choice; they are of
+the last checkpoint and all cells.
 
-Writes settings.json and scores.json; no image leaves the dataset's folder.
+Writes settings.json and scores.json, and no images.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def binary(name: str, *flags: str) -> None:
 
 
 def build(source: Path, data_dir: Path) -> None:
-    """The dataset, unless it is there."""
+    """Builds the dataset unless it exists."""
     if not list(data_dir.glob("*/*/*/manifest.json")):
         binary(
             "build", "--source=crops", f"--input={source / 'crops'}", f"--data_dir={data_dir}",
@@ -61,7 +61,7 @@ def build(source: Path, data_dir: Path) -> None:
 
 
 def settings_of(seed: int, epochs: int) -> dict[str, int | float]:
-    """What a run changes of its config."""
+    """Settings of a run that differ from its config."""
     return {
         "seed": seed,
         "minibatch_size": MINIBATCH,
@@ -72,7 +72,7 @@ def settings_of(seed: int, epochs: int) -> dict[str, int | float]:
 
 
 def train(folder: Path, data_dir: Path, config: str, changes: dict[str, int | float]) -> None:
-    """A run, or what is missing of it, and its embedding."""
+    """Trains or resumes a run, and embeds the cells."""
     settings = [f"--config.{name}={value}" for name, value in changes.items()]
     settings += [f"--config.data_dir={data_dir}", f"--workdir={folder / 'run'}"]
     binary("main", f"--config={config}", *settings)
@@ -80,16 +80,16 @@ def train(folder: Path, data_dir: Path, config: str, changes: dict[str, int | fl
 
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """BadUse, which says what differs, where OUT is of other settings; seeds may be added."""
+    """Raises BadUse if OUT has other settings; seeds may be added."""
     path = out / SETTINGS
-    held = json.loads(path.read_text()) if path.exists() else settings
-    added = ("seeds",) if set(held["seeds"]) <= set(settings["seeds"]) else ()
-    if found := differences(held, settings, ignored=added):
+    old = json.loads(path.read_text()) if path.exists() else settings
+    added = ("seeds",) if set(old["seeds"]) <= set(settings["seeds"]) else ()
+    if found := differences(old, settings, ignored=added):
         raise BadUse(f"{out} holds other results ({'; '.join(found)}): choose another --out")
 
 
 def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> None:
-    """BadUse, which says what differs, where a run has another config than it would be given."""
+    """Raises BadUse if a run has another config."""
     if (path := folder / "run" / CONFIG).exists():
         wanted = runpy.run_path(str(ROOT / config))["get_config"]()
         wanted.update_from_flattened_dict(changes)
@@ -99,8 +99,8 @@ def check_run(folder: Path, config: str, changes: dict[str, int | float]) -> Non
 def features_of(folder: Path) -> dict[str, np.ndarray]:
     """[N, D] features of every cell by kind, in the order of the dataset.
 
-    The run's own are those that `embed` wrote; its untrained encoder, intensities and components of
-    pixels come from one more pass.
+    Features of the trained encoder are read from the embedding; those of the untrained encoder,
+    intensities and components of pixels are computed in another pass.
     """
     path = folder / "features.npz"
     if not path.exists():
@@ -130,7 +130,7 @@ def features_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def embedded(folder: Path) -> pd.DataFrame:
-    """The cells that `embed` wrote."""
+    """Reads the cells that `embed` wrote."""
     parts = sorted((folder / "embedding" / "cells").glob("*.parquet"))
     return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
 
@@ -143,7 +143,7 @@ def cells_of(folder: Path) -> pd.DataFrame:
 
 
 def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
-    """By kind of features, of each seed; what no seed changes once."""
+    """Scores by kind of features, of each seed; one entry if they do not depend on the seed."""
     found: dict[str, list[Scores]] = {kind: [] for kind in KINDS}
     for folder in folders:
         path = folder / "scores.json"
@@ -166,23 +166,23 @@ def cell(runs: list[Scores], what: str, name: str) -> str:
 
 
 def retrieved(runs: list[Scores], what: str) -> str:
-    """'0.50 ± 0.10 (7.3 of 14), 0.56 ± 0.03': nearest, right of all that ask, average precision."""
+    """'0.50 ± 0.10 (7.3 of 14), 0.56 ± 0.03': nearest, correct of all queries, precision."""
     right = np.mean([run[what]["correct"] for run in runs])
     counts = f"({right:.3g} of {runs[0][what]['asked']})"
     return f"{cell(runs, what, 'nearest')} {counts}, {cell(runs, what, 'precision')}"
 
 
 def print_losses(folder: Path) -> None:
-    """How training ended: its validation loss at the last epoch, and where that was least."""
+    """Prints the validation loss of the last epoch, and the lowest."""
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [row for line in lines if "validation_loss" in (row := json.loads(line))]
     least = min(rows, key=lambda row: row["validation_loss"])
-    told = [f"{row['validation_loss']:.4f} (epoch {row['epoch']})" for row in (rows[-1], least)]
-    print(f"{folder.name}: validation loss {told[0]} at the end, {told[1]} at its least")
+    texts = [f"{row['validation_loss']:.4f} (epoch {row['epoch']})" for row in (rows[-1], least)]
+    print(f"{folder.name}: validation loss {texts[0]} at the end, {texts[1]} at its lowest")
 
 
 def print_features(found: dict[str, list[Scores]]) -> None:
-    """The first table: features beside each other; plates before and after z-scores by plate."""
+    """Prints the first table: all features; plates before and after z-scores by plate."""
     last = ("plate, before", "plate, after", "4 treatments", "3 doses", "DMSO or not, AUC")
     head = ["features", *(f"{title}: nearest, mAP" for title in RETRIEVED), *last]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -200,7 +200,7 @@ def print_features(found: dict[str, list[Scores]]) -> None:
 
 
 def print_corrections(found: dict[str, list[Scores]]) -> None:
-    """The second table: what each correction does to doses across plates and to plates."""
+    """Prints the second table: doses across plates and plates under each correction."""
     head = ["features", "correction", "doses, sites: nearest, mAP"]
     head += ["plate of a cell: logistic", "k-NN", "plate of a site: logistic", "1-NN"]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -213,7 +213,7 @@ def print_corrections(found: dict[str, list[Scores]]) -> None:
 
 
 def main() -> None:
-    """Builds, trains, embeds, scores and prints; what is done is skipped."""
+    """Builds, trains, embeds, scores and prints; skips completed steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     beside = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared"))
     parser.add_argument("--out", type=Path, required=True)
@@ -222,13 +222,13 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=beside / "data" / "bbbc021")
     parser.add_argument("--config", default="configs/simclr_demo.py")
     try:
-        go(parser.parse_args())
+        run(parser.parse_args())
     except (BadData, BadUse) as error:
         sys.exit(str(error))
 
 
-def go(given: argparse.Namespace) -> None:
-    """The whole way, by the arguments of the command line."""
+def run(given: argparse.Namespace) -> None:
+    """Runs all steps."""
     out, source = given.out.resolve(), given.source.resolve()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Records what torchvision's ResNets and a CNN of PyTorch make of images, for tests without them.
+"""Records embeddings of torchvision's ResNets and a CNN of PyTorch, for tests without PyTorch.
 
   python tests/bench/record_torch_embeddings.py      # with torch and torchvision, 10 seconds
 

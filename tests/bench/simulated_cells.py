@@ -1,4 +1,4 @@
-"""Cells of simulated plates, built as a user builds them, for benchmarks that need pixels."""
+"""Builds cells of simulated plates by the build command, for benchmarks that need pixels."""
 
 import subprocess
 import sys

@@ -1,11 +1,11 @@
-"""Memory of a training step, whole, in micro-batches and rematerialised, by compiling it.
+"""Compiles a training step whole, in micro-batches and rematerialised, and prints its memory.
 
 python tests/bench/step_memory.py [--config=configs/simclr_demo.py] [--cells=4096] [--micro=256]
                                   [--run_below=MB] [--config.model.encoder=resnet18 …]
 
-Compiles the step of `cellclr_jax.main` for the devices that are here and prints a row of Markdown
-for each way: bytes that it holds at once on a device beside the minibatch and the state, and, with
---run_below, seconds a step of those that hold less than so many MB, on cells of noise.
+Compiles the step of `cellclr_jax.main` for the available devices and prints a row of Markdown for
+each variant: peak bytes on a device without minibatch and state and, with --run_below, seconds a
+step of variants with fewer MB, on cells of noise.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
-    """Settings of each row by what the table calls it."""
+    """Settings of each row by its name."""
     remat = {"model.remat": True}
     whole, small = {"minibatch_size": cells}, {"minibatch_size": micro}
     parts = whole | {"micro_batch_size": micro}
@@ -41,7 +41,7 @@ def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
 
 
 def measure(experiment: Experiment, run_below: float) -> tuple[float, float | None]:
-    """(MB of temporaries a device, median seconds a step where it was run)."""
+    """(MB of temporaries a device, median seconds a step or None if not run)."""
     mesh = devices.make_mesh()
     program = compile_program(experiment, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -80,8 +80,8 @@ def main() -> None:
     for name, settings in ways(arguments.cells, arguments.micro).items():
         experiment = _experiment(arguments.config, given | settings)
         megabytes, seconds = measure(experiment, arguments.run_below)
-        told = "–" if seconds is None else f"{seconds:.2f}"
-        print(f"| {name} | {megabytes:,.0f} | {told} |", flush=True)
+        text = "–" if seconds is None else f"{seconds:.2f}"
+        print(f"| {name} | {megabytes:,.0f} | {text} |", flush=True)
 
 
 if __name__ == "__main__":

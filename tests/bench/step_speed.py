@@ -1,10 +1,10 @@
-"""Seconds a training step takes, beside PyTorch's in the same run: ratios above 1 favour CellCLR.
+"""Compares the time of a training step with PyTorch's: ratios above 1 favour CellCLR.
 
 python tests/bench/step_speed.py [--models=demo,cnn,resnet18,resnet50] [--dtype=float32]
 
 Same architecture, batch, precision and optimiser (SGD with momentum; NT-Xent): forward, backward,
-update, on views that lie on the device already. CellCLR's minibatch is divided among its devices as
-in training (one per core on CPUs). PyTorch runs in a process of its own, in both memory layouts,
+update, on views that are already on the device. CellCLR's minibatch is divided among its devices as
+in training (one per core on CPUs). PyTorch runs in a separate process, in both memory layouts,
 through torch.compile in the better one, and once more with large pages of the C library. All take
 turns; medians over the turns are compared.
 """
@@ -24,7 +24,7 @@ TEMPERATURE = 0.1
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: `cells` of `side` pixels in two views each, through `encoder`."""
+    """A measurement: `cells` of `side` pixels in two views each, through `encoder`."""
 
     encoder: str
     cells: int
@@ -46,7 +46,7 @@ CASES = {
 
 
 def ours(case: Case, dtype: str) -> tuple[Step, float]:
-    """(the step, seconds from nothing to its first result) of CellCLR."""
+    """CellCLR's step, and the seconds to its first result."""
     import jax
 
     from cellclr_jax import devices
@@ -129,7 +129,7 @@ class Programs:
         self.first = {"CellCLR": first}
 
     def add(self, name: str, where: Elsewhere, layout: str, *, compiled: bool = False) -> None:
-        """One of PyTorch; where that fails, says so."""
+        """Adds a program of PyTorch, or prints why it failed."""
         try:
             made = where.make(self.case, self.dtype, layout, compiled)
         except RuntimeError as error:
@@ -169,7 +169,7 @@ def measure(
 
 
 def main() -> None:
-    """Measures each case that is asked for."""
+    """Measures each requested case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -1,7 +1,6 @@
-"""The networks of `cellclr_jax.models`, the loss and the step in plain PyTorch.
+"""The networks of `cellclr_jax.models`, the loss and the step in PyTorch, for benchmarks.
 
-The benchmarks measure CellCLR against them: torchvision's ResNets and the published CNN, with the
-head, the loss and the optimiser of the same config.
+Torchvision's ResNets and the published CNN, with the head, loss and optimiser of the same config.
 """
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ def make_model(name: str, *, norm: bool, projection: int = 128) -> nn.Module:
 
     Args:
       name: cnn, or a ResNet of torchvision's.
-      norm: batch normalisation in the CNN and in the head (ResNets have it anyway).
+      norm: batch normalisation in the CNN and in the head (ResNets always have it).
       projection: width of the head's result.
     """
     if name == "cnn":
@@ -44,7 +43,7 @@ def make_model(name: str, *, norm: bool, projection: int = 128) -> nn.Module:
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of [2B, D] projections, the two views of a cell side by side."""
+    """NT-Xent of [2B, D] projections; the two views of a cell are adjacent."""
     z = nn.functional.normalize(z.float())
     similarities = z @ z.T / temperature
     similarities.fill_diagonal_(-torch.inf)
@@ -85,7 +84,7 @@ class Peer:
         return views.to(self.device).to(memory_format=self.layout)
 
     def step(self, views: Tensor) -> Tensor:
-        """One update from views that `put` returned; the loss, not fetched."""
+        """Updates the model by views that `put` returned; returns the loss on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(views)
         loss.backward()

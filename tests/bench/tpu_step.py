@@ -1,4 +1,4 @@
-"""What a training step costs on TPUs, by compiling it ahead of time: no TPU is needed.
+"""Compiles a training step for TPUs ahead of time, without a TPU, and prints its cost.
 
 python tests/bench/tpu_step.py [--topology=v5e:2x4 …] [--config=configs/simclr.py]
                                [--minibatch_size=4096] [--config.model.encoder=resnet18 …]
@@ -7,12 +7,12 @@ Needs libtpu (`pip install -e '.[tpu]'`, best in an environment of its own). Com
 `cellclr_jax.main`, from raw crops to updated parameters, for each topology in a process of its own
 and prints one row of Markdown for it; --json prints all figures instead. Minutes a row.
 
-The roofline time is the longer of FLOPs / peak and bytes / bandwidth for one chip. Bytes are told
-twice: `touched` as XLA counts them, where what is brought to fast memory ahead of its use counts on
-its way there and again when it is read; and those that go to and from the chip's memory, the ones
-that its bandwidth bounds.
-Model FLOPs are three times those of one forward pass of encoder and head, counted from their
-convolutions and matrix products; utilisation is what of the chip's peak they fill in that time.
+The roofline time is the longer of FLOPs / peak and bytes / bandwidth for one chip. Two numbers of
+bytes are given: `touched` as XLA counts them, which counts prefetched data twice, when it is moved
+to fast memory and when it is read; and those moved to and from the chip's memory, which its
+bandwidth limits. Model FLOPs are three times those of one forward pass of encoder and head, counted
+from their convolutions and matrix products; utilisation is their share of the chip's peak in that
+time.
 """
 
 import argparse
@@ -52,7 +52,7 @@ CHIPS = {
 TOPOLOGIES = ("v4:2x2x1", "v4:4x4x4", "v5e:2x4", "v5e:16x16", "v5p:2x2x2", "v6e:2x4")
 GIB = 1 << 30
 
-# libtpu as it is where there is no TPU: asks no metadata server, and lets other processes compile.
+# libtpu without a TPU: does not query the metadata server, and allows several processes.
 _WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -62,12 +62,12 @@ _WITHOUT_TPU = {
 }
 # The compiler for v6e recurses deeper than the usual 8 MiB; threads take this size as well.
 _STACK_BYTES = 1 << 30
-# A side of BBBC021's crops, their channels and their dtype, as `build` stores them.
+# BBBC021's crops as `build` stores them.
 _CROP = {"shape": (96, 96, 3), "dtype": "uint16", "channels": ["DNA", "actin", "tubulin"]}
 
 
 def measure(topology: str, config_file: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Compiles the step for a topology in this process; figures by name."""
+    """Compiles the step for a topology in this process; returns figures by name."""
     import jax
 
     experiment = _experiment(config_file, settings)
@@ -100,14 +100,14 @@ def measure(topology: str, config_file: str, settings: dict[str, Any]) -> dict[s
 
 
 def _roofline(chip: Chip, flops: float, moved: float, model: float) -> dict[str, float]:
-    """GB moved, the milliseconds that a chip needs at least, and utilisation by model FLOPs."""
+    """GB moved, the roofline time of a chip in milliseconds, and utilisation by model FLOPs."""
     seconds = max(flops / (chip.peak * 1e12), moved / (chip.bandwidth * 1e9))
     utilisation = model / (seconds * chip.peak * 1e12)
     return {"gb": moved / 1e9, "milliseconds": 1e3 * seconds, "utilisation": utilisation}
 
 
 def _experiment(config_file: str, settings: dict[str, Any]) -> Any:
-    """The experiment on cells of which only the shapes are known."""
+    """Builds the experiment for cells without images, only shapes."""
     import pandas as pd
 
     from cellclr_jax.data import minibatches
@@ -120,7 +120,7 @@ def _experiment(config_file: str, settings: dict[str, Any]) -> Any:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.update_from_flattened_dict(settings)
-    # Enough of them for an epoch of some steps, whatever is held out for validation.
+    # Enough cells for several steps an epoch without the validation set.
     table = pd.DataFrame({"cell_id": [f"cell-{i}" for i in range(20 * config.minibatch_size)]})
     cells = minibatches.Cells(Path("nowhere"), mock.Mock(), table, {"image": _CROP})
     with mock.patch.object(minibatches, "open_cells", return_value=cells):
@@ -132,7 +132,7 @@ def _mesh(topology: str) -> Any:
 
     from cellclr_jax import devices
 
-    # Both cores of a v4 chip as one device, as JAX has them where there is such a chip.
+    # Both cores of a v4 chip are one device, as in JAX on such a chip.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     described = topologies.get_topology_desc(topology, "tpu", **options)
     return devices.make_mesh(described.devices)
@@ -152,7 +152,7 @@ def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def forward_flops(experiment: Any) -> float:
-    """FLOPs of the forward pass of encoder and head for one view: its products alone."""
+    """FLOPs of the products in the forward pass of encoder and head for one view."""
     import jax
     import jax.numpy as jnp
 
@@ -169,7 +169,7 @@ def forward_flops(experiment: Any) -> float:
 
 
 def _total_flops(jaxpr: Any) -> float:
-    """Of all equations, those inside of others too; of branches the dearest."""
+    """Sum over all equations, also nested ones; the largest of alternative branches."""
     total = 0.0
     for equation in jaxpr.eqns:
         given = [v for p in equation.params.values() for v in (p if isinstance(p, tuple) else (p,))]
@@ -194,7 +194,7 @@ def _flops(equation: Any) -> float:
 
 
 def in_own_process(topology: str, arguments: list[str]) -> dict[str, Any]:
-    """The row of a topology, or what went wrong: a crash of the compiler costs one row."""
+    """The row of a topology, or its error: a crash of the compiler loses only one row."""
     command = [sys.executable, __file__, f"--topology={topology}", "--here", *arguments]
 
     def raise_stack() -> None:

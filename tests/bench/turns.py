@@ -1,4 +1,4 @@
-"""Programs that take turns at the same machine, some of them in a process of their own."""
+"""Times programs in turns on the same machine, some of them in separate processes."""
 
 import multiprocessing
 import os
@@ -8,24 +8,23 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
-# Of glibc 2.35 and newer: its `malloc` asks the system for large pages.
+# Of glibc 2.35 and newer: `malloc` requests large pages.
 TUNABLES = "GLIBC_TUNABLES"
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
-
-# One run of the program, ended when it returns.
+# Runs a program once and waits for its end.
 Step = Callable[[], object]
-# Runs a program so many times; seconds a run.
+# Runs a program a number of times; returns seconds a run.
 Timer = Callable[[int], float]
-# Makes a program of some arguments: (the program, seconds from nothing to its first result).
+# Makes a program from arguments: (the program, seconds to its first result).
 Maker = Callable[..., tuple[Step, float]]
 
-# Runs in one turn last about so long together, so that a turn is no single hiccup.
+# Approximate length of a turn, so that one disturbance does not determine it.
 TURN_SECONDS = 1.0
 
 
 def seconds(run: Step, repeats: int) -> float:
-    """Seconds a run, over some of them."""
+    """Mean seconds of several runs."""
     began = time.perf_counter()
     for _ in range(repeats):
         run()
@@ -33,10 +32,10 @@ def seconds(run: Step, repeats: int) -> float:
 
 
 def take_turns(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
-    """Seconds a run of each program in each turn.
+    """Measures seconds a run of each program in each turn.
 
-    Each turn begins with a run that is not timed: while the others ran, the system took back the
-    memory that this one had used.
+    Each turn begins with an untimed run, because the system reclaimed the program's memory while
+    the others ran.
     """
     repeats = {name: max(1, round(TURN_SECONDS / timer(2))) for name, timer in timers.items()}
     taken: dict[str, list[float]] = {name: [] for name in timers}
@@ -48,11 +47,11 @@ def take_turns(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
 
 
 class Elsewhere:
-    """A process in which programs are made and timed; a context manager.
+    """A process that makes and times programs; a context manager.
 
     Args:
       maker: of the programs, a function of a module.
-      large_pages: whether its C library asks the system for large pages (a setting of glibc).
+      large_pages: whether its C library requests large pages (a setting of glibc).
     """
 
     def __init__(self, maker: Maker, *, large_pages: bool = False) -> None:
@@ -71,10 +70,10 @@ class Elsewhere:
         self._process.join()
 
     def make(self, *arguments: Any) -> tuple[Timer, float]:
-        """(a timer of the program that the maker makes of these, seconds to its first result).
+        """Makes a program from arguments; (its timer, seconds to its first result).
 
         Raises:
-          RuntimeError: where it cannot be made.
+          RuntimeError: it cannot be made.
         """
         number, first = self._ask("make", arguments)
         return lambda repeats: self._ask(number, repeats), first
@@ -88,7 +87,7 @@ class Elsewhere:
 
 
 def _serve(calls: Connection, maker: Maker) -> None:
-    """Does what the process that started this one asks for."""
+    """Executes the calls of the parent process."""
     runs: list[Step] = []
     while (call := calls.recv()) is not None:
         try:

@@ -1,41 +1,86 @@
-"""Paths on the command line, and folders that cannot be written to."""
+"""`--help`, paths and configs on the command line, folders that cannot be written to."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from cellclr_jax import cli
+from cellclr_jax import cli, default_config
 from cellclr_jax.errors import BadUse
 from cellclr_jax.files import atomic_write, make_writable
 
-CONFIG = Path(__file__).parents[2] / "configs/simclr_demo.py"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs/simclr_demo.py"
+
+
+def call(binary, *arguments):
+    command = [sys.executable, "-m", f"cellclr_jax.{binary}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("binary", ["main", "embed", "convert"])
+def test_help_lists_every_flag_under_a_heading(binary):
+    done = call(binary, "--help")
+    assert done.returncode == 0
+    headings, others = done.stdout.split("Other flags:\n")
+    assert re.findall(r"^  --(\w+)", others, re.MULTILINE) == ["debug", "help"]
+    assert "--workdir" in headings
+
+
+def test_help_of_main_shows_the_defaults_of_settings():
+    settings = re.findall(r"^  --config\.([\w.]+)=(\S*)", call("main", "--help").stdout, re.M)
+    assert len(settings) > 10
+    config = default_config.get_config()
+    for path, default in settings:
+        value = config
+        for name in path.split("."):
+            value = value[name]
+        assert str(value) == default, path
+
+
+@pytest.mark.parametrize("override", [(), ("--config.epochs=3", "--config.seed=1")])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("missing.py", "[Errno 2] No such file or directory: 'missing.py'"),
+        ("README.md", "SyntaxError: "),
+        ("configs/simclr_paper.py:vit", "ValueError: unknown encoder 'vit'"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_explained_in_one_line(config, message, override):
+    done = call("main", f"--config={config}", *override)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --config cannot be loaded: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture
 def own_flags(monkeypatch):
-    """Flags of a binary of its own."""
-    found = flags.FlagValues()
-    monkeypatch.setattr(cli, "FLAGS", found)
+    """The flags of a small binary."""
+    values = flags.FlagValues()
+    monkeypatch.setattr(cli, "FLAGS", values)
     monkeypatch.setenv("HOME", "/home/me")
-    flags.DEFINE_string("out", None, "", flag_values=found)
-    flags.DEFINE_list("input", [], "", flag_values=found)
-    flags.DEFINE_list("compare", None, "", flag_values=found)
-    config_flags.DEFINE_config_file("config", None, "", flag_values=found)
-    return found
+    flags.DEFINE_string("out", None, "", flag_values=values)
+    flags.DEFINE_list("input", [], "", flag_values=values)
+    flags.DEFINE_list("compare", None, "", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    return values
 
 
 def parse(monkeypatch, *argv, arguments=None):
     monkeypatch.setattr("sys.argv", ["binary", *argv])
-    cli._parse(["binary", *argv], "", arguments)
+    cli._parse(["binary", *argv], "", arguments, {})
 
 
 def test_a_tilde_is_the_home_in_every_flag_list_argument_and_setting(own_flags, monkeypatch):
-    asked = ["--out=~/a~b", "--input=~,x/~,~/c", "--compare=~/a", "~/run", f"--config={CONFIG}"]
-    asked += ["--config.data_dir=~/data", "--config.init.workdir=~nobody-has-this-name/x"]
-    parse(monkeypatch, *asked, arguments="compare")
+    given = ["--out=~/a~b", "--input=~,x/~,~/c", "--compare=~/a", "~/run", f"--config={CONFIG}"]
+    given += ["--config.data_dir=~/data", "--config.init.workdir=~nobody-has-this-name/x"]
+    parse(monkeypatch, *given, arguments="compare")
     assert own_flags.out == "/home/me/a~b"
     assert own_flags.input == ["/home/me", "x/~", "/home/me/c"]
     assert own_flags.compare == ["/home/me/a", "/home/me/run"]
@@ -71,7 +116,7 @@ def test_a_writable_folder_is_created_and_stays_empty(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["table.csv.gz", "weights.safetensors"])
-def test_a_file_is_written_under_a_name_of_its_own_suffix(tmp_path, name):
+def test_a_temporary_file_has_the_suffix_of_the_final_one(tmp_path, name):
     with atomic_write(tmp_path / name) as part:
         assert part.suffix == Path(name).suffix
         assert part.name != name

@@ -1,17 +1,12 @@
-"""Numbers of things, and the words for them."""
+"""Counts of plates, wells and treatments of a dataset."""
 
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.console import plural
 from cellclr_jax.data.building.manifest import count_kinds
 
 
-def test_one_is_singular_and_thousands_are_parted() -> None:
-    assert [plural(n, "field") for n in (0, 1, 2_000)] == ["0 fields", "1 field", "2,000 fields"]
-
-
-def test_controls_are_no_treatment_however_they_are_spelled() -> None:
+def test_controls_in_any_spelling_are_no_treatment() -> None:
     cells = pd.DataFrame(
         {
             "plate": ["a", "a", "b", "b"],

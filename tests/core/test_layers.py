@@ -1,4 +1,4 @@
-"""The layers of the package: imports go one way, and each heavy library has one user."""
+"""The layers of the package import only lower layers, and each heavy library has one user."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ PACKAGE = structure.PACKAGE
 BINARIES = {"main", "eval", "build", "embed", "convert", "paper_tables"}
 # Every module may import these, which import nothing of the package but each other.
 CORE = ("errors", "files", "console")
-# What the packages on the left may import, besides themselves and the core.
+# Packages that each package may import, in addition to itself and the core.
 LAYERS = {
     "augment": (),
     "models": (),
@@ -21,9 +21,9 @@ LAYERS = {
     "profiling": ("data", "pages"),
 }
 WITHOUT_JAX = ("data", "pages", "simulation", "profiling", "errors", "files", "console", "cli")
-# Reading a dataset, which training and inference do, needs none of these.
+# Not needed to read a dataset, in training and inference.
 BUILDING = ("data.building", "data.sources", "data.readers", "data.segmentation", "data.quality")
-# What draws pages, which training loads only where its first step is pictured.
+# Imported by training only to draw the views of its first step.
 PAGES = ("profiling.report", "pages")
 
 

@@ -1,4 +1,4 @@
-"""What asks a run to end is noted, once, and what was ignored before stays so."""
+"""Signals to end a run are recorded until a step is done; ignored signals stay ignored."""
 
 import signal
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """As a program in a terminal has them; afterwards those of the tests."""
+    """Sets the handlers of a program in a terminal; restores those of the tests."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -22,29 +22,29 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_noted_until_the_step_is_done(number, capfd):
-    with stop_signals_noted() as asked:
-        assert asked(1) is None
+def test_a_signal_is_recorded_until_the_step_is_done(number, capfd):
+    with stop_signals_noted() as should_stop:
+        assert should_stop(1) is None
         signal.raise_signal(number)
-        assert asked(2) == number
+        assert should_stop(2) == number
     assert capfd.readouterr().err.count("saving after this step") == 1
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_one_of_several_processes_tells_the_others_as_jax_does(number, monkeypatch, capfd):
-    """JAX's own handler of SIGTERM knows them; it is in the place of Python's."""
-    told = []
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+def test_one_of_several_processes_informs_the_others_by_jax(number, monkeypatch, capfd):
+    """JAX's handler of SIGTERM, which replaces Python's, informs the other processes."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        multihost_utils, "reached_preemption_sync_point", lambda step: bool(told) and step > 5
+        multihost_utils, "reached_preemption_sync_point", lambda step: bool(received) and step > 5
     )
-    with stop_signals_noted() as asked:
-        assert asked(6) is None
+    with stop_signals_noted() as should_stop:
+        assert should_stop(6) is None
         signal.raise_signal(number)
-        assert asked(5) is None
-        assert asked(6) == number
-    assert told == [signal.SIGTERM]
+        assert should_stop(5) is None
+        assert should_stop(6) == number
+    assert received == [signal.SIGTERM]
     expected = number != signal.SIGTERM
     assert capfd.readouterr().err.count("that all processes agree on") == expected
 
@@ -58,17 +58,16 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_second_sigterm_does_not_interrupt_saving():
-    with stop_signals_noted() as asked:
+    with stop_signals_noted() as should_stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
-        assert asked(1) == signal.SIGTERM
+        assert should_stop(1) == signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_what_is_ignored_stays_ignored(number):
-    """By jobs in the background, and under nohup."""
+def test_signals_that_background_jobs_ignore_stay_ignored(number):
     signal.signal(number, signal.SIG_IGN)
-    with stop_signals_noted() as asked:
+    with stop_signals_noted() as should_stop:
         signal.raise_signal(number)
-        assert asked(1) is None
+        assert should_stop(1) is None
     assert signal.getsignal(number) == signal.SIG_IGN

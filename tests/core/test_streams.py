@@ -1,6 +1,5 @@
-"""A program goes on whatever happens to what it prints to."""
+"""A program continues without its standard streams."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +24,9 @@ file.write("done")
 
 @pytest.mark.parametrize(
     "shell",
-    ["{} 2>&1 >{out} | head -1", "{} 2>&- >{out}", "{} 0<&- 2>&- >{out}", "{} 2>/dev/full >{out}"],
+    ["{} 2>&1 >{out} | head -1", "{} 0<&- 2>&- >{out}", "{} 2>/dev/full >{out}"],
 )
-def test_a_console_that_goes_away_ends_nothing(tmp_path, shell):
+def test_a_program_continues_without_a_console(tmp_path, shell):
     done, out = tmp_path / "done", tmp_path / "out"
     (tmp_path / "program.py").write_text(CHATTY)
     program = f"PYTHONPATH={ROOT} {sys.executable} {tmp_path}/program.py {done}"
@@ -37,12 +36,9 @@ def test_a_console_that_goes_away_ends_nothing(tmp_path, shell):
     assert out.read_text() == "result\n"
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- 0<&-"])
-def test_a_binary_answers_without_its_streams(closed):
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- 0<&-"])
+def test_a_binary_exits_normally_without_its_streams(closed):
     command = f"{sys.executable} -m cellclr_jax.eval --out=x {closed}"
-    asks = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
-    ran = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, env=asks
-    )
-    assert ran.returncode == 2
-    assert "Traceback" not in ran.stdout + ran.stderr
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""SIGTERM arrives as an exception, whatever drops it, and leaves imports and tidying up alone."""
+"""SIGTERM raises an exception, again if it was dropped, but not during imports and cleaning up."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from cellclr_jax.cli import Terminated, raise_at_sigterm, stop_raising
 
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch):
-    """As a binary has them; afterwards those of the tests."""
+    """Sets the handlers of a binary; restores those of the tests."""
     monkeypatch.setattr(Terminated, "came", False)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
     raise_at_sigterm()
@@ -24,7 +24,7 @@ def handlers(monkeypatch):
 
 
 def arrives(action):
-    """Whether the exception comes out of an action. While it is handled no other comes."""
+    """Whether an action raises the exception, which is not raised again while it is handled."""
     try:
         action()
     except Terminated:
@@ -34,7 +34,7 @@ def arrives(action):
 
 
 def wait():
-    """Longer than the exception takes to come again."""
+    """Waits until the exception is raised again."""
     end = time.monotonic() + 600
     while time.monotonic() < end:
         time.sleep(0.01)
@@ -44,7 +44,7 @@ def raise_signal():
     signal.raise_signal(signal.SIGTERM)
 
 
-def test_it_comes_at_once_and_once():
+def test_it_is_raised_at_once_and_once():
     assert arrives(raise_signal)
     assert Terminated.came
     time.sleep(0.2)
@@ -52,7 +52,7 @@ def test_it_comes_at_once_and_once():
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_it_comes_again_where_it_was_dropped(times):
+def test_it_is_raised_again_if_it_was_dropped(times):
     def drop():
         for _ in range(times):
             with contextlib.suppress(Terminated):
@@ -62,9 +62,9 @@ def test_it_comes_again_where_it_was_dropped(times):
     assert arrives(drop)
 
 
-def test_what_is_being_imported_is_imported_first(tmp_path, monkeypatch):
+def test_an_import_is_completed_first(tmp_path, monkeypatch):
     (tmp_path / "signalled.py").write_text(
-        "import signal\nsignal.raise_signal(signal.SIGTERM)\nwhole = True\n"
+        "import signal\nsignal.raise_signal(signal.SIGTERM)\ncomplete = True\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -73,24 +73,24 @@ def test_what_is_being_imported_is_imported_first(tmp_path, monkeypatch):
         wait()
 
     assert arrives(load)
-    assert sys.modules["signalled"].whole
+    assert sys.modules["signalled"].complete
 
 
 @contextlib.contextmanager
-def slowly_tidied_up(done):
+def slow_clean_up(done):
     try:
         yield
     finally:
         time.sleep(0.2)
-        done.append("tidy")
+        done.append("clean")
 
 
-def test_tidying_up_is_not_interrupted():
+def test_cleaning_up_is_not_interrupted():
     done = []
 
     def begin():
-        with slowly_tidied_up(done), slowly_tidied_up(done):
+        with slow_clean_up(done), slow_clean_up(done):
             raise_signal()
 
     assert arrives(begin)
-    assert done == ["tidy", "tidy"]
+    assert done == ["clean", "clean"]

@@ -1,18 +1,14 @@
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 from support import binaries
 from support.tiny_release import PLATES, file_name, write_release, zip_plates
 
 from cellclr_jax.data import dataset
-from cellclr_jax.errors import BadUse
 from cellclr_jax.files import digest
 
 SMALL = ("--crop_size=32", "--min_area=60")
@@ -63,10 +59,9 @@ def test_help_loads_nothing_heavy():
         ("--image_csv=gone.csv", "--image_csv=gone.csv: no such file"),
         ("--masks=zero --centers=x", "--masks=zero needs the nuclei's outlines"),
         ("--plates=", "--plates=: a name is empty"),
-        ("--cell_radius=5", "--cell_radius says nothing without --masks"),
+        ("--cell_radius=5", "--cell_radius has no effect without --masks"),
         ("--download --input=a,b", "--download fetches into one --input folder"),
-        ("--beam_option=--x=1", "--beam_option says nothing without --beam_runner"),
-        ("--beam_runner=NoSuchRunner", "--beam_runner=NoSuchRunner: "),
+        ("--beam_option=--x=1", "--beam_option has no effect without --beam_runner"),
         ("--input=nowhere", "error: nowhere: no such folder or zip (--input)"),
         ("--channels=dna,dna", "a channel is named twice"),
         ("--z=0", "--z=0: the number of a plane, from 1, or max was expected"),
@@ -83,9 +78,9 @@ def test_a_wrong_flag_is_one_line_and_status_2(flags, wrong, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
+def test_a_build_prints_a_summary_and_is_not_repeated(release, flags, tmp_path):
     (release / "Week1" / PLATES[0] / file_name("C03", 1, "w2", PLATES[0])).write_bytes(b"II*\0")
-    first = run(*flags, "--workers=2", "--max_skipped=0.5")
+    first = run(*flags, "--workers=1", "--max_skipped=0.5")
     assert first.returncode == 0, first.stderr
     assert "6 fields: 0 without cells, 1 skipped" in first.stdout
     assert "taxol  0.3: 4  (Microtubule stabilizers)" in first.stdout
@@ -93,7 +88,7 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert "20 cells" in first.stderr
     path = dataset.find_dataset(tmp_path / "out")
     assert len(dataset.read_cells(path)) == 20
-    # What a kill at the very end leaves: pieces, and no page; and pieces of another build.
+    # A process killed at the end leaves pieces and no page; another build left pieces as well.
     settings = dataset.read_manifest(path)["settings"]
     pieces = path.parent / "pieces"
     done, other_build = pieces / digest(json.dumps(settings, sort_keys=True)), pieces / "0123"
@@ -106,24 +101,26 @@ def test_a_build_is_summed_up_and_not_repeated(release, flags, tmp_path):
     assert again.stdout.startswith(f"already built: {path} (20 cells)")
     assert (path / "qc.html").read_text() == page
     assert list(pieces.iterdir()) == [other_build]
-    assert run(*flags, "--qc").stdout == f"look at it: {path / 'qc.html'}\n"
+    assert run(*flags, "--qc").stdout == f"quality page: {path / 'qc.html'}\n"
     other = run(*flags, "--crop_size=24")
     assert other.returncode == 2
-    assert "crop_size: 32 there, 24 here" in other.stderr
+    assert "crop_size: was 32, now 24" in other.stderr
     rebuilt = run(*flags, "--crop_size=24", "--overwrite", "--workers=1")
     assert rebuilt.returncode == 1
     assert "--max_skipped=0.01" in rebuilt.stderr
 
 
-def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path):
+def test_a_dataset_of_another_input_or_version_is_refused(release, flags, tmp_path):
     hidden = release.parent / PLATES[1]
     (release / "Week2" / PLATES[1]).rename(hidden)
     first = run(*flags, "--workers=1")
     assert first.returncode == 0, first.stderr
-    told = f"1 of the image table's plates have no file in the input and are left out: {PLATES[1]}"
+    message = (
+        f"1 of the image table's plates have no file in the input and are left out: {PLATES[1]}"
+    )
     # Before the work, and in the summary.
-    assert first.stdout.count(told) == 2
-    assert first.stdout.startswith(told)
+    assert first.stdout.count(message) == 2
+    assert first.stdout.startswith(message)
     hidden.rename(release / "Week2" / PLATES[1])
     record = dataset.find_dataset(tmp_path / "out") / "manifest.json"
     manifest = json.loads(record.read_text())
@@ -131,11 +128,14 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     record.write_text(json.dumps(older))
     refused = run(*flags)
     assert refused.returncode == 2
-    assert "another version of this software cut its cells. --overwrite" in refused.stderr
+    assert (
+        "its cells were extracted by another version of this software. Use --overwrite"
+        in refused.stderr
+    )
     record.write_text(json.dumps(manifest | {"format": 2}))
     refused = run(*flags)
     assert refused.returncode == 2
-    assert "was built by an older version of this software: give another --" in refused.stderr
+    assert "was built by an older version of this software: use another --" in refused.stderr
     record.write_text(json.dumps(manifest))
     more = run(*flags, "--workers=1")
     assert more.returncode == 0, more.stderr
@@ -143,7 +143,10 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     assert "24 cells: 2 plates, 6 wells" in more.stdout
     fewer = run(*flags, f"--plates={PLATES[1]}")
     assert fewer.returncode == 2
-    assert f"was built otherwise: 1 plate fewer: {PLATES[0]}. --overwrite" in fewer.stderr
+    assert (
+        f"exists with other settings or input: 1 plate fewer: {PLATES[0]}. Use --overwrite"
+        in fewer.stderr
+    )
     moved = release.rename(tmp_path / "moved, with commas,")
     assert run(*flags, f"--input={moved}").stdout.startswith("already built: ")
     gone = run(*flags)
@@ -154,64 +157,49 @@ def test_what_was_built_from_something_else_is_refused(release, flags, tmp_path)
     other = run(*flags, f"--input={moved}")
     assert other.returncode == 2
     assert (
-        "was built otherwise: 2 plates with other files or metadata: Week1_101, Week2_102."
+        "other settings or input: 2 plates with other files or metadata: Week1_101, Week2_102."
         in other.stderr
     )
 
 
-def kill_when_a_piece_is_done(command, folder, how):
-    """Starts a build and ends it; its standard error, and its workers."""
-    process = subprocess.Popen(command, cwd=binaries.ROOT, stderr=subprocess.PIPE, text=True)
-    workers = []
-    deadline = time.monotonic() + 600
-    # A name without a suffix is that of a finished piece.
-    while time.monotonic() < deadline and not (
-        workers and any(not piece.suffix for piece in folder.glob("pieces/*/*"))
-    ):
-        assert process.poll() is None, "the build ended before it could be killed"
-        workers = psutil.Process(process.pid).children(recursive=True)
-        time.sleep(0.005)
-    os.kill(process.pid, how)
-    _, errors = process.communicate()
-    # Workers end with their parent.
-    assert not psutil.wait_procs(workers, timeout=600)[1]
-    return process.returncode, errors
-
-
-def test_a_killed_build_of_faulty_zips_resumes_and_ends_in_the_same_bytes(tmp_path):
-    release = write_release(tmp_path / "release", sites=10)
-    broken = release / "Week1" / PLATES[0] / file_name("B02", 3, "w2", PLATES[0])
+def test_a_build_from_zips_skips_faulty_fields(tmp_path):
+    release = write_release(tmp_path / "release", sites=2)
+    broken = release / "Week1" / PLATES[0] / file_name("B02", 1, "w2", PLATES[0])
     broken.write_bytes(broken.read_bytes()[:700])
-    missing = release / "Week1" / PLATES[0] / file_name("C03", 5, "w4", PLATES[0])
+    missing = release / "Week1" / PLATES[0] / file_name("C03", 2, "w4", PLATES[0])
     missing.unlink()
     zips = zip_plates(release, tmp_path / "zips")
-    flags = ("--source=raw", f"--input={zips}", "--max_skipped=0.1", *SMALL)
-    flags += ("--illumination=regression",)
-    whole = run(*flags, f"--data_dir={tmp_path / 'whole'}", "--workers=1")
-    assert whole.returncode == 0, whole.stderr
+    flags = ("--source=raw", f"--input={zips}", "--max_skipped=0.2", *SMALL)
+    result = run(*flags, f"--data_dir={tmp_path}", "--workers=1")
+    assert result.returncode == 0, result.stderr
+    path = dataset.find_dataset(tmp_path)
+    skipped = {one["field"]: one["reason"] for one in dataset.read_manifest(path)["skipped"]}
+    for place, fault in (("B02/s1", broken), ("C03/s2", missing)):
+        assert fault.name in skipped[f"{PLATES[0]}/{place}"]
+        assert f"skipped {PLATES[0]}/{place}: " in result.stdout
+    assert (path / "qc.html").stat().st_size > 0
 
+
+@pytest.mark.slow
+def test_a_killed_build_resumes_and_gives_the_same_bytes(tmp_path):
+    release = write_release(tmp_path / "release", sites=10)
+    flags = ("--source=raw", f"--input={release}", *SMALL)
+    assert run(*flags, f"--data_dir={tmp_path / 'undisturbed'}", "--workers=1").returncode == 0
     flags += (f"--data_dir={tmp_path / 'killed'}",)
     folder = tmp_path / "killed" / "bbbc021" / "annotated"
     command = [sys.executable, "-m", "cellclr_jax.build", *flags, "--workers=2"]
-    status, errors = kill_when_a_piece_is_done(command, folder, signal.SIGTERM)
-    assert status == 143
-    assert errors.splitlines()[-1].startswith("error: stopped by SIGTERM; the same command")
-    # Pieces are there already: this one dies as soon as it has workers.
-    kill_when_a_piece_is_done(command, folder, signal.SIGKILL)
-    with pytest.raises(BadUse):
-        dataset.find_dataset(tmp_path / "killed")
+    process = subprocess.Popen(command, cwd=binaries.ROOT, stderr=subprocess.DEVNULL)
+    # A name without a suffix is that of a finished piece.
+    while not any(not piece.suffix for piece in folder.glob("pieces/*/*")):
+        assert process.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
     result = run(*flags, "--workers=1")
-    assert result.returncode == 0, result.stderr
-    assert "resuming an earlier build: " in result.stdout
-    assert not list(folder.glob("incomplete.*"))
-    one, other = (dataset.find_dataset(tmp_path / name) for name in ("whole", "killed"))
+    assert "resuming an earlier build: " in result.stdout, result.stderr
+    one, other = (dataset.find_dataset(tmp_path / name) for name in ("undisturbed", "killed"))
     for path in [*one.glob("*.array_record-*"), one / "cells.parquet"]:
         assert path.read_bytes() == (other / path.name).read_bytes()
-    skipped = {one["field"]: one["reason"] for one in dataset.read_manifest(other)["skipped"]}
-    for place, fault in (("B02/s3", broken), ("C03/s5", missing)):
-        assert fault.name in skipped[f"{PLATES[0]}/{place}"]
-        assert f"skipped {PLATES[0]}/{place}: " in result.stdout
-    assert (other / "qc.html").stat().st_size > 0
 
 
 def test_simulated_plates_become_a_dataset(tmp_path):
@@ -228,4 +216,4 @@ def test_simulated_plates_become_a_dataset(tmp_path):
     assert not (tmp_path / "simulated_release").exists()
     other = run(*flags, "--seed=4")
     assert other.returncode == 2
-    assert "otherwise: simulation.seed: 3 there, 4 here." in other.stderr
+    assert "input: simulation.seed: was 3, now 4." in other.stderr

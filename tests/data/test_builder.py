@@ -1,4 +1,4 @@
-"""A build has the cells of its fields, resumes, extends and replaces, here or on a cluster."""
+"""Builds: cells of all fields, resuming, extending, replacing, locally and on a cluster."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.errors import BadData, BadUse
 
-# The disc nearest to a corner has no room for a crop.
+# The crop of the disc near a corner would extend beyond the field.
 CELLS_A_FIELD, FIELDS = 4, 12
 CROPS = CropSettings(32, CHANNELS, RELEASE_COLUMNS, nuclei="dna", min_area=60)
 BROKEN = Path("Week1", PLATES[0], file_name("C03", 1, "w2", PLATES[0]))
@@ -67,7 +67,7 @@ def build(
         show=False,
         **settings,
     )
-    with locked(builder.dataset_folder(data_dir, "bbbc021", "annotated")):
+    with locked(data_dir / "bbbc021" / "annotated"):
         return builder.build(plan, data_dir, replace=overwrite, extend=extend)
 
 
@@ -80,7 +80,7 @@ def contents(folder):
 
 
 def contents_but_origin(folder):
-    """The same, without what the manifest records about the plates that were asked for."""
+    """`contents`, without the part of the manifest about the input."""
     manifest = dataset.read_manifest(folder)
     del manifest["origin"]
     return contents(folder) | {"manifest.json": json.dumps(manifest)}
@@ -91,7 +91,7 @@ class Dies(Exception):
 
 
 def dying(after, monkeypatch, read=None):
-    """Lets the build die at a field; returns the names of the fields that were read."""
+    """Makes the build die at a field; returns the names of the fields read."""
     original = pieces.extract_field
     names = [] if read is None else read
 
@@ -162,14 +162,14 @@ def test_an_unusable_field_is_named_and_skipped(release, tmp_path):
     assert_nothing_looks_finished(tmp_path / "strict")
 
 
-def test_too_many_unusable_fields_end_the_build_at_once(release, tmp_path, monkeypatch):
+def test_too_many_unusable_fields_stop_the_build_early(release, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "FIELDS_OF_A_PIECE", 1)
     read = dying(10**9, monkeypatch)
     (release / "Week1" / PLATES[0] / file_name("B02", 1, "w1", PLATES[0])).write_bytes(b"II*\0")
     with pytest.raises(BadData, match=r"1 of 12 fields cannot be used"):
         build(release, tmp_path)
     assert len(read) == 1
-    # Missing files are known before any work.
+    # Missing files are known before any field is read.
     (release / BROKEN).unlink()
     with pytest.raises(BadData, match=BROKEN.name):
         build(release, tmp_path)
@@ -183,7 +183,7 @@ def test_a_full_disk_is_reported():
         writer.write("/dev/full", [(0, b"")] * 1_000_000)
 
 
-def test_a_field_without_cells_is_no_failure(release, tmp_path):
+def test_a_field_without_cells_is_not_skipped(release, tmp_path):
     empty = disc_field(np.random.default_rng(0), [])
     tifffile.imwrite(release / str(BROKEN).replace("_w2", "_w1"), empty)
     counts = dataset.read_manifest(build(release, tmp_path))["counts"]
@@ -204,7 +204,7 @@ def test_settings_change_the_cells(release, tmp_path):
     assert set(cells["compound"]) == {"DMSO", "taxol", "PP-2", "other"}
 
 
-def test_masks_are_kept_or_zero_what_is_not_the_cell(release, tmp_path):
+def test_masks_are_stored_or_zero_pixels_outside_the_cell(release, tmp_path):
     plain, kept, zeroed = (
         dataset.open_images(
             build(release, tmp_path / masks, dataclasses.replace(CROPS, masks=masks))
@@ -232,7 +232,7 @@ def location_files(folder, centers):
     return folder
 
 
-def test_centres_from_elsewhere_replace_the_segmentation(release, tmp_path):
+def test_centres_from_a_table_replace_the_segmentation(release, tmp_path):
     folder = location_files(tmp_path / "locations", CENTERS[:2])
     (folder / PLATES[1] / "D04-2-Nuclei.csv").unlink()
     built = build(release, tmp_path, centers=folder, max_skipped=0.2)
@@ -248,7 +248,7 @@ def test_centres_from_elsewhere_replace_the_segmentation(release, tmp_path):
         build(release, tmp_path / "other", centers=outside)
 
 
-def test_a_killed_build_resumes_and_ends_the_same(release, tmp_path, monkeypatch):
+def test_a_killed_build_resumes_and_gives_the_same_dataset(release, tmp_path, monkeypatch):
     undisturbed = build(release, tmp_path / "undisturbed")
     names = []
     for after in (5, 9):
@@ -267,7 +267,7 @@ def test_a_killed_build_resumes_and_ends_the_same(release, tmp_path, monkeypatch
     assert not (killed.parent / "pieces").exists()
 
 
-def test_a_piece_is_made_again_when_its_files_change(release, tmp_path, monkeypatch):
+def test_a_piece_is_extracted_again_if_its_files_change(release, tmp_path, monkeypatch):
     before = dataset.read_manifest(build(release, tmp_path / "before"))
     kill_a_build(release, tmp_path / "killed", monkeypatch)
     image = tifffile.imread(release / BROKEN)
@@ -283,13 +283,13 @@ def test_a_piece_is_made_again_when_its_files_change(release, tmp_path, monkeypa
     }  # fmt: skip
 
 
-def test_two_makers_of_one_piece_leave_one(release, tmp_path, monkeypatch):
+def test_two_processes_that_extract_one_piece_leave_one(release, tmp_path, monkeypatch):
     (piece,) = pieces.plan_pieces(open_source("raw", Request((release,))).fields[:2], CROPS, {})
     original = pieces.extract_field
     others = []
 
     def extract(*args):
-        if not others:  # another process ends while this one is at work
+        if not others:  # another process finishes first
             others.append(None)
             others[0] = pieces.write_piece(piece, tmp_path, CROPS)
             (made,) = tmp_path.glob(piece.key)
@@ -303,7 +303,7 @@ def test_two_makers_of_one_piece_leave_one(release, tmp_path, monkeypatch):
     assert len(list(written.examples())) == len(written.cells) == 2 * CELLS_A_FIELD
 
 
-def test_the_crops_of_a_piece_are_not_joined_in_memory(tmp_path):
+def test_crops_of_a_piece_are_written_without_a_copy_in_memory(tmp_path):
     crops = [np.full((4 * number, 64, 64, 3), number, np.uint16) for number in range(4)]
     tracemalloc.start()
     pieces._save(tmp_path / "images.npy", crops)
@@ -314,7 +314,7 @@ def test_the_crops_of_a_piece_are_not_joined_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(("damaged", "gone"), [("images.npy", False), ("cells.parquet", True)])
-def test_a_damaged_piece_is_made_again(release, tmp_path, monkeypatch, damaged, gone):
+def test_a_damaged_piece_is_extracted_again(release, tmp_path, monkeypatch, damaged, gone):
     kill_a_build(release, tmp_path / "killed", monkeypatch)
     (file,) = (tmp_path / "killed").rglob(damaged)
     if gone:
@@ -325,7 +325,7 @@ def test_a_damaged_piece_is_made_again(release, tmp_path, monkeypatch, damaged, 
     assert contents(built) == contents(build(release, tmp_path / "fresh"))
 
 
-def test_added_plates_reuse_the_cells_of_the_old_ones(release, tmp_path, monkeypatch):
+def test_extending_reuses_the_cells_of_finished_plates(release, tmp_path, monkeypatch):
     crops = dataclasses.replace(CROPS, masks="keep")
     (release / BROKEN).write_bytes(b"II*\0")
     at_once = build(release, tmp_path / "at_once", crops, max_skipped=1)
@@ -338,14 +338,14 @@ def test_added_plates_reuse_the_cells_of_the_old_ones(release, tmp_path, monkeyp
     assert skipped["field"] == f"{PLATES[0]}/C03/s1"
 
 
-def test_an_extension_that_dies_leaves_the_old_dataset(release, tmp_path, monkeypatch):
+def test_a_killed_extension_keeps_the_old_dataset(release, tmp_path, monkeypatch):
     first = build(release, tmp_path, plates=PLATES[1:])
     before = contents(first)
     kill_a_build(release, tmp_path, monkeypatch, extend=True)
     assert contents(first) == before
     grown = build(release, tmp_path, extend=True)
     assert contents_but_origin(grown) == contents_but_origin(build(release, tmp_path / "new"))
-    with pytest.raises(BadUse, match=f"the input has nothing of {PLATES[1]}"):
+    with pytest.raises(BadUse, match=f"the input lacks {PLATES[1]} of"):
         build(release, tmp_path, plates=PLATES[:1], extend=True)
 
 
@@ -376,7 +376,7 @@ def test_a_cluster_gives_the_same_dataset(release, tmp_path):
         build(release, tmp_path / "wrong", beam_runner="NoSuchRunner")
 
 
-def test_work_on_a_cluster_that_fails_is_bad_data():
+def test_failing_work_on_a_cluster_is_bad_data():
     pytest.importorskip("apache_beam")
     from cellclr_jax.data.building.workers import map_on_beam, pipeline_options
 
@@ -385,7 +385,7 @@ def test_work_on_a_cluster_that_fails_is_bad_data():
         list(run(functools.partial(divmod, 1), [0]))
 
 
-def test_the_light_is_fitted_once_and_follows_the_pixels(release, tmp_path):
+def test_illumination_is_fitted_once_for_the_same_pixels(release, tmp_path):
     build(release, tmp_path / "corrected", illumination="regression")
     folder = tmp_path / "corrected" / "illumination"
     lights = {path: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
@@ -400,16 +400,18 @@ def test_the_light_is_fitted_once_and_follows_the_pixels(release, tmp_path):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_too_few_fields_leave_the_light_as_it_is(release, tmp_path, monkeypatch, capsys):
+def test_too_few_fields_are_not_corrected(release, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plate_light, "FEWEST_FIELDS", 7)
     plain = dataset.read_manifest(build(release, tmp_path / "plain"))
-    asked = dataset.read_manifest(build(release, tmp_path / "asked", illumination="regression"))
-    assert asked["origin"]["illumination"] == {}
-    assert "6 fields tell too little about it, at least 7" in capsys.readouterr().out
-    assert plain["fingerprint"] == asked["fingerprint"]
+    corrected = dataset.read_manifest(
+        build(release, tmp_path / "corrected", illumination="regression")
+    )
+    assert corrected["origin"]["illumination"] == {}
+    assert "6 fields are too few to estimate it, at least 7" in capsys.readouterr().out
+    assert plain["fingerprint"] == corrected["fingerprint"]
 
 
-def test_leftovers_of_a_killed_build_are_removed(release, tmp_path):
+def test_files_of_a_killed_build_are_removed(release, tmp_path):
     left = tmp_path / "bbbc021" / "annotated" / "incomplete.ABC123_1.0.0"
     left.mkdir(parents=True)
     (left / "bbbc021-train.array_record-00000-of-00001").write_bytes(b"half")
@@ -425,7 +427,7 @@ def test_leftovers_of_a_killed_build_are_removed(release, tmp_path):
     assert [one.name for one in path.parent.iterdir() if one.is_dir()] == [path.name]
 
 
-def test_a_finished_dataset_is_replaced_only_when_asked_and_complete(release, tmp_path):
+def test_a_finished_dataset_is_replaced_only_on_request_by_a_complete_one(release, tmp_path):
     path = build(release, tmp_path)
     first = contents(path)
     (release / BROKEN).write_bytes(b"")
@@ -441,7 +443,7 @@ def test_a_finished_dataset_is_replaced_only_when_asked_and_complete(release, tm
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
+def test_an_interrupted_replacement_is_repaired(release, tmp_path, arrived):
     path = build(release, tmp_path)
     before = contents(path)
     aside = path.with_name(f"replaced.{path.name}")
@@ -455,21 +457,3 @@ def test_a_swap_that_was_killed_is_put_right(release, tmp_path, arrived):
     with pytest.raises(FileNotFoundError):
         swap_in(tmp_path / "new" / path.name, path.parent)
     assert contents(path) == before
-
-
-def test_real_crops_arrive_with_their_metadata(shared, tmp_path):
-    folder = shared / "data" / "bbbc021" / "crops"
-    plate = open_source("crops", Request((folder,))).fields[0].plate
-    source = open_source("crops", Request((folder,), plates=(plate,)))
-    crops = CropSettings(source.crop_size, source.channels, source.columns)
-    path = build(None, tmp_path, crops, source=source)
-    cells = dataset.read_cells(path)
-    assert len(cells) == sum(len(field.cells) for field in source.fields) > 100
-    assert set(cells["compound"]) <= {"DMSO", "cyclohexamide"}
-    assert cells["batch"].unique().tolist() == ["Week4"]
-    images = dataset.open_images(path)
-    for field in source.fields[::10]:
-        rows = cells.index[cells["cell_id"].str.startswith(f"{field.name}/")]
-        assert tuple(cells["cell_id"][rows]) == field.cells
-        for i, file in zip(rows, field.files, strict=True):
-            np.testing.assert_array_equal(images.read([i])[0], np.load(file.path))

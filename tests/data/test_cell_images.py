@@ -1,4 +1,4 @@
-"""Images of single cells are read as they were written, whatever their format, or named."""
+"""Images of single cells are read unchanged from every format; unusable files are named."""
 
 import os
 import struct
@@ -100,7 +100,7 @@ def test_an_image_is_read_as_it_was_written(tmp_path, rng, save, suffix, channel
         assert shape[:4] == (40, 31, channels, dtype)
 
 
-def test_declared_channels_tell_the_axis(tmp_path, rng):
+def test_declared_channels_decide_the_axis(tmp_path, rng):
     small = noise(rng, (5, 40, 3), "uint8")
     file = written(tmp_path, np.save, ".npy", small)
     assert cell_shape(file, layout="stacked")[:3] == (5, 40, 3)
@@ -145,7 +145,7 @@ def test_tiles_from_left_to_right_are_channels(tmp_path, rng, channels, dtype):
     np.testing.assert_array_equal(back, image)
 
 
-def test_tiles_that_are_none_are_refused(tmp_path, rng):
+def test_images_that_are_no_tiles_are_refused(tmp_path, rng):
     odd = written(tmp_path, save_png, ".png", noise(rng, (24, 60), "uint8"))
     with pytest.raises(BadData, match=r"uint8 \(24, 60\), grey square tiles"):
         cell_shape(odd, layout="side_by_side")
@@ -176,7 +176,7 @@ def test_an_array_of_another_kind_is_refused(tmp_path, array, message):
         read_cell(file, channels=3, layout="stacked", dtype="uint8")
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     for suffix in (".png", ".tif", ".npy"):
         os.mkfifo(tmp_path / f"cell{suffix}")
         file = ImageFile("cell", str(tmp_path / f"cell{suffix}"))
@@ -236,13 +236,13 @@ def test_a_png_that_is_no_image_of_a_cell_is_refused_undecoded(
 
 def test_a_file_that_unpacks_to_another_shape_is_refused(tmp_path, monkeypatch):
     file = written(tmp_path, save_png, ".png", np.zeros((8, 8), np.uint8))
-    # What a decoder makes of a chunk that the header does not tell of.
+    # As decoded from a chunk that the header does not announce.
     monkeypatch.setattr(imagecodecs, "png_decode", lambda _: np.zeros((8, 8, 2), np.uint8))
     with pytest.raises(BadData, match=r"uint8 \(8, 8, 2\) in it, its header says uint8 \(8, 8\)"):
         read_cell(file, channels=1, layout="stacked", dtype="uint8")
 
 
-def test_what_unpacks_to_more_than_any_cell_is_refused_unread(tmp_path, monkeypatch):
+def test_an_image_that_unpacks_to_too_many_bytes_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_MOST_CELL_BYTES", 10_000)
     image = np.zeros((100, 101), np.uint8)
     for suffix, save in ((".npy", np.save), (".tif", tifffile.imwrite), (".png", save_png)):
@@ -272,7 +272,7 @@ def test_a_palette_is_refused_but_imagejs(tmp_path, rng):
     tifffile.imwrite(path, image, photometric="palette", colormap=colors)
     with pytest.raises(BadData, match="a palette; save it as grey or RGB"):
         cell_shape(file, layout="stacked")
-    # Brightness, and colours to look at it.
+    # ImageJ stores brightness, with colours for display.
     description = "ImageJ=1.54f\nmin=0.0\nmax=255.0\n"
     tifffile.imwrite(
         path, image, photometric="palette", colormap=colors, description=description, metadata=None
@@ -282,7 +282,7 @@ def test_a_palette_is_refused_but_imagejs(tmp_path, rng):
 
 
 def error_of(file):
-    """What is said of a file of three channels; '' where it is read after all."""
+    """The error message for a file of three channels; '' if it can be read."""
     try:
         cell_shape(file, layout="stacked")
         image = read_cell(file, channels=3, layout="stacked", dtype="uint16")

@@ -1,12 +1,11 @@
-"""Masks say whose pixel it is, in exactly the windows that the crops are."""
+"""Masks mark the pixels of each cell, in the windows of the crops."""
 
 import numpy as np
 import pytest
 
-from cellclr_jax.data.cell_masks import crop_masks, zero_elsewhere
-from cellclr_jax.data.crops import extract_crops, fits, nucleus_centers
+from cellclr_jax.data.crops import crop_masks, fits, nucleus_centers
 
-# The last one touches its neighbour, and two lie at the field's border.
+# The last one touches its neighbour; two are at the field's border.
 NUCLEI = [(20, 20, 6), (24, 40, 5), (2, 60, 5), (45, 75, 6), (48, 30, 4), (44, 38, 4)]
 SIZES = [(s, b) for s in (15, 24) for b in ("drop", "pad", "shift")]
 
@@ -75,23 +74,11 @@ def test_no_pixel_has_two_owners(labels, centers):
     assert owned.max() == 1
 
 
-def test_cells_without_a_window_keep_their_pixels(labels, centers):
+def test_a_cell_without_a_window_claims_its_pixels(labels, centers):
     alone = crop_masks(labels, [1], centers[:1], size=40, border="shift", radius=30)
     every = crop_masks(labels, range(1, 7), centers, size=40, border="shift", radius=30)
     np.testing.assert_array_equal(alone[0], every[0])
-    # With the neighbour gone from the labels themselves, its pixels are the first one's.
+    # Without the neighbour in the labels, its pixels belong to the first cell.
     without = np.where(labels == 2, 0, labels)
     wider = crop_masks(without, [1], centers[:1], size=40, border="shift", radius=30)
     assert (wider > 0).sum() > (alone > 0).sum()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_what_is_not_the_cells_becomes_black(labels, centers, dtype):
-    rng = np.random.default_rng(0)
-    image = rng.integers(1, 200, (*labels.shape, 3)).astype(dtype)
-    crops = extract_crops(image, centers, size=24, border="pad")
-    masks = crop_masks(labels, range(1, 7), centers, size=24, border="pad", radius=4)
-    black = zero_elsewhere(crops, masks)
-    assert black.dtype == dtype
-    np.testing.assert_array_equal(black, crops * (masks > 0)[..., None].astype(dtype))
-    assert (black[masks > 0] == crops[masks > 0]).all()

@@ -1,4 +1,4 @@
-"""Folders of crops: each crop finds its row, and a damaged one costs its own field alone."""
+"""Folders of crops: each crop is matched with its row; a damaged one is lost without the others."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""A dataset is found by name, its tables hold what its source knows, and damage is told."""
+"""A dataset is found by name; damage is reported."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def test_the_highest_version_is_found(dataset):
     assert found == dataset.with_name("1.10.0")
 
 
-def test_a_message_lists_the_datasets_that_are_there(tmp_path):
+def test_a_message_lists_the_existing_datasets(tmp_path):
     with pytest.raises(BadUse, match=r"no dataset bbbc021/annotated in [^;]*\. Build it from BBBC"):
         datasets.find_dataset(tmp_path)
     for name in ("single_cells/all", "bbbc021/all", "bbbc021/annotated"):
         path = write_dataset(tmp_path, IMAGES, name=name)
     (path / "dataset_info.json").unlink()
-    listed = "; there is bbbc021/all, single_cells/all. Build"
+    listed = "; existing datasets: bbbc021/all, single_cells/all. Build"
     for name, build in (("annotated", "--source=raw"), ("others/all", "--source=folder")):
         with pytest.raises(BadUse, match=rf"{listed}.* -m cellclr_jax\.build .*{build}"):
             datasets.find_dataset(tmp_path, name)
@@ -92,11 +92,11 @@ def test_damaged_manifests_are_named(dataset, text):
         ({"image": {"shape": [12, 12, 2], "dtype": "uint16"}}, r"12, 3.* says \(\[12, 12, 2"),
         ({"image": {"shape": [12, 12, 3], "dtype": "uint8"}}, "uint16.* says .*uint8"),
         ({"image": {}}, "its manifest says"),
-        ({"fingerprint": "../../../etc/0"}, "no hex digest"),
-        ({"fingerprint": ""}, "no hex digest"),
+        ({"fingerprint": "../../../etc/0"}, "not a hex digest"),
+        ({"fingerprint": ""}, "not a hex digest"),
     ],
 )
-def test_images_that_are_not_the_manifests_are_refused(dataset, changes, message):
+def test_images_that_differ_from_the_manifest_are_refused(dataset, changes, message):
     change_manifest(dataset, **changes)
     with pytest.raises(BadData, match=message):
         datasets.open_images(dataset)
@@ -104,13 +104,13 @@ def test_images_that_are_not_the_manifests_are_refused(dataset, changes, message
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"featuresDict": 3}', "\0"])
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
-def test_damaged_descriptions_are_told(dataset, name, text):
+def test_damaged_descriptions_are_reported(dataset, name, text):
     (dataset / name).write_text(text)
     with pytest.raises(BadData, match=r"(?s)shards or their description are damaged .*--overwrite"):
         datasets.open_images(dataset)
 
 
-def test_a_missing_shard_is_told(dataset):
+def test_a_missing_shard_is_reported(dataset):
     next(dataset.glob("*array_record-00001*")).unlink()
     with pytest.raises(BadData, match=r"no file .*array_record-00001"):
         datasets.open_images(dataset)

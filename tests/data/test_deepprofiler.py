@@ -1,4 +1,4 @@
-"""DeepProfiler's exports are read as it wrote them: names, classes, tiles, and what may not fit."""
+"""DeepProfiler's exports: names, classes, tiles, and wrong input."""
 
 import imagecodecs
 import numpy as np
@@ -116,7 +116,7 @@ def test_columns_are_taken_before_names(export):
     ],
     ids=["flat", "deeper", "nothing"],
 )
-def test_places_come_from_names_where_those_tell(tmp_path, name, columns):
+def test_places_are_read_from_names(tmp_path, name, columns):
     source = deepprofiler_fields(Request((write_export(tmp_path / "export", name=name),)))
     assert source.columns == columns
     if "plate" in columns:
@@ -131,7 +131,7 @@ def test_places_come_from_names_where_those_tell(tmp_path, name, columns):
         (["Class_Name", "Target"], {}, None),
     ],
 )
-def test_the_class_may_be_called_otherwise(export, drop, add, label):
+def test_the_class_may_have_another_column_name(export, drop, add, label):
     save(export, load(export).drop(columns=drop).assign(**add))
     source = deepprofiler_fields(Request((export,)))
     assert source.fields[0].metadata.get("label") == label
@@ -171,8 +171,8 @@ def test_several_exports_come_together(tmp_path):
     mixed = deepprofiler_fields(Request((one, two))).fields
     assert [(len(field.cells), field.centers) for field in mixed] == [(6, None)]
     save(two, load(two).drop(columns=["Metadata_Plate", "Metadata_Well"]))
-    alone = deepprofiler_fields(Request((one, two), plates=("P1",)))
-    assert [field.plate for field in alone.fields] == ["P1"]
+    only_p1 = deepprofiler_fields(Request((one, two), plates=("P1",)))
+    assert [field.plate for field in only_p1.fields] == ["P1"]
     with pytest.raises(BadUse, match=r"--plates=P7: .*one.*, .*two.* has no plate P7"):
         deepprofiler_fields(Request((one, two), plates=("P7",)))
     save(two, load(two).assign(moa="some"))

@@ -1,4 +1,4 @@
-"""A release is downloaded complete and sound, resumes, and reports what did not come and why."""
+"""A release is downloaded completely and verified, resumes, and reports each failed file."""
 
 import io
 import re
@@ -60,7 +60,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_a_release_comes_and_is_read_as_the_folder_it_holds(server, release, tmp_path):
+def test_a_downloaded_release_is_read_like_its_folder(server, release, tmp_path):
     assert download(server, tmp_path / "new") == FILES
     assert found(tmp_path / "new") == sorted(FILES)
     loose = open_source("raw", Request((release[0],))).fields
@@ -76,12 +76,12 @@ def test_existing_files_are_kept_without_a_server(server, tmp_path):
         pass
     assert download(gone, tmp_path) == []
     (tmp_path / ZIPS[0]).unlink()
-    message = rf"{ZIPS[0]}: no connection to the server \(.*refused\); the same command"
+    message = rf"{ZIPS[0]}: no connection to the server \(.*refused\); run the same command"
     with pytest.raises(BadData, match=message):
         download(gone, tmp_path)
 
 
-def test_only_requested_plates_come_and_others_are_named(server, tmp_path):
+def test_only_requested_plates_are_downloaded(server, tmp_path):
     assert download(server, tmp_path, plates=[PLATES[1], PLATES[1]]) == [*FILES[:2], ZIPS[1]]
     assert found(tmp_path) == sorted([IMAGE_CSV, MOA_CSV, ZIPS[1]])
     message = rf"--plates=Week9_9: not in .*{IMAGE_CSV}, which has 2 plates: {', '.join(PLATES)}"
@@ -113,7 +113,7 @@ def test_a_wrong_address_is_refused(tmp_path, url, message):
         download_release(tmp_path, url=url)
 
 
-def test_several_files_come_at_once(server, tmp_path):
+def test_files_are_downloaded_in_parallel(server, tmp_path):
     gate = threading.Event()
     for name in ZIPS:
         server.files[name].gate = gate
@@ -136,16 +136,16 @@ def test_a_second_download_into_a_folder_is_refused(server, tmp_path):
         download(server, tmp_path)
 
 
-def test_others_come_if_one_is_missing_and_the_next_call_resumes(server, tmp_path):
+def test_a_failed_file_stops_no_other_and_is_resumed(server, tmp_path):
     good = dict(server.files)
     server.files[ZIPS[0]] = Served(good[ZIPS[0]].content, cuts=[50_000], cut_always=0)
     size = len(good[ZIPS[0]].content)
     with pytest.raises(BadData) as failed:
         download(server, tmp_path, parallel=1)
     assert str(failed.value) == (
-        f"1 of 2 files did not come: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the connection broke off "
-        f"at 50,000 of {size:,} bytes (3 times without a new byte); the same command tries again, "
-        "and resumes files that came in part"
+        f"1 of 2 files could not be downloaded: {ZIPS[0]}: {server.url}/{ZIPS[0]}: the "
+        f"connection broke off at 50,000 of {size:,} bytes (3 times without a new byte); run "
+        "the same command again to resume"
     )
     assert (tmp_path / ZIPS[1]).exists()
     del server.files[ZIPS[0]]
@@ -159,7 +159,7 @@ def test_others_come_if_one_is_missing_and_the_next_call_resumes(server, tmp_pat
     assert found(tmp_path) == sorted(FILES)
 
 
-def test_a_busy_server_and_a_connection_that_breaks_often_are_endured(server, tmp_path):
+def test_busy_servers_and_broken_connections_are_retried(server, tmp_path):
     served = server.files[ZIPS[0]]
     served.statuses, served.cuts = [503, 429, 500], [70_000] * 5
     server.files[IMAGE_CSV].statuses = [503]
@@ -213,9 +213,11 @@ def damaged(content):
 )
 def test_a_damaged_zip_is_fetched_twice_and_never_gets_its_name(server, tmp_path, spoil, message):
     server.files[ZIPS[0]] = Served(spoil(server.files[ZIPS[0]].content))
-    with pytest.raises(BadData, match=f"what comes is damaged, twice: .*{message}") as failed:
+    with pytest.raises(
+        BadData, match=f"downloaded twice, both times damaged: .*{message}"
+    ) as failed:
         download(server, tmp_path)
-    assert "; nothing of it is kept; the same command tries again" in str(failed.value)
+    assert "; deleted; run the same command again" in str(failed.value)
     assert server.requests.count(("GET", ZIPS[0])) == 2
     assert not [name for name in found(tmp_path) if name.startswith(ZIPS[0])]
 
@@ -223,7 +225,7 @@ def test_a_damaged_zip_is_fetched_twice_and_never_gets_its_name(server, tmp_path
 @pytest.mark.parametrize("claims", [5, -5])
 def test_a_wrong_length_is_an_error(server, tmp_path, claims):
     server.files[ZIPS[0]].claims = claims
-    with pytest.raises(BadData, match=f"1 of 2 files did not come: {ZIPS[0]}: "):
+    with pytest.raises(BadData, match=f"1 of 2 files could not be downloaded: {ZIPS[0]}: "):
         download(server, tmp_path)
     assert found(tmp_path) == sorted([*FILES[:2], ZIPS[1], f"{ZIPS[0]}.part"]) or claims < 0
     assert not (tmp_path / ZIPS[0]).exists()
@@ -233,13 +235,13 @@ def test_a_wrong_length_is_an_error(server, tmp_path, claims):
 @pytest.mark.parametrize("content", [b"<html><body>Not found</body></html>", b"", b"\xff\xfe\0"])
 def test_a_page_that_is_no_table_never_gets_its_name(server, tmp_path, name, content):
     server.files[name] = Served(content)
-    message = rf"1 of 2 .*{name}: .*what comes is damaged, twice: .*{name}"
+    message = rf"1 of 2 .*{name}: .*downloaded twice, both times damaged: .*{name}"
     with pytest.raises(BadData, match=message):
         download(server, tmp_path)
     assert not [path for path in found(tmp_path) if path.startswith(name)]
 
 
-def test_missing_space_is_reported_before_anything_comes(server, tmp_path, monkeypatch):
+def test_missing_space_is_reported_before_the_download(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
     with pytest.raises(BadData, match=r"1\.1 GB are needed, with 1 GB to spare, and 1\.0 GB are"):
@@ -247,7 +249,7 @@ def test_missing_space_is_reported_before_anything_comes(server, tmp_path, monke
     assert server.sent == {}
 
 
-def test_a_full_disk_keeps_what_has_come(server, tmp_path):
+def test_a_full_disk_keeps_the_part(server, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -270,7 +272,7 @@ def test_progress_in_a_log_is_lines(server, tmp_path, capsys):
     assert re.fullmatch(r"1\.55M/1\.55M bytes downloaded, .* bytes/s, 00:00 left", last)
 
 
-def test_bytes_that_have_come_are_on_the_disk_and_the_next_download_resumes(server, tmp_path):
+def test_received_bytes_are_on_the_disk_and_are_resumed(server, tmp_path):
     served, part = server.files[ZIPS[0]], tmp_path / f"{ZIPS[0]}.part"
     served.gate, served.gate_after = threading.Event(), 131_072
     thread = threading.Thread(target=lambda: download(server, tmp_path, parallel=1))

@@ -1,4 +1,4 @@
-"""Images are found wherever they lie; a zip that is damaged, or none of images, is named."""
+"""Images are found in folders and zips; an unsuitable zip is refused by name."""
 
 import os
 import random
@@ -92,7 +92,7 @@ def test_an_entry_that_leads_out_is_refused(tmp_path, name):
         (stat.S_IFIFO, "is a special file"),
     ],
 )
-def test_what_is_no_file_is_refused(tmp_path, kind, reason):
+def test_links_and_special_files_are_refused(tmp_path, kind, reason):
     entry = zipfile.ZipInfo("P1/a.tif")
     entry.external_attr = (kind | 0o644) << 16
     path = zip_of(tmp_path / "bad.zip", (entry, b"/etc/passwd"))
@@ -101,7 +101,7 @@ def test_what_is_no_file_is_refused(tmp_path, kind, reason):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("second", ["P1/a.tif", "P1\\a.tif"])
-def test_a_file_that_is_there_twice_is_refused(tmp_path, second):
+def test_a_repeated_entry_is_refused(tmp_path, second):
     path = zip_of(tmp_path / "bad.zip", ("P1/a.tif", b"1"), (second, b"2"))
     assert refused(path) == f"{path}: entry {second!r} occurs twice"
 
@@ -131,30 +131,30 @@ def test_entries_without_an_image_are_passed_over(tmp_path, name):
     check_zip(path)
 
 
-def test_a_plate_without_an_image_is_none(tmp_path):
+def test_a_zip_without_an_image_is_not_a_plate(tmp_path):
     path = zip_of(
         tmp_path / "a.zip", ("P1/notes.txt", b"notes"), ("P1/.a.tif", b""), ("a.tif/", b"")
     )
     with pytest.raises(BadData, match=r"a\.zip: no TIFF in it: not a plate of images"):
         check_zip(path)
-    # Beside plates, a folder may hold other zips.
+    # A folder of plates may hold other zips.
     assert list(find_tiffs(path)) == []
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_named_pipe_is_refused_without_reading(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
     ((_, file),) = find_tiffs(tmp_path)
     with pytest.raises(BadData, match=r"a\.tif: not a readable TIFF \(it is not a regular file\)"):
         read_planes((file,))
     os.mkfifo(tmp_path / "a.zip")
-    for look in (check_zip, lambda path: list(find_tiffs(path.parent))):
+    for inspect in (check_zip, lambda path: list(find_tiffs(path.parent))):
         with pytest.raises(
             BadData, match=r"a\.zip: not a readable zip \(it is not a regular file\)"
         ):
-            look(tmp_path / "a.zip")
+            inspect(tmp_path / "a.zip")
 
 
-def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
+def test_the_error_for_a_truncated_zip_suggests_a_download(tmp_path):
     path = zip_of(tmp_path / "half.zip", ("P1/a.tif", bytes(1000)))
     path.write_bytes(path.read_bytes()[:-30])
     assert refused(path) == (
@@ -164,7 +164,7 @@ def test_a_truncated_zip_says_to_repeat_its_download(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
-def test_what_is_no_zip_is_named(tmp_path, content):
+def test_other_content_is_not_a_zip(tmp_path, content):
     path = tmp_path / "page.zip"
     path.write_bytes(content)
     assert refused(path).startswith(f"{path}: not a readable zip (File is not a zip file)")
@@ -186,7 +186,7 @@ def test_damage_of_an_entry_is_found_by_reading_it(tmp_path, compression, reason
         check_zip(path)
 
 
-def test_what_unpacks_without_bounds_is_refused(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     zeros = ("P1/zeros.tif", bytes(1_000_000))
     noise = ("P1/noise.tif", np.random.default_rng(0).bytes(3_000))
     path = zip_of(tmp_path / "bomb.zip", noise, zeros, compression=zipfile.ZIP_DEFLATED)
@@ -212,7 +212,7 @@ def test_too_many_entries_are_refused(tmp_path, monkeypatch):
     )
 
 
-def test_whatever_is_damaged_ends_in_one_line_or_not_at_all(tmp_path):
+def test_random_damage_is_accepted_or_raises_bad_data(tmp_path):
     rng = random.Random(0)
     entries = [(f"P1/{number}.tif", rng.randbytes(50) * 5) for number in range(4)]
     path = zip_of(tmp_path / "a.zip", *entries, compression=zipfile.ZIP_DEFLATED)

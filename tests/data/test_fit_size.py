@@ -1,4 +1,4 @@
-"""Images of any size become one size: against plain loops and SciPy, and what must not change."""
+"""Resizing and padding of single-cell images, compared to naive loops."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_a_half_is_rounded_up_and_nothing_overflows():
 
 
 @pytest.mark.parametrize("how", ["resize", "pad"])
-def test_each_channel_alone_and_a_turned_image_alike(rng, how):
+def test_channels_are_independent_and_rotation_commutes(rng, how):
     image = noise(rng, (64, 64), 4)
     fitted = fit(image, 20, how)
     for channel in range(4):
@@ -105,7 +105,7 @@ def test_padding_equals_numpys(rng, shape, size):
 
 
 @pytest.mark.parametrize("size", [40, 41, 60, 61])
-def test_the_middle_is_that_of_a_fields_crops(rng, size):
+def test_the_middle_is_that_of_crops_of_a_field(rng, size):
     field = noise(rng, (200, 200))
     wide, narrow = (
         extract_crops(field, np.array([[90.0, 110.0]]), size=side)[0] for side in (81, size)
@@ -119,6 +119,6 @@ def test_an_image_of_the_size_stays_as_it_is(rng, how):
     np.testing.assert_array_equal(fit(image, 24, how), image)
 
 
-def test_another_size_is_refused_where_it_has_to_be_exact(rng):
+def test_exact_refuses_another_size(rng):
     with pytest.raises(BadData, match="24x23 pixels, 24x24 were expected"):
         fit(noise(rng, (24, 23)), 24, "exact")

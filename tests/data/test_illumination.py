@@ -1,4 +1,4 @@
-"""A plate's light is found whatever lies in its fields, and divided out of them."""
+"""The illumination of a plate is estimated from its fields, and fields are corrected for it."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ def painted():
 
 
 def light_of(vignette=0.0, tilt=(0.0, 0.0)):
-    """[H, W], mean 1: what `Optics` says the light is."""
+    """[H, W], mean 1: the light that `Optics` describes."""
     y, x = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2, indexing="ij")
     light = 1 + 0.5 * tilt[0] * x + 0.5 * tilt[1] * y - 0.5 * vignette * (x**2 + y**2)
     return light / light.mean()
@@ -40,7 +40,7 @@ def light_of(vignette=0.0, tilt=(0.0, 0.0)):
 
 @pytest.fixture(scope="module")
 def plate(painted):
-    """Makes fields [H, W, C] of unequal brightness; `glow` is background, lit as everything is."""
+    """Makes fields [H, W, C] of unequal brightness; `glow` is background under the same light."""
 
     @functools.lru_cache(maxsize=4)
     def make(vignette, tilt, glow):
@@ -51,7 +51,7 @@ def plate(painted):
             fields.append(expose(rng, image + np.float32(glow), optics).transpose(1, 2, 0))
         return tuple(fields)
 
-    # A setting that is left out is the same one as where it is given.
+    # Calls with and without default values share a cache entry.
     return lambda vignette=0.0, tilt=(0.0, 0.0), glow=0: make(vignette, tilt, glow)
 
 
@@ -61,7 +61,7 @@ def fitted(fields, channels=CHANNELS, method="regression"):
 
 
 def full(light):
-    """[H, W, C]: the gain of every pixel, read off a field that is 30,000 above the offset."""
+    """[H, W, C]: the gain of every pixel, from a corrected field 30,000 above the offset."""
     flat = light.offset + 30_000 + np.zeros((*light.shape, len(light.channels)))
     return 30_000 / (light.apply(flat.astype(np.uint16)) - light.offset)
 
@@ -71,8 +71,8 @@ def unevenness(values):
     return 100 * values.std(axis=(0, 1)) / values.mean(axis=(0, 1))
 
 
-def cellprofilers(fields):
-    """Median over fields, then a large Gaussian, at full resolution."""
+def smoothed_median(fields):
+    """Median over fields, then a large Gaussian, at full resolution, as CellProfiler does."""
     median = np.median(fields, axis=0)
     planes = [
         ndimage.gaussian_filter(median[..., channel], SIDE / 10, mode="nearest")
@@ -82,7 +82,7 @@ def cellprofilers(fields):
 
 
 @pytest.mark.parametrize("glow", [0, 400])
-def test_known_light_is_found_far_better_than_by_a_smoothed_median(plate, glow):
+def test_regression_estimates_known_light_better_than_the_median(plate, glow):
     fields, truth = plate(**UNEVEN, glow=glow), light_of(**UNEVEN)[..., None]
     assert unevenness(truth) > 15
     left = unevenness(truth / full(fitted(fields)))
@@ -90,21 +90,21 @@ def test_known_light_is_found_far_better_than_by_a_smoothed_median(plate, glow):
     assert (left < 0.5 * unevenness(truth / full(fitted(fields, method="median")))).all()
 
 
-def test_the_median_is_that_of_full_resolution(plate):
+def test_the_median_of_blocks_is_close_to_that_of_full_resolution(plate):
     fields = plate(**UNEVEN, glow=400)
     light = fitted(fields, method="median")
     assert (light.offset == 0).all()
-    expected = block_means(cellprofilers(fields).astype(np.float32).round().astype(np.uint16))
+    expected = block_means(smoothed_median(fields).astype(np.float32).round().astype(np.uint16))
     expected = expected / expected.mean(axis=(0, 1))
-    # A median of means over blocks is not quite the mean of medians where cells are dense.
+    # Where cells are dense, a median of block means differs a little from a mean of medians.
     np.testing.assert_allclose(light.gain, expected, rtol=0.06)
 
 
-def test_correction_gives_back_the_evenly_lit_field(plate):
-    # The light falls on the cells and on the background, and the camera adds its offset.
+def test_correction_restores_the_evenly_lit_field(plate):
+    # The light affects cells and background; the camera adds its offset.
     uneven, even = plate(**UNEVEN, glow=400), plate(glow=400)
     light = fitted(uneven)
-    # The camera's own light is 1 in the middle, not on average.
+    # The simulated light is 1 in the middle of the field, not on average.
     y, x = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2, indexing="ij")
     mean = (1 - 0.5 * UNEVEN["vignette"] * (x**2 + y**2)).mean()
     before, after = [], []
@@ -151,7 +151,7 @@ def test_a_few_bad_fields_do_not_change_it(plate, good, what):
     assert (unevenness(full(fitted(fields)) / good) < 3).all()
 
 
-def test_fields_that_tell_nothing_leave_the_light_even(plate):
+def test_empty_or_single_fields_give_even_light(plate):
     light = light_of(**UNEVEN)[..., None]
     rng = np.random.default_rng(0)
     empty = [700 + 400 * light + rng.normal(0, 40, (SIDE, SIDE, 3)) for _ in range(12)]
@@ -174,7 +174,7 @@ def test_no_pixel_is_amplified_without_bound(plate):
 
 
 def naive_light(blocks):
-    """`relative_light` by one regression with an intercept a field; its own words in loops."""
+    """`relative_light` as one regression with an intercept for each field."""
     height, width = blocks.shape[1:]
     grid = [(r / (height - 1), c / (width - 1)) for r in range(height) for c in range(width)]
     columns = [(i, j) for i in range(5) for j in range(5) if 0 < i + j <= 4]
@@ -206,7 +206,7 @@ def naive_light(blocks):
     return light.reshape(height, width) / light.mean()
 
 
-def test_it_is_the_regression_it_says_it_is(plate, monkeypatch):
+def test_regression_equals_a_naive_one(plate, monkeypatch):
     monkeypatch.setattr("cellclr_jax.data.illumination._CAUTION", 0.0)
     blocks = np.stack([block_means(field) for field in plate(**UNEVEN)[:12]])
     for channel in range(3):
@@ -239,7 +239,7 @@ def some_light(height=40, width=52):
     )
 
 
-def test_apply_is_its_formula_rounded_and_cut():
+def test_apply_equals_its_formula_rounded_and_clipped():
     light = some_light()
     field = np.random.default_rng(1).integers(0, 65536, (40, 52, 2)).astype(np.uint16)
     gain = ndimage.zoom(light.gain, (8, 13, 1), order=1, mode="nearest", grid_mode=True)
@@ -249,7 +249,9 @@ def test_apply_is_its_formula_rounded_and_cut():
     assert (exact < 0).any()
     assert (exact > 65535).any()
     assert abs(corrected - exact.clip(0, 65535))[field < 65535].max() < 0.51
-    with pytest.raises(BadData, match=r"\(40, 52, 3\), the light .* fitted to \(40, 52, 2\)"):
+    with pytest.raises(
+        BadData, match=r"\(40, 52, 3\), the illumination was fitted to \(40, 52, 2\)"
+    ):
         light.apply(np.zeros((40, 52, 3), np.uint16))
 
 
@@ -262,7 +264,7 @@ def test_saturated_pixels_stay_saturated(ceiling):
     assert (corrected[20:] != field[20:]).any()
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_file_is_loaded_unchanged(tmp_path):
     light, path = some_light(), tmp_path / "illumination" / "Week1_22123.npz"
     light.save(path)
     again = Illumination.load(path)
@@ -289,7 +291,7 @@ def test_a_damaged_file_is_named(tmp_path):
             Illumination.load(path)
 
 
-def test_what_unpacks_to_more_than_any_light_is_refused_unread(tmp_path):
+def test_a_file_that_unpacks_to_too_many_bytes_is_refused_unread(tmp_path):
     path = tmp_path / "light.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("gain.npy", bytes(20 << 20))
@@ -326,20 +328,20 @@ def test_a_plate_is_fitted_from_the_fields_that_can_be_read(plate):
 
 
 def test_a_plate_without_a_readable_field_is_named():
-    with pytest.raises(BadData, match="plate 'P1': not one of its 3 fields can be read"):
+    with pytest.raises(BadData, match="plate 'P1': none of its 3 fields can be read"):
         fit_plate(painted_fields([None] * 3), CHANNELS)
-    with pytest.raises(BadData, match="not one of its 0 fields"):
+    with pytest.raises(BadData, match="none of its 0 fields"):
         fit_plate([], CHANNELS)
 
 
-def test_fields_of_another_shape_than_most_are_passed_over(plate):
+def test_fields_of_another_shape_than_most_are_left_out(plate):
     pixels = plate(**UNEVEN)[:6]
     light = fit_plate(painted_fields([pixels[0][:-8], *pixels[1:]]), CHANNELS)
     assert light.shape == (SIDE, SIDE)
     assert light.digest() == fitted(pixels[1:]).digest()
 
 
-def test_of_very_many_fields_some_are_read(monkeypatch):
+def test_at_most_a_fixed_number_of_fields_is_read(monkeypatch):
     monkeypatch.setattr(illumination, "MOST_FIELDS", 4)
     fields = painted_fields(np.full((16, 16, 3), n, np.uint16) for n in range(10))
     assert fit_plate(fields, CHANNELS).fields == 4

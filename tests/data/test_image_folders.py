@@ -1,4 +1,4 @@
-"""Folders of anybody's single-cell images: labels, tables, ids, and everything that may not fit."""
+"""Folders of single-cell images of any origin: labels, tables, ids, and wrong input."""
 
 import os
 import unicodedata
@@ -46,7 +46,7 @@ def picture(value=0, shape=(12, 10, 3), dtype=np.uint8):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of two images, whose pixels tell which they are."""
+    """Two classes of two images; the pixels are the number of the image."""
     root = tmp_path / "cells"
     for value, name in enumerate(("control/a", "control/b", "drug/c", "drug/d")):
         save(root / f"{name}.png", picture(value))
@@ -101,7 +101,7 @@ def test_two_files_of_one_name_keep_their_suffix(folder):
     assert "control/a.png" in found
 
 
-def test_several_inputs_are_told_apart_by_as_much_as_needed(tmp_path):
+def test_several_inputs_have_the_shortest_distinct_prefixes(tmp_path):
     for value, name in enumerate(("one/images", "two/images", "three")):
         save(tmp_path / name / "x" / "a.png", picture(value))
     pair = (tmp_path / "one" / "images", tmp_path / "two" / "images")
@@ -126,7 +126,7 @@ def test_a_link_is_followed_and_no_cell_appears_twice(folder):
     assert sorted(found) == ["control/a", "control/b", "drug/c", "drug/d"]
 
 
-def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
+def test_groups_are_bounded_and_have_distinct_names(folder, monkeypatch):
     monkeypatch.setattr(single_cells, "_GROUP", 3)
     for number in range(7):
         save(folder / "many" / f"{number}.png", picture(number))
@@ -137,7 +137,7 @@ def test_groups_are_bounded_and_named_apart(folder, monkeypatch):
     assert len({cell for field in fields for cell in field.cells}) == 11
 
 
-def test_a_table_tells_what_is_known(folder, table):
+def test_columns_of_a_table_are_the_metadata(folder, table):
     source = tabled(folder, table)
     assert source.columns == ("plate", "well", "site", "compound", "concentration", "label")
     assert source.tables == {"label table": str(table)}
@@ -240,7 +240,7 @@ def test_rows_and_files_without_each_other_are_problems(folder, table, monkeypat
     table.write_text("\n".join(["file,label", "drug/c.png,x", *rows]))
     source = tabled(folder, table, {})
     assert list(cells(source)) == ["drug/c"]
-    # In lots, so that a million of them can be told; each image and row weighs as much as another.
+    # In groups, so that a million can be reported; each image and row counts as one cell.
     assert source.lost == 3 + 3
     assert source.problems == [
         ("control/a.png, control/b.png", f"no row of {table} (2 images)"),
@@ -264,7 +264,7 @@ def test_a_plate_without_an_image_is_absent(folder, table):
         tabled(folder, table, plates=("P1", "P3"))
 
 
-def test_plates_that_are_asked_for_come_alone(folder, table):
+def test_only_requested_plates_are_read(folder, table):
     source = tabled(folder, table, plates=("P1",))
     assert sorted(cells(source)) == ["drug/c", "drug/d"]
     assert (source.problems, source.absent_plates) == ([], [])
@@ -277,7 +277,7 @@ def test_plates_that_are_asked_for_come_alone(folder, table):
         tabled(folder, table, {}, plates=("P1",))
 
 
-def test_what_is_empty_is_not_told(folder, table):
+def test_empty_columns_are_left_out(folder, table):
     table.write_text(
         "file,compound,concentration,site,replicate\ndrug/c.png,taxol,0.3,2,1\ndrug/d.png,DMSO,,,\n"
     )
@@ -306,7 +306,7 @@ def test_what_is_empty_is_not_told(folder, table):
         ({"colour": "path"}, "--label_columns=colour=path: <what>=<column> .* one of file, plate"),
     ],
 )
-def test_a_column_that_is_not_there_is_named(folder, table, columns, message):
+def test_a_missing_column_is_named(folder, table, columns, message):
     with pytest.raises(BadUse, match=message):
         tabled(folder, table, columns)
 
@@ -331,7 +331,7 @@ def test_images_of_two_types_are_refused_and_one_of_each_is_named(folder):
         folder_fields(Request((folder,)))
 
 
-def test_a_folder_without_an_image_says_what_it_holds(tmp_path, folder):
+def test_the_error_for_a_folder_without_an_image_lists_its_files(tmp_path, folder):
     (tmp_path / "other").mkdir()
     for name in ("a.jpg", "b.JPG", "c.txt"):
         (tmp_path / "other" / name).write_text("")
@@ -360,10 +360,10 @@ def test_thumbnails_are_left_out_and_counted(folder):
     assert source.left_out[0].startswith("4 thumbnails (thumbnail-1.tif, Thumbs/c.png, drug/c_")
 
 
-def test_a_name_that_no_table_could_hold_is_refused(folder):
+def test_a_name_that_is_not_utf8_is_refused(folder):
     try:
         save(Path(os.fsdecode(os.fsencode(folder) + b"/drug/\xff.png")), picture())
     except OSError:
-        pytest.skip("this file system has UTF-8 names alone")
+        pytest.skip("this file system has only UTF-8 names")
     with pytest.raises(BadData, match="the name is not UTF-8"):
         folder_fields(Request((folder,)))

@@ -1,7 +1,6 @@
-"""What a manifest records: differences of settings and of inputs, and the summary."""
+"""The manifest's record of the input, and the summary of a build."""
 
 import pandas as pd
-import pytest
 from support.tiny_release import PLATES, write_release, zip_plates
 
 from cellclr_jax.data.building.manifest import (
@@ -37,18 +36,13 @@ def test_a_summary_counts_one_as_one() -> None:
     assert "\n1 group of images: " in summarize(manifest, cells)
 
 
-@pytest.fixture
-def release(tmp_path):
-    return write_release(tmp_path / "release")
+def test_copies_and_zips_of_an_input_have_the_same_contents(tmp_path):
+    def contents(folder):
+        return describe_contents(open_source("raw", Request((folder,))))
 
-
-def held(folder, **request):
-    return describe_contents(open_source("raw", Request((folder,), **request)))
-
-
-def test_the_same_content_elsewhere_or_zipped_is_the_same(release, tmp_path):
-    first = held(release)
+    release = write_release(tmp_path / "release")
+    first = contents(release)
     assert first[PLATES[0]]["files"] == 9
-    assert contents_differences(first, held(zip_plates(release, tmp_path / "zips"))) == []
+    assert contents_differences(first, contents(zip_plates(release, tmp_path / "zips"))) == []
     release.rename(tmp_path / "moved")
-    assert contents_differences(first, held(tmp_path / "moved")) == []
+    assert contents_differences(first, contents(tmp_path / "moved")) == []

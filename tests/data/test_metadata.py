@@ -1,4 +1,4 @@
-"""The metadata tables: every way they are written reads alike, and errors name file and line."""
+"""The metadata tables: all notations are read alike, and errors name file and line."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Order, share and content of minibatches: every cell once, treatments balanced, no two alike."""
+"""Minibatches: each cell once per epoch, shares of processes, resuming."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ def test_processes_share_the_minibatches_of_one(cells, count):
         np.testing.assert_array_equal(joined, minibatch["row"])
 
 
-def test_an_iterator_goes_on_from_its_state(cells):
+def test_an_iterator_resumes_from_its_state(cells):
     def fresh():
         return iter(
             pipeline.training_minibatches(cells, np.arange(40), minibatch_size=8, epochs=2, seed=0)

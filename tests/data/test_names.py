@@ -1,4 +1,4 @@
-"""Two spellings of one name are the same everywhere, and a word for 'missing' is no name."""
+"""Spellings of a name are equal, and words for 'missing' are not names."""
 
 import numpy as np
 import pandas as pd

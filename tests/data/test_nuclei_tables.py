@@ -1,4 +1,4 @@
-"""Centres from DeepProfiler and CellProfiler land in the right field, or an error says where."""
+"""Centres of DeepProfiler and CellProfiler are assigned to their fields; errors name the line."""
 
 import pytest
 
@@ -95,7 +95,7 @@ def test_deepprofilers_locations_are_read(tmp_path, fields, folder):
 
 
 @pytest.mark.parametrize(("site", "well"), [("f0{}", "{}"), ("s{}", "{}"), ("{}.0", "{}")])
-def test_sites_and_wells_may_be_written_otherwise(tmp_path, fields, site, well):
+def test_sites_and_wells_match_in_any_notation(tmp_path, fields, site, well):
     write_locations(tmp_path, site, well)
     (tmp_path / "P1" / "notes.txt").write_text("x")
     write(tmp_path / "P1" / "D03-1-Nuclei.csv", ("a",), ("of a well that is not asked for",))
@@ -309,7 +309,7 @@ CENTER = ["Location_Center_X", "Location_Center_Y"]
         ),
     ],
 )
-def test_a_header_that_tells_too_little_is_named(tmp_path, fields, header, message):
+def test_a_header_without_field_or_centre_is_an_error(tmp_path, fields, header, message):
     path = write(tmp_path / "Nuclei.csv", header, ["1"] * len(header))
     with pytest.raises(BadData, match=rf"Nuclei\.csv, line 1: .*{message}"):
         read_centers(path, fields)

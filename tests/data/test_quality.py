@@ -1,4 +1,4 @@
-"""Quality measures of fields, and the fields that they say are unlike the others."""
+"""Quality measures of fields, and detection of outliers."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ CHANNELS = ("dna", "tubulin", "actin")
 
 @pytest.fixture(scope="module")
 def painted():
-    """The light of a field of cells [3, H, W], before any camera."""
+    """Light of a simulated field of cells [3, H, W], without a camera."""
     return field_of(None, size=512).image
 
 
@@ -42,19 +42,13 @@ def focus_of(image):
     return np.array([measure_images(image[None], CHANNELS)[f"focus_{c}"] for c in CHANNELS])
 
 
-def test_a_measure_has_a_column_for_each_channel(painted):
-    found = measure_images((photograph(painted))[None], CHANNELS)
-    assert list(found) == columns_of(CHANNELS)
-    assert list(found)[:3] == ["mean_dna", "mean_tubulin", "mean_actin"]
-    assert all(type(value) is float for value in found.values())
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (7, 5), (40, 33), (200, 129)])
-def test_intensities_are_numpys(dtype, shape):
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (200, 129)])
+def test_intensities_equal_numpy(dtype, shape):
     rng = np.random.default_rng(0)
     image = np.minimum(rng.gamma(2, 40, (*shape, 2)), np.iinfo(dtype).max).astype(dtype)
     found = measure_images(image[None], ("a", "b"))
+    assert list(found) == columns_of(("a", "b"))
     for channel, name in enumerate("ab"):
         values = image[..., channel].astype(float)
         assert found[f"mean_{name}"] == pytest.approx(values.mean(), rel=1e-12)
@@ -72,7 +66,7 @@ def test_crops_are_measured_as_one_field():
     assert measure_images(crops[::-1], CHANNELS) == pytest.approx(found, nan_ok=True)
 
 
-def test_a_folder_of_many_crops_is_gone_through_in_portions(monkeypatch):
+def test_portions_have_no_effect(monkeypatch):
     crops = np.random.default_rng(0).gamma(2, 400, (20, 48, 48, 1)).astype(np.uint16)
     crops = ndimage.uniform_filter(crops, (0, 3, 3, 0))
     whole = measure_images(crops, ("dna",))
@@ -89,13 +83,13 @@ def test_a_folder_of_many_crops_is_gone_through_in_portions(monkeypatch):
         (np.zeros((4, 4, 1), np.float32), ("a",)),
     ],
 )
-def test_what_is_no_image_of_a_camera_is_refused(image, channels):
+def test_wrong_shapes_and_types_are_refused(image, channels):
     with pytest.raises(ValueError, match="expected"):
         measure_images(image[None], channels)
 
 
-@pytest.mark.parametrize("ceiling", [255, 1023, 4095, 4095 * 16, 16383, 16383 * 4, 65535, 50_000])
-def test_pixels_at_the_ceiling_of_any_camera_are_counted(ceiling):
+@pytest.mark.parametrize("ceiling", [255, 4095, 4095 * 16, 16383 * 4, 50_000])
+def test_saturated_pixels_of_any_camera_are_counted(ceiling):
     rng = np.random.default_rng(0)
     step = 16 if ceiling == 4095 * 16 else 4 if ceiling == 16383 * 4 else 1
     light = rng.gamma(3, ceiling / 8, (300, 300)) // step * step
@@ -103,7 +97,7 @@ def test_pixels_at_the_ceiling_of_any_camera_are_counted(ceiling):
     assert saturated_share(image) == np.mean(light >= ceiling) > 0.005
 
 
-def test_an_image_below_the_ceiling_is_not_saturated(painted):
+def test_images_below_the_limit_are_not_saturated(painted):
     rng = np.random.default_rng(0)
     assert saturated_share(np.full((50, 50), 700, np.uint16)) == 0
     assert saturated_share(np.zeros((50, 50), np.uint16)) == 0
@@ -116,7 +110,7 @@ def test_an_image_below_the_ceiling_is_not_saturated(painted):
     assert [saturated_share(dim[..., channel]) for channel in range(3)] == [0, 0, 0]
 
 
-def test_white_is_saturated_whatever_the_number_of_pixels():
+def test_white_is_saturated():
     image = np.zeros((10, 10), np.uint8)
     image[0, 0] = 255
     assert saturated_share(image) == 0.01
@@ -124,7 +118,7 @@ def test_white_is_saturated_whatever_the_number_of_pixels():
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
-def test_focus_falls_with_blur_whatever_the_noise(painted, noise):
+def test_focus_decreases_with_blur_at_any_noise(painted, noise):
     blurs = (0.5, 0.8, 1.2, 1.6, 2.0, 3.0, 4.0)
     scores = [focus_of(photograph(painted, focus=(b,) * 3, noise=noise)) for b in blurs]
     assert (np.diff(scores, axis=0) < 0).all()
@@ -142,41 +136,41 @@ def test_focus_falls_with_blur_whatever_the_noise(painted, noise):
         {"vignette": 0.4, "tilt": (0.3, -0.3)},
     ],
 )
-def test_focus_knows_neither_gain_nor_offset_noise_or_uneven_light(painted, optics):
+def test_focus_is_independent_of_gain_offset_noise_and_illumination(painted, optics):
     usual = focus_of(photograph(painted))
     np.testing.assert_allclose(focus_of(photograph(painted, seed=1, **optics)), usual, rtol=0.06)
 
 
 @pytest.mark.parametrize("density", [0.3, 2.0])
-def test_focus_changes_little_with_the_number_of_cells(painted, density):
-    other = field_of(Population(UNTREATED, UNTREATED, 0.0, density=density), size=1024).image
+def test_focus_depends_little_on_the_number_of_cells(painted, density):
+    other = field_of(Population(UNTREATED, UNTREATED, 0.0, density=density), size=768).image
     ratio = focus_of(photograph(other)) / focus_of(photograph(painted))
     assert ratio.max() < 1.2
     assert ratio.min() > 0.8
 
 
-def test_a_bright_fibre_does_not_bring_a_field_into_focus(painted):
+def test_a_bright_fibre_has_little_effect_on_focus(painted):
     with_fibre = photograph(painted, focus=(3.0,) * 3)
     with_fibre[200:204, 150:300] = 60_000
     assert (focus_of(with_fibre) < 0.6 * focus_of(photograph(painted))).all()
 
 
-def test_where_there_is_nothing_to_focus_on_there_is_no_score():
+def test_images_without_structure_have_no_focus_score():
     rng = np.random.default_rng(0)
     assert np.isnan(focus_score(rng.normal(700, 36, (1, 512, 512)).astype(np.uint16)))
     assert np.isnan(focus_score(np.full((1, 512, 512), 700, np.uint16)))
     assert np.isnan(focus_score(rng.integers(0, 4000, (5, 23, 23), np.uint16)))
 
 
-@pytest.mark.parametrize("side", [24, 25, 68, 127, 300])
-def test_images_of_any_size_have_a_score(side):
+@pytest.mark.parametrize("side", [24, 25, 127])
+def test_images_of_any_size_have_a_focus_score(side):
     blobs = ndimage.gaussian_filter(np.random.default_rng(0).random((6, side, side)), (0, 2, 2))
     image = (60_000 * blobs).astype(np.uint16)
     assert focus_score(image) > 0
 
 
-def test_real_nuclei_fall_out_of_focus_with_blur(shared):
-    files = sorted((shared / "data" / "nuclei").glob("*.tif"))[:4]
+def test_focus_of_real_nuclei_decreases_with_blur(shared):
+    files = sorted((shared / "data" / "nuclei").glob("*.tif"))[:2]
     for file in files:
         image = read_planes((ImageFile(file.name, str(file)),)).astype(np.float32)
         rng = np.random.default_rng(0)
@@ -190,7 +184,7 @@ def test_real_nuclei_fall_out_of_focus_with_blur(shared):
 
 
 def plate_of(count=60, seed=0, plate="P1"):
-    """Fields that differ by chance alone, as the table of fields has them."""
+    """A table of fields with random measures."""
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({"field": [f"{plate}/{i}" for i in range(count)], "plate": plate})
     table["cells"] = rng.poisson(85, count)
@@ -202,7 +196,7 @@ def plate_of(count=60, seed=0, plate="P1"):
     return table
 
 
-def test_fields_that_differ_by_chance_do_not_stand_out():
+def test_random_fields_are_no_outliers():
     table = pd.concat([plate_of(seed=i, plate=f"P{i}") for i in range(20)], ignore_index=True)
     assert len(find_outliers(table, CHANNELS)) == 0
     assert len(find_outlying_plates(table, CHANNELS)) == 0
@@ -223,13 +217,13 @@ def test_fields_that_differ_by_chance_do_not_stand_out():
         ({"p50_actin": 0.0}, "actin dark: median pixel 0, its plate's median 1,000"),
     ],
 )
-def test_planted_faults_stand_out_with_their_reason(changes, reason):
+def test_planted_faults_are_found_with_their_reason(changes, reason):
     table = plate_of()
     table.loc[7, list(changes)] = list(changes.values())
     found = find_outliers(table, CHANNELS)
     assert found["field"].tolist() == ["P1/7"]
     words = found["reason"].iloc[0]
-    # The plate's median depends on chance.
+    # The median of the plate is random.
     assert (
         words.rsplit(" ", 1)[0] == reason.rsplit(" ", 1)[0]
         if "median" in reason
@@ -238,7 +232,7 @@ def test_planted_faults_stand_out_with_their_reason(changes, reason):
     assert found["score"].iloc[0] >= 5
 
 
-def test_what_is_good_news_does_not_stand_out():
+def test_sharp_and_unsaturated_fields_are_no_outliers():
     table = plate_of()
     table.loc[7, ["focus_dna", "saturated_dna"]] = 9.0, 0.0
     assert len(find_outliers(table, CHANNELS)) == 0
@@ -253,7 +247,7 @@ def test_scores_are_robust_z_scores_of_logarithms():
     assert find_outliers(table, CHANNELS)["score"].iloc[0] == pytest.approx(expected)
 
 
-def test_a_field_is_judged_by_its_own_plate():
+def test_fields_are_compared_within_their_plate():
     bright = plate_of(seed=1, plate="P2")
     bright[[f"mean_{c}" for c in CHANNELS]] *= 10
     dim = plate_of()
@@ -263,7 +257,7 @@ def test_a_field_is_judged_by_its_own_plate():
     assert found.index.tolist() == [3]
 
 
-def test_a_small_plate_is_judged_by_all_fields():
+def test_fields_of_small_plates_are_compared_with_all():
     small = plate_of(3, seed=1, plate="P2")
     small.loc[1, "focus_dna"] = 0.2
     found = find_outliers(pd.concat([plate_of(), small], ignore_index=True), CHANNELS)
@@ -273,7 +267,7 @@ def test_a_small_plate_is_judged_by_all_fields():
     assert find_outliers(small, CHANNELS)["reason"].tolist() == ["no cells"]
 
 
-def test_the_order_of_fields_changes_nothing_and_the_worst_comes_first():
+def test_outliers_are_sorted_whatever_the_order_of_fields():
     table = plate_of()
     table.loc[3, "focus_dna"] = 0.5
     table.loc[5, "focus_dna"] = 0.2
@@ -284,7 +278,7 @@ def test_the_order_of_fields_changes_nothing_and_the_worst_comes_first():
     pd.testing.assert_frame_equal(find_outliers(shuffled, CHANNELS), found)
 
 
-def test_unusable_fields_and_unknown_measures_are_not_judged():
+def test_excluded_fields_and_missing_measures_are_ignored():
     table = plate_of()
     table.loc[3, ["problem", "cells", "focus_dna"]] = "no file", 0, np.nan
     assert len(find_outliers(table, CHANNELS)) == 0
@@ -294,7 +288,7 @@ def test_unusable_fields_and_unknown_measures_are_not_judged():
     assert list(find_outliers(bare.head(0), CHANNELS)) == [*bare, "reason", "score"]
 
 
-def test_a_plate_that_differs_as_a_whole_stands_out_among_plates():
+def test_outlier_plates_are_found():
     plates = [plate_of(seed=i, plate=f"P{i}") for i in range(10)]
     plates[4]["focus_tubulin"] /= 4
     table = pd.concat(plates, ignore_index=True)

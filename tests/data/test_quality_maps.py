@@ -1,4 +1,4 @@
-"""Plates drawn at a glance: every well in its place, with its own value and words."""
+"""Plate maps and histograms of the quality page."""
 
 import re
 
@@ -25,32 +25,32 @@ from cellclr_jax.data.quality.plate_maps import lay_out, parse_wells, row_name
         ("AF48", (31, 47), "AF48"),
     ],
 )
-def test_wells_by_their_names(name, place, written):
+def test_wells_are_parsed(name, place, written):
     ((row, column),) = parse_wells([name])
     assert (row, column) == place
     assert f"{row_name(row)}{column + 1}" == written
 
 
 @pytest.mark.parametrize("name", ["A00", "A49", "BA01", "AG01", "well 3", "12", "", "A1\n2"])
-def test_what_is_no_well(name):
+def test_other_names_are_no_wells(name):
     np.testing.assert_array_equal(parse_wells(["B02", name]), [[1, 1], [-1, -1]])
 
 
-@pytest.mark.parametrize("plates", [1, 2, 12, 55, 300])
-@pytest.mark.parametrize("last", [(0, 0), (7, 11), (15, 23), (31, 47)])
-def test_no_plate_lies_on_another(plates, last):
+@pytest.mark.parametrize("plates", [1, 12, 300])
+@pytest.mark.parametrize("last", [(0, 0), (15, 23), (31, 47)])
+def test_plates_do_not_overlap(plates, last):
     grid = lay_out([f"p{i}" for i in range(plates)], np.array([(0, 0), last]), 1_000_000)
-    taken = np.zeros(grid.size, int)
+    used = np.zeros(grid.size, int)
     for plate in range(plates):
         top, left = grid.corner(plate)
-        taken[top - grid.gap_rows : top + grid.rows, left : left + grid.columns] += 1
-    assert taken.max() == 1
-    assert taken.sum() == plates * (grid.rows + grid.gap_rows) * grid.columns
+        used[top - grid.gap_rows : top + grid.rows, left : left + grid.columns] += 1
+    assert used.max() == 1
+    assert used.sum() == plates * (grid.rows + grid.gap_rows) * grid.columns
     assert grid.rows > last[0]
     assert grid.columns > last[1]
 
 
-def test_fifty_five_plates_are_seen_at_a_glance():
+def test_55_plates_fit_on_a_screen():
     grid = lay_out([f"p{i}" for i in range(55)], np.array([(7, 11)]), 40_000)
     assert grid.size[0] * grid.side < 800
     assert grid.size[1] * grid.side < 1100
@@ -72,7 +72,7 @@ def wells_of(figure):
     ]
 
 
-def test_every_well_has_its_own_place_and_value(drawn):
+def test_every_well_has_its_place_and_value(drawn):
     fields, wells, _ = drawn
     cells = fields.groupby(["plate", "well"])["cells"].sum()
     places = {}
@@ -85,7 +85,7 @@ def test_every_well_has_its_own_place_and_value(drawn):
         np.testing.assert_array_equal(places[plate, "H12"] - places[plate, "A01"], (7, 11))
 
 
-def test_the_fields_of_a_well_lie_in_its_square_in_their_order(drawn):
+def test_fields_are_in_order_within_their_well(drawn):
     fields, wells, sites = drawn
     focus = fields.set_index(["plate", "well", "site"])["focus_dna"]
     places = {well: at for well, _, at in wells_of(wells)}
@@ -97,14 +97,14 @@ def test_the_fields_of_a_well_lie_in_its_square_in_their_order(drawn):
         assert f"<br>field {number}: " in sites["data"][0]["customdata"][y][x]
 
 
-def test_sites_are_in_order_whatever_the_order_of_the_table(drawn):
+def test_order_of_the_table_has_no_effect(drawn):
     fields, _, sites = drawn
     shuffled = fields.sort_values(["plate", "site"], ascending=[True, False], kind="stable")
     _, again = figures_of(render_page(make_content(shuffled.reset_index(drop=True))))
     assert again["data"][0]["z"] == sites["data"][0]["z"]
 
 
-def test_a_well_without_a_usable_field_is_not_one_without_cells():
+def test_wells_without_usable_fields_differ_from_wells_without_cells():
     fields = fields_table(sites=1)
     fields.loc[0, ["problem", "cells"]] = "no file", 0
     fields.loc[0, columns_of(CHANNELS)] = np.nan
@@ -117,12 +117,12 @@ def test_a_well_without_a_usable_field_is_not_one_without_cells():
     assert crosses["hovertext"] == ["<b>Week1_100/B02/s1</b><br>no file"]
 
 
-def test_of_too_many_fields_the_worst_of_a_well_is_drawn(monkeypatch):
+def test_too_many_fields_are_reduced_to_the_worst_of_each_well(monkeypatch):
     monkeypatch.setattr(plate_maps, "_MOST_SQUARES", 700)
     fields = fields_table()
     fields.loc[2, "saturated_dna"] = 0.3
     page = render_page(make_content(fields))
-    assert "a well with the worst of its fields" in words_of(page)
+    assert "a well, with its worst field" in words_of(page)
     _, worst = figures_of(page)
     least = fields.groupby(["plate", "well"])["focus_dna"].min()
     found = [value for value, _, _ in squares_of(worst)]
@@ -131,7 +131,7 @@ def test_of_too_many_fields_the_worst_of_a_well_is_drawn(monkeypatch):
     assert max(saturated) == pytest.approx(30)
 
 
-def test_a_page_of_too_many_plates_shows_the_first_and_says_so(monkeypatch):
+def test_too_many_plates_are_cut(monkeypatch):
     monkeypatch.setattr(plate_maps, "_MOST_SQUARES", 1_000)
     page = render_page(make_content(fields_table(plates=12, wells=("B02",), sites=1)))
     wells, _ = figures_of(page)
@@ -139,55 +139,53 @@ def test_a_page_of_too_many_plates_shows_the_first_and_says_so(monkeypatch):
     assert "The first 10 of 12 plates are shown." in words_of(page)
 
 
-def test_a_well_of_thousands_of_fields_does_not_blow_up_the_others():
-    fields = fields_table(plates=20, sites=1)
+def test_a_well_of_thousands_of_fields_is_reduced():
+    fields = fields_table(plates=4, sites=1)
     crowded = pd.concat([fields, *[fields.head(1)] * 3000], ignore_index=True)
     crowded["site"] = np.arange(len(crowded))
     page = render_page(make_content(crowded))
-    assert "a well with the worst of its fields" in words_of(page)
+    assert "a well, with its worst field" in words_of(page)
     assert len(page) < 8_000_000
 
 
-def test_wells_without_a_plate_are_one_plate():
+def test_wells_without_plate_names_are_one_plate():
     fields = fields_table(plates=1).drop(columns="plate")
     wells, _ = figures_of(render_page(make_content(fields)))
     named = [words.split("<br>")[0] for _, words, _ in squares_of(wells)]
     assert named == ["<b>B02</b>", "<b>B03</b>", "<b>C04</b>"]
 
 
-def test_a_dataset_without_wells_has_histograms_of_all_its_fields():
+def test_fields_without_wells_have_histograms():
     fields = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
-    page = render_page(make_content(fields))
+    page = render_page(make_content(fields.assign(focus_dna=np.nan)))
     (figure,) = figures_of(page)
-    # Cells, and three measures of three channels.
-    assert [sum(bars["y"]) for bars in figure["data"]] == [len(fields)] * 10
-    assert "How the fields differ" in words_of(page)
+    # Cells, and five measures of three channels, one of which is unknown.
+    assert sorted(sum(bars["y"]) for bars in figure["data"]) == [0, *[len(fields)] * 15]
+    assert figure["layout"]["xaxis"]["title"]["text"] == "cells per field"
+    assert f"<option>dna: focus score, {UNKNOWN}</option>" in page
 
 
-def test_a_measure_that_no_field_has_is_said_to_be_unknown():
-    bare = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
-    (figure,) = figures_of(render_page(make_content(bare.assign(focus_dna=np.nan))))
-    assert len(figure["data"]) == 9
-    (said,) = [a for a in figure["layout"]["annotations"] if a["text"] == UNKNOWN]
-    # In the middle of axes that are not drawn.
-    number = said["xref"].removeprefix("x").removesuffix(" domain")
-    assert said["yref"] == f"y{number} domain"
-    for axis in "xy":
-        hidden = [
-            k for k, v in figure["layout"].items() if k[1:] == f"axis{number}" and k[0] == axis
-        ]
-        assert [figure["layout"][name]["visible"] for name in hidden] == [False]
+def test_single_cell_images_have_counts_of_their_classes():
+    """Their 'fields' are groups of images: a histogram of them has no meaning."""
+    fields = fields_table()[["field", "cells", "problem", *columns_of(CHANNELS)]]
+    fields["label"] = ["round"] * 8 + ["flat"] * 16
+    page = render_page(make_content(fields, columns=("label",), whole_fields=False))
+    (figure,) = figures_of(page)
+    cells = fields.groupby("label")["cells"].sum()
+    bars = figure["data"][0]
+    assert dict(zip(bars["y"], bars["x"], strict=True)) == dict(cells)
+    assert "24 image groups" in words_of(page)
 
 
-def test_a_map_of_what_no_field_has_is_said_to_be_unknown():
+def test_measures_without_values_are_marked():
     page = render_page(make_content(fields_table().assign(focus_dna=np.nan)))
     _, focus = figures_of(page)
-    assert f"<option>focus, dna ({UNKNOWN})</option>" in page
-    assert "<option>focus, tubulin</option>" in page
+    assert f"<option>dna: focus score, {UNKNOWN}</option>" in page
+    assert "<option>tubulin: focus score</option>" in page
     assert [heatmap["showscale"] for heatmap in focus["data"][:2]] == [False, True]
 
 
-def test_one_of_a_kind_is_one():
+def test_counts_of_one_are_singular():
     one = fields_table(plates=1, wells=("B02",), sites=1).assign(cells=1)
     page = render_page(make_content(one))
     wells, focus = figures_of(page)
@@ -200,12 +198,7 @@ def test_one_of_a_kind_is_one():
         assert not re.search(r"\b1 (cells|fields|labels|plates|wells|rows|treatments)\b", words)
 
 
-def test_wells_of_other_names_have_histograms():
-    page = render_page(make_content(fields_table().assign(well="somewhere")))
-    assert "How the fields differ" in words_of(page)
-
-
-def test_fields_without_measures_have_a_map_of_their_cells():
+def test_fields_without_measures_have_a_map_of_cell_counts():
     bare = fields_table(plates=1, sites=1)[["field", "cells", "problem", "well"]]
     (figure,) = figures_of(render_page(make_content(bare)))
     assert [value for value, _, _ in squares_of(figure)] == bare["cells"].tolist()

@@ -1,4 +1,4 @@
-"""Crops on the quality page: the right cells in the right rows, readable, within bounds."""
+"""Example cells and illumination on the quality page."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def picture_of(uri):
 
 
 class Images:
-    """Flat crops, bright in channel 0 by their row's number."""
+    """Flat crops with the number of their row as intensity of channel 0."""
 
     def __init__(self, channels=3, side=SIDE, dtype=np.uint16):
         self.channels, self.side, self.dtype = channels, side, dtype
@@ -34,8 +34,8 @@ class Images:
 
 
 def shown_cells(row):
-    """Row numbers of the cells of a strip, of cells whose wells are numbered."""
-    return [int(place) for place in row.strip.places]
+    """Rows of the cells of a strip; the name of a cell's well is its row."""
+    return [int(place) for place in row.strip.wells]
 
 
 def test_a_row_shows_cells_of_its_treatment_only():
@@ -43,7 +43,7 @@ def test_a_row_shows_cells_of_its_treatment_only():
     cells = pd.DataFrame({"compound": names, "concentration": [i % 2 * 0.3 for i in range(100)]})
     cells["well"] = cells.index.astype(str)
     shown = make_montage(cells, Images().read)
-    assert "A row a treatment;" in shown.text
+    assert "One row per treatment;" in shown.text
     assert [row.title for row in shown.rows] == [
         title for i in range(5) for title in (f"c{i}", f"c{i} 0.3 µM")
     ]
@@ -55,7 +55,7 @@ def test_a_row_shows_cells_of_its_treatment_only():
         assert row.cells == len(of_it)
 
 
-def test_a_rows_cells_do_not_depend_on_other_rows():
+def test_crops_do_not_depend_on_other_rows():
     wells = np.arange(100).astype(str)
     some = pd.DataFrame({"label": ["a"] * 50 + ["b"] * 50, "well": wells})
     more = pd.DataFrame({"label": ["a"] * 50 + ["c"] * 50, "well": wells})
@@ -64,7 +64,7 @@ def test_a_rows_cells_do_not_depend_on_other_rows():
     assert shown_cells(first[1]) != shown_cells(second[1])
 
 
-def test_mechanisms_lie_together_and_what_has_none_comes_last():
+def test_rows_are_sorted_by_mechanism_and_unknown_ones_come_last():
     cells = pd.DataFrame(
         {
             "compound": ["a", "b", "c", "d"],
@@ -81,26 +81,26 @@ def test_mechanisms_lie_together_and_what_has_none_comes_last():
     ]
 
 
-def test_a_label_is_a_row_and_none_is_said_to_be_none():
+def test_labels_are_rows():
     cells = pd.DataFrame({"label": ["b", "", "a", "b"]})
     rows = make_montage(cells, Images().read).rows
     assert [(row.title, row.cells) for row in rows] == [("a", 1), ("b", 2), ("no label", 1)]
 
 
-def test_cells_of_which_nothing_is_known_are_shown_in_their_order():
+def test_cells_without_metadata_are_shown_in_order():
     shown = make_montage(pd.DataFrame(index=range(60)), Images().read)
     assert "Rows in the order" in shown.text
     assert [row.title for row in shown.rows][:2] == ["cells 1 to 10", "cells 11 to 20"]
     assert sum(row.cells for row in shown.rows) == 60
-    alone = make_montage(pd.DataFrame(index=range(1)), Images().read)
-    assert [row.title for row in alone.rows] == ["cell 1"]
+    single = make_montage(pd.DataFrame(index=range(1)), Images().read)
+    assert [row.title for row in single.rows] == ["cell 1"]
 
 
-def test_many_treatments_go_into_compounds_and_then_rows_are_left_out():
+def test_many_treatments_are_merged_and_then_left_out():
     numbers = np.arange(2000)
     cells = pd.DataFrame({"compound": numbers // 10 % 150, "concentration": numbers % 10 + 1.0})
     shown = make_montage(cells.astype({"compound": str}), Images().read)
-    assert "A row a compound;" in shown.text
+    assert "One row per compound;" in shown.text
     assert len(shown.rows) == 150
     assert all(2 <= row.strip.crops <= 8 for row in shown.rows)
     labels = make_montage(pd.DataFrame({"label": [f"l{i:03}" for i in range(300)]}), Images().read)
@@ -109,7 +109,7 @@ def test_many_treatments_go_into_compounds_and_then_rows_are_left_out():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_channels_lie_below_each_other_and_crops_side_by_side(dtype):
+def test_channels_are_rows_and_crops_are_columns_of_the_image(dtype):
     cells = pd.DataFrame({"label": ["a"] * 8})
     (row,) = make_montage(cells, Images(dtype=dtype).read).rows
     picture = picture_of(row.strip.uri)
@@ -135,7 +135,7 @@ def test_any_channels_and_sizes(channels, side, expected):
     assert picture_of(shown.rows[0].strip.uri).shape[:2] == (channels * expected, 3 * expected)
 
 
-def test_pictures_get_coarser_before_the_page_gets_too_large(monkeypatch):
+def test_strips_shrink_to_the_budget(monkeypatch):
     noise = np.random.default_rng(0).integers(0, 65536, (8, 96, 96, 3), np.uint16)
     cells = pd.DataFrame({"label": ["a"] * 8})
     fine = make_montage(cells, lambda rows: noise).rows[0].strip.uri
@@ -143,7 +143,7 @@ def test_pictures_get_coarser_before_the_page_gets_too_large(monkeypatch):
     assert len(make_montage(cells, lambda rows: noise).rows[0].strip.uri) < 0.8 * len(fine)
 
 
-def test_light_is_drawn_in_the_same_colours_for_all_plates():
+def test_illumination_has_one_colour_scale():
     slope = np.linspace(0.8, 1.2, 120)[None, :, None] * np.ones((90, 1, 2))
     light = draw_light({"one": slope, "two": np.full((90, 120, 2), 1.2)})
     assert (round(light.low, 2), round(light.high, 2)) == (0.8, 1.2)

@@ -1,4 +1,4 @@
-"""Images are read wherever they lie, and what cannot be read is named."""
+"""Fields are read from folders and zips; errors name the file."""
 
 import zipfile
 from pathlib import Path
@@ -23,7 +23,7 @@ def release(tmp_path):
     return write_release(tmp_path / "release")
 
 
-def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypatch):
+def test_a_decompression_bomb_is_refused_unread(release, monkeypatch):
     monkeypatch.setattr(readers, "_MOST_BYTES", 160 * 200 * 2)
     loose = open_source("raw", Request((release,))).fields[1]
     assert loose.read().shape == (160, 200, 3)
@@ -38,7 +38,7 @@ def test_what_unpacks_to_more_than_any_image_is_refused_unread(release, monkeypa
         read_planes((file,))
 
 
-def test_want_of_memory_is_no_broken_image(release, monkeypatch):
+def test_a_memory_error_is_not_reported_as_a_broken_image(release, monkeypatch):
     crops = write_crops(release, release / "crops")
 
     def fail(*_, **__):

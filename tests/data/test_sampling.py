@@ -1,4 +1,4 @@
-"""An epoch visits each cell once, or treatments equally often, as its sampling says."""
+"""The order of an epoch under each kind of sampling."""
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ def test_balanced_order_visits_treatments_equally_often():
 
 
 def naive_groups(keys):
-    """Numbers keys as they come."""
+    """Numbers keys in order of first appearance."""
     seen = list(dict.fromkeys(keys))
     return [seen.index(key) for key in keys]
 
@@ -48,23 +48,23 @@ def test_balanced_groups_are_treatments_or_labels():
         (["compound", "label"], compound),
         (["label"], list("yyxyx")),
     ):
-        groups = splits.balanced_groups(table[columns], "balanced")
+        groups, _ = splits.epoch_cells(table[columns], "balanced", "DMSO")
         assert groups.tolist() == naive_groups(keys)
     unknown = table.assign(concentration=[1.0, np.nan, 1.0, 1.0, np.nan])
-    assert splits.balanced_groups(unknown, "balanced").tolist() == [0, 1, 2, 2, 3]
+    assert splits.epoch_cells(unknown, "balanced", "DMSO")[0].tolist() == [0, 1, 2, 2, 3]
 
 
-def test_balancing_what_is_not_told_is_refused():
+def test_sampling_without_groups_is_refused():
     table = pd.DataFrame({"plate": ["p", "p"]})
-    assert splits.balanced_groups(table, "uniform").tolist() == [0, 0]
+    assert splits.epoch_cells(table, "uniform", "DMSO")[0].tolist() == [0, 0]
     with pytest.raises(BadUse, match=r"compounds or labels: set --config\.sampling=uniform"):
-        splits.balanced_groups(table, "balanced")
+        splits.epoch_cells(table, "balanced", "DMSO")
     with pytest.raises(BadUse, match="sampling 'often'"):
-        splits.balanced_groups(table, "often")
+        splits.epoch_cells(table, "often", "DMSO")
 
 
 def naive_weighted(groups, count, rng):
-    """Draws one cell after the other by its weight among those that are left."""
+    """Draws one cell after the other by its weight among the remaining cells."""
     counts = np.bincount(groups)
     weights, drawn = 1 / counts[groups], []
     for _ in range(count):
@@ -75,11 +75,11 @@ def naive_weighted(groups, count, rng):
 
 
 def test_weighted_order_is_that_of_draws_one_after_the_other():
-    """By how often each group comes among the first draws, and among all of them."""
+    """Compares the groups' frequencies in the first draw and in all draws."""
     groups = np.repeat([0, 1, 2], [30, 6, 3])
     size = 15
     rng, got, want = np.random.default_rng(0), [], []
-    for epoch in range(3000):
+    for epoch in range(1500):
         order = splits.epoch_order(groups, seed=1, epoch=epoch, sampling="weighted", count=size)
         assert len(order) == len(set(order)) == size
         other = naive_weighted(groups, size, rng)
@@ -91,18 +91,13 @@ def test_weighted_order_is_that_of_draws_one_after_the_other():
     np.testing.assert_allclose(got[:3], 1 / 3, atol=0.04)
 
 
-def test_a_weighted_epoch_makes_room_for_as_many_controls_as_a_treatment_has():
-    groups = np.repeat([0, 1, 2, 3], [900, 1000, 60, 40])
-    controls = groups == 0
-    assert splits.epoch_size(groups, "weighted", controls) == 1100 + 1100 // 3
-    assert splits.epoch_size(groups, "balanced", controls) == 2000
-    assert splits.epoch_size(groups, "weighted") == 2000
-    few = np.repeat([0, 1], [3, 40])
-    assert splits.epoch_size(few, "weighted", few == 0) == 43  # there are no more
-
-
-def test_cells_of_an_epoch_tell_controls_however_they_are_spelled():
-    table = pd.DataFrame({"compound": ["dmso "] * 6 + ["a"] * 2 + ["b"] * 2})
-    groups, size = splits.epoch_cells(table, "weighted", "DMSO")
-    assert groups.tolist() == [0] * 6 + [1] * 2 + [2] * 2
-    assert size == 6
+def test_a_weighted_epoch_has_as_many_controls_as_an_average_treatment():
+    compounds = np.repeat(["DMSO ", "a", "b", "c"], [900, 1000, 60, 40])
+    table = pd.DataFrame({"compound": compounds})
+    groups, size = splits.epoch_cells(table, "weighted", "dmso")
+    np.testing.assert_array_equal(groups, np.repeat([0, 1, 2, 3], [900, 1000, 60, 40]))
+    assert size == 1100 + 1100 // 3
+    assert splits.epoch_cells(table, "balanced", "DMSO")[1] == 2000
+    assert splits.epoch_cells(table[:900], "weighted", "DMSO")[1] == 900
+    # At most all cells of the table.
+    assert splits.epoch_cells(table[897:940], "weighted", "DMSO")[1] == 43

@@ -44,7 +44,7 @@ def ellipses(rng, shapes, *, height=160, width=200, level=3000, blur=1.0):
     return image.astype(np.float32)
 
 
-def test_every_nucleus_is_found_where_it_lies(rng):
+def test_nuclei_are_found_at_their_positions(rng):
     labels = segment_nuclei(disc_field(rng))
     assert labels.dtype == np.int32
     assert labels.shape == (160, 200)
@@ -87,7 +87,7 @@ def test_long_nuclei_stay_whole(rng):
     assert segment_nuclei(image).max() == 3
 
 
-def test_a_deeper_notch_is_asked_for_and_fewer_nuclei_come(rng):
+def test_a_larger_notch_gives_fewer_nuclei(rng):
     image = ellipses(rng, [(80, 70, 16, 20, 1.0), (80, 100, 16, 20, 1.0)])
     counts = [segment_nuclei(image, notch=notch).max() for notch in (1.0, 1.4, 4.0, 8.0, 16.0)]
     assert counts[0] == counts[1] == 2
@@ -112,7 +112,7 @@ def test_labels_are_the_same_for_a_scaled_image_and_on_every_call(rng):
     image = disc_field(rng, [(60, 40), (60, 66), (84, 76)], radius=14)
     labels = segment_nuclei(image)
     np.testing.assert_array_equal(segment_nuclei(image), labels)
-    # A power of two: no value is rounded otherwise.
+    # A power of two, which rounds no value differently.
     np.testing.assert_array_equal(segment_nuclei(image.astype(np.float32) / 2**20), labels)
     np.testing.assert_array_equal(segment_nuclei(image.astype(np.uint32) * 2**10), labels)
 
@@ -155,14 +155,14 @@ def test_size_rules_drop_debris(rng):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_refused(bad):
+def test_nan_and_infinity_are_refused(bad):
     image = np.ones((40, 40), np.float32)
     image[3, 4] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         segment_nuclei(image)
 
 
-def test_basins_that_stay_are_the_peaks_of_enough_prominence(rng):
+def test_basins_are_the_peaks_of_at_least_the_prominence(rng):
     height = ndimage.gaussian_filter(rng.normal(0, 1, (80, 100)), 3).astype(np.float32)
     height = (height - height.min()) / np.ptp(height)
     everywhere = np.ones(height.shape, bool)

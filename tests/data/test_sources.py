@@ -64,7 +64,7 @@ def test_of_two_copies_the_one_the_table_names_is_taken(release):
         open_source("raw", Request((release,)))
 
 
-def test_files_that_no_row_names_are_told(release):
+def test_files_on_no_row_are_reported(release):
     (release / MISSING).with_name("B02_s1_w9.tif").write_bytes(b"")
     (left_out,) = open_source("raw", Request((release,))).left_out
     assert re.match(r"1 TIFF on no row of .*image\.csv \(.*B02_s1_w9\.tif", left_out)
@@ -127,7 +127,7 @@ class Failing(Field):
         (MemoryError(), BadData, r"field P1/B02/s1 does not fit .* --workers"),
     ],
 )
-def test_what_nobody_foresaw_names_the_field(error, kind, message):
+def test_an_unexpected_exception_names_the_field(error, kind, message):
     field = Failing("P1/B02/s1", {}, error)
     with pytest.raises(kind, match=message):
         extract_field(field, CropSettings(24, CHANNELS, RELEASE_COLUMNS))

@@ -1,4 +1,4 @@
-"""Cells are chosen one by one, by a hash of their id: validation, and a share of the controls."""
+"""Validation cells and a share of the controls are chosen by a hash of each cell's id."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from cellclr_jax.errors import BadUse
 IDS = np.array([f"Week1_101/B02/s1/{n}" for n in range(20_000)])
 
 
-def test_cells_are_chosen_one_by_one():
+def test_the_choice_of_a_cell_is_independent_of_other_cells():
     mask = hashed_share(IDS, 0.1, "validation_fraction")
     assert mask.dtype == bool
     assert abs(mask.mean() - 0.1) < 0.01
@@ -44,7 +44,7 @@ def test_a_share_of_the_controls_takes_part_and_every_treated_cell(share):
     assert len(set(both)) == len(both)
     assert (compound[both] == "taxol").sum() == (compound == "taxol").sum()
     assert (compound[both] == "DMSO").mean() == pytest.approx(share / (1 + share), abs=0.01)
-    # What takes part does not depend on what is held out.
+    # The choice of controls does not depend on the choice of validation cells.
     held_out = (compound[validation] == "DMSO").sum()
     assert held_out == pytest.approx(0.2 * share * len(IDS) / 2, abs=100)
 
@@ -59,20 +59,20 @@ def test_cells_without_compounds_have_no_controls_to_leave_out():
     shares = {"validation_fraction": 0.1, "control": "DMSO"}
     train, validation = training_rows(table, **shares, control_fraction=1.0)
     assert len(train) + len(validation) == 50
-    for fraction, told in ((0.5, "no cell is of the controls"), (-3, "control_fraction is -3")):
-        with pytest.raises(BadUse, match=told):
+    for fraction, message in ((0.5, "no cell has the controls'"), (-3, "control_fraction is -3")):
+        with pytest.raises(BadUse, match=message):
             training_rows(table, **shares, control_fraction=fraction)
 
 
-def test_nothing_left_to_train_on_is_told():
+def test_no_training_cells_are_refused():
     with pytest.raises(BadUse, match="leave no cell to train on"):
         rows(1, validation_fraction=1.0)
 
 
-def test_controls_are_known_however_they_are_spelled_and_missed_where_there_are_none():
+def test_controls_match_in_any_spelling_and_missing_controls_are_refused():
     table = pd.DataFrame({"cell_id": IDS[:4], "compound": ["dmso", "Dmso ", None, "x"]})
     shares = {"validation_fraction": 0.0, "control_fraction": 0.0}
     train, _ = training_rows(table, **shares, control="DMSO")
     assert train.tolist() == [2, 3]
-    with pytest.raises(BadUse, match=r"no cell is of the controls 'water': .*--config\.control"):
+    with pytest.raises(BadUse, match=r"the controls' compound 'water': .*--config\.control"):
         training_rows(table, **shares, control="water")

@@ -1,4 +1,4 @@
-"""A TIFF is read by what it says of its images, axes and files, and refused where it says less."""
+"""A TIFF is read by its metadata on images, axes and files; ambiguous ones are refused."""
 
 import re
 import zipfile
@@ -59,7 +59,7 @@ def test_reduced_copies_are_passed_over(tmp_path, pages):
     np.testing.assert_array_equal(source.fields[0].read(0), FULL)
 
 
-def test_images_of_two_sizes_are_refused_where_none_is_called_reduced(tmp_path):
+def test_images_of_two_sizes_are_refused_if_none_is_marked_reduced(tmp_path):
     write(tmp_path / "a.tif", (SMALL, RGB), (FULL, RGB))
     with pytest.raises(BadData, match=r"2 images in one file \(YXS 6x6x3, YXS 24x24x3\); --pages"):
         cells(tmp_path)
@@ -85,7 +85,7 @@ def blank_tag(path, name, entry, page=0):
         ({"rowsperstrip": 8, "compression": "zlib"}, "StripOffsets", 1, "1 of its 3 strips"),
     ],
 )
-def test_what_was_never_written_is_no_black(tmp_path, options, tag, page, message):
+def test_strips_that_were_never_written_are_an_error(tmp_path, options, tag, page, message):
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path, PLANES[:2], photometric="minisblack", metadata={"axes": "CYX"}, **options
@@ -161,7 +161,7 @@ def test_a_companion_describes_a_set_and_each_file_may_be_an_image_of_its_own(tm
     np.testing.assert_array_equal(found["a_2.ome"][..., 0], PLANES[2])
 
 
-def test_several_images_or_pages_need_a_word(tmp_path):
+def test_several_images_or_pages_need_a_flag(tmp_path):
     folders = {name: tmp_path / name for name in ("pages", "series", "rgb")}
     for folder in folders.values():
         folder.mkdir()
@@ -180,7 +180,7 @@ def test_several_images_or_pages_need_a_word(tmp_path):
             cells(folders[name])
     stacked = np.moveaxis(PLANES, 0, 2)
     np.testing.assert_array_equal(cells(folders["pages"], pages="channels")["a"], stacked)
-    # As many names as pages say as much.
+    # Channel names, as many as pages, have the same effect.
     np.testing.assert_array_equal(cells(folders["pages"], channels=5)["a"], stacked)
     found = cells(folders["pages"], pages="cells")
     assert list(found) == [f"a/{number}" for number in range(1, 6)]
@@ -212,7 +212,7 @@ def test_a_plane_of_a_z_axis_is_named(tmp_path, kind):
             read_planes(file)
 
 
-def test_planes_that_are_described_and_absent_are_named(tmp_path):
+def test_described_but_missing_planes_are_an_error(tmp_path):
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, PLANES[:2], metadata={"axes": "CYX"}, ome=True)
     path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="3"'))
@@ -220,7 +220,7 @@ def test_planes_that_are_described_and_absent_are_named(tmp_path):
         cells(tmp_path)
 
 
-def test_time_is_no_plane_and_a_plane_no_time(tmp_path):
+def test_a_time_axis_is_refused_and_z_needs_a_z_axis(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", PLANES, imagej=True, metadata={"axes": "TYX"})
     with pytest.raises(BadData, match=r"axes TYX 5x24x24: height, width and channels"):
         cells(tmp_path)

@@ -1,4 +1,4 @@
-"""A source of one's own is a class, a function and an entry in the registry."""
+"""A new source is a class, a function and an entry in the registry."""
 
 import dataclasses
 import os
@@ -37,22 +37,17 @@ def toy_plates(request):
     return Source(fields, ("plate", "well"), channels, nuclei="hoechst")
 
 
-def add_to_registry():
-    sources.SOURCES["toy"] = sources.SourceEntry(
-        toy_plates, "toys", dataset="toys", flags=("crop_size", "min_area"), whole_fields=True
-    )
+TOY = sources.SourceEntry(
+    toy_plates, "toys", dataset="toys", flags=("crop_size", "min_area"), whole_fields=True
+)
 
 
-def build(*flags):
-    """Runs this file: the build with the registry's further entry."""
+def test_plates_of_any_number_of_channels_become_a_dataset(tmp_path, monkeypatch):
+    # Runs this file: the build whose registry has one more entry.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    command = [sys.executable, __file__, *flags, "--workers=1"]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-
-
-def test_plates_of_any_number_of_channels_become_a_dataset(tmp_path):
-    wanted = ("--source=toy", f"--data_dir={tmp_path}", "--crop_size=32")
-    result = build(*wanted)
+    flags = ("--source=toy", f"--data_dir={tmp_path}", "--crop_size=32", "--workers=1")
+    command = [sys.executable, __file__, *flags]
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr
     assert "2 fields: 0 without cells, 0 skipped" in result.stdout
     path = dataset.find_dataset(tmp_path, "toys/all")
@@ -63,14 +58,12 @@ def test_plates_of_any_number_of_channels_become_a_dataset(tmp_path):
     expected = field[row : row + 32, column : column + 32]
     np.testing.assert_array_equal(images.read([5])[0], expected)
     assert dataset.read_manifest(path)["image"]["channels"] == list(toy_plates(None).channels)
-    wrong = build(*wanted, "--border=pad")
-    assert wrong.returncode == 2
-    assert "--border: --source=toy does not use it" in wrong.stderr
-    assert "--source=toy --input=DIR" in build("--help").stdout
+    monkeypatch.setitem(sources.SOURCES, "toy", TOY)
+    assert "from toys: python -m" in sources.how_to_build("toys", "all", tmp_path)
 
 
 if __name__ == "__main__":
-    add_to_registry()
+    sources.SOURCES["toy"] = TOY
     from cellclr_jax import build as binary
     from cellclr_jax import cli
 

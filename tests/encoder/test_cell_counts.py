@@ -28,7 +28,7 @@ def test_the_nearest_by_cosine_is_the_nearest_by_ratio():
         assert apart[query, nearest] == min(apart[query, i] for i in others)
 
 
-def test_plates_are_measured_by_their_own_controls_where_all_have_some():
+def test_counts_are_relative_to_the_controls_if_all_plates_have_some():
     compounds, plates = ["DMSO", "a", "DMSO", "a"], ["p", "p", "q", "q"]
     found = count_profiles(wells([100, 50, 400, 200], compounds, plates), "dmso")[FEATURES]
     np.testing.assert_allclose(found.iloc[1], found.iloc[3])
@@ -36,7 +36,7 @@ def test_plates_are_measured_by_their_own_controls_where_all_have_some():
     assert lacking[FEATURES].iloc[1].ne(lacking[FEATURES].iloc[3]).all()
 
 
-def test_equal_counts_and_other_features_are_no_trouble():
+def test_equal_counts_have_equal_profiles_and_other_features_are_dropped():
     found = count_profiles(wells([7, 7]), "DMSO")
     assert list(found) == [
         "Metadata_Plate",

@@ -1,4 +1,4 @@
-"""Embedding a dataset: every cell once and in order, in tables that do not depend on stops."""
+"""Embedding a dataset: every cell once, in order; resumed equals uninterrupted."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
-from support.binaries import run
 from support.tiny_dataset import CELLS, metadata, name_channels, random_images, write_dataset
 from support.tiny_run import get_config
 from support.two_processes import finish, start_two
@@ -39,23 +38,11 @@ from cellclr_jax.training.checkpoints import Checkpoints
 ROOT = Path(__file__).parents[2]
 CHUNK = 20
 PARTS = [f"part-{number:05d}" for number in range(3)]
-# Ends itself where a part is written, but not yet in its place.
-KILLED = """
-import os, runpy, signal, sys
-move = os.replace
-def replace(source, target):
-    if "part-00001" in str(target):
-        os.kill(os.getpid(), signal.SIGKILL)
-    move(source, target)
-os.replace = replace
-sys.argv[0] = "embed"
-runpy.run_module("cellclr_jax.embed", run_name="__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture(scope="module")
 def plates(tmp_path_factory):
-    """A data folder whose one dataset has plates, wells and compounds."""
+    """A data folder with one dataset, which has plates, wells and compounds."""
     folder = tmp_path_factory.mktemp("plates")
     name_channels(write_dataset(folder, random_images(), columns=metadata()))
     return folder
@@ -63,7 +50,7 @@ def plates(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(plates, tmp_path_factory):
-    """What a run on it leaves; its weights are not those that its seed begins with."""
+    """A run on it with weights other than the initial ones of its seed."""
     config = get_config()
     config.update(data_dir=str(plates), dataset="single_cells/all", image_size=8)
     folder = epath.Path(tmp_path_factory.mktemp("run"))
@@ -77,24 +64,14 @@ def workdir(plates, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(workdir, plates, tmp_path_factory):
-    """An embedding that nothing has happened to, by the binary."""
+    """An uninterrupted embedding."""
     out = tmp_path_factory.mktemp("embedding") / "out"
-    assert embed(workdir, plates, out).returncode == 0
+    embed_run(workdir, out=out, data_dir=plates, chunk_cells=CHUNK)
     return out
 
 
-def embed(workdir, data_dir, out, *flags):
-    return run("embed", *flags_of(workdir, data_dir, out), *flags)
-
-
-def flags_of(workdir, data_dir, out):
-    return [
-        f"--workdir={workdir}", f"--data_dir={data_dir}", f"--out={out}", f"--chunk_cells={CHUNK}"
-    ]  # fmt: skip
-
-
 def cells_of(out):
-    """All parts, one after the other."""
+    """The cells of all parts."""
     parts = sorted((out / "cells").glob("*.parquet"))
     return pd.concat([pd.read_parquet(path) for path in parts], ignore_index=True)
 
@@ -110,7 +87,7 @@ def contents(out):
     }
 
 
-def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, plates):
+def test_every_cell_is_embedded_once_in_order_as_if_embedded_separately(embedded, workdir, plates):
     assert sorted(path.stem for path in (embedded / "cells").iterdir()) == PARTS
     lengths = [len(pd.read_parquet(embedded / "cells" / f"{part}.parquet")) for part in PARTS]
     assert lengths == [20, 20, 17]
@@ -118,7 +95,7 @@ def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, 
     assert table["Metadata_CellId"].tolist() == [f"cell {i}" for i in range(CELLS)]
     assert table["Metadata_Compound"].tolist() == metadata()["compound"].tolist()
     assert table["Metadata_Label"].tolist() == ["bright" if i % 2 else "" for i in range(CELLS)]
-    assert "Metadata_X" not in table  # of cells whose place is not known
+    assert "Metadata_X" not in table  # positions are unknown
     features = features_of(table)
     assert set(table.dtypes[features]) == {np.dtype(np.float32)}
     assert list(table)[-len(features) :] == features == [f"cellclr_{i:04d}" for i in range(8)]
@@ -135,8 +112,8 @@ def test_every_cell_is_there_once_in_order_as_embedded_alone(embedded, workdir, 
         return encoding.model.apply(trained, image, method="embed", mutable=[])[0][0]
 
     for row in (0, 19, 20, 41, CELLS - 1):
-        alone = embed_one(encoding.cells.read(np.array([row])))
-        np.testing.assert_allclose(table[features].loc[row], alone, rtol=1e-4, atol=1e-5)
+        single = embed_one(encoding.cells.read(np.array([row])))
+        np.testing.assert_allclose(table[features].loc[row], single, rtol=1e-4, atol=1e-5)
 
 
 def test_wells_are_means_of_cells_and_treatments_medians_of_wells(embedded):
@@ -164,21 +141,29 @@ def test_wells_are_means_of_cells_and_treatments_medians_of_wells(embedded):
     assert evaluate(read_profiles(embedded / "wells.parquet").table, Protocol())
 
 
-def test_killed_and_resumed_equals_uninterrupted_to_the_bit(embedded, workdir, plates, tmp_path):
-    out = tmp_path / "out"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *flags_of(workdir, plates, out)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
+    embedded, workdir, plates, tmp_path, monkeypatch, capsys
+):
+    """Stops when the second part is written to a temporary file, which a killed process leaves."""
+    out, replace = tmp_path / "out", Path.replace
+
+    def kill(path, target):
+        if "part-00001" in target.name:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        patch.setattr(Path, "unlink", lambda *args, **kwargs: None)
+        with pytest.raises(KeyboardInterrupt):
+            embed_run(workdir, out=out, data_dir=plates, chunk_cells=CHUNK)
     left = sorted(path.name for path in (out / "cells").iterdir())
     assert left[1:] == ["part-00000.parquet"]
     assert left[0].startswith(".part-00001.parquet.")
     first = (out / "cells" / "part-00000.parquet").stat().st_mtime_ns
     assert json.loads((out / "embedding.json").read_text())["finished"] is False
-    done = embed(workdir, plates, out)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 3 parts exist" in done.stderr
+    embed_run(workdir, out=out, data_dir=plates, chunk_cells=CHUNK)
+    assert "1 of 3 parts exist" in capsys.readouterr().err
     assert (out / "cells" / "part-00000.parquet").stat().st_mtime_ns == first
     assert contents(out) == contents(embedded)
 
@@ -232,7 +217,7 @@ def test_an_embedding_with_other_settings_is_overwritten_on_request(
     ]
     pd.testing.assert_frame_equal(cells_of(out), cells_of(embedded), rtol=1e-4, atol=1e-5)
     assert (out / "notes.txt").read_text() == "mine"
-    # What is missing of a finished embedding is written again, whatever its format.
+    # Missing files of a finished embedding are written again.
     before = contents(out)
     for name in ("cells/part-00001.csv", "cells/part-00000.parquet", "wells.csv"):
         (out / name).unlink()
@@ -240,7 +225,7 @@ def test_an_embedding_with_other_settings_is_overwritten_on_request(
     assert contents(out) == before
 
 
-def test_a_folder_that_is_in_use_or_somebody_elses_is_left_alone(workdir, plates, tmp_path):
+def test_a_folder_in_use_or_with_other_files_is_refused(workdir, plates, tmp_path):
     with (
         locked(tmp_path / "out", ".embedding", "embedding into it"),
         pytest.raises(BadUse, match="another process is embedding into it"),
@@ -275,10 +260,10 @@ def test_cells_of_another_dataset_have_no_wells_and_differences_are_noted(
     images = np.repeat(np.repeat(random_images(np.uint8, seed=1), 2, axis=1), 2, axis=2)
     name_channels(write_dataset(tmp_path, images, name="own/few"))
     embed_run(workdir, out=tmp_path / "out", data_dir=tmp_path)
-    told = capsys.readouterr().err
-    assert "not the dataset that the run was trained on" in told
-    assert "crops of 24 pixels are resized to the 8" in told
-    assert "dtype: 'uint16' there, 'uint8' here; side: 12 there, 24 here" in told
+    printed = capsys.readouterr().err
+    assert "not the dataset that the run was trained on" in printed
+    assert "crops of 24 pixels are resized to the encoder's 8" in printed
+    assert "dtype: 'uint16' there, 'uint8' here; side: 12 there, 24 here" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".embedding", "cells", "embedding.json"
     }  # fmt: skip
@@ -318,9 +303,7 @@ def test_an_embedding_that_is_not_finite_names_its_cell(tmp_path):
     assert parts.missing().tolist() == [False, True]
 
 
-def test_contradictions_are_reported_before_anything_is_embedded(
-    workdir, plates, tmp_path, monkeypatch
-):
+def test_contradictions_are_reported_before_embedding(workdir, plates, tmp_path, monkeypatch):
     data_dir = shutil.copytree(plates, tmp_path / "data")
     path = next(data_dir.rglob("cells.parquet"))
     table = pd.read_parquet(path)
@@ -346,19 +329,24 @@ def test_wells_need_no_compound_and_treatments_no_batch():
     assert wells_of(cell_metadata(cells.assign(well=None))) is None
 
 
-def test_two_processes_write_what_one_does(embedded, workdir, plates, tmp_path):
+@pytest.mark.slow
+def test_two_processes_write_the_same_as_one(embedded, workdir, plates, tmp_path):
     out = tmp_path / "out"
-    finish(start_two("-m", "cellclr_jax.embed", *flags_of(workdir, plates, out)))
+    flags = [f"--workdir={workdir}", f"--data_dir={plates}", f"--chunk_cells={CHUNK}"]
+    finish(start_two("-m", "cellclr_jax.embed", *flags, f"--out={out}"))
     for name in (*(f"cells/{part}" for part in PARTS), "wells", "treatments"):
         two, one = (pd.read_parquet(folder / f"{name}.parquet") for folder in (out, embedded))
         pd.testing.assert_frame_equal(two, one, rtol=1e-4, atol=1e-5)
 
 
-def test_the_binary_says_what_it_needs(workdir, tmp_path):
-    told = run("embed", f"--workdir={workdir}")
-    assert told.returncode == 2, told.stderr
-    assert "--out=DIR was expected" in told.stderr
-    assert told.stderr.count("\n") == 1
+def test_wrong_arguments_are_named(workdir, tmp_path):
+    failed = subprocess.run(
+        [sys.executable, "-m", "cellclr_jax.embed", f"--workdir={workdir}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert failed.returncode == 2, failed.stderr
+    assert "--out=DIR was expected" in failed.stderr
+    assert failed.stderr.count("\n") == 1
     for settings, words in (
         ({"out": tmp_path, "formats": ["xls"]}, "parquet, csv, h5ad"),
         ({"out": "gs://bucket/x"}, "no folder of this machine"),
@@ -369,7 +357,7 @@ def test_the_binary_says_what_it_needs(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("binary", ["embed", "eval", "convert"])
-def test_help_is_there_without_heavy_libraries(binary):
+def test_help_loads_no_heavy_libraries(binary):
     program = (
         "import runpy, sys\n"
         f"sys.argv = ['{binary}', '--help']\n"
@@ -379,8 +367,8 @@ def test_help_is_there_without_heavy_libraries(binary):
         "heavy = {'jax', 'numpy', 'pandas', 'flax', 'torch', 'sklearn', 'matplotlib'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "--workdir" in told.stdout
-    assert "heavy: []" in told.stdout
+    assert "--workdir" in done.stdout
+    assert "heavy: []" in done.stdout

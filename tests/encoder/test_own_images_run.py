@@ -50,6 +50,7 @@ def write_images(folder):
             (folder / name / f"{number}.png").write_bytes(imagecodecs.png_encode(pixels))
 
 
+@pytest.mark.slow
 def test_labels_of_subfolders_are_scored(tmp_path):
     images, data_dir, workdir = (tmp_path / name for name in ("images", "data", "work"))
     write_images(images)

@@ -1,15 +1,12 @@
-"""The scores of real crops: planted effects are found, corrections are judged on other cells."""
+"""Scores of real crops find planted effects, and judge corrections on held-out cells."""
 
 import itertools
-import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support import binaries, crop_scores
+from support import crop_scores
 from support.crop_scores import (
     doses_retrieved,
     is_control,
@@ -18,26 +15,8 @@ from support.crop_scores import (
     plate_told_of_sites,
     treatments_retrieved,
 )
-from threadpoolctl import threadpool_limits
 
 from cellclr_jax.profiling.single_cells.probes import NEIGHBOURS
-
-TESTS = Path(__file__).parents[1]
-CONFIG = """
-from cellclr_jax import default_config
-
-
-def get_config():
-    config = default_config.get_config()
-    config.image_size = 16
-    config.views = {"flip_horizontal": {"probability": 0.5}}
-    config.model.encoder = "cnn"
-    config.model.cnn.widths = (8,)
-    config.model.cnn.norm = "batch"
-    config.model.head.width = 8
-    config.model.head.depth = 1
-    return config
-"""  # whose programs compile soonest
 
 
 def screen(plates=3, cells=25, doses=(5.0, 15.0, 50.0)):
@@ -53,7 +32,7 @@ def screen(plates=3, cells=25, doses=(5.0, 15.0, 50.0)):
 
 
 def shifted(cells, column, size, dims=8, seed=0):
-    """Noise, and beside it what the values of a column add to every feature."""
+    """Noise, plus a random vector for each value of a column."""
     rng = np.random.default_rng(seed)
     _, index = np.unique(cells[column], return_inverse=True)
     return rng.normal(size=(len(cells), dims)) + size * rng.normal(size=(20, dims))[index]
@@ -76,15 +55,15 @@ def test_a_planted_treatment_is_retrieved_and_a_planted_plate_is_not():
     for level, sites in (("wells", 1), ("sites", 4)):
         found = treatments_retrieved(planted, cells, level)
         assert found.means.tolist() == [1.0, 1.0]
-        assert found.asks.sum() == (4 + 9) * sites
+        assert found.is_query.sum() == (4 + 9) * sites
         of_doses = doses_retrieved(planted, cells, level)
         assert of_doses.means.tolist() == [1.0, 1.0]
-        assert of_doses.asks.sum() == 9 * sites
+        assert of_doses.is_query.sum() == 9 * sites
         assert treatments_retrieved(of_plates, cells, level).means[0] < 0.7
         assert doses_retrieved(of_plates, cells, level).means[0] < 0.7
 
 
-def test_a_planted_plate_is_told_from_control_cells_and_corrected():
+def test_a_planted_plate_is_predicted_from_control_cells_and_corrected():
     cells = screen(plates=4, cells=60)
     features = shifted(cells, "plate", 1.0)
     before, after = (plate_told(features, cells, way) for way in ("none", "plates"))
@@ -95,7 +74,7 @@ def test_a_planted_plate_is_told_from_control_cells_and_corrected():
     assert max(plate_told(noise, cells).values()) < 0.33
 
 
-def told_by_loops(values, plates, folds, neighbours, *, by_plate):
+def accuracy_by_loops(values, plates, folds, neighbours, *, by_plate):
     """Balanced accuracy of k-NN: `folds` are (fitted, known, asked) of rows."""
     right, times = Counter(), Counter()
     for fitted, known, asked in folds:
@@ -116,8 +95,8 @@ def told_by_loops(values, plates, folds, neighbours, *, by_plate):
 
 
 @pytest.mark.parametrize("way", ["none", "plates"])
-def test_plates_of_cells_are_told_as_loops_tell_them(way):
-    """Corrected by two sites, learnt from a third, asked about the fourth."""
+def test_predictions_of_plates_from_cells_equal_loops(way):
+    """Correction fitted on two sites, classifier on a third, tested on the fourth."""
     cells = screen(cells=10)
     features = shifted(cells, "plate", 0.7)
     control = is_control(cells)
@@ -127,100 +106,25 @@ def test_plates_of_cells_are_told_as_loops_tell_them(way):
         (~np.isin(site, [known, asked]), site == known, site == asked)
         for known, asked in itertools.permutations((1, 2, 3, 4), 2)
     ]
-    wanted = told_by_loops(values, plates, folds, NEIGHBOURS, by_plate=way == "plates")
+    wanted = accuracy_by_loops(values, plates, folds, NEIGHBOURS, by_plate=way == "plates")
     np.testing.assert_allclose(plate_told(features, cells, way)["knn"], wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", ["none", "plates"])
-def test_plates_of_sites_are_told_as_loops_tell_them(way):
-    """Corrected by three sites and learnt from them, asked about the fourth."""
+def test_predictions_of_plates_from_sites_equal_loops(way):
+    """Correction and classifier fitted on three sites, tested on the fourth."""
     cells = screen(plates=6, cells=5)
     features = shifted(cells, "plate", 0.2)
     values, rows = means(features[is_control(cells)], cells[is_control(cells)], "sites")
     site, plates = rows["site"].to_numpy(), rows["plate"].to_numpy(str)
     folds = [(site != one, site != one, site == one) for one in (1, 2, 3, 4)]
-    wanted = told_by_loops(values, plates, folds, 1, by_plate=way == "plates")
+    wanted = accuracy_by_loops(values, plates, folds, 1, by_plate=way == "plates")
     np.testing.assert_allclose(plate_told_of_sites(features, cells, way)["knn"], wanted, atol=1e-12)
 
 
-def test_what_is_told_after_correction_does_not_depend_on_treated_cells():
+def test_corrected_predictions_do_not_depend_on_treated_cells():
     cells = screen(cells=8)
     features = shifted(cells, "plate", 1.0)
     moved = features + 100 * ~is_control(cells)[:, None]
     for way in crop_scores.CORRECTIONS:
         assert plate_told(features, cells, way) == plate_told(moved, cells, way)
-
-
-@pytest.fixture(scope="module")
-def few_crops(shared, tmp_path_factory):
-    """Five cells of each site of the real crops, and the release's tables."""
-    folder = tmp_path_factory.mktemp("few")
-    (folder / "crops").mkdir()
-    cells = Counter()
-    for path in sorted((shared / "data" / "bbbc021" / "crops").iterdir()):
-        cells[site := path.name.rsplit("_", 1)[0]] += 1
-        if cells[site] <= 5:
-            (folder / "crops" / path.name).symlink_to(path)
-    for path in (shared / "data" / "bbbc021").glob("*.csv"):
-        (folder / path.name).symlink_to(path)
-    return folder
-
-
-@pytest.fixture
-def drive(few_crops, tmp_path, monkeypatch, capsys):
-    """Runs the driver into OUT with some flags; returns (what it printed, programs it ran)."""
-    monkeypatch.syspath_prepend(TESTS / "bench")
-    import real_crops
-
-    ran = []
-
-    def binary(name, *flags):
-        ran.append(name)
-        done = binaries.run(name, *flags)
-        assert done.returncode == 0, done.stderr
-
-    def run(out, *flags):
-        ran.clear()
-        given = [f"--out={out}", "--seeds=0", "--epochs=2", f"--source={few_crops}"]
-        given += [f"--config={tmp_path / 'config.py'}", *flags]
-        monkeypatch.setattr(sys, "argv", ["real_crops", *given])
-        with threadpool_limits(limits=1):
-            real_crops.main()
-        return capsys.readouterr().out, list(ran)
-
-    (tmp_path / "config.py").write_text(CONFIG)
-    monkeypatch.setattr(real_crops, "binary", binary)
-    monkeypatch.setattr(crop_scores, "PERMUTATIONS", 20)
-    monkeypatch.setattr(crop_scores, "CORRECTIONS", ("none", "controls", "plates"))
-    for module in (real_crops, crop_scores):
-        monkeypatch.setattr(module, "TOLD", ("none", "plates"))
-    return run
-
-
-def test_the_driver_goes_from_crops_to_tables(drive, tmp_path):
-    """A tiny network, two epochs, some of the real crops; then nothing is done twice."""
-    out = tmp_path / "out"
-    printed, ran = drive(out)
-    assert ran == ["build", "main", "embed"]
-    check_scores(json.loads((out / "scores.json").read_text()))
-    assert printed.count("\n| intensity |") == 3
-    assert "seed0: validation loss" in printed
-    assert json.loads((out / "settings.json").read_text())["epochs"] == 2
-    assert drive(out) == (printed, [])
-    with pytest.raises(SystemExit, match="epochs: 2 there, 3 here"):
-        drive(out, "--epochs=3")
-
-
-def check_scores(found):
-    """Of all kinds of features, in range, and of as many wells and sites as there are."""
-    assert list(found) == ["trained", "untrained", "intensity", "pixels"]
-    for (scores,) in found.values():
-        retrieved = ("all, wells", "all, sites", "doses, wells", "doses, sites")
-        assert [scores[what]["asked"] for what in retrieved] == [14, 50, 8, 26]
-        values = [v for s in scores.values() for k, v in s.items() if k not in ("asked", "correct")]
-        assert np.isfinite(values).all()
-        assert min(values) >= 0
-        assert max(values) <= 1
-        assert "doses, wells, plates" not in scores
-    # By intensities alone, as is known of these crops.
-    assert found["intensity"][0]["DMSO or not"]["auc"] > 0.97

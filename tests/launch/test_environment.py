@@ -1,4 +1,4 @@
-"""The launch scripts, and those that make an environment, with stand-ins that record calls."""
+"""Launch scripts that create an environment, with stand-ins that record calls."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def python(house: House) -> House:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_settings_shown_in_the_header_exist(script: Path) -> None:
+def test_settings_in_the_header_exist(script: Path) -> None:
     known = set(dotted(default_config.get_config().to_dict()))
     header = script.read_text().split("\nset -euo")[0]
     for name in re.findall(r"--config\.([\w.]+)=", header):
@@ -37,7 +37,7 @@ def test_settings_shown_in_the_header_exist(script: Path) -> None:
 
 
 def dotted(settings: dict, prefix: str = "") -> Iterator[str]:
-    """The names of the settings of a config, with dots where they are nested."""
+    """Dotted names of all settings of a config."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from dotted(value, f"{prefix}{name}.")
@@ -45,7 +45,7 @@ def dotted(settings: dict, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def test_old_python_is_named_as_the_reason(house: House) -> None:
+def test_old_python_is_reported(house: House) -> None:
     house.put("python3", FAKE_PYTHON)
     done = house.run("demo.sh", FAKE_VERSION="3.10.4")
     assert done.returncode == 2
@@ -54,7 +54,7 @@ def test_old_python_is_named_as_the_reason(house: House) -> None:
     assert house.calls() == []
 
 
-def test_no_python_and_python_without_venv_are_named(house: House) -> None:
+def test_missing_python_or_venv_is_reported(house: House) -> None:
     assert "none that runs" in house.run("test.sh").stderr
     house.put("python3", FAKE_PYTHON)
     done = house.run("test.sh", FAKE_NO_VENV="1")
@@ -75,7 +75,7 @@ def test_stamp_skips_the_second_installation_until_setup_changes(python: House) 
     assert python.calls()[0] == install
 
 
-def test_failed_installation_is_named_and_tried_again(python: House) -> None:
+def test_failed_installation_is_reported_and_repeated(python: House) -> None:
     done = python.run("demo.sh", FAIL_MODULE="pip")
     assert done.returncode == 1
     assert "the installation failed" in done.stderr
@@ -84,7 +84,7 @@ def test_failed_installation_is_named_and_tried_again(python: House) -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing runs", "no pip"])
-def test_half_made_environment_is_made_again(python: House, left: str) -> None:
+def test_broken_environment_is_replaced(python: House, left: str) -> None:
     program = python.root / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
     if left == "no pip":
@@ -111,7 +111,7 @@ def test_active_environment_is_used(python: House, tmp_path: Path, variable: str
     assert f"{own} has 3.9.1" in done.stderr
 
 
-def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> None:
+def test_demo_builds_trains_evaluates_and_prints_the_report(python: House) -> None:
     done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
     run, data = python.elsewhere / "my run", python.root / "data"
     assert done.returncode == 0, done.stderr
@@ -126,9 +126,7 @@ def test_demo_builds_trains_evaluates_and_names_the_report(python: House) -> Non
 @pytest.mark.parametrize(
     ("module", "stage"), [("build", "dataset"), ("main", "training"), ("eval", "evaluation")]
 )
-def test_demo_stops_at_a_stage_that_fails_and_names_it(
-    python: House, module: str, stage: str
-) -> None:
+def test_demo_stops_at_a_failed_stage(python: House, module: str, stage: str) -> None:
     done = python.run("demo.sh", FAIL_MODULE=f"cellclr_jax.{module}")
     assert done.returncode == 1
     assert f"({stage}) failed" in done.stderr
@@ -136,12 +134,12 @@ def test_demo_stops_at_a_stage_that_fails_and_names_it(
 
 
 @pytest.mark.parametrize("argument", ["--workdir=x", "--config.data_dir=x", "steps=3"])
-def test_demo_refuses_arguments_it_would_misunderstand(python: House, argument: str) -> None:
+def test_demo_refuses_wrong_arguments(python: House, argument: str) -> None:
     assert python.run("demo.sh", argument).returncode == 2
     assert python.calls() == []
 
 
-def test_tests_run_all_stages_and_pass_arguments_on(python: House) -> None:
+def test_test_script_runs_all_stages(python: House) -> None:
     done = python.run("test.sh", "-k", "two words")
     assert done.returncode == 0, done.stderr
     stages = ["ruff", "ruff", "mypy", "shellcheck", "pytest"]
@@ -153,11 +151,11 @@ def test_tests_run_all_stages_and_pass_arguments_on(python: House) -> None:
     assert python.calls()[-1] == "mypy"
 
 
-def test_flags_of_xla_are_known_to_it() -> None:
+def test_xla_knows_its_flags() -> None:
     scripts = "".join(path.read_text() for path in SCRIPTS)
     flags = set(re.findall(r"--xla_\w+", scripts))
     assert len(flags) == 2
     environment = os.environ | {"XLA_FLAGS": " ".join(f"{flag}=true" for flag in flags)}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr  # one that is not ends the process
+    assert done.returncode == 0, done.stderr  # unknown flags end the process

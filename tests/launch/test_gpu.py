@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.launch_house import FAKE_PYTHON, House
 
-# Beside the usual Python: JAX that sees GPUs, and training that tells its surroundings and then
-# does what $TRAINING says, by the number of its start.
+# The usual stand-in, with a JAX that has GPUs and a training that records its environment and ends
+# as listed in $TRAINING, one item per start.
 FAKE_GPU_PYTHON = FAKE_PYTHON.replace(
     'case "$1 $2" in',
     r"""if [ "$1" = -m ] && [ "$2" = cellclr_jax.main ]; then
@@ -66,7 +66,7 @@ def trained(house: House, *more: str) -> str:
     )
 
 
-def test_gpus_train_in_one_process_and_the_log_is_kept(gpus: House) -> None:
+def test_gpus_train_in_one_process_with_a_log(gpus: House) -> None:
     done = gpus.run("gpu.sh", "--config.seed=1")
     assert done.returncode == 0, done.stderr
     assert gpus.calls()[1].endswith(" -e .[cuda]")
@@ -77,30 +77,30 @@ def test_gpus_train_in_one_process_and_the_log_is_kept(gpus: House) -> None:
     log = gpus.root / "runs" / "simclr" / "gpu.log"
     assert log.read_text() == "training has begun\n"
     assert gpus.run("gpu.sh").returncode == 0
-    assert log.read_text() == 2 * "training has begun\n", "a later start goes on with the log"
+    assert log.read_text() == 2 * "training has begun\n", "a second start appends to the log"
 
 
-def test_gpu_settings_and_paths_are_the_callers(gpus: House) -> None:
+def test_gpu_settings_and_paths_of_the_caller(gpus: House) -> None:
     (gpus.elsewhere / "own.py").write_text("")
     flags = ("--data=data", "--run=r", "--config=own.py", "--gpus=1,0", "--memory=.5")
-    given = {"XLA_FLAGS": "--xla_x=1", "LOG": "own.log", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".4"}
-    done = gpus.run("gpu.sh", *flags, "--deterministic", **given)
+    variables = {"XLA_FLAGS": "--xla_x=1", "LOG": "own.log", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".4"}
+    done = gpus.run("gpu.sh", *flags, "--deterministic", **variables)
     assert done.returncode == 0, done.stderr
-    here = gpus.elsewhere
+    home = gpus.elsewhere
     assert {
-        f"cellclr_jax.main --config={here}/own.py --workdir={here}/r --config.data_dir={here}/data",
+        f"cellclr_jax.main --config={home}/own.py --workdir={home}/r --config.data_dir={home}/data",
         "CUDA_VISIBLE_DEVICES=1,0",
         "XLA_CLIENT_MEM_FRACTION=.5",
         OVERLAP.replace("=--", "=--xla_x=1 --xla_gpu_deterministic_ops=true --", 1),
     } < set(gpus.calls())
-    assert (here / "own.log").exists()
-    kept = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".4", "JAX_PLATFORMS": "cpu"}
-    kept["XLA_FLAGS"] = OVERLAP.split("=", 1)[1].replace("true", "false")
-    assert gpus.run("gpu.sh", **kept).returncode == 0
-    assert gpus.calls()[-3:] == sorted(f"{name}={value}" for name, value in kept.items())
+    assert (home / "own.log").exists()
+    preset = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".4", "JAX_PLATFORMS": "cpu"}
+    preset["XLA_FLAGS"] = OVERLAP.split("=", 1)[1].replace("true", "false")
+    assert gpus.run("gpu.sh", **preset).returncode == 0
+    assert gpus.calls()[-3:] == sorted(f"{name}={value}" for name, value in preset.items())
 
 
-def test_gpu_dry_run_prints_what_would_run_and_runs_nothing(house: House) -> None:
+def test_gpu_dry_run_only_prints_the_command(house: House) -> None:
     done = house.run("gpu.sh", "--dry-run", "--gpus=0,1", "--config.note=two words", RUN="r")
     assert done.returncode == 0, done.stderr
     assert " CUDA_VISIBLE_DEVICES=0,1 " in done.stdout
@@ -109,7 +109,7 @@ def test_gpu_dry_run_prints_what_would_run_and_runs_nothing(house: House) -> Non
     assert not (house.elsewhere / "r").exists()
 
 
-def test_gpu_missing_or_old_driver_is_told_before_anything_is_installed(python: House) -> None:
+def test_gpu_driver_is_checked_before_the_installation(python: House) -> None:
     done = python.run("gpu.sh")
     assert done.returncode == 1
     assert "nvidia-smi is not on the PATH" in done.stderr
@@ -122,7 +122,7 @@ def test_gpu_missing_or_old_driver_is_told_before_anything_is_installed(python: 
     assert python.calls() == []
 
 
-def test_gpus_that_jax_does_not_see_are_told(gpus: House) -> None:
+def test_gpus_are_checked_with_jax(gpus: House) -> None:
     done = gpus.run("gpu.sh", FAKE_GPUS="")
     assert done.returncode == 1
     assert "JAX finds no GPU" in done.stderr
@@ -142,7 +142,7 @@ def test_gpus_that_jax_does_not_see_are_told(gpus: House) -> None:
         ("143", 143, 1),
     ],
 )
-def test_gpu_training_that_a_signal_ends_is_started_again(
+def test_gpu_training_restarts_after_a_signal(
     gpus: House, training: str, status: int, starts: int
 ) -> None:
     done = gpus.run("gpu.sh", "--restarts=2", TRAINING=training)
@@ -152,7 +152,7 @@ def test_gpu_training_that_a_signal_ends_is_started_again(
         assert f"training failed with status {status}; the log is" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Signals) -> None:
     log = gpus.root / "runs" / "simclr" / "gpu.log"
     process = gpus.start("gpu.sh", TRAINING="waits")

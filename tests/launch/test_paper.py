@@ -32,12 +32,12 @@ def calls(house, module):
 def test_small_trains_each_run_once_and_scores_each_row(house):
     done = house.run("reproduce_paper.sh", "--small", "--tables=encoders,temperature,corrections")
     assert done.returncode == 0, done.stderr
-    asked = [row for row in ROWS if row[0] in ("encoders", "temperature", "corrections")]
+    rows = [row for row in ROWS if row[0] in ("encoders", "temperature", "corrections")]
     # The small base is the CNN, which is a row of the encoders.
-    trained = {"base" if "cnn" in row[3] else row[2] for row in asked}
+    trained = {"base" if "cnn" in row[3] else row[2] for row in rows}
     assert len(calls(house, "main")) == len(trained)
     assert len(calls(house, "eval")) == len(trained) + 3
-    assert len(calls(house, "paper_tables")) == len(asked)
+    assert len(calls(house, "paper_tables")) == len(rows)
     assert "[4/4] train and score" in done.stdout
     assert not any(call.startswith("curl") for call in house.calls())
     written = (house.root / "runs/paper_small/rows.tsv").read_text().splitlines()
@@ -58,7 +58,7 @@ SCORES = "temperature_0.5/seed0/scores/as_published"
 
 
 @pytest.mark.parametrize("lost", ["scored", "metrics.json"])
-def test_run_again_it_does_what_is_not_done(house, lost):
+def test_second_call_completes_missing_rows(house, lost):
     small(house, "--tables=temperature")
     assert len(calls(house, "main")) == len(calls(house, "eval")) == 5
     place(house, f"{SCORES}/{lost}").unlink()
@@ -73,7 +73,7 @@ def change(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_a_run_whose_checkpoints_are_gone_is_trained_again(house):
+def test_run_without_checkpoints_is_trained_again(house):
     small(house, "--tables=temperature")
     (place(house, "temperature_0.5/seed0/checkpoints") / "7").rmdir()
     done = small(house, "--tables=temperature")
@@ -81,16 +81,15 @@ def test_a_run_whose_checkpoints_are_gone_is_trained_again(house):
     assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["configs/simclr_paper.py", "cellclr_jax/default_config.py"])
-def test_a_recipe_that_has_changed_is_asked_again(house, name):
-    """Training itself knows whether that makes a difference, and refuses the folder if so."""
+def test_changed_recipe_runs_training_again(house):
+    """Training checks whether the settings differ, and refuses the folder if so."""
     small(house, "--tables=temperature")
-    change(house.root / name, "epochs = ", "epochs = 1 + ")
+    change(house.root / "cellclr_jax/default_config.py", "epochs = ", "epochs = 1 + ")
     small(house, "--tables=temperature")
     assert (len(calls(house, "main")), len(calls(house, "eval"))) == (5, 5)
 
 
-def test_one_call_fills_a_folder_at_a_time(house):
+def test_output_folder_is_locked(house):
     small(house, "--tables=temperature")
     mark = place(house, ".running")
     assert not mark.exists()
@@ -99,15 +98,15 @@ def test_one_call_fills_a_folder_at_a_time(house):
     done = small(house, "--tables=minibatch", "--seeds=5")
     assert done.returncode == 2
     assert place(house, "rows.tsv").read_text() == listed
-    assert f"is being filled by process {os.getpid()}" in done.stderr
+    assert f"is in use by process {os.getpid()}" in done.stderr
     assert calls(house, "main") == []
-    mark.write_text("4194305\n")  # beyond all that there are: it was killed
+    mark.write_text("4194305\n")  # larger than any process ID: a killed call
     assert small(house, "--tables=minibatch").returncode == 0
     assert not mark.exists()
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ("x\tno run\n", "a row has 2 columns, 6 by tabs were expected: x\tno run"),
         (
@@ -116,16 +115,16 @@ def test_one_call_fills_a_folder_at_a_time(house):
         ),
     ],
 )
-def test_rows_that_contradict_each_other_are_refused(house, row, told):
+def test_contradictory_rows_are_refused(house, row, message):
     path = house.root / "launch/paper_tables.tsv"
     path.write_text(path.read_text() + row)
     done = small(house, "--tables=temperature")
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert house.calls() == []
 
 
-def test_scores_of_another_training_are_none_of_a_row(house):
+def test_scores_of_another_training_are_removed(house):
     small(house, "--tables=temperature")
     change(
         house.root / "launch/paper_tables.tsv",
@@ -142,12 +141,12 @@ def test_scores_of_another_training_are_none_of_a_row(house):
     assert (len(calls(house, "main")), len(calls(house, "eval"))) == (1, 1)
 
 
-def test_rows_are_scored_with_their_flags_each_in_its_folder(house):
+def test_rows_are_scored_with_their_flags(house):
     small(house, "--tables=corrections")
-    asked = [row for row in ROWS if row[0] == "corrections"]
+    rows = [row for row in ROWS if row[0] == "corrections"]
     found = calls(house, "eval")
-    assert len(found) == len(asked) == 4
-    for call, row in zip(found, asked, strict=True):
+    assert len(found) == len(rows) == 4
+    for call, row in zip(found, rows, strict=True):
         folder = "as_published" if row[4] == "-" else row[4]
         flags_of_row = "" if row[5] == "-" else f" {row[5]}"
         assert call.endswith(f"/base/seed0/scores/{folder} --measures=none{flags_of_row}")
@@ -155,7 +154,7 @@ def test_rows_are_scored_with_their_flags_each_in_its_folder(house):
     assert " --config.init.workdir= " in calls(house, "main")[0]
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(house):
+def test_failed_runs_are_reported_and_others_continue(house):
     done = house.run(
         "reproduce_paper.sh", "--small", "--tables=temperature", FAIL_MODULE="cellclr_jax.main"
     )
@@ -166,10 +165,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(house):
     assert again.returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-)
-def test_a_signal_to_the_script_reaches_the_training(house, number, status):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_are_forwarded_to_the_training(house, number, status):
     waiting = FAKE_PYTHON.replace(
         'case "$1 $2" in',
         """if [ "$1 $2" = "-m cellclr_jax.main" ]; then
@@ -184,7 +181,7 @@ case "$1 $2" in""",
     until = time.monotonic() + 600
     while "waits" not in house.calls() and time.monotonic() < until:
         time.sleep(0.05)
-    for _ in range(3):  # as whoever is impatient does
+    for _ in range(3):  # an impatient user repeats it
         process.send_signal(number)
         time.sleep(0.05)
     _, errors = process.communicate(timeout=600)
@@ -193,16 +190,16 @@ case "$1 $2" in""",
     assert "the same command resumes" in errors
 
 
-def test_weights_are_checked_by_their_sums(house):
+def test_weights_are_checked_by_sha256(house):
     done = house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
     assert done.returncode == 1
-    assert "resnet18-f37072fd.pth.part is not what was published" in done.stderr
+    assert "resnet18-f37072fd.pth.part does not have the published SHA-256" in done.stderr
     assert not (house.root / "weights/resnet18-f37072fd.pth").exists()
     assert calls(house, "convert") == calls(house, "main") == []
 
 
-def test_weights_that_are_right_are_converted(house):
-    # A file whose sum begins as the name says, found by trying.
+def test_weights_are_downloaded_and_converted_once(house):
+    # Replaces the hashes in the script by those of the fake download.
     script = house.root / "launch/reproduce_paper.sh"
     sum_ = hashlib.sha256(b"weights").hexdigest()[:8]
     script.write_text(script.read_text().replace("f37072fd", sum_).replace("0676ba61", sum_)
@@ -214,19 +211,19 @@ def test_weights_that_are_right_are_converted(house):
     assert "convert --input=weights/resnet50-" in " ".join(calls(house, "convert"))
     assert all(BASE in call for call in calls(house, "main"))
     again = house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
-    assert again.returncode == 0  # files that are there are not fetched again
+    assert again.returncode == 0
     assert not any(call.startswith("curl") for call in house.calls())
     for name in ("resnet18", "resnet50", "resnet101"):
         (house.root / f"weights/{name}").mkdir()
         (house.root / f"weights/{name}/config.json").write_text("{}")
     house.run("reproduce_paper.sh", "--tables=temperature", "--data=d", "--out=o")
-    assert calls(house, "convert") == []  # nor converted
+    assert calls(house, "convert") == []
     assert calls(house, "build") == [
         f"cellclr_jax.build --source=raw --download --data_dir={house.elsewhere}/d"
     ]
 
 
-def test_a_dry_run_prints_every_command_and_runs_none(house):
+def test_dry_run_only_prints_commands(house):
     done = house.run("reproduce_paper.sh", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert house.calls() == []
@@ -244,10 +241,10 @@ def test_a_dry_run_prints_every_command_and_runs_none(house):
     [
         ("--tables=nothing", "no table 'nothing': there are encoders, augmentations"),
         ("--seeds=a", "SEEDS is 'a'"),
-        ("--out=gs://bucket/run", "--out=gs://bucket/run: a folder of this machine"),
+        ("--out=gs://bucket/run", "--out=gs://bucket/run: expected a local folder"),
     ],
 )
-def test_wrong_arguments_are_told(house, argument, message):
+def test_wrong_arguments_are_refused(house, argument, message):
     done = house.run("reproduce_paper.sh", argument)
     assert done.returncode == 2
     assert message in done.stderr

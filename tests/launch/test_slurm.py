@@ -57,15 +57,15 @@ def test_slurm_task_takes_its_gpus(slurm: House, visible: str, tasks: str, expec
     assert slurm.calls()[-1].endswith(f"--config.data_dir=/data{expected}")
 
 
-def test_slurm_requeues_what_sigterm_has_ended(slurm: House) -> None:
+def test_slurm_requeues_after_sigterm(slurm: House) -> None:
     done = submit(slurm, FAIL_MODULE="cellclr_jax.main", FAIL_STATUS="143")
     assert done.returncode == 0, done.stderr
     assert slurm.calls()[-2:] == ["scontrol show job 41", "scontrol requeue 41"]
     assert submit(slurm).returncode == 0
-    assert not any("scontrol" in call for call in slurm.calls()), "a job that is done stays so"
+    assert not any("scontrol" in call for call in slurm.calls()), "a completed job is not requeued"
 
 
-def test_slurm_requeues_when_training_saves_and_ends_well_after_sigterm(slurm: House) -> None:
+def test_slurm_requeues_if_training_ends_with_status_0_after_sigterm(slurm: House) -> None:
     own = FAKE_PYTHON.replace(
         "    shift\n", '    shift\n    if [ "$1" = cellclr_jax.main ]; then kill -TERM $PPID; fi\n'
     )
@@ -84,7 +84,7 @@ def test_slurm_does_not_requeue_a_cancelled_or_failed_job(slurm: House) -> None:
     assert not any("scontrol" in call for call in slurm.calls())
 
 
-def test_slurm_does_not_requeue_when_srun_ends_the_other_tasks_of_a_failed_one(
+def test_slurm_does_not_requeue_if_one_task_failed(
     slurm: House,
 ) -> None:
     both = 'FAIL_STATUS=1 "$@" || status=$?\nFAIL_STATUS=143 "$@"\nexit $status\n'
@@ -94,7 +94,7 @@ def test_slurm_does_not_requeue_when_srun_ends_the_other_tasks_of_a_failed_one(
     assert not any("scontrol" in call for call in slurm.calls())
 
 
-def test_slurm_wrong_use_is_named(slurm: House) -> None:
+def test_slurm_wrong_use_is_reported(slurm: House) -> None:
     assert slurm.run("slurm.sh").returncode == 2
     unknown = submit(slurm, CONFIG="configs/nix.py")
     assert unknown.returncode == 2

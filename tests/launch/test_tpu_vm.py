@@ -1,4 +1,4 @@
-"""tpu_vm.sh, with stand-ins for gcloud and for what a worker has."""
+"""tpu_vm.sh, with stand-ins for gcloud and the programs of a worker."""
 
 import subprocess
 from pathlib import Path
@@ -20,7 +20,7 @@ case "$line" in
 esac
 """
 
-# Makes an environment whose Python only tells its version.
+# Makes an environment with a Python that only prints its version.
 FAKE_UV = r"""#!/usr/bin/env bash
 echo "uv $*" >>"$CALLS"
 if [ "$1" = venv ]; then
@@ -48,7 +48,7 @@ def cloud(house: House) -> House:
     return house
 
 
-def test_tpu_create_asks_for_the_runtime_of_its_type(cloud: House) -> None:
+def test_tpu_create_requests_the_runtime_of_the_type(cloud: House) -> None:
     for kind, runtime in {
         "v5litepod-8": "v2-alpha-tpuv5-lite",
         "v6e-16": "v2-alpha-tpuv6e",
@@ -59,11 +59,11 @@ def test_tpu_create_asks_for_the_runtime_of_its_type(cloud: House) -> None:
         assert done.returncode == 0, done.stderr
         (call,) = cloud.calls()
         assert call.startswith(f"{TPU}create|cellclr|")
-        asked = {f"--accelerator-type={kind}", f"--version={runtime}", "--spot", "--project=p"}
-        assert asked < set(call.split("|"))
+        options = {f"--accelerator-type={kind}", f"--version={runtime}", "--spot", "--project=p"}
+        assert options < set(call.split("|"))
 
 
-def test_tpu_from_the_queue_is_waited_for_and_deleted_by_force(cloud: House) -> None:
+def test_tpu_waits_for_queued_resources(cloud: House) -> None:
     settings = {"ZONE": ZONE, "QUEUED": "1"}
     states = "WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
     done = cloud.run("tpu_vm.sh", "create", "--spot", **settings, STATES=states)
@@ -75,9 +75,9 @@ def test_tpu_from_the_queue_is_waited_for_and_deleted_by_force(cloud: House) -> 
     assert "queued-resources|delete|cellclr|--force" in call
 
 
-def test_tpu_experiment_that_is_not_there_or_not_committed_is_told_first(cloud: House) -> None:
+def test_tpu_checks_the_experiment_first(cloud: House) -> None:
     (cloud.root / "configs" / "new.py").write_text("")
-    for config, told in {
+    for config, message in {
         "configs/nix.py": "there are configs/new.py configs/simclr.py",
         "/tmp/config.py": "an experiment of the checkout was expected",
         "configs/new.py": "is not committed",
@@ -86,7 +86,7 @@ def test_tpu_experiment_that_is_not_there_or_not_committed_is_told_first(cloud: 
         for command in ("run", "all"):
             done = cloud.run("tpu_vm.sh", command, *flags, ZONE=ZONE)
             assert done.returncode == 2
-            assert told in done.stderr
+            assert message in done.stderr
             assert done.stderr.count("\n") == 1
     flags = ("--dry-run", "--bucket=b", "--config=configs/simclr.py:small")
     assert cloud.run("tpu_vm.sh", "run", *flags, ZONE=ZONE).returncode == 0
@@ -116,14 +116,14 @@ def test_tpu_run_starts_all_workers_and_follows_the_first(cloud: House) -> None:
     assert "worker-follow" in follow
 
 
-def test_tpu_broken_connection_is_taken_up_again(cloud: House) -> None:
+def test_tpu_reconnects(cloud: House) -> None:
     broken = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "FAIL_TIMES": "3"}
     done = cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **broken)
     assert done.returncode == 0, done.stderr
     assert len(cloud.calls()) == 3
 
 
-def test_tpu_lost_connection_and_failed_training_end_with_their_own_status(cloud: House) -> None:
+def test_tpu_exit_status_of_lost_connections_and_failed_training(cloud: House) -> None:
     lost = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "RETRIES": "1"}
     assert cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **lost).returncode == 4
     assert len(cloud.calls()) == 2
@@ -181,7 +181,7 @@ ALL = ["create", "scp", "ssh", "worker-setup", "worker-run", "worker-follow", "r
         ("create", "7", True, ALL[:1]),
     ],
 )
-def test_tpu_all_deletes_when_told_even_after_a_failure(
+def test_tpu_all_deletes_on_request_even_after_a_failure(
     cloud: House, fails: str, status: str, delete: bool, expected: list[str]
 ) -> None:
     flags = ["--bucket=b", *(["--delete"] if delete else [])]
@@ -196,7 +196,7 @@ def test_tpu_all_deletes_when_told_even_after_a_failure(
 
 
 @pytest.mark.parametrize("command", ["create", "delete", "all"])
-def test_tpu_dry_run_prints_and_runs_nothing(cloud: House, command: str) -> None:
+def test_tpu_dry_run_only_prints(cloud: House, command: str) -> None:
     arguments = ["--dry-run", f"--zone={ZONE}", "--bucket=b", "--runtime=an odd one"]
     done = cloud.run("tpu_vm.sh", command, *arguments)
     assert done.returncode == 0, done.stderr
@@ -228,7 +228,7 @@ def test_tpu_wrong_use_is_one_line_and_status_2(cloud: House, arguments: list[st
 
 
 def place_training(cloud: House, seconds: str, status: int) -> None:
-    """Puts a training that lasts and ends as told where a worker expects it."""
+    """Installs a stand-in for the training with this duration and exit status."""
     program = cloud.root / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
     text = f'#!/usr/bin/env bash\necho "trained $*"; sleep {seconds}; exit {status}\n'
@@ -255,7 +255,7 @@ def test_worker_trains_detached_and_its_status_can_be_followed(
     assert f"{trained}{cloud.root}/data" in done.stdout
 
 
-def test_worker_setup_installs_the_extra_for_tpus_and_nothing_beside_it(cloud: House) -> None:
+def test_worker_setup_installs_the_extra_for_tpus(cloud: House) -> None:
     cloud.put("python3", "#!/usr/bin/env bash\n")
     uv = cloud.elsewhere / ".local" / "bin" / "uv"
     uv.parent.mkdir(parents=True)

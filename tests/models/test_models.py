@@ -1,4 +1,4 @@
-"""Encoders have torchvision's layout and evaluate each image on its own, in float32."""
+"""Encoders have torchvision's parameters and embed an image independently of its minibatch."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from cellclr_jax import devices
-from cellclr_jax.models import cpu_kernels as ways_to_convolve
 from cellclr_jax.models import make_model
 from cellclr_jax.models.cpu_kernels import convolution, convolve, max_pool_2x2
 
@@ -24,7 +23,10 @@ def init(model, size=32, channels=3):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", pytest.param("resnet101", marks=pytest.mark.slow)],
+)
 def test_resnets_have_torchvisions_parameters(name):
     count, width = TORCHVISION[name]
     variables = init(make_model(name))
@@ -34,22 +36,25 @@ def test_resnets_have_torchvisions_parameters(name):
     assert variables["params"]["head"]["l1"]["kernel"].shape == (width, width)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("settings", [{}, {"norm": "batch"}])
-def test_an_image_is_embedded_alike_in_any_minibatch(channels, settings):
-    model = make_model("cnn", encoder_settings=settings)
-    images = jax.random.normal(jax.random.key(1), (6, 32, 32, channels))
-    variables = model.init(jax.random.key(0), images, train=True)
-    together = model.apply(variables, images, method="embed")
-    alone = model.apply(variables, images[2:3], method="embed")
-    np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
+WIDTHS = (8, 64)
+SIDE = 16
 
 
-def test_batch_norm_uses_the_minibatch_in_training_alone():
-    model = make_model("cnn", encoder_settings={"norm": "batch"})
-    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
-    (h, z), updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+@pytest.mark.parametrize(("channels", "norm"), [(1, "none"), (5, "batch")])
+def test_an_image_is_embedded_equally_in_any_minibatch(channels, norm):
+    model = make_model("cnn", encoder_settings={"norm": norm, "widths": WIDTHS})
+    images = drawn((6, SIDE, SIDE, channels))
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(images)
+    embed = jax.jit(lambda x: model.apply(variables, x, method="embed"))
+    np.testing.assert_allclose(embed(images)[2:3], embed(images[2:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_uses_the_minibatch_only_in_training():
+    model = make_model("cnn", encoder_settings={"norm": "batch", "widths": WIDTHS})
+    images = drawn((4, SIDE, SIDE, 3))
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(images)
+    step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    (h, z), updated = step(variables, images)
     assert h.shape == (4, 64)
     assert z.shape == (4, 128)
     before = flatten_dict(variables["batch_stats"])
@@ -58,14 +63,16 @@ def test_batch_norm_uses_the_minibatch_in_training_alone():
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters():
-    model = make_model("cnn", dtype="bfloat16", encoder_settings={"norm": "batch"})
-    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    variables = model.init(jax.random.key(0), images, train=True)
+    settings = {"norm": "batch", "widths": WIDTHS}
+    model = make_model("cnn", dtype="bfloat16", encoder_settings=settings)
+    images = drawn((2, SIDE, SIDE, 3))
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    h, z = model.apply(variables, images, train=False)
+    h, z = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     assert h.dtype == z.dtype == jnp.float32
-    exact = make_model("cnn", encoder_settings={"norm": "batch"})
-    np.testing.assert_allclose(h, exact.apply(variables, images, train=False)[0], atol=0.05)
+    exact = make_model("cnn", encoder_settings=settings)
+    wide = jax.jit(lambda v, x: exact.apply(v, x, train=False))(variables, images)
+    np.testing.assert_allclose(h, wide[0], atol=0.05)
 
 
 def test_head_depth_width_and_norm_are_settings():
@@ -94,46 +101,39 @@ def drawn(shape, dtype="float32", seed=0):
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
 
 
-def value_and_slopes(function, *arguments):
-    """The value and, for one random slope of it, what goes back to each argument."""
+def value_and_gradients(function, *arguments):
+    """The value, and the gradients by the arguments for one random cotangent."""
     value, back = jax.vjp(function, *arguments)
     return value, *back(drawn(value.shape, value.dtype, seed=9))
 
 
-# Images [H, W, C], features, size of the kernel, stride: each kind that is written otherwise.
+# Images [H, W, C], features, size of the kernel, stride: each implementation.
 SHAPES = [
-    (9, 8, 3, 16, 3, 1),  # few channels, packed in pairs; an odd width is not
-    (8, 9, 3, 16, 3, 1),
-    (8, 8, 1, 4, 3, 1),
-    (8, 10, 5, 20, 3, 1),
+    (9, 8, 3, 16, 3, 1),  # few channels and an even width: packed in pairs
+    (8, 9, 1, 4, 3, 1),
     (3, 3, 32, 24, 3, 1),
     (1, 1, 8, 8, 3, 2),
-    (8, 8, 5, 20, 3, 2),
-    (9, 7, 5, 20, 3, 2),
+    (9, 8, 5, 20, 3, 2),
     (17, 16, 3, 8, 7, 2),
-    (16, 17, 3, 8, 7, 2),
-    (8, 8, 6, 7, 1, 1),
-    (9, 8, 7, 6, 1, 1),
+    (9, 8, 6, 7, 1, 1),
     (9, 8, 6, 7, 1, 2),
 ]
-
-
-# In bfloat16 one of each way: packed, not packed, strided, pointwise.
+# In bfloat16: packed, not packed, strided.
 DTYPES = [(shape, "float32", 2e-5) for shape in SHAPES]
-DTYPES += [(SHAPES[place], "bfloat16", 0.02) for place in (0, 4, 6, 8, 10, 12)]
+DTYPES += [(SHAPES[number], "bfloat16", 0.02) for number in (0, 2, 5)]
 
 
 @pytest.mark.parametrize(("shape", "dtype", "tolerance"), DTYPES, ids=str)
-def test_convolutions_and_their_gradients_are_xlas(shape, dtype, tolerance):
+def test_convolutions_and_gradients_equal_xlas(shape, dtype, tolerance):
     height, width, channels, features, size, stride = shape
     images = drawn((3, height, width, channels), dtype)
     kernel = drawn((size, size, channels, features), dtype, seed=1)
-    # What XLA makes of the same numbers in float32: its own bfloat16 sums are not everywhere exact.
-    plainly = [x.astype(jnp.float32) for x in (images, kernel)]
-    got = jax.jit(lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k))
+    # XLA's results in float32: its bfloat16 sums are not exact on all platforms.
+    exact = [x.astype(jnp.float32) for x in (images, kernel)]
+    got = jax.jit(lambda x, k: value_and_gradients(lambda *a: convolve(*a, stride), x, k))
     for have, want in zip(
         got(images, kernel),
-        value_and_slopes(lambda *a: by_xla(*a, stride), *plainly),
+        value_and_gradients(lambda *a: by_xla(*a, stride), *exact),
         strict=True,
     ):
         assert have.dtype == dtype
@@ -153,15 +153,15 @@ def test_a_convolution_equals_a_loop():
         np.testing.assert_allclose(got[:, i, j], np.tensordot(seen, kernel, 3), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
-def test_divided_among_devices_convolutions_have_the_same_gradients(shape):
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=str)
+def test_gradients_of_convolutions_do_not_depend_on_devices(shape):
     height, width, channels, features, size, stride = shape
     images = drawn((8, height, width, channels))
     kernel = drawn((size, size, channels, features), seed=1)
     mesh = devices.make_mesh(4)
     rows, everywhere = devices.by_rows(mesh), devices.replicated(mesh)
     function = jax.jit(
-        lambda x, k: value_and_slopes(lambda *a: convolve(*a, stride), x, k),
+        lambda x, k: value_and_gradients(lambda *a: convolve(*a, stride), x, k),
         in_shardings=(rows, everywhere),
         out_shardings=(rows, rows, everywhere),
     )
@@ -169,7 +169,7 @@ def test_divided_among_devices_convolutions_have_the_same_gradients(shape):
     assert "all-gather" not in compiled.as_text()
     for have, want in zip(
         compiled(jax.device_put(images, rows), jax.device_put(kernel, everywhere)),
-        value_and_slopes(lambda *a: by_xla(*a, stride), images, kernel),
+        value_and_gradients(lambda *a: by_xla(*a, stride), images, kernel),
         strict=True,
     ):
         np.testing.assert_allclose(have, want, atol=2e-5 * np.abs(want).max())
@@ -182,7 +182,7 @@ def test_accelerators_get_the_plain_convolution(shape):
     kernel = jax.ShapeDtypeStruct((size, size, channels, features), jnp.float32)
 
     def operations(function):
-        both = jax.jit(lambda x, k: value_and_slopes(lambda *a: function(*a, stride), x, k))
+        both = jax.jit(lambda x, k: value_and_gradients(lambda *a: function(*a, stride), x, k))
         text = both.trace(images, kernel).lower(lowering_platforms=("tpu",)).as_text()
         names = ("convolution", "dot_general", "reshape", "optimization_barrier")
         return {name: text.count(f"stablehlo.{name}") for name in names}
@@ -190,18 +190,7 @@ def test_accelerators_get_the_plain_convolution(shape):
     assert operations(convolve) == operations(by_xla)
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[6], SHAPES[-1]], ids=str)
-def test_both_ways_of_a_convolution_have_the_same_gradients(shape):
-    height, width, channels, features, size, stride = shape
-    images, kernel = drawn((3, height, width, channels)), drawn((size, size, channels, features))
-    slope = drawn(by_xla(images, kernel, stride).shape, seed=1)
-    plainly = ways_to_convolve._backward_plainly(stride, images, kernel, slope)
-    on_cpu = ways_to_convolve._backward_on_cpu(stride, images, kernel, slope)
-    for want, got in zip(plainly, on_cpu, strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5 * float(jnp.abs(want).max()))
-
-
-@pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 6), (6, 7), (5, 3)])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 7)])
 def test_pooling_equals_a_loop(height, width):
     # Whole numbers, so that maxima are often equal.
     x = np.asarray(jnp.round(drawn((2, height, width, 3))))

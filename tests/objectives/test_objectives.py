@@ -1,4 +1,4 @@
-"""The interface of objectives: one with a teacher, labels, state and views of two sizes trains."""
+"""An objective with a teacher, labels, state and views of two sizes trains, resumes and logs."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from support import tiny_run
+from support.tiny_dataset import metadata, name_channels, random_images, write_dataset
 
 from cellclr_jax import default_config, devices, objectives
 from cellclr_jax.encoder.load import make_objective
@@ -42,13 +43,21 @@ class Distillation(Objective):
         return self.strength * distance, ({"seen": seen}, {"distance": distance})
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    name_channels(write_dataset(folder, random_images(), columns=metadata()))
+    return folder
+
+
 @pytest.fixture
 def config(data_dir, monkeypatch):
     monkeypatch.setitem(objectives.OBJECTIVES, "distillation", Distillation)
     config = tiny_run.get_config()
-    config.data_dir = str(data_dir)
-    config.objective = "distillation"
-    config.epochs = 2
+    config.update(data_dir=str(data_dir), dataset="single_cells/all", image_size=8)
+    config.views = {"flip_horizontal": {"probability": 0.5}}
+    config.model.cnn.widths = (8,)
+    config.update(objective="distillation", epochs=2, minibatch_size=16)
     return config
 
 
@@ -58,28 +67,36 @@ def test_a_new_objective_brings_its_settings(config):
     assert make_objective(config) == Distillation(strength=0.25)
 
 
-def test_teacher_state_and_labels_are_carried_from_step_to_step(config):
-    experiment, mesh = make_experiment(config), devices.make_mesh(1)
-    program = compile_program(experiment, mesh)
+def first_step(config, number):
+    """The first step on a number of devices: (state before, state after, metrics)."""
+    experiment, mesh = make_experiment(config), devices.make_mesh(number)
+    program, key = compile_program(experiment, mesh), devices.root_key(0, mesh)
     cells = experiment.encoder.cells.read(experiment.train_rows[: config.minibatch_size])
-    key = devices.root_key(0, mesh)
-    before = program.init(key)
-    student, teacher = jax.device_get((before.params, before.teacher["params"]))
+    state = program.init(key)
+    before = jax.device_get(state)
+    return before, *jax.device_get(program.step(state, devices.to_global(mesh, cells), key))
+
+
+def test_a_step_updates_teacher_and_state_and_does_not_depend_on_devices(config):
+    before, after, metrics = first_step(config, 1)
+    student, teacher = before.params, before.teacher["params"]
     jax.tree.map(np.testing.assert_array_equal, teacher, student)
-    after, metrics = program.step(before, devices.to_global(mesh, cells), key)
     assert {"loss", "distance", "embedding_spread"} <= metrics.keys()
     np.testing.assert_allclose(metrics["loss"], 0.5 * metrics["distance"], rtol=1e-6)
     assert float(jnp.sum(after.objective["seen"])) == config.minibatch_size
-    moved = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, teacher, jax.device_get(after.params))
+    moved = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, teacher, after.params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        jax.device_get(after.teacher["params"]),
+        after.teacher["params"],
         moved,
     )
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (student, moved)), strict=True))
+    _, divided, _ = first_step(config, 8)
+    for many, one in zip(*map(jax.tree.leaves, (divided, after)), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-3, atol=2e-4)
 
 
-def test_a_run_with_a_teacher_resumes_to_the_bit_and_logs_its_metrics(config, tmp_path):
+def test_a_run_with_a_teacher_resumes_bit_for_bit_and_logs_its_metrics(config, tmp_path):
     config.checkpoint.save_every_steps = 2
     mesh = devices.make_mesh(1)
     whole = loop.train(config, tmp_path, mesh)
@@ -93,20 +110,7 @@ def test_a_run_with_a_teacher_resumes_to_the_bit_and_logs_its_metrics(config, tm
         np.testing.assert_array_equal(*jax.device_get(leaves))
 
 
-def test_devices_do_not_change_the_step(config):
-    states = []
-    for number in (1, 8):
-        experiment, mesh = make_experiment(config), devices.make_mesh(number)
-        program = compile_program(experiment, mesh)
-        cells = experiment.encoder.cells.read(experiment.train_rows[: config.minibatch_size])
-        key = devices.root_key(0, mesh)
-        state, _ = program.step(program.init(key), devices.to_global(mesh, cells), key)
-        states.append(jax.device_get(state))
-    for found, wanted in zip(*(jax.tree.leaves(state) for state in states), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
-
-
-def test_settings_of_a_head_that_is_not_used_are_noted(config):
+def test_settings_of_an_unused_head_are_noted(config):
     mesh = devices.make_mesh(1)
     for name, noted in (("vicreg", True), ("nt_xent", False)):
         config.objective, config.vicreg.width = name, 16
@@ -126,7 +130,7 @@ def test_unknown_objectives_and_settings_are_refused(config):
         make_objective(config)
 
 
-def test_labels_that_the_dataset_lacks_are_named(config, monkeypatch):
+def test_missing_labels_are_named(config, monkeypatch):
     monkeypatch.setattr(Distillation, "labels", ("colour",))
     with pytest.raises(BadUse, match="needs labels 'colour': the dataset has"):
         make_experiment(config)

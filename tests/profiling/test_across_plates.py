@@ -1,4 +1,4 @@
-"""Retrieval across plates: as loops find it, a plate never answers for itself, chance is chance."""
+"""Retrieval across plates equals loops, excludes the same plate, and has a valid chance level."""
 
 import json
 
@@ -16,7 +16,7 @@ def layout(plates=4, treatments=5, wells=1):
 
 
 def naive(values, treatment, plate):
-    """{row: (nearest, precision)} of the rows that ask."""
+    """{row: (nearest, precision)} of the queries."""
     found = {}
     for row in range(len(values)):
         others = [i for i in range(len(values)) if plate[i] != plate[row]]
@@ -38,10 +38,10 @@ def naive(values, treatment, plate):
 def test_ranks_are_those_of_loops(seed):
     rng = np.random.default_rng(seed)
     treatment, plate = rng.integers(0, 7, 40), rng.integers(0, 4, 40)
-    treatment[plate == 3] = 8  # a treatment of one plate alone
+    treatment[plate == 3] = 8  # a treatment of one plate only
     values = rng.normal(size=(9, 6))[treatment] + rng.normal(size=(40, 6))
     found, wanted = retrieve(values, treatment, plate), naive(values, treatment, plate)
-    assert np.flatnonzero(found.asks).tolist() == sorted(wanted)
+    assert np.flatnonzero(found.is_query).tolist() == sorted(wanted)
     assert 0 < len(wanted) < 40
     for row, (near, precision) in wanted.items():
         assert found.nearest[row] == near
@@ -53,17 +53,17 @@ def test_ranks_are_those_of_loops(seed):
     np.testing.assert_allclose(found.means, np.mean(of_treatments, axis=0), rtol=1e-12)
 
 
-def test_what_is_planted_perfectly_is_found_beyond_chance():
+def test_a_planted_effect_is_found_beyond_chance():
     treatment, plate = layout()
     found = retrieve(np.eye(5)[treatment] + 0.01, treatment, plate)
     np.testing.assert_array_equal(found.means, [1.0, 1.0])
-    told = found.summary()
-    assert told["correct"] == told["asked"] == len(plate)
-    assert max(told["p"].values()) == 1 / (PERMUTATIONS + 1)
-    assert told["chance"]["nearest_share"] < 0.4
+    summary = found.summary()
+    assert summary["correct"] == summary["asked"] == len(plate)
+    assert max(summary["p"].values()) == 1 / (PERMUTATIONS + 1)
+    assert summary["chance"]["nearest_share"] < 0.4
 
 
-def test_what_a_plate_shares_with_itself_does_not_count():
+def test_wells_of_the_same_plate_do_not_count():
     """Replicates that are equal within a plate, and have nothing in common between plates."""
     treatment, plate = layout(plates=6, wells=3)
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_what_a_plate_shares_with_itself_does_not_count():
     assert leaking.means[0] == 1.0
 
 
-def test_plates_that_hold_the_same_treatments_are_told_by_chance_too():
+def test_pairs_of_similar_plates_raise_the_chance_level():
     """Pairs of plates that resemble each other and share treatments: retrieval without effect."""
     rng = np.random.default_rng(0)
     plate = np.repeat(np.arange(8), 2)
@@ -96,13 +96,13 @@ def test_profiles_that_are_all_equal_are_no_better_than_a_permutation(value):
     assert found.summary()["p"]["nearest_share"] > 0.05
 
 
-def test_rows_that_cannot_be_confused_or_found_do_not_ask():
+def test_rows_without_both_kinds_of_candidates_are_not_queries():
     values = np.random.default_rng(0).normal(size=(5, 3))
     one_plate = retrieve(values, np.array([0, 0, 1, 1, 1]), np.zeros(5, int))
     one_treatment = retrieve(values, np.zeros(5, int), np.arange(5))
     none = retrieve(values[:0], np.zeros(0, int), np.zeros(0, int))
     for found in (one_plate, one_treatment, none):
-        assert not found.asks.any()
+        assert not found.is_query.any()
         assert np.isnan(found.means).all()
 
 
@@ -129,15 +129,15 @@ def test_the_measure_is_that_of_treated_wells():
     assert json.loads(json.dumps(found.summary, allow_nan=False)) == found.summary
 
 
-def test_what_has_no_retrieval_says_why():
+def test_the_reason_is_given_if_retrieval_is_undefined():
     values = np.random.default_rng(0).normal(size=(4, 3))
     rows = [("P", "B", name, 1.0, "m") for name in "abab"]
     assert "two plates" in across_plates(corrected(table(rows, values))).summary["undefined"]
     rows = [(plate, "B", "a", dose, "m") for plate in "PQ" for dose in (1.0, 1.0)]
-    assert "tell it from" in across_plates(corrected(table(rows, values))).summary["undefined"]
+    assert "compare with" in across_plates(corrected(table(rows, values))).summary["undefined"]
 
 
-def test_more_pairs_than_memory_holds_are_refused():
+def test_too_many_pairs_are_undefined():
     rows = [(f"P{i % 2}", "B", f"c{i % 9}", 1.0, "m") for i in range(4500)]
     profiles = corrected(table(rows, np.random.default_rng(0).normal(size=(4500, 2))))
     assert across_plates(profiles).summary["undefined"].startswith(f"{4500 * 4499 // 2} pairs")

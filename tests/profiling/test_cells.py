@@ -1,4 +1,4 @@
-"""Single cells of any dataset: which are drawn, what their class is, what is written of them."""
+"""Single cells: the sample, its classes, scores and files."""
 
 import io
 import json
@@ -13,6 +13,7 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import report
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.profiles import has_treatments, sites_of
+from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.single_cells import (
     KeptCells,
     cell_table,
@@ -61,17 +62,17 @@ def test_each_kind_of_features_is_scored_on_the_same_cells():
     assert json.loads(json.dumps(found)) == found
 
 
-def test_without_plates_it_is_said_that_images_may_lie_on_both_sides():
+def test_without_plates_a_note_warns_of_images_on_both_sides():
     found = describe_cells(evaluated(labelled()))
     assert found["grouped_by"] is None
     assert found["folds"] == 5
-    assert any("both sides" in note for note in found["notes"])
+    assert any("both training and test" in note for note in found["notes"])
     by_batch = describe_cells(evaluated(labelled(plate=np.full(120, "p"), batch=plates())))
     assert by_batch["grouped_by"] == "batch"
     assert not by_batch["notes"]
 
 
-def test_large_datasets_are_drawn_from_and_it_is_told():
+def test_large_datasets_are_sampled_with_a_note():
     found = evaluated(labelled(900, ("a", "b", "")), size=200)
     assert len(found.sample.rows) == 200
     described = describe_cells(found)
@@ -87,18 +88,18 @@ def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
     moas = np.where(np.isin(compounds, ["c0", "c1"]), "m", "n")
     table = cells(240, plate=plates(240), compound=compounds, moa=moas)
     sample = draw_sample(table, with_treatments=True, label="moa")
-    # What tells the compound tells its mechanism, unless the compound was never seen.
-    looks = {"trained": np.eye(4)[np.unique(compounds, return_inverse=True)[1]]}
-    told = [
-        evaluate_cells(sample, looks, hold_out=whole, classifiers=["logistic"])
+    # Features of the compound predict its mechanism only if the compound was seen.
+    features = {"trained": np.eye(4)[np.unique(compounds, return_inverse=True)[1]]}
+    found = [
+        evaluate_cells(sample, features, hold_out=whole, classifiers=["logistic"])
         for whole in ("plate", "compound", "nothing", "auto")
     ]
-    scores = [found.probes["trained"].scores["logistic"].balanced_accuracy for found in told]
-    assert [found.grouped_by for found in told] == ["plate", "compound", "", "plate"]
+    scores = [one.probes["trained"].scores["logistic"].balanced_accuracy for one in found]
+    assert [one.grouped_by for one in found] == ["plate", "compound", "", "plate"]
     assert scores[0] == scores[2] == scores[3] == 1.0
     assert scores[1] < 0.6
-    with pytest.raises(BadUse, match="hold_out 'batch': the cells tell plate, compound"):
-        evaluate_cells(sample, looks, hold_out="batch")
+    with pytest.raises(BadUse, match="hold_out 'batch': the cells have plate, compound"):
+        evaluate_cells(sample, features, hold_out="batch")
     with pytest.raises(BadUse, match="no such column; the cells have cell_id, plate"):
         draw_sample(table, with_treatments=True, label="target")
 
@@ -115,7 +116,7 @@ def test_any_column_can_be_the_class_and_whole_compounds_be_held_out():
         ({"moa": "ab"}, True, None),
     ],
 )
-def test_the_class_is_the_label_and_without_treatments_what_else_tells_one(
+def test_the_class_is_the_label_or_without_treatments_moa_or_compound(
     columns, with_treatments, expected
 ):
     resized = {name: np.resize(np.array(list(v), object), 120) for name, v in columns.items()}
@@ -190,8 +191,8 @@ def test_the_report_and_the_console_show_the_scores(tmp_path):
     assert "each plate kept whole" in page
 
 
-def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
-    scored = evaluate(planted())
+def test_scores_of_treatments_and_of_cells_are_written_together(tmp_path):
+    scored = evaluate(planted(weeks=2), Protocol(corrections=("none",)))
     alone = report.write_evaluation(tmp_path, report.Results(scored))
     results = report.Results(scored, cells=evaluated(labelled()))
     both = report.write_evaluation(tmp_path, results, overwrite=True)
@@ -211,9 +212,9 @@ def test_scores_of_treatments_and_cells_stand_beside_each_other(tmp_path):
 def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
     table = labelled(plate=plates(), batch=plates())
     sample = draw_sample(table, with_treatments=False)
-    looks = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
+    features = {"trained": np.random.default_rng(0).normal(size=(120, 3))}
     plate, nothing = (
-        evaluate_cells(sample, looks, hold_out=whole, classifiers=["knn"])
+        evaluate_cells(sample, features, hold_out=whole, classifiers=["knn"])
         for whole in ("plate", "nothing")
     )
     report.write_evaluation(tmp_path, report.Results(cells=plate))
@@ -275,21 +276,3 @@ def test_a_site_with_two_compounds_is_not_taken_for_one():
     sites, index = sites_of(table)
     assert sites["Metadata_Compound"].tolist() == ["x", "y"]
     assert index.tolist() == [0, 1, 0, 1]
-
-
-@pytest.mark.parametrize(("told", "grouped_by"), [(["plate", "well"], "well"), ([], None)])
-def test_what_a_well_alone_tells_does_not_answer_where_wells_stay_whole(told, grouped_by):
-    """24 wells on a plate, each with a look of its own that says nothing of its compound."""
-    rng = np.random.default_rng(0)
-    well = np.repeat(np.arange(24), 40)
-    names = {"plate": "p", "well": [f"w{w}" for w in well]}
-    table = cells(len(well), label=[f"drug {w % 6}" for w in well])
-    table = table.assign(**{name: names[name] for name in told})
-    sample = draw_sample(table, with_treatments=False)
-    looks = rng.normal(size=(24, 10))[well] + 0.05 * rng.normal(size=(len(well), 10))
-    found = describe_cells(evaluate_cells(sample, {"trained": looks}))
-    assert found["grouped_by"] == grouped_by
-    score = found["scores"]["trained"]["knn"]["balanced_accuracy"]
-    assert (score < 0.5) if told else (score > 0.95)
-    shared = "cells of one plate may" if told else "cells of one plate, well or image may"
-    assert any(shared in note for note in found["notes"])

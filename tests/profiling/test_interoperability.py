@@ -1,4 +1,4 @@
-"""Tables go through pycytominer and copairs themselves, there and back, and say what they said."""
+"""Tables exchanged with pycytominer give the same scores and profiles."""
 
 import numpy as np
 import pandas as pd

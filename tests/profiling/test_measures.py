@@ -1,4 +1,4 @@
-"""What all measures have in common, and that adding one takes a function and a registry line."""
+"""All measures: JSON and tables, choice by a flag, a new measure by one registry line."""
 
 import json
 
@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from absl.testing import flagsaver
-from support.corrected_wells import corrected, planted
+from support.corrected_wells import corrected, planted, table
 
 from cellclr_jax import eval as eval_binary
-from cellclr_jax.errors import BadUse
+from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import evaluation, report
+from cellclr_jax.profiling.comparison import mcnemar
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.measures import MEASURES, Measure
 from cellclr_jax.profiling.measures.measure import Measured, measure
@@ -20,8 +21,8 @@ def strength(profiles):
     """A toy measure: how long the profiles of treatments are."""
     lengths = np.linalg.norm(profiles.treatments[profiles.features], axis=1)
     share = float((lengths > 1).mean())
-    table = profiles.named_treatments().assign(length=lengths)
-    return Measured({"share": share, "longest": {"length": float(lengths.max())}}, table)
+    named = profiles.named_treatments().assign(length=lengths)
+    return Measured({"share": share, "longest": {"length": float(lengths.max())}}, named)
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def test_a_new_measure_is_in_metrics_csv_report_and_flags(tmp_path, monkeypatch,
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["measures"]) == {"none", "whitening", "tvn"}
     assert 0 < metrics["measures"]["tvn"]["strength"]["share"] <= 1
-    table = pd.read_csv(tmp_path / "strength.csv")
-    assert set(table["correction"]) == {"none", "whitening", "tvn"}
-    assert table["length"].max() == pytest.approx(
+    written = pd.read_csv(tmp_path / "strength.csv")
+    assert set(written["correction"]) == {"none", "whitening", "tvn"}
+    assert written["length"].max() == pytest.approx(
         max(one["strength"]["longest"]["length"] for one in metrics["measures"].values())
     )
     assert "Strong treatments" in (tmp_path / "report.html").read_text()
@@ -72,12 +73,12 @@ def test_of_many_wells_only_named_measures_are_computed(monkeypatch):
     wells = planted()
     found = evaluate(wells, measures=None)
     assert not found.scores["none"].measures
-    assert f"of {len(wells)} wells no measures are taken, unless --measures names them" in (
+    assert f"{len(wells)} wells: measures are computed only if --measures names them" in (
         found.notes
     )
     named = evaluate(wells, measures=["mechanisms"])
     assert list(named.scores["none"].measures) == ["mechanisms"]
-    assert not any("no measures" in note for note in named.notes)
+    assert not any("measures are computed" in note for note in named.notes)
 
 
 def test_every_measure_is_plain_json_and_plain_columns_whatever_the_order_of_wells():
@@ -94,3 +95,30 @@ def test_every_measure_is_plain_json_and_plain_columns_whatever_the_order_of_wel
             assert not [column for column in one.table if column != column.lower()]
             assert one.table.to_csv(index=False)
             pd.testing.assert_frame_equal(again[name].table, one.table)
+
+
+def test_an_unknown_concentration_is_not_zero():
+    """Both of one compound are two treatments in scores, tables, measures and comparisons."""
+    doses, weeks = (0.0, np.nan, 1.0), ("Week1", "Week2", "Week3")
+    rows = [(f"{week}_1", week, "DMSO", 0.0, "") for week in weeks for _ in range(4)]
+    rows += [
+        (f"{week}_1", week, f"c{number}", dose, f"m{number % 3}")
+        for week in weeks
+        for number in range(6)
+        for dose in doses
+        for _ in range(2)
+    ]
+    wells = table(rows, np.random.default_rng(0).normal(size=(len(rows), 5)))
+    profiles = corrected(wells)
+    counts = np.bincount(profiles.treatment_of_wells() + 1)
+    assert counts.tolist() == [12] + 18 * [6]
+    for name in ("activity", "reproducibility", "across_plates"):
+        found = MEASURES[name](profiles).table
+        assert found["wells"].tolist() == 18 * [6]
+        assert found["concentration"].isna().sum() == 6
+    found = evaluate(wells)
+    assert found.data["treatments"] == 18
+    neighbours = found.scores["none"].nsc.neighbours
+    assert mcnemar(neighbours, neighbours).both == neighbours["correct"].sum()
+    with pytest.raises(BadData, match="'c0' at an unknown concentration is listed twice"):
+        mcnemar(neighbours, pd.concat([neighbours, neighbours[neighbours["concentration"].isna()]]))

@@ -1,4 +1,4 @@
-"""Mechanism by mechanism, the vote of several neighbours, and run against run."""
+"""Scores of each mechanism, the vote of several neighbours, and McNemar's test."""
 
 import json
 from math import comb
@@ -11,7 +11,7 @@ from support.corrected_wells import corrected, planted, table
 from cellclr_jax.errors import BadData
 from cellclr_jax.profiling import moa
 from cellclr_jax.profiling.comparison import Agreement, mcnemar
-from cellclr_jax.profiling.measures.mechanisms import NEIGHBOURS, confusion, k_nearest, mechanisms
+from cellclr_jax.profiling.measures.mechanisms import NEIGHBOURS, k_nearest, mechanisms
 
 
 def test_precision_recall_and_f1_are_those_of_counting():
@@ -20,9 +20,9 @@ def test_precision_recall_and_f1_are_those_of_counting():
     assert set(found.table["score"]) == {"nsc", "nscb"}
     for row in found.table.itertuples():
         pairs = getattr(profiles, row.score).neighbours[["moa", "neighbour_moa"]].to_numpy()
-        right = sum(asked == told == row.moa for asked, told in pairs)
-        queries = sum(asked == row.moa for asked, _ in pairs)
-        predicted = sum(told == row.moa for _, told in pairs)
+        right = sum(moa == other == row.moa for moa, other in pairs)
+        queries = sum(moa == row.moa for moa, _ in pairs)
+        predicted = sum(other == row.moa for _, other in pairs)
         assert (row.queries, row.predicted) == (queries, predicted)
         np.testing.assert_allclose(row.precision, right / predicted if predicted else np.nan)
         np.testing.assert_allclose(row.recall, right / queries if queries else np.nan)
@@ -31,20 +31,6 @@ def test_precision_recall_and_f1_are_those_of_counting():
             np.testing.assert_allclose(row.f1, harmonic)
         else:
             assert row.f1 == 0
-
-
-def test_confusions_add_up_to_the_score():
-    profiles = corrected(planted(0, noise=8.0))
-    found = mechanisms(profiles).summary
-    for name, score in (("nsc", profiles.nsc), ("nscb", profiles.nscb)):
-        counts = np.array(found[name]["counts"])
-        assert counts.sum() == score.total
-        assert np.trace(counts) == score.correct
-        assert counts.shape == (len(found[name]["moas"]),) * 2
-    first = profiles.nsc.neighbours.iloc[0]
-    moas, counts = confusion(profiles.nsc)
-    same = profiles.nsc.neighbours[["moa", "neighbour_moa"]] == [first.moa, first.neighbour_moa]
-    assert counts[moas.index(first.moa), moas.index(first.neighbour_moa)] == same.all(axis=1).sum()
 
 
 def test_queries_without_a_neighbour_have_a_column_of_their_own():
@@ -96,7 +82,7 @@ def test_runs_are_matched_by_treatment_and_others_are_counted():
 def test_answers_that_cannot_be_compared_are_refused():
     with pytest.raises(BadData, match="second run have no column correct"):
         mcnemar(answers([True]), answers([True]).drop(columns="correct"))
-    with pytest.raises(BadData, match=r"'c0' at 0\.3 is listed twice in the answers of the first"):
+    with pytest.raises(BadData, match=r"'c0' at 0\.3 µM is listed twice in the first run"):
         mcnemar(pd.concat([answers([True])] * 2), answers([True]))
 
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour scores: against a naive loop, and each leak is shown to be caught."""
+"""Nearest-neighbour scores equal a naive loop, and leaks are caught."""
 
 import numpy as np
 import pandas as pd
@@ -92,7 +92,7 @@ def test_a_tie_goes_to_the_first_by_compound_and_concentration():
     assert (answer["neighbour_compound"], answer["neighbour_concentration"]) == ("b", 1)
 
 
-def test_the_own_compounds_other_dose_is_never_the_neighbour():
+def test_another_dose_of_the_same_compound_is_never_the_neighbour():
     rows = [("a", 1, "M", "W1"), ("a", 2, "M", "W2"), ("b", 1, "N", "W3"), ("c", 1, "M", "W4")]
     table = treatments(rows, [[1, 0], [1, 0], [0.9, 0.1], [-1, 0.2]])
     found = moa.not_same_compound(table).neighbours
@@ -113,7 +113,7 @@ def test_controls_are_neither_query_nor_candidate():
     assert set(score.neighbours["neighbour_compound"]) == {"a", "b"}
 
 
-def test_moas_of_one_batch_alone_are_left_out_of_nscb_as_queries_and_candidates():
+def test_moas_of_one_batch_are_left_out_of_nscb_as_queries_and_candidates():
     rows = [
         ("a", 1, "M", "W1"),
         ("b", 1, "M", "W2"),
@@ -124,12 +124,12 @@ def test_moas_of_one_batch_alone_are_left_out_of_nscb_as_queries_and_candidates(
     score = moa.not_same_compound_or_batch(table)
     assert (score.correct, score.total) == (2, 2)
     assert score.excluded["moa"].tolist() == ["only", "only"]
-    assert "one batch alone" in score.excluded["reason"][0]
+    assert "one batch only" in score.excluded["reason"][0]
     assert moa.not_same_compound(table).total == 4
 
 
 @pytest.mark.parametrize("rule", moa.BATCH_RULES)
-def test_a_treatment_of_an_unknown_batch_neither_asks_nor_answers_across_batches(rule):
+def test_treatments_of_unknown_batch_are_neither_queries_nor_candidates_of_nscb(rule):
     rows = [("a", 1, "M", "W1"), ("b", 1, "M", ""), ("c", 1, "M", "W2"), ("d", 1, "N", "W1")]
     table = treatments([*rows, ("e", 1, "N", "W2")], [[1, 0], [1, 0.01], [1, 2], [0, 1], [0, 2]])
     score = moa.not_same_compound_or_batch(table, batches=rule)
@@ -138,7 +138,7 @@ def test_a_treatment_of_an_unknown_batch_neither_asks_nor_answers_across_batches
     assert score.excluded["reason"].tolist() == ["its batch is not known"]
 
 
-def test_a_moa_of_one_compound_is_asked_counted_wrong_and_said_to_be_unanswerable():
+def test_queries_of_a_moa_of_one_compound_count_as_wrong_and_unanswerable():
     rows = [
         ("a", 1, "M", "W1"),
         ("b", 1, "M", "W2"),
@@ -169,7 +169,7 @@ def test_nscb_of_one_batch_is_undefined_and_so_is_the_drop():
     assert unknown.undefined == "no batch is known"
 
 
-def test_a_profile_of_zeros_is_wrong_and_nobodys_neighbour():
+def test_a_profile_of_zeros_is_wrong_and_not_a_neighbour():
     rows = [("a", 1, "M", "W1"), ("b", 1, "M", "W1"), ("c", 1, "M", "W1")]
     score = moa.not_same_compound(treatments(rows, [[0, 0], [1, 0], [-1, 0.1]]))
     assert (score.correct, score.total) == (2, 3)
@@ -177,7 +177,7 @@ def test_a_profile_of_zeros_is_wrong_and_nobodys_neighbour():
     assert np.isnan(score.neighbours["similarity"][0])
 
 
-def test_errors_say_what_is_wrong():
+def test_invalid_input_is_an_error():
     table = random_treatments(0)
     with pytest.raises(BadUse, match="joined, disjoint, week1"):
         moa.not_same_compound_or_batch(table, batches="week2")
@@ -220,7 +220,7 @@ def test_the_vote_of_several_neighbours_equals_the_naive_loop(neighbours):
 
 
 @pytest.mark.parametrize("rule", moa.BATCH_RULES)
-def test_both_scores_are_those_of_each_alone(rule):
+def test_both_scores_equal_the_separate_scores(rule):
     table = random_treatments(3)
     found = moa.both_scores(table, batches=rule, neighbours=[1, 3])
     assert found[1][0] == moa.not_same_compound(table)

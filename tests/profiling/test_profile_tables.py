@@ -1,4 +1,4 @@
-"""Profile tables of any origin read alike, and what is no feature never becomes one."""
+"""Profile tables of all origins give the same result; identifying columns are never features."""
 
 import gzip
 
@@ -53,13 +53,13 @@ def test_every_format_and_style_of_names_reads_alike(tmp_path, suffix, style):
     ["compound_id", "ImageNumber", "TableNumber", "Unnamed: 0", "cell count 2", "dose_uM", "row",
      "Location_Center_X", "MoA_label", "Image_Count_Nuclei", "plate_index"],
 )  # fmt: skip
-def test_numeric_columns_that_say_which_row_it_is_are_left_out(name):
+def test_numeric_columns_that_identify_rows_are_left_out(name):
     table = plain().assign(**{name: np.arange(12.0)})
     assert name in feature_columns.split_columns(table).left_out
 
 
 @pytest.mark.parametrize("key", ["compound", "moa", "plate"])
-def test_codes_are_caught_whatever_their_name(key):
+def test_columns_that_encode_metadata_are_left_out(key):
     table = plain(24)
     table["plate"] = [f"Week{1 + i % 5}_9" for i in range(24)]
     table["moa"] = "m" + table["compound"].str[-1]
@@ -82,17 +82,17 @@ def test_cellprofiler_measurements_stay_and_numbers_and_places_of_objects_do_not
     assert set(others) == set(found.left_out)
 
 
-def test_beside_own_embeddings_nothing_else_is_a_feature():
+def test_with_embeddings_nothing_else_is_a_feature():
     found = feature_columns.split_columns(plain().assign(cellclr_0000=1.5, cellclr_0001=2.5))
     assert found.features == ["cellclr_0000", "cellclr_0001"]
     assert set(found.left_out) == {"Cells_A", "Nuclei_B", "x1", "x2"}
 
 
-def test_two_names_for_one_thing_must_agree():
+def test_columns_of_the_same_meaning_must_agree():
     table = plain()
     same = feature_columns.canonical_metadata(table.assign(Metadata_Well=table["well"]))
     assert list(same.columns).count("Metadata_Well") == 1
-    with pytest.raises(BadData, match="well, Metadata_Well mean the same and differ"):
+    with pytest.raises(BadData, match="well, Metadata_Well have the same meaning and differ"):
         feature_columns.canonical_metadata(table.assign(Metadata_Well="B02"))
 
 
@@ -165,7 +165,7 @@ def test_metadata_comes_from_the_tables_beside_it(tmp_path):
     found = tables.read_profiles(bare, **beside).table.drop(columns="Metadata_Replicate")
     pd.testing.assert_frame_equal(found, wanted)
     contradicting = save(table.assign(compound="c9"), tmp_path / "other.csv")
-    with pytest.raises(BadData, match="row 1: Metadata_Compound is 'c9' here and 'DMSO'"):
+    with pytest.raises(BadData, match="row 1: Metadata_Compound is 'c9', but 'DMSO'"):
         tables.read_profiles(contradicting, **beside)
     unknown = save(table.drop(columns=["compound", "moa"]).assign(well="Z9"), tmp_path / "z.csv")
     with pytest.raises(BadData, match="well 'Z9' of plate 'Week1_9' is not in"):
@@ -189,13 +189,13 @@ def test_metadata_comes_from_the_tables_beside_it(tmp_path):
         ({"concentration": [0, "a", *[1] * 10]}, "row 2: concentration 'a'"),
     ],
 )
-def test_cells_that_cannot_be_used_are_named(tmp_path, change, message):
+def test_invalid_values_are_errors_with_their_row(tmp_path, change, message):
     path = save(plain().assign(**change), tmp_path / "t.csv")
     with pytest.raises(BadData, match=f"t.csv: {message}"):
         tables.read_profiles(path)
 
 
-def test_files_that_cannot_be_used(tmp_path):
+def test_invalid_files_are_errors(tmp_path):
     with pytest.raises(BadUse, match="no such file"):
         tables.read_profiles(tmp_path / "t.csv")
     (tmp_path / "t.xlsx").write_text("")
@@ -236,10 +236,10 @@ def test_missing_values_of_any_type_and_repeated_features_are_named(tmp_path):
     with pytest.raises(BadData, match=f"feature '{name}' is missing or not finite in row 2 "):
         tables.read_profiles(tmp_path / "t.parquet")
     twice = pd.concat([table, table[[name]]], axis=1)
-    with pytest.raises(BadData, match=f"column '{name}' is there twice"):
+    with pytest.raises(BadData, match=f"two columns '{name}'"):
         tables.canonical_table(twice)
     twice.to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(BadData, match=f"t.csv: column '{name}' is there twice"):
+    with pytest.raises(BadData, match=f"t.csv: there are two columns '{name}'"):
         tables.read_profiles(tmp_path / "t.csv")
 
 
@@ -261,12 +261,12 @@ def test_wells_without_plates_are_unique(tmp_path):
     with pytest.raises(BadData, match="names no plates"):
         evaluate(table, Protocol(standardize="plates"))
     twice = pd.concat([table, table.assign(well=table["well"].str.lower())])
-    message = "row 13: well 'B00' again, and no column names the plates: .*barcode"
+    message = "row 13: well 'B00' is repeated, and no column names plates: .*barcode"
     with pytest.raises(BadData, match=message):
         tables.canonical_table(twice)
 
 
-def test_what_spreadsheets_append_is_ignored_and_other_separators_named(tmp_path):
+def test_blank_rows_of_spreadsheets_are_ignored_and_other_separators_are_errors(tmp_path):
     path = save(plain(), tmp_path / "t.csv")
     wanted = tables.read_profiles(path).table
     header, *rows = path.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Cells to wells to treatments, against plain loops."""
+"""Profiles of wells and treatments equal plain loops."""
 
 import numpy as np
 import pandas as pd
@@ -90,7 +90,7 @@ def test_rows_without_cells_are_left_out_and_sums_are_float64():
     assert table["Metadata_CellCount"][0] == 6
 
 
-def test_means_of_nothing_and_of_nan_are_refused():
+def test_means_without_cells_or_of_nan_are_errors():
     rows = pd.DataFrame({"Metadata_Plate": ["P"], "Metadata_Well": ["B02"]})
     accumulator = profiles.WellAccumulator(rows, ["f_0"])
     with pytest.raises(BadData, match="no cells"):
@@ -125,7 +125,7 @@ def test_doses_that_differ_by_rounding_are_one_treatment_and_two_moas_an_error()
     wells["Metadata_Concentration"] *= np.where(wells["Metadata_Batch"] == "Week1", 1, 1 + 1e-8)
     assert len(profiles.treatment_profiles(wells)) == 3
     wells.loc[0, "Metadata_MoA"] = "other"
-    with pytest.raises(BadData, match="'c0' at 1 has two MoAs, 'other' and 'm0'"):
+    with pytest.raises(BadData, match="'c0' at 1 µM has two MoAs, 'other' and 'm0'"):
         profiles.treatment_profiles(wells)
 
 
@@ -138,18 +138,18 @@ def test_the_first_batch_is_week2_before_week10():
 
 
 @pytest.mark.parametrize("column", ["Compound", "Concentration", "MoA", "Batch"])
-def test_a_well_that_contradicts_itself_is_named_with_both_values(column):
+def test_a_well_with_two_values_is_an_error_with_both(column):
     table = cells()
     profiles.check_wells(table)
     name, other = f"Metadata_{column}", 7.5 if column == "Concentration" else "other"
     plate, well = table.loc[5, ["Metadata_Plate", "Metadata_Well"]]
     value = table[name].tolist()[5]
     table.loc[5, name] = other
-    with pytest.raises(BadData) as told:
+    with pytest.raises(BadData) as error:
         profiles.check_wells(table)
     words = (f"plate {plate}, well {well} has", name, repr(value), repr(other))
-    assert all(word in str(told.value) for word in words)
-    assert "site" not in str(told.value)
+    assert all(word in str(error.value) for word in words)
+    assert "site" not in str(error.value)
 
 
 def test_sites_without_cells_and_wells_without_names():

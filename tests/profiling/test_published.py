@@ -1,14 +1,6 @@
-"""Published rows say where they come from, and stand beside scores on BBBC021 alone."""
+"""Published scores are compared only with scores on BBBC021."""
 
-from cellclr_jax.profiling.published import is_bbbc021, published_scores
-
-
-def test_every_row_names_its_source():
-    rows = published_scores()
-    assert len(rows) == 9
-    assert all(row["source"] and row["method"] and row["kind"] for row in rows)
-    paper = next(row for row in rows if "Perakis" in row["method"])
-    assert (paper["nsc"], paper["nscb"], paper["drop"]) == ("96", "95", "1")
+from cellclr_jax.profiling.published import is_bbbc021
 
 
 def test_bbbc021_is_known_by_its_compounds(shared):

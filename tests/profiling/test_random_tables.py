@@ -1,4 +1,4 @@
-"""The whole evaluation against plain loops, on random tables with all that real ones bring."""
+"""The whole evaluation equals plain loops on random tables with ties and special cases."""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""What the report says and draws is what plain loops over the evaluation give."""
+"""Numbers and sentences of the report against plain loops over the evaluation."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ from support.report_samples import CLOSING, HOSTILE, make_history, make_wells
 from cellclr_jax.pages import flatten, label, script_json
 from cellclr_jax.profiling.evaluation import evaluate
 from cellclr_jax.profiling.feature_columns import own_features
+from cellclr_jax.profiling.measures import MEASURES
 from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.report import treatments, verdict
 from cellclr_jax.profiling.report.metrics_json import Results, ScoreSummary, Summary
@@ -26,7 +27,7 @@ from cellclr_jax.profiling.report.treatments import (
 )
 
 
-def test_three_neighbours_are_a_naive_loops():
+def test_three_neighbours_equal_those_of_a_loop():
     for batches in ("joined", "disjoint"):
         found = evaluate(make_wells(noise=3.0), Protocol(batches=batches))
         for scores in found.scores.values():
@@ -36,26 +37,26 @@ def test_three_neighbours_are_a_naive_loops():
             for kind in ("nsc", "nscb"):
                 for row in range(len(table)):
                     expected = naive_neighbours(table, unit, row, kind)
-                    assert near[kind].rows[row].tolist() == expected
+                    assert near[kind]["rows"][row].tolist() == expected
                     cosines = [unit[row] @ unit[other] for other in expected]
-                    assert np.allclose(near[kind].cosines[row], cosines)
+                    assert np.allclose(near[kind]["cosines"][row], cosines)
 
 
 def naive_neighbours(table, unit, row, kind):
-    asked = table.iloc[row]
+    query = table.iloc[row]
     candidates = [
         other
         for other in range(len(table))
-        if table["Metadata_Compound"].iloc[other] != asked["Metadata_Compound"]
-        and (kind == "nsc" or table["Metadata_Batch"].iloc[other] != asked["Metadata_Batch"])
+        if table["Metadata_Compound"].iloc[other] != query["Metadata_Compound"]
+        and (kind == "nsc" or table["Metadata_Batch"].iloc[other] != query["Metadata_Batch"])
     ]
     return sorted(candidates, key=lambda other: -(unit[row] @ unit[other]))[:3]
 
 
 @pytest.mark.parametrize("batches", ["joined", "week1"])
-def test_the_first_neighbour_is_the_scores_own(batches):
+def test_first_neighbour_is_that_of_the_score(batches):
     wells = make_wells(noise=3.0)
-    # One compound lies in several weeks: under week1, NSCB sees some of its wells alone.
+    # c1 is in several weeks: under week1, NSCB uses only some of its wells.
     c1 = wells["compound"] == "c1"
     wells.loc[c1, "batch"] = np.resize(["Week0", "Week2"], c1.sum())
     found = evaluate(wells, Protocol(batches=batches))
@@ -63,41 +64,42 @@ def test_the_first_neighbour_is_the_scores_own(batches):
         near = find_neighbourhoods(scores, found.protocol)
         table = scores.treatments
         for kind, score in (("nsc", scores.nsc), ("nscb", scores.nscb)):
-            assert sum(one is not None for one in near[kind].correct) == score.total
-            assert sum(one is True for one in near[kind].correct) == score.correct
-            for asked in score.neighbours.itertuples():
-                same = table["Metadata_Compound"] == asked.compound
+            assert sum(one is not None for one in near[kind]["correct"]) == score.total
+            assert sum(one is True for one in near[kind]["correct"]) == score.correct
+            for query in score.neighbours.itertuples():
+                same = table["Metadata_Compound"] == query.compound
                 row = np.flatnonzero(
-                    same & (table["Metadata_Concentration"] == asked.concentration)
+                    same & (table["Metadata_Concentration"] == query.concentration)
                 )
-                first = table.iloc[near[kind].rows[row[0], 0]]
-                assert first["Metadata_Compound"] == asked.neighbour_compound
-                assert first["Metadata_Concentration"] == asked.neighbour_concentration
-                assert len(set(near[kind].rows[row[0]])) == 3
+                first = table.iloc[near[kind]["rows"][row[0], 0]]
+                assert first["Metadata_Compound"] == query.neighbour_compound
+                assert first["Metadata_Concentration"] == query.neighbour_concentration
+                assert len(set(near[kind]["rows"][row[0]])) == 3
 
 
-def test_a_profile_of_zeros_and_few_candidates_have_no_neighbours():
+def test_missing_neighbours_are_minus_one():
     wells = make_wells(weeks=1, moas=1, doses=(1.0,), noise=0.0)
     found = evaluate(wells, Protocol(corrections=("none",)))
     near = find_neighbourhoods(found.scores["none"], found.protocol)
-    assert near["nsc"].rows.tolist() == [[1, -1, -1], [0, -1, -1]]
-    assert near["nscb"].undefined
-    assert near["nscb"].rows.tolist() == [[-1] * 3] * 2
+    assert near["nsc"]["rows"].tolist() == [[1, -1, -1], [0, -1, -1]]
+    assert near["nscb"]["undefined"]
+    assert near["nscb"]["rows"].tolist() == [[-1] * 3] * 2
 
 
-def test_precision_and_recall_of_each_mechanism():
+def test_recall_and_precision_of_each_mechanism():
     found = evaluate(make_wells(noise=3.0), Protocol(corrections=("none",)))
     neighbours = found.scores["none"].nsc.neighbours
     rows = treatments.confusion_data(found)["none"]["nsc"]["table"]
     assert [row[0] for row in rows] == sorted(set(neighbours["moa"]))
-    for moa, asked, right, recall, precision in rows:
-        own, told = neighbours["moa"] == moa, neighbours["neighbour_moa"] == moa
-        assert (asked, right) == (own.sum(), (own & told).sum())
-        assert recall == pytest.approx((own & told).sum() / own.sum())
-        assert precision is None or precision == pytest.approx((own & told).sum() / told.sum())
+    for moa, queries, right, recall, precision in rows:
+        own, predicted = neighbours["moa"] == moa, neighbours["neighbour_moa"] == moa
+        hits = (own & predicted).sum()
+        assert (queries, right) == (own.sum(), hits)
+        assert recall == pytest.approx(hits / own.sum())
+        assert precision is None or precision == pytest.approx(hits / predicted.sum())
 
 
-def test_distances_from_controls_are_a_naive_loops():
+def test_distances_from_controls_equal_those_of_a_loop():
     wells = make_wells()
     found, reason = dose_series(evaluate(wells))
     assert reason == ""
@@ -115,7 +117,7 @@ def test_distances_from_controls_are_a_naive_loops():
         assert max(expected) <= found["top"] + 1e-9
 
 
-def test_controls_have_a_distance_of_one_on_average():
+def test_controls_have_a_root_mean_square_distance_of_one():
     found = evaluate(make_wells())
     is_control = (found.wells["Metadata_Compound"] == "DMSO").to_numpy()
     distances = distances_from_controls(found.wells, is_control, found.protocol)[is_control]
@@ -129,21 +131,21 @@ def test_controls_have_a_distance_of_one_on_average():
         (make_wells().query("compound != 'DMSO'"), "control"),
     ],
 )
-def test_without_doses_or_controls_there_is_a_reason(wells, reason):
+def test_missing_dose_series_have_a_reason(wells, reason):
     series, why = dose_series(evaluate(wells))
     assert series is None
     assert reason in why
 
 
-# ---- what is said
+# ---- heading and sentences
 
 
 def scored(correct, total, interval, *, p=0.0001, chance=0.09):
-    return ScoreSummary(correct, total, correct / total, "", interval, chance, p)
+    return ScoreSummary(correct, total, correct / total, "", list(interval), chance, p)
 
 
-class Given(Results):
-    """Results of given scores and measures, instead of those of an evaluation."""
+class MadeUp(Results):
+    """Results with made-up scores and measures."""
 
     scores = measures = None
 
@@ -167,67 +169,68 @@ BARE = ScoreSummary(3, 4, 0.75)
     [
         (
             scores_of(GOOD, GOOD, 0.0, untrained=scored(27, 48, (0.4, 0.7))),
-            "and than the best baseline (untrained)",
+            "and better than the best baseline (untrained)",
         ),
         (scores_of(GOOD, GOOD, 0.0, untrained=scored(40, 48, (0.7, 0.9))), "not clearly better"),
         (scores_of(GOOD, GOOD, 12.0), "better than chance; less so across batches"),
         (scores_of(scored(4, 48, (0, 0.2), p=0.4), GOOD, 0.0), "no better than chance"),
-        (scores_of(BARE, GOOD, 0.0), "How well"),
+        (scores_of(BARE, GOOD, 0.0), "Accuracy of"),
     ],
 )
-def test_the_heading_follows_from_the_numbers(scores, heading):
-    assert heading in verdict.judge(Given(scores))[0]
+def test_heading_follows_from_the_scores(scores, heading):
+    assert heading in verdict.judge(MadeUp(scores))[0]
 
 
-def test_the_verdict_names_counts_intervals_and_baselines():
+def test_sentences_have_counts_intervals_and_baselines():
     other = scored(40, 48, (0.7, 0.9))
     scores = scores_of(GOOD, other, 6.25, untrained=scored(27, 48, (0.4, 0.7)))
-    assert verdict.judge(Given(scores))[1] == [
-        "Trained profiles name the mechanism of 43 of 48 treatments (89.6 %, 95 % interval 78.0 to "
-        "98.0 %) from the nearest treatment of another compound (NSC, correction none).",
+    assert verdict.judge(MadeUp(scores))[1] == [
+        "Trained profiles predict the mechanism of 43 of 48 treatments correctly (89.6 %, 95 % CI "
+        "78.0 to 98.0 %), from the nearest treatment of another compound (NSC, correction none).",
         "For comparison: untrained 27 of 48; mechanisms shuffled among compounds 9.0 %.",
-        "Where the neighbour has to come from another batch, too, 40 of 48 (83.3 %, 95 % interval "
-        "70.0 to 90.0 %): 6.2 points less.",
+        "If the nearest treatment must also be of another batch (NSCB): 40 of 48 (83.3 %, 95 % CI "
+        "70.0 to 90.0 %), 6.2 percentage points lower.",
     ]
 
 
-def test_the_correction_of_the_verdict_is_not_the_one_that_scores_best():
+def test_heading_does_not_choose_the_best_correction():
     scores = scores_of(GOOD, GOOD, 0.0)
     scores["trained"]["tvn"] = Summary(scored(9, 48, (0.1, 0.3)), GOOD, 0.0)
-    said = verdict.judge(Given(scores))[1][0]
+    said = verdict.judge(MadeUp(scores))[1][0]
     assert "9 of 48" in said
-    assert "9 to 43 over the corrections" in said
+    assert "9 to 43 over all corrections" in said
     scores["trained"]["combat"] = Summary(GOOD, GOOD, 0.0)
-    assert "9 of 48" in verdict.judge(Given(scores))[1][0]
+    assert "9 of 48" in verdict.judge(MadeUp(scores))[1][0]
 
 
-def test_undefined_scores_are_shown_with_the_reason():
+def test_undefined_scores_have_a_reason():
     scores = scores_of(NONE, NONE, None)
-    heading, said = verdict.judge(Given(scores))
-    assert heading == "There is no score"
+    heading, said = verdict.judge(MadeUp(scores))
+    assert heading == "No score"
     assert "NSC is undefined under none: one batch alone." in said
-    assert verdict.score_rows(scores, {})[0].nsc.undefined == "one batch alone"
+    assert verdict.score_rows(scores, {})[0]["scores"][0]["undefined"] == "one batch alone"
     assert score_charts(scores) == []
     half = scores_of(GOOD, NONE, None)
-    expected = "Whether that holds in another batch is not known: one batch alone."
-    assert verdict.judge(Given(half))[1][-1] == expected
+    expected = "The accuracy across batches (NSCB) is undefined: one batch alone."
+    assert verdict.judge(MadeUp(half))[1][-1] == expected
     assert len(score_charts(half)) == 1
-    by_batch = verdict.judge(Given(scores_of(NONE, GOOD, None)))[1][0]
+    by_batch = verdict.judge(MadeUp(scores_of(NONE, GOOD, None)))[1][0]
     assert "another compound and batch (NSCB, correction none)" in by_batch
 
 
-def test_intervals_over_wells_stand_beside_those_over_compounds():
+def test_table_has_intervals_over_compounds_and_wells():
     scores = scores_of(GOOD, GOOD, 0.0, untrained=GOOD)
     measures = {"none": {"well_intervals": {"nsc": [0.8, 0.9], "nscb": None}}}
     own, other = verdict.score_rows(scores, measures)
-    assert own.nsc.lines[:2] == [
-        "95 %: 78.0 to 98.0 % over compounds",
-        "95 %: 80.0 to 90.0 % over wells",
+    nsc, nscb = own["scores"]
+    assert nsc["lines"][:2] == [
+        "95 % CI 78.0 to 98.0 % over compounds",
+        "95 % CI 80.0 to 90.0 % over wells",
     ]
-    assert len(own.nscb.lines) == len(other.nsc.lines) == 2
+    assert len(nscb["lines"]) == len(other["scores"][0]["lines"]) == 2
 
 
-def test_dots_and_intervals_are_those_of_the_table():
+def test_chart_has_the_scores_and_intervals():
     (chart, _) = score_charts(scores_of(GOOD, GOOD, 0.0, untrained=scored(24, 48, (0.4, 0.7))))
     chance, trained, untrained = chart["data"]
     assert chance["x"] == [9.0, 9.0]
@@ -238,12 +241,12 @@ def test_dots_and_intervals_are_those_of_the_table():
     assert trained["hovertext"] == ["trained: 43 of 48 (89.6 %)"]
 
 
-def test_scores_are_read_from_json_as_they_were_written():
+def test_scores_survive_json():
     for summary in (Summary(GOOD, NONE, None), Summary(GOOD, replace(BARE, unanswerable=1), 2.5)):
         assert Summary.from_json(json.loads(json.dumps(summary.as_json()))) == summary
 
 
-def test_corrections_are_compared_and_gaps_have_reasons():
+def test_comparison_of_corrections_has_reasons_for_gaps():
     scores = dict.fromkeys(("none", "tvn"), Summary(GOOD, GOOD, -0.5))
     measures = {
         "none": {
@@ -255,21 +258,22 @@ def test_corrections_are_compared_and_gaps_have_reasons():
         "tvn": {"activity": {"undefined": "no controls"}},
     }
     found = compare_corrections(scores, measures)
-    assert found.heads == ["none", "tvn"]
-    rows = {title: values for title, *values in found.rows}
-    assert rows["Drop, points"] == ["−0.5", "−0.5"]
+    assert found["heads"] == ["none", "tvn"]
+    rows = {title: values for title, *values in found["rows"]}
+    assert rows["Drop (percentage points)"] == ["−0.5", "−0.5"]
     assert rows["Active treatments"] == ["50.0 %", "–"]
-    assert rows["Batch told, logistic"] == ["90.0 %", "–"]
-    assert rows["NSC, 5 neighbours vote"] == ["70.0 %", "–"]
-    assert "NSC, 1 neighbours vote" not in rows
-    assert found.reasons == [
+    title = MEASURES["batch_effect"].shares["balanced_accuracy.logistic"]
+    assert rows[title] == ["90.0 %", "–"]
+    assert rows["NSC accuracy, k = 5"] == ["70.0 %", "–"]
+    assert "NSC accuracy, k = 1" not in rows
+    assert found["reasons"] == [
         "none: Batch effect: far below",
         "tvn: Activity is undefined: no controls",
     ]
-    assert found.chart["data"][0]["x"][0] == pytest.approx(100 * 43 / 48)
+    assert found["chart"]["data"][0]["x"][0] == pytest.approx(100 * 43 / 48)
 
 
-def test_training_is_drawn_over_epochs():
+def test_training_curves_are_over_epochs():
     loss, rate = training_charts(make_history())
     training, validation = loss["data"]
     assert training["x"].tolist() == [0.5, 1.0, 1.5, 2.0]
@@ -281,18 +285,18 @@ def test_training_is_drawn_over_epochs():
     assert by_step["data"][0]["x"].tolist() == [5, 10, 15, 20]
 
 
-def test_long_histories_are_thinned():
+def test_long_histories_are_subsampled():
     history = pd.DataFrame({"step": range(1, 50_001), "loss": 1.0})
     assert 500 <= len(training_charts(history)[0]["data"][0]["x"]) <= 1_000
 
 
-def test_settings_are_flat_and_in_words():
+def test_settings_are_flattened():
     values = {"a_b": True, "c": {"d": [], "e": {"f": None}}, "g": {}, "h": [1, 2]}
     expected = [("a b", "yes"), ("c, d", "none"), ("c, e, f", "not set")]
     assert flatten(values) == [*expected, ("g", "none"), ("h", "1, 2")]
 
 
-def test_json_within_a_page_can_end_nothing():
+def test_json_in_a_page_cannot_end_the_script():
     text = script_json({HOSTILE: [CLOSING, "&\u2028", np.float32(0.5), np.nan, np.arange(2)]})
     assert not set("<>\u2028") & set(text)
     assert json.loads(text) == {HOSTILE: [CLOSING, "&\u2028", 0.5, None, [0, 1]]}

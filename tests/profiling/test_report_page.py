@@ -1,4 +1,4 @@
-"""The page as a reader has it: its parts, hostile names, and what a browser makes of it."""
+"""Sections of the report, hostile names, and its behaviour in a browser."""
 
 import json
 import re
@@ -36,67 +36,62 @@ def found():
     return evaluate(make_wells())
 
 
-def test_the_page_does_without_any_of_its_parts(found):
-    alone = words_of(render_report(Results(found)))
-    for title in ("Map of treatments", "Wrong treatments", "Dose series", "Corrections compared"):
-        assert title in alone
-    assert "Training" not in alone
-    assert "Published" not in alone
-    only = words_of(render_report(Results(cells=make_cell_evaluation(["round"]))))
-    assert "There is no score" in only
-    assert "Cells are not scored: one class" in only
+def test_sections_follow_from_the_results(found):
+    words = words_of(render_report(Results(found), maps={}))
+    for title in (
+        "Treatment map",
+        "Confusion matrix",
+        "Misclassified treatments",
+        "Dose response",
+        "Comparison of batch corrections",
+    ):
+        assert title in words
+    assert "Training curves" not in words
+    assert "Published" not in words
+    cells_only = words_of(render_report(Results(cells=make_cell_evaluation(["round"]))))
+    assert "No score of single cells: one class" in cells_only
 
 
-def test_published_scores_stand_beside_bbbc021():
-    names = ("taxol", "ALLN", "emetine", "AZ-A", "PP-2", "etoposide", "cisplatin", "vincristine")
-    names = dict(enumerate(names))
-    words = words_of(render_report(Results(evaluate(make_wells(names=names)))))
-    assert "Published scores" in words
+def test_published_results_are_shown_for_bbbc021(found, monkeypatch):
+    monkeypatch.setattr("cellclr_jax.profiling.report.metrics_json.is_bbbc021", lambda names: True)
+    words = words_of(render_report(Results(found), maps={}))
+    assert "Published results on BBBC021" in words
     assert "Ljosa 2013, factor analysis" in words
 
 
-def test_classes_of_cells_have_their_tables():
+def test_single_cells_have_tables():
     page = render_report(Results(cells=make_cell_evaluation([HOSTILE, "b"])))
     words = words_of(page)
-    assert "How well classes of cells are told Trained features tell the label of cells" in words
+    assert "Accuracy of single-cell classification Trained features predict the label" in words
     assert f"{HOSTILE} 1,000 90.0 % 90.0 %" in words
-    assert "(5 folds, each plate kept whole). 1,020 cells; guessing gives 50.0 %" in words
+    assert "(5 folds, grouped by plate). 1,020 cells; chance is 50.0 %" in words
     assert "<script>alert" not in page
 
 
-def test_four_treatments_one_batch_and_no_controls_have_a_page():
-    few = evaluate(make_wells(weeks=1, moas=2, doses=(1.0,)))
-    data = page_data(render_report(Results(few)))
-    assert "4 treatments: a map needs at least 8" in data["corrections"]["none"]["no_map"]
-    assert "one batch" in data["confusion"]["none"]["nscb"]["undefined"]
-    without = make_wells()
-    without = evaluate(without[without["compound"] != "DMSO"])
-    page = render_report(Results(without))
+def test_evaluation_without_controls_has_a_page():
+    wells = make_wells()
+    page = render_report(Results(evaluate(wells[wells["compound"] != "DMSO"])), maps={})
     assert "needed" in page_data(page)["corrections"]["tvn"]["undefined"]
-    assert "There are no dose series" in words_of(page)
+    assert "No dose response" in words_of(page)
 
 
-def test_figures_are_laid_in_where_the_page_draws_nothing(found, monkeypatch):
+def test_figures_are_embedded_without_a_map(found, monkeypatch):
     pngs, skipped = {"a.png": b"x"}, {"tsne_none.png": "too few"}
-    drawn = render_report(Results(found), pngs, skipped).replace(get_plotlyjs(), "")
-    assert "image/png" not in drawn
+    page = render_report(Results(found), pngs, skipped, maps={}).replace(get_plotlyjs(), "")
+    assert "image/png" not in page
     monkeypatch.setattr(figures, "MOST_TREATMENTS", 3)
     page = render_report(Results(found), pngs, skipped)
     assert "data:image/png;base64,eA==" in page
     assert "tsne_none.png was not drawn: too few" in words_of(page)
 
 
-def test_the_same_evaluation_gives_the_same_page(page):
-    assert hostile_page() == page.read_text(encoding="utf-8")
-
-
-def test_names_from_the_data_are_text_and_nothing_else(page):
+def test_names_from_the_data_are_escaped(page):
     text = page.read_text(encoding="utf-8").replace(get_plotlyjs(), "")
     assert "<script>alert" not in text
     for block in re.findall(
         r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL
     ):
-        assert "<" not in block  # nothing in it can end the script
+        assert "<" not in block  # it cannot end the script
         json.loads(block)
     for attribute in re.findall(r'(?:value|aria-label|class|id)="([^"]*)"', text):
         assert "<" not in attribute
@@ -109,91 +104,88 @@ def test_names_from_the_data_are_text_and_nothing_else(page):
 
 
 READER = """
-const looks = [], say = text => looks.push(String(text));
+const seen = [], record = value => seen.push(String(value));
 const choose = (element, value) => {
   element.value = value;
   element.dispatchEvent(new Event(element.tagName === "SELECT" ? "change" : "input"));
 };
 const $ = selector => document.querySelector(selector);
 const plot = $("#map-plot");
-say(plot.data.length);
+record(plot.data.length);
 choose($("#colouring"), 1);
-say(plot.data.map(trace => trace.name).join());
+record(plot.data.map(trace => trace.name).join());
 choose($("#colouring"), 3);
-say(plot.data.reduce((sum, trace) => sum + trace.x.length, 0));
+record(plot.data.reduce((sum, trace) => sum + trace.x.length, 0));
 choose($("#colouring"), 0);
 choose($("#map [data-choice=correction]"), "none");
-say($("#wrong [data-choice=correction]").value + " " + $("#wrong-count").textContent);
+record($("#wrong [data-choice=correction]").value + " " + $("#wrong-count").textContent);
 choose($("#confusion [data-choice=kind]"), "nscb");
-say($("#wrong-count").textContent);
-say($("#confusion-plot").data[0].z.length);
+record($("#wrong-count").textContent);
+record($("#confusion-plot").data[0].z.length);
 const rows = () => document.querySelectorAll("#wrong-table tbody tr").length;
 const all = rows();
 const first = () => $("#wrong-table tbody td").textContent;
 choose($("#filter"), first().toUpperCase());
-say(rows() > 0 && rows() < all);
+record(rows() > 0 && rows() < all);
 choose($("#filter"), "");
-say(rows() === all);
+record(rows() === all);
 const before = first();
 document.querySelectorAll("#wrong-table th button")[0].click();
-say(before !== first());
+record(before !== first());
 $("#wrong-table tbody tr").click();
-say($("#panel").hidden + " " + ($("#panel-title").textContent === first()));
-say(document.querySelectorAll("#panel .strip").length);
-say(document.activeElement.id);
+record($("#panel").hidden + " " + ($("#panel-title").textContent === first()));
+record(document.querySelectorAll("#panel .strip").length);
+record(document.activeElement.id);
 choose($("#channel"), "1");
-say([...$("#panel .strip").children].map(i => getComputedStyle(i).display).join());
+record([...$("#panel .strip").children].map(i => getComputedStyle(i).display).join());
 document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
-say($("#panel").hidden);
+record($("#panel").hidden);
 choose($("#search"), "<SCRIPT>");
-say($("#found").textContent);
+record($("#found").textContent);
 $("#found button").click();
-say($("#panel-title").textContent);
+record($("#panel-title").textContent);
 $("#close").click();
 plot.emit("plotly_click", {points: [{customdata: 5}]});
-say($("#panel").hidden);
+record($("#panel").hidden);
 const named = plot.data.findIndex(trace => trace.name.includes("script"));
 Plotly.Fx.hover(plot, [{curveNumber: named, pointNumber: 0}]);
-say($("#map-plot .hoverlayer").textContent);
+record($("#map-plot .hoverlayer").textContent);
 $(".dose .plot").emit("plotly_click", {points: [{customdata: 0}]});
-say($("#panel-title").textContent);
+record($("#panel-title").textContent);
 window.dispatchEvent(new Event("beforeprint"));
-say([...document.querySelectorAll("details")].every(one => one.open));
+record([...document.querySelectorAll("details")].every(one => one.open));
 const pictures = ".js-plotly-plot > .plot-container svg:first-child";
 const narrow = () => [...document.querySelectorAll(pictures)].every(one => one.clientWidth < 700);
-say(narrow());
+record(narrow());
 window.dispatchEvent(new Event("afterprint"));
-say(narrow());
-const told = document.createElement("pre");
-told.id = "told";
-told.textContent = JSON.stringify(looks);
-document.body.append(told);
+record(narrow());
+record(document.documentElement.scrollWidth <= innerWidth);
+const output = document.createElement("pre");
+output.id = "seen";
+output.textContent = JSON.stringify(seen);
+document.body.append(output);
 """
 
 
-def test_a_browser_draws_the_page_without_a_complaint_or_a_request(page, tmp_path):
-    seen = open_page(page, tmp_path / "browser")
-    assert seen.console == []
-    assert seen.requests == []
-    # The map, the matrix, two scores, the comparison, three charts of the training, eight doses.
-    assert seen.dom.count('class="main-svg"') >= 2 * 16
-    assert "<script>alert" not in seen.dom.replace(get_plotlyjs(), "")
-
-
-def test_a_reader_chooses_points_searches_and_sees_cells(page, tmp_path):
-    seen = open_page(page, tmp_path / "browser", READER)
-    assert seen.console == []
-    told = json.loads(unescape(re.search(r'<pre id="told">(.*?)</pre>', seen.dom, re.DOTALL)[1]))
-    moas, batches, points, nsc, nscb, matrix, filtered, emptied, turned, opened, *told = told
-    strips, focus, shown, closed, listed, searched, clicked, hovered, dose, *told = told
+def test_page_works_in_a_browser(page, tmp_path):
+    """Without messages or requests; a reader chooses, searches and opens example crops."""
+    opened = open_page(page, tmp_path / "browser", READER)
+    assert opened.console == []
+    assert opened.requests == []
+    # Map, confusion matrix, two scores, comparison, three training curves, eight dose responses.
+    assert opened.dom.count('class="main-svg"') >= 2 * 16
+    assert "<script>alert" not in opened.dom.replace(get_plotlyjs(), "")
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', opened.dom, re.DOTALL)[1]))
+    moas, batches, points, nsc, nscb, matrix, filtered, emptied, turned, panel, *seen = seen
+    strips, focus, shown, closed, listed, searched, clicked, hovered, dose, *seen = seen
     assert moas == "4"
     assert batches == "Week0,Week1,Week2"
     assert points == "24"
-    assert re.fullmatch(r"none \d+ wrong under NSC, correction none", nsc)
-    assert re.fullmatch(r"\d+ wrong under NSCB, correction none", nscb)
+    assert re.fullmatch(r"none \d+ misclassified under NSC, correction none", nsc)
+    assert re.fullmatch(r"\d+ misclassified under NSCB, correction none", nscb)
     assert matrix == "4"
     assert (filtered, emptied, turned) == ("true", "true", "true")
-    assert opened == "false true"
+    assert panel == "false true"
     assert strips == "5", "the treatment, its three neighbours, the controls"
     assert focus == "panel-title"
     assert shown == "none,block,none"
@@ -204,30 +196,24 @@ def test_a_reader_chooses_points_searches_and_sees_cells(page, tmp_path):
     assert re.search(r"[✓✗] -?\d\.\d\d", hovered)
     assert HOSTILE in hovered, "the mechanism as it is written"
     assert dose.endswith("0.1 µM")
-    opened, fits_paper, fits_paper_later = told
-    assert (opened, fits_paper, fits_paper_later) == ("true", "true", "false")
+    opens, fits_paper, fits_paper_later, fits_screen = seen
+    assert (opens, fits_paper, fits_paper_later, fits_screen) == ("true", "true", "false", "true")
 
 
-def test_a_page_of_few_treatments_opens_without_a_complaint(tmp_path):
+def test_undefined_scores_and_cells_work_in_a_browser(tmp_path):
+    """Four treatments of one batch have neither map nor NSCB."""
     few = evaluate(make_wells(weeks=1, moas=2, doses=(1.0,)))
+    results = Results(few, cells=make_cell_evaluation(), history=make_history())
     path = tmp_path / "report.html"
-    path.write_text(render_report(Results(few)), encoding="utf-8")
+    path.write_text(render_report(results), encoding="utf-8")
     choose = (
         "const s = document.querySelector('[data-choice=kind]'); s.value = 'nscb';"
         "s.dispatchEvent(new Event('change')); document.querySelector('#search').value = 'c1';"
         "document.querySelector('#search').dispatchEvent(new Event('input'));"
         "document.querySelector('#found button').click();"
     )
-    seen = open_page(path, tmp_path / "browser", choose)
-    assert seen.console == []
-    assert "There is no map: 4 treatments" in seen.dom
-    assert "NSCB is undefined: all treatments lie in one batch" in seen.dom
-
-
-def test_a_page_of_cells_only_opens_without_a_complaint(tmp_path):
-    path = tmp_path / "report.html"
-    results = Results(cells=make_cell_evaluation(), history=make_history())
-    path.write_text(render_report(results), encoding="utf-8")
-    seen = open_page(path, tmp_path / "browser")
-    assert seen.console == []
-    assert seen.dom.count("js-plotly-plot") >= 2
+    opened = open_page(path, tmp_path / "browser", choose)
+    assert opened.console == []
+    assert "No map: 4 treatments" in opened.dom
+    assert "NSCB is undefined: all treatments lie in one batch" in opened.dom
+    assert opened.dom.count("js-plotly-plot") >= 4

@@ -1,4 +1,4 @@
-"""Reproducibility: medians are those of numpy, and noise replicates as often as promised."""
+"""Reproducibility: medians equal NumPy's, and 5 % of noise replicates."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_null_is_that_of_wells_of_different_treatments_drawn_one_by_one():
     centred -= centred.mean(axis=1, keepdims=True)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     wanted = []
-    for _ in range(20_000):
+    for _ in range(6_000):
         chosen = [rng.choice(groups[i]) for i in rng.choice(4, 3, replace=False)]
         one, two, three = centred[chosen]
         wanted.append(np.median([one @ two, one @ three, two @ three]))
@@ -60,11 +60,11 @@ def test_the_null_is_that_of_wells_of_different_treatments_drawn_one_by_one():
     )
 
 
-@pytest.mark.parametrize("replicates", [2, 3, 5])
+@pytest.mark.parametrize("replicates", [2, 5])
 def test_noise_replicates_once_in_twenty(replicates):
     shares = [
         reproducibility(corrected(noise(seed, 200, replicates))).summary["share"]
-        for seed in range(8)
+        for seed in range(5)
     ]
     assert 0.03 < np.mean(shares) < 0.075
 
@@ -83,8 +83,8 @@ def test_a_profile_without_variation_correlates_with_nothing():
     assert (found.loc["c0", "median_correlation"] == 0).all()
 
 
-def test_what_has_no_reproducibility_says_why():
+def test_the_reason_is_given_if_reproducibility_is_undefined():
     assert "two wells" in reproducibility(corrected(noise(0, 6, 1))).summary["undefined"]
     assert "two features" in reproducibility(corrected(noise(0, 6, 2, dims=1))).summary["undefined"]
     alone = noise(0, 1, 4)
-    assert "one treatment alone" in reproducibility(corrected(alone)).summary["undefined"]
+    assert "only one treatment" in reproducibility(corrected(alone)).summary["undefined"]

@@ -1,5 +1,6 @@
-"""Activity and consistency: copairs ranks the very pairs that are meant, and p is their chance."""
+"""Activity and consistency equal loops over pairs, and p has the right level."""
 
+import functools
 import itertools
 from math import comb
 
@@ -10,6 +11,7 @@ from support.corrected_wells import corrected, planted, table
 
 pytest.importorskip("copairs")
 
+from cellclr_jax.profiling.measures import activity as module
 from cellclr_jax.profiling.measures.activity import activity, consistency
 
 
@@ -20,6 +22,7 @@ def average_precision(positives, negatives):
     return np.mean([(count + 1) / place for count, place in enumerate(hits)])
 
 
+@functools.cache
 def expected_precision(positives, negatives):
     """Of a random ranking, by all rankings."""
     total = positives + negatives
@@ -66,7 +69,7 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(found[key], values, atol=1e-5, err_msg=str(key))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_activity_is_that_of_loops_over_wells(seed):
     wells = planted(seed, noise=6.0)
     wells = wells.sample(frac=1, random_state=seed).reset_index(drop=True)
@@ -116,16 +119,7 @@ def test_p_is_that_of_all_rankings_and_q_that_of_benjamini_and_hochberg():
     assert (found["active"] == (found["q"] < 0.05)).all()
 
 
-def test_planted_effects_are_active_and_noise_is_not():
-    strong = activity(corrected(planted(0, noise=0.1, replicates=(3,), controls=8)))
-    assert strong.summary["share"] == 1.0
-    weak = planted(0, replicates=(3,), controls=8)
-    features = list(weak.filter(regex="^f"))
-    weak[features] = np.random.default_rng(0).normal(size=(len(weak), len(features)))
-    assert activity(corrected(weak)).summary["share"] < 0.1
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("value", [0.0, 0.3])
 def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
     """copairs alone ranks positives first where all are equal: everything would be perfect."""
     wells = planted(0, replicates=(3,), controls=8)
@@ -138,8 +132,8 @@ def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
         assert found.summary[share] <= 1
 
 
-@pytest.mark.parametrize("offset", [10.0, 1e3, 1e5])
-def test_what_all_profiles_have_in_common_hides_no_effect(offset):
+@pytest.mark.parametrize("offset", [10.0, 1e5])
+def test_a_common_offset_of_all_profiles_hides_no_effect(offset):
     wells = planted(0, noise=0.3)
     features = [name for name in wells if not name.startswith("Metadata_")]
     moved = wells.assign(**{name: wells[name] + offset for name in features})
@@ -152,7 +146,7 @@ def test_what_all_profiles_have_in_common_hides_no_effect(offset):
     )
 
 
-def test_treatments_whose_p_says_little_are_counted():
+def test_treatments_with_too_few_controls_are_counted():
     """Two wells among six controls have the nearest of 13 pairs by chance once in 13 times."""
     found = activity(corrected(planted(0, replicates=(2,), controls=6)))
     pairs = found.table["wells"] == 2
@@ -165,7 +159,7 @@ def test_treatments_whose_p_says_little_are_counted():
 
 
 def test_activity_does_not_depend_on_what_was_computed_before(tmp_path, monkeypatch):
-    """copairs keeps null distributions in the home folder unless it is told otherwise."""
+    """copairs keeps null distributions in the home folder by default."""
     monkeypatch.setenv("HOME", str(tmp_path))
     wells = planted(0, noise=4.0)
     first = activity(corrected(wells)).table
@@ -174,11 +168,11 @@ def test_activity_does_not_depend_on_what_was_computed_before(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_what_has_no_activity_says_why():
+def test_the_reason_is_given_if_activity_is_undefined():
     wells = planted()
     treated = wells[wells["Metadata_Compound"] != "DMSO"]
     assert activity(corrected(treated)).summary == {
-        "undefined": "there are no control wells (DMSO): --control names their compound"
+        "undefined": "no control wells (DMSO): --control names them"
     }
     single = wells[
         ~wells.duplicated(["Metadata_Compound", "Metadata_Concentration"])
@@ -258,9 +252,15 @@ def random_precision(positives, total):
     return ((positives - 1) / (total - 1) * (total - harmonic) + harmonic) / total
 
 
+def few_draws(monkeypatch):
+    """Simulations need no finer p."""
+    monkeypatch.setattr(module, "EXCHANGES", 200)
+    monkeypatch.setattr(module, "NULL_SIZE", 1_000)
+
+
 def test_mechanisms_without_an_effect_are_rarely_consistent(monkeypatch):
     np.testing.assert_allclose(random_precision(3, 8), expected_precision(3, 5))
-    monkeypatch.setattr("cellclr_jax.profiling.measures.activity.EXCHANGES", 200)
+    few_draws(monkeypatch)
     tables = [consistency(profiles_without_signal(seed)).table for seed in range(6)]
     found = pd.concat(tables)
     assert np.mean(found["p"] <= 0.1) < 0.2
@@ -269,7 +269,8 @@ def test_mechanisms_without_an_effect_are_rarely_consistent(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("doses", [(1, 2, 3, 5), (3,)])
-def test_consistency_rejects_chance_as_often_as_it_says(doses):
+def test_consistency_rejects_chance_as_often_as_it_says(monkeypatch, doses):
+    few_draws(monkeypatch)
     tables = [consistency(profiles_without_signal(seed, doses)).table for seed in range(150)]
     found = pd.concat(tables)
     ours, theirs = (np.mean(found[name] <= 0.05) for name in ("p", "copairs_p"))
@@ -290,7 +291,7 @@ def test_a_mechanism_of_one_compound_is_left_out_and_counted_yet_ranked_against(
     assert consistency(corrected(table(rows, values))).summary["mean_average_precision"] < 1.0
 
 
-def test_what_has_no_consistency_says_why():
+def test_the_reason_is_given_if_consistency_is_undefined():
     rows = [("P", "B", f"c{i}", 1.0, moa) for i, moa in enumerate("abc")]
     values = np.random.default_rng(0).normal(size=(3, 4))
     assert consistency(corrected(table(rows, values))).summary == {
@@ -300,7 +301,7 @@ def test_what_has_no_consistency_says_why():
     assert "one MoA" in consistency(corrected(table(rows, values))).summary["undefined"]
 
 
-def test_more_pairs_than_memory_holds_are_refused():
+def test_too_many_pairs_are_undefined():
     rng = np.random.default_rng(0)
     rows = [("P", "B", "a", 1.0, "m")] * 4500 + [("P", "B", "DMSO", 0.0, "DMSO")] * 2
     rows += [("P", "B", name, 1.0, "m") for name in "bc"]

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise, and chance is what shuffled mechanisms score."""
+"""Intervals have their coverage, and chance equals shuffled mechanisms."""
 
 import itertools
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_the_interval_holds_the_accuracy_near_one(compounds):
 @pytest.mark.slow
 @pytest.mark.parametrize("compounds", [12, 20, 38, 100])
 @pytest.mark.parametrize("accuracy", [0.5, 0.8, 0.9, 0.95, 0.98])
-def test_the_interval_covers_what_it_promises(compounds, accuracy):
+def test_the_interval_has_its_coverage(compounds, accuracy):
     for correlation in (0.01, 0.3, 0.6, 1):
         covered, _ = coverage(4000, compounds, accuracy, correlation)
         print(f"{compounds} compounds, {accuracy}, correlation {correlation}: {covered:.3f}")

@@ -1,4 +1,4 @@
-"""Intervals over wells: each well drawn once is the score itself, and the rule is that of `moa`."""
+"""Intervals over wells: without resampling they equal the score, under every rule of `moa`."""
 
 import json
 from dataclasses import replace
@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from support.corrected_wells import corrected, planted, table
 
-from cellclr_jax.profiling import moa
+from cellclr_jax.profiling.measures import uncertainty
 from cellclr_jax.profiling.measures.uncertainty import MOST_TREATMENTS, Replicates, well_intervals
 from cellclr_jax.profiling.moa import BATCH_RULES
-from cellclr_jax.profiling.profiles import treatment_profiles
 
 
 def in_all_weeks(wells):
@@ -23,7 +22,7 @@ def in_all_weeks(wells):
 
 
 @pytest.fixture
-def no_chance(monkeypatch):
+def each_well_once(monkeypatch):
     """Every resample draws every well once."""
     drawn = Replicates.profiles
     monkeypatch.setattr(Replicates, "profiles", lambda self, rng: drawn(self, None))
@@ -40,15 +39,15 @@ def assert_interval_is_score(profiles):
 @pytest.mark.parametrize("statistic", ["median", "mean"])
 @pytest.mark.parametrize("batches", BATCH_RULES)
 @pytest.mark.parametrize("left_out", [None, ("m1",)])
-@pytest.mark.usefixtures("no_chance")
-def test_without_chance_the_interval_is_the_score(statistic, batches, left_out):
+@pytest.mark.usefixtures("each_well_once")
+def test_without_resampling_the_interval_is_the_score(statistic, batches, left_out):
     wells = in_all_weeks(planted(0, noise=7.0)).sample(frac=1, random_state=0)
     assert_interval_is_score(
         corrected(wells, statistic=statistic, batches=batches, left_out=left_out)
     )
 
 
-@pytest.mark.usefixtures("no_chance")
+@pytest.mark.usefixtures("each_well_once")
 def test_ties_profiles_of_zeros_and_the_order_of_treatments_change_nothing():
     rng = np.random.default_rng(0)
     rows = [
@@ -64,7 +63,7 @@ def test_ties_profiles_of_zeros_and_the_order_of_treatments_change_nothing():
     assert_interval_is_score(replace(profiles, treatments=shuffled))
 
 
-def test_wells_are_drawn_with_replacement_within_their_treatment_alone():
+def test_wells_are_drawn_with_replacement_within_their_treatment():
     counts = [1, 2, 3, 3, 6]
     treatment = np.repeat(np.arange(5), counts)
     values = np.eye(len(treatment))
@@ -82,54 +81,17 @@ def test_wells_are_drawn_with_replacement_within_their_treatment_alone():
     np.testing.assert_allclose(times.var(axis=0)[own], shares, atol=0.1)
 
 
-@pytest.mark.parametrize("batches", BATCH_RULES)
-def test_intervals_are_those_of_profiles_drawn_and_scored_one_by_one(batches):
-    wells = in_all_weeks(planted(0, noise=4.0))
-    profiles = corrected(wells, batches=batches)
+def test_intervals_are_quantiles_shifted_to_the_score(monkeypatch):
+    profiles = corrected(planted(0, noise=4.0))
+    drawn = {"nsc": np.linspace(0.2, 0.6, 101), "nscb": np.linspace(0.5, 1.0, 101)}
+    monkeypatch.setattr(uncertainty, "_resampled", lambda *args: drawn)
     found = well_intervals(profiles).summary
-    rng = np.random.default_rng(5)
-    drawn = []
-    keys = ["Metadata_Compound", "Metadata_Concentration"]
-    if batches == "week1":  # NSCB draws from the wells of the first week
-        alone = (wells["Metadata_Compound"] == "alone") & (wells["Metadata_Batch"] != "Week1")
-        wells_of = [wells, wells[~alone]]
-    else:
-        wells_of = [wells, wells]
-    for _ in range(60):
-        scores = []
-        for name, table_of in zip(("nsc", "nscb"), wells_of, strict=True):
-            treated = table_of[table_of["Metadata_Compound"] != "DMSO"]
-            again = treated.groupby(keys).sample(frac=1, replace=True, random_state=rng)
-            # A resample may miss the weeks of a treatment, which are those of all its wells.
-            profile = treatment_profiles(again, features=profiles.features)
-            profile["Metadata_Batch"] = profiles.treatments["Metadata_Batch"]
-            scores.append(_score(name, profile, profiles, batches))
-        drawn.append(scores)
-    mean = np.mean(drawn, axis=0)
-    np.testing.assert_allclose([found["mean"][name] for name in ("nsc", "nscb")], mean, atol=0.04)
-    scores = np.array([profiles.nsc.accuracy, profiles.nscb.accuracy])
-    ends = np.quantile(drawn, [0.025, 0.975], axis=0).T + (scores - np.mean(drawn, axis=0))[:, None]
-    ends = np.clip(ends, 0, 1)
-    np.testing.assert_allclose([found["nsc"], found["nscb"]], ends, atol=0.1)
+    for name, score in (("nsc", profiles.nsc), ("nscb", profiles.nscb)):
+        shift = score.accuracy - drawn[name].mean()
+        ends = np.quantile(drawn[name], [0.025, 0.975]) + shift
+        np.testing.assert_allclose(found[name], np.clip(ends, 0, 1))
+        np.testing.assert_allclose(found["mean"][name], drawn[name].mean())
     json.dumps(found, allow_nan=False)
-
-
-def _score(name, treatments, profiles, batches):
-    if name == "nsc":
-        return moa.not_same_compound(treatments, features=profiles.features).accuracy
-    return moa.not_same_compound_or_batch(
-        treatments, batches=batches, features=profiles.features
-    ).accuracy
-
-
-def test_the_same_profiles_have_the_same_interval_in_any_order():
-    wells = planted(0, noise=4.0)
-    found = well_intervals(corrected(wells))
-    assert found == well_intervals(corrected(wells))
-    assert found.summary["resamples"] == 300
-    assert found.summary["single_wells"] == 1
-    low, high = found.summary["nsc"]
-    assert 0 <= low < high <= 1
 
 
 def test_a_score_that_is_undefined_has_no_interval_and_the_other_has():
@@ -140,7 +102,7 @@ def test_a_score_that_is_undefined_has_no_interval_and_the_other_has():
     assert len(found["nsc"]) == 2
 
 
-def test_what_has_no_interval_says_why():
+def test_the_reason_is_given_if_the_interval_is_undefined():
     wells = planted()
     keys = ["Metadata_Compound", "Metadata_Concentration"]
     single = corrected(wells.drop_duplicates(keys))

@@ -1,4 +1,4 @@
-"""Each simulated mechanism looks as published, on painted cells without a camera."""
+"""Each simulated mechanism has its published phenotype, on painted cells without a camera."""
 
 import functools
 
@@ -14,12 +14,12 @@ from cellclr_jax.simulation.population import INTERPHASE, MITOTIC, ROUNDED
 
 # Pixels inside a free edge of a cell: its cortex, and beyond it.
 EDGE, WITHIN = (2, 6), (10, 16)
-# Pixels from the nearest nucleus: the rim about it, all the cytoplasm, its outer part.
+# Pixels from the nearest nucleus: its rim, all the cytoplasm, the outer cytoplasm.
 RIM, CYTOPLASM, OUTER = (2, 7), (3, 16), (18, 30)
 CORE = 5  # pixels inside the outline of a nucleus, where its brightness is that of its chromatin
 FULL = 1e9
 
-# What a field shows beside that of untreated cells: at least and at most this many times as much.
+# Ranges of each measure relative to a field of untreated cells.
 SIGNATURES = {
     "Actin disruptors": {
         "actin far out": (0.2, 0.6),  # the body shrinks to branches
@@ -108,14 +108,14 @@ def contrast(layer: np.ndarray, where: np.ndarray, low: float, high: float) -> f
 
 
 def direction(layer: np.ndarray, where: np.ndarray) -> float:
-    """How far neighbouring structures run the same way, from 0 to 1: the structure tensor's."""
+    """Coherence of the structure tensor, from 0 to 1: neighbouring structures run in parallel."""
     down, right = (ndimage.gaussian_filter(layer, 1.2, order=order) for order in ((1, 0), (0, 1)))
     xx, yy, xy = (ndimage.gaussian_filter(p, 4) for p in (right**2, down**2, right * down))
     return float((np.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-6))[where].mean())
 
 
 def nuclear_shapes(labels: np.ndarray) -> dict[str, float]:
-    """Of nuclei that the border does not cut."""
+    """Shapes of nuclei that do not touch the border."""
     height, width = labels.shape
     whole = [
         region
@@ -134,7 +134,7 @@ def nuclear_shapes(labels: np.ndarray) -> dict[str, float]:
 
 @functools.cache
 def measures(moa: str | None) -> dict[str, float]:
-    """What a field shows in which every cell has the full phenotype; structures in interphase."""
+    """Measures of a field of cells with the full phenotype; structures in interphase."""
     field = field_of(moa)
     dna, tubulin, actin = field.image
     resting = np.flatnonzero(field.state == INTERPHASE) + 1
@@ -169,7 +169,7 @@ def measures(moa: str | None) -> dict[str, float]:
 
 
 def misses(moa: str | None, signature: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """The values of a mechanism's field that lie outside of a signature."""
+    """The measures of a mechanism's field outside a signature."""
     shown, normal = measures(moa), measures(None)
     values = {
         name: shown[name] if name in SHARES else shown[name] / normal[name] for name in signature
@@ -182,12 +182,12 @@ def misses(moa: str | None, signature: dict[str, tuple[float, float]]) -> dict[s
 
 
 @pytest.mark.parametrize("moa", MOA_PHENOTYPES)
-def test_mechanism_looks_as_published(moa: str) -> None:
+def test_mechanism_has_its_published_signature(moa: str) -> None:
     assert not misses(moa, SIGNATURES[moa])
 
 
 @pytest.mark.parametrize("moa", MOA_PHENOTYPES)
-def test_no_other_mechanism_looks_so(moa: str) -> None:
+def test_no_other_mechanism_has_that_signature(moa: str) -> None:
     others = {None, *MOA_PHENOTYPES} - {moa}
     assert not [other for other in others if not misses(other, SIGNATURES[moa])]
 
@@ -204,7 +204,7 @@ def test_ring_of_dna_is_dark_in_the_middle() -> None:
     assert np.median(middles) < 0.5 * np.median(rings)
 
 
-def test_cells_that_respond_look_so_and_are_more_at_a_high_dose() -> None:
+def test_responding_cells_are_larger_and_more_at_a_high_dose() -> None:
     compound = [t for t in treatments(SimulatorSettings()) if t.compound == "sim-damage-1"]
     shares, effects = [], []
     for treatment in compound:

@@ -1,7 +1,7 @@
-"""What the features of real crops tell: treatments across plates, and plates of control cells.
+"""Scores of features of real crops: treatments across plates, and plates of control cells.
 
-One well of each treatment lies on a plate, always in the same place: plate and well are one here,
-and so are treatment and place on the plate. Nothing in these scores can tell them apart.
+Each plate has one well of each treatment, always at the same position: the effects of plate and
+well, and of treatment and position, cannot be distinguished by these scores.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ CORRECTIONS = ("none", "controls", "plates", "whitening", "tvn")
 after `controls` with λ = 1, and tvn takes each plate for a batch: with the week for a batch, there
 is one, and it is whitening."""
 TOLD = ("none", "plates", "whitening", "tvn")
-"""Corrections before plates are told: z-scores by all controls tell no more, nor less."""
+"""Corrections before plates are predicted: z-scores by all controls would change nothing."""
 _MOST_ITERATIONS = 1000  # of a solver that stops long before
 
 
@@ -124,7 +124,7 @@ def _retrieved(values: np.ndarray, rows: pd.DataFrame) -> Retrieval:
 
 
 def told(labels: np.ndarray, folds: Iterable[Fold], neighbours: int) -> dict[str, float]:
-    """Balanced accuracy of telling classes, over all answers of all folds.
+    """Balanced accuracy of predicted classes, over all folds.
 
     Args:
       labels: [N] str.
@@ -160,13 +160,13 @@ def told(labels: np.ndarray, folds: Iterable[Fold], neighbours: int) -> dict[str
 
 
 def plate_told(features: np.ndarray, cells: pd.DataFrame, way: str = "none") -> dict[str, float]:
-    """How well a control cell's plate is told after a correction that neither side has seen.
+    """Predicts the plate of control cells after a correction fitted on other cells.
 
     The correction is fitted on two sites of every plate, the classifier learns from a third and is
     asked about the fourth, in all twelve ways: a correction that is fitted on the very cells that
     are learnt from makes all plates equal there, and nothing can be learnt by construction. How far
     the mean of those two sites is off by chance is shared by both sides: after a correction by
-    plates, plates of pure noise are told somewhat above chance. A plate has one control well: all
+    plates, pure noise predicts plates somewhat above chance. A plate has one control well: all
     sites of a plate share it.
 
     Args:
@@ -217,7 +217,7 @@ def dose_told(features: np.ndarray, cells: pd.DataFrame, *, treated: bool) -> di
 
 
 def control_auc(features: np.ndarray, cells: pd.DataFrame) -> float:
-    """Area under the curve of telling treated cells from controls of the same plate.
+    """Area under the ROC curve of treated cells against controls of the same plate.
 
     Logistic regression fitted on the other plates; the mean over plates that hold both.
     """
@@ -263,9 +263,9 @@ def scores_of(features: np.ndarray, cells: pd.DataFrame) -> Scores:
 
 def numbers(found: Retrieval) -> dict[str, float]:
     """Counts, means over treatments, the same by chance, and p: `Retrieval.summary`, flat."""
-    told = found.summary()
-    flat = {"asked": told["asked"], "correct": told["correct"]}
+    summary = found.summary()
+    flat = {"asked": summary["asked"], "correct": summary["correct"]}
     for name, long in (("nearest", "nearest_share"), ("precision", "mean_average_precision")):
-        flat |= {name: told[long], f"{name} by chance": told["chance"][long]}
-        flat[f"{name}, p"] = told["p"][long]
+        flat |= {name: summary[long], f"{name} by chance": summary["chance"][long]}
+        flat[f"{name}, p"] = summary["p"][long]
     return flat

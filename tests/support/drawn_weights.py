@@ -1,11 +1,11 @@
-"""Weights and images that are drawn by name: the same for whoever draws them, in any order."""
+"""Random weights and images that depend only on their names."""
 
 import zlib
 
 import numpy as np
 
 SIDE, IMAGES = 96, 4
-# Of the last normalisation of a bottleneck: a hundred layers add up to numbers near 1.
+# Scale of a bottleneck's last normalisation, so that embeddings of 100 layers are near 1.
 _LAST_SCALE = 0.25
 
 

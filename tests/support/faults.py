@@ -1,4 +1,4 @@
-"""Faults that a run must survive: each is done to the binary in a process of its own."""
+"""Faults that a run must survive; each is injected into a process of the binary."""
 
 import os
 import random
@@ -11,18 +11,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from support.binaries import ROOT, SECONDS, Started
 from support.training_runs import checkpoints
 
-ROOT = Path(__file__).parents[2]
-# On a machine that is busy with other things.
-SECONDS = 1800
 MODULE = ("-m", "cellclr_jax.main")
 # Runs the binary on a clock that is set back and forth by an hour while it runs.
 JUMPING = (
     "-c",
     """
 import datetime, runpy, time
-import cellclr_jax.training.loop  # what is compiled takes no other class for a date
+import cellclr_jax.training.loop  # compiled extensions accept no other class of dates
 real = time.time
 def jumping():
     return real() + (0, -3600, 3600)[int(time.monotonic() / 0.3) % 3]
@@ -35,7 +33,7 @@ datetime.datetime = Jumping
 runpy.run_module("cellclr_jax.main", run_name="__main__", alter_sys=True)
 """,
 )
-# Runs a command on a disk of its own, as full as is asked for, and brings back what it left there.
+# Runs a command on a separate disk of $1 bytes, and copies its files back.
 FULL_DISK = """
 mount -t tmpfs -o "size=$1" none "$2" && cp -a "$3/." "$2" || exit 99
 run=$3; disk=$2; shift 3
@@ -45,13 +43,13 @@ rm -rf "$run"/* && cp -a "$disk/." "$run"; exit $status
 
 
 class Patient:
-    """A run and what is done to it.
+    """A run that suffers faults.
 
     Args:
-      workdir: of the run.
-      data_dir: of the dataset.
+      workdir: work directory.
+      data_dir: folder of the dataset.
       settings: flags of the binary.
-      seed: of whatever is left to chance.
+      seed: seed of the times of faults.
     """
 
     def __init__(self, workdir, data_dir, settings=(), seed=0):
@@ -64,9 +62,11 @@ class Patient:
         )
 
     def start(self, *, program=MODULE, workdir=None, before=()):
-        """Starts the binary, on another work directory or behind another command."""
-        command = [*before, sys.executable, *program, *self.settings]
-        command.append(f"--workdir={workdir or self.workdir}")
+        """Starts the binary, or another program, possibly with another command before it."""
+        flags = (*self.settings, f"--workdir={workdir or self.workdir}")
+        if program == MODULE and not before:
+            return Started("main", *flags)
+        command = [*before, sys.executable, *program, *flags]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -79,13 +79,13 @@ class Patient:
         return message
 
     def step(self):
-        """The last step that is told of."""
+        """The number of steps in metrics.jsonl."""
         log = self.workdir / "metrics.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return sum('"loss"' in line for line in lines)
 
     def wait_for(self, process, condition):
-        """Waits until something holds, or the process has ended."""
+        """Waits until a condition holds, or the process has ended."""
         deadline = time.monotonic() + SECONDS
         while process.poll() is None and not condition():
             assert time.monotonic() < deadline, process.kill() or process.communicate()[1]
@@ -94,18 +94,18 @@ class Patient:
     def some_steps(self, process, most=4):
         """Waits for the first steps of a process that was just started."""
         log = self.workdir / "metrics.jsonl"
-        before = _identity(log)  # a run that goes on writes it anew
+        before = _identity(log)  # a resumed run replaces it
         self.wait_for(process, lambda: _identity(log) not in (None, before))
         self.more_steps(process, most)
 
     def more_steps(self, process, most=4):
-        """Waits for a few steps more than there are."""
-        wanted = self.step() + self.random.randint(1, most)
-        self.wait_for(process, lambda: self.step() >= wanted)
+        """Waits for a few more steps."""
+        last = self.step() + self.random.randint(1, most)
+        self.wait_for(process, lambda: self.step() >= last)
 
 
 def ends(process, status):
-    """Waits for the end of a process, which never shows a traceback; what it said."""
+    """Waits for the end of a process, which prints no traceback; returns its stderr."""
     message = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == status, message
     assert "Traceback" not in message, message
@@ -113,13 +113,13 @@ def ends(process, status):
 
 
 def final_state(workdir):
-    """The last checkpoint's step and arrays, as they lie on the disk."""
+    """Reads step and arrays of the last checkpoint."""
     import orbax.checkpoint as ocp
 
     last = checkpoints(workdir)[-1]
     path = (last / "state").absolute()
     reader = ocp.PyTreeCheckpointer()
-    to_host = jax.tree.map(  # whatever devices held it
+    to_host = jax.tree.map(  # on whatever devices it was computed
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
     )
     return int(last.name), jax.tree.leaves(reader.restore(path, restore_args=to_host))
@@ -135,7 +135,7 @@ def kill(patient):
 
 
 def _identity(path):
-    """Of a file that may be gone by now."""
+    """The inode of a file, or None."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:
@@ -172,16 +172,16 @@ def sigterm(patient):
 
 
 def full_disk(patient):
-    """A disk that is full after some checkpoints; files that may not grow where none is lent."""
+    """A disk that is full after some checkpoints, or a file size limit if it cannot be mounted."""
     patient.workdir.mkdir(exist_ok=True)
     pages = sum(-(-f.stat().st_size // 4096) for f in patient.workdir.rglob("*") if f.is_file())
-    room = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
+    size = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
     disk = patient.workdir.with_name("disk")
     disk.mkdir(exist_ok=True)
-    script = ["sh", "-c", FULL_DISK, "sh", str(room), str(disk), str(patient.workdir)]
+    script = ["sh", "-c", FULL_DISK, "sh", str(size), str(disk), str(patient.workdir)]
     process = patient.start(before=["unshare", "-m", *script], workdir=disk)
     message = process.communicate(timeout=SECONDS)[1]
-    if process.returncode not in (0, 1, 2):  # nobody lends a disk here
+    if process.returncode not in (0, 1, 2):  # no permission to mount a disk
         process = patient.start(before=["bash", "-c", 'ulimit -f 8; "$@"', "bash"])
         message = process.communicate(timeout=SECONDS)[1]
     if process.returncode == 0:
@@ -195,33 +195,33 @@ def full_disk(patient):
 
 
 def truncate_newest(patient):
-    """Leaves half of each file of the newest checkpoint's arrays."""
-    kept = checkpoints(patient.workdir)
-    if len(kept) < 2:
+    """Truncates the files of the newest checkpoint's arrays to a half."""
+    saved = checkpoints(patient.workdir)
+    if len(saved) < 2:
         return "too few checkpoints to cut one"
-    for file in (kept[-1] / "state").rglob("*"):
+    for file in (saved[-1] / "state").rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
     process = patient.start()
     patient.some_steps(process, 1)
     process.kill()
     message = process.communicate()[1]
-    assert f"step {kept[-1].name} cannot be read: moved to unreadable/" in message, message
-    assert f"resuming from step {kept[-2].name} " in message
-    return f"cut the checkpoint of step {kept[-1].name}: went on from {kept[-2].name}"
+    assert f"step {saved[-1].name} cannot be read: moved to unreadable/" in message, message
+    assert f"resuming from step {saved[-2].name} " in message
+    return f"cut the checkpoint of step {saved[-1].name}: resumed from {saved[-2].name}"
 
 
 def delete_newest(patient):
     """Removes the newest checkpoint."""
-    kept = checkpoints(patient.workdir)
-    if len(kept) < 2:
+    saved = checkpoints(patient.workdir)
+    if len(saved) < 2:
         return "too few checkpoints to delete one"
-    shutil.rmtree(kept[-1])
-    return f"deleted the checkpoint of step {kept[-1].name}"
+    shutil.rmtree(saved[-1])
+    return f"deleted the checkpoint of step {saved[-1].name}"
 
 
 def vanished_shard(patient):
-    """A shard of the dataset is gone at the start, and comes back."""
+    """A shard of the dataset is missing at the start, and then restored."""
     shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
     shard.rename(hidden)
@@ -235,7 +235,7 @@ def vanished_shard(patient):
 
 
 def vanished_while_running(patient):
-    """A shard is gone while the run reads it: an open file stays, another one is missed by name."""
+    """A shard is moved while the run reads it: without effect on an open file, else an error."""
     shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
     process = patient.start()
@@ -252,7 +252,7 @@ def vanished_while_running(patient):
 
 
 def jumping_clock(patient):
-    """The clock is set back and forth by an hour while the run goes on, until it is killed."""
+    """The clock is set back and forth by an hour during the run, until it is killed."""
     process = patient.start(program=JUMPING)
     patient.some_steps(process)
     process.kill()

@@ -1,4 +1,4 @@
-"""Opens pages in a browser without a screen, and tells what it shows, says and asks for."""
+"""Opens pages in a headless browser and returns their elements, messages and requests."""
 
 import json
 import os
@@ -24,25 +24,25 @@ FLAGS = (
     "--hide-scrollbars",
     "--enable-logging=stderr",
     "--window-size=1200,2600",
-    # No name is found: nothing leaves the machine, whatever a page or the browser asks for.
+    # No host name is resolved, so no request leaves the machine.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
-# Milliseconds of the page's clock until its picture is taken; it runs as fast as there is work.
+# Virtual milliseconds until the elements are read; virtual time skips idle periods.
 PAGE_TIME = 20_000
 SECONDS = 600
 _CONSOLE = re.compile(r":CONSOLE[:(]\d+\)?\] (.*)")
-# Who asked, in the log of the network, where the browser asks of its own accord.
-_ITSELF = "not an origin"
+# The initiator, in the network log, of requests of the browser itself.
+_BROWSER = "not an origin"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a page.
+    """An opened page.
 
     Attributes:
-      dom: its elements as HTML, when all is drawn.
-      console: what it or the browser complained of.
-      requests: addresses that it asked for beside its own.
+      dom: its elements as HTML, after all is drawn.
+      console: messages of the page or the browser.
+      requests: other addresses that it requested.
     """
 
     dom: str
@@ -51,13 +51,13 @@ class Seen:
 
 
 def find_browser() -> str:
-    """The path of a browser, $CELLCLR_BROWSER or one of `NAMES`; skips the test where none is."""
+    """Finds $CELLCLR_BROWSER or one of `NAMES`; skips the test if there is no browser."""
     named = os.environ.get("CELLCLR_BROWSER")
     for name in [named] if named else NAMES:
         if path := shutil.which(name):
             return path
-    looked = named or ", ".join(NAMES)
-    pytest.skip(f"no browser ({looked}): install Chromium or name one in CELLCLR_BROWSER")
+    tried = named or ", ".join(NAMES)
+    pytest.skip(f"no browser ({tried}): install Chromium or name one in CELLCLR_BROWSER")
 
 
 def open_page(page: Path, place: Path, script: str = "") -> Seen:
@@ -65,8 +65,8 @@ def open_page(page: Path, place: Path, script: str = "") -> Seen:
 
     Args:
       page: an HTML file.
-      place: a folder of this call's own, for a copy of the page and what the browser writes.
-      script: runs at the end of the page, as a reader who does something.
+      place: a new folder for a copy of the page and the files of the browser.
+      script: runs at the end of the page.
     """
     browser = find_browser()
     place.mkdir()
@@ -87,7 +87,7 @@ def open_page(page: Path, place: Path, script: str = "") -> Seen:
 
 
 def _requests(log: Path) -> list[str]:
-    """What a page asked for by the network."""
+    """Lists the addresses that a page requested."""
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    asked = [event.get("params", {}) for event in events]
-    return [one["url"] for one in asked if one.get("initiator", _ITSELF) != _ITSELF]
+    parameters = [event.get("params", {}) for event in events]
+    return [one["url"] for one in parameters if one.get("initiator", _BROWSER) != _BROWSER]

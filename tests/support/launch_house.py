@@ -1,4 +1,4 @@
-"""A copy of the launch scripts among stand-ins that record calls: no real cloud is within reach."""
+"""A copy of the launch scripts with stand-ins for external programs that record their calls."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ TOOLS = [
     *("tar", "tee", "touch"),
 ]
 
-# A Python that reports $FAKE_VERSION, makes environments of itself and records modules it runs.
+# A Python that reports $FAKE_VERSION, copies itself into environments and records calls of -m.
 FAKE_PYTHON = r"""#!/usr/bin/env bash
 case "$1 $2" in
   "-c import sys; print"*) echo "${FAKE_VERSION:-3.12.1}" ;;
@@ -43,7 +43,7 @@ esac
 
 
 class House:
-    """A copy of the launch scripts; only stand-ins and plain tools are on its PATH."""
+    """A copy of the launch scripts with a PATH of only stand-ins and basic tools."""
 
     def __init__(self, place: Path) -> None:
         self.root = place / "a house"
@@ -71,18 +71,18 @@ class House:
     def run(
         self, script: str, *arguments: str, typed: str = "", **settings: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a launch script from another directory in an environment of `settings` alone."""
+        """Runs a launch script from another directory with only `settings` as environment."""
         process = self.start(script, *arguments, **settings)
         out, errors = process.communicate(typed, timeout=1800)
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def start(self, script: str, *arguments: str, **settings: str) -> subprocess.Popen[str]:
-        """Starts what `run` runs."""
+        """Starts a launch script; see `run`."""
         self.calls_file.unlink(missing_ok=True)
-        # Tests that are started in the background, or by nohup, inherit that these are ignored.
-        heard = ["env", "--default-signal=INT,HUP"]
+        # Processes started in the background or by nohup inherit ignored signals.
+        default_signals = ["env", "--default-signal=INT,HUP"]
         return subprocess.Popen(
-            [*heard, "bash", str(self.root / "launch" / script), *arguments],
+            [*default_signals, "bash", str(self.root / "launch" / script), *arguments],
             cwd=self.elsewhere,
             env={
                 "PATH": str(self.bin),
@@ -99,5 +99,5 @@ class House:
         )
 
     def calls(self) -> list[str]:
-        """What the stand-ins were called with in the last run."""
+        """Calls of the stand-ins in the last run."""
         return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []

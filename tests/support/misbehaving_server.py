@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves as requested, path by path, and counts bytes."""
+"""A local web server that misbehaves as configured for each path, and counts bytes."""
 
 import contextlib
 import re
@@ -13,16 +13,16 @@ _BLOCK = 4096
 
 @dataclass
 class Served:
-    """What a path gives, and how.
+    """The response of a path.
 
     Attributes:
       content: the whole file.
-      status: answered to every request instead of the file; 0: none.
-      statuses: answered to the first requests instead of the file.
+      status: of every response, instead of the file; 0: none.
+      statuses: of the first responses, instead of the file.
       cuts: bytes of the body after which the first connections end.
       cut_always: the same, for every connection.
-      ranges: whether parts are given.
-      claims: added to the announced length.
+      ranges: whether ranges are supported.
+      claims: added to Content-Length.
       gate: a GET waits for it after `gate_after` bytes of its body.
     """
 
@@ -41,7 +41,7 @@ class Server:
     """The running server.
 
     Attributes:
-      files: what each path gives, by its name without the slash.
+      files: responses by path, without the slash.
       requests: (method, name) of all requests.
       sent: bytes of bodies by name.
       most_at_once: bodies that were sent at the same time.
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_body(served, served.content[start:])
 
     def _served(self) -> Served | None:
-        """What the path gives; None if a status was answered instead."""
+        """The file of the path; None if a status was sent instead."""
         state, name = self.server.state, self.path.removeprefix("/")  # type: ignore[attr-defined]
         with state.lock:
             state.requests.append((self.command, name))
@@ -126,19 +126,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _send_body(self, served: Served, body: bytes) -> None:
-        """Sends a body as far as the path does."""
+        """Sends a body, up to its cut."""
         state, name = self.server.state, self.path.removeprefix("/")  # type: ignore[attr-defined]
         with state.lock:
             cut = served.cuts.pop(0) if served.cuts else served.cut_always
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
         body = body[:cut]
-        with contextlib.suppress(OSError):  # the other side is gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             for done in range(0, len(body), _BLOCK):
                 if served.gate is not None and done >= served.gate_after:
                     served.gate.wait()
                 block = body[done : done + _BLOCK]
-                # Before they go: whoever gets the last of them counts them at once.
+                # Counted before they are sent: a test reads the count after the last byte.
                 with state.lock:
                     state.sent[name] = state.sent.get(name, 0) + len(block)
                 self.wfile.write(block)

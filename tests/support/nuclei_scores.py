@@ -1,10 +1,10 @@
-"""Fields with nuclei drawn by hand, and how nuclei that were found are scored against true ones.
+"""Fields with nuclei drawn by hand, and scores of a segmentation.
 
-What counts: every connected region of a true label is a nucleus, whether the border cuts it or
+Every connected region of a true label is a nucleus, whether the border cuts it or
 not. Regions drawn by hand reach down to 11 pixels (micronuclei, fragments of dead cells, slivers
 at the border), while a segmentation has a smallest area below which it keeps nothing. `compare`
-therefore takes that area: smaller true regions are then set aside, neither to be found nor wrong
-to find, together with the found objects that lie mostly on them. With 0, every region counts.
+therefore takes that area: smaller true regions are ignored, together with found objects that lie
+mostly on them. With 0, every region counts.
 """
 
 from dataclasses import dataclass, fields
@@ -54,7 +54,7 @@ class Score:
 
     @property
     def precision(self) -> float:
-        """Share of the found objects whose centre finds a true nucleus of its own."""
+        """Share of the found objects, counting one per true nucleus that contains a centre."""
         return self.centres / self.found if self.found else 1.0
 
     @property
@@ -71,7 +71,7 @@ def hand_drawn_fields(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Name, image [H, W] uint16 and true labels [H, W] of every `<name>.tif` with `<name>.png`."""
     found = []
     for path in sorted(folder.glob("*.tif")):
-        # The first channel's values tell touching nuclei apart; they come again further off.
+        # The first channel's values differ between touching nuclei; distant ones may share a value.
         values = io.imread(path.with_suffix(".png"))[..., 0]
         labels = measure.label(values, connectivity=1, background=0)
         found.append((path.stem, io.imread(path), labels))
@@ -95,7 +95,7 @@ def compare(truth: np.ndarray, labels: np.ndarray, smallest: int = 0) -> Score:
     found[0] = False
     held = both[true][:, found]
     areas = true_area[true][:, None], found_area[found][None, :]
-    # Above one half, an intersection over union leaves no room for a second partner.
+    # With an intersection over union above one half, no second pair is possible.
     iou = held / np.maximum(areas[0] + areas[1] - held, 1)
     return Score(
         true=int(true.sum()),

@@ -1,4 +1,4 @@
-"""Tables and images of datasets that were never built, for the quality page."""
+"""Made-up tables and images of datasets, for the quality page."""
 
 import json
 import re
@@ -15,7 +15,7 @@ IMAGES = np.random.default_rng(0).integers(0, 4000, (64, SIDE, SIDE, 3), np.uint
 
 
 def fields_table(plates=2, wells=("B02", "B03", "C04"), sites=4, seed=0):
-    """Fields that differ by chance alone, with metadata as BBBC021 has them."""
+    """Fields with random measures and metadata like BBBC021's."""
     rng = np.random.default_rng(seed)
     treatments = (("DMSO", 0.0), ("taxol", 0.3), ("latrunculin", 10.0))
     rows = []
@@ -44,10 +44,10 @@ def fields_table(plates=2, wells=("B02", "B03", "C04"), sites=4, seed=0):
 
 
 def make_content(fields, columns=("plate", "well", "compound", "concentration", "moa"), **changes):
-    """What the page is told of a dataset: random crops, as many as the fields have cells."""
+    """Content of the page: random crops, as many as the fields have cells."""
     known = [name for name in columns if name in fields]
     unusable = fields[fields["problem"] != ""]
-    told = {
+    values = {
         "name": "bbbc021/annotated",
         "channels": CHANNELS,
         "fields": fields,
@@ -55,17 +55,17 @@ def make_content(fields, columns=("plate", "well", "compound", "concentration", 
         "skipped": list(zip(unusable["field"], unusable["problem"], strict=True)),
         "read": lambda rows: IMAGES[np.asarray(rows) % len(IMAGES)],
     }
-    return Content(**told | changes)
+    return Content(**values | changes)
 
 
 def figures_of(page):
-    """The figures, each an object of its JSON."""
+    """The figures of a page, decoded."""
     found = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
     return [json.loads(figure) for figure in found]
 
 
 def squares_of(figure, trace=0):
-    """(value, words on hover, (row, column)) of each square of a map."""
+    """(value, hover text, (row, column)) of each square of a map."""
     words = figure["data"][0]["customdata"]
     values = figure["data"][trace]["z"]
     return [

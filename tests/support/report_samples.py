@@ -24,7 +24,7 @@ CLOSING = "</script><b>'"
 
 
 def make_wells(seed=0, weeks=3, moas=4, doses=(0.1, 1.0, 10.0), dims=6, names=None, noise=0.6):
-    """Two compounds a mechanism, in different weeks, some concentrations, two wells each."""
+    """Profiles of two compounds per mechanism, in different weeks, two wells per concentration."""
     rng = np.random.default_rng(seed)
     rows, values = [], []
     directions = rng.normal(size=(moas, dims))
@@ -46,18 +46,17 @@ def make_wells(seed=0, weeks=3, moas=4, doses=(0.1, 1.0, 10.0), dims=6, names=No
 
 
 class Images:
-    """Crops in memory, instead of those of a dataset."""
+    """Crops in memory, as a stand-in for a dataset."""
 
     def __init__(self, pixels):
-        self.pixels, self.asked = pixels, []
+        self.pixels = pixels
 
     def read(self, rows):
-        self.asked += [int(row) for row in rows]
         return self.pixels[rows]
 
 
 def make_cells(wells, each=4, side=24, channels=("dna", "tubulin", "actin"), seed=0):
-    """Some cells of every well, of random pixels."""
+    """Cells of every well with random pixels."""
     table = wells[["plate", "well", "batch", "compound", "concentration", "moa"]]
     table = table.loc[table.index.repeat(each)].reset_index(drop=True)
     shape = (side, side, len(channels))
@@ -67,7 +66,7 @@ def make_cells(wells, each=4, side=24, channels=("dna", "tubulin", "actin"), see
 
 
 def words_of(page):
-    """What a page says, without its data, style and script."""
+    """The text of a page, without data, style and script."""
     bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", bare)).split())
 
@@ -77,7 +76,7 @@ def page_data(page):
 
 
 def make_cell_evaluation(names=("round", "flat"), classifiers=("knn", "logistic")):
-    """Made-up scores of cells of these classes; of fewer than two classes none."""
+    """Made-up scores of single cells; undefined for fewer than two classes."""
     sample = Sample(np.arange(1020), "label", np.empty(0), pd.DataFrame(), 1020, 0, {})
     score = ProbeScore(0.8, 0.8, dict.fromkeys(names, 0.9), (0.8,))
     classes = dict(zip(names, (1000, 20), strict=False))

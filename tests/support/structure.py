@@ -1,9 +1,8 @@
-"""Counts what a reader of the package meets: files, lines, importers, modules behind an import.
+"""Counts files, lines, importers and transitively imported modules of the package.
 
 python tests/support/structure.py        prints the table
 
-Imports are read from the syntax trees: `static` ones at the top of a module, and all of them, lazy
-ones within functions included.
+Imports are read from the syntax trees, with or without lazy ones in functions.
 """
 
 import ast
@@ -18,19 +17,19 @@ NAME = PACKAGE.name
 
 @cache
 def modules() -> dict[str, Path]:
-    """Path of each module by its dotted name below the package; '' is the package itself."""
+    """Paths of modules by dotted name below the package; '' is the package."""
     return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def module_name(path: Path) -> str:
-    """Dotted name below the package of a file in it."""
+    """The dotted name, below the package, of a file."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
 @cache
 def imported(path: Path, *, lazy: bool = True) -> set[str]:
-    """Dotted names that a file imports, modules and names of modules alike."""
+    """Dotted names of the modules, and of names in modules, that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree) if lazy else _at_import(tree):
@@ -42,7 +41,7 @@ def imported(path: Path, *, lazy: bool = True) -> set[str]:
 
 
 def _at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when a module is imported: none within functions or TYPE_CHECKING."""
+    """Yields the nodes that run at the import of a module: not functions, not TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -53,7 +52,7 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def own_imports(path: Path, *, lazy: bool = True) -> set[str]:
-    """Modules of the package that a file imports, by their names below the package."""
+    """Names, below the package, of the package's modules that a file imports."""
     prefix = f"{NAME}."
     names = {n.removeprefix(prefix) for n in imported(path, lazy=lazy) if n.startswith(prefix)}
     return {name for name in names if name in modules()}
@@ -66,7 +65,7 @@ def graph(*, lazy: bool = True) -> dict[str, set[str]]:
 
 
 def closure(start: str, *, lazy: bool = False) -> set[str]:
-    """Modules that are loaded with a module, packages around them included."""
+    """Modules that the import of a module loads, including their packages."""
     found: set[str] = set()
     waiting = [start]
     while waiting:
@@ -80,13 +79,13 @@ def closure(start: str, *, lazy: bool = False) -> set[str]:
 
 
 def importers() -> dict[str, set[str]]:
-    """Modules of the package that import each module; '__init__' files are left out."""
+    """Modules that import each module, which is no '__init__' file."""
     real = {name for name, path in modules().items() if path.name != "__init__.py"}
     return {name: {user for user, used in graph().items() if name in used} for name in real}
 
 
 def lines(folder: Path, suffixes: tuple[str, ...]) -> int:
-    """Lines of all files with such endings below a folder."""
+    """Number of lines of all files with these suffixes below a folder."""
     return sum(
         path.read_text(encoding="utf-8").count("\n")
         for path in folder.rglob("*")
@@ -95,7 +94,7 @@ def lines(folder: Path, suffixes: tuple[str, ...]) -> int:
 
 
 def table() -> list[tuple[str, int]]:
-    """What is counted, and the counts."""
+    """Names of measures and their counts."""
     sources = (".py", ".jinja", ".css", ".js")
     files = [path for path in PACKAGE.rglob("*") if path.suffix in sources]
     training = closure("training.loop")

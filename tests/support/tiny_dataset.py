@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-# Cells of each shard: more than one shard, and more cells than are read by one task.
+# Cells of each shard: several shards, and more cells than one task reads.
 SHARDS = (30, 20, 7)
 CELLS = sum(SHARDS)
 SIDE = 12

@@ -1,4 +1,4 @@
-"""A job of several processes that add numbers for ever: starts in no time, to be disturbed."""
+"""A job of several processes that add numbers for ever, and starts quickly."""
 
 import sys
 
@@ -6,12 +6,12 @@ from absl import flags
 
 from cellclr_jax import cli
 
-flags.DEFINE_bool("distributed", True, "As of the binaries.")
-flags.DEFINE_integer("heartbeat", 45, "Seconds of silence that end the job.")
+flags.DEFINE_bool("distributed", True, "The flag of the binaries.")
+flags.DEFINE_integer("heartbeat", 45, "Seconds without a heartbeat that end the job.")
 
 
 def main():
-    """Adds the processes' ranks up, and says so once."""
+    """Adds the ranks of the processes and prints the sum, repeatedly."""
     import jax
     import numpy as np
 

@@ -43,7 +43,7 @@ def file_name(well, site, channel, plate, prefix=""):
 def write_release(root: Path, *, plates=PLATES, wells=WELLS, sites=1, seed=0, prefix="") -> Path:
     """Writes plates, image table and MoA table under `root`.
 
-    Most files of the real release have a prefix, such as `PREFIX`, that is no plate's name.
+    Most files of the real release have a prefix such as `PREFIX`, which is not the plate's name.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -69,7 +69,7 @@ def write_csv(path: Path, header, rows) -> None:
 
 
 def zip_plates(release, out, *, folder=True, plates=PLATES):
-    """Each plate as it is downloaded: a zip with <plate>/<file>, and the tables beside it."""
+    """Each plate in a zip with <plate>/<file>, as downloaded, and the tables in the same folder."""
     out.mkdir()
     for plate in plates:
         with zipfile.ZipFile(out / f"BBBC021_v1_images_{plate}.zip", "w") as archive:

@@ -1,4 +1,4 @@
-"""A run of seconds whose programs compile in seconds: for tests that start and stop many."""
+"""A run of nine short steps whose programs compile in seconds."""
 
 from cellclr_jax import default_config
 

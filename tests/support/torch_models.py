@@ -1,4 +1,4 @@
-"""The encoders once more in plain PyTorch, by the names of torchvision and the published code."""
+"""The encoders in PyTorch, with the names of torchvision and of the published code."""
 
 import torch
 from support.drawn_weights import drawn
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
 
 
 def cnn(widths, norm, channels=3):
-    """The layers of the published CNN, with batch normalisation if asked for."""
+    """The layers of the published CNN, with batch normalisation if `norm` is "batch"."""
     layers = []
     for inside, outside in zip((channels, *widths), widths, strict=False):
         layers.append(nn.Conv2d(inside, outside, 3, padding=1, bias=norm == "none"))
@@ -86,7 +86,7 @@ def cnn(widths, norm, channels=3):
 
 
 class Published(nn.Module):
-    """An encoder's children in a row, and a head of two layers, as the published code has them.
+    """An encoder's children as a sequence, and a head of two layers, as in the published code.
 
     Args:
       layers: of the encoder.
@@ -108,14 +108,14 @@ class Published(nn.Module):
 
 
 def embed(model, images, *, train):
-    """Results of a model [B, D] for images [B, H, W, C] float32."""
+    """Outputs [B, D] of a model for images [B, H, W, C] float32."""
     with torch.no_grad():
         found = model.train(train)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     return [part.numpy() for part in found] if isinstance(found, tuple) else found.numpy()
 
 
 def with_drawn_weights(model):
-    """The model with weights that `drawn` gives its entries."""
+    """Loads weights of `drawn` into a model, and returns it."""
     model.load_state_dict({n: torch.from_numpy(a) for n, a in drawn(shapes(model)).items()})
     return model
 

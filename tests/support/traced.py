@@ -1,10 +1,10 @@
-"""What a traced function consists of."""
+"""Operations of a traced function."""
 
 import jax
 
 
 def operations(jaxpr):
-    """(name, dtype of the result) of every operation, those of inner programs included."""
+    """Yields (name, dtype of the result) of every operation, including inner programs."""
     for equation in jaxpr.eqns:
         yield from ((equation.primitive.name, out.aval.dtype) for out in equation.outvars)
         for inner in jax.tree.leaves(

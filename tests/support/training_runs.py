@@ -1,4 +1,4 @@
-"""Reads what a run wrote, and ends a run early."""
+"""Reads files of a run, and ends a run early."""
 
 import contextlib
 import json
@@ -22,18 +22,18 @@ def checkpoints(workdir):
 
 
 def same(first, second):
-    """Whether two trees of arrays are equal to the bit."""
+    """Whether two trees of arrays are equal, bit for bit."""
     pairs = zip(*(jax.tree.leaves(jax.device_get(s)) for s in (first, second)), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
 class Crash(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @contextlib.contextmanager
 def crash_at(step):
-    """Ends the run within right after a step, wherever its checkpoints are."""
+    """Ends the run of the body right after a step."""
     original = loop._Run._after_step
 
     def after_step(self, number, *rest):

@@ -4,11 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-# On a machine that is busy with other things.
-SECONDS = 1800
+from support.binaries import ROOT, SECONDS, Started
 
 
 def free_port():
@@ -18,29 +15,33 @@ def free_port():
 
 
 def start_two(*command):
-    """Starts a program in two processes of one device each."""
-    environment = os.environ | {
+    """Starts `-m cellclr_jax.<binary> <flags>` or a script in two processes of one device each."""
+    environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
         "PYTHONPATH": str(ROOT),
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, *command, "--distributed"],
-            cwd=ROOT,
-            env=environment | {"JAX_PROCESS_ID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    return [_start(command, environment | {"JAX_PROCESS_ID": str(rank)}) for rank in range(2)]
+
+
+def _start(command, environment):
+    if command[0] == "-m":
+        binary, flags = command[1].removeprefix("cellclr_jax."), command[2:]
+        return Started(binary, *flags, "--distributed", environment=environment, merged=True)
+    return subprocess.Popen(
+        [sys.executable, *command, "--distributed"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(started, statuses=(0, 0)):
-    """Waits for processes, which must end with these statuses; their outputs."""
+    """Waits for processes, which must end with these statuses; returns their outputs."""
     outputs = [process.communicate(timeout=SECONDS)[0] for process in started]
     assert [process.returncode for process in started] == list(statuses), outputs
     assert not any("Traceback" in output for output in outputs), outputs

@@ -1,4 +1,4 @@
-"""Networks, files of their weights, and what both are compared by, for the tests of `weights/`."""
+"""Networks, files of their weights and comparisons, for the tests of `weights/`."""
 
 import functools
 from pathlib import Path
@@ -25,13 +25,13 @@ ENDINGS = (".pth", ".safetensors")
 
 @functools.cache
 def entries_of(network):
-    """Drawn entries of a network, its counters among them."""
+    """Random entries of a network, including its counters."""
     plain = drawn({name: slot.shape for name, slot in slots(network).items()})
     return to_entries(to_variables(plain, network), network)
 
 
 def write(path, entries):
-    """A file of entries, or of anything where PyTorch writes it."""
+    """Writes a file of entries, or of any content by PyTorch."""
     if path.suffix == ".safetensors":
         save_file(entries, path)
     else:
@@ -45,7 +45,7 @@ def write(path, entries):
 
 
 def read(path):
-    """Entries of a file, read by the library of its form alone."""
+    """Reads entries by the library of the file's format."""
     if path.suffix == ".safetensors":
         return load_file(path)
     loaded = pytest.importorskip("torch").load(path, weights_only=True)
@@ -66,7 +66,7 @@ def refusal(error, call, *arguments, **named):
 
 
 def same(one, other):
-    """Whether two files hold the same entries, to the bit."""
+    """Whether two files hold the same entries, bit for bit."""
     assert one.keys() == other.keys()
     return all(
         one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()

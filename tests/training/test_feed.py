@@ -1,4 +1,4 @@
-"""Minibatches are on the devices ahead of the step, and a checkpoint knows nothing of it."""
+"""Minibatches are on the devices ahead of the step; positions are those of the minibatches."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from cellclr_jax.training.feed import Feed
 
 
 class Numbers:
-    """Minibatches that hold their number; reading one of them may fail, or wait."""
+    """Minibatches that contain their number; reading one of them may fail or wait."""
 
     def __init__(self, count=20, broken=None, gate=None):
         self.position, self.count, self.broken, self.gate = 0, count, broken, gate
@@ -39,7 +39,7 @@ class Numbers:
 
 @pytest.fixture
 def feed_of():
-    """Feeds of some data, closed at the end."""
+    """Makes feeds, and closes them at the end."""
     feeds = []
 
     def make(data):
@@ -62,32 +62,32 @@ def test_minibatches_come_in_order_with_the_position_right_after_each(feed_of):
         assert waited >= 0
 
 
-def test_a_few_are_taken_ahead_and_no_more(feed_of):
+def test_two_minibatches_are_read_ahead(feed_of):
     data = Numbers()
     feed = feed_of(data)
     feed.next()
     deadline = time.monotonic() + 600
     while data.position < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
-    time.sleep(0.05)  # for one that must not come
-    assert data.position == 3  # one waits, one is in the thread's hands
+    time.sleep(0.05)  # for a third one, which must not be read
+    assert data.position == 3  # one in the queue, one in the thread
 
 
-def test_what_breaks_breaks_when_it_is_its_turn(feed_of):
+def test_an_error_is_raised_after_the_minibatches_before_it(feed_of):
     feed = feed_of(Numbers(broken=2))
     assert [feed.next()[0].position["next_index"] for _ in range(2)] == [1, 2]
     with pytest.raises(BadData, match="a shard is gone"):
         feed.next()
 
 
-def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeypatch):
+def test_the_wait_is_measured_from_the_end_of_the_step(feed_of, monkeypatch):
     gate, now = threading.Event(), [0.0]
 
     def step_ends(running):
         now[0] += 5.0
 
     def clock():
-        """Lets the data come, two seconds later, once the time is taken."""
+        """Releases the data two seconds after the first reading."""
         before = now[0]
         if before == 5.0:
             now[0] += 2.0
@@ -99,13 +99,13 @@ def test_waiting_counts_from_when_the_devices_had_nothing_to_do(feed_of, monkeyp
     assert feed_of(Numbers(gate=gate)).next(running="a step of five seconds")[1] == 2.0
 
 
-def test_a_feed_that_nobody_eats_from_can_be_closed(feed_of):
+def test_an_unused_feed_can_be_closed(feed_of):
     feed = feed_of(Numbers())
     feed.close()
     assert not feed._thread.is_alive()
 
 
-def test_data_that_end_too_early_are_told(feed_of):
+def test_data_that_end_too_early_are_an_error(feed_of):
     feed = feed_of(Numbers(count=1))
     feed.next()
     with pytest.raises(BadData, match="the training data ended"):

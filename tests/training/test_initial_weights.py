@@ -1,4 +1,4 @@
-"""A run starts from the encoder of another one, or of nobody; what does not fit is named."""
+"""A run starts from the encoder of another run or from random weights; errors are explained."""
 
 import shutil
 from pathlib import Path
@@ -67,7 +67,7 @@ def first_state(config, workdir):
 
 def test_a_run_starts_from_the_encoder_of_another(config, other, tmp_path):
     source = other[1]
-    config.model.head.width = 24  # another head is of no matter
+    config.model.head.width = 24  # the head may differ
     state = first_state(config, tmp_path)
     assert same(state.params["encoder"], source.params["encoder"])
     assert same(state.batch_stats["encoder"], source.batch_stats["encoder"])
@@ -75,7 +75,7 @@ def test_a_run_starts_from_the_encoder_of_another(config, other, tmp_path):
     assert int(state.step) == 0
 
 
-def test_the_head_comes_along_where_it_is_asked_for(config, other, tmp_path):
+def test_the_head_is_used_if_requested(config, other, tmp_path):
     without = first_state(config, tmp_path / "without")
     config.init.head = True
     with_head = first_state(config, tmp_path / "with")
@@ -90,13 +90,13 @@ def test_a_teacher_starts_from_the_same_weights(config, other, tmp_path, monkeyp
     assert same(state.teacher["params"]["encoder"], other[1].params["encoder"])
 
 
-def test_a_run_that_is_resumed_does_not_start_again(started, tmp_path):
+def test_a_resumed_run_does_not_read_initial_weights_again(started, tmp_path):
     config, folder, finished = started
     shutil.copytree(folder, tmp_path / "run")
     assert same(first_state(config, tmp_path / "run").params, finished.params)
 
 
-def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(started, other):
+def test_the_untrained_baseline_of_an_evaluation_has_the_initial_weights(started, other):
     config, folder, _ = started
     encoding, mesh = make_experiment(config).encoder, devices.make_mesh(1)
     _, variables, _ = restore(folder, "last", encoding, mesh)
@@ -108,12 +108,12 @@ def test_the_untrained_encoder_of_an_evaluation_is_what_training_started_from(st
     ("change", "message"),
     [
         ({"init.workdir": "/nowhere"}, r"config\.init\.workdir: no checkpoint in /nowhere/check.*"
-         r"cellclr_jax\.convert --input=FILE --workdir=/nowhere; .*starts from random"),
-        ({"model.encoder": "resnet18"}, "holds a cnn, the run's is a resnet18"),
+         r"cellclr_jax\.convert --input=FILE --workdir=/nowhere, .*start from random"),
+        ({"model.encoder": "resnet18"}, r"holds a cnn, but config\.model\.encoder is resnet18"),
         ({"init.step": "99"}, "no checkpoint of step '99'"),
         ({"model.cnn.widths": (8, 16)}, r"another model .*other shapes: params/encoder/bn2/bias"),
-        ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model has to be .*"
-         r"--config.init.head=False takes its encoder alone"),
+        ({"init.head": True, "model.head.width": 24}, r"head/l2/bias.*: config.model must equal .*"
+         r"--config.init.head=False uses only its encoder"),
         ({"model.cnn.norm": "none"}, "another model .*it also has batch_stats/encoder|it lacks"),
     ],
 )  # fmt: skip

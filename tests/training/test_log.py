@@ -21,11 +21,10 @@ from cellclr_jax.objectives import nt_xent
 from cellclr_jax.objectives.nt_xent import NTXent
 from cellclr_jax.training import log as logs
 from cellclr_jax.training.log import console, tensorboard
-from cellclr_jax.training.log.collapse import CollapseWatch
 
 TRAINING = {"loss": 2.0, "contrastive_accuracy": 0.5}
 HEALTHY = {"contrastive_accuracy": 0.1, "uniformity": -2.0, "embedding_spread": 0.4}
-# A guess among 2 * 4 - 1 other views.
+# The accuracy of a random guess among 2 * 4 - 1 other views.
 IN_ONE_POINT = {"contrastive_accuracy": 0.14, "uniformity": -0.01, "embedding_spread": 0.4}
 
 
@@ -36,8 +35,7 @@ def rows(folder):
 def open_log(folder, first_step=0, minibatch_size=4, **settings):
     return logs.RunLog(
         None if folder is None else epath.Path(folder),
-        metrics=NTXent().reported(),
-        advice=CollapseWatch(NTXent(), minibatch_size),
+        NTXent(),
         first_step=first_step,
         total_steps=100,
         minibatch_size=minibatch_size,
@@ -48,7 +46,7 @@ def open_log(folder, first_step=0, minibatch_size=4, **settings):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that stands still until a test moves it: `clock.now += 2`."""
+    """A clock that only a test advances: `clock.now += 2`."""
     time = SimpleNamespace(now=1000.0)
     stopped = SimpleNamespace(monotonic=lambda: time.now)
     monkeypatch.setattr(logs, "time", stopped)
@@ -107,7 +105,7 @@ def test_a_rate_that_was_not_measured_is_left_out(tmp_path, clock):
     assert (third["cells_per_second"], third["input_wait"]) == (4.0, 0.0)
 
 
-def test_lines_tell_what_is_new_and_nothing_else(tmp_path, capsys, clock):
+def test_a_line_is_printed_every_ten_seconds(tmp_path, capsys, clock):
     log = open_log(tmp_path)
     assert capsys.readouterr().err.startswith("compiling")
     log.restart_clock(1)
@@ -117,8 +115,7 @@ def test_lines_tell_what_is_new_and_nothing_else(tmp_path, capsys, clock):
         log.waited(0.3)
         log.record(step, 1, TRAINING)
     clock.now += 1000
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
+    assert capsys.readouterr().err.splitlines() == [
         "epoch 1/10  step 5/100  04:45 left  loss 2.0000  acc 50.0%  1 cells/s  input 10%"
     ]
     log.close()
@@ -137,11 +134,11 @@ def test_a_terminal_has_a_bar(tmp_path, monkeypatch, clock):
     log.record(2, 1, TRAINING)
     log.record_epoch(2, 1, TRAINING)
     log.close()
-    told = terminal.getvalue()[shown:]
-    assert "compiling" not in told
-    assert "loss 2.0000  acc 50.0%  2 cells/s  input 0%" in told
-    assert "03:16 left" in told
-    assert "validation loss 2.0000" in told
+    printed = terminal.getvalue()[shown:]
+    assert "compiling" not in printed
+    assert "loss 2.0000  acc 50.0%  2 cells/s  input 0%" in printed
+    assert "03:16 left" in printed
+    assert "validation loss 2.0000" in printed
 
 
 def test_online_scores_are_named_and_printed(tmp_path, capsys):
@@ -166,7 +163,7 @@ def test_a_bucket_gets_whole_files_at_each_epoch(tmp_path, monkeypatch):
     assert "validation/loss" in {tag for tag, _, _ in values(tmp_path)}
 
 
-def test_a_process_that_must_not_write_writes_nothing(capsys):
+def test_processes_other_than_the_first_write_nothing(capsys):
     log = open_log(None, wandb=None)
     log.restart_clock(1)
     for step in (2, 3, 4):
@@ -191,8 +188,7 @@ def test_tensorboard_has_a_section_for_each_kind(tmp_path, clock):
     found = {tag: (step, v.simple_value) for tag, step, v in values(tmp_path)}
     assert found.pop("custom_scalars__config__")
     assert {step for step, _ in found.values()} == {2}
-    told = {tag: round(value, 6) for tag, (_, value) in found.items()}
-    assert told == {
+    assert {tag: round(value, 6) for tag, (_, value) in found.items()} == {
         "train/loss": 2.0,
         "train/contrastive_accuracy": 0.1,
         "train/novel": 1.0,
@@ -210,7 +206,7 @@ def test_tensorboard_has_a_section_for_each_kind(tmp_path, clock):
     }
 
 
-def test_tensorboard_hides_what_a_killed_run_did_after_its_checkpoint(tmp_path, monkeypatch):
+def test_tensorboard_hides_steps_of_a_killed_run_after_its_checkpoint(tmp_path, monkeypatch):
     log = open_log(tmp_path)
     log.record(6, 1, TRAINING)
     log.close()
@@ -224,18 +220,18 @@ def test_tensorboard_hides_what_a_killed_run_did_after_its_checkpoint(tmp_path, 
     assert starts == [1, 5]
 
 
-def told_of(log, capsys, *metrics):
-    """How often a warning is printed while these rows are recorded."""
+def warnings_of(log, capsys, *metrics):
+    """Number of warnings printed while these rows are recorded."""
     for step, row in enumerate(metrics, 1):
         log.record(step, 1, TRAINING | row)
     return capsys.readouterr().err.count("may be collapsing")
 
 
-def test_a_collapse_is_told_once(tmp_path, capsys):
+def test_a_collapse_is_reported_once(tmp_path, capsys):
     log = open_log(tmp_path)
     dead = HEALTHY | {"embedding_spread": 0.003}
-    assert told_of(log, capsys, HEALTHY, HEALTHY) == 0
-    assert told_of(log, capsys, dead, dead, *[IN_ONE_POINT] * 5) == 1
+    assert warnings_of(log, capsys, HEALTHY, HEALTHY) == 0
+    assert warnings_of(log, capsys, dead, dead, *[IN_ONE_POINT] * 5) == 1
     log.close()
     assert [row.get("collapse_warning") for row in rows(tmp_path)[:5]] == [None] * 2 + [1] + [
         None
@@ -245,26 +241,26 @@ def test_a_collapse_is_told_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["untrained", "cone", "good", "collapsed"])
-def test_what_the_loss_measures_tells_collapse_from_health(tmp_path, capsys, kind):
-    """Projections as an encoder makes them before training, in a narrow cone, well, or not."""
+def test_only_a_collapsed_representation_is_reported(tmp_path, capsys, kind):
+    """Projections of an encoder that is untrained, in a narrow cone, trained well, or collapsed."""
     rng = np.random.default_rng(0)
     cells, noise = rng.normal(size=(64, 16)), rng.normal(size=(2, 64, 16))
     common = 10 * rng.normal(size=16)
     z1, z2 = {
-        "untrained": noise,  # a guess, but spread
-        "cone": common + cells + 0.1 * noise,  # close together, but told apart
+        "untrained": noise,  # not recognised, but spread
+        "cone": common + cells + 0.1 * noise,  # close together, but recognised
         "good": cells + 0.1 * noise,
         "collapsed": common + 1e-3 * noise,
     }[kind]
     _, found = nt_xent.contrast(jnp.asarray(z1), jnp.asarray(z2), 0.1)
     metrics = {name: float(value) for name, value in found.items()}
     log = open_log(tmp_path, minibatch_size=64)
-    assert told_of(log, capsys, *[metrics] * 6) == (kind == "collapsed")
+    assert warnings_of(log, capsys, *[metrics] * 6) == (kind == "collapsed")
     log.close()
 
 
 class FakeWandb:
-    """Stands in for the library: keeps what it is told, fails where it is told to."""
+    """Replaces the library: records its calls, and fails in those named by `fails`."""
 
     __spec__ = SimpleNamespace(origin="here")
 
@@ -303,7 +299,7 @@ def run_with(monkeypatch, folder, library):
     log.close()
 
 
-def test_weights_and_biases_get_the_same_and_go_on_with_the_same_run(tmp_path, monkeypatch):
+def test_weights_and_biases_get_the_same_rows_and_resume_the_same_run(tmp_path, monkeypatch):
     library = FakeWandb()
     run_with(monkeypatch, tmp_path, library)
     run_with(monkeypatch, tmp_path, library)
@@ -318,26 +314,27 @@ def test_weights_and_biases_get_the_same_and_go_on_with_the_same_run(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("fails", "says"),
+    ("fails", "message"),
     [
         (["server"], "no server today; the run continues without it"),
         (["log", "finish"], "no log today; the run continues without it"),
         (["finish"], "no finish today"),
     ],
 )
-def test_weights_and_biases_never_stop_a_run(tmp_path, monkeypatch, capsys, fails, says):
+def test_weights_and_biases_never_stop_a_run(tmp_path, monkeypatch, capsys, fails, message):
     run_with(monkeypatch, tmp_path, FakeWandb(fails))
     assert len(rows(tmp_path)) == 2
-    told = capsys.readouterr().err
-    assert says in told
-    assert told.count("failed") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("failed") == 1
 
 
 OFFLINE = """
 import numpy as np
 from etils import epath
+from cellclr_jax.objectives.nt_xent import NTXent
 from cellclr_jax.training import log as logs
-log = logs.RunLog(epath.Path("run"), first_step=0, total_steps=9, minibatch_size=4,
+log = logs.RunLog(epath.Path("run"), NTXent(), first_step=0, total_steps=9, minibatch_size=4,
                   steps_per_epoch=3, wandb="cells")
 log.record(2, 1, {"loss": 2.0})
 log.pictures("views", np.zeros((4, 4, 3), np.uint8), 0)
@@ -353,7 +350,7 @@ def test_weights_and_biases_without_a_network(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     places = {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)}
     environment = os.environ | places | {"WANDB_MODE": "offline"}
-    # In a program of its own, whose end waits until everything is written.
+    # In a separate process, which waits at its end until everything is written.
     command = [sys.executable, "-c", OFFLINE]
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=1800)
     (written,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")

@@ -1,4 +1,4 @@
-"""A run learns, writes what it promises, and does not depend on devices, traces or the host."""
+"""A run learns, writes its files, and does not depend on the number of devices or on the host."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def train_alone(config, workdir, **settings):
     return loop.train(config, workdir, sharding.make_mesh(1), **settings)
 
 
-def test_a_run_learns_and_writes_what_it_promises(config, tmp_path, capsys):
+def test_a_run_learns_and_writes_its_files(config, tmp_path, capsys):
     config.epochs = 6
     config.optimizer.learning_rate = 0.01
     config.log_every = 2
@@ -50,43 +50,39 @@ def test_a_run_learns_and_writes_what_it_promises(config, tmp_path, capsys):
     assert steps[-1]["loss"] < steps[0]["loss"]
     losses = [row["validation_loss"] for row in found if "validation_loss" in row]
     assert len(losses) == 6
-    # Its cells and views are the same ones at every epoch.
+    # Cells and views of the validation are the same at every epoch.
     assert losses[-1] < losses[0] - 0.1
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 6
     assert list((tmp_path / "tensorboard").glob("events*"))
-    with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
-        assert kept.find("last") == experiment.total_steps
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as opened:
+        assert opened.find("last") == experiment.total_steps
         best = 1 + int(np.argmin(losses))
-        assert kept.find("best") == best * experiment.steps_per_epoch
+        assert opened.find("best") == best * experiment.steps_per_epoch
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    told = capsys.readouterr().err
-    assert "first step after" in told
-    assert "traced steps 6 to 8: pip install xprof" in told
+    printed = capsys.readouterr().err
+    assert "first step after" in printed
+    assert "traced steps 6 to 8: pip install xprof" in printed
 
 
-def test_devices_do_not_change_the_parameters(config, tmp_path):
+def test_1_4_and_8_devices_give_the_same_parameters_and_trace_the_step_once(config):
     config.optimizer.name, config.optimizer.learning_rate = "lars", 0.3
-    config.epochs = 1
-    results = []
+    experiment, results, first = make_experiment(config), [], None
     for devices in (1, 4, 8):
         mesh = sharding.make_mesh(devices)
-        results.append(parameters(loop.train(config, tmp_path / str(devices), mesh)))
+        program, key = setup.compile_program(experiment, mesh), sharding.root_key(0, mesh)
+        first = jax.device_get(program.init(key)) if first is None else first
+        state = jax.device_put(first, sharding.replicated(mesh))
+        for start in (0, 64, 128):
+            cells = experiment.encoder.cells.read(experiment.train_rows[start : start + 64])
+            state, _ = program.step(state, sharding.to_global(mesh, cells), key)
+        assert program.step._cache_size() == 1
+        results.append(parameters(state))
+    assert np.abs(results[0] - parameters(first)).max() > 0.01
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
     np.testing.assert_allclose(results[2], results[0], atol=1e-5)
 
 
-def test_the_step_is_traced_once(config):
-    experiment, mesh = make_experiment(config), sharding.make_mesh(1)
-    compiled = setup.compile_program(experiment, mesh)
-    key = sharding.root_key(0, mesh)
-    state = compiled.init(key)
-    for start in (0, 64, 128):
-        cells = experiment.encoder.cells.read(experiment.train_rows[start : start + 64])
-        state, _ = compiled.step(state, sharding.to_global(mesh, cells), key)
-    assert compiled.step._cache_size() == 1
-
-
-def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
+def test_the_transfer_guard_of_the_loop_catches_a_planted_transfer(config, tmp_path, monkeypatch):
     def peeking(self, step, state, metrics, position):
         return metrics["loss"] + np.float32(1)
 
@@ -95,9 +91,10 @@ def test_the_loop_refuses_a_hidden_transfer(config, tmp_path, monkeypatch):
         train_alone(config, tmp_path)
 
 
-def test_metrics_are_fetched_once_an_interval_and_the_host_is_no_further_ahead_than_two_steps(
+def test_metrics_are_fetched_at_intervals_and_the_host_is_two_steps_ahead_at_most(
     config, tmp_path, monkeypatch
 ):
+    config.epochs = 2
     config.log_every = 100
     fetched, waited = [], []
     get, block = jax.device_get, jax.block_until_ready
@@ -117,7 +114,7 @@ def test_metrics_are_fetched_once_an_interval_and_the_host_is_no_further_ahead_t
     train_alone(config, tmp_path)
     steps = make_experiment(config).steps_per_epoch
     assert [count for count in fetched if count > 1] == [steps] * config.epochs
-    # An epoch ends with a fetch; within it, the step that is two back is waited for.
+    # An epoch ends with a fetch; within an epoch, the loop waits for the step before the last one.
     ends = range(steps, steps * config.epochs + 1, steps)
     assert waited == [step for end in ends for step in range(end - steps + 1, end - 1)]
 
@@ -126,7 +123,7 @@ def test_metrics_are_fetched_once_an_interval_and_the_host_is_no_further_ahead_t
     ("cells", "minibatch", "used"),
     [(511, 256, 480), (5000, 4096, 4608), (64, 256, 64), (7, 256, 7), (1, 256, 1), (0, 256, 0)],
 )
-def test_validation_uses_nearly_all_cells_whatever_the_devices(cells, minibatch, used):
+def test_validation_uses_nearly_all_cells_on_any_number_of_devices(cells, minibatch, used):
     size = setup.validation_size(cells, minibatch, 1)
     assert size <= minibatch
     assert (cells // size * size if size else 0) == used
@@ -136,7 +133,7 @@ def test_validation_uses_nearly_all_cells_whatever_the_devices(cells, minibatch,
 
 @pytest.fixture
 def breaking(monkeypatch):
-    """Has a metric of a step, or of validation, be what no run survives."""
+    """Replaces a metric of the n-th step, or n-th validation minibatch, by NaN or infinity."""
     original = loop.compile_program
 
     def break_at(name, number, value=np.nan, function="step"):
@@ -164,47 +161,38 @@ def breaking(monkeypatch):
     return break_at
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, breaking):
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, breaking):
     breaking("loss", 2)
-    with pytest.raises(BadData, match=r"the loss became nan at step 2 .*none was saved yet"):
+    with pytest.raises(BadData, match=r"the loss became nan at step 2 .*none was saved"):
         train_alone(config, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("loss", np.nan), ("gradient_norm", np.inf), ("parameter_norm", np.nan)]
-)
-def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, breaking, name, value):
-    config.log_every = 100  # the step is looked at before a save, whenever rows are written
+@pytest.mark.parametrize(("name", "value"), [("gradient_norm", np.inf), ("parameter_norm", np.nan)])
+def test_a_state_that_is_not_finite_is_not_saved(config, tmp_path, breaking, name, value):
+    config.log_every = 100  # metrics are checked before a save as well
     config.checkpoint.save_every_steps = 2
     breaking(name, 5, value)
-    told = rf"the {name.replace('_', ' ')} became {value} at step 5 \(epoch 2\); .* is of step 4 "
-    with pytest.raises(BadData, match=told):
+    message = rf"the {name.replace('_', ' ')} became {value} at step 5 \(epoch 2\); .* of step 4 "
+    with pytest.raises(BadData, match=message):
         train_alone(config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)][-1] == "4"
     assert all(row["step"] <= 4 for row in rows(tmp_path))
 
 
-def test_a_validation_that_is_not_finite_saves_nothing_either(config, tmp_path, breaking):
+def test_a_state_with_a_validation_loss_that_is_not_finite_is_not_saved(config, tmp_path, breaking):
     breaking("loss", 2, function="validate")
     with pytest.raises(BadData, match=r"validation loss became nan at step 6 .* is of step 3 "):
         train_alone(config, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["3"]
 
 
-def test_pixels_that_are_not_finite_are_noticed_at_once(own_images, tmp_path, monkeypatch):
-    config, _ = own_images
-    config.normalization.method = "percentile"
-    config.normalization.percentiles = (0.0, 100.0)
-    nothing = lambda cells, low, high: (np.full((len(cells.table), 2), np.nan, np.float32),) * 2  # noqa: E731
-    monkeypatch.setattr("cellclr_jax.encoder.load.plate_percentiles", nothing)
-    with pytest.raises(BadData, match=r"the loss became nan at step 1 .*none was saved yet"):
-        train_alone(config, tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"minibatch_size": 63}, "63 cells cannot be divided among 8 devices"),
+        ({"micro_batch_size": 24}, "micro_batch_size is 24: a divisor of config.minibatch_size 64"),
+        ({"micro_batch_size": -1}, "micro_batch_size is -1"),
+        ({"micro_batch_size": 4}, r"micro batch of 4 cells .* 8 devices: set --config.micro_batch"),
         ({"temperature": math.inf}, "temperature is inf"),
         ({"optimizer.learning_rate": math.nan}, "learning_rate is nan: at least 0 was expected"),
         ({"minibatch_size": 100_000}, "does not fit an epoch"),
@@ -230,12 +218,12 @@ def test_wrong_settings_are_named(config, tmp_path, change, message):
 
 @pytest.fixture
 def own_images(config, tmp_path):
-    """A run of seconds on cells of two channels of which nothing is told, and their folder."""
+    """A run on cells of two channels without metadata, and the dataset's folder."""
     folder = write_dataset(tmp_path / "data", random_images(np.uint8, channels=2))
     name_channels(folder, ["dna", "actin"])
     config.update(data_dir=str(tmp_path / "data"), dataset="single_cells/all", minibatch_size=16)
     config.update(image_size=12, epochs=2, validation_fraction=0.3)
-    config.views = {"flip_vertical": {"probability": 0.5}}  # programs of few parts compile fast
+    config.views = {"flip_vertical": {"probability": 0.5}}  # small programs compile fast
     config.model.cnn.widths = (8, 8)
     return config, folder
 
@@ -247,16 +235,8 @@ def name_channels(folder, channels):
     path.write_text(json.dumps(manifest))
 
 
-def test_cells_of_8_bits_and_two_channels_without_metadata_are_trained_on(own_images, tmp_path):
-    config, _ = own_images
-    config.normalization.method = "percentile"  # of the plates, of which there are none
-    state = train_alone(config, tmp_path / "run")
-    assert int(state.step) == make_experiment(config).total_steps > 0
-    assert np.isfinite(parameters(state)).all()
-
-
 def test_minibatches_of_validation_are_computed_one_at_a_time(own_images, tmp_path, monkeypatch):
-    # Programs of many devices that run at once may wait for one another for ever.
+    # Programs on many devices that run at the same time may wait for one another for ever.
     config, _ = own_images
     config.epochs = 1
     done, compiled, prepared = [], loop.compile_program, loop.validation_minibatches
@@ -282,16 +262,21 @@ def test_minibatches_of_validation_are_computed_one_at_a_time(own_images, tmp_pa
     assert done[first : first + 6] == 3 * ["started", "fetched"]
 
 
-@pytest.mark.parametrize("channels", [["actin", "dna"], ["dna", "tubulin"], ["dna"]])
-def test_a_run_goes_on_with_its_own_channels_alone(own_images, tmp_path, channels):
+def test_a_run_on_8_bit_cells_without_metadata_resumes_with_its_own_channels_only(
+    own_images, tmp_path
+):
     config, folder = own_images
-    train_alone(config, tmp_path / "run")
-    if len(channels) == 1:  # a number that the arrays of the checkpoint do not fit
-        write_dataset(tmp_path / "other", random_images(np.uint8, channels=1))
-        config.data_dir, folder = str(tmp_path / "other"), next((tmp_path / "other").glob("*/*/*"))
-    name_channels(folder, channels)
-    message = f"channels dna, actin .* has {', '.join(channels)}: .*--channels=dna,actin"
+    config.normalization.method = "percentile"  # of plates, of which there are none
+    state = train_alone(config, tmp_path / "run")
+    assert int(state.step) == make_experiment(config).total_steps > 0
+    assert np.isfinite(parameters(state)).all()
     written = (tmp_path / "run" / "config.json").read_text()
-    with pytest.raises(BadUse, match=message):
-        train_alone(config, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").read_text() == written
+    for channels in (["actin", "dna"], ["dna", "tubulin"], ["dna"]):
+        if len(channels) == 1:  # arrays of the checkpoint have another shape
+            folder = write_dataset(tmp_path / "other", random_images(np.uint8, channels=1))
+            config.data_dir = str(tmp_path / "other")
+        name_channels(folder, channels)
+        message = f"channels dna, actin .* has {', '.join(channels)}: .*--channels=dna,actin"
+        with pytest.raises(BadUse, match=message):
+            train_alone(config, tmp_path / "run")
+        assert (tmp_path / "run" / "config.json").read_text() == written

@@ -1,4 +1,4 @@
-"""Scores of a running training: the evaluation's own, of a fixed subset of the cells."""
+"""Scores during training equal those of the evaluation, on a fixed subset of the cells."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def experiment(data_dir):
 
 @pytest.fixture(scope="module")
 def weights(experiment, mesh):
-    """Of an encoder that was not trained, on every device."""
+    """Variables of an untrained encoder, on every device."""
     everywhere = devices.replicated(mesh)
     key = jax.jit(lambda: jax.random.key(3), out_shardings=everywhere)()
     return jax.jit(experiment.encoder.init_variables, out_shardings=everywhere)(key)
@@ -38,7 +38,7 @@ def weights(experiment, mesh):
 
 @pytest.fixture
 def online_score(experiment, mesh):
-    """Makes a score, of cells of which something else is told where there is a table."""
+    """Makes an OnlineScore, optionally with another table of the cells."""
 
     def make(table=None, mesh=mesh, every=2, cells=4000):
         config = experiment.config.copy_and_resolve_references()
@@ -52,15 +52,15 @@ def online_score(experiment, mesh):
 
 
 def answering(score, features):
-    """The same scores of planted features [N, D], a row for each cell of the dataset."""
+    """Replaces the embeddings by features [N, D] of all cells of the dataset."""
     score._features = lambda variables: features[score._rows]
     return score
 
 
 def plate(*, compounds=12, controls=8, cells=10):
-    """A table of cells: two wells of each compound, which lies in one of two batches."""
+    """A table of cells: two wells of each compound, in one of two batches."""
     wells = controls + 2 * compounds
-    number = np.arange(wells) - controls  # of a well; below 0 for controls
+    number = np.arange(wells) - controls  # number of a well, negative for controls
     per_well = pd.DataFrame(
         {
             "well": [f"w{i:03d}" for i in range(wells)],
@@ -88,7 +88,7 @@ def test_all_cells_give_the_scores_of_the_evaluation(experiment, mesh, weights, 
     assert 0 <= found["knn_moa"] <= 1
 
 
-def test_the_same_weights_score_the_same_without_hidden_transfers(online_score, weights):
+def test_scores_are_reproducible_without_implicit_transfers(online_score, weights):
     scores = online_score(cells=100)
     with jax.transfer_guard("disallow"):  # as in the training loop
         assert scores.score(weights) == scores.score(weights)
@@ -103,7 +103,7 @@ def test_any_number_of_devices_embeds_the_same(weights, online_score):
     np.testing.assert_allclose(embedded[0], embedded[1], rtol=1e-4, atol=1e-5)
 
 
-def test_scores_come_every_so_many_epochs_and_at_the_end(experiment, online_score):
+def test_scores_are_due_every_n_epochs_and_at_the_end(experiment, online_score):
     last = experiment.config.epochs
     due = [epoch for epoch in range(1, last + 1) if online_score(every=2).due(epoch)]
     assert due == sorted({*range(2, last + 1, 2), last})
@@ -123,8 +123,8 @@ def test_good_features_score_well_and_bad_ones_do_not(online_score):
     assert answering(scores, noise).score({})["knn_moa"] < 0.7
 
 
-def test_what_cells_of_a_plate_share_tells_nothing(online_score):
-    """Features that tell the plate alone, where almost all cells of a plate have one label."""
+def test_features_of_the_plate_do_not_score(online_score):
+    """Features that identify only the plate, in which almost all cells have the same label."""
     table = plate()
     plates = np.unique(table["plate"], return_inverse=True)[1]
     odd = np.arange(len(table)) % 5 == 0
@@ -135,7 +135,7 @@ def test_what_cells_of_a_plate_share_tells_nothing(online_score):
     assert found["knn_label"] <= 0.6
 
 
-def test_cells_without_treatments_are_told_by_their_labels(experiment, online_score, capsys):
+def test_cells_without_treatments_are_scored_by_their_labels(experiment, online_score, capsys):
     table = experiment.encoder.cells.table
     labels = np.where(np.arange(len(table)) % 3, "big", "small")
     table = pd.DataFrame({"cell_id": table["cell_id"], "label": labels})
@@ -149,13 +149,13 @@ def test_cells_without_treatments_are_told_by_their_labels(experiment, online_sc
     assert capsys.readouterr().err == ""
 
 
-def test_where_nothing_is_told_there_is_no_score(experiment, online_score, capsys):
+def test_without_labels_and_treatments_there_is_no_score(experiment, online_score, capsys):
     scores = online_score(experiment.encoder.cells.table[["cell_id"]])
     assert not any(scores.due(epoch) for epoch in range(10))
     assert "neither labels nor treatments" in capsys.readouterr().err
 
 
-def test_an_undefined_score_is_left_out_and_told_once(online_score, capsys):
+def test_an_undefined_score_is_left_out_and_noted_once(online_score, capsys):
     table = plate().assign(batch="Week1")
     features = np.random.default_rng(0).normal(size=(len(table), 3)).astype(np.float32)
     scores = answering(online_score(table), features)
@@ -168,9 +168,8 @@ def test_an_undefined_score_is_left_out_and_told_once(online_score, capsys):
 
 def test_a_score_that_fails_does_not_end_the_training(online_score, capsys):
     table = plate()
-    assert (
-        answering(online_score(table), np.full((len(table), 3), np.nan, np.float32)).score({}) == {}
-    )
+    features = np.full((len(table), 3), np.nan, np.float32)
+    assert answering(online_score(table), features).score({}) == {}
     assert "NaN" in capsys.readouterr().err
 
 
@@ -183,9 +182,9 @@ def test_the_subset_fits_into_memory(experiment, online_score, monkeypatch, caps
 
 def test_cells_are_spread_evenly_over_wells():
     table = plate(compounds=6, controls=8, cells=7)
-    table = table.drop(index=table.index[table["well"] == "w003"][2:])  # leaves two there
-    table.loc[table["well"].isin(["w010", "w011"]), "moa"] = ""  # nothing to score
-    table.loc[table.index[-1], "well"] = ""  # of no well
+    table = table.drop(index=table.index[table["well"] == "w003"][2:])  # two cells remain
+    table.loc[table["well"].isin(["w010", "w011"]), "moa"] = ""  # not scored
+    table.loc[table.index[-1], "well"] = ""  # a cell without a well
     table = table.reset_index(drop=True)
     rows = online_scores.spread_over_wells(table, 60, control="dmso")
     assert len(rows) == 60
@@ -199,7 +198,7 @@ def test_cells_are_spread_evenly_over_wells():
     assert len(everything) == 7 * 17 + 2 - 1
 
 
-def test_where_wells_are_many_each_treatment_gives_one_first():
+def test_with_many_wells_each_treatment_gives_one_cell_first():
     table = plate(compounds=10, controls=40, cells=3)
     drawn = table.iloc[online_scores.spread_over_wells(table, 12, control="DMSO")]
     # Ten compounds, and the controls of two batches.

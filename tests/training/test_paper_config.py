@@ -1,4 +1,4 @@
-"""The published recipe: its numbers, what turns each quirk off, and what the step makes of them."""
+"""The published recipe: its settings, the switch of each quirk, and their effect on the step."""
 
 import runpy
 from dataclasses import replace
@@ -26,17 +26,17 @@ def recipe(name="simclr_paper", encoder="cnn"):
 
 @pytest.fixture(scope="module")
 def experiment(data_dir):
-    """The recipe on the tests' dataset, small; its step is traced as in any run."""
-    made = {}
+    """The recipe on small images of the tests' dataset; experiments are shared by the tests."""
+    experiments = {}
 
     def make(name="simclr_paper", **changes):
         key = name, repr(changes)
-        if key not in made:
+        if key not in experiments:
             config = recipe(name)
-            config.update(data_dir=str(data_dir), image_size=32, minibatch_size=32, epochs=12)
+            config.update(data_dir=str(data_dir), image_size=16, minibatch_size=16, epochs=12)
             config.update_from_flattened_dict(changes)
-            made[key] = make_experiment(config)
-        return made[key]
+            experiments[key] = make_experiment(config)
+        return experiments[key]
 
     return make
 
@@ -63,7 +63,7 @@ def test_the_recipe_is_the_published_one():
         recipe(encoder="vit")
 
 
-def test_the_step_sees_inverted_standardised_8_bit_levels(experiment):
+def test_the_input_has_inverted_standardised_8_bit_levels(experiment):
     made = experiment()
     cells = minibatch(made)
     images = np.asarray(normalized(cells, made.encoder.preprocessing))
@@ -86,13 +86,13 @@ def test_views_are_standardised_last(experiment):
     settings = learner.preprocessing
     images = resize_all(normalized(cells, settings), settings.size)
     views = np.asarray(make_views(keys, images, learner.augmentations))
-    want = (views - np.array(settings.mean)) / np.array(settings.deviation)
-    assert not np.allclose(want, views)
+    expected = (views - np.array(settings.mean)) / np.array(settings.deviation)
+    assert not np.allclose(expected, views)
     found = views_of(learner, cells, keys, learner.objective.views[0])
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_learning_rate_is_stepped_by_epochs_until_that_is_turned_off(experiment):
+def test_the_learning_rate_changes_by_epochs_unless_turned_off(experiment):
     made = experiment()
     legacy = optimizers.legacy_cosine(
         3e-4, steps_per_epoch=made.steps_per_epoch, constant_epochs=10
@@ -124,12 +124,12 @@ def test_weighted_sampling_and_fewer_controls_shorten_an_epoch(experiment):
     assert "DMSO" not in compounds[without.validation_rows]
 
 
-def test_operations_name_the_views_that_are_used(experiment):
+def test_operations_name_the_applied_augmentations(experiment):
     made = experiment(operations=("flip_horizontal",))
     assert list(made.augmentations) == ["flip_horizontal"]
     learner, keys = made.learner(), view_keys(jax.random.key(0), 4)
     views = views_of(learner, minibatch(made), keys, learner.objective.views[0])
-    assert views.shape[2:4] == (32, 32)  # images are resized where no operation crops
+    assert views.shape[2:4] == (16, 16)  # images are resized if no operation crops
     with pytest.raises(BadUse, match=r"config.operations: 'shear' is not in config.views"):
         experiment(operations=("shear",))
 
@@ -139,7 +139,7 @@ def test_operations_name_the_views_that_are_used(experiment):
     [
         ({"evaluation.standardize": "often"}, "standardize 'often'"),
         ({"evaluation.corrections": ("tvn",)}, "corrections tvn"),
-        ({"schedule.hold_epochs": 10.6}, "holds whole epochs, not 10.6"),
+        ({"schedule.hold_epochs": 10.6}, "hold_epochs is 10.6, no integer"),
         ({"normalization.mean": (float("inf"), 0.0, 0.0)}, "mean .* finite numbers"),
         ({"normalization.bits": 7}, "bits is 7: 0 or 8"),
         ({"normalization.bits": 0}, "legacy_invert is defined on 256 levels"),
@@ -173,7 +173,7 @@ def test_the_corrected_recipe_has_none_of_the_quirks(experiment):
     images = np.asarray(preprocess(cells, replace(settings, size=side)))
     np.testing.assert_allclose(images.mean((1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(images.std((1, 2)), 1, atol=1e-3)
-    # All that is no quirk stays.
+    # All other settings are equal.
     published, corrected = (recipe(name) for name in ("simclr_paper", "simclr_paper_corrected"))
     for name in ("temperature", "minibatch_size", "epochs", "model", "sampling", "init"):
         assert corrected[name] == published[name]

@@ -31,44 +31,24 @@ def wait_until(started, condition):
 
 
 @pytest.fixture
-def settings(data_dir):
+def config(data_dir):
     config = get_config()
     config.data_dir = str(data_dir)
-    config.epochs = 12
+    config.epochs = 8
     return config
 
 
-class Pair:
-    """Two processes that train in a work directory, again and again."""
-
-    def __init__(self, config, workdir):
-        self.workdir = workdir
-        self.command = (
-            *(
-                "-m",
-                "cellclr_jax.main",
-                "--config=tests/support/tiny_run.py",
-                f"--workdir={workdir}",
-            ),
-            f"--config.data_dir={config.data_dir}",
-            f"--config.epochs={config.epochs}",
-        )
-
-    def after_some_steps(self):
-        """Starts both and waits until a few steps are done."""
-        before = (self.workdir / "metrics.jsonl").stat().st_ino
-        started = start_two(*self.command)
-        wait_until(started, lambda: (self.workdir / "metrics.jsonl").stat().st_ino != before)
-        steps = len(rows(self.workdir))
-        wait_until(started, lambda: len(rows(self.workdir)) > steps + 3)
-        return started
-
-
-def profiles(config, mesh, state):
-    """Well profiles, made by this process."""
-    sites = apply.site_profiles(make_cell_encoder(config), mesh, {"trained": state.variables})
-    wells = aggregate_wells(sites["trained"])
-    return wells.set_index(["Metadata_Plate", "Metadata_Well"]).sort_index()
+def two_after_some_steps(config, workdir):
+    """Starts two processes of a run that has begun, and waits until they did a few steps."""
+    log = workdir / "metrics.jsonl"
+    before = log.stat().st_ino
+    command = ["-m", "cellclr_jax.main", "--config=tests/support/tiny_run.py"]
+    command += [f"--config.{name}={config[name]}" for name in ("data_dir", "epochs")]
+    started = start_two(*command, f"--workdir={workdir}")
+    wait_until(started, lambda: log.stat().st_ino != before)  # written again on resumption
+    steps = len(rows(workdir))
+    wait_until(started, lambda: len(rows(workdir)) > steps + 1)
+    return started
 
 
 def losses(workdir):
@@ -76,32 +56,42 @@ def losses(workdir):
     return [row[name] for row in rows(workdir) for name in names if name in row]
 
 
-def test_any_number_of_processes_goes_on_and_none_goes_on_without_the_others(settings, tmp_path):
-    mesh = devices.make_mesh(2)
-    whole = loop.train(settings, tmp_path / "whole", mesh)
-    # One process begins.
+def assert_close(found, expected):
+    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_one_and_two_processes_resume_the_same_run(config, tmp_path):
+    mesh = devices.make_mesh(1)
+    undisturbed = loop.train(config, tmp_path / "undisturbed", mesh)
     run = tmp_path / "run"
     with crash_at(3):
-        loop.train(settings, run, mesh)
-    pair = Pair(settings, run)
-    # Two go on, and agree on the step to stop at.
-    started = pair.after_some_steps()
+        loop.train(config, run, mesh)
+    started = two_after_some_steps(config, run)
     started[1].send_signal(signal.SIGHUP)
     outputs = finish(started, (143, 129))
     assert "resuming from step 3 " in outputs[0]
     step = re.search(r"SIGTERM: saved step (\d+)", outputs[0]).group(1)
-    assert f"SIGHUP: saved step {step};" in outputs[1]
+    assert f"SIGHUP: saved step {step};" in outputs[1]  # both stopped at the same step
     assert checkpoints(run)[-1].name == step
-    # One finishes.
-    state = loop.train(settings, run, mesh)
-    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, whole)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    np.testing.assert_allclose(losses(run), losses(tmp_path / "whole"), atol=1e-5)
-    # Two evaluate.
-    finish(start_two("-m", "cellclr_jax.eval", f"--workdir={run}", "--measures=none"))
-    two = pd.read_parquet(next((run / "eval").rglob("wells.parquet")))
-    one = profiles(settings, mesh, whole)
-    two = two.set_index(["Metadata_Plate", "Metadata_Well"]).sort_index()
+    assert_close(loop.train(config, run, mesh), undisturbed)
+    np.testing.assert_allclose(losses(run), losses(tmp_path / "undisturbed"), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(config, tmp_path):
+    config.epochs = 1
+    mesh = devices.make_mesh(2)
+    state = loop.train(config, tmp_path, mesh)
+    finish(start_two("-m", "cellclr_jax.eval", f"--workdir={tmp_path}", "--measures=none"))
+    sites = apply.site_profiles(make_cell_encoder(config), mesh, {"trained": state.variables})
+    one, two = (
+        table.set_index(["Metadata_Plate", "Metadata_Well"]).sort_index()
+        for table in (
+            aggregate_wells(sites["trained"]),
+            pd.read_parquet(next((tmp_path / "eval").rglob("wells.parquet"))),
+        )
+    )
     features = [column for column in one if column.startswith("cellclr_")]
     assert features
     assert (one["Metadata_CellCount"] == two["Metadata_CellCount"]).all()
@@ -111,7 +101,7 @@ def test_any_number_of_processes_goes_on_and_none_goes_on_without_the_others(set
 @pytest.mark.parametrize(
     ("victim", "how"),
     [
-        (0, signal.SIGKILL),  # all others are connected to the first one
+        (0, signal.SIGKILL),  # the coordinator, to which all others are connected
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
     ],
@@ -123,7 +113,7 @@ def test_a_process_that_is_killed_or_does_not_answer_ends_the_others(victim, how
         wait_until(started, lambda: "1.0" in other.stdout.readline())
         started[victim].send_signal(how)
         output = other.communicate(timeout=SECONDS)[0]
-        # JAX may end a process itself, by a signal and with a message of its own.
+        # JAX may abort a process, with a message of its own.
         assert other.returncode != 0
         if other.returncode == 1:
             assert GONE.search(output.splitlines()[-1]), output
@@ -141,7 +131,8 @@ def test_a_process_that_is_killed_or_does_not_answer_ends_the_others(victim, how
         "UNAVAILABLE: heartbeat timeout",
     ],
 )
-def test_an_error_that_comes_of_anothers_end_says_so(message):
+def test_an_error_caused_by_the_end_of_another_process_is_explained(message, monkeypatch):
+    monkeypatch.setattr(devices, "_peer_lost", False)
     error = BadData("a checkpoint could not be written")
     error.__cause__ = RuntimeError(message)
     assert GONE.search(f"error: {devices.lost_peer(error)}")

@@ -1,4 +1,4 @@
-"""A run that was killed ends like one that was not: to the bit."""
+"""A run that was killed and resumed equals an undisturbed one, bit for bit."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ from cellclr_jax.training.checkpoints import Checkpoints
 
 @pytest.fixture
 def config(data_dir):
-    """Of nine steps, with a checkpoint after each third."""
+    """Of nine steps, with a checkpoint after every third one."""
     config = get_config()
     config.data_dir = str(data_dir)
     config.log_every = 2
@@ -50,33 +50,32 @@ def cut_in_half(checkpoint):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Final states of uninterrupted runs by sampling, made once."""
-    states = {}
+    """The final state of an undisturbed run, computed once."""
+    states = []
 
     def state(config):
-        if config.sampling not in states:
-            states[config.sampling] = run(config, tmp_path_factory.mktemp("whole"))
-        return states[config.sampling]
+        states[:] = states or [run(config, tmp_path_factory.mktemp("undisturbed"))]
+        return states[0]
 
     return state
 
 
-@pytest.mark.parametrize(("sampling", "step"), [("uniform", 7), ("balanced", 9)])
-def test_a_run_goes_on_to_the_bit(config, tmp_path, undisturbed, sampling, step):
-    config.sampling = sampling
-    whole = undisturbed(config)
-    crashed(config, tmp_path, step)
-    assert same(run(config, tmp_path), whole)
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(config, tmp_path, undisturbed):
+    expected = undisturbed(config)
+    crashed(config, tmp_path, 7)
+    assert same(run(config, tmp_path), expected)
     steps = [row["step"] for row in rows(tmp_path) if "loss" in row]
     assert steps == sorted(set(steps))
 
 
-def test_a_run_that_was_asked_to_end_saves_and_misses_nothing(config, tmp_path, monkeypatch, capfd):
+def test_a_run_saves_at_a_signal_and_misses_no_score(
+    config, tmp_path, undisturbed, monkeypatch, capfd
+):
+    expected = undisturbed(config)
     config.online.every_epochs, config.online.cells = 1, 100
-    whole = run(config, tmp_path / "whole")
     original = loop._Run._after_step
 
-    def asked_at_an_epochs_end(self, step, *rest):
+    def signal_at_the_end_of_an_epoch(self, step, *rest):
         if step == 6:
             signal.raise_signal(signal.SIGINT)
         original(self, step, *rest)
@@ -84,61 +83,59 @@ def test_a_run_that_was_asked_to_end_saves_and_misses_nothing(config, tmp_path, 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Run, "_after_step", asked_at_an_epochs_end)
+            patch.setattr(loop._Run, "_after_step", signal_at_the_end_of_an_epoch)
             with pytest.raises(loop.Interrupted, match="saved step 6") as stop:
-                run(config, tmp_path / "asked")
+                run(config, tmp_path)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert stop.value.number == signal.SIGINT
     assert "saving after this step" in capfd.readouterr().err
-    assert same(run(config, tmp_path / "asked"), whole)
-    for name in ("whole", "asked"):
-        scored = [row["step"] for row in rows(tmp_path / name) if "online" in " ".join(row)]
-        assert scored == [3, 6, 9]
+    assert same(run(config, tmp_path), expected)
+    scored = [row["step"] for row in rows(tmp_path) if "online" in " ".join(row)]
+    assert scored == [3, 6, 9]
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(config, tmp_path, undisturbed):
-    whole = undisturbed(config)
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(config, tmp_path, undisturbed):
+    expected = undisturbed(config)
     crashed(config, tmp_path, 7)
     cut_in_half(checkpoints(tmp_path)[-1])
-    assert same(run(config, tmp_path), whole)
-    # The arrays alone, which TensorStore tells of by a bare Exception. All their files: which of
-    # them a restore reads is the format's own affair.
+    assert same(run(config, tmp_path), expected)
+    # Damaged arrays, for which TensorStore raises a bare Exception.
     for file in (tmp_path / "checkpoints" / "9" / "state").rglob("d/*"):
         os.truncate(file, file.stat().st_size // 2)
-    assert same(run(config, tmp_path), whole)
+    assert same(run(config, tmp_path), expected)
     assert sorted(path.name for path in (tmp_path / "unreadable").iterdir())[-1] == "9"
-    last, mended = final_state(tmp_path)
+    last, arrays = final_state(tmp_path)
     assert last == 9
-    want = jax.tree.leaves(jax.device_get(whole))
-    assert all(any(np.array_equal(a, b) for b in want) for a in mended)
+    leaves = jax.tree.leaves(jax.device_get(expected))
+    assert all(any(np.array_equal(a, b) for b in leaves) for a in arrays)
 
 
-def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path):
-    whole = run(config, tmp_path / "whole", 4)
-    crashed(config, tmp_path / "run", 7, devices=4)
+def test_a_run_resumes_on_another_number_of_devices(config, tmp_path, undisturbed):
+    expected = undisturbed(config)
+    crashed(config, tmp_path / "run", 4, devices=2)
     state = run(config, tmp_path / "run", 1)
-    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, whole)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(jax.device_get(s)) for s in (state, expected)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     template = jax.device_put(state.variables, sharding.replicated(sharding.make_mesh(2)))
-    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as kept:
-        part, progress = kept.restore_part(kept.find("last"), template)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as opened:
+        part, progress = opened.restore_part(opened.find("last"), template)
     assert progress["data"] == {"next_index": int(state.step)}
     assert same(part, state.variables)
 
 
-def test_a_checkpoint_of_another_config_is_refused_wherever_it_lies(config, tmp_path):
+def test_a_checkpoint_of_another_config_is_refused_with_and_without_config_json(config, tmp_path):
     crashed(config, tmp_path / "run", 4)
     shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "other" / "checkpoints")
     (tmp_path / "run" / "config.json").unlink()
     config.temperature = 0.5
     for workdir in (tmp_path / "run", tmp_path / "other"):
-        with pytest.raises(BadUse, match=r"another config \(temperature: 0\.1 there, 0\.5 here\)"):
+        with pytest.raises(BadUse, match=r"another config \(temperature: was 0\.1, now 0\.5\)"):
             run(config, workdir)
         assert not (workdir / "config.json").exists()
 
 
-def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(config, tmp_path, monkeypatch):
     def full(*arguments, **settings):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore lines")
 
@@ -148,7 +145,7 @@ def test_a_full_disk_is_told_in_one_line(config, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
+def test_a_second_training_in_a_folder_is_refused(config, tmp_path):
     with (
         locked(tmp_path, TRAINING, "busy"),
         pytest.raises(BadUse, match="another process is training in it"),
@@ -157,7 +154,7 @@ def test_two_trainings_in_one_folder_are_refused(config, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_a_run_that_another_job_left_just_before_the_folder_was_claimed_is_seen(
+def test_a_run_that_another_job_started_just_before_the_lock_is_noticed(
     config, tmp_path, monkeypatch
 ):
     claimed, other = RunFolder.claimed, copy.deepcopy(config)
@@ -168,7 +165,7 @@ def test_a_run_that_another_job_left_just_before_the_folder_was_claimed_is_seen(
         return claimed(self)
 
     monkeypatch.setattr(RunFolder, "claimed", claimed_later)
-    with pytest.raises(BadUse, match=r"temperature: 0\.5 there, 0\.1 here"):
+    with pytest.raises(BadUse, match=r"temperature: was 0\.5, now 0\.1"):
         run(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["temperature"] == 0.5
 
@@ -184,10 +181,8 @@ def test_another_dataset_is_refused(config, tmp_path, data_dir):
         run(config, tmp_path / "run")
 
 
-def test_a_shard_that_vanished_is_named_and_nothing_else_is_lost(
-    config, tmp_path, data_dir, undisturbed
-):
-    whole = undisturbed(config)
+def test_a_run_resumes_after_a_missing_shard_is_back(config, tmp_path, data_dir, undisturbed):
+    expected = undisturbed(config)
     crashed(config, tmp_path / "run", 5)
     shutil.copytree(data_dir / "bbbc021", tmp_path / "bbbc021")
     config.data_dir = str(tmp_path)
@@ -196,4 +191,4 @@ def test_a_shard_that_vanished_is_named_and_nothing_else_is_lost(
     with pytest.raises(BadData, match=re.escape(shard.name)):
         run(config, tmp_path / "run")
     (tmp_path / "elsewhere").rename(shard)
-    assert same(run(config, tmp_path / "run"), whole)
+    assert same(run(config, tmp_path / "run"), expected)

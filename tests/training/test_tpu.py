@@ -1,4 +1,4 @@
-"""The whole step compiles for TPUs, fits into their memory, and says little to the other chips."""
+"""The step compiles for TPUs, fits into their memory, and exchanges few bytes."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def row():
-    """Figures of a small network's step on eight chips of a v5e."""
+    """Memory, operations and exchanged bytes of a small network's step on eight chips of a v5e."""
     command = [sys.executable, str(BENCH), "--topology=v5e:2x4", "--json"]
     command += [f"--minibatch_size={CELLS}", "--config.model.encoder=cnn"]
     command += ["--config.model.cnn.norm=batch"]
@@ -31,7 +31,7 @@ def row():
     return figures
 
 
-def test_hosts_of_a_pod_slice_lie_beside_each_other_in_the_mesh():
+def test_devices_of_a_host_are_contiguous_in_the_mesh_of_a_pod_slice():
     program = """
 import os, sys
 sys.path[:0] = sys.argv[1:]
@@ -55,8 +55,8 @@ def test_the_step_compiles_and_fits(row):
     assert 0 < row["touched"]["utilisation"] < row["from_memory"]["utilisation"] < 1
 
 
-def test_rows_are_exchanged_for_the_loss_alone(row):
-    """Projections are gathered, images never, and nothing changes the way it is divided."""
+def test_rows_are_exchanged_for_the_loss_only(row):
+    """Projections are gathered, images are not, and no array is sharded again."""
     assert set(row["collectives"]) <= {"all-reduce", "all-gather", "reduce-scatter"}
     width = default_config.get_config().model.head.width
     gathered = row["collectives"].get("all-gather", {"count": 0, "bytes": 0})
@@ -64,6 +64,6 @@ def test_rows_are_exchanged_for_the_loss_alone(row):
     assert gathered["bytes"] <= 2 * 2 * CELLS * width * 4
 
 
-def test_sums_of_a_reduction_travel_together(row):
-    """One all-reduce each way for each normalisation; those of the gradients are combined."""
+def test_sums_are_combined_in_few_all_reduces(row):
+    """Two for each normalisation, forward and backward; those of the gradients are combined."""
     assert row["collectives"]["all-reduce"]["count"] <= 2 * LAYERS + 6

@@ -1,4 +1,4 @@
-"""The picture of cells beside their views: of the views that the step sees, for any channels."""
+"""The picture of cells and their views has the views of the step, for any number of channels."""
 
 import json
 
@@ -15,13 +15,13 @@ from cellclr_jax.encoder.preprocessing import normalized
 from cellclr_jax.training import view_pictures
 from cellclr_jax.training.setup import make_experiment
 
-# Crop, two views of the step, four further ones.
+# Crop, two views of the step, four further views.
 COLUMNS = 7
 
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Makes one of cells of so many channels."""
+    """Makes an experiment on cells of a number of channels."""
 
     def make(channels=3, views=None, images=None):
         images = random_images(channels=channels) if images is None else images
@@ -51,7 +51,7 @@ def grid(experiment, count=2):
 @pytest.mark.parametrize(("channels", "rows"), [(2, 8), (8, 6)])
 def test_any_number_of_channels_is_shown(experiment, channels, rows):
     picture = grid(experiment(channels))[0]
-    # Views of 12 pixels are enlarged to 96; 10 pixels part cells and groups of tiles.
+    # Views of 12 pixels are enlarged to 96; cells and groups of tiles are separated by 10 pixels.
     cells = rows // -(-channels // 3)
     assert picture.shape == (20 + rows * (96 + 2) + cells * 10, COLUMNS * 96 + 5 * 2 + 2 * 10, 3)
     assert picture.dtype == np.uint8

@@ -37,7 +37,7 @@ def test_wrapped_entries_and_other_floats_are_read(tmp_path, capsys):
     assert "left out: fc.weight" in capsys.readouterr().err
 
 
-def test_floats_of_safetensors_are_read_as_those_of_pytorch(tmp_path):
+def test_floats_of_both_formats_are_read_equally(tmp_path):
     safetensors_torch = pytest.importorskip("safetensors.torch")
     torch = pytest.importorskip("torch")
     kinds = {"half": torch.float16, "brain": torch.bfloat16, "double": torch.float64}
@@ -62,7 +62,7 @@ def test_a_number_too_large_for_float32_is_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+def test_a_file_that_needs_too_much_memory_is_refused(tmp_path):
     torch = pytest.importorskip("torch")
     shared = torch.zeros(2**20, dtype=torch.float16)
     bombs = {
@@ -83,12 +83,12 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
     assert "in memory" in refusal(BadData, files.read_entries, tmp_path / "packed.pth")
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_or_a_missing_file_is_refused(tmp_path):
     assert refusal(BadUse, files.read_entries, tmp_path).endswith("no file")
     assert refusal(BadUse, files.read_entries, tmp_path / "a").endswith("no such file")
 
 
-def test_what_is_no_tensor_is_named(tmp_path):
+def test_objects_that_are_no_tensors_are_named(tmp_path):
     source = write(tmp_path / "odd.pth", {**entries_of(SMALL), "epoch": 3, "name": "x"})
     assert "no plain tensors: epoch (int), name (str)" in refusal(
         BadData, convert, source, tmp_path / "run"
@@ -103,7 +103,7 @@ def test_what_is_no_tensor_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["nested", "sparse", "complex", "axes"])
-def test_tensors_that_numpy_does_not_have_are_refused(kind, tmp_path):
+def test_tensors_without_a_numpy_type_are_refused(kind, tmp_path):
     torch = pytest.importorskip("torch")
     odd = {
         "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.ones(3)]),
@@ -126,7 +126,7 @@ class Evil:
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
-def test_a_pickle_that_would_run_does_not(form, wrapped, tmp_path):
+def test_code_in_a_pickle_does_not_run(form, wrapped, tmp_path):
     torch = pytest.importorskip("torch")
     marker = tmp_path / "marker"
     evil = {"state_dict": {"conv1.weight": Evil(marker)}} if wrapped else Evil(marker)
@@ -138,7 +138,7 @@ def test_a_pickle_that_would_run_does_not(form, wrapped, tmp_path):
     assert "model.state_dict()" in refusal(BadData, convert, source, tmp_path / "run")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Evil(marker)))
-    assert marker.exists()  # it would have
+    assert marker.exists()  # the code works
 
 
 def framed(header, content=bytes(16)):
@@ -166,7 +166,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_something_else_is_refused_in_one_line(name, tmp_path):
+def test_another_kind_of_file_is_refused_in_one_line(name, tmp_path):
     if name.endswith(".pth"):
         pytest.importorskip("torch")
     (tmp_path / name).write_bytes(FOREIGN[name])

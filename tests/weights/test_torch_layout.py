@@ -1,4 +1,4 @@
-"""Entries of PyTorch are recognised by name and shape; each that is not as expected is named."""
+"""Entries of PyTorch are recognised by name and shape; wrong entries are named."""
 
 import functools
 import re
@@ -53,7 +53,7 @@ def changed(entries, **arrays):
 
 
 def refusal(entries):
-    """What is said of entries, in one line."""
+    """The error message for entries, one line."""
     with pytest.raises(BadData) as caught:
         to_variables(entries, recognise(entries))
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_a_network_is_recognised_whatever_the_order_of_its_entries(network):
 
 
 @pytest.mark.parametrize("network", [NETWORKS[1], *NETWORKS[4:]], ids=str)
-def test_there_and_back_is_equal_to_the_bit(network):
+def test_conversions_are_inverse_bit_for_bit(network):
     entries = entries_of(network)
     back = to_entries(to_variables(entries, network), network)
     counters = {name for name in back if name.endswith(".num_batches_tracked")}
@@ -90,49 +90,49 @@ def test_axes_are_moved_as_a_loop_would():
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "encoder.", "module.encoder.module."])
-def test_prefixes_are_taken_off(resnet, prefix):
+def test_prefixes_are_removed(resnet, prefix):
     wrapped = {prefix + name: array for name, array in resnet.items()}
     wrapped[f"{prefix}bn1.num_batches_tracked"] = np.zeros((), np.int64)
     assert bare(wrapped).keys() == resnet.keys()
 
 
-def test_a_prefix_that_not_every_entry_has_stays(resnet):
+def test_a_prefix_of_only_some_entries_is_kept(resnet):
     wrapped = {f"backbone.{name}": array for name, array in resnet.items()}
     wrapped["l1.weight"] = np.zeros((2, 2), np.float32)
     assert bare(wrapped).keys() == wrapped.keys()
     assert "backbone.conv1.weight" in refusal(bare(wrapped))
 
 
-def test_two_entries_of_one_name_are_refused(resnet):
-    with pytest.raises(BadData, match=r"with and without 'module\.' there are conv1\.weight$"):
+def test_two_entries_with_the_same_name_are_refused(resnet):
+    with pytest.raises(BadData, match=r"with and without 'module\.': conv1\.weight$"):
         bare(changed(resnet, module__conv1__weight=np.zeros(3)))
 
 
-def test_a_classifier_is_known(resnet):
+def test_a_classifier_is_separated(resnet):
     rest, left_out = split_classifier(changed(resnet, fc__weight=np.zeros((9, 512))))
     assert rest.keys() == resnet.keys()
     assert left_out == ["fc.weight"]
 
 
-def test_what_is_missing_superfluous_or_misshapen_is_named(resnet):
+def test_missing_superfluous_and_misshapen_entries_are_named(resnet):
     odd = changed(
         resnet,
         layer2__0__bn1__bias=None,
         extra__weight=np.zeros(3, np.float32),
         conv1__weight=np.zeros((64, 3, 3, 3), np.float32),
     )
-    told = refusal(odd)
-    assert "missing: layer2.0.bn1.bias;" in told
-    assert "superfluous: extra.weight;" in told
-    assert "of another shape: conv1.weight (64, 3, 3, 3), (64, 3, 7, 7) expected" in told
+    message = refusal(odd)
+    assert "missing: layer2.0.bn1.bias;" in message
+    assert "superfluous: extra.weight;" in message
+    assert "of another shape: conv1.weight (64, 3, 3, 3), (64, 3, 7, 7) expected" in message
 
 
-def test_numbers_that_are_none_are_named(resnet):
+def test_entries_that_are_not_finite_floats_are_named(resnet):
     bad = resnet["bn1.bias"].copy()
     bad[3] = np.nan
-    told = refusal(changed(resnet, bn1__bias=bad, bn1__running_var=np.ones(64, np.int64)))
-    assert "no floating-point numbers: bn1.running_var (int64)" in told
-    assert told.endswith("not finite: bn1.bias")
+    message = refusal(changed(resnet, bn1__bias=bad, bn1__running_var=np.ones(64, np.int64)))
+    assert "no floating-point numbers: bn1.running_var (int64)" in message
+    assert message.endswith("not finite: bn1.bias")
 
 
 def resized(network, name, shape):
@@ -140,7 +140,7 @@ def resized(network, name, shape):
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "message"),
     [
         (
             {n: a for n, a in zeros_of(RESNET).items() if not n.startswith("layer4.1.")},
@@ -154,7 +154,7 @@ def resized(network, name, shape):
             resized(RESNET, "layer1.0.se.fc1.weight", (4, 64, 1, 1)),
             "superfluous: layer1.0.se.fc1.weight",
         ),
-        (resized(RESNET, "conv1.weight", (64, 0, 7, 7)), r"without numbers: conv1\.weight"),
+        (resized(RESNET, "conv1.weight", (64, 0, 7, 7)), r"empty entries: conv1\.weight"),
         (
             {f"features.{3 * i}.weight": np.zeros((8, 8, 3, 3)) for i in range(13)},
             "a CNN of 13 layers: at most 12",
@@ -162,17 +162,17 @@ def resized(network, name, shape):
     ],
     ids=["depth", "grouped", "squeezed", "empty", "deep"],
 )
-def test_another_architecture_is_refused_by_what_it_has(entries, told):
-    assert re.search(told, refusal(entries))
+def test_another_architecture_is_described(entries, message):
+    assert re.search(message, refusal(entries))
 
 
-def test_what_is_no_network_is_told_by_its_entries():
-    told = refusal({f"blocks.{i}.attn.qkv.weight": np.zeros((3, 3)) for i in range(12)})
-    assert "blocks.0.attn.qkv.weight, blocks.1" in told
-    assert "and 9 more" in told
-    assert "none at all" in refusal({})
+def test_entries_of_no_network_are_listed():
+    message = refusal({f"blocks.{i}.attn.qkv.weight": np.zeros((3, 3)) for i in range(12)})
+    assert "blocks.0.attn.qkv.weight, blocks.1" in message
+    assert "and 9 more" in message
+    assert "are missing" in refusal({})
 
 
 def test_half_a_head_is_refused(resnet):
-    told = refusal(changed(resnet, l1__weight=np.zeros((9, 512), np.float32)))
-    assert "missing: l1.bias, l2.bias, l2.weight" in told
+    message = refusal(changed(resnet, l1__weight=np.zeros((9, 512), np.float32)))
+    assert "missing: l1.bias, l2.bias, l2.weight" in message

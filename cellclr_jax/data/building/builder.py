@@ -1,17 +1,17 @@
 """Builds a TFDS dataset of single cells from a source of images.
 
 A build has two stages. Extraction finds and cuts the cells of all fields, in many processes or on a
-cluster; it leaves pieces on disk (see `pieces.py`), with which a killed build resumes. Then a plain
-TFDS builder reads the finished cells: `_info` describes the features,
-`_shard_iterators_per_split` gives each split one generator for each shard, `_generate_examples`
-yields the (key, example) of one shard, and `download_and_prepare` writes the shards.
+cluster, and stores them as pieces (see `pieces.py`), from which a killed build resumes. A TFDS
+builder then reads the finished cells: `_info` describes the features, `_shard_iterators_per_split`
+gives one generator per shard, `_generate_examples` yields the (key, example) pairs of one shard,
+and `download_and_prepare` writes the shards.
 
-It is TFDS's `ShardBasedBuilder`, which keeps the order of its input: row i of `cells.parquet`
-describes record i. (A `GeneratorBasedBuilder`, whose hook is `_split_generators`, sorts records by
-key; more than 1 GB of them through temporary files that need TensorFlow.) Two of TFDS's own hooks
-are used besides: `_example_writer` sets the compression, and an order of a record's features, so
-that shards of equal cells are equal byte for byte; `_download_and_prepare` writes several shards at
-a time, which TFDS does only on Beam: encoding and packing take half as long as extraction.
+The builder is TFDS's `ShardBasedBuilder`, which keeps the order of its input: row i of
+`cells.parquet` describes record i. (A `GeneratorBasedBuilder` sorts records by key, and more than
+1 GB of them through temporary files that need TensorFlow.) Two more hooks of TFDS are overridden:
+`_example_writer` sets the compression and the order of a record's features, so that equal cells
+give equal bytes; `_download_and_prepare` writes several shards in parallel, which TFDS does only
+with Beam: encoding and compression take half as long as extraction.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ from cellclr_jax.data.columns import COLUMNS
 from cellclr_jax.data.sources.source import CellGroup, Field, Source
 from cellclr_jax.errors import BadData, BadUse
 
-# One record a chunk: random access reads no neighbour. The lowest level of zstd packs noisy 16-bit
-# pixels as small as the higher ones (TFDS's default is 3), in a seventh of the time.
+# One record per chunk, so that random access decompresses only one record. The lowest level of zstd
+# compresses noisy 16-bit pixels as well as higher levels (TFDS's default is 3), 7 times faster.
 _SHARD_OPTIONS = "group_size:1,zstd:1"
-# So many are encoded and packed while a process starts.
+# Cells that one process encodes and compresses while another process starts.
 _CELLS_A_WORKER = 4_000
 
 
@@ -61,8 +61,8 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             name="annotated", description="Wells with a mechanism of action, and controls."
         ),
     ]
-    # Nothing is downloaded. TFDS would otherwise look for a list of checksums, with a package that
-    # it does not install.
+    # There are no downloads. Otherwise TFDS would search a list of checksums, which needs a package
+    # that it does not install.
     url_infos = None
 
     def __init__(
@@ -72,9 +72,9 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
 
         Args:
           dataset: its name.
-          crops: how the cells were cut.
+          crops: how the cells were extracted.
           extracted: the finished cells in order.
-          **kwargs: `workers` (processes that write shards), `show` (whether progress is shown), and
+          **kwargs: `workers` (processes that write shards), `show` (whether to show progress), and
             `data_dir` and `config` of TFDS.
         """
         self.name = dataset
@@ -137,7 +137,7 @@ def _write_shard(
     crops: CropSettings,
     writer: tfds_writer.ExampleWriter,
 ) -> int:
-    """Writes one shard, given as (path, generator), as TFDS does; returns its length."""
+    """Writes one shard, given as (path, generator), and returns its number of records."""
     path, examples = job
     features = cell_features(crops)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -147,8 +147,8 @@ def _write_shard(
 def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
     """The features of the record of one cell.
 
-    `image` is stored as it is: the shards' own compression makes it as small as zlib would, and
-    reads several times as fast.
+    `image` is stored as raw bytes: the shards' compression makes it as small as zlib would, and
+    reading is several times faster.
     """
     kinds = {str: np.object_, int: np.int32, float: np.float32}
     shape = (settings.size, settings.size)
@@ -167,7 +167,7 @@ def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
             shape=shape,
             dtype=np.dtype(np.uint8),
             encoding="bytes",
-            doc="2 in the nucleus, 1 in the cell's territory, 0 elsewhere",
+            doc="2 in the nucleus, 1 in the rest of the cell, 0 elsewhere",
         )
     for name in settings.columns:
         kind = COLUMNS[name]
@@ -176,7 +176,7 @@ def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
 
 
 class _RecordWriter(tfds_writer.ExampleWriter):
-    """Writes array_record files of known compression, equal for equal examples."""
+    """Writes array_record files; equal examples give equal bytes."""
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
         """Writes the serialised examples of one shard; OSError if the disk is full."""
@@ -186,11 +186,11 @@ class _RecordWriter(tfds_writer.ExampleWriter):
         try:
             writer = array_record_module.ArrayRecordWriter(str(path), _SHARD_OPTIONS)
             for _, content in examples:
-                # Sorted keys: the map of a protocol buffer has otherwise no fixed order of bytes.
+                # Sorts keys; the order of a protocol buffer's map is otherwise undefined.
                 example = tf_example_pb2.Example.FromString(content)
                 writer.write(example.SerializeToString(deterministic=True))
             writer.close()
-        except (RuntimeError, ValueError) as error:  # what array_record makes of a full disk
+        except (RuntimeError, ValueError) as error:  # raised by array_record for a full disk
             folder = Path(path).parent
             free = shutil.disk_usage(folder).free / 1e9
             raise OSError(f"cannot write to {folder} ({free:.1f} GB free): {error}") from error
@@ -198,22 +198,22 @@ class _RecordWriter(tfds_writer.ExampleWriter):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a build does.
+    """Input and settings of a build.
 
     Attributes:
       source: the images.
       dataset: name of the TFDS dataset.
       config: 'annotated' or 'all'.
-      crops: how cells become images.
+      crops: how to extract cells.
       settings: everything that decides the content, for the manifest.
-      origin: where it comes from, for the manifest.
-      illumination: how the light of each plate is estimated (see `illumination.METHODS`), to be
-        corrected; '': it is not.
+      origin: the input, for the manifest.
+      illumination: method to estimate and correct the illumination of each plate (see
+        `illumination.METHODS`); '': no correction.
       workers: processes.
       beam_runner: of Apache Beam, instead of processes; '': none.
-      beam_options: its flags.
-      max_skipped: the share of fields that may be unusable, in [0, 1].
-      show: whether progress is shown.
+      beam_options: flags of Beam.
+      max_skipped: allowed share of unusable fields, in [0, 1].
+      show: whether to show progress.
     """
 
     source: Source
@@ -230,21 +230,16 @@ class Plan:
     show: bool = True
 
 
-def dataset_folder(data_dir: Path, dataset: str, config: str) -> Path:
-    """The folder of a dataset's versions."""
-    return data_dir / dataset / config
-
-
 def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = False) -> Path:
-    """Builds a dataset, which appears whole or not at all. A build that was killed resumes.
+    """Builds a dataset, which appears only when it is complete. A killed build resumes.
 
     The caller holds the lock of the dataset's folder (`versions.locked`).
 
     Args:
-      plan: what to do.
+      plan: input and settings.
       data_dir: where datasets are stored.
       replace: replaces a finished dataset, which stays until the new one is complete.
-      extend: the same, with the cells of the finished one reused.
+      extend: as `replace`, but reuses the cells of the finished dataset.
 
     Returns:
       The dataset's folder, <data_dir>/<dataset>/<config>/<version>.
@@ -252,17 +247,20 @@ def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = F
     Raises:
       BadUse: the dataset exists and is neither replaced nor extended, the source lacks a plate of
         the extended dataset, or an unknown Beam runner.
-      BadData: too many unusable fields, or no cell at all.
+      BadData: too many unusable fields, or no cells.
     """
-    folder = dataset_folder(data_dir, plan.dataset, plan.config)
+    folder = data_dir / plan.dataset / plan.config
     version = str(CellBuilder.VERSION)
     if (folder / version).exists() and not (replace or extend):
         raise BadUse(f"{folder / version} exists already: --overwrite replaces it")
     finished = finished_cells(folder / version) if extend else {}
     if lacking := finished.keys() - {field.plate for field in plan.source.fields}:
-        raise BadUse(f"the input has nothing of {', '.join(sorted(lacking))}, which is extended")
-    with pieces_folder(folder, plan.settings) as place, new_version(folder, version) as new:
-        extracted, lights = extract(plan, data_dir, place, finished)
+        raise BadUse(
+            f"the input lacks {', '.join(sorted(lacking))} of the dataset to extend: use an input "
+            "with all of its plates"
+        )
+    with pieces_folder(folder, plan.settings) as scratch, new_version(folder, version) as new:
+        extracted, lights = extract(plan, data_dir, scratch, finished)
         _check_cells(extracted)
         written = _write_dataset(plan, extracted, new)
         _write_tables(plan, extracted, lights, written)
@@ -271,27 +269,32 @@ def build(plan: Plan, data_dir: Path, *, replace: bool = False, extend: bool = F
 
 
 def extract(
-    plan: Plan, data_dir: Path, place: Path, finished: Mapping[str, list[ExtractedCells]]
+    plan: Plan, data_dir: Path, scratch: Path, finished: Mapping[str, list[ExtractedCells]]
 ) -> tuple[list[ExtractedCells], dict[str, Path]]:
-    """Runs the first stage: all cells of the source, in order.
+    """Runs the first stage: extracts all cells of the source, in order.
 
     Args:
-      plan: what to do.
-      data_dir: the lights of plates are stored in it.
-      place: folder for pieces; those that exist are reused.
-      finished: cells by plate that need not be extracted.
+      plan: input and settings.
+      data_dir: for the illumination of plates.
+      scratch: folder of pieces; existing pieces are reused.
+      finished: already extracted cells by plate.
 
     Returns:
-      The cells, and the file of each plate's light that was corrected.
+      The cells, and the file of each corrected plate's illumination.
 
     Raises:
       BadData: too many unusable fields.
     """
     source = plan.source
     absent = [(field.name, field.absent) for field in source.fields if field.absent]
-    # Files that are missing are known before any work.
+    # Missing files are known before any image is read.
     _check_skipped(plan, [*source.problems, *absent], source.lost_fields + len(absent))
-    run = _runner(plan)
+    run: Callable[..., Iterable[Any]]
+    if plan.beam_runner:
+        options = pipeline_options(plan.beam_options)
+        run = functools.partial(map_on_beam, runner=plan.beam_runner, options=options)
+    else:
+        run = functools.partial(map_in_order, workers=plan.workers)
     fields = [field for field in source.fields if field.plate not in finished]
     lights: dict[str, Path] = {}
     if plan.illumination:
@@ -300,9 +303,9 @@ def extract(
             plates, source.channels, plan.illumination, data_dir, run=run, show=plan.show
         )
     planned = pieces.plan_pieces(fields, plan.crops, lights)
-    known = [cells for plate in finished.values() for cells in plate]
+    reused = [cells for plate in finished.values() for cells in plate]
     by_plate = dict(finished)
-    for piece, cells in zip(planned, _written(plan, planned, place, run, known), strict=True):
+    for piece, cells in zip(planned, _written(plan, planned, scratch, run, reused), strict=True):
         by_plate.setdefault(piece.plate, []).append(cells)
     order = dict.fromkeys(field.plate for field in source.fields)
     return [cells for plate in order for cells in by_plate[plate]], lights
@@ -311,20 +314,20 @@ def extract(
 def _written(
     plan: Plan,
     planned: Sequence[Piece],
-    place: Path,
+    scratch: Path,
     run: Callable[..., Iterable[ExtractedCells]],
-    known: Iterable[ExtractedCells],
+    reused: Iterable[ExtractedCells],
 ) -> Iterator[ExtractedCells]:
-    """Has the pieces written, shows progress and stops when too many fields cannot be used."""
-    held = sum(len(piece.fields) for piece in planned if (place / piece.key).exists())
+    """Writes the pieces, shows progress, and stops at too many unusable fields."""
+    done = sum(len(piece.fields) for piece in planned if (scratch / piece.key).exists())
     total = sum(len(piece.fields) for piece in planned)
-    if held and plan.show:
-        print(f"resuming an earlier build: {held:,} of {total:,} fields are done")
+    if done and plan.show:
+        print(f"resuming an earlier build: {done:,} of {total:,} fields are done")
     skipped, lost = list(plan.source.problems), plan.source.lost_fields
-    for cells in known:
+    for cells in reused:
         skipped += problems_of(cells.fields)
         lost += cells.fields["lost"].sum()
-    work = functools.partial(pieces.write_piece, place=place, settings=plan.crops)
+    work = functools.partial(pieces.write_piece, folder=scratch, settings=plan.crops)
     with Progress(total, plan.show) as progress:
         for cells in run(work, planned):
             skipped += problems_of(cells.fields)
@@ -339,9 +342,9 @@ def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) 
     fields = plan.source.fields
     total = len(fields) + plan.source.lost_fields
     if lost > plan.max_skipped * total:
-        named = [{"field": what, "reason": reason} for what, reason in skipped]
-        given = sum(len(field.cells) for field in fields if isinstance(field, CellGroup))
-        unit, size = ("images", given / len(fields)) if given else ("fields", 1)
+        named = [{"field": name, "reason": reason} for name, reason in skipped]
+        images = sum(len(field.cells) for field in fields if isinstance(field, CellGroup))
+        unit, size = ("images", images / len(fields)) if images else ("fields", 1)
         raise BadData(
             f"{lost * size:.0f} of {total * size:.0f} {unit} cannot be used, more than "
             f"--max_skipped={plan.max_skipped:g} allows. "
@@ -349,47 +352,41 @@ def _check_skipped(plan: Plan, skipped: Sequence[tuple[str, str]], lost: float) 
         )
 
 
-def _runner(plan: Plan) -> Callable[..., Iterable[Any]]:
-    """`map` for the work of a build: in processes of this machine, or on a cluster."""
-    if plan.beam_runner:
-        options = pipeline_options(plan.beam_options)
-        return functools.partial(map_on_beam, runner=plan.beam_runner, options=options)
-    return functools.partial(map_in_order, workers=plan.workers)
-
-
 def _check_cells(extracted: Sequence[ExtractedCells]) -> None:
-    """Raises BadData if there is no cell, or two have one id."""
+    """Raises BadData if there are no cells, or an id is not unique."""
     ids = pd.concat([one.cells["cell_id"] for one in extracted if len(one.cells)] or [pd.Series()])
     if not len(ids):
         raise BadData(
-            "no cells were found: are the images what the channels say, the nuclei larger than "
-            "--min_area and the fields larger than --crop_size?"
+            "no cells were found: check that --channels names the images correctly, that nuclei "
+            "are larger than --min_area, and fields larger than --crop_size"
         )
     twice = ids[ids.duplicated()]
     if len(twice):
-        raise BadData(f"two cells are called {twice.iloc[0]}: a field is listed twice")
+        raise BadData(f"two cells have the id {twice.iloc[0]}: a field is listed twice")
 
 
 def _write_dataset(plan: Plan, extracted: Sequence[ExtractedCells], folder: Path) -> Path:
-    """Has TFDS write the shards and their description into `folder`; returns their place."""
+    """Writes shards and their description into `folder` by TFDS; returns their path."""
     total = sum(len(one.cells) for one in extracted)
-    how = tfds.download.DownloadConfig()
+    download = tfds.download.DownloadConfig()
     if plan.beam_runner:
         options = pipeline_options(plan.beam_options)
-        how = dataclasses.replace(how, beam_runner=plan.beam_runner, beam_options=options)
-    # TFDS reports a download, though there is none, and wants a folder for it.
+        download = dataclasses.replace(download, beam_runner=plan.beam_runner, beam_options=options)
+    # TFDS needs a download folder and reports a download, although there are none.
     with contextlib.redirect_stdout(io.StringIO()):
         builder = CellBuilder(
             plan.dataset,
             plan.crops,
             extracted,
-            # A process takes seconds to start.
+            # Starting a process takes seconds.
             workers=min(plan.workers, 1 + total // _CELLS_A_WORKER),
             show=plan.show,
             data_dir=str(folder),
             config=plan.config,
         )
-        builder.download_and_prepare(download_dir=str(folder / "downloads"), download_config=how)
+        builder.download_and_prepare(
+            download_dir=str(folder / "downloads"), download_config=download
+        )
     return Path(builder.data_dir)
 
 
@@ -399,7 +396,7 @@ def _write_tables(
     lights: Mapping[str, Path],
     directory: Path,
 ) -> None:
-    """Writes the tables of cells and fields, and the manifest: equal input gives equal files."""
+    """Writes the tables of cells and fields and the manifest; equal input gives equal files."""
     cells = pd.concat([one.cells for one in extracted if len(one.cells)], ignore_index=True)
     fields = pd.concat([one.fields for one in extracted], ignore_index=True)
     crops, source = plan.crops, plan.source
@@ -426,8 +423,8 @@ def _write_tables(
             **manifest.describe_images(fields, crops.channels, crops.dtype, source.planes),
         },
         "columns": list(crops.columns),
-        "counts": counts | {f"{what}s": count for what, count in kinds.items()},
-        "skipped": [{"field": what, "reason": reason} for what, reason in skipped],
+        "counts": counts | {f"{kind}s": count for kind, count in kinds.items()},
+        "skipped": [{"field": name, "reason": reason} for name, reason in skipped],
         "fingerprint": files.digest(*fields["digest"]),
         "versions": manifest.package_versions(),
     }

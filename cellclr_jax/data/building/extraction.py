@@ -1,4 +1,4 @@
-"""Turns images into crops of cells: reads, corrects the light, finds nuclei, cuts, measures."""
+"""Extracts cells: reads images, corrects illumination, finds nuclei, cuts crops."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,35 +8,34 @@ import numpy as np
 
 from cellclr_jax import files
 from cellclr_jax.console import listed
-from cellclr_jax.data import cell_masks, crops, segmentation
+from cellclr_jax.data import crops, segmentation
 from cellclr_jax.data.illumination import Illumination
 from cellclr_jax.data.quality.measures import measure_images
 from cellclr_jax.data.readers.formats import fit
 from cellclr_jax.data.sources.source import CellGroup, Field
 from cellclr_jax.errors import BadData
 
-# Raised when the same field and settings give other cells: pieces of an earlier build are then
-# made again.
+# Increase it when the same field and settings give other cells: pieces of an earlier build are then
+# extracted again.
 CUTTING_VERSION = 3
-# Which pixels a crop shows: all; all, with a mask stored too; those of the cell, the others zero.
-MASKS = ("none", "keep", "zero")
 
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How cells become images; lengths in pixels.
+    """How to extract cells; lengths in pixels.
 
     Attributes:
       size: side S of a stored crop.
-      channels: stored order.
+      channels: in stored order.
       columns: of the metadata.
       dtype: of a stored pixel.
-      nuclei: the channel in which nuclei are found; '': the first.
-      border: what becomes of a window that leaves the field (see `crops.extract_crops`).
+      nuclei: the channel to find nuclei in; '': the first.
+      border: how to handle a window that extends beyond the field (see `crops.extract_crops`).
       min_area: smaller nuclei are debris.
-      masks: one of `MASKS`.
-      cell_radius: how far a cell reaches from its nucleus, for masks.
-      fit: what becomes of given crops of another size (see `formats.fit`).
+      masks: 'none'; 'keep' also stores a mask with each crop; 'zero' stores none and sets the
+        pixels outside the cell to 0.
+      cell_radius: for masks, how far a cell reaches from its nucleus.
+      fit: how to resize single-cell images of another size (see `formats.fit`).
     """
 
     size: int
@@ -57,12 +56,12 @@ class FieldCells:
 
     Attributes:
       images: [K, S, S, C] of the settings' dtype.
-      masks: [K, S, S] uint8, None if none are stored.
+      masks: [K, S, S] uint8; None if none are stored.
       rows: the other features of each cell.
-      quality: measures of the field, sizes of its images, how many of its crops are blank in a
-        channel or repeat another one.
-      digest: hex digest of all of these.
-      problem: why it gave none of its cells, or not all of them; ''.
+      quality: measures of the field, sizes of its images, number of crops that are blank in a
+        channel or repeat another crop.
+      digest: hex digest of images, masks and rows.
+      problem: why some or all of its cells are lost; '' if none is.
       lost: the share of its cells that are lost.
     """
 
@@ -82,8 +81,8 @@ def extract_field(
 
     Args:
       group: what to read; if it cannot be used, the result has a `problem`.
-      settings: how to cut.
-      illumination: the light of its plate, to be corrected.
+      settings: how to extract cells.
+      illumination: of its plate, to correct; None: no correction.
 
     Raises:
       BadData: the memory is too small.
@@ -91,10 +90,13 @@ def extract_field(
     """
     try:
         if isinstance(group, CellGroup):
-            return _given_cells(group, settings)
-        return _found_cells(group, settings, illumination)
+            return _read_cells(group, settings)
+        return _cut_cells(group, settings, illumination)
     except BadData as error:
-        return FieldCells(no_images(settings), no_masks(settings), problem=str(error), lost=1.0)
+        side = settings.size
+        images = np.empty((0, side, side, len(settings.channels)), settings.dtype)
+        masks = np.empty((0, side, side), np.uint8) if settings.masks == "keep" else None
+        return FieldCells(images, masks, problem=str(error), lost=1.0)
     except MemoryError as error:
         raise BadData(
             f"field {group.name} does not fit into the memory: use fewer --workers"
@@ -103,86 +105,63 @@ def extract_field(
         raise RuntimeError(f"field {group.name}: {type(error).__name__}: {error}") from error
 
 
-def no_images(settings: CropSettings) -> np.ndarray:
-    """[0, S, S, C]: the images of no cell."""
-    return np.empty((0, settings.size, settings.size, len(settings.channels)), settings.dtype)
-
-
-def no_masks(settings: CropSettings) -> np.ndarray | None:
-    """[0, S, S]: the masks of no cell; None if none are stored."""
-    if settings.masks != "keep":
-        return None
-    return np.empty((0, settings.size, settings.size), np.uint8)
-
-
-def _given_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
-    """Reads given crops; each that cannot be used is lost, not its group."""
-    images = np.empty((len(group.cells), *no_images(settings).shape[1:]), settings.dtype)
+def _read_cells(group: CellGroup, settings: CropSettings) -> FieldCells:
+    """Reads single-cell images; an unusable image loses one cell, not the group."""
+    images, ids, shapes = [], [], []
+    centers: list[tuple[float, float]] = []
     problems: list[str] = []
-    kept: list[int] = []
-    shapes: list[tuple[int, ...]] = []
-    for number in range(len(group.cells)):
+    for number, cell in enumerate(group.cells):
         try:
             image = group.read(number)
-            images[number] = fit(image, settings.size, settings.fit)
-            kept.append(number)
-            shapes.append(image.shape)
+            images.append(fit(image, settings.size, settings.fit))
         except BadData as error:
-            # A size that does not fit is reported without the file's name.
+            # A message about the size does not contain the file's name.
             where = group.where(number)
             problems.append(f"{'' if where in str(error) else f'{where}: '}{error}")
-    if not kept:
+            continue
+        ids.append(cell)
+        shapes.append(image.shape)
+        centers.append((np.nan, np.nan) if group.centers is None else group.centers[number])
+    if not images:
         raise BadData(listed(problems, separator="; "))
-    centers = np.full((len(group.cells), 2), np.nan, np.float32)
-    if group.centers is not None:
-        centers[:] = group.centers
-    return _described(
-        group,
-        images[kept],
-        None,
-        [group.cells[number] for number in kept],
-        centers[kept],
-        {**measure_images(images[kept], settings.channels), **_sizes(shapes)},
-        settings.channels,
-        problems,
-    )
+    crop_images = np.stack(images)
+    quality = {**measure_images(crop_images, settings.channels), **_sizes(shapes)}
+    places = np.array(centers, np.float32)
+    return _field_cells(group, crop_images, None, ids, places, quality, settings.channels, problems)
 
 
-def _found_cells(
+def _cut_cells(
     group: Field, settings: CropSettings, illumination: Illumination | None
 ) -> FieldCells:
     """Cuts cells around the nuclei of a field."""
     image = group.read()
-    # Measured as it was photographed: a correction would hide what is wrong with it.
+    # Measured before the correction, which would hide defects of the image.
     quality = {**measure_images(image[None], settings.channels), **_sizes([image.shape])}
     if illumination is not None:
         image = illumination.apply(image)
     labels, centers = _nuclei(group, image, settings)
     numbers = np.arange(1, len(centers) + 1)
+    window: dict[str, Any] = {"size": settings.size, "border": settings.border}
     if settings.border == "drop":
-        kept = crops.fits(centers, image.shape, settings.size)
-        centers, numbers = centers[kept], numbers[kept]
-    size, border = settings.size, settings.border
+        inside = crops.fits(centers, image.shape, settings.size)
+        centers, numbers = centers[inside], numbers[inside]
     try:
-        images = crops.extract_crops(image, centers, size=size, border=border)
+        images = crops.extract_crops(image, centers, **window)
     except ValueError as error:
         raise BadData(f"field {group.name}: {error}") from error
     masks = None
     if settings.masks != "none" and labels is not None:
-        reach = settings.cell_radius
-        masks = cell_masks.crop_masks(
-            labels, numbers, centers, size=size, border=border, radius=reach
-        )
+        masks = crops.crop_masks(labels, numbers, centers, radius=settings.cell_radius, **window)
         if settings.masks == "zero":
-            images, masks = cell_masks.zero_elsewhere(images, masks), None
+            images, masks = images * (masks > 0)[..., None], None
     ids = [f"{group.name}/{number}" for number in numbers.tolist()]
-    return _described(group, images, masks, ids, centers, quality, settings.channels)
+    return _field_cells(group, images, masks, ids, centers, quality, settings.channels)
 
 
 def _nuclei(
     group: Field, image: np.ndarray, settings: CropSettings
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Labels [H, W], None if centres are given, and centres [N, 2]."""
+    """Labels [H, W], None if the source has centres, and centres [N, 2]."""
     if group.centers is None:
         channel = settings.channels.index(settings.nuclei or settings.channels[0])
         labels = segmentation.segment_nuclei(image[..., channel], min_area=settings.min_area)
@@ -198,7 +177,7 @@ def _nuclei(
     return None, centers
 
 
-def _described(
+def _field_cells(
     group: Field | CellGroup,
     images: np.ndarray,
     masks: np.ndarray | None,
@@ -208,26 +187,31 @@ def _described(
     channels: Sequence[str],
     problems: Sequence[str] = (),
 ) -> FieldCells:
-    """Adds metadata, blank crops, digest and what was lost; `centers` are (row, column) [K, 2]."""
+    """Adds metadata, counts of blank and repeated crops, digest and lost share."""
     rows = [
         {"cell_id": cell, **group.metadata, "x": column, "y": row}
         for cell, (row, column) in zip(ids, centers.tolist(), strict=True)
     ]
     pixels = [images.tobytes(), b"" if masks is None else masks.tobytes()]
-    lost = len(problems) / (len(problems) + len(rows)) if problems else 0.0
-    digest = files.digest(repr(rows), *pixels)
     blank = (images == images[:, :1, :1]).all(axis=(1, 2)).sum(axis=0)
     distinct = {files.digest(image.tobytes()) for image in images}
-    quality = {
-        **quality,
-        **{f"blank_{name}": float(count) for name, count in zip(channels, blank, strict=True)},
-        "repeated": float(len(images) - len(distinct)),
-    }
-    return FieldCells(images, masks, rows, quality, digest, listed(problems, separator="; "), lost)
+    return FieldCells(
+        images,
+        masks,
+        rows,
+        quality={
+            **quality,
+            **{f"blank_{name}": float(count) for name, count in zip(channels, blank, strict=True)},
+            "repeated": float(len(images) - len(distinct)),
+        },
+        digest=files.digest(repr(rows), *pixels),
+        problem=listed(problems, separator="; "),
+        lost=len(problems) / (len(problems) + len(rows)) if problems else 0.0,
+    )
 
 
 def _sizes(shapes: Sequence[tuple[int, ...]]) -> dict[str, float]:
-    """The least and the greatest height and width of images [H, W, C], in pixels."""
+    """Smallest and largest height and width of images [H, W, C], in pixels."""
     heights, widths, *_ = zip(*shapes, strict=True)
     return {
         "height_min": float(min(heights)),

@@ -1,4 +1,4 @@
-"""What a built dataset is made of: manifest.json, digests of the source, tables, shards."""
+"""The manifest of a dataset: digests of its source, counts, versions, and the printed summary."""
 
 import platform
 from collections import defaultdict
@@ -18,48 +18,50 @@ from cellclr_jax.data.illumination import FIT_VERSION
 from cellclr_jax.data.sources import entry
 from cellclr_jax.data.sources.source import Source
 
-# Plates that a difference names; a screen may have hundreds.
+# Number of plates to name in a difference; a screen may have hundreds.
 _PLATES_NAMED = 5
 
 Contents = Mapping[str, Mapping[str, Any]]
 
 
 def describe_contents(source: Source) -> dict[str, dict[str, Any]]:
-    """Digests each plate: metadata of its fields, names and sizes of their files; no pixel.
+    """Digests each plate: metadata of its fields, names and sizes of their files; no pixels.
 
     Returns:
-      By plate ('' if unknown): 'files', their number, and 'digest'. Equal for the same files
-      elsewhere, or in zips.
+      By plate ('' if unknown): 'files', their number, and 'digest'. The same for a copy of the
+      files in another folder or in zips.
     """
-    held: dict[str, list[str]] = defaultdict(list)
+    lines: dict[str, list[str]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
     for field in source.fields:
         contents = field.contents()
-        held[field.plate].append(describe(field, contents))
+        lines[field.plate].append(describe(field, contents))
         counts[field.plate] += len(contents)
     return {
-        plate: {"files": counts[plate], "digest": files.digest(*sorted(lines))}
-        for plate, lines in sorted(held.items())
+        plate: {"files": counts[plate], "digest": files.digest(*sorted(texts))}
+        for plate, texts in sorted(lines.items())
     }
 
 
-def contents_differences(built: Contents, held: Contents) -> list[str]:
-    """Names what an input holds that differs from what a dataset was built from.
+def contents_differences(built: Contents, current: Contents) -> list[str]:
+    """Lists the differences between an input and the input that a dataset was built from.
 
     Args:
-      built: `describe_contents` of the dataset's source; {} where it was not recorded.
-      held: `describe_contents` of the input.
+      built: `describe_contents` of the dataset's source; {} if it was not recorded.
+      current: `describe_contents` of the input.
 
     Returns:
-      Such as "2 plates more: Week1_22123, Week1_22141"; empty where they agree.
+      Phrases such as "2 plates more: Week1_22123, Week1_22141"; empty if they agree.
     """
     if not built:
-        return ["what it was built from is not in its manifest"]
+        return ["its manifest does not record its input"]
     found = {
-        "more": added_plates(built, held),
-        "fewer": added_plates(held, built),
+        "more": added_plates(built, current),
+        "fewer": added_plates(current, built),
         "with other files or metadata": [
-            name or "without a name" for name in held if built.get(name, held[name]) != held[name]
+            name or "without a name"
+            for name, content in current.items()
+            if built.get(name, content) != content
         ],
     }
     return [
@@ -69,20 +71,20 @@ def contents_differences(built: Contents, held: Contents) -> list[str]:
     ]
 
 
-def added_plates(built: Contents, held: Contents) -> list[str]:
-    """Plates that an input holds beyond those that a dataset was built from."""
-    return [name for name in held if name not in built]
+def added_plates(built: Contents, current: Contents) -> list[str]:
+    """Plates of an input that a dataset was not built from."""
+    return [name for name in current if name not in built]
 
 
-def is_extension(built: Contents, held: Contents) -> bool:
-    """Whether an input holds every plate that a dataset was built from unchanged, and further."""
-    unchanged = all(held.get(name) == content for name, content in built.items())
-    return bool(built) and unchanged and len(held) > len(built)
+def is_extension(built: Contents, current: Contents) -> bool:
+    """Whether an input has all plates of a dataset, unchanged, and further plates."""
+    unchanged = all(current.get(name) == content for name, content in built.items())
+    return bool(built) and unchanged and len(current) > len(built)
 
 
-# Raised when the meaning of a key changes.
+# Increase it when the meaning of a key changes.
 FORMAT = 3
-# What decides cells and light besides the settings: a dataset of another version is not added to.
+# Versions of the algorithms; a dataset can be extended only with the same versions.
 MADE_BY = {"cutting": CUTTING_VERSION, "light": FIT_VERSION}
 _PACKAGES = (
     "array_record",
@@ -93,7 +95,7 @@ _PACKAGES = (
     "tensorflow-datasets",
     "tifffile",
 )
-# Problems that the summary lists.
+# Number of skipped fields to list in the summary.
 _PROBLEMS_SHOWN = 20
 
 
@@ -104,8 +106,8 @@ def describe_images(
 
     Args:
       fields: the table of fields.
-      channels, dtype: of a record.
-      planes: which axes and planes the files have.
+      channels, dtype: of an image.
+      planes: the axes and planes of the files, in words.
     """
     sides = ("height", "width")
     return {
@@ -122,14 +124,14 @@ def describe_images(
 
 
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
-    """The summary shown at the end of a build: counts, cells per treatment, skipped fields."""
+    """The summary printed after a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
     # Images of single cells are built in groups of equal metadata.
-    whole = entry(manifest["settings"]["source"]).whole_fields
-    fields, of_images = ("field", "") if whole else ("group", " of images")
-    known = [plural(count, what) for what, count in count_kinds(cells).items()]
+    has_fields = entry(manifest["settings"]["source"]).whole_fields
+    fields, of_images = ("field", "") if has_fields else ("group", " of images")
+    kinds = [plural(count, kind) for kind, count in count_kinds(cells).items()]
     lines = [
-        f"{plural(counts['cells'], 'cell')}{': ' if known else ''}{', '.join(known)}",
+        f"{plural(counts['cells'], 'cell')}{': ' if kinds else ''}{', '.join(kinds)}",
         f"{plural(counts['fields'], fields)}{of_images}: {counts['fields_without_cells']} without "
         f"cells, {counts['fields_skipped']} skipped",
         *_image_lines(manifest["image"], counts["cells"]),
@@ -146,7 +148,7 @@ def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
 
 
 def _image_lines(image: Mapping[str, Any], cells: int) -> list[str]:
-    """Channels, type, sizes and planes; how many crops show nothing, or the same as others."""
+    """Channels, type, sizes and planes; numbers of blank and of repeated crops."""
     least, most = (f"{h}x{w}" for h, w in zip(*image["sizes"].values(), strict=True))
     lines = [
         f"{plural(len(image['channels']), 'channel')}: {', '.join(image['channels'])}; "
@@ -158,14 +160,14 @@ def _image_lines(image: Mapping[str, Any], cells: int) -> list[str]:
         lines.append(f"note: of {plural(cells, 'crop')}, blank (one value): {', '.join(blank)}")
     if image["repeated"]:
         lines.append(
-            f"note: {plural(image['repeated'], 'crop')} with the pixels of another one of the same "
-            "field or group"
+            f"note: {plural(image['repeated'], 'crop')} with the same pixels as another crop of "
+            "the field or group"
         )
     return lines
 
 
 def describe_absent(plates: Sequence[str]) -> str:
-    """Says which plates of the image table have not a single file in the input."""
+    """A message that names the plates of the image table without a file in the input."""
     return (
         f"{len(plates)} of the image table's plates have no file in the input and are left out: "
         f"{', '.join(plates)}"
@@ -173,7 +175,7 @@ def describe_absent(plates: Sequence[str]) -> str:
 
 
 def describe_skipped(manifest: dict[str, Any]) -> list[str]:
-    """One line for each skipped field, up to a bearable number."""
+    """One line for each of the first skipped fields."""
     skipped = manifest["skipped"]
     lines = [f"skipped {one['field']}: {one['reason']}" for one in skipped[:_PROBLEMS_SHOWN]]
     if len(skipped) > _PROBLEMS_SHOWN:
@@ -182,7 +184,7 @@ def describe_skipped(manifest: dict[str, Any]) -> list[str]:
 
 
 def _treatment_lines(cells: pd.DataFrame) -> list[str]:
-    """One line a compound: its MoA, then 'concentration: cells' for each concentration."""
+    """One line per compound: 'concentration: cells' for each concentration, and its MoA."""
     cells = cells.assign(compound=cells["compound"].replace("", _NAMELESS))
     width = max(map(len, cells["compound"]))
     lines = []
@@ -199,14 +201,14 @@ def _treatment_lines(cells: pd.DataFrame) -> list[str]:
 
 
 def _label_lines(cells: pd.DataFrame) -> list[str]:
-    """One line a label."""
+    """One line per label."""
     numbers = cells["label"].replace("", _NAMELESS).value_counts().sort_index()
     width = max(map(len, numbers.index.astype(str)))
     return [f"  {label:<{width}}  {count:,}" for label, count in numbers.items()]
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of what decides the content."""
+    """Installed versions of the packages that decide the content."""
     versions = {"python": platform.python_version()}
     for package in ("cellclr_jax", *_PACKAGES):
         try:
@@ -216,9 +218,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-# In the place of an unknown compound or label.
+# Shown for an unknown compound or label.
 _NAMELESS = "(unknown)"
-# What is counted of cells, by the columns that tell it apart.
+# Columns that identify each kind of thing that is counted.
 _COUNTED = {
     "plate": ["plate"],
     "well": ["plate", "well"],
@@ -228,20 +230,20 @@ _COUNTED = {
 
 
 def count_kinds(cells: pd.DataFrame) -> dict[str, int]:
-    """How many plates, wells, treatments and labels a table of cells has.
+    """Counts the plates, wells, treatments and labels of a table of cells.
 
     Args:
-      cells: one row a cell.
+      cells: one row per cell.
 
     Returns:
-      By the singular of what is counted, in that order; what the table has no columns for is left
-      out. Controls are no treatment, and an empty name is none.
+      Numbers by 'plate', 'well', 'treatment' and 'label', as far as the table has their columns.
+      Controls are not counted as a treatment, and empty names not at all.
     """
     found = {}
-    for what, names in _COUNTED.items():
+    for kind, names in _COUNTED.items():
         if set(names) <= set(cells):
             counted = cells[(cells[names] != "").all(axis=1)]
-            if what == "treatment":
+            if kind == "treatment":
                 counted = counted[~is_control(counted["compound"])]
-            found[what] = int(counted.groupby(names, dropna=False).ngroups)
+            found[kind] = int(counted.groupby(names, dropna=False).ngroups)
     return found

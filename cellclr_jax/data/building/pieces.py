@@ -1,8 +1,8 @@
-"""The first stage of a build: fields become pieces, in parallel; a killed build resumes with them.
+"""The first stage of a build: extracts fields into pieces, from which a killed build resumes.
 
 A piece is a folder with the crops and tables of up to 16 fields of one plate. It is written under
-another name and renamed when it is whole, so that a piece that exists is finished. The name is a
-digest of all that decides the content: files, metadata, settings and light.
+a temporary name and renamed when it is complete. Its name is a digest of everything that decides
+its content: files, metadata, settings and illumination.
 """
 
 import dataclasses
@@ -32,27 +32,27 @@ from cellclr_jax.data.illumination import Illumination
 from cellclr_jax.data.sources.source import CellGroup, Field, ImageGroup
 from cellclr_jax.errors import BadData
 
-# A killed build loses at most so many fields per worker (seconds); the 240 fields of a plate of
-# BBBC021 make 15 pieces of some 30 MB.
+# A killed build loses at most this many fields per worker (seconds of work); the 240 fields of a
+# plate of BBBC021 make 15 pieces of about 30 MB.
 FIELDS_OF_A_PIECE = 16
 
 _TYPES = {str: "object", int: "int64", float: "float64"}
 _PARTIAL = ".partial"
 _IMAGES, _MASKS = "images.npy", "masks.npy"
-# Cells of a finished dataset that are read at once: 14 MB of BBBC021's.
+# Cells to read at once: 14 MB of BBBC021.
 _CELLS_READ = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Fields that are extracted together.
+    """Fields to extract together.
 
     Attributes:
       key: name of its folder.
       plate: of all its fields; '' if unknown.
       fields: in order.
-      illumination: file of its plate's light; '': it is not corrected.
-      light: digest of that.
+      illumination: file of its plate's illumination; '': no correction.
+      light: digest of the illumination.
     """
 
     key: str
@@ -64,13 +64,13 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class ExtractedCells:
-    """Finished cells of one plate: of a piece, or of a dataset that is extended. Can be pickled.
+    """Extracted cells of one plate: of a piece, or of a dataset to extend. Can be pickled.
 
     Attributes:
-      cells: one row for each cell.
-      fields: one row for each field.
-      read: reads rows [start, stop) of the cells: 'image' [n, S, S, C], and 'mask' [n, S, S] uint8
-        if masks are stored.
+      cells: one row per cell.
+      fields: one row per field.
+      read: reads the pixels of cells [start, stop): 'image' [n, S, S, C], and 'mask' [n, S, S]
+        uint8 if masks are stored.
     """
 
     cells: pd.DataFrame
@@ -88,7 +88,7 @@ class ExtractedCells:
 
 
 def problems_of(fields: pd.DataFrame) -> list[tuple[str, str]]:
-    """(field, reason) of the fields that gave none of their cells, or not all of them."""
+    """(field, reason) of the fields that lost some or all of their cells."""
     bad = fields[fields["problem"] != ""]
     return list(zip(bad["field"], bad["problem"], strict=True))
 
@@ -102,50 +102,50 @@ def plan_pieces(
 
     Args:
       fields: sorted by plate.
-      settings: how they are cut.
-      illumination: file of each plate's light, where it is corrected.
+      settings: how to extract cells.
+      illumination: file of each corrected plate's illumination.
 
     Raises:
-      BadData: a light cannot be read.
+      BadData: an illumination file cannot be read.
     """
     pieces = []
     for plate, group in itertools.groupby(fields, key=lambda field: field.plate):
         light = str(illumination[plate]) if plate in illumination else ""
         corrected = Illumination.load(Path(light)).digest() if light else ""
-        how = json.dumps([CUTTING_VERSION, dataclasses.asdict(settings), corrected])
+        version = json.dumps([CUTTING_VERSION, dataclasses.asdict(settings), corrected])
         members = list(group)
         for start in range(0, len(members), FIELDS_OF_A_PIECE):
             part = tuple(members[start : start + FIELDS_OF_A_PIECE])
-            key = files.digest(how, *(describe(field, [field.fingerprint()]) for field in part))
+            key = files.digest(version, *(describe(field, [field.fingerprint()]) for field in part))
             pieces.append(Piece(key, plate, part, light, corrected))
     return pieces
 
 
 def describe(field: ImageGroup, contents: Sequence[str]) -> str:
-    """A line that differs where the cells of a field may: what it is, and `contents` of it."""
+    """A line that changes whenever the cells of a field may: its metadata and its `contents`."""
     cells = getattr(field, "cells", ())
     return json.dumps([field.name, dict(field.metadata), cells, field.centers, *contents])
 
 
-def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells:
+def write_piece(piece: Piece, folder: Path, settings: CropSettings) -> ExtractedCells:
     """Extracts a piece, unless it is finished, and returns its cells.
 
     Args:
       piece: what to extract.
-      place: an existing folder.
-      settings: how to cut.
+      folder: of the pieces; exists.
+      settings: how to extract cells.
 
     Raises:
       OSError: the disk is full.
-      BadData: the memory is too small, or the plate's light cannot be read.
+      BadData: the memory is too small, or the plate's illumination cannot be read.
     """
-    done = read_piece(piece, place, settings)
-    if done is not None:
-        return done
+    finished = read_piece(piece, folder, settings)
+    if finished is not None:
+        return finished
     light = _light(piece.illumination, piece.light) if piece.illumination else None
     cut = [extract_field(field, settings, light) for field in piece.fields]
-    # With a name of its own: two machines of a cluster may make one piece.
-    part = place / f"{piece.key}.{uuid.uuid4().hex}{_PARTIAL}"
+    # A unique name, since two machines of a cluster may extract the same piece.
+    part = folder / f"{piece.key}.{uuid.uuid4().hex}{_PARTIAL}"
     part.mkdir()
     try:
         _save(part / _IMAGES, [one.images for one in cut])
@@ -156,27 +156,30 @@ def write_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedC
             (dataset.FIELDS, [_field_row(*pair) for pair in zip(piece.fields, cut, strict=True)]),
         )
         for name, rows in tables:
-            _typed(pd.DataFrame(rows)).to_parquet(part / name, index=False)
+            table = pd.DataFrame(rows)
+            # A column has the same type in all pieces, whatever its values are.
+            types = {column: _TYPES[COLUMNS[column]] for column in table if column in COLUMNS}
+            table.astype(types).to_parquet(part / name, index=False)
         for path in part.iterdir():
-            # To the disk: a name may outlive a power cut that pixels do not.
+            # Without it a power failure may keep the renamed folder but lose its content.
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         try:
-            part.rename(place / piece.key)
-        except OSError:  # it exists: another machine has made it meanwhile, or it is damaged
-            if read_piece(piece, place, settings) is None:
-                shutil.rmtree(place / piece.key, ignore_errors=True)
-                part.rename(place / piece.key)
+            part.rename(folder / piece.key)
+        except OSError:  # it exists: extracted by another machine meanwhile, or damaged
+            if read_piece(piece, folder, settings) is None:
+                shutil.rmtree(folder / piece.key, ignore_errors=True)
+                part.rename(folder / piece.key)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    done = read_piece(piece, place, settings)
-    if done is None:
-        raise BadData(f"{place / piece.key}: the piece cannot be read again")
-    return done
+    finished = read_piece(piece, folder, settings)
+    if finished is None:
+        raise BadData(f"{folder / piece.key}: the piece cannot be read after it was written")
+    return finished
 
 
 def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Writes arrays one after the other as one .npy file, without joining them in memory."""
+    """Writes the concatenation of arrays as one .npy file, without building it in memory."""
     header = np.lib.format.header_data_from_array_1_0(arrays[0])
     header["shape"] = (sum(map(len, arrays)), *arrays[0].shape[1:])
     with path.open("wb") as file:
@@ -185,36 +188,31 @@ def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
             array.tofile(file)
 
 
-def read_piece(piece: Piece, place: Path, settings: CropSettings) -> ExtractedCells | None:
+def read_piece(piece: Piece, folder: Path, settings: CropSettings) -> ExtractedCells | None:
     """Reads the tables of a finished piece; None if it is missing or damaged."""
-    folder = place / piece.key
+    path = folder / piece.key
     try:
-        cells = pd.read_parquet(folder / dataset.CELLS)
-        fields = pd.read_parquet(folder / dataset.FIELDS)
+        cells = pd.read_parquet(path / dataset.CELLS)
+        fields = pd.read_parquet(path / dataset.FIELDS)
         names = {"image": _IMAGES} | ({"mask": _MASKS} if settings.masks == "keep" else {})
-        # Fails on a file that is shorter than its header says.
-        if any(len(_mapped(folder / name)) != len(cells) for name in names.values()):
+        # Raises an error for a file that is shorter than its header says.
+        if any(len(np.load(path / name, mmap_mode="r")) != len(cells) for name in names.values()):
             return None
     except (OSError, ValueError):
         return None
-
-    paths = {what: folder / name for what, name in names.items()}
+    paths = {feature: path / name for feature, name in names.items()}
     return ExtractedCells(cells, fields, functools.partial(_read_pixels, paths))
 
 
-def sweep(place: Path) -> None:
-    """Removes what killed processes have left half written; nobody else may be writing."""
-    for stale in place.glob(f"*{_PARTIAL}"):
+def remove_partial(folder: Path) -> None:
+    """Removes incomplete pieces of killed processes; no other process may be writing."""
+    for stale in folder.glob(f"*{_PARTIAL}"):
         shutil.rmtree(stale)
 
 
 def _read_pixels(paths: Mapping[str, Path], start: int, stop: int) -> dict[str, np.ndarray]:
-    return {what: _mapped(path)[start:stop] for what, path in paths.items()}
-
-
-def _mapped(path: Path) -> np.ndarray:
-    array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-    return array
+    """Pixels of the cells [start, stop), by feature, mapped from the files of a piece."""
+    return {feature: np.load(path, mmap_mode="r")[start:stop] for feature, path in paths.items()}
 
 
 def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
@@ -230,16 +228,10 @@ def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
     }
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    """The same type for a column in all pieces, whatever its values happen to be."""
-    kinds = {name: _TYPES[COLUMNS[name]] for name in table if name in COLUMNS}
-    return table.astype(kinds)
-
-
 @functools.lru_cache(maxsize=2)
 def _light(path: str, digest: str) -> Illumination:
-    """The light of a plate, kept for its next piece; BadData if it is not that of the plan."""
+    """Illumination of a plate, cached for its next piece; BadData if its file has changed."""
     light = Illumination.load(Path(path))
     if light.digest() != digest:
-        raise BadData(f"{path}: it was changed while it was used; build again")
+        raise BadData(f"{path}: it was changed during the build; build again")
     return light

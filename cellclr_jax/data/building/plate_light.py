@@ -1,4 +1,4 @@
-"""The light of each plate: fitted once, kept next to the datasets for later builds."""
+"""The illumination of each plate: fitted once, stored next to the datasets for later builds."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from cellclr_jax.data.sources.source import Field
 from cellclr_jax.errors import BadData
 
 _FOLDER = "illumination"
-# Of the digest of a plate's files and of the plate's name, in the name of its light.
+# Lengths in a file's name: of the digest of the plate's files, and of the plate's name.
 _DIGITS, _NAME = 16, 60
 
 MapInOrder = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -31,66 +31,66 @@ def fit_lights(
     run: MapInOrder,
     show: bool,
 ) -> dict[str, Path]:
-    """Fits the light of every plate, unless its file exists: other pixels or channels, other file.
+    """Fits the illumination of every plate that has no file for these pixels and channels yet.
 
-    A plate with too few readable fields gets none, which is reported.
+    A plate with too few readable fields is not corrected, which is printed.
 
     Args:
-      fields: of raw plates.
+      fields: of plates.
       channels: their names.
       method: one of `illumination.METHODS`.
-      data_dir: the lights lie in its folder `illumination`.
+      data_dir: files are stored in its folder `illumination`.
       run: `map`, in many processes.
-      show: whether progress is shown.
+      show: whether to show progress.
 
     Returns:
-      The file of each plate's light.
+      File of each plate's illumination.
     """
     plates: dict[str, list[Field]] = {}
     for field in fields:
         plates.setdefault(field.plate, []).append(field)
-    how = f"{'-'.join(channels)}-{method}{FIT_VERSION}.npz"
+    settings = f"{'-'.join(channels)}-{method}{FIT_VERSION}.npz"
     paths = {}
     for plate, members in plates.items():
         content = files.digest(*(describe(field, [field.fingerprint()]) for field in members))
-        # A name for any file system, whatever the plate is called.
-        name = f"{quote(plate, safe='')[:_NAME]}-{content[:_DIGITS]}-{how}"
+        # Quoted and cut, since a plate's name may be no valid file name.
+        name = f"{quote(plate, safe='')[:_NAME]}-{content[:_DIGITS]}-{settings}"
         paths[plate] = data_dir / _FOLDER / name
     missing = [(path, plates[plate]) for plate, path in paths.items() if not path.exists()]
     if missing:
         fit = functools.partial(_fit, channels=tuple(channels), method=method)
         with Progress(len(missing), show, unit="plate", task="illumination") as progress:
-            for few in run(fit, missing):
-                if few:
-                    print(few, flush=True)
+            for problem in run(fit, missing):
+                if problem:
+                    print(problem, flush=True)
                 progress.step()
     return {plate: path for plate, path in paths.items() if path.exists()}
 
 
 def _fit(job: tuple[Path, Sequence[Field]], *, channels: Sequence[str], method: str) -> str:
-    """Fits and saves the light of one plate, (file, fields), unless the file is there.
+    """Fits and saves one plate, given as (file, fields), unless the file exists.
 
     Returns:
-      Why it gets none, or ''.
+      Message why the plate is not corrected, or ''.
     """
     path, fields = job
     if path.exists():
         return ""
     try:
         light = fit_plate(fields, channels, method)
+        if light.fields < FEWEST_FIELDS:
+            raise BadData(
+                f"{light.fields} fields are too few to estimate it, at least {FEWEST_FIELDS} are "
+                "needed"
+            )
     except BadData as error:
-        return f"the light of {fields[0].plate} is not corrected: {error}"
-    if light.fields < FEWEST_FIELDS:
-        return (
-            f"the light of {fields[0].plate} is not corrected: {light.fields} fields tell too "
-            f"little about it, at least {FEWEST_FIELDS} were expected"
-        )
+        return f"the illumination of plate {fields[0].plate} is not corrected: {error}"
     light.save(path)
     return ""
 
 
 def read_gains(names: Mapping[str, str], data_dir: Path) -> dict[str, np.ndarray]:
-    """The lights that a manifest names, as far as they are there.
+    """Reads the existing illumination files that a manifest names.
 
     Args:
       names: of files, by plate.
@@ -99,9 +99,5 @@ def read_gains(names: Mapping[str, str], data_dir: Path) -> dict[str, np.ndarray
     Returns:
       By plate [h, w, C] float32, relative to its mean.
     """
-    found = {}
-    for plate, name in names.items():
-        path = data_dir / _FOLDER / Path(name).name
-        if path.is_file():
-            found[plate] = Illumination.load(path).gain
-    return found
+    paths = {plate: data_dir / _FOLDER / Path(name).name for plate, name in names.items()}
+    return {plate: Illumination.load(path).gain for plate, path in paths.items() if path.is_file()}

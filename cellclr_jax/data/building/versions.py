@@ -1,4 +1,4 @@
-"""The folder of a dataset's versions: one build at a time, replaced at once, extended by plates."""
+"""The folder of a dataset's versions: locking, atomic replacement, reuse of finished cells."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ import numpy as np
 from cellclr_jax import files
 from cellclr_jax.data import dataset
 from cellclr_jax.data.building import pieces
-from cellclr_jax.data.building.pieces import ExtractedCells, sweep
+from cellclr_jax.data.building.pieces import ExtractedCells
 from cellclr_jax.errors import BadData
 
 _REPLACED = "replaced."
@@ -25,7 +25,7 @@ _FIELD_COLUMNS = {"plate", "field", "cells", "problem", "lost", "digest"}
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other builds out of a folder and removes what a killed one left there.
+    """Keeps other builds out of a folder, and cleans up after a killed build.
 
     A folder that cannot be written to needs no lock.
 
@@ -39,12 +39,12 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
         else:
-            _sweep(folder)
+            _clean_up(folder)
         yield
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what is half built; restores a dataset that was set aside and not replaced."""
+def _clean_up(folder: Path) -> None:
+    """Removes incomplete versions; restores a version that was moved aside but not replaced."""
     for old in folder.glob(f"{_REPLACED}*"):
         version = folder / old.name.removeprefix(_REPLACED)
         if version.exists():
@@ -57,83 +57,84 @@ def _sweep(folder: Path) -> None:
 
 @contextlib.contextmanager
 def pieces_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder for the pieces of a build, with those of an earlier build of these settings.
+    """Yields the folder for a build's pieces, with those of an earlier build of these settings.
 
-    It stays when the build fails; when it succeeds, the pieces of all settings are removed.
+    If the body raises, the pieces stay; otherwise the pieces of all settings are removed.
 
     Args:
       folder: of the dataset's versions, locked by the caller.
       settings: of the build.
     """
-    place = _place_of(folder, settings)
-    place.mkdir(parents=True, exist_ok=True)
-    sweep(place)
-    yield place
+    path = _pieces_path(folder, settings)
+    path.mkdir(parents=True, exist_ok=True)
+    pieces.remove_partial(path)
+    yield path
     remove_pieces(folder)
 
 
-def _place_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+def _pieces_path(folder: Path, settings: Mapping[str, Any]) -> Path:
     return folder / _PIECES / files.digest(json.dumps(settings, sort_keys=True))
 
 
 def remove_pieces(folder: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Removes the pieces of all builds, or of one; first their name: no half passes for the whole.
+    """Removes the pieces of all builds, or of one.
+
+    They are renamed first, so that a process killed here leaves no half-removed piece.
 
     Args:
       folder: of the dataset's versions.
       settings: of the build; None for all builds.
     """
-    place = folder / _PIECES if settings is None else _place_of(folder, settings)
-    if place.exists():
-        gone = place.with_name(f"{_PIECES}.gone")
+    path = folder / _PIECES if settings is None else _pieces_path(folder, settings)
+    if path.exists():
+        gone = path.with_name(f"{_PIECES}.gone")
         shutil.rmtree(gone, ignore_errors=True)
-        place.rename(gone)
+        path.rename(gone)
         shutil.rmtree(gone)
 
 
 @contextlib.contextmanager
 def new_version(folder: Path, version: str) -> Iterator[Path]:
-    """Yields a folder to build in; what lies there as `version` afterwards becomes the version.
+    """Yields a folder to build in, and then moves its content `version` into place.
 
-    An existing version stays until the new one is complete, and if the body raises.
+    An existing version stays until the new one is complete, also if the body raises.
 
     Args:
       folder: of the dataset's versions, locked by the caller.
       version: its name.
     """
-    place = folder / _NEW
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    new = folder / _NEW
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
-        yield place
-        swap_in(place / version, folder)
+        yield new
+        swap_in(new / version, folder)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def swap_in(new: Path, folder: Path) -> None:
-    """Moves a finished version into its folder; an existing one is removed last.
+    """Moves a finished version into the folder of versions, and then removes the replaced one.
 
     Args:
-      new: <anywhere on the same disk>/<version>.
+      new: <any folder on the same disk>/<version>.
       folder: of the dataset's versions, locked by the caller.
     """
     current, aside = folder / new.name, folder / f"{_REPLACED}{new.name}"
-    replaces = current.exists()
-    if replaces:
-        current.rename(aside)
+    if not current.exists():
+        new.rename(current)
+        return
+    current.rename(aside)
     try:
         new.rename(current)
     except OSError:
-        if replaces:
-            aside.rename(current)
+        aside.rename(current)
         raise
-    if replaces:
-        shutil.rmtree(aside)
+    shutil.rmtree(aside)
 
 
 def finished_cells(dataset_dir: Path) -> dict[str, list[ExtractedCells]]:
-    """The cells of a finished dataset by plate, in pieces, without touching it.
+    """The cells of a finished dataset by plate, divided as a build divides them into pieces.
 
     Raises:
       BadData: a part of it cannot be read, or it has no plates.
@@ -142,13 +143,12 @@ def finished_cells(dataset_dir: Path) -> dict[str, list[ExtractedCells]]:
     images = dataset.open_images(dataset_dir)
     if not (set(fields) >= _FIELD_COLUMNS and len(cells) == len(images) == fields["cells"].sum()):
         raise BadData(
-            f"{dataset_dir}: its shards and tables do not fit together; build it again with "
-            "--overwrite"
+            f"{dataset_dir}: its shards and tables do not agree; build it again with --overwrite"
         )
     found: dict[str, list[ExtractedCells]] = {}
     first = 0
     for plate, group in fields.groupby("plate", sort=False):
-        # As a build divides them, so that extending gives the same shards as building at once.
+        # Divided as in a build, so that extending a dataset gives the same shards as one build.
         for start in range(0, len(group), pieces.FIELDS_OF_A_PIECE):
             part = group.iloc[start : start + pieces.FIELDS_OF_A_PIECE]
             count = int(part["cells"].sum())
@@ -162,7 +162,7 @@ def finished_cells(dataset_dir: Path) -> dict[str, list[ExtractedCells]]:
 def _read(
     images: dataset.ImageSource, first: int, start: int, stop: int
 ) -> Mapping[str, np.ndarray]:
-    """Pixels of the cells [start, stop) of a plate whose first cell is in row `first`."""
+    """Pixels of cells [start, stop) of a piece; its first cell is in row `first`."""
     rows = np.arange(first + start, first + stop)
     masks = {"mask": images.masks(rows)} if images.has_masks else {}
     return {"image": images.read(rows), **masks}

@@ -16,19 +16,20 @@ from typing import Any, TypeVar
 
 from cellclr_jax.errors import BadData, BadUse
 
-# Items at work or waiting for their turn, for each worker: enough that none idles behind a slow
-# item, few enough that memory holds the results (the cells of a field are about 8 MB).
+# Submitted items per worker: enough to keep workers busy behind a slow item, few enough to hold
+# the results in memory (the cells of a field are about 8 MB).
 _AHEAD = 3
-# What the numerical libraries read as they are loaded. There is a process for each core already.
+# Environment variables that numerical libraries read when they are loaded. There is one process
+# per core, so each needs only one thread.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
-# What a worker may take: three channels of BBBC021 need a quarter of it, whole-camera images all.
+# Memory of a worker: three channels of BBBC021 need a quarter of it, full-camera images all of it.
 WORKER_BYTES = 1 << 30
 
 _MEMINFO = Path("/proc/meminfo")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+_PROCESS_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
-# Where nothing tells (not Linux).
+# Free memory to assume on systems other than Linux.
 _ASSUMED = 8 << 30
 
 Item = TypeVar("Item")
@@ -37,7 +38,7 @@ Result = TypeVar("Result")
 
 def usable_cores() -> int:
     """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux, where a container may hold fewer than the machine
+    if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer cores than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -48,26 +49,26 @@ def usable_workers() -> int:
 
 
 def available_bytes() -> int:
-    """Bytes that can be taken without swapping, within the limits of a container."""
+    """Bytes that can be allocated without swapping, within the limits of a container."""
     if not _MEMINFO.exists():
         return _ASSUMED
     lines = _numbers(_MEMINFO.read_text().replace(":", ""))
-    return max(0, min([lines["MemAvailable"] << 10, *_group_rooms()]))
+    return max(0, min([lines["MemAvailable"] << 10, *_group_limits()]))
 
 
-def _group_rooms() -> Iterator[int]:
-    """What each control group (version 2) of this process, and each around it, has left."""
-    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else ():
-        own = _GROUPS / line.split(":", 2)[2].lstrip("/")
-        for folder in (own, *own.parents):
+def _group_limits() -> Iterator[int]:
+    """Free bytes of each control group (version 2) of this process and of their parents."""
+    for line in _PROCESS_GROUPS.read_text().splitlines() if _PROCESS_GROUPS.exists() else ():
+        group = _GROUPS / line.split(":", 2)[2].lstrip("/")
+        for folder in (group, *group.parents):
             try:
-                left = int((folder / "memory.max").read_text())
-                left -= int((folder / "memory.current").read_text())
-                held = _numbers((folder / "memory.stat").read_text())
+                free = int((folder / "memory.max").read_text())
+                free -= int((folder / "memory.current").read_text())
+                used = _numbers((folder / "memory.stat").read_text())
             except (OSError, ValueError):  # no such group, or no limit
                 continue
-            # Pages of files count as taken, and are given back when they are needed.
-            yield left + sum(held.get(f"{kind}_file", 0) for kind in ("active", "inactive"))
+            # Cached pages of files count as used, but are released when memory is needed.
+            yield free + sum(used.get(f"{kind}_file", 0) for kind in ("active", "inactive"))
 
 
 def _numbers(text: str) -> dict[str, int]:
@@ -82,59 +83,51 @@ def map_in_order(
     """`map` in many processes, a few items ahead of the consumer of the results.
 
     Args:
-      work: a function that can be pickled, as are its items and results.
-      items: what to work on.
-      workers: processes; 1 works in this one. They end with this one, even when it is killed.
+      work: a function; it, its items and its results can be pickled.
+      items: arguments of `work`.
+      workers: processes; with 1, `work` runs in this process. Workers end when this process ends,
+        also when it is killed.
 
     Yields:
-      One result an item, in their order.
+      One result per item, in the order of the items.
 
     Raises:
       BadData: a worker process was killed.
-      Whatever `work` raises.
+      Any error that `work` raises.
     """
     workers = min(workers, len(items))
     if workers <= 1:
         yield from map(work, items)
         return
-    # A spawned process inherits no threads, locks or open files, whatever this one has started.
+    # Unlike a forked process, a spawned one inherits no threads, locks or open files.
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    waiting: deque[Future[Result]] = deque()
     try:
-        yield from _in_order(pool, work, items, _AHEAD * workers)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise BadData(
-            "a worker process was killed, most likely for want of memory: use fewer --workers"
+            "a worker process was killed, most likely because memory ran out: use fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    pool: ProcessPoolExecutor,
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
-    ahead: int,
-) -> Iterator[Result]:
-    """`map` with at most `ahead` items handed out whose result has not been taken."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _start_worker() -> None:
-    """Takes one thread, leaves Ctrl-C to the parent, and ends with it even when it is killed."""
+    """Limits a worker to one thread, ignores Ctrl-C, and ends the worker when its parent ends."""
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
+        """Waits for the end of the parent."""
         parent.join()
         os._exit(1)
 
@@ -147,7 +140,7 @@ def pipeline_options(flags: Sequence[str]) -> Any:
     Raises:
       BadUse: Apache Beam is not installed.
     """
-    # While it is loaded, Beam warns of every cloud service whose client is not installed.
+    # On import, Beam warns about every cloud service without an installed client.
     logging.disable(logging.WARNING)
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -163,17 +156,17 @@ def pipeline_options(flags: Sequence[str]) -> Any:
 def map_on_beam(
     work: Callable[[Item], Result], items: Sequence[Item], *, runner: str, options: Any
 ) -> Iterator[Result]:
-    """`map` on a cluster, whose machines see the same folders under the same paths.
+    """`map` on a cluster of machines that share folders under the same paths.
 
     Args:
-      work: a function that leaves its result in a file and finds it there the next time; it can be
-        pickled, as can its items.
-      items: what to work on.
+      work: a function that stores its result in a file and returns it from there when called again;
+        it and its items can be pickled.
+      items: arguments of `work`.
       runner: of Beam: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, …
       options: `pipeline_options`.
 
     Yields:
-      One result an item, in their order, when all of them are there.
+      One result per item, in the order of the items, after all are finished.
 
     Raises:
       BadUse: an unknown runner.
@@ -181,14 +174,14 @@ def map_on_beam(
     """
     import apache_beam as beam
 
-    # Its parser explains wrong options at length and ends the process; a failure is reported
-    # once, below, not by each of its workers.
+    # For a wrong option, its parser prints its usage and ends the process. A failure is reported
+    # once below instead of by each worker.
     logging.disable(logging.CRITICAL)
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
             pipeline = beam.Pipeline(runner=runner, options=options)
-            # Reshuffled: the items would otherwise stay with their source, on one machine.
+            # Without Reshuffle all items would stay on one machine.
             _ = pipeline | beam.Create(items) | beam.Reshuffle() | beam.Map(work)
             running = pipeline.run()
         running.wait_until_finish()
@@ -196,7 +189,7 @@ def map_on_beam(
         reason = output.getvalue().strip().rpartition("error: ")[2]
         raise BadUse(f"--beam_option: {reason}") from error
     except Exception as error:
-        # In front of what the runner says of its own steps.
+        # Removes the runner's description of its steps.
         reason = str(error).partition(" [while running")[0]
         if "runner" in reason and isinstance(error, ValueError | ImportError | AttributeError):
             raise BadUse(f"--beam_runner={runner}: {reason}") from error

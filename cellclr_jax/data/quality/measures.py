@@ -1,7 +1,6 @@
-"""Measures of a field's image by channel: brightness, saturation, sharpness.
+"""Measures of a field's raw image by channel: intensity, saturation, focus.
 
-They are taken of the image as the camera gave it, before any correction. Nothing here knows what
-is on the image: fields of any assay compare with their neighbours on the plate.
+They make no assumption about the content of the image and need no segmentation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,50 +9,49 @@ import numpy as np
 
 MEASURES = ("mean", "p50", "p99", "saturated", "focus")
 
-# A camera's ceiling shows as a pile of pixels at the image's largest value: at least so many, ...
-_FEWEST_PILED = 10
-# ... and this many times the usual number at each of the values just below it, ...
-_PILE = 5.0
-# ... of which so many are looked at. Without a ceiling the counts thin out towards the largest
-# value, which a handful of pixels have.
+# An image is saturated at its largest value if at least this many pixels have it, ...
+_FEWEST_SATURATED = 10
+# ... and this many times the mean count of the values just below it, ...
+_EXCESS = 5.0
+# ... of which this many are used. Without saturation, counts decrease towards the largest value.
 _VALUES_BELOW = 8
-# Sharpness is read in tiles of about this many pixels, several cells wide: the one bright fibre
-# that lies above the cells decides in its own tile only.
+# Side in pixels of the tiles of the focus score, several cells wide, so that a bright fibre changes
+# the score of its own tile only.
 _TILE = 128
-# Coarse detail is that of blocks of this many pixels, the size of a nucleus's features; fine detail
-# that of blocks of half the side (single pixels hold more noise than detail).
+# Side in pixels of the blocks of coarse detail, the scale of structures in a nucleus; fine detail
+# has blocks of half the side, as single pixels have more noise than detail.
 _BLOCK = 8
-# A tile has something to focus on when its coarse detail is this many standard errors above zero.
-_SURE = 6.0
-# The standard error of the median of n values is that of one, times this, by the root of n.
+# A tile has structure if its coarse detail is this many standard errors above zero.
+_STRUCTURE = 6.0
+# The standard error of the median of n values is that of one value times this, by the root of n.
 _MEDIAN_ERROR = 1.25
-# Fine detail counts when it is this many standard errors above zero, ...
-_FOUND = 3.0
-# ... and whether there is any can be told while so much of it, as energy relative to the coarse,
-# would be found: a sixth of what a sharp field has.
-_TELLABLE = 0.3
-# Images are gone through in portions of so many pixels: a folder of crops may hold any number.
+# Fine detail is significant if it is this many standard errors above zero, ...
+_SIGNIFICANT = 3.0
+# ... and its absence is reported only if this energy, relative to the coarse detail, would be
+# significant: a sixth of that of a sharp field.
+_DETECTABLE = 0.3
+# Pixels that are processed at once: a folder of crops may have any number of images.
 _PORTION = 1 << 21
 
 
 def columns_of(channels: Sequence[str]) -> list[str]:
-    """The names of all measures of the channels, `<measure>_<channel>`, in a table's order."""
+    """Column names `<measure>_<channel>` of all measures, in the order of the table."""
     return [f"{measure}_{channel}" for measure in MEASURES for channel in channels]
 
 
 def measure_images(images: np.ndarray, channels: Sequence[str]) -> dict[str, float]:
-    """Measures a field of view, or given crops as if they were one field.
+    """Measures a field of view, or crops as if they were one field.
 
     Args:
-      images: [K, H, W, C] uint8 or uint16, as the camera gave them; a field is one image.
+      images: [K, H, W, C] uint8 or uint16, raw; a field is one image.
       channels: C names.
 
     Returns:
       For each channel `mean_`, `p50_`, `p99_` (intensities), `saturated_` (share of the pixels at
-      the camera's ceiling, see `camera_ceiling`) and `focus_` (see `focus_score`).
+      the largest value of the camera, see `camera_ceiling`) and `focus_` (see `focus_score`).
 
     Raises:
-      ValueError: the images have another shape or type, or there is no pixel.
+      ValueError: wrong shape or type, or no pixels.
     """
     if images.ndim != 4 or images.shape[-1] != len(channels) or not images.size:
         raise ValueError(f"pixels of {len(channels)} channels expected, got shape {images.shape}")
@@ -68,10 +66,10 @@ def measure_images(images: np.ndarray, channels: Sequence[str]) -> dict[str, flo
 
 
 def camera_ceiling(image: np.ndarray) -> int:
-    """The value at which an image is saturated.
+    """Returns the value at which an image is saturated.
 
-    It is the type's largest value, or the image's own where pixels pile up on it: files of 16 bits
-    hold the 12 or 14 of a camera, shifted or not, and some cameras end elsewhere.
+    It is the largest value of the type, or of the image if unusually many pixels have it: 16-bit
+    files contain 12 or 14 bits of a camera, shifted or not, and some cameras have other limits.
 
     Args:
       image: any shape, uint8 or uint16, at least one pixel.
@@ -80,47 +78,47 @@ def camera_ceiling(image: np.ndarray) -> int:
 
 
 def focus_score(images: np.ndarray) -> float:
-    """Fine detail in relation to coarse detail: falls with blur, steeply.
+    """Computes the ratio of fine to coarse detail, which falls steeply with blur.
 
-    The four pixels of each 2x2 block make two images of half the resolution, one of each diagonal:
-    the same scene with noise of their own. With a and b their means over blocks of 4 pixels a
-    side, A and B over blocks of 8, and L the Laplacian, the score is
+    The diagonals of each 2x2 block of pixels make two images of half the resolution, of the same
+    scene with independent noise. With a and b their means over blocks of 4 pixels a side, A and B
+    over blocks of 8, and L the Laplacian, the score is
 
         sqrt(mean(LLa * LLb) / mean(LA * LB)).
 
-    Noise is independent between pixels and has an expectation of zero in both products, so that a
-    blurred image does not pass for sharp because it is noisy, as it does by the variance of the
-    Laplacian or the slope of the power spectrum. Gain and offset cancel, L takes away light that
-    changes across the field, and the number of cells multiplies both means.
+    Noise is independent between pixels and has an expectation of zero in both products. By the
+    variance of the Laplacian or the slope of the power spectrum, a blurred image would seem sharp
+    because of its noise. Gain and offset cancel, L removes uneven illumination, and the number of
+    cells multiplies both means.
 
     Args:
-      images: [K, H, W] uint8 or uint16, fields or crops. The ratio is taken in tiles of them, and
-        its weighted median is the image's: bright dust decides in its tile alone.
+      images: [K, H, W] uint8 or uint16, fields or crops. The score is the weighted median of the
+        ratio over tiles, so that bright dust has an effect on its own tile only.
 
     Returns:
-      About 1 to 4 for a sharp image, 0 where all fine detail is noise. NaN where that cannot be
-      told (no structure, or much noise) or the images have less than 24 pixels a side.
+      About 1 to 4 for a sharp image, 0 if all fine detail is noise. NaN if it cannot be measured
+      (no structure, or much noise) or the images have less than 24 pixels a side.
     """
     if min(images.shape[1:]) < 3 * _BLOCK:
         return np.nan
     energies = [_energies(_tiles(portion)) for portion in _portions(images)]
     fine, fine_error, coarse, coarse_error = np.concatenate(energies, axis=1)
-    sure = coarse > _SURE * coarse_error
-    if not sure.any():
+    structured = coarse > _STRUCTURE * coarse_error
+    if not structured.any():
         return np.nan
-    # By amplitude, up to the usual one: where there is little to see, there is little to focus on.
-    weights = np.sqrt(np.minimum(coarse[sure], np.median(coarse[sure])))
-    detail = _weighted_median(fine[sure] / coarse[sure], weights)
-    error = _weighted_median(fine_error[sure] / coarse[sure], weights)
+    # By amplitude, limited to the median: tiles with little structure have a small weight.
+    weights = np.sqrt(np.minimum(coarse[structured], np.median(coarse[structured])))
+    detail = _weighted_median(fine[structured] / coarse[structured], weights)
+    error = _weighted_median(fine_error[structured] / coarse[structured], weights)
     error *= _MEDIAN_ERROR / np.sqrt(len(weights))
-    if _FOUND * error > max(detail, _TELLABLE):
+    if _SIGNIFICANT * error > max(detail, _DETECTABLE):
         return np.nan
-    return float(np.sqrt(detail)) if detail > _FOUND * error else 0.0
+    return float(np.sqrt(detail)) if detail > _SIGNIFICANT * error else 0.0
 
 
 def _measure(images: np.ndarray) -> dict[str, float]:
-    """All measures of one channel, [K, H, W]."""
-    # One histogram answers everything but sharpness, exactly, in two milliseconds.
+    """Computes all measures of one channel, [K, H, W]."""
+    # Exact and fast: a histogram takes two milliseconds.
     counts = _histogram(images)
     below = np.cumsum(counts)
     return {
@@ -133,14 +131,14 @@ def _measure(images: np.ndarray) -> dict[str, float]:
 
 
 def _portions(images: np.ndarray) -> Iterator[np.ndarray]:
-    """[K, ...] cut along K; at least one image each."""
+    """Splits [K, ...] along K into parts of at least one image."""
     number = max(1, _PORTION // images[0].size)
     for start in range(0, len(images), number):
         yield images[start : start + number]
 
 
 def _histogram(images: np.ndarray) -> np.ndarray:
-    """The number of pixels at each value that the type can hold."""
+    """Counts the pixels at each value of the type."""
     values = int(np.iinfo(images.dtype).max) + 1
     counts = np.zeros(values, np.int64)
     for portion in _portions(images):
@@ -149,23 +147,23 @@ def _histogram(images: np.ndarray) -> np.ndarray:
 
 
 def _percentile(below: np.ndarray, percent: float) -> float:
-    """A percentile by linear interpolation; `below[v]` is the number of pixels up to value v."""
+    """Percentile with linear interpolation; `below[v]` counts the pixels up to value v."""
     rank = percent / 100 * (below[-1] - 1)
     lower, upper = np.searchsorted(below, [int(rank), int(np.ceil(rank))], side="right")
     return float(lower + (rank - int(rank)) * (upper - lower))
 
 
 def _saturated(counts: np.ndarray) -> float:
-    """The share of pixels at the ceiling; `counts[v]` is the number of pixels of value v."""
+    """Share of saturated pixels; `counts[v]` counts the pixels of value v."""
     return float(counts[_ceiling(counts)] / counts.sum())
 
 
 def _ceiling(counts: np.ndarray) -> int:
-    """The value of the pile of pixels at the top; the type's largest where there is none."""
+    """See `camera_ceiling`."""
     (occupied,) = np.nonzero(counts)
     top, rest = int(occupied[-1]), occupied[:-1][-_VALUES_BELOW:]
     usual = float(counts[rest].mean()) if len(rest) else np.inf
-    return top if counts[top] >= max(_FEWEST_PILED, _PILE * usual) else len(counts) - 1
+    return top if counts[top] >= max(_FEWEST_SATURATED, _EXCESS * usual) else len(counts) - 1
 
 
 def _energies(tiles: np.ndarray) -> np.ndarray:
@@ -177,7 +175,7 @@ def _energies(tiles: np.ndarray) -> np.ndarray:
 
 
 def _tiles(images: np.ndarray) -> np.ndarray:
-    """[K, H, W] cut into [T, h, w]; h, w are multiples of 8, what is left over is lost."""
+    """Splits [K, H, W] into tiles [T, h, w]; h, w are multiples of 8, remainders are dropped."""
     rows, columns = (max(1, side // _TILE) for side in images.shape[1:])
     height = images.shape[1] // rows // _BLOCK * _BLOCK
     width = images.shape[2] // columns // _BLOCK * _BLOCK
@@ -186,7 +184,7 @@ def _tiles(images: np.ndarray) -> np.ndarray:
 
 
 def _diagonals(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sums over each diagonal of all 2x2 blocks, [T, h / 2, w / 2] float32."""
+    """Sums over each diagonal of all 2x2 blocks, [T, h / 2, w / 2] float32."""
     first = tiles[:, ::2, ::2].astype(np.float32) + tiles[:, 1::2, 1::2]
     second = tiles[:, ::2, 1::2].astype(np.float32) + tiles[:, 1::2, ::2]
     return first, second
@@ -199,7 +197,7 @@ def _halve(images: np.ndarray) -> np.ndarray:
 
 
 def _laplacian(images: np.ndarray) -> np.ndarray:
-    """The five-point Laplacian of each image where all five points lie within it."""
+    """Five-point Laplacian of each image, without its border."""
     result = images[:, :-2, 1:-1] + images[:, 2:, 1:-1]
     result += images[:, 1:-1, :-2]
     result += images[:, 1:-1, 2:]
@@ -208,14 +206,14 @@ def _laplacian(images: np.ndarray) -> np.ndarray:
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Half of the weight lies up to it."""
+    """Smallest value that reaches half of the total weight."""
     order = np.argsort(values)
     reached = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
 
 
 def _common_energy(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean product of each two images, and its standard error from their differences.
+    """Mean product of each two images, and its standard error from their differences.
 
     Of noise alone, the mean of n products of independent values of variance v is off zero by
     v / sqrt(n); their difference has twice that variance.

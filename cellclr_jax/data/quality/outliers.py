@@ -1,4 +1,4 @@
-"""Fields that are unlike the others of their plate, with the reason in words."""
+"""Detects outlier fields and plates by robust z-scores, with a reason for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,37 +9,37 @@ import pandas as pd
 from cellclr_jax.data.quality.measures import columns_of
 
 BOUND = 5.0
-"""Robust standard deviations from its plate's median beyond which a field stands out."""
+"""Robust standard deviations from the median of its plate beyond which a field is an outlier."""
 
 FEWEST_FIELDS = 8
-"""A plate of fewer fields has no usual field: it is compared with all fields of the dataset."""
+"""Plates with fewer fields are compared with all fields of the dataset."""
 
 # The median absolute deviation times this is the standard deviation of a normal distribution.
 _MAD_TO_DEVIATION = 1.4826
-# Deviations are no smaller than these, however alike the fields of a plate are. Intensities, focus
-# and counts are compared by their logarithm (stains, lamps and cell numbers differ by factors):
-# with a tenth, a field within a factor of 1.6 of the usual never stands out.
+# Least standard deviation, for plates of very similar fields. Intensities, focus and counts are
+# compared by logarithm, as stains, lamps and cell numbers differ by factors: with 0.1, a field is
+# never an outlier within a factor of 1.6 of the median.
 _LEAST_LOG = 0.1
-# Saturation is compared as a share of the pixels: half a percent more than usual stands out.
+# Saturation is compared as a share of the pixels: an excess of 0.5 % is an outlier.
 _LEAST_SHARE = 0.001
-# Smaller values are taken for these: one count of intensity; a blur beyond which none is told.
+# Smaller values are set to these: one gray level; a focus score at which all detail is lost.
 _LEAST_INTENSITY, _LEAST_FOCUS = 1.0, 0.1
-# A field in which there is nothing to focus on stands out where so many of its plate have a score.
+# A field without a focus score is an outlier if this share of its plate has one.
 _USUALLY_IN_FOCUS = 0.9
 _INTENSITIES = {"mean": "mean", "p50": "median pixel", "p99": "99th percentile"}
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Fields that are judged, and those that say what is usual."""
+    """Fields to judge, the fields to compare with, and their name in a reason."""
 
     rows: np.ndarray
     fields: pd.DataFrame
-    among: pd.DataFrame
-    whose: str
+    reference: pd.DataFrame
+    name: str
 
 
-# Row within the group, |z|, words, and the channel that they end with ('' for none).
+# Row within the group, |z|, text, and its channel ('' for none).
 _Reason = tuple[int, float, str, str]
 
 
@@ -48,17 +48,17 @@ def find_outliers(
 ) -> pd.DataFrame:
     """Finds fields whose measures are far from those of their plate.
 
-    A treatment may do that as well as a fault: the reason says what was measured, not why.
+    The cause may be an artefact or a treatment; the reason names only the measure.
 
     Args:
-      fields: the table of fields: `cells`, `problem`, measures, and `plate` where it is known.
-        Those with a problem are passed over; a measure that is absent or NaN is not judged.
-      channels: whose measures are looked at.
+      fields: the table of fields: `cells`, `problem`, measures, and `plate` if known. Fields with a
+        problem are ignored, and so are measures that are missing or NaN.
+      channels: names.
       bound: of the robust z-score, (value - median) / (1.4826 median absolute deviation).
 
     Returns:
-      The rows that stand out, the worst first, with two more columns: `reason` in words and
-      `score`, the largest |z| (infinite for a field without cells).
+      The outliers, the worst first, with two more columns: `reason` (text) and `score`, the largest
+      |z| (infinite for a field without cells).
     """
     usable = fields[fields["problem"] == ""]
     found: dict[int, list[_Reason]] = {}
@@ -66,9 +66,11 @@ def find_outliers(
         for reason in _judge(group, channels, bound):
             found.setdefault(int(group.rows[reason[0]]), []).append(reason)
     outliers = usable.iloc[list(found)].copy()
-    # Arrays of their types: what nothing stands out of is a table of the same columns.
-    outliers["reason"] = np.array([_join(said) for said in found.values()], str)
-    outliers["score"] = np.array([max(one[1] for one in said) for said in found.values()], float)
+    # Arrays with a type, so that an empty table has the same types.
+    outliers["reason"] = np.array([_join(reasons) for reasons in found.values()], str)
+    outliers["score"] = np.array(
+        [max(one[1] for one in reasons) for reasons in found.values()], float
+    )
     return outliers.sort_values("score", ascending=False, kind="stable")
 
 
@@ -81,7 +83,7 @@ def find_outlying_plates(
       fields, channels, bound: see `find_outliers`.
 
     Returns:
-      As `find_outliers`, one row a plate: `plate`, medians, `reason`, `score`.
+      One row a plate: `plate`, medians, `reason`, `score`; see `find_outliers`.
     """
     usable = fields[fields["problem"] == ""]
     measures = [name for name in ("cells", *columns_of(channels)) if name in usable]
@@ -93,7 +95,7 @@ def find_outlying_plates(
 
 
 def _groups(fields: pd.DataFrame) -> Iterator[_Group]:
-    """The plates; those of few fields are compared with all fields."""
+    """Yields the plates; those of few fields are compared with all fields."""
     everyone = np.arange(len(fields))
     if "plate" not in fields:
         yield _Group(everyone, fields, fields, "the")
@@ -109,11 +111,11 @@ def _groups(fields: pd.DataFrame) -> Iterator[_Group]:
 
 
 def _judge(group: _Group, channels: Sequence[str], bound: float) -> Iterator[_Reason]:
-    """What is unusual about the fields of a group."""
+    """Yields the reasons why fields of a group are outliers."""
     if not len(group.fields):
         return
-    if len(group.among) < FEWEST_FIELDS:
-        bound = np.inf  # too few to tell what is usual; a field without cells is none anywhere
+    if len(group.reference) < FEWEST_FIELDS:
+        bound = np.inf  # too few for statistics: only fields without cells are outliers
     yield from _count_reasons(group, bound)
     for channel in channels:
         yield from _focus_reasons(group, channel, bound)
@@ -123,16 +125,16 @@ def _judge(group: _Group, channels: Sequence[str], bound: float) -> Iterator[_Re
 
 def _count_reasons(group: _Group, bound: float) -> Iterator[_Reason]:
     cells = group.fields["cells"].to_numpy(float)
-    among = group.among["cells"].to_numpy(float)
+    among = group.reference["cells"].to_numpy(float)
     usual = float(np.median(among))
-    # Cells lie by chance: about as many more or fewer as the root of their number.
+    # Counts have at least Poisson noise: the relative error is one by the root of the count.
     least = max(_LEAST_LOG, 1 / np.sqrt(max(usual, 1.0)))
     z = _z_scores(np.log1p(cells), np.log1p(among), least)
     for row in np.flatnonzero(cells == 0):
         yield int(row), np.inf, "no cells", ""
     for row in np.flatnonzero((np.abs(z) > bound) & (cells > 0)):
-        words = f"cell count {cells[row]:.0f}, {group.whose} median {usual:.0f}"
-        yield int(row), abs(z[row]), words, ""
+        text = f"cell count {cells[row]:.0f}, {group.name} median {usual:.0f}"
+        yield int(row), abs(z[row]), text, ""
 
 
 def _focus_reasons(group: _Group, channel: str, bound: float) -> Iterator[_Reason]:
@@ -153,36 +155,36 @@ def _saturation_reasons(group: _Group, channel: str, bound: float) -> Iterator[_
 
 
 def _intensity_reasons(group: _Group, channel: str, bound: float) -> Iterator[_Reason]:
-    """One reason a field: that of the intensity which is furthest from the usual."""
+    """Yields one reason a field: the intensity that deviates most."""
     worst = np.zeros(len(group.fields))
     reasons = [""] * len(worst)
-    for measure, words in _INTENSITIES.items():
+    for measure, title in _INTENSITIES.items():
         values, among = _values(group, f"{measure}_{channel}")
         z = _z_scores(_log(values, _LEAST_INTENSITY), _log(among, _LEAST_INTENSITY), _LEAST_LOG)
         for row in np.flatnonzero(np.abs(z) > np.maximum(bound, worst)):
             worst[row] = abs(z[row])
             level = "bright" if z[row] > 0 else "dark"
-            usual = f"{group.whose} median {np.nanmedian(among):,.0f}"
-            reasons[row] = f"{channel} {level}: {words} {values[row]:,.0f}, {usual}"
+            usual = f"{group.name} median {np.nanmedian(among):,.0f}"
+            reasons[row] = f"{channel} {level}: {title} {values[row]:,.0f}, {usual}"
     for row in np.flatnonzero(worst):
         yield int(row), worst[row], reasons[row], ""
 
 
 def _join(reasons: Sequence[_Reason]) -> str:
-    """The reasons in a line; what holds for several channels is said once."""
+    """Joins reasons; the same reason of several channels is written once."""
     channels: dict[str, list[str]] = {}
-    for _, _, words, channel in reasons:
-        channels.setdefault(words, []).extend(filter(None, [channel]))
+    for _, _, text, channel in reasons:
+        channels.setdefault(text, []).extend(filter(None, [channel]))
     return "; ".join(
-        f"{words} in {', '.join(named)}" if named else words for words, named in channels.items()
+        f"{text} in {', '.join(names)}" if names else text for text, names in channels.items()
     )
 
 
 def _values(group: _Group, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A measure of the fields that are judged and of the others; NaN where there is none."""
+    """A measure of the fields to judge and to compare with; NaN if missing."""
     fields, among = (
         table[name].to_numpy(float) if name in table else np.full(len(table), np.nan)
-        for table in (group.fields, group.among)
+        for table in (group.fields, group.reference)
     )
     return fields, among
 
@@ -192,7 +194,7 @@ def _log(values: np.ndarray, least: float) -> np.ndarray:
 
 
 def _z_scores(values: np.ndarray, among: np.ndarray, least: float) -> np.ndarray:
-    """Robust z-scores; NaN for NaN, and for all where none is usual."""
+    """Robust z-scores; NaN for NaN, and for all if `among` has no finite value."""
     known = among[np.isfinite(among)]
     if not len(known):
         return np.full(len(values), np.nan)

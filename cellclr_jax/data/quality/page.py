@@ -1,4 +1,4 @@
-"""qc.html: the quality page of a dataset."""
+"""Writes qc.html, the quality page of a dataset."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,10 @@ from cellclr_jax.data.quality.plate_maps import (
     place_fields,
     well_squares,
 )
+from cellclr_jax.data.sources import SOURCES
 from cellclr_jax.errors import BadData
 from cellclr_jax.files import write_text
-from cellclr_jax.pages import COLOURS, PALE_INK, SCALE, base_layout, label, render, script_json
+from cellclr_jax.pages import COLOURS, SCALE, base_layout, label, render
 from cellclr_jax.pages.crop_strips import ReadImages, channel_style, composite, data_uri, shown_side
 
 PAGE = "qc.html"
@@ -33,14 +34,14 @@ PAGE = "qc.html"
 def write_quality_page(
     dataset_dir: str | Path, illumination: Mapping[str, np.ndarray] | None = None
 ) -> Path:
-    """Writes the quality page of a dataset into its folder, in the place of an older one.
+    """Writes the quality page of a dataset into its folder; replaces an older one.
 
-    The same dataset gives the same page: one file, which loads nothing from anywhere.
+    The page is one self-contained file and reproducible.
 
     Args:
       dataset_dir: see `dataset.find_dataset`.
-      illumination: [h, w, C] by plate, the light that was taken out of its images, relative to
-        its mean; None or empty: the page does not speak of it.
+      illumination: [h, w, C] float by plate, the illumination that was divided out of its images,
+        relative to its mean; None or empty: the page has no such section.
 
     Returns:
       The page, <dataset_dir>/qc.html.
@@ -52,9 +53,10 @@ def write_quality_page(
     manifest = read_manifest(folder)
     try:
         image = manifest["image"]
-        # Numbers for channels without names.
+        # Numbers if the channels have no names.
         channels = tuple(map(str, image["channels"] or range(1, image["shape"][2] + 1)))
         skipped = [(str(one["field"]), str(one["reason"])) for one in manifest["skipped"]]
+        source = SOURCES.get(manifest["settings"]["source"])
     except (LookupError, TypeError) as error:
         raise BadData(
             f"{folder}: its manifest does not describe channels and skipped fields ({error!r})"
@@ -68,6 +70,7 @@ def write_quality_page(
             skipped=skipped,
             read=open_images(folder).read,
             illumination=illumination or {},
+            whole_fields=source is None or source.whole_fields,
         )
     )
     write_text(folder / PAGE, page)
@@ -75,10 +78,10 @@ def write_quality_page(
 
 
 def _typed(table: pd.DataFrame, channels: tuple[str, ...], folder: Path) -> pd.DataFrame:
-    """The columns that the page reads, each of its type and in their known order.
+    """Selects the columns that the page needs, in a fixed order, and converts their types.
 
     Raises:
-      BadData: a column holds something else.
+      BadData: a column cannot be converted.
     """
     kinds: dict[str, type] = {"field": str, "cells": int, "problem": str, **COLUMNS}
     kinds |= dict.fromkeys(columns_of(channels), float)
@@ -95,39 +98,39 @@ def _typed(table: pd.DataFrame, channels: tuple[str, ...], folder: Path) -> pd.D
     return typed
 
 
-UNKNOWN = "not known for these images"
-"""What is said of a measure that no field has."""
-_INTENSITIES = {"mean": "mean intensity", "p50": "median intensity", "p99": "99th percentile"}
-_SHARPNESS = {"focus": "focus", "saturated": "saturated"}
+UNKNOWN = "not measured"
+"""Marks a measure without any value."""
+_INTENSITIES = {
+    "mean": "mean intensity (gray levels)",
+    "p50": "median intensity (gray levels)",
+    "p99": "99th percentile of intensity (gray levels)",
+}
+_SHARPNESS = {"focus": "focus score", "saturated": "saturated pixels (%)"}
+_FOCUS = (
+    "The focus score is the ratio of fine to coarse detail: it falls with blur, and if a treatment "
+    "removes fine structures. Saturated pixels have the largest value of the camera."
+)
 _PLATES = (
-    "A square is a well. Look for rows, columns and corners that differ from the middle, and for "
-    "plates that differ from the others: a network learns such patterns as readily as biology."
+    "Each square is a well. Rows, columns, corners or plates that differ from the others are "
+    "technical effects that a network learns as easily as biology."
 )
-_FIELDS = (
-    "A square is a field within its well. Focus compares fine with coarse detail; it falls with "
-    "blur, and also where a treatment dissolves what is fine. Saturated is the share of pixels at "
-    "the camera's ceiling, in per cent."
-)
-_WORST = _FIELDS.replace("a field within its well", "a well with the worst of its fields")
-_HISTOGRAMS = (
-    "How the fields differ: tails and separate humps are worth a look. Focus compares fine with "
-    "coarse detail and falls with blur; saturated is the share of pixels at the camera's ceiling, "
-    "in per cent."
-)
+_HISTOGRAMS = f"Distribution of each measure over the fields of view. {_FOCUS}"
+_CLASSES = "The dataset consists of images of single cells, not of fields of view."
 
 
 @dataclass(frozen=True)
 class Content:
-    """What the page is about.
+    """What the page shows.
 
     Attributes:
       name: of the dataset.
       channels: names.
       fields: the table of fields.
       cells: the table of cells.
-      skipped: (field, reason).
-      read: images [k, S, S, C] of rows of `cells`.
+      skipped: (field, reason) of each field that was excluded.
+      read: reads images [k, S, S, C] of rows of `cells`.
       illumination: [h, w, C] by plate, relative to its mean.
+      whole_fields: whether a row of `fields` is a field of view, not a group of single-cell images.
     """
 
     name: str
@@ -137,26 +140,20 @@ class Content:
     skipped: Sequence[tuple[str, str]]
     read: ReadImages
     illumination: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A drawing with its heading; `choices` are the measures that it can show."""
-
-    anchor: str
-    title: str
-    text: str
-    drawn: dict[str, Any]
-    choices: Sequence[str] = ()
-    marked: bool = False
+    whole_fields: bool = True
 
 
 def render_page(content: Content) -> str:
-    """Renders the quality page as one HTML file that loads nothing from anywhere."""
+    """Renders the page as one self-contained HTML file, which requests nothing."""
     outliers = find_outliers(content.fields, content.channels)
     plates = find_outlying_plates(content.fields, content.channels)
     counts = summary.Counts(
-        len(content.fields), len(content.cells), len(plates), len(outliers), len(content.skipped)
+        len(content.fields),
+        len(content.cells),
+        len(plates),
+        len(outliers),
+        len(content.skipped),
+        "field" if content.whole_fields else "image group",
     )
     heading, advice = summary.verdict(counts)
     montage = summary.make_montage(content.cells, content.read)
@@ -168,11 +165,9 @@ def render_page(content: Content) -> str:
         heading=heading,
         advice=advice,
         numbers=summary.numbers(counts, content.cells),
-        figures=[
-            {**vars(one), "json": script_json(one.drawn)} for one in _figures(content, outliers)
-        ],
+        figures=_figures(content, outliers),
         light=draw_light(content.illumination) if content.illumination else None,
-        tables=summary.tables(plates, outliers, content.skipped),
+        tables=summary.tables(plates, outliers, content.skipped, counts.unit),
         channels=content.channels,
         montage=montage,
         side=side,
@@ -182,40 +177,59 @@ def render_page(content: Content) -> str:
     )
 
 
-def _figures(content: Content, outliers: pd.DataFrame) -> list[_Figure]:
-    """The plates, or histograms where the fields lie on none."""
+def _figures(content: Content, outliers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Plate maps; without wells, histograms of fields of view or the cells per class."""
     placed = place_fields(content.fields)
+    if placed is None and not content.whole_fields:
+        drawn = draw_classes(content.cells)
+        return [_figure("classes", "Cells per class", _CLASSES, drawn)] if drawn else []
     if placed is None:
         usable = _in_percent(content.fields[content.fields["problem"] == ""])
-        return [_Figure("fields", "Fields", _HISTOGRAMS, draw_histograms(usable, content.channels))]
+        titles = {"cells": "cells per field"}
+        titles |= _choices(_INTENSITIES | _SHARPNESS, content.channels, usable)
+        drawn = draw_histograms(usable, titles)
+        return [_figure("fields", "Distributions of fields", _HISTOGRAMS, drawn, titles)]
     grid, fields = placed
     wells, fields = well_squares(grid, fields, content.channels)
     squares = _in_percent(field_squares(grid, fields, outliers))
-    levels = {"cells": "cells", **_choices(_INTENSITIES, content.channels, wells)}
-    sharp = _choices(_SHARPNESS, content.channels, squares)
+    titles = {"cells": "cells per well", **_choices(_INTENSITIES, content.channels, wells)}
     text = f"{_PLATES}{_left_out(grid, content.fields)}"
-    figures = [_Figure("plates", "Plates", text, draw_map(grid, wells, levels), [*levels.values()])]
-    if sharp:
-        text = _FIELDS if len(squares) == len(fields) else _WORST
-        drawn, choices = draw_map(grid, squares, sharp), [*sharp.values()]
-        figures.append(_Figure("focus", "Focus and saturation", text, drawn, choices, marked=True))
+    figures = [_figure("plates", "Plate maps", text, draw_map(grid, wells, titles), titles)]
+    if sharp := _choices(_SHARPNESS, content.channels, squares):
+        worst = len(squares) < len(fields)
+        unit = "a well, with its worst field" if worst else "a field within its well"
+        drawn = draw_map(grid, squares, sharp)
+        text = f"Each square is {unit}. {_FOCUS}"
+        figures.append(_figure("focus", "Focus and saturation", text, drawn, sharp) | {"marked": 1})
     return figures
+
+
+def _figure(
+    anchor: str,
+    title: str,
+    text: str,
+    drawn: dict[str, Any],
+    titles: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A section with a drawing; `titles` are the options of its selection."""
+    choices = list((titles or {}).values())
+    return {"anchor": anchor, "title": title, "text": text, "drawn": drawn, "choices": choices}
 
 
 def _choices(
     measures: Mapping[str, str], channels: Sequence[str], table: pd.DataFrame
 ) -> dict[str, str]:
-    """Titles of the measures that a table has, by column; they tell where no value is known."""
-    names = {f"{m}_{c}": f"{title}, {c}" for m, title in measures.items() for c in channels}
+    """Titles of the measures of a table by column; marks those without any value."""
+    names = {f"{m}_{c}": f"{c}: {title}" for m, title in measures.items() for c in channels}
     return {
-        name: title if table[name].notna().any() else f"{title} ({UNKNOWN})"
+        name: title if table[name].notna().any() else f"{title}, {UNKNOWN}"
         for name, title in names.items()
         if name in table
     }
 
 
 def _left_out(grid: PlateGrid, fields: pd.DataFrame) -> str:
-    """Says that plates are not drawn."""
+    """A sentence on plates that are not drawn, or ''."""
     plates = fields["plate"].nunique() if "plate" in fields else 1
     shown = len(grid.plates)
     if shown == plates:
@@ -225,18 +239,18 @@ def _left_out(grid: PlateGrid, fields: pd.DataFrame) -> str:
 
 
 def _in_percent(fields: pd.DataFrame) -> pd.DataFrame:
-    """The table with saturation as people read it."""
+    """Converts the shares of saturated pixels to percent."""
     shares = [name for name in fields if str(name).startswith("saturated_")]
     return fields.assign(**{str(name): 100 * fields[name] for name in shares})
 
 
-# The scale spans these percentiles of all plates.
+# The colour scale spans these percentiles of all plates.
 _LIGHT_SPAN = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class Light:
-    """Pictures [h, C * w] by plate as PNG data URIs, and the light at the ends of the colours."""
+    """Images [h, C * w] by plate as PNG data URIs, and the values at the ends of the scale."""
 
     pictures: dict[str, str]
     low: float
@@ -244,10 +258,10 @@ class Light:
 
 
 def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
-    """Draws illumination functions, all in the same colours, a pixel for each of their blocks.
+    """Draws illumination functions with a shared colour scale.
 
     Args:
-      illumination: [h, w, C] by plate, the light relative to its mean; at least one.
+      illumination: [h, w, C] float by plate, relative to its mean; at least one.
     """
     from matplotlib.image import imsave
 
@@ -255,7 +269,7 @@ def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
     low, high = map(float, np.percentile(values, _LIGHT_SPAN))
     pictures = {}
     for plate, gain in illumination.items():
-        # A transparent column after each channel but the last.
+        # A transparent column separates the channels.
         planes = [
             np.pad(plane.astype(float), ((0, 0), (0, 1)), constant_values=np.nan)
             for plane in np.moveaxis(gain, -1, 0)
@@ -266,77 +280,71 @@ def draw_light(illumination: Mapping[str, np.ndarray]) -> Light:
     return Light(pictures, low, high)
 
 
-_MEASURES = {"mean": "mean intensity", "focus": "focus", "saturated": "saturated"}
 _BINS = 40
-_LONGEST = 60
-# Pixels: of a row of histograms, around all of them, and of the titles' letters.
-_ROW, _MARGIN, _TITLE_LETTERS = 180, 40, 12
+# Pixels of a chart of bars: its height; of a row of classes, and of their axis.
+_HEIGHT, _ROW, _AXIS = 340, 24, 90
+_MOST_CLASSES = 60
 
 
-def draw_histograms(fields: pd.DataFrame, channels: Sequence[str]) -> dict[str, Any]:
-    """Draws the cells of a field, and below a row a measure and a column a channel.
+def draw_histograms(fields: pd.DataFrame, titles: Mapping[str, str]) -> dict[str, Any]:
+    """Draws a histogram of each measure, of which the page shows one at a time.
 
     Args:
       fields: the usable rows of the table of fields.
-      channels: names, at least one.
+      titles: of the measures by column; the first is the title of the axis at the start.
 
     Returns:
-      A Plotly figure.
+      A Plotly figure with a trace of bars per measure; one without values is empty.
     """
-    from plotly.subplots import make_subplots
-
-    rows = [
-        [(f"{title}, {channel}", _values(fields, f"{measure}_{channel}")) for channel in channels]
-        for measure, title in _MEASURES.items()
-    ]
-    blank: list[tuple[str, np.ndarray]] = [("", np.empty(0))] * (len(channels) - 1)
-    rows.insert(0, [("cells of a field", _values(fields, "cells")), *blank])
-    figure = make_subplots(
-        rows=len(rows),
-        cols=len(channels),
-        specs=[[{} if title else None for title, _ in row] for row in rows],
-        subplot_titles=[label(title, _LONGEST) for row in rows for title, _ in row if title],
-        vertical_spacing=0.4 / len(rows),
-        horizontal_spacing=0.15 / len(channels),
+    traces = []
+    for name in titles:
+        values = fields[name].to_numpy(float)
+        values = values[np.isfinite(values)]
+        counts, edges = np.histogram(values, _BINS) if len(values) else (np.empty(0), np.empty(1))
+        hover = [plural(int(count), "field") for count in counts]
+        traces.append(_bars((edges[:-1] + edges[1:]) / 2, counts, hover))
+    layout = base_layout(
+        _HEIGHT,
+        bargap=0.04,
+        margin={"l": 60, "r": 10, "t": 20, "b": 60},
+        xaxis={"showgrid": False, "title": {"text": next(iter(titles.values()))}},
+        yaxis={"title": {"text": "fields"}},
     )
-    unknown = []
-    for y, row in enumerate(rows, start=1):
-        for x, (title, values) in enumerate(row, start=1):
-            if title and len(values):
-                figure.add_trace(_bars(values), row=y, col=x)
-            elif title:
-                place = {"row": y, "col": x, "xref": "x domain", "yref": "y domain"}
-                figure.add_annotation(text=UNKNOWN, x=0.5, y=0.5, showarrow=False, **place)
-                unknown.append((y, x))
-    figure.update_layout(
-        base_layout(_ROW * len(rows) + _MARGIN, bargap=0.04, template="none"),
-        margin={"l": _MARGIN, "r": 0, "t": _MARGIN, "b": _MARGIN},
+    return {"data": traces, "layout": layout}
+
+
+def draw_classes(cells: pd.DataFrame) -> dict[str, Any] | None:
+    """Draws the number of cells of each label, MoA or compound, the largest first.
+
+    Args:
+      cells: the table of cells.
+
+    Returns:
+      A Plotly figure; None if cells have none of these.
+    """
+    column = next((name for name in ("label", "moa", "compound") if name in cells), None)
+    if column is None:
+        return None
+    counts = cells[column].replace("", f"no {column}").value_counts().head(_MOST_CLASSES)
+    names = [label(name) for name in counts.index]
+    hover = [plural(count, "cell") for count in counts.tolist()]
+    bars = _bars(counts.to_numpy(), names, hover)
+    bars |= {"orientation": "h", "hovertemplate": "%{y}: %{hovertext}<extra></extra>"}
+    layout = base_layout(
+        _AXIS + _ROW * len(counts),
+        margin={"l": 10, "r": 10, "t": 10, "b": 60},
+        xaxis={"title": {"text": "cells"}},
+        yaxis={"automargin": True, "autorange": "reversed", "type": "category"},
     )
-    figure.update_annotations(font_size=_TITLE_LETTERS, xanchor="center")
-    axis = {"fixedrange": True, "tickfont_color": PALE_INK, "ticklabelstandoff": 5}
-    figure.update_xaxes(**axis, showgrid=False, zeroline=False)
-    figure.update_yaxes(**axis, nticks=4, gridcolor="#e6e8eb")
-    for y, x in unknown:
-        figure.update_xaxes(visible=False, row=y, col=x)
-        figure.update_yaxes(visible=False, row=y, col=x)
-    drawn: dict[str, Any] = figure.to_plotly_json()
-    return drawn
+    return {"data": [bars], "layout": layout}
 
 
-def _values(fields: pd.DataFrame, name: str) -> np.ndarray:
-    """A measure where it is known."""
-    values = fields[name].to_numpy(float) if name in fields else np.empty(0)
-    return values[np.isfinite(values)]
-
-
-def _bars(values: np.ndarray) -> dict[str, Any]:
-    """Numbers of fields by value: the page holds them, not every field."""
-    counts, edges = np.histogram(values, _BINS)
+def _bars(x: Any, y: Any, hover: Sequence[str]) -> dict[str, Any]:
     return {
         "type": "bar",
-        "x": ((edges[:-1] + edges[1:]) / 2).tolist(),
-        "y": counts.tolist(),
+        "x": x,
+        "y": y,
         "marker": {"color": COLOURS[0]},
-        "hovertext": [plural(count, "field") for count in counts.tolist()],
-        "hovertemplate": "%{hovertext} at about %{x:,.4~g}<extra></extra>",
+        "hovertext": hover,
+        "hovertemplate": "%{hovertext}, %{x:,.4~g}<extra></extra>",
     }

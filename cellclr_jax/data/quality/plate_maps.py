@@ -1,4 +1,4 @@
-"""Heatmaps of plates: a square a well, or a square a field within its well."""
+"""Heatmaps of plates: each square is a well, or a field within its well."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,26 +13,26 @@ from cellclr_jax.data.names import well_position
 from cellclr_jax.data.quality.measures import columns_of
 from cellclr_jax.pages import COLOURS, GREY, PALE_GRID, PALE_INK, SCALE, base_layout, label, number
 
-# A field that stands out; one that could not be used is grey.
+# Of outlier fields; excluded ones are grey.
 _MARK = COLOURS[3]
-# Of a figure's drawing in pixels, without the scale of colours at its right.
+# Width of all plates in pixels, without the colour scale.
 _WIDTH = 1060.0
-# Rows and columns of plates of 96, 384 and 1536 wells; fewer wells lie in a corner of the first.
+# Rows and columns of plates of 96, 384 and 1536 wells.
 _FORMATS = ((8, 12), (16, 24), (32, 48))
-# The side of a well in pixels: no larger on one plate; small enough that all plates are seen at a
-# glance, within this height of the page; but never smaller than can be pointed at.
+# Largest and smallest side of a well in pixels, and the height in pixels that all plates should fit
+# into.
 _LARGEST, _SMALLEST = 60.0, 6.0
 _HEIGHT = 760.0
-# Between plates: columns, and pixels for the name above each.
+# Columns between plates, and pixels for the name above each.
 _GAP, _NAME_HEIGHT = 2, 20.0
 
 
 @dataclass(frozen=True)
 class PlateGrid:
-    """The tiles of all plates, from left to right and from top to bottom; the unit is a well.
+    """Layout of all plates, from left to right and from top to bottom, in units of a well.
 
     Attributes:
-      plates: names in their order.
+      plates: names in order.
       rows, columns: of a plate.
       across: plates side by side.
       gap_rows: above each plate, for its name.
@@ -63,27 +63,27 @@ class PlateGrid:
 
 
 def parse_wells(names: Sequence[str]) -> np.ndarray:
-    """Rows and columns of wells; see `names.well_position`.
+    """Parses names of wells; see `names.well_position`.
 
     Returns:
-      [N, 2] int, from 0; -1 for what is no well's name.
+      [N, 2] int, row and column from 0; -1 for other names.
     """
     places = [well_position(str(name)) or (-1, -1) for name in names]
     return np.array(places, np.int64).reshape(-1, 2)
 
 
 def row_name(row: int) -> str:
-    """'A' to 'Z', then 'AA'."""
+    """Name of a row: 'A' to 'Z', then 'AA' to 'AF'."""
     return ("A" if row >= 26 else "") + chr(ord("A") + row % 26)
 
 
 def lay_out(plates: Sequence[str], places: np.ndarray, most: int) -> PlateGrid:
-    """Lays out plates of the smallest format that has all wells.
+    """Arranges plates of the smallest format that contains all wells.
 
     Args:
-      plates: names in the order of the picture, at least one.
+      plates: names in order, at least one.
       places: [N, 2] int, rows and columns of the wells of all plates, from 0.
-      most: wells of the picture, about; plates beyond are left out.
+      most: wells of the figure, approximately; further plates are left out.
     """
     last = places.max(axis=0)
     rows, columns = next(size for size in _FORMATS if (np.array(size) > last).all())
@@ -95,40 +95,40 @@ def lay_out(plates: Sequence[str], places: np.ndarray, most: int) -> PlateGrid:
             break
         gap_rows = math.ceil(_NAME_HEIGHT / side)
         grids.append(PlateGrid(shown, rows, columns, across, gap_rows, side))
-    low_enough = [grid for grid in grids if grid.size[0] * grid.side <= _HEIGHT]
-    # The largest wells; of equal ones, the most plates side by side.
-    return max(low_enough or grids[-1:], key=lambda grid: (grid.side, grid.across))
+    fitting = [grid for grid in grids if grid.size[0] * grid.side <= _HEIGHT]
+    # The largest wells, then the most plates side by side.
+    return max(fitting or grids[-1:], key=lambda grid: (grid.side, grid.across))
 
 
-# Colours span these percentiles: one blank or burnt well does not make all others one colour.
+# The colour scale spans these percentiles, so that a single extreme well has no effect on it.
 _SPAN = (1.0, 99.0)
-# Wells of this side have their row's letter and their column's number at each.
-_ROOMY = 15.0
-# The least side of a square with a line around it; the least width of the line between wells.
+# From this side of a well in pixels, every row and column is labelled.
+_LABELLED = 15.0
+# Least side in pixels of squares that are separated by lines.
 _LINED = 6.0
-# A plate's name: pixels of its letters in large and in small tiles, and of one letter of them.
+# Font size of a plate's name on large and small plates, and width of a character relative to it.
 _LETTERS, _SMALL_LETTERS, _LETTER_SHARE = 13, 10, 0.58
-# Around the plates in pixels: letters and numbers of rows and columns, the scale of colours.
+# Margins in pixels.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 26, 84, 4, 24
-# Marks of single fields; beyond hundreds of them the colours say it.
+# Markers of fields.
 _MOST_MARKS = 500
-# Digits of a value; letters of a name and of a reason that are shown on hover.
+# Significant digits of a value; characters of a name and of a reason in hover texts.
 _DIGITS, _LONGEST, _LONGEST_REASON = 5, 60, 160
 
 
 def draw_map(grid: PlateGrid, squares: pd.DataFrame, measures: Mapping[str, str]) -> dict[str, Any]:
-    """Draws a square a well, or a field within its well, coloured by one measure at a time.
+    """Draws a heatmap of wells, or of fields within their wells, for each measure.
 
     Args:
       grid: of the plates.
       squares: one row a square: `plate` (its number in the grid), `row`, `column` (int, from 0),
-        `label` (shown on hover) and the measures; for fields also `part` (the number in the well,
-        in reading order), `outlier` and `skipped` (why it has a mark; '' for none).
-      measures: titles by column; the page lets the reader choose one, the first one is shown.
+        `label` (hover text) and the measures; for fields also `part` (index in the well, in reading
+        order), `outlier` and `skipped` (reason for a marker; '' for none).
+      measures: titles by column; the page shows one at a time.
 
     Returns:
-      A Plotly figure: a heatmap for each measure, of which the first has the words on hover, then
-      the marks.
+      A Plotly figure: a heatmap for each measure, of which the first has the hover texts, then the
+      markers.
     """
     marks = []
     if "part" not in squares:
@@ -141,7 +141,7 @@ def draw_map(grid: PlateGrid, squares: pd.DataFrame, measures: Mapping[str, str]
             _marks(grid, squares[squares[column] != ""], column, parts, symbol, colour, width)
             for column, symbol, colour, width in (
                 ("skipped", "x-thin-open", GREY, 2),
-                ("outlier", "circle-open", "white", 5),  # the ring is seen on every colour
+                ("outlier", "circle-open", "white", 5),  # visible on every colour
                 ("outlier", "circle-open", _MARK, 2.5),
             )
         ]
@@ -152,9 +152,9 @@ def draw_map(grid: PlateGrid, squares: pd.DataFrame, measures: Mapping[str, str]
         values = np.full(shape, np.nan)
         values[place] = squares[column]
         traces.append(_heatmap(grid, values, title, parts, seen=not traces))
-    words = np.full(shape, "", object)
-    words[place] = squares["label"]
-    traces[0]["customdata"] = words
+    hover = np.full(shape, "", object)
+    hover[place] = squares["label"]
+    traces[0]["customdata"] = hover
     return {"data": [*traces, *marks], "layout": _layout(grid, parts)}
 
 
@@ -172,7 +172,7 @@ def _positions(
 def _heatmap(
     grid: PlateGrid, values: np.ndarray, title: str, parts: tuple[int, int], *, seen: bool
 ) -> dict[str, Any]:
-    """One measure; squares are centred at (their number + 1/2) / parts."""
+    """Heatmap of one measure; squares are centred at (index + 1/2) / parts."""
     known = values[np.isfinite(values)]
     low, high = np.percentile(known, _SPAN) if len(known) else (0.0, 1.0)
     line = 1 if grid.side / max(parts) >= _LINED else 0
@@ -207,7 +207,7 @@ def _heatmap(
 
 
 def _rounded(value: float) -> float | None:
-    """Cut to the digits that can be seen, since a page holds thousands of them."""
+    """Rounds to few digits, as a page has thousands of values."""
     return None if math.isnan(value) else float(f"{value:.{_DIGITS}g}")
 
 
@@ -220,7 +220,7 @@ def _marks(
     colour: str,
     width: float,
 ) -> dict[str, Any]:
-    """Marks of single fields, with the reason on hover."""
+    """Markers of fields, with the reason as hover text."""
     fields = fields.head(_MOST_MARKS)
     y, x = _positions(grid, fields, parts)
     return {
@@ -243,12 +243,12 @@ def _marks(
 
 
 def _layout(grid: PlateGrid, parts: tuple[int, int]) -> dict[str, Any]:
-    """Axes that count wells, names of plates, a ground for each plate, lines between wells."""
+    """Axes, names of plates, a background for each plate, lines between wells."""
     height, width = grid.size
     top, left = grid.corner(np.arange(len(grid.plates)))
-    step = 1 if grid.side >= _ROOMY else grid.rows - 1
+    step = 1 if grid.side >= _LABELLED else grid.rows - 1
     rows = range(0, grid.rows, step)
-    # Numbers lie below the last row of plates.
+    # Column numbers are below the last row of plates.
     tops, lefts = np.unique(top), left[top == top.max()]
     columns = [c for c in range(grid.columns) if step == 1 or c in (0, grid.columns - 1)]
     axis = {"showgrid": False, "zeroline": False, "fixedrange": True, "ticks": ""}
@@ -271,12 +271,12 @@ def _layout(grid: PlateGrid, parts: tuple[int, int]) -> dict[str, Any]:
             "ticktext": [row_name(r) for _ in tops for r in rows],
         },
         annotations=_names(grid, top, left),
-        shapes=_ground(grid, top, left) + (_lines(grid) if parts != (1, 1) else []),
+        shapes=_backgrounds(grid, top, left) + (_lines(grid) if parts != (1, 1) else []),
     )
 
 
 def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
-    """The name above each plate, as long as there is room."""
+    """The name above each plate, shortened to its width."""
     tile = grid.columns * grid.side
     letters = _LETTERS if tile >= 16 * _LETTERS * _LETTER_SHARE else _SMALL_LETTERS
     most = int(tile / (letters * _LETTER_SHARE))
@@ -294,8 +294,8 @@ def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str,
     ]
 
 
-def _ground(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
-    """A rectangle below each plate, in the colour of a well without a value."""
+def _backgrounds(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
+    """A background rectangle for each plate."""
     rectangle = {"type": "rect", "layer": "below", "fillcolor": PALE_GRID, "line": {"width": 0}}
     return [
         {**rectangle, "x0": x, "x1": x + grid.columns, "y0": y, "y1": y + grid.rows}
@@ -306,14 +306,14 @@ def _ground(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str
 def _lines(grid: PlateGrid) -> list[dict[str, Any]]:
     """White lines between wells, across all plates."""
     height, width = grid.size
-    line = {"type": "line", "line": {"color": "white", "width": 2 if grid.side > _ROOMY else 1}}
+    line = {"type": "line", "line": {"color": "white", "width": 2 if grid.side > _LABELLED else 1}}
     return [{**line, "x0": x, "x1": x, "y0": 0, "y1": height} for x in range(width + 1)] + [
         {**line, "x0": 0, "x1": width, "y0": y, "y1": y} for y in range(height + 1)
     ]
 
 
-# Squares of a picture, the blank ones between plates among them: the page grows by tens of bytes
-# for each. With more fields than that a square is a well, and then the last plates are left out.
+# Squares of a figure, including blank ones between plates; each takes tens of bytes. With more, a
+# square is a well instead of a field, and then the last plates are left out.
 _MOST_SQUARES = 40_000
 _SQUARE = ["plate", "row", "column"]
 
@@ -325,9 +325,9 @@ def place_fields(fields: pd.DataFrame) -> tuple[PlateGrid, pd.DataFrame] | None:
       fields: the table of fields.
 
     Returns:
-      The grid, which has the first plates where there are too many, and the fields that lie in a
-      well of it, with `plate` (its number in the grid), `row` and `column` in it, and `part`, the
-      field's number in its well; None where there is no well.
+      The grid, of the first plates if there are too many, and the fields in its wells, with `plate`
+      (its index in the grid), `row`, `column` and `part`, the field's index in its well; None
+      without wells.
     """
     if "well" not in fields:
         return None
@@ -351,15 +351,15 @@ def well_squares(
     """Makes the table of wells that `draw_map` takes.
 
     Args:
-      grid, placed: of `place_fields`.
+      grid, placed: from `place_fields`.
       channels: names.
 
     Returns:
-      The wells: cells of all their fields, means of the measures, words; and the fields with one
-      more column, `label`, the words of their well.
+      The wells: sum of cells, means of the measures, `label`; and the fields with the label of
+      their well.
     """
     measures = [name for name in columns_of(channels) if name in placed]
-    # A well without a usable field has no count: it is not one without cells.
+    # The count of a well without usable fields is unknown, not 0.
     counted = placed.assign(cells=placed["cells"].where(placed["problem"] == ""))
     grouped = counted.groupby(_SQUARE, sort=False)
     wells = grouped[measures].mean()
@@ -376,19 +376,19 @@ def well_squares(
 
 
 def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame) -> pd.DataFrame:
-    """Makes the table of fields that `draw_map` takes; of too many, the worst of each well.
+    """Makes the table of fields that `draw_map` takes; of too many fields, the worst of each well.
 
     Args:
-      grid: of `place_fields`.
-      placed: of `well_squares`.
-      outliers: of `outliers.find_outliers`, with the index of the fields' table.
+      grid: from `place_fields`.
+      placed: from `well_squares`.
+      outliers: from `outliers.find_outliers`, with the index of the fields' table.
     """
     sites = placed["site"] if "site" in placed else placed["part"] + 1
     fields = placed.assign(
         outlier=outliers["reason"].reindex(placed.index).fillna(""),
         skipped=placed["problem"],
         label=[
-            f"{words}<br>field {site}: {'not usable' if problem else plural(cells, 'cell')}"
+            f"{words}<br>field {site}: {'excluded' if problem else plural(cells, 'cell')}"
             for words, site, cells, problem in zip(
                 placed["label"], sites, placed["cells"], placed["problem"], strict=True
             )
@@ -400,17 +400,17 @@ def field_squares(grid: PlateGrid, placed: pd.DataFrame, outliers: pd.DataFrame)
 
 
 def _worst_of_wells(fields: pd.DataFrame) -> pd.DataFrame:
-    """One row a well: the least focus, the most saturation, a reason if any field has one."""
+    """One row a well: least focus, highest saturation, a reason if any field has one."""
     rules: dict[Hashable, str] = dict.fromkeys((*_SQUARE, "field", "well"), "first")
-    rules |= dict.fromkeys(("outlier", "skipped"), "max")  # text comes after no text
+    rules |= dict.fromkeys(("outlier", "skipped"), "max")  # '' is the smallest text
     rules |= {name: "min" for name in fields if str(name).startswith("focus_")}
     rules |= {name: "max" for name in fields if str(name).startswith("saturated_")}
     worst = fields.groupby(_SQUARE, sort=False).agg(rules).reset_index(drop=True)
-    return worst.assign(part=0, label=worst["well"] + "<br>the worst of its fields")
+    return worst.assign(part=0, label=worst["well"] + "<br>worst field")
 
 
 def _words(plate: str, row: Mapping[Hashable, Any], cells: float, fields: int) -> str:
-    """Describes a well for a figure, in lines of escaped text."""
+    """Hover text of a well, escaped."""
     dose = row.get("concentration")
     treatment = [
         str(row.get("compound") or ""),

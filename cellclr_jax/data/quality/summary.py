@@ -1,7 +1,8 @@
-"""The quality page in words and crops: verdict, counts, tables of fields, rows of cells."""
+"""Heading, counts and tables of the quality page, and its rows of example cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,147 +13,129 @@ from cellclr_jax.data.quality.outliers import BOUND, FEWEST_FIELDS
 from cellclr_jax.pages import number
 from cellclr_jax.pages.crop_strips import SIDE, ReadImages, Strip, draw_strips
 
-# Rows of a table; who has more of them needs another look at the data, not a longer table.
+# Rows of a table.
 _MOST_ROWS = 200
 _TITLES = {
     "field": "Field",
     "plate": "Plate",
     "compound": "Compound",
-    "concentration": "µM",
+    "concentration": "Concentration (µM)",
     "label": "Label",
     "cells": "Cells",
-    "reason": "What stands out",
-    "score": "Robust z",
+    "reason": "Reason",
+    "score": "Robust z-score",
 }
 _NUMBERS = ("concentration", "cells", "score")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many there are; `plates_out`, `fields_out` stand out, `skipped` could not be used."""
+    """Numbers of fields, cells, outlier plates, outlier fields and excluded fields.
+
+    `unit` is the name of a row of the table of fields: 'field' or 'image group'.
+    """
 
     fields: int
     cells: int
-    plates_out: int
-    fields_out: int
-    skipped: int
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-      anchor, title, text: of its section.
-      heads: of the columns.
-      numbers: which columns hold numbers.
-      rows: texts.
-      more: what is left out.
-    """
-
-    anchor: str
-    title: str
-    text: str
-    heads: list[str]
-    numbers: list[int]
-    rows: list[list[str]]
-    more: str
+    outlier_plates: int
+    outlier_fields: int
+    excluded: int
+    unit: str = "field"
 
 
 def verdict(counts: Counts) -> tuple[str, str]:
-    """Returns the heading of the page, and what follows from it, in a sentence."""
-    said = []
-    if counts.plates_out:
-        stand = f"stand{'s' * (counts.plates_out == 1)} out"
-        said.append(f"{plural(counts.plates_out, 'plate')} {stand}")
-    if counts.fields_out:
-        of = f"{counts.fields_out:,} of {plural(counts.fields, 'field')}"
-        said.append(f"{of} stand{'s' * (counts.fields_out == 1)} out")
-    if counts.skipped:
-        said.append(f"{plural(counts.skipped, 'field')} could not be used")
-    heading = ", ".join(said) or "Nothing stands out"
-    if counts.fields - counts.skipped < FEWEST_FIELDS:
-        return heading, "There are too few fields to tell what is usual: look at the pictures."
-    if said:
-        return heading, "Have a look before you train: the tables below say what and why."
-    return heading, "All fields could be used, and none is unlike the others."
+    """Returns the heading of the page and a sentence of advice."""
+    parts = []
+    if counts.outlier_plates:
+        parts.append(plural(counts.outlier_plates, "outlier plate"))
+    if counts.outlier_fields:
+        outliers = plural(counts.outlier_fields, f"outlier {counts.unit}")
+        parts.append(f"{outliers} of {counts.fields:,}")
+    if counts.excluded:
+        parts.append(plural(counts.excluded, f"excluded {counts.unit}"))
+    heading = ", ".join(parts) or "No outliers"
+    if counts.fields - counts.excluded < FEWEST_FIELDS:
+        return heading, f"Too few {counts.unit}s to detect outliers: check the images below."
+    if parts:
+        return heading, "Check them before training: the tables below have the reasons."
+    return heading, f"All {counts.unit}s are usable, and none differs much from the others."
 
 
 def numbers(counts: Counts, cells: pd.DataFrame) -> list[tuple[str, str, bool]]:
-    """Returns (number, of what, whether it is a warning) for the top of the page.
+    """Returns (number, unit, whether it is a warning) for the top of the page.
 
     Args:
       counts: of the dataset.
       cells: the table of cells.
     """
-    found = {**count_kinds(cells), "field": counts.fields, "cell": counts.cells}
-    told = [plural(n, what).split(" ", 1) for what, n in found.items()]
-    shown = [(count, what, False) for count, what in told]
-    shown.append((f"{counts.fields_out:,}", "standing out", counts.fields_out > 0))
-    shown.append((f"{counts.skipped:,}", "not usable", counts.skipped > 0))
+    found = {**count_kinds(cells), counts.unit: counts.fields, "cell": counts.cells}
+    found |= {f"outlier {counts.unit}": counts.outlier_fields}
+    found |= {f"excluded {counts.unit}": counts.excluded}
+    shown = []
+    for kind, count in found.items():
+        value, unit = plural(count, kind).split(" ", 1)
+        shown.append((value, unit, count > 0 and kind.startswith(("outlier", "excluded"))))
     return shown
 
 
 def tables(
-    plates: pd.DataFrame, fields: pd.DataFrame, skipped: Sequence[tuple[str, str]]
-) -> list[Table]:
-    """Returns the tables of the page; one without rows is left out.
+    plates: pd.DataFrame, fields: pd.DataFrame, skipped: Sequence[tuple[str, str]], unit: str
+) -> list[dict[str, Any]]:
+    """Returns the tables of the page; empty ones are left out.
 
     Args:
-      plates: of `outliers.find_outlying_plates`.
-      fields: of `outliers.find_outliers`.
-      skipped: (field, reason) of what could not be used.
+      plates: from `outliers.find_outlying_plates`.
+      fields: from `outliers.find_outliers`.
+      skipped: (field, reason) of excluded fields.
+      unit: see `Counts`.
+
+    Returns:
+      anchor, title, text, heads, numbers (indices of numeric columns), rows, more (a sentence on
+      rows that are left out).
     """
     found = [
-        _outlier_table(
-            plates,
-            "plates-out",
-            "Plates that stand out",
-            f"The median of a measure is more than {BOUND:g} robust standard deviations from that "
-            "of the other plates; where the stain or the lamp differs, normalise by plate.",
-        ),
-        _outlier_table(
-            fields,
-            "fields-out",
-            "Fields that stand out",
-            f"A measure is more than {BOUND:g} robust standard deviations from the usual: the "
-            "median of its plate, or of all fields where a plate has few of them. That is a fault "
-            "or a strong treatment: look at the image before you drop it.",
-        ),
-        Table(
-            "skipped",
-            "Fields that could not be used",
-            "They gave no cells. Where a file is missing or broken, put it right and build again.",
-            ["Field", "Reason"],
-            [],
-            [list(one) for one in skipped[:_MOST_ROWS]],
-            _rest(len(skipped), "manifest.json lists all"),
-        ),
+        _outlier_table(plates, "plates-out", "Outlier plates")
+        | {
+            "text": f"The median of a measure is more than {BOUND:g} robust standard deviations "
+            "from that of the other plates. If stain or lamp differ, normalize by plate."
+        },
+        _outlier_table(fields, "fields-out", f"Outlier {unit}s")
+        | {
+            "text": f"A measure is more than {BOUND:g} robust standard deviations from the median "
+            "of the plate, or of the dataset if the plate has few fields. The reason may be an "
+            "artefact or a strong treatment: check the image before you exclude it."
+        },
+        {
+            "anchor": "skipped",
+            "title": f"Excluded {unit}s",
+            "text": "They have no cells in the dataset. Repair missing or damaged files and build "
+            "it again.",
+            "heads": [unit.capitalize(), "Reason"],
+            "numbers": [],
+            "rows": skipped[:_MOST_ROWS],
+            "more": _rest(len(skipped), "manifest.json"),
+        },
     ]
-    return [table for table in found if table.rows]
+    return [table for table in found if table["rows"]]
 
 
-def _outlier_table(outliers: pd.DataFrame, anchor: str, title: str, text: str) -> Table:
-    """What stands out and why."""
+def _outlier_table(outliers: pd.DataFrame, anchor: str, title: str) -> dict[str, Any]:
     columns = [name for name in _TITLES if name in outliers]
     if "field" in columns and "plate" in columns:
-        columns.remove("plate")  # the field's name tells it
-    return Table(
-        anchor,
-        title,
-        text,
-        [_TITLES[name] for name in columns],
-        [place for place, name in enumerate(columns) if name in _NUMBERS],
-        [
-            [_cell(name, row[name]) for name in columns]
-            for row in outliers.head(_MOST_ROWS).to_dict("records")
-        ],
-        _rest(len(outliers), "fields.parquet has the measures of all"),
-    )
+        columns.remove("plate")  # it is part of the field's name
+    rows = outliers.head(_MOST_ROWS).to_dict("records")
+    return {
+        "anchor": anchor,
+        "title": title,
+        "heads": [_TITLES[name] for name in columns],
+        "numbers": [place for place, name in enumerate(columns) if name in _NUMBERS],
+        "rows": [[_cell(name, row[name]) for name in columns] for row in rows],
+        "more": _rest(len(outliers), "fields.parquet"),
+    }
 
 
 def _cell(name: str, value: object) -> str:
-    """A value in a table."""
+    """Formats a value of a table."""
     if not isinstance(value, (int, float)):
         return str(value)
     if name == "score":
@@ -160,22 +143,22 @@ def _cell(name: str, value: object) -> str:
     return "" if np.isnan(value) else number(value)
 
 
-def _rest(rows: int, where: str) -> str:
-    """What a table leaves out."""
-    return f"… and {rows - _MOST_ROWS:,} more: {where}." if rows > _MOST_ROWS else ""
+def _rest(rows: int, file: str) -> str:
+    """A sentence on the rows that a table leaves out, or ''."""
+    return f"… and {rows - _MOST_ROWS:,} more, see {file}." if rows > _MOST_ROWS else ""
 
 
-# Crops in a row; fewer where there are many rows.
+# Crops in a row; fewer if there are many rows.
 _MOST_CROPS, _FEWEST_CROPS = 8, 2
 _ALL_CROPS = 900
-# Beyond so many rows the concentrations of a compound go into one, and then rows are left out.
+# With more rows, concentrations of a compound are merged; then rows are left out.
 _MOST_STRIPS = 200
-# Of all pictures in base64.
+# Bytes of all images in base64.
 _BUDGET = 2_700_000
 _SEED = 0
-# What a row is: the first of these that cells have, and that does not give too many rows.
+# Columns that define rows: the first of these that cells have and that gives few enough rows.
 _GROUPINGS = (("compound", "concentration"), ("compound",), ("label",), ("moa",))
-# Cells of which nothing is known: so many rows, in the order of the table.
+# Rows of cells without metadata, in the order of the table.
 _PARTS = 6
 
 
@@ -185,8 +168,8 @@ class Row:
 
     Attributes:
       title, subtitle: such as 'taxol 0.3 µM', 'Microtubule stabilizers'.
-      cells: how many there are.
-      strip: some of them.
+      cells: number of all cells.
+      strip: crops of some of them.
     """
 
     title: str
@@ -197,7 +180,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Montage:
-    """All rows of crops, the side of a crop in its picture in pixels, and what the rows are."""
+    """Rows of crops, the side of a crop in pixels, and a text that explains the rows."""
 
     rows: list[Row]
     side: int
@@ -205,11 +188,11 @@ class Montage:
 
 
 def make_montage(cells: pd.DataFrame, read: ReadImages) -> Montage:
-    """Draws crops at random, the same ones every time.
+    """Draws random crops of each treatment or label, reproducibly.
 
     Args:
       cells: the table of cells, at least one.
-      read: images of rows of the table.
+      read: reads the images of rows of the table.
     """
     columns, groups = _groups(cells)
     named = {_name(cells, members, columns): members for members in groups[:_MOST_STRIPS]}
@@ -220,11 +203,10 @@ def make_montage(cells: pd.DataFrame, read: ReadImages) -> Montage:
         read, cells, named, sizes=sizes, budget_bytes=_BUDGET, scale=scale, seed=_SEED
     )
     rows = [Row(*name, len(named[name]), strip) for name, strip in strips.items()]
-    what = " and ".join(columns).replace("compound and concentration", "treatment")
+    kind = " and ".join(columns).replace("compound and concentration", "treatment")
     text = (
-        f"{f'A row a {what}' if what else 'Rows in the order of the dataset'}; the crops are drawn "
-        "by chance. A channel has the same range of brightness everywhere, so that rows can be "
-        "compared."
+        f"{f'One row per {kind}' if kind else 'Rows in the order of the dataset'}; random crops. "
+        "Each channel has the same range of brightness in all rows."
     )
     if left_out := len(groups) - len(rows):
         text += f" {plural(left_out, 'more row')} {'is' if left_out == 1 else 'are'} not shown."
@@ -232,22 +214,22 @@ def make_montage(cells: pd.DataFrame, read: ReadImages) -> Montage:
 
 
 def _groups(cells: pd.DataFrame) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Returns the columns that name rows, and the cells of each row; mechanisms lie together."""
-    tried = [columns for columns in _GROUPINGS if set(columns) <= set(cells)]
-    if not tried:
+    """Returns the columns that define rows, and the cells of each row, sorted by mechanism."""
+    usable = [columns for columns in _GROUPINGS if set(columns) <= set(cells)]
+    if not usable:
         return (), np.array_split(np.arange(len(cells)), min(_PARTS, len(cells)))
-    for columns in tried:
+    for columns in usable:
         by = list(dict.fromkeys([*({"moa"} & set(cells)), *columns]))
         codes = cells.groupby(by, dropna=False).ngroup().to_numpy()
         if codes.max() < _MOST_STRIPS:
             break
     groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    # Without a mechanism, or a label: last.
+    # Rows without a mechanism or label come last.
     return columns, sorted(groups, key=lambda members: not cells[by[0]].iloc[members[0]])
 
 
 def _name(cells: pd.DataFrame, members: np.ndarray, columns: Sequence[str]) -> tuple[str, str]:
-    """Returns title and subtitle of a row."""
+    """Title and subtitle of a row."""
     if not columns:
         first, last = members[0] + 1, members[-1] + 1
         return f"cell {first:,}" if first == last else f"cells {first:,} to {last:,}", ""

@@ -95,32 +95,32 @@ SOURCES: dict[str, SourceEntry] = {
                 "string",
                 "images",
                 "",
-                "Plates: a table of image files (CellProfiler's LoadData, or one row for each "
+                "A table of image files (CellProfiler's LoadData, or one row for each "
                 "image), or a pattern of file names such as "
                 "'{plate}/{well}_s{site}_w{channel}*.tif', or the name of a microscope: "
                 "imagexpress, phenix, cellvoyager, cytation.",
             ),
-            Option("string", "root", None, "Plates: the folder of the images of a table."),
+            Option("string", "root", None, "The folder of the images of a table."),
             Option(
                 "integer",
                 "level",
                 0,
-                "Plates: level of resolution of an OME-Zarr plate; 0 is the full one.",
+                "Level of resolution of an OME-Zarr plate; 0 is the full one.",
                 {"lower_bound": 0},
                 decides=True,
             ),
-            Option("string", "nuclei", "", "Plates: the channel that shows nuclei.", decides=True),
+            Option("string", "nuclei", "", "The channel that shows nuclei.", decides=True),
             Option(
                 "string",
                 "platemap",
                 None,
-                "Plates: a table with one row for each well: CSV, TSV, Excel or Parquet.",
+                "A table with one row for each well: CSV, TSV, Excel or Parquet.",
             ),
             Option(
                 "list",
                 "platemap_columns",
                 [],
-                "Plates: names of its columns, such as compound=drug,concentration=dose_um.",
+                "Names of its columns, such as compound=drug,concentration=dose_um.",
             ),
         ),
         whole_fields=True,
@@ -144,12 +144,17 @@ SOURCES: dict[str, SourceEntry] = {
         arguments="--input=IMAGES [--labels_csv=FILE]",
         flags=("crop_size", "fit", "pages", "z", "exact_names"),
         options=(
-            Option("string", "labels_csv", None, "Folder: a table with one row for each image."),
+            Option(
+                "string",
+                "labels_csv",
+                None,
+                "Table with one row for each image, e.g. --labels_csv=labels.csv.",
+            ),
             Option(
                 "list",
                 "label_columns",
                 [],
-                "Folder: names of its columns, such as file=path,label=cell_type.",
+                "Its column names, e.g. --label_columns=file=path,label=cell_type.",
             ),
         ),
     ),
@@ -160,21 +165,29 @@ SOURCES: dict[str, SourceEntry] = {
         arguments="",
         flags=("config", *_CUT),
         options=(
-            Option("integer", "seed", None, "Simulated: seed.", {"lower_bound": 0}),
-            Option("integer", "weeks", None, "Simulated: weeks (batches).", {"lower_bound": 2}),
+            Option(
+                "integer", "seed", None, "Seed of the simulation. Default: 0.", {"lower_bound": 0}
+            ),
+            Option(
+                "integer",
+                "weeks",
+                None,
+                "Number of weeks (batches). Default: 3.",
+                {"lower_bound": 2},
+            ),
             Option(
                 "integer",
                 "plates_per_week",
                 None,
-                "Simulated: plates per week.",
+                "Plates per week. Default: 3.",
                 {"lower_bound": 1},
             ),
-            Option("integer", "sites", None, "Simulated: fields per well.", {"lower_bound": 1}),
+            Option("integer", "sites", None, "Fields per well. Default: 1.", {"lower_bound": 1}),
             Option(
                 "list",
                 "simulator",
                 [],
-                "Simulated: other settings, such as height=512,width=640.",
+                "Other settings, e.g. --simulator=height=512,width=640.",
             ),
         ),
         whole_fields=True,

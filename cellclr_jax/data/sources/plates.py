@@ -1,6 +1,6 @@
 """Plates in BBBC021's layout, public or simulated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -216,7 +216,7 @@ def _table_path(flag: Path | None, name: str, inputs: Sequence[Path]) -> Path | 
     return next((path for path in places if path.is_file()), None)
 
 
-def name_and_metadata(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def name_and_metadata(row: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
     """The name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
     metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
     return f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}", metadata

@@ -50,10 +50,9 @@ def make_source(
       request: its channels are checked, and that each of its plates has a cell.
       cells: at least one if no plates are requested.
       columns: of their metadata; the plate is the first if plates are requested.
-      layout: of their images.
       cut: whether they are crops of one size.
       lost: number of files and rows without counterpart; each counts as a cell.
-      **attributes: of the source.
+      layout, **attributes: of their images, and of the source.
 
     Raises:
       BadUse: the number of channels is not that of `request`, or more than an image may have; or a
@@ -64,13 +63,7 @@ def make_source(
     selection = Selection(pages=request.pages, z=request.z)
     cells = [one for cell in cells for one in _images_of(cell, selection)]
     kind = _usual_kind([cell.file for cell in cells], layout, len(request.channels), selection)
-    channels = request.channels or tuple(f"channel_{i + 1}" for i in range(kind.channels))
-    if kind.channels != len(channels):
-        hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
-        raise BadUse(
-            f"the images in {listed(request.inputs)} have {plural(kind.channels, 'channel')}{hint},"
-            f" --channels={','.join(channels)} names {len(channels)}"
-        )
+    channels = _channel_names(request, kind.channels, layout)
     if cut and kind.height != kind.width:
         raise BadData(f"crops of {kind.height}x{kind.width} pixels: squares were expected")
     fields = _group(cells, columns, kind, layout, selection)
@@ -91,6 +84,18 @@ def make_source(
             f"{len(channels) + 1} names in --channels keep it"
         )
     return source
+
+
+def _channel_names(request: Request, count: int, layout: str) -> tuple[str, ...]:
+    """The requested names or default ones; BadUse if the images have another number of channels."""
+    channels = request.channels or tuple(f"channel_{i + 1}" for i in range(count))
+    if count != len(channels):
+        hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
+        raise BadUse(
+            f"the images in {listed(request.inputs)} have {plural(count, 'channel')}{hint}, "
+            f"--channels={','.join(channels)} names {len(channels)}"
+        )
+    return channels
 
 
 def _images_of(cell: Cell, selection: Selection) -> list[Cell]:
@@ -208,12 +213,11 @@ def tabled_source(
     for plate in request.plates:
         if plate not in plates:
             reason = f"has no plate {plate}" if plates else "has no column of plates"
-            paths = listed([table.path for table in cell_tables])
-            raise BadUse(f"--plates={','.join(request.plates)}: {paths} {reason}")
+            where = f"--plates={','.join(request.plates)}: {listed([t.path for t in cell_tables])}"
+            raise BadUse(f"{where} {reason}")
     names = cell_ids(files)
     cells: list[Cell] = []
-    problems: list[tuple[str, str]] = []
-    lost, absent_plates = 0, []
+    problems, absent_plates, lost = [], [], 0
     for number, table in enumerate(cell_tables):
         own = [
             (file, name)

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from cellclr_jax.data.columns import SYNONYMS
@@ -167,9 +167,8 @@ def read_centers(
         for index, field in enumerate(fields)
         if index not in found
     ]
-    notes = []
-    if missing:
-        notes.append(f"nuclei without a centre, left out: {len(missing):,}, first {missing[0]}")
+    count = f"nuclei without a centre, left out: {len(missing):,}"
+    notes = [f"{count}, first {missing[0]}"] if missing else []
     return filled, problems, notes
 
 
@@ -191,7 +190,11 @@ def _read_locations(path: Path, finder: "_Fields") -> None:
                 raise BadData(f"{file}: the same field as {read[index]}")
             read[index] = file.name
             finder.centers[index] = {}
-            finder.collect(open_table(file), lambda _, index=index: index)
+            finder.collect(open_table(file), partial(_constant, index))
+
+
+def _constant(index: int, _: list[str]) -> int:
+    return index
 
 
 class _Fields:

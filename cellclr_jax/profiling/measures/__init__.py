@@ -1,8 +1,8 @@
-"""Measures around a score: one correction's profiles in, a summary and a table of each out.
+"""Measures of the profiles of one correction, each with a summary and a table.
 
 To add one, write a function in a file of this folder and add a line to `MEASURES`. Its name is then
-a choice of `eval --measures`, a key of metrics.json and the name of a CSV file. The functions are
-imported when they are first called, so that flags can list the names at once.
+a choice of `eval --measures`, a key of metrics.json and the name of a CSV file. Functions are
+imported on their first call, so that flags can list the names at once.
 """
 
 import importlib
@@ -21,10 +21,10 @@ class Measure:
     """One measure.
 
     Attributes:
-      function: "module:name" of a function `CorrectedProfiles -> Measured`; a module that begins
-        with a dot lies in this folder.
-      shares: numbers in [0, 1] that the report compares between corrections: the title of each by
-        its place in the summary, with dots between nested keys.
+      function: "module:name" of a function `CorrectedProfiles -> Measured`; a leading dot means
+        this folder.
+      shares: numbers in [0, 1] that the report compares between corrections: titles by the key in
+        the summary, with dots between nested keys.
     """
 
     function: str
@@ -59,16 +59,16 @@ MEASURES: dict[str, Measure] = {
     "batch_effect": Measure(
         ".batch_effect:batch_effect",
         {
-            "balanced_accuracy.logistic": "Batch told, logistic",
-            "balanced_accuracy.knn": "Batch told, 1-NN",
-            "chance": "Batch told, chance",
+            "balanced_accuracy.logistic": "Batch predicted, logistic",
+            "balanced_accuracy.knn": "Batch predicted, 1-NN",
+            "chance": "Batch predicted, chance",
         },
     ),
     "well_intervals": Measure(".uncertainty:well_intervals"),
     "mechanisms": Measure(".mechanisms:mechanisms"),
     "k_nearest": Measure(".mechanisms:k_nearest"),
 }
-"""By the name under which `metrics.json` holds them."""
+"""Measures by their name in `metrics.json`."""
 
 
 def check_names(names: Iterable[str]) -> None:

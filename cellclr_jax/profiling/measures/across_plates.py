@@ -1,4 +1,4 @@
-"""Retrieval across plates: whether a treatment's nearest wells on other plates are its own."""
+"""Retrieval across plates: is the nearest well on other plates one of the same treatment?"""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from cellclr_jax.profiling.moa import codes
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
 PERMUTATIONS = 100
-"""Of treatments: enough for two digits of p, in less than a tenth of a second."""
+"""Permutations of treatments: enough for two digits of p, in less than a tenth of a second."""
 _SEED = 0
 _MEANS = ("nearest_share", "mean_average_precision")
 
@@ -21,33 +21,32 @@ class Retrieval:
     """The result of `retrieve`.
 
     Attributes:
-      asks: [N] bool, queries: rows with both their own treatment and another on other plates.
-      nearest: [N] bool, whether the nearest row has the treatment; False for rows that are no
-        queries.
-      precision: [N] float64, average precision of the treatment's rows; 0 likewise.
-      means: [2] float64 of `nearest` and `precision`, over the queries of each treatment, then over
-        treatments; NaN without queries.
-      by_chance: [R, 2] float64, the same of each permutation.
+      is_query: [N] bool: other plates hold both the row's treatment and another.
+      nearest: [N] bool: the nearest row has the same treatment; False if not a query.
+      precision: [N] float64 average precision of the treatment's rows; 0 if not a query.
+      means: [2] float64 means of `nearest` and `precision` over the queries of each treatment, then
+        over treatments; NaN without queries.
+      by_chance: [R, 2] float64 means of each permutation.
     """
 
-    asks: np.ndarray = field(repr=False)
+    is_query: np.ndarray = field(repr=False)
     nearest: np.ndarray = field(repr=False)
     precision: np.ndarray = field(repr=False)
     means: np.ndarray
     by_chance: np.ndarray = field(repr=False)
 
     def summary(self) -> dict[str, object]:
-        """Counts, means, the same by chance, and how often a permutation does as well.
+        """Returns counts, means, their chance levels and p for metrics.json.
 
         Returns:
-          {"asked", "correct", "nearest_share", "mean_average_precision", "chance": {…}, "p": {…},
-          "permutations"}, as JSON; undefined without queries.
+          {"asked" (queries), "correct", "nearest_share", "mean_average_precision", "chance": {…},
+          "p": {…} (share of permutations that do as well), "permutations"}; needs queries.
         """
-        # A permutation that leaves treatments as they are must not lose by rounding.
+        # Rounding must not make a permutation worse that does not change the treatments.
         as_good = (np.round(self.by_chance - self.means, TIE_DIGITS) >= 0).sum(axis=0)
         count = len(self.by_chance)
         return {
-            "asked": int(self.asks.sum()),
+            "asked": int(self.is_query.sum()),
             "correct": int(self.nearest.sum()),
             **_named(self.means),
             "chance": _named(self.by_chance.mean(axis=0)),
@@ -57,19 +56,16 @@ class Retrieval:
 
 
 def across_plates(profiles: CorrectedProfiles) -> Measured:
-    """Retrieval of a treatment's wells among the treated wells of other plates, by cosine.
+    """Retrieves a treatment's wells among the treated wells of other plates by cosine.
 
     See `retrieve`. Controls are neither queries nor candidates. A treatment on a single plate is a
-    candidate, but no query.
-
-    Args:
-      profiles: of one correction.
+    candidate, but not a query.
 
     Returns:
       Table: one row a treatment with queries: compound, concentration, moa, batch, wells (queries),
-      plates, nearest_share, mean_average_precision. Summary: see `Retrieval.summary`, and
-      `treatments`, and `of_one_plate`, those without queries. Undefined without queries, or with
-      more than `MOST_PAIRS` pairs.
+      plates, nearest_share, mean_average_precision. Summary: see `Retrieval.summary`; also
+      `treatments` (with queries) and `of_one_plate` (without queries). Undefined without queries,
+      or with more than `MOST_PAIRS` pairs.
     """
     treated = ~profiles.controls()
     treatment = profiles.treatment_of_wells()[treated]
@@ -77,15 +73,18 @@ def across_plates(profiles: CorrectedProfiles) -> Measured:
     if (pairs := len(plate) * (len(plate) - 1) // 2) > MOST_PAIRS:
         return undefined(f"{pairs} pairs of wells: at most {MOST_PAIRS}")
     found = retrieve(profiles.well_values()[treated], treatment, plate)
-    if not found.asks.any():
-        return undefined("no treatment lies on two plates, with another to tell it from")
-    asked = pd.DataFrame({"plate": plate, "near": found.nearest, "precision": found.precision})
-    by_treatment = asked[found.asks].groupby(treatment[found.asks])
-    columns = by_treatment.agg(
-        wells=("plate", "size"),
-        plates=("plate", "nunique"),
-        nearest_share=("near", "mean"),
-        mean_average_precision=("precision", "mean"),
+    if not found.is_query.any():
+        return undefined("no treatment lies on two plates, with another treatment to compare with")
+    rows = pd.DataFrame({"plate": plate, "near": found.nearest, "precision": found.precision})
+    columns = (
+        rows[found.is_query]
+        .groupby(treatment[found.is_query])
+        .agg(
+            wells=("plate", "size"),
+            plates=("plate", "nunique"),
+            nearest_share=("near", "mean"),
+            mean_average_precision=("precision", "mean"),
+        )
     )
     table = profiles.named_treatments().join(columns, how="inner").reset_index(drop=True)
     others = len(profiles.treatments) - len(table)
@@ -100,21 +99,21 @@ def retrieve(
     well: np.ndarray | None = None,
     permutations: int = PERMUTATIONS,
 ) -> Retrieval:
-    """Ranks, for each row, the rows of other plates by cosine: is its treatment among the first?
+    """Ranks, for each row, the rows of other plates by cosine.
 
-    Rows of the own plate do not count. Cosines that agree to twelve digits are a tie, which goes to
-    the lower row. A row is a query if other plates hold its own treatment and another. Means are
-    over treatments, so that one with many wells counts as much as any.
+    Rows of the same plate do not count. Cosines that agree to twelve digits are a tie, which goes
+    to the lower row. A row is a query if other plates hold both its treatment and another. Means
+    are over treatments, so that all treatments have the same weight.
 
-    The level of chance comes from permuting treatments among the wells of each plate: the layouts
-    of plates, and how plates and batches resemble each other, stay as they are.
+    The chance level comes from permuting treatments among the wells of each plate, which changes
+    neither the treatments of a plate nor the similarity of plates and batches.
 
     Args:
-      values: [N, D] float, a row a well, or a site.
+      values: [N, D] float, one row a well or a site.
       treatment: [N] int, from 0.
       plate: [N] int.
-      well: [N] int, from 0, of one plate and treatment each; its rows stay together when
-        treatments are permuted. None: each row is one.
+      well: [N] int, from 0, of one plate and treatment each; permutations of treatments keep its
+        rows together. None: each row is a well.
       permutations: R, at least 1.
 
     Example:
@@ -125,18 +124,18 @@ def retrieve(
     """
     order, candidates = _rankings(np.asarray(values, np.float64), plate)
     well = np.arange(len(plate)) if well is None else well
-    asks, nearest, precision = _scored(order, candidates, treatment)
-    means = _means(asks, nearest, precision, treatment)
+    is_query, nearest, precision = _scored(order, candidates, treatment)
+    means = _means(is_query, nearest, precision, treatment)
     rng = np.random.default_rng(_SEED)
     by_chance = np.empty((permutations, 2))
     for draw in by_chance:
         shuffled = _permuted(treatment, plate, well, rng)
         draw[:] = _means(*_scored(order, candidates, shuffled), shuffled)
-    return Retrieval(asks, nearest, precision, means, by_chance)
+    return Retrieval(is_query, nearest, precision, means, by_chance)
 
 
 def _rankings(values: np.ndarray, plate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All rows, nearest first, those of the own plate last [N, N]; how many are of others [N]."""
+    """Rows, nearest first and the same plate last, [N, N]; number of rows of other plates, [N]."""
     vectors = unit_vectors(values)
     own = plate[:, None] == plate
     distance = np.where(own, np.inf, -np.round(vectors @ vectors.T, TIE_DIGITS))
@@ -146,35 +145,29 @@ def _rankings(values: np.ndarray, plate: np.ndarray) -> tuple[np.ndarray, np.nda
 def _scored(
     order: np.ndarray, candidates: np.ndarray, treatment: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """asks, nearest and precision of `Retrieval`.
-
-    Args:
-      order: [N, N] of `_rankings`.
-      candidates: [N], how many of a row's are of other plates.
-      treatment: [N].
-    """
+    """is_query, nearest and precision of `Retrieval`, from the result of `_rankings`."""
     count = len(order)
     row, place = np.divmod(np.flatnonzero(treatment[order] == treatment[:, None]), max(count, 1))
     elsewhere = place < candidates[row]
     row, place = row[elsewhere], place[elsewhere]
     own = np.bincount(row, minlength=count)
-    asks = (own > 0) & (own < candidates)
+    is_query = (own > 0) & (own < candidates)
     before = np.arange(len(row)) - (np.cumsum(own) - own)[row]
     precision = np.bincount(row, (before + 1) / (place + 1), count) / np.maximum(own, 1)
     nearest = np.bincount(row, place == 0, count) > 0
-    return asks, nearest & asks, np.where(asks, precision, 0.0)
+    return is_query, nearest & is_query, np.where(is_query, precision, 0.0)
 
 
 def _means(
-    asks: np.ndarray, nearest: np.ndarray, precision: np.ndarray, treatment: np.ndarray
+    is_query: np.ndarray, nearest: np.ndarray, precision: np.ndarray, treatment: np.ndarray
 ) -> np.ndarray:
-    """[2] means of nearest and precision over the rows of each treatment, then over treatments."""
-    if not asks.any():
+    """[2] means of nearest and precision over the queries of each treatment, then treatments."""
+    if not is_query.any():
         return np.full(2, np.nan)
-    rows = np.bincount(treatment, asks)
-    asked = rows > 0
-    sums = (np.bincount(treatment, found * asks)[asked] for found in (nearest, precision))
-    return np.array([(found / rows[asked]).mean() for found in sums])
+    queries = np.bincount(treatment, is_query)
+    used = queries > 0
+    sums = (np.bincount(treatment, found * is_query)[used] for found in (nearest, precision))
+    return np.array([(found / queries[used]).mean() for found in sums])
 
 
 def _permuted(
@@ -183,11 +176,10 @@ def _permuted(
     """[N] treatments, permuted among the wells of each plate."""
     _, first = np.unique(well, return_index=True)
     plates, treatments = plate[first], treatment[first]
-    dealt = np.empty_like(treatments)
-    dealt[np.argsort(plates, kind="stable")] = treatments[
-        np.lexsort((rng.random(len(plates)), plates))
-    ]
-    return dealt[well]
+    permuted = np.empty_like(treatments)
+    order = np.lexsort((rng.random(len(plates)), plates))
+    permuted[np.argsort(plates, kind="stable")] = treatments[order]
+    return permuted[well]
 
 
 def _named(means: np.ndarray) -> dict[str, float]:

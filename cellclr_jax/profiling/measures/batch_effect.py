@@ -1,6 +1,6 @@
-"""Batch effect: how well classifiers predict the batch of control wells, which are treated alike.
+"""Batch effect: how well classifiers predict the batch of control wells.
 
-A correction that works brings the balanced accuracy down to chance.
+All controls have the same treatment: after a good correction the accuracy is at chance.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,10 @@ from cellclr_jax.profiling.single_cells.folds import FOLDS
 from cellclr_jax.profiling.single_cells.probes import classifier
 
 FEWEST_WELLS = 4
-"""Control wells that a batch needs: of two folds, each keeps two."""
-_CAUTION = (
-    "far below chance: a correction that was fitted on these wells levels them more than others"
-)
+"""Control wells that a batch needs: two in each of two folds."""
+_CAUTION = "far below chance: a correction fitted on these wells levels them more than other wells"
 _SEED = 0
-# A range below this fraction of the largest value is rounding, not signal.
+# A range below this fraction of the largest value is rounding error.
 _CONSTANT = 1e-9
 
 
@@ -28,19 +26,16 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
     """Balanced accuracy of predicting the batch of control wells, cross-validated.
 
     Logistic regression of scikit-learn (batches of equal weight) and the nearest neighbour by
-    cosine, both on features that are standardised by the wells that they are fitted on. Whole
-    plates are held out if every batch has controls on two plates or more, else wells: then what the
-    wells of a plate share helps to predict the batch. A correction has been fitted on all these
-    wells, held-out ones included: if they are few compared with the features, it levels them more
-    than other wells, even to below chance, and the measure says less about treated wells.
-
-    Args:
-      profiles: of one correction.
+    cosine, both on features standardised by the training wells. Whole plates are held out if every
+    batch has controls on two plates or more, otherwise wells: then common effects of a plate help
+    to predict the batch. A correction has been fitted on all these wells, including held-out ones:
+    if they are few compared with the features, it levels them more than other wells, even to below
+    chance, and the measure is less informative about treated wells.
 
     Returns:
       Table: one row a batch: batch, wells, plates, recall_logistic, recall_knn. Batches of fewer
       than `FEWEST_WELLS` control wells are left out and counted. Undefined with fewer than two.
-      The summary has a `caution` where a balanced accuracy is below half of chance.
+      The summary has a `caution` if a balanced accuracy is below half of chance.
     """
     controls = profiles.controls()
     table = profiles.wells.loc[controls, ["Metadata_Batch", "Metadata_Plate"]]
@@ -50,9 +45,9 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
     if len(names) < 2:
         few = f"{len(names) or 'no'} batch{'' if len(names) == 1 else 'es'}"
         return undefined(f"{few} with {FEWEST_WELLS} control wells or more: 2 are needed")
-    kept = table["batch"].isin(names).to_numpy()
-    everything = profiles.well_values()
-    table, values = table[kept], _varying(everything[controls][kept], everything)
+    used = table["batch"].isin(names).to_numpy()
+    values = profiles.well_values()
+    table, values = table[used], _varying(values[controls][used], values)
     if not values.shape[1]:
         return undefined("the control wells are all the same")
     plates = table.groupby("batch")["plate"].nunique()[names].to_numpy()
@@ -78,13 +73,13 @@ def batch_effect(profiles: CorrectedProfiles) -> Measured:
     )
 
 
-def _varying(values: np.ndarray, everything: np.ndarray) -> np.ndarray:
-    """Keeps columns in which control wells [C, D] vary by more than rounding of all wells [W, D].
+def _varying(controls: np.ndarray, wells: np.ndarray) -> np.ndarray:
+    """Columns in which control wells [C, D] vary by more than rounding of all wells [W, D].
 
-    Whitening leaves such rounding in directions that controls do not span; scaling would make it as
-    large as any other column.
+    Whitening leaves rounding errors in directions that the controls do not span, and scaling would
+    make them as large as any other column.
     """
-    return values[:, np.ptp(values, axis=0) > _CONSTANT * np.abs(everything).max(axis=0)]
+    return controls[:, np.ptp(controls, axis=0) > _CONSTANT * np.abs(wells).max(axis=0)]
 
 
 def _balanced(recall: dict[str, np.ndarray]) -> dict[str, object]:
@@ -96,14 +91,14 @@ def _balanced(recall: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Deals each batch's groups over folds, so that every fold leaves some of each batch.
+    """Distributes the groups of each batch over folds, so that no fold holds out a whole batch.
 
     Args:
       batch: [N] int, numbered from 0, each of two groups or more.
       groups: [N] int; rows of one batch and group stay together.
 
     Yields:
-      [N] bool, the held-out rows; each row is held out once.
+      [N] bool, held-out rows; each row is held out once.
     """
     rng = np.random.default_rng(_SEED)
     own = [np.unique(groups[batch == index]) for index in range(batch.max() + 1)]
@@ -111,22 +106,22 @@ def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
     fold = np.empty(len(batch), np.int64)
     for index, names in enumerate(own):
         rows = batch == index
-        dealt = rng.permutation(len(names)) % count
-        fold[rows] = dealt[np.searchsorted(names, groups[rows])]
+        fold_of_group = rng.permutation(len(names)) % count
+        fold[rows] = fold_of_group[np.searchsorted(names, groups[rows])]
     for index in range(count):
         yield fold == index
 
 
 def _predicted(values: np.ndarray, batch: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
-    """[N] the batch that each classifier predicts, by classifier."""
+    """[N] predicted batches by classifier."""
     from sklearn.preprocessing import StandardScaler
 
     predicted = {name: np.empty_like(batch) for name in ("logistic", "knn")}
-    for asked in folds(batch, groups):
-        scaler = StandardScaler().fit(values[~asked])
-        known, unknown = scaler.transform(values[~asked]), scaler.transform(values[asked])
-        model = classifier("logistic", len(known)).fit(known, batch[~asked])
-        predicted["logistic"][asked] = model.predict(unknown)
+    for test in folds(batch, groups):
+        scaler = StandardScaler().fit(values[~test])
+        known, unknown = scaler.transform(values[~test]), scaler.transform(values[test])
+        model = classifier("logistic", len(known)).fit(known, batch[~test])
+        predicted["logistic"][test] = model.predict(unknown)
         similar = unit_vectors(unknown) @ unit_vectors(known).T
-        predicted["knn"][asked] = batch[~asked][similar.argmax(axis=1)]
+        predicted["knn"][test] = batch[~test][similar.argmax(axis=1)]
     return predicted

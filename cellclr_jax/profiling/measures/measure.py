@@ -1,4 +1,4 @@
-"""Types that measures share: the profiles that they take and what they return."""
+"""Types that measures share: corrected profiles and the results of measures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ class CorrectedProfiles:
       features: the D feature columns of both tables.
       nsc: not-same-compound.
       nscb: not-same-compound-or-batch.
-      protocol: the settings under which both were scored.
+      protocol: settings of both scores.
     """
 
     wells: pd.DataFrame = field(repr=False)
@@ -38,24 +38,20 @@ class CorrectedProfiles:
         return self.wells[self.features].to_numpy(np.float64)
 
     def controls(self) -> np.ndarray:
-        """[W] bool: which wells are controls."""
+        """[W] bool: wells of the control."""
         return is_control(self.wells["Metadata_Compound"], self.protocol.control).to_numpy(bool)
 
     def treatment_of_wells(self) -> np.ndarray:
-        """[W] int: each well's row in `treatments`; -1 for controls."""
+        """[W] int: row of each well in `treatments`; -1 for controls."""
+        names, doses = "Metadata_Compound", "Metadata_Concentration"
         treatments, wells = (
-            pd.MultiIndex.from_arrays(
-                [
-                    table["Metadata_Compound"],
-                    round_concentrations(table["Metadata_Concentration"]),
-                ]
-            )
+            pd.MultiIndex.from_arrays([table[names], round_concentrations(table[doses])])
             for table in (self.treatments, self.wells)
         )
         return np.where(self.controls(), -1, treatments.get_indexer(wells))
 
     def named_treatments(self) -> pd.DataFrame:
-        """The treatments' compound, concentration, moa and batch, one row a treatment."""
+        """Compound, concentration, moa and batch, one row a treatment."""
         names = ("Compound", "Concentration", "MoA", "Batch")
         columns = {name.lower(): self.treatments[f"Metadata_{name}"].to_numpy() for name in names}
         named = pd.DataFrame(columns)
@@ -68,9 +64,8 @@ class Measured:
     """The result of a measure.
 
     Attributes:
-      summary: plain Python that JSON can hold, without NaN; {"undefined": reason} where the
-        measure does not exist.
-      table: one row a treatment, mechanism or batch, with columns in lower case; None for none.
+      summary: values for JSON, without NaN; {"undefined": reason} if the measure is undefined.
+      table: one row a treatment, mechanism or batch, with lower-case column names; or None.
     """
 
     summary: dict[str, object]
@@ -78,7 +73,7 @@ class Measured:
 
 
 def undefined(reason: str) -> Measured:
-    """Returns the result of a measure that does not exist, with the reason."""
+    """Returns the result of an undefined measure."""
     return Measured({"undefined": reason})
 
 
@@ -91,19 +86,19 @@ def measure(
     """Computes measures of one correction's profiles.
 
     Args:
-      profiles: the wells, treatments and scores of one correction.
-      names: which of `MEASURES`; None for all.
-      after: is called after each measure.
+      profiles: wells, treatments and scores of one correction.
+      names: names in `MEASURES`; None computes all.
+      after: called after each measure.
 
     Returns:
-      What was found, by name in the order of `names`.
+      Results by name, in the order of `names`.
 
     Raises:
-      BadUse: there is no such measure.
+      BadUse: an unknown measure.
     """
     names = tuple(MEASURES) if names is None else names
     check_names(names)
-    # The caller's row order must decide neither folds nor draws.
+    # Folds and random draws must not depend on the order of the input.
     order = ["Metadata_Plate", "Metadata_Well"]
     if not pd.MultiIndex.from_frame(profiles.wells[order]).is_monotonic_increasing:
         wells = profiles.wells.sort_values(order, ignore_index=True)

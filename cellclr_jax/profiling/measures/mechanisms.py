@@ -1,4 +1,4 @@
-"""Scores of each mechanism, and the vote of k neighbours."""
+"""Scores of each mechanism, and scores by the vote of k neighbours."""
 
 from functools import partial
 from typing import Any
@@ -11,21 +11,18 @@ from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, 
 from cellclr_jax.profiling.moa import Score
 
 NEIGHBOURS = (1, 3, 5, 10)
-"""How many vote in `k_nearest`; one is the score itself."""
+"""Numbers of neighbours in `k_nearest`; 1 gives the score itself."""
 
 
 def mechanisms(profiles: CorrectedProfiles) -> Measured:
-    """Precision, recall and F1 of each MoA under NSC and NSCB, and the confusion matrix.
-
-    Args:
-      profiles: of one correction.
+    """Computes precision, recall and F1 of each MoA under NSC and NSCB, and confusion matrices.
 
     Returns:
-      Summary, for nsc and nscb: moas [M], counts [M][M] (rows: the query's MoA, columns: the
-      predicted one, and a last column, '', where a query has no neighbour), macro_recall and
-      macro_f1 over the MoAs that have queries; {"undefined": reason} where the score is.
-      Table: one row a score and MoA: score, moa, queries, predicted, precision (NaN where it is
-      never predicted), recall (NaN where it has no query), f1. Undefined where both scores are.
+      Summary, for nsc and nscb: moas [M], counts [M][M] (rows: MoA of the query, columns: predicted
+      MoA, and a last column if some query has no neighbour), macro_recall and macro_f1 over the
+      MoAs with queries; {"undefined": reason} if the score is undefined.
+      Table: one row a score and MoA: score, moa, queries, predicted, precision (NaN if never
+      predicted), recall (NaN without queries), f1. Undefined if both scores are.
     """
     scores = {"nsc": profiles.nsc, "nscb": profiles.nscb}
     if all(score.undefined for score in scores.values()):
@@ -38,12 +35,12 @@ def mechanisms(profiles: CorrectedProfiles) -> Measured:
             continue
         moas, counts = confusion(score)
         table = _by_moa(moas, counts)
-        asked = table[table["queries"] > 0]
+        with_queries = table[table["queries"] > 0]
         summary[name] = {
             "moas": moas,
             "counts": counts.tolist(),
-            "macro_recall": float(asked["recall"].mean()),
-            "macro_f1": float(asked["f1"].mean()),
+            "macro_recall": float(with_queries["recall"].mean()),
+            "macro_f1": float(with_queries["f1"].mean()),
         }
         table.insert(0, "score", name)
         tables.append(table)
@@ -51,20 +48,16 @@ def mechanisms(profiles: CorrectedProfiles) -> Measured:
 
 
 def confusion(score: Score) -> tuple[list[str], np.ndarray]:
-    """Counts how often each MoA is taken for each other.
-
-    Args:
-      score: a defined one.
+    """Computes the confusion matrix of a defined score.
 
     Returns:
-      (M names of queries and neighbours, sorted without regard to capitals, 'type 2' before
-      'type 10'; [M, M] int, row: the query's, column: the predicted one; [M, M + 1] where some
-      query has no neighbour).
+      (M names of MoAs, sorted without regard to case, 'type 2' before 'type 10'; [M, M] int counts,
+      row: MoA of the query, column: predicted MoA; [M, M + 1] if some query has no neighbour).
     """
-    asked, told = (score.neighbours[name].astype(str) for name in ("moa", "predicted"))
-    moas = sorted({*asked, *told} - {""}, key=lambda name: moa.batch_order(name.lower()))
-    answers = [*moas, *({""} & set(told))]
-    counts = pd.crosstab(asked, told).reindex(index=moas, columns=answers, fill_value=0)
+    true, predicted = (score.neighbours[name].astype(str) for name in ("moa", "predicted"))
+    moas = sorted({*true, *predicted} - {""}, key=lambda name: moa.batch_order(name.lower()))
+    columns = [*moas, *({""} & set(predicted))]
+    counts = pd.crosstab(true, predicted).reindex(index=moas, columns=columns, fill_value=0)
     return moas, counts.to_numpy(np.int64)
 
 
@@ -86,14 +79,14 @@ def _by_moa(moas: list[str], counts: np.ndarray) -> pd.DataFrame:
     )
 
 
-def k_nearest(seen: CorrectedProfiles) -> Measured:
-    """Scores the vote of more than one neighbour (see `moa.not_same_compound`).
+def k_nearest(corrected: CorrectedProfiles) -> Measured:
+    """Computes scores by the vote of several neighbours (see `moa.not_same_compound`).
 
     Returns:
-      {"nsc": {"1": {"correct", "total", "accuracy"}, "3": …}, "nscb": {…}}; a score that is
-      undefined with one neighbour has "undefined" with the reason. Table: the same by rows.
+      {"nsc": {"1": {"correct", "total", "accuracy"}, "3": …}, "nscb": {…}}; {"undefined": reason}
+      instead of the counts of an undefined score. Table: the same, one row a score and number.
     """
-    protocol, features = seen.protocol, seen.features
+    protocol, features = corrected.protocol, corrected.features
     search = partial(
         moa.both_scores,
         neighbours=NEIGHBOURS,
@@ -102,9 +95,9 @@ def k_nearest(seen: CorrectedProfiles) -> Measured:
         features=features,
         control=protocol.control,
     )
-    of_all = of_first = search(seen.treatments)
+    of_all = of_first = search(corrected.treatments)
     if protocol.batches == "week1":
-        wells = seen.wells[~seen.controls()]
+        wells = corrected.wells[~corrected.controls()]
         first = wells[profiles.in_first_batch(wells)]
         of_first = search(
             profiles.treatment_profiles(first, statistic=protocol.statistic, features=features)

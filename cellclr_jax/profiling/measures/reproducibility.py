@@ -1,4 +1,4 @@
-"""Reproducibility: whether a treatment's wells are more alike than wells of other treatments."""
+"""Reproducibility: correlation of a treatment's wells against wells of different treatments."""
 
 import numpy as np
 
@@ -6,34 +6,31 @@ from cellclr_jax.profiling.measures.measure import CorrectedProfiles, Measured, 
 from cellclr_jax.profiling.nearest import TIE_DIGITS, unit_vectors
 
 DRAWS = 1_000
-"""Sets of wells of different treatments, for each number of wells."""
+"""Random sets of wells of different treatments, for each number of wells."""
 PERCENTILE = 95.0
-"""Of their medians: a treatment above it replicates."""
-# Medians of larger sets spread less, so a null of this many wells is strict for a larger set.
+"""Percentile of their medians above which a treatment replicates."""
+# Medians of larger sets vary less, so a null of this many wells is conservative for larger sets.
 _LARGEST_SET = 20
-# Of more wells, as a positive control may have, this many are drawn.
+# From treatments of more wells, such as positive controls, this many are drawn.
 _MOST_WELLS = 500
 _SEED = 0
-# Sets whose profiles are held at once: 20 wells of 2,048 features take 33 MB.
-_AT_ONCE = 100
+# Sets in memory: 20 wells of 2,048 features take 33 MB.
+_BLOCK = 100
 
 
 def reproducibility(profiles: CorrectedProfiles) -> Measured:
-    """Percent replicating: treatments whose wells correlate more than a null of other wells.
+    """Percent replicating: treatments whose wells correlate more than wells of others.
 
     Way et al. 2022, "Morphology and gene expression profiling provide complementary information
     for mapping cell state": the median of the pairwise Pearson correlations of a treatment's
-    wells, against those of as many treated wells of different treatments (1,000 draws, a
-    treatment each with equal chance). A set has at most 20 wells and as many as there are
+    wells, against those of as many treated wells of different treatments (1,000 random sets, all
+    treatments with equal chance). A set has at most 20 wells, and at most as many as there are
     treatments: larger treatments are compared with sets of that size.
-
-    Args:
-      profiles: of one correction.
 
     Returns:
       Table: one row a treatment of two wells or more: compound, concentration, moa, batch, wells,
-      median_correlation, null (the 95th percentile), replicating. Undefined where there are no
-      replicates, or fewer than two treatments or features.
+      median_correlation, null (the 95th percentile), replicating. Undefined without replicates, or
+      with fewer than two treatments or features.
     """
     treatment = profiles.treatment_of_wells()
     rows = np.argsort(treatment, kind="stable")[np.count_nonzero(treatment < 0) :]
@@ -44,7 +41,7 @@ def reproducibility(profiles: CorrectedProfiles) -> Measured:
     if not len(replicated):
         return undefined("no treatment has two wells")
     if np.count_nonzero(wells) < 2:
-        return undefined("there is one treatment alone: nothing to compare its wells with")
+        return undefined("there is only one treatment: nothing to compare its wells with")
     medians, limits = _compared(_centred(profiles.well_values()[rows]), wells)
     table = profiles.named_treatments().assign(wells=wells).iloc[replicated].reset_index(drop=True)
     table = table.assign(median_correlation=medians, null=limits, replicating=medians > limits)
@@ -61,11 +58,9 @@ def reproducibility(profiles: CorrectedProfiles) -> Measured:
 
 
 def _compared(centred: np.ndarray, wells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The median correlation of each treatment of two wells or more, and its null's percentile.
+    """Median correlation and limit of treatments of two wells or more.
 
-    Args:
-      centred: [W, D] of all treatments, one after the other.
-      wells: [N] how many each has.
+    `centred` [W, D] holds the wells of the N treatments in order, `wells` [N] their numbers.
     """
     rng = np.random.default_rng(_SEED)
     groups = np.split(np.arange(len(centred)), np.cumsum(wells)[:-1])
@@ -76,30 +71,23 @@ def _compared(centred: np.ndarray, wells: np.ndarray) -> tuple[np.ndarray, np.nd
     for size in np.unique(sizes).tolist():
         null = null_medians(centred, drawn_from, size, rng)
         limits[sizes == size] = np.percentile(null, PERCENTILE)
-    # Wells that are all equal must not differ from the null by rounding.
+    # Equal wells must not differ from the null by rounding.
     return np.round(medians, TIE_DIGITS), np.round(limits, TIE_DIGITS)
 
 
 def null_medians(
     centred: np.ndarray, groups: list[np.ndarray], size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Median pairwise correlations of sets of wells of different treatments.
+    """[DRAWS] median correlations of random sets of `size` wells of different treatments.
 
-    Args:
-      centred: [W, D] wells of mean 0 and length 1.
-      groups: the rows of each of T treatments.
-      size: of a set, in 2..T.
-      rng: draws them.
-
-    Returns:
-      [DRAWS] float64.
+    `centred` [W, D] has rows of mean 0 and length 1, `groups` the rows of each treatment.
     """
     counts = np.array([len(group) for group in groups])
     starts = np.cumsum(counts) - counts
     rows = np.concatenate(groups)
     medians = []
-    for start in range(0, DRAWS, _AT_ONCE):
-        order = rng.random((min(_AT_ONCE, DRAWS - start), len(groups)))
+    for start in range(0, DRAWS, _BLOCK):
+        order = rng.random((min(_BLOCK, DRAWS - start), len(groups)))
         chosen = np.argpartition(order, size - 1, axis=1)[:, :size]
         within = (rng.random(chosen.shape) * counts[chosen]).astype(np.int64)
         medians.append(_medians(centred[rows[starts[chosen] + within]]))
@@ -107,8 +95,8 @@ def null_medians(
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
-    """Rows of mean 0 and length 1, whose products are correlations; constant rows are zeros."""
-    # The mean of equal numbers may miss them by rounding, which is no variation.
+    """Rows of mean 0 and length 1, so that products are correlations; constant rows are zeros."""
+    # The mean of equal numbers may differ from them by rounding.
     constant = values.max(axis=1) == values.min(axis=1)
     centred = np.where(constant[:, None], 0.0, values - values.mean(axis=1, keepdims=True))
     return unit_vectors(centred)

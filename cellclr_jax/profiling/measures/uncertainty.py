@@ -1,4 +1,4 @@
-"""Intervals over compounds and over wells, permutation tests."""
+"""Confidence intervals of scores over compounds and over wells, and permutation tests."""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,32 +13,33 @@ from cellclr_jax.profiling.nearest import nearest, unit_vectors
 from cellclr_jax.profiling.profiles import in_first_batch
 
 LEVEL = 0.95
-"""Of an interval: how often it holds the true value."""
+"""Confidence level of the intervals."""
 _ENDS = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 _Z = NormalDist().inv_cdf(_ENDS[1])
 _OF_TREATMENTS = ["compound", "moa", "batch"]
 RESAMPLES = 300
-"""How often wells are drawn."""
+"""Number of bootstrap samples of wells."""
 MOST_TREATMENTS = 3_000
-"""300 matrices of cosines between so many take over a minute; ten times as many two hours."""
+"""300 matrices of cosines of so many treatments take over a minute; of ten times as many two
+hours."""
 PERMUTATIONS = 10_000
-"""Exchanges of mechanisms between compounds, of up to 500 compounds; fewer of more."""
+"""Permutations of mechanisms for up to 500 compounds; fewer for more compounds."""
 _FEWEST_PERMUTATIONS, _MOST_EXCHANGED = 1_000, 5_000_000
-# Permutations that are held at once: a thousand compounds of them take 8 MB.
-_AT_ONCE = 1_000
+# Permutations in memory: 8 MB for a thousand compounds.
+_BLOCK = 1_000
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Interval and chance level of an accuracy.
+    """Confidence interval and chance level of an accuracy.
 
     Attributes:
       low: lower end of the 95 % interval, in [0, 1].
       high: its upper end.
       chance: mean accuracy with mechanisms shuffled among compounds (under NSCB among those of the
         same batches), in [0, 1].
-      p: how often shuffled mechanisms score at least as well, counting the true ones once.
+      p: share of shuffles that score at least as well, counting the true mechanisms as one.
     """
 
     low: float
@@ -51,32 +52,32 @@ def uncertainty(score: Score, *, resamples: int | None = None) -> Uncertainty:
     """Computes interval and chance level of a defined score, both by compounds.
 
     Treatments of one compound are not independent: if one of its concentrations is right, the
-    others mostly are. So the interval is of as many queries as carry the same information
-    independently (see `effective_interval`), and whole compounds exchange their mechanisms in a
-    permutation test, in which neighbours stay.
+    others mostly are. So the interval is based on the effective number of independent queries (see
+    `effective_interval`), and the permutation test exchanges mechanisms between whole compounds
+    while the neighbours stay.
 
     Under NSCB, mechanisms are exchanged only between compounds whose treatments lie in the same
-    batches. By default NSCB leaves out the mechanisms of a single batch; such exchanges leave the
-    batches of every mechanism, and with them the queries and the candidates, as they are. Exchanges
-    between any two compounds would not, and p would be too small. A compound that shares its
-    batches with no other keeps its mechanism, so that p is conservative where most do.
+    batches. By default NSCB leaves out the mechanisms of a single batch; such exchanges change
+    neither the batches of a mechanism nor the queries and candidates. Exchanges between any two
+    compounds would, and p would be too small. A compound that shares its batches with no other
+    keeps its mechanism, so p is conservative if most do.
 
     Args:
       score: of `moa.not_same_compound` or `moa.not_same_compound_or_batch`.
-      resamples: number of permutations; None takes `PERMUTATIONS`, or fewer of more than 500
+      resamples: number of permutations; None takes `PERMUTATIONS`, or fewer for more than 500
         compounds, but at least 1,000.
 
     Raises:
-      ValueError: the score is undefined, or of more than one neighbour.
+      ValueError: the score is undefined, or from the vote of several neighbours.
     """
     if score.accuracy is None:
         raise ValueError(f"an undefined score has no interval: {score.undefined}")
     if score.voters != 1:
-        raise ValueError(f"of {score.voters} neighbours that vote there is no chance level")
-    asked, answers = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
-    index, found = pd.MultiIndex.from_frame(pd.concat([asked, answers])).factorize()
+        raise ValueError(f"the vote of {score.voters} neighbours has no chance level")
+    queries, neighbours = (_named(score.neighbours, prefix) for prefix in ("", "neighbour_"))
+    index, found = pd.MultiIndex.from_frame(pd.concat([queries, neighbours])).factorize()
     names: list[tuple[str, str]] = list(found)
-    own, other = index[: len(asked)], index[len(asked) :]
+    own, other = index[: len(queries)], index[len(queries) :]
     low, high = effective_interval(
         codes(score.neighbours["compound"]), score.neighbours["correct"].to_numpy(bool)
     )
@@ -96,19 +97,14 @@ def uncertainty(score: Score, *, resamples: int | None = None) -> Uncertainty:
 
 
 def _named(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
-    """[Q] compound and mechanism of each treatment; both '' where there is none."""
+    """[Q] compound and mechanism of each treatment; both '' for no neighbour."""
     return pd.DataFrame(
         {name: table[f"{prefix}{name}"].astype(str) for name in ("compound", "moa")}
     )
 
 
 def _strata(score: Score, names: list[tuple[str, str]]) -> np.ndarray:
-    """[C] int: compounds of equal numbers have treatments in the same batches.
-
-    Args:
-      score: of N treatments, queries and excluded ones.
-      names: [C] compound and mechanism.
-    """
+    """[C] int strata of (compound, mechanism): those with treatments in the same batches."""
     table = pd.concat([score.neighbours[_OF_TREATMENTS], score.excluded[_OF_TREATMENTS]])
     batches = table["batch"].groupby([column for _, column in _named(table).items()]).agg(frozenset)
     return codes(batches.get(name) for name in names)
@@ -117,13 +113,13 @@ def _strata(score: Score, names: list[tuple[str, str]]) -> np.ndarray:
 def effective_interval(compounds: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
     """Computes Wilson's 95 % interval of an accuracy whose queries are clustered by compound.
 
-    The effective number of queries is N / (1 + (m - 1) r) (Kish 1965): m is the mean size of a
-    query's compound, r the correlation of queries within compounds by one-way analysis of variance,
-    clipped to [0, 1], and 1 where all queries are right or none is. Franco et al. 2019,
-    "Comparative study of confidence intervals for proportions in complex sample surveys", find
-    Wilson's interval with an effective number the one that holds near 0 and 1. In simulations of 12
-    to 100 compounds with 1 to 5 treatments, accuracies of 0.5 to 0.98 and correlations of 0 to 1 it
-    covers the true accuracy in 0.93 to 0.98 of cases.
+    The effective number of queries is N / (1 + (m - 1) r) (Kish 1965): m is the mean number of
+    queries of a query's compound, r the correlation of queries within compounds by one-way analysis
+    of variance, clipped to [0, 1], and 1 if all queries are right or all are wrong. According to
+    Franco et al. 2019, "Comparative study of confidence intervals for proportions in complex sample
+    surveys", Wilson's interval with an effective number is the one that is valid near 0 and 1. In
+    simulations of 12 to 100 compounds with 1 to 5 treatments, accuracies of 0.5 to 0.98 and
+    correlations of 0 to 1 it covers the true accuracy in 0.93 to 0.98 of cases.
 
     Args:
       compounds: [N] int from 0, of each query.
@@ -153,46 +149,39 @@ def effective_interval(compounds: np.ndarray, correct: np.ndarray) -> tuple[floa
 def _shuffled(
     names: list[tuple[str, str]],
     strata: np.ndarray,
-    asked: np.ndarray,
-    answers: np.ndarray,
+    queries: np.ndarray,
+    neighbours: np.ndarray,
     permutations: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """[R] counts of right answers with mechanisms shuffled among compounds.
+    """[R] counts of correct queries with mechanisms shuffled among the compounds of a stratum.
 
-    Args:
-      names: [C] compound and mechanism.
-      strata: [C] int; only compounds of equal numbers exchange mechanisms.
-      asked: [Q] index of each query's compound.
-      answers: [Q] index of its neighbour's compound.
-      permutations: R.
-      rng: draws them.
+    `names` [C] are (compound, mechanism); `queries` and `neighbours` [Q] are indices into them.
     """
     real = np.array([bool(compound) for compound, _ in names])
-    # A query without a neighbour is never right, however mechanisms are shuffled.
+    # A query without a neighbour stays wrong in all shuffles.
     moas = codes(moa for _, moa in names)
     moas[~real] = -1
     groups = [np.flatnonzero(real & (strata == number)) for number in np.unique(strata[real])]
     counts = []
-    for start in range(0, permutations, _AT_ONCE):
-        shuffled = np.tile(moas, (min(_AT_ONCE, permutations - start), 1))
+    for start in range(0, permutations, _BLOCK):
+        shuffled = np.tile(moas, (min(_BLOCK, permutations - start), 1))
         for group in groups:
             shuffled[:, group] = rng.permuted(shuffled[:, group], axis=1)
-        counts.append((shuffled[:, asked] == shuffled[:, answers]).sum(axis=1))
+        counts.append((shuffled[:, queries] == shuffled[:, neighbours]).sum(axis=1))
     return np.concatenate(counts)
 
 
 class Replicates:
-    """Wells by treatment, from which profiles of resampled wells are computed."""
+    """Computes treatment profiles of resampled wells.
+
+    Args:
+      values: [W, D] float64.
+      treatment: [W] int, treatment of each well; each of 0..N-1 occurs.
+      statistic: 'median' or 'mean'.
+    """
 
     def __init__(self, values: np.ndarray, treatment: np.ndarray, statistic: str) -> None:
-        """Groups treatments by their number of wells.
-
-        Args:
-          values: [W, D] float64.
-          treatment: [W] int, the treatment of each well, each of 0..N-1 at least once.
-          statistic: 'median' or 'mean'.
-        """
         counts = np.bincount(treatment)
         order, starts = np.argsort(treatment, kind="stable"), np.cumsum(counts) - counts
         self._shape = (len(counts), values.shape[1])
@@ -204,7 +193,7 @@ class Replicates:
             self._groups.append((treatments, values[rows]))
 
     def profiles(self, rng: np.random.Generator | None) -> np.ndarray:
-        """[N, D] float64 profiles of wells drawn with replacement; None takes each well once."""
+        """[N, D] float64 profiles of wells drawn with replacement; None draws each well once."""
         found = np.empty(self._shape)
         for treatments, wells in self._groups:
             if rng is not None:
@@ -215,21 +204,18 @@ class Replicates:
 
 
 def well_intervals(profiles: CorrectedProfiles) -> Measured:
-    """95 % percentile intervals of NSC and NSCB over resampled wells.
+    """Computes 95 % percentile intervals of NSC and NSCB over resampled wells.
 
-    Within each treatment as many wells as it has are drawn with replacement, and its profile and
-    neighbour computed again; the correction stays as it was fitted (Efron 1979). A treatment of one
-    well never changes. A draw repeats some wells and misses others, so its profiles are noisier
-    than those of all wells and score less on average: the interval is shifted up by that
-    difference, and clipped to [0, 1].
-
-    Args:
-      profiles: of one correction.
+    As many wells as a treatment has are drawn with replacement, and its profile and neighbour are
+    computed again; the correction is not fitted again (Efron 1979). A treatment of one well never
+    changes. A sample repeats some wells and misses others, so its profiles are noisier than those
+    of all wells and score lower on average: the interval is shifted up by that difference, and
+    clipped to [0, 1].
 
     Returns:
-      Summary: nsc and nscb ([low, high]; None where the score is undefined), mean (of the
-      resamples, the same way), resamples, single_wells (treatments of one well). Undefined beyond
-      `MOST_TREATMENTS`, where both scores are, or where no treatment has two wells.
+      Summary: nsc and nscb ([low, high]; None if the score is undefined), mean (of the samples, in
+      the same form), resamples, single_wells (treatments of one well). Undefined with more than
+      `MOST_TREATMENTS` treatments, if both scores are undefined, or if no treatment has two wells.
     """
     scores = {"nsc": profiles.nsc, "nscb": profiles.nscb}
     if len(profiles.treatments) > MOST_TREATMENTS:
@@ -252,9 +238,9 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
 
 
 def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[str, np.ndarray]:
-    """[RESAMPLES] accuracies of each score that is defined."""
+    """[RESAMPLES] accuracies of each defined score."""
     protocol, named = profiles.protocol, profiles.named_treatments()
-    # The order by compound and concentration decides ties, as in `moa`.
+    # Ties go to the first by compound and concentration, as in `moa`.
     order = named.sort_values(["compound", "concentration"]).index.to_numpy()
     named = named.iloc[order].reset_index(drop=True)
     candidates = {
@@ -263,17 +249,17 @@ def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[st
     }
     row = profiles.treatment_of_wells()
     treatment = np.where(row < 0, -1, np.argsort(order)[row])
-    everything = treatment >= 0
-    together = [(list(scores), everything)]
+    treated = treatment >= 0
+    samples = [(list(scores), treated)]
     if protocol.batches == "week1":
-        first = everything & in_first_batch(profiles.wells)
-        together = [(["nsc"], everything), (["nscb"], first)]
+        first = treated & in_first_batch(profiles.wells)
+        samples = [(["nsc"], treated), (["nscb"], first)]
     values, moas = profiles.well_values(), codes(named["moa"])
     found: dict[str, np.ndarray] = {}
-    for names, kept in together:
+    for names, used in samples:
         defined = [name for name in names if not scores[name].undefined]
         if defined:
-            replicates = Replicates(values[kept], treatment[kept], protocol.statistic)
+            replicates = Replicates(values[used], treatment[used], protocol.statistic)
             drawn = _accuracies(replicates, [candidates[name] for name in defined], moas)
             found |= dict(zip(defined, drawn.T, strict=True))
     return found
@@ -282,7 +268,7 @@ def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[st
 def _accuracies(
     replicates: Replicates, candidates: list[Candidates], moas: np.ndarray
 ) -> np.ndarray:
-    """[RESAMPLES, rules] accuracies of the nearest neighbour, as `moa` computes them."""
+    """[RESAMPLES, rules] accuracies of the nearest neighbour under each rule."""
     masks = [one.allowed(np.arange(len(moas))) for one in candidates]
     queries = [
         np.flatnonzero((one.excluded == "") & mask.any(axis=1))
@@ -293,6 +279,6 @@ def _accuracies(
     for draw in range(RESAMPLES):
         neighbours = nearest(unit_vectors(replicates.profiles(rng)), rules)
         for number, rows in enumerate(queries):
-            answers = neighbours[number].rows[rows, 0]
-            found[draw, number] = ((answers >= 0) & (moas[answers] == moas[rows])).mean()
+            other = neighbours[number].rows[rows, 0]
+            found[draw, number] = ((other >= 0) & (moas[other] == moas[rows])).mean()
     return found

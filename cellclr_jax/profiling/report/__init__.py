@@ -1,4 +1,4 @@
-"""Writes an evaluation down: metrics.json, profile tables, figures, the HTML page, the console."""
+"""Writes an evaluation: metrics.json, profile tables, figures, report.html; prints its scores."""
 
 import json
 import sys
@@ -52,28 +52,26 @@ def write_evaluation(
 ) -> dict[str, object]:
     """Writes metrics.json, profile tables, neighbours, measures, cells, figures and report.html.
 
-    Each file is written atomically. Tables and metrics.json come first, then what takes long,
-    figures and report.html; `.evaluating` lies in the folder until all are complete. An earlier
-    evaluation with the same settings is replaced.
+    Files are written atomically, the slow figures and report.html last; `.evaluating` exists until
+    all are complete. An earlier evaluation with the same settings is replaced.
 
     Args:
       out_dir: the folder; created if missing.
       results: of the evaluation.
-      options: formats of the tables, and the layouts of the report's map.
-      overwrite: replaces an evaluation with other settings, too.
+      options: formats of the tables, and whether the report has a UMAP map.
+      overwrite: also replaces an evaluation with other settings.
 
     Returns:
-      What was written to metrics.json.
+      The content of metrics.json.
 
     Raises:
-      BadUse: a format whose library is not installed; the folder holds an evaluation with other
-        settings, or files of something else; nothing is written then.
+      BadUse: the library of a table format is missing; the folder contains an evaluation with other
+        settings, or files that no evaluation has written. Nothing is written then.
     """
     out, options, evaluation = Path(out_dir), options or Options(), results.evaluation
     check_formats(options.formats)
     out.mkdir(parents=True, exist_ok=True)
-    profiles, listings = _profile_tables(results), {}
-    metrics = describe(results)
+    profiles, listings, metrics = _profile_tables(results), {}, describe(results)
     planned: dict[str, str] = {}
     if evaluation is not None:
         planned = figures.plan(evaluation)
@@ -83,7 +81,7 @@ def write_evaluation(
     files |= {f"{stem}.csv" for stem in listings}
     files |= {file for file, reason in planned.items() if not reason}
     check_folder(out, metrics, {*files, REPORT}, overwrite=overwrite)
-    # Before anything is removed: a number that is not finite raises here.
+    # Raises for numbers that are not finite, before earlier files are removed.
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     remove_earlier(out, files)
     for stem, table in profiles.items():
@@ -100,7 +98,7 @@ def write_evaluation(
 def _write_pages(
     out: Path, results: Results, planned: Mapping[str, str], *, with_umap: bool
 ) -> None:
-    """Writes figures and report.html; `planned`: of `figures.plan`."""
+    """Writes figures and report.html; `planned` is from `figures.plan`."""
     maps: figures.Maps = {}
     pngs: dict[str, bytes] = {}
     skipped = {file: reason for file, reason in planned.items() if reason}
@@ -118,15 +116,15 @@ def _write_pages(
 
 
 def neighbours_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row a query: correction, score ('nsc', 'nscb'), treatment, neighbour, right or not."""
+    """Returns one row a query: correction, score ('nsc', 'nscb'), treatment, neighbour, correct."""
     tables = [
         _labelled(score, correction, kind)
         for correction, scores in evaluation.scores.items()
         for kind, score in (("nsc", scores.nsc), ("nscb", scores.nscb))
         if not score.undefined
     ]
-    nobody = pd.DataFrame(columns=["correction", "score", "compound", "concentration", "correct"])
-    return pd.concat(tables, ignore_index=True) if tables else nobody
+    empty = pd.DataFrame(columns=["correction", "score", "compound", "concentration", "correct"])
+    return pd.concat(tables, ignore_index=True) if tables else empty
 
 
 def print_scores(
@@ -136,10 +134,7 @@ def print_scores(
     baselines: Mapping[str, Evaluation] | None = None,
     file: TextIO | None = None,
 ) -> None:
-    """Prints the scores as a table, with the settings that they depend on.
-
-    Counts, percentages, and the reason where there is no score.
-    """
+    """Prints a table of counts and percentages, why scores are undefined, protocol and notes."""
     out = file or sys.stdout
     sets = {name: evaluation, **(baselines or {})}
     width = max(len("profiles"), *(len(key) for key in sets))
@@ -162,25 +157,25 @@ def print_scores(
     settings = describe_protocol(evaluation)
     del settings["left_out_computed"]
     settings["left_out_of_NSCB"] = settings.pop("left_out")
-    told = (f"{name.replace('_', ' ')} {_words(value)}" for name, value in settings.items())
-    print(f"protocol: {', '.join(told)}", file=out)
+    parts = (f"{name.replace('_', ' ')} {_setting(value)}" for name, value in settings.items())
+    print(f"protocol: {', '.join(parts)}", file=out)
     for note in evaluation.notes:
-        # What makes a correction undefined has been said with its scores.
+        # The reasons of undefined corrections are printed above.
         if " is undefined: " not in note:
             print(f"note: {note}", file=out)
 
 
 def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
-    """Prints the balanced accuracies of the probes as a table, or why there are none."""
+    """Prints the balanced accuracies of single cells as a table, or why there are none."""
     out, described = file or sys.stdout, describe_cells(cells)
     if cells.undefined:
         print(f"cells are not scored: {cells.undefined}", file=out)
     else:
-        kept = f" by {cells.grouped_by}" if cells.grouped_by else ""
+        groups = f" by {cells.grouped_by}" if cells.grouped_by else ""
         print(
             f"{len(described['classes'])} classes by {described['label_column']}, "
-            f"{described['cells']:,} cells, {described['folds']} folds{kept}; balanced accuracy, "
-            f"guessing gives {100 * described['chance']:.1f} %",
+            f"{described['cells']:,} cells, {described['folds']} folds{groups}; balanced accuracy, "
+            f"chance is {100 * described['chance']:.1f} %",
             file=out,
         )
         width = max(len("features"), *(len(name) for name in cells.probes))
@@ -194,7 +189,7 @@ def print_cells(cells: CellEvaluation, *, file: TextIO | None = None) -> None:
 
 
 def _profile_tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Returns tables of profiles by the names of their files."""
+    """Returns the profile tables by file name."""
     evaluation, cells = results.evaluation, results.cells
     tables = {} if cells is None else {"cells": cell_table(cells, results.name)}
     if evaluation is not None:
@@ -203,7 +198,7 @@ def _profile_tables(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def measures_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
-    """What each measure found, row by row, under every correction (column `correction`)."""
+    """Returns the table of each measure, with the rows of all corrections (column `correction`)."""
     found: dict[str, list[pd.DataFrame]] = {}
     for correction, scores in evaluation.scores.items():
         for name, measured in scores.measures.items():
@@ -217,15 +212,15 @@ def measures_tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
 
 
 def _labelled(score: Score, correction: str, kind: str) -> pd.DataFrame:
-    """A score's neighbours with the correction and the score's name in front."""
+    """Adds columns for correction and score to the neighbours of a score."""
     table = score.neighbours.copy()
     table.insert(0, "score", kind)
     table.insert(0, "correction", correction)
     return table
 
 
-def _words(value: object) -> str:
-    """A setting in words."""
+def _setting(value: object) -> str:
+    """Formats the value of a setting."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -236,7 +231,7 @@ def _words(value: object) -> str:
 
 
 def _cell(score: Score) -> str:
-    """'88/103 (85.4 %)' or 'undefined'."""
+    """Formats a score, such as '88/103 (85.4 %)'."""
     if score.accuracy is None:
         return "undefined"
     return f"{score.correct}/{score.total} ({100 * score.accuracy:.1f} %)"

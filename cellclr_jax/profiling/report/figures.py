@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from cellclr_jax.console import plural
-from cellclr_jax.pages import look
+from cellclr_jax.pages import colour_and_symbol
 from cellclr_jax.profiling.evaluation import Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
 from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
@@ -22,26 +22,26 @@ from cellclr_jax.profiling.moa import BATCH_SEPARATOR, Score, batch_order
 # matplotlib's markers, in the order of Plotly's `pages.SYMBOLS`.
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">", "h")
 _PIXELS_PER_INCH = 110
-# Below this many treatments a map of neighbourhoods shows nothing.
+# Fewer treatments have no meaningful neighbourhoods.
 _FEWEST_TREATMENTS = 8
 MOST_TREATMENTS = 5_000
-"""Above this many, maps take minutes, and a page of them is slow to open."""
-# A matrix of more rows cannot be read.
+"""With more treatments, maps take minutes, and the page is slow to open."""
+# A confusion matrix of more mechanisms cannot be read.
 _MOST_MECHANISMS = 60
 _PERPLEXITY = 10.0
-# Up to this many points the exact gradient is the faster one: the tree's threads cost more.
+# Up to this many points the exact gradient is faster than Barnes-Hut.
 _EXACT = 500
-# For more. Twice as many take twice as long and keep hardly more of the neighbourhoods
-# (trustworthiness 0.986 instead of 0.985 of 2,500 treatments).
+# Of Barnes-Hut. Twice as many improve the trustworthiness of 2,500 treatments only from 0.985 to
+# 0.986.
 _ITERATIONS = 500
-# A legend of more names cannot be read and takes seconds to lay out.
+# A legend of more names cannot be read, and its layout takes seconds.
 _LONGEST_LEGEND = 30
 _SEED = 0
 _UMAP_NEIGHBOURS = 10
 
 
 Maps = dict[str, dict[str, np.ndarray]]
-"""[N, 2] float32 places of the treatments by correction and method, 't-SNE' or 'UMAP'."""
+"""[N, 2] float32 coordinates by correction and method, 't-SNE' or 'UMAP'."""
 
 
 def plan(evaluation: Evaluation) -> dict[str, str]:
@@ -60,12 +60,12 @@ def plan(evaluation: Evaluation) -> dict[str, str]:
 def place(
     evaluation: Evaluation, *, with_umap: bool = False, after: Callable[[], None] = lambda: None
 ) -> Maps:
-    """Lays out a map of the treatments under each correction where there can be one.
+    """Computes a map of the treatments under each correction that allows one.
 
     Args:
       evaluation: of treatments.
       with_umap: see `place_treatments`.
-      after: is called after each correction.
+      after: called after each correction.
     """
     maps: Maps = {}
     for name, scores in evaluation.scores.items():
@@ -76,11 +76,11 @@ def place(
 
 
 def draw(evaluation: Evaluation, maps: Maps) -> Iterator[tuple[str, bytes]]:
-    """Draws the figures that `plan` has no reason against.
+    """Draws the figures of an evaluation that can be drawn; see `plan`.
 
     Args:
       evaluation: of treatments.
-      maps: of `place`.
+      maps: from `place`.
 
     Yields:
       File name and PNG.
@@ -94,11 +94,11 @@ def draw(evaluation: Evaluation, maps: Maps) -> Iterator[tuple[str, bytes]]:
 
 
 def confusion(nsc: Score, nscb: Score, title: str) -> bytes:
-    """Draws confusion matrices of NSC and NSCB side by side, the true MoAs down.
+    """Draws the confusion matrices of NSC and NSCB side by side, true MoAs as rows.
 
     Args:
       nsc: the not-same-compound score.
-      nscb: the not-same-compound-or-batch score; an undefined one is said to be so.
+      nscb: the not-same-compound-or-batch score; one of both may be undefined.
       title: the correction.
 
     Returns:
@@ -112,8 +112,8 @@ def confusion(nsc: Score, nscb: Score, title: str) -> bytes:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name, score in zip(axes, ("NSC", "NSCB"), (nsc, nscb), strict=True):
         _draw_confusion(axis, name, score, moas)
-    axes[0].set_ylabel("MoA of the treatment")
-    figure.suptitle(f"Nearest neighbour's mechanism of action, correction: {title}")
+    axes[0].set_ylabel("True MoA")
+    figure.suptitle(f"Confusion matrix, correction: {title}")
     return _png(figure)
 
 
@@ -122,7 +122,7 @@ def tsne(treatments: pd.DataFrame, points: np.ndarray, title: str) -> bytes:
 
     Args:
       treatments: treatment profiles [N].
-      points: [N, 2] of `place_treatments`.
+      points: [N, 2] coordinates from `place_treatments`.
       title: the correction.
 
     Returns:
@@ -138,14 +138,14 @@ def tsne(treatments: pd.DataFrame, points: np.ndarray, title: str) -> bytes:
 
 
 def place_treatments(treatments: pd.DataFrame, *, with_umap: bool = False) -> dict[str, np.ndarray]:
-    """Lays out maps of the treatments by cosine distance.
+    """Computes maps of the treatments by cosine distance, reproducibly.
 
     Args:
-      treatments: treatment profiles; at least eight rows, none of them zeros.
-      with_umap: whether UMAP is asked for; it is left out where its library is not installed.
+      treatments: treatment profiles [N], N at least 8, none of them zeros.
+      with_umap: adds UMAP, if its library is installed.
 
     Returns:
-      [N, 2] float32 by the method's name, the same ones every time: 't-SNE', 'UMAP'.
+      [N, 2] float32 by method: 't-SNE', 'UMAP'.
     """
     values = treatments[own_features(treatments)].to_numpy(np.float64)
     few = len(values) <= _EXACT
@@ -162,14 +162,14 @@ def place_treatments(treatments: pd.DataFrame, *, with_umap: bool = False) -> di
         if with_umap and find_spec("umap"):
             from umap import UMAP
 
-            near = min(_UMAP_NEIGHBOURS, len(values) - 1)
-            reducer = UMAP(metric="cosine", n_neighbors=near, random_state=_SEED, n_jobs=1)
+            count = min(_UMAP_NEIGHBOURS, len(values) - 1)
+            reducer = UMAP(metric="cosine", n_neighbors=count, random_state=_SEED, n_jobs=1)
             found["UMAP"] = reducer.fit_transform(values)
     return found
 
 
 def why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
-    """'' where a t-SNE map can be drawn, else the reason."""
+    """Returns why there is no map, or ''."""
     if treatments.empty:
         return nsc.undefined
     if len(treatments) < _FEWEST_TREATMENTS:
@@ -183,7 +183,7 @@ def why_no_map(treatments: pd.DataFrame, nsc: Score) -> str:
 
 
 def _why_no_confusion(nsc: Score, nscb: Score) -> str:
-    """'' where the matrices can be drawn, else the reason."""
+    """Returns why there are no confusion matrices, or ''."""
     if nsc.undefined and nscb.undefined:
         return nsc.undefined
     moas = (nsc if nscb.undefined else nscb).neighbours["moa"].nunique()
@@ -192,10 +192,10 @@ def _why_no_confusion(nsc: Score, nscb: Score) -> str:
 
 
 def _draw_confusion(axis: Axes, name: str, score: Score, moas: list[str]) -> None:
-    """One matrix, its counts written into it."""
+    """Draws one matrix with its counts."""
     axis.set_xticks(range(len(moas)), moas, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(moas)), moas)
-    axis.set_xlabel("MoA of its nearest neighbour")
+    axis.set_xlabel("Predicted MoA")
     if score.undefined:
         axis.set_title(f"{name}: undefined")
         axis.set_xlim(-0.5, len(moas) - 0.5)
@@ -212,22 +212,22 @@ def _draw_confusion(axis: Axes, name: str, score: Score, moas: list[str]) -> Non
 
 
 def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: str) -> None:
-    """A scatter plot with one colour and shape a label, and a legend if it can be read."""
+    """Draws points with a colour and shape per label, and a legend if it is short enough."""
     names = sorted(set(labels), key=batch_order)
-    looks = dict(zip(names, map(look, range(len(names))), strict=True))
-    colours, shapes = zip(*(looks[label] for label in labels), strict=True)
+    styles = dict(zip(names, map(colour_and_symbol, range(len(names))), strict=True))
+    colours, shapes = zip(*(styles[label] for label in labels), strict=True)
     style: dict[str, Any] = {"s": 60, "edgecolor": "white", "linewidth": 0.5}
     for shape in sorted(set(shapes)):
         rows = np.flatnonzero(np.array(shapes) == shape)
         chosen = [colours[row] for row in rows]
         axis.scatter(*points[rows].T, marker=_SHAPES[shape], color=chosen, **style)
-    axis.set_title(f"by {what}")
+    axis.set_title(f"coloured by {what}")
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_xlabel("t-SNE 1")
     axis.set_ylabel("t-SNE 2")
     if len(names) <= _LONGEST_LEGEND:
-        for name, (colour, shape) in looks.items():
+        for name, (colour, shape) in styles.items():
             axis.scatter(
                 [], [], marker=_SHAPES[shape], color=colour, label=name or "unknown", **style
             )
@@ -235,7 +235,7 @@ def _draw_points(axis: Axes, points: np.ndarray, labels: Sequence[str], what: st
 
 
 def _png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same under any personal matplotlib settings."""
+    """Encodes a figure as PNG, independent of the user's matplotlib settings."""
     buffer = io.BytesIO()
     with matplotlib.style.context("default"):
         figure.savefig(buffer, format="png", dpi=_PIXELS_PER_INCH, bbox_inches="tight")

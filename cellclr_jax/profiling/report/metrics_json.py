@@ -1,4 +1,4 @@
-"""The record of an evaluation: metrics.json, and whether another evaluation may take its folder."""
+"""Content of metrics.json, and checks before an evaluation replaces another one."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -21,8 +21,8 @@ from cellclr_jax.profiling.published import is_bbbc021, published_scores
 from cellclr_jax.profiling.single_cells import CellEvaluation, describe_cells
 
 UNFINISHED = ".evaluating"
-"""Marks a folder whose evaluation has not written all its files yet."""
-# Files of an evaluation that another one may not have.
+"""Marks a folder whose evaluation is not complete yet."""
+# Files that only some evaluations have.
 _OPTIONAL = (
     "wells.*",
     "treatments.*",
@@ -33,30 +33,30 @@ _OPTIONAL = (
     "tsne_*.png",
     "report.html",
 )
-# Settings among what is recorded of single cells.
+# Settings in the record of single cells.
 _OF_CELLS = ("label_column", "grouped_by")
-# How the checkpoint was named; `step` says which one it is.
+# The name of the checkpoint, such as 'last', is not a setting; its step is.
 _NO_SETTING = ("checkpoint",)
-# Letters of a difference in a message: a list of mechanisms can be long.
+# Characters of a difference in a message: a list of mechanisms can be long.
 _LONGEST = 120
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """A score with its uncertainty, as metrics.json has it.
+    """A score with its uncertainty, as in metrics.json.
 
     Attributes:
       correct, total, accuracy, undefined, unanswerable: see `moa.Score`.
-      interval: of 95 %, of the accuracy; None where the score is undefined.
-      chance: accuracy where mechanisms are shuffled among compounds.
-      p: how often such a shuffle scores at least as well.
+      interval: 95 % confidence interval of the accuracy; None if the score is undefined.
+      chance: mean accuracy after mechanisms are shuffled among compounds.
+      p: share of shuffles that are at least as accurate.
     """
 
     correct: int | None
     total: int
     accuracy: float | None
     undefined: str = ""
-    interval: tuple[float, float] | None = None
+    interval: list[float] | None = None
     chance: float | None = None
     p: float | None = None
     unanswerable: int = 0
@@ -69,29 +69,24 @@ class ScoreSummary:
         if score.undefined:
             return own
         found = uncertainty(score)
-        return replace(own, interval=(found.low, found.high), chance=found.chance, p=found.p)
+        return replace(own, interval=[found.low, found.high], chance=found.chance, p=found.p)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ScoreSummary":
-        """Reads a score of a metrics.json; a key that is missing has its default."""
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        if "interval" in known:
-            known["interval"] = tuple(known["interval"])
-        return cls(**known)
+        """Reads a score of a metrics.json; missing keys get their default."""
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the score without what it does not have."""
-        always = ("correct", "total", "accuracy")
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if name in always or (value is not None and value != "" and name != "unanswerable")
-        } | ({"unanswerable": self.unanswerable} if self.unanswerable else {})
+        """Returns correct, total, accuracy, and further values that differ from the default."""
+        required = ("correct", "total", "accuracy")
+        defaults = {name: one.default for name, one in self.__dataclass_fields__.items()}
+        values = asdict(self).items()
+        return {name: v for name, v in values if name in required or v != defaults[name]}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of profiles under one correction; `drop` is NSC - NSCB in percentage points."""
+    """Scores under one correction; `drop` is NSC - NSCB in percentage points."""
 
     nsc: ScoreSummary
     nscb: ScoreSummary
@@ -99,17 +94,17 @@ class Summary:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Summary":
-        """Reads the scores of a correction of a metrics.json."""
+        """Reads the scores of one correction of a metrics.json."""
         nsc, nscb = (ScoreSummary.from_json(values[kind]) for kind in ("nsc", "nscb"))
         return cls(nsc, nscb, values["drop"])
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the scores as metrics.json has them."""
+        """Returns the scores as in metrics.json."""
         return {"nsc": self.nsc.as_json(), "nscb": self.nscb.as_json(), "drop": self.drop}
 
 
 Scores = Mapping[str, Mapping[str, Summary]]
-"""By the profiles' name, the evaluation's own first, then by correction."""
+"""By name of the profiles, the evaluated ones first, then by correction."""
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Summary]:
@@ -122,17 +117,17 @@ def summarize(evaluation: Evaluation) -> dict[str, Summary]:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the files of an evaluation are made from.
+    """Everything that the files of an evaluation are made from.
 
     Attributes:
-      evaluation: of the profiles this is about; None where no treatment can be scored.
-      name: what they are called.
-      baselines: other profiles of the same cells, by name.
-      details: what else belongs to the record (step, checkpoint, cells), JSON values.
-      cells: the evaluation cell by cell, if there is one.
+      evaluation: of the profiles; None if no treatment can be scored.
+      name: of the profiles.
+      baselines: evaluations of other profiles of the same cells, by name.
+      details: further values of the record (step, checkpoint, cells); JSON values.
+      cells: evaluation of single cells, if there is one.
       pictures: crops of the treatments.
       history: of the training, one row an entry of metrics.jsonl.
-      provenance: config, commit, versions, data manifest: JSON values.
+      provenance: config, commit, versions, data manifest; JSON values.
     """
 
     evaluation: Evaluation | None = None
@@ -165,7 +160,7 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the scores must know."""
+        """Notes on the scores, of the baselines, too."""
         if self.evaluation is None:
             return []
         own = self.evaluation.notes
@@ -174,7 +169,7 @@ class Results:
 
     @property
     def baseline_protocols(self) -> dict[str, dict[str, object]]:
-        """The settings of baselines that were scored by others than the profiles."""
+        """The protocols of baselines that differ from that of the profiles."""
         return {
             name: describe_protocol(other)
             for name, other in self.baselines.items()
@@ -183,7 +178,7 @@ class Results:
 
     @property
     def published(self) -> list[dict[str, str]]:
-        """Scores that others have published; of BBBC021 only."""
+        """Published scores; empty unless the compounds are BBBC021's."""
         if self.evaluation is None:
             return []
         of_bbbc021 = is_bbbc021(self.evaluation.treatments["Metadata_Compound"])
@@ -191,13 +186,13 @@ class Results:
 
 
 def describe(results: Results) -> dict[str, Any]:
-    """Returns what goes into metrics.json.
+    """Returns the content of metrics.json.
 
     Returns:
       {"profiles": name, "protocol": {…}, "scores": {correction: {"nsc": {"correct", "total",
       "accuracy", "interval", "chance", "p"}, "nscb": {…}, "drop"}}, "measures": {correction:
-      {name: summary}}, "baselines": {name: scores}, "baseline_protocols": {name: {…}} of those
-      whose settings differ, "data": counts, "published": see `published.published_scores`,
+      {name: summary}}, "baselines": {name: scores}, "baseline_protocols": {name: {…}} if
+      different, "data": counts, "published": see `published.published_scores`,
       "notes": [str], "run": details, "cells": see `single_cells.describe_cells`}; without an
       evaluation of treatments only "profiles", "notes", "run" and "cells".
       Accuracies are in [0, 1], the drop in percentage points; an undefined score is {"correct":
@@ -225,7 +220,7 @@ def _as_json(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
 
 
 def describe_protocol(evaluation: Evaluation) -> dict[str, object]:
-    """Returns the settings as they go into metrics.json, with what was computed from the data."""
+    """Returns the settings as in metrics.json, with values that were derived from the data."""
     left_out, treatments = evaluation.protocol.left_out, evaluation.treatments
     if left_out is None:
         rule = evaluation.protocol.batches
@@ -254,60 +249,61 @@ def check_settings(
     *,
     overwrite: bool,
 ) -> None:
-    """Refuses a folder before anything is computed for it; see `check_folder`.
+    """Checks an output folder before the evaluation; see `check_folder`.
 
     Args:
       out: the folder.
-      protocol: of the evaluation that is about to begin.
-      details: its `Results.details`.
-      cells: label_column and grouped_by of single cells, where they are scored.
+      protocol: of the evaluation.
+      details: see `Results`.
+      cells: label_column and grouped_by of single cells, if they are scored.
       overwrite: accepts any earlier evaluation.
 
     Raises:
-      BadUse: the folder holds an evaluation with other settings.
+      BadUse: the folder contains an evaluation with other settings.
     """
-    known = {name: value for name, value in asdict(protocol).items() if value is not None}
+    settings = {name: value for name, value in asdict(protocol).items() if value is not None}
     path = Path(out) / METRICS_JSON
     if path.exists() and not overwrite:
-        begun = {"run": dict(details), "protocol": known, "cells": dict(cells or {})}
-        _refuse_different(path, begun, complete=False)
+        planned = {"run": dict(details), "protocol": settings, "cells": dict(cells or {})}
+        _refuse_different(path, planned, complete=False)
 
 
 def check_folder(
     out: Path, metrics: Mapping[str, Any], files: Collection[str], *, overwrite: bool
 ) -> None:
-    """Refuses a folder in which something lies that must not be replaced.
+    """Checks that an evaluation may be written to a folder.
 
     Args:
       out: the folder.
-      metrics: what will be written to metrics.json.
-      files: names of what else will be written.
-      overwrite: replaces an evaluation whatever its settings.
+      metrics: new content of metrics.json.
+      files: names of the other files to write.
+      overwrite: accepts an evaluation with other settings.
 
     Raises:
-      BadUse: an evaluation with other settings is there, or a file that no evaluation wrote.
+      BadUse: the folder contains an evaluation with other settings, or one of the files without a
+        metrics.json.
     """
     path = out / METRICS_JSON
     if not path.exists() and not (out / UNFINISHED).exists():
-        if taken := sorted(name for name in files if (out / name).exists()):
+        if existing := sorted(name for name in files if (out / name).exists()):
             raise BadUse(
-                f"{out / taken[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; take "
-                "another --out"
+                f"{out / existing[0]} exists, but no {METRICS_JSON}: no evaluation wrote it; "
+                "choose another --out"
             )
     elif path.exists() and not overwrite:
         _refuse_different(path, metrics, complete=True)
 
 
 def remove_earlier(out: Path, files: Collection[str]) -> None:
-    """Removes the earlier evaluation's metrics.json, and its files that will not be replaced.
+    """Removes metrics.json of the earlier evaluation, and its files that are not replaced.
 
     Args:
-      out: a folder that `check_folder` accepted; it is marked `UNFINISHED` from now on.
-      files: names of what will be written.
+      out: a folder that `check_folder` accepted; marks it as `UNFINISHED`.
+      files: names of the files to write.
     """
     was_evaluated = (out / METRICS_JSON).exists() or (out / UNFINISHED).exists()
     (out / UNFINISHED).touch()
-    # No metrics.json may describe other tables: it goes first.
+    # First, as metrics.json must never describe other tables.
     (out / METRICS_JSON).unlink(missing_ok=True)
     if was_evaluated:
         for path in (path for pattern in _OPTIONAL for path in out.glob(pattern)):
@@ -316,37 +312,32 @@ def remove_earlier(out: Path, files: Collection[str]) -> None:
 
 
 def _refuse_different(path: Path, metrics: Mapping[str, Any], *, complete: bool) -> None:
-    """Raises BadUse where the evaluation at `path` has other settings than `metrics`.
+    """Raises BadUse if the evaluation at `path` has other settings than `metrics`.
 
-    If `metrics` are complete, a setting that only one of them has is a difference, too.
+    If `metrics` are complete, a setting that only one of both has is a difference.
     """
-    older = _read(path)
-    there, here = _settings(older), _settings(json.loads(json.dumps(metrics)))
+    try:
+        older = read_json(path, "record of an evaluation")
+    except BadData as error:
+        raise BadUse(f"{error}: choose another --out=DIR, or --overwrite to replace it") from error
+    old, new = _settings(older), _settings(json.loads(json.dumps(metrics)))
     if not complete:
-        there, here = ({n: s[n] for n in s if n in there and n in here} for s in (there, here))
-    found = differences(there, here)
+        old, new = ({n: s[n] for n in s if n in old and n in new} for s in (old, new))
+    found = differences(old, new)
     for part, what in (("protocol", "treatments"), ("cells", "single cells")):
-        # An evaluation that has just begun has no record of cells yet.
+        # Before the evaluation, `metrics` have no record of cells.
         if "profiles" in metrics and (part in older) != (part in metrics):
             found.insert(0, f"{what} were{'' if part in older else ' not'} scored there")
     if found:
         listed = "; ".join(f if len(f) <= _LONGEST else f"{f[: _LONGEST - 1]}…" for f in found)
         raise BadUse(
-            f"{path.parent} holds an evaluation with other settings ({listed}): take another "
+            f"{path.parent} contains an evaluation with other settings ({listed}): choose another "
             "--out=DIR, or --overwrite to replace it"
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads a metrics.json; BadUse where it cannot be read."""
-    try:
-        return read_json(path, "record of an evaluation")
-    except BadData as error:
-        raise BadUse(f"{error}: take another --out=DIR, or --overwrite to replace it") from error
-
-
 def _settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decides an evaluation, by name."""
+    """Returns the settings of an evaluation by name."""
     cells = metrics.get("cells", {})
     described = {
         **metrics.get("run", {}),

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of an evaluation."""
+"""Renders report.html, the page of an evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,14 +23,13 @@ from cellclr_jax.profiling.report.score_charts import (
 )
 from cellclr_jax.profiling.report.treatments import (
     confusion_data,
-    describe_treatments,
     dose_series,
     map_data,
     treatment_keys,
 )
 from cellclr_jax.profiling.single_cells import describe_cells
 
-# Drawings of doses that are visible from the start.
+# Dose responses that are visible without opening the details.
 _OPEN_SERIES = 24
 _PUBLISHED = ("method", "kind", "nsc", "nscb", "drop", "source")
 
@@ -41,17 +40,17 @@ def render_report(
     skipped: Mapping[str, str] | None = None,
     maps: figures.Maps | None = None,
 ) -> str:
-    """Renders the page as one HTML file that loads nothing from anywhere.
+    """Renders the report as one self-contained HTML file, which requests nothing.
 
     Args:
-      results: scores of treatments, of cells, or both. Of more treatments than can be drawn the
-        page has scores and measures only.
-      pngs: figures by file name; shown where the page draws no treatments itself.
+      results: scores of treatments, of cells, or both. With more than `figures.MOST_TREATMENTS`
+        treatments the page has only scores and measures.
+      pngs: figures by file name; shown if there is no interactive map.
       skipped: why other figures were not drawn, by file name; shown with `pngs`.
-      maps: of `figures.place`; None computes those of t-SNE.
+      maps: from `figures.place`; None computes the t-SNE maps.
 
     Returns:
-      The page. Names from the data are text in it and nothing else.
+      The page. Names from the data are escaped.
     """
     heading, sentences = verdict.judge(results)
     pictures, scores = results.pictures, results.scores
@@ -69,12 +68,12 @@ def render_report(
         heading=heading,
         sentences=sentences,
         score_rows=verdict.score_rows(scores, results.measures),
-        score_charts=[script_json(chart) for chart in score_charts(scores)],
+        score_charts=score_charts(scores),
         published=[[row[name] for name in _PUBLISHED] for row in results.published],
         notes=results.notes,
         comparison=compare_corrections(scores[results.name], results.measures) if scores else None,
         **_cells(results),
-        curves=[script_json(chart) for chart in training_charts(results.history)],
+        curves=training_charts(results.history),
         settings=_settings(results),
         figures={} if drawn else {n: data_uri(png, "png") for n, png in (pngs or {}).items()},
         skipped={} if drawn else skipped or {},
@@ -90,9 +89,8 @@ def render_report(
 def _interactive(
     evaluation: Evaluation, pictures: Pictures | None, side: int, maps: figures.Maps
 ) -> dict[str, Any]:
-    """Returns what the template needs to draw treatments."""
-    treatments = describe_treatments(evaluation.treatments)
-    data = map_data(evaluation, treatments, maps)
+    """The template's variables of the interactive sections."""
+    data = map_data(evaluation, maps)
     data["confusion"] = confusion_data(evaluation)
     data["pictures"] = _strips(evaluation, pictures, side) if pictures else None
     data["doses"], no_series = dose_series(evaluation)
@@ -107,7 +105,7 @@ def _interactive(
         "corrections": list(evaluation.scores),
         "chosen": verdict.leading(defined or list(evaluation.scores)),
         "colourings": [one["title"] for one in data["colourings"]],
-        "compounds": sorted(set(treatments.compounds)),
+        "compounds": sorted(set(data["treatments"]["compounds"])),
         "series": series[:_OPEN_SERIES],
         "more_series": series[_OPEN_SERIES:],
         "no_series": no_series,
@@ -115,15 +113,15 @@ def _interactive(
 
 
 def _strips(evaluation: Evaluation, pictures: Pictures, side: int) -> dict[str, Any]:
-    """Returns pictures by the row of their treatment, as the script reads them."""
+    """Crops by the row of their treatment, for the script."""
     keys = treatment_keys(evaluation.treatments)
     shown: dict[Any, Strip] = {
-        row: pictures.tiles[key] for row, key in enumerate(keys) if key in pictures.tiles
+        row: pictures.strips[key] for row, key in enumerate(keys) if key in pictures.strips
     }
     if pictures.controls is not None:
         shown["control"] = pictures.controls
     strips = {
-        row: [strip.uri, strip.crops, ", ".join(dict.fromkeys(strip.places))]
+        row: [strip.uri, strip.crops, ", ".join(dict.fromkeys(strip.wells))]
         for row, strip in shown.items()
     }
     channels = len(pictures.channels)
@@ -131,26 +129,26 @@ def _strips(evaluation: Evaluation, pictures: Pictures, side: int) -> dict[str, 
 
 
 def _cells(results: Results) -> dict[str, Any]:
-    """Returns what the template needs of single cells."""
+    """The template's variables of the section on single cells."""
     cells = results.cells
     if cells is None:
         return {"cells": None}
-    notes = describe_cells(cells)["notes"]
     tables = verdict.cell_tables(cells)
-    first = next(iter(cells.probes), "")
-    settings = flatten(tables["settings"]) if tables else []
-    return {
-        "cells": {"undefined": cells.undefined, "notes": notes, "of": first, "settings": settings},
-        "cell_tables": tables,
+    values = {
+        "undefined": cells.undefined,
+        "notes": describe_cells(cells)["notes"],
+        "of": next(iter(cells.probes), ""),
+        "settings": flatten(tables["settings"]) if tables else [],
     }
+    return {"cells": values, "cell_tables": tables}
 
 
 def _settings(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Returns (title, rows) of what the scores rest on, without what is empty."""
+    """(title, rows) of protocol, data and provenance; empty tables are left out."""
     evaluation = results.evaluation
     tables: list[tuple[str, Mapping[str, object]]] = [
         ("Protocol", describe_protocol(evaluation) if evaluation else {}),
-        ("Protocols of the baselines that differ", results.baseline_protocols),
+        ("Protocols of baselines, if different", results.baseline_protocols),
         ("Data", evaluation.data if evaluation else {}),
         ("Run", results.details),
         ("Provenance", results.provenance),

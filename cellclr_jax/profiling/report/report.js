@@ -1,5 +1,5 @@
-// The report's own script: the map of treatments, the matrix of mechanisms, wrong treatments, dose
-// series, and the panel with crops. It follows pages/page.js.
+// The report's own script, after pages/page.js: map of treatments, confusion matrix, misclassified
+// treatments, dose response, and the panel with example crops.
 
 const FONT = {family: getComputedStyle(document.body).fontFamily, size: 12, color: "#1f2430"};
 const BASE = {
@@ -7,12 +7,15 @@ const BASE = {
   hoverlabel: {bgcolor: "white", font: {family: FONT.family, color: FONT.color}, align: "left"},
 };
 const KINDS = {nsc: "NSC", nscb: "NSCB"};
+const RANKS = ["nearest", "second", "third"];
+const data = byId("data") ? JSON.parse(byId("data").textContent) : null;
+const chosen = {correction: "", kind: "nsc"};
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const percent = share => share === null ? "–" : `${(100 * share).toFixed(1)} %`;
-
-// Text as it is searched: whichever of the two signs for micro a keyboard has.
+// Text for searching: NFKC makes the two Unicode characters for micro equal.
 const plain = text => text.normalize("NFKC").toLowerCase();
 
-// An element with text, which is never read as HTML.
+// Creates an element with text, which is never interpreted as HTML.
 function make(tag, text, attributes) {
   const element = document.createElement(tag);
   if (text !== undefined) element.textContent = text;
@@ -20,18 +23,25 @@ function make(tag, text, attributes) {
   return element;
 }
 
-const data = byId("data") ? JSON.parse(byId("data").textContent) : null;
-const chosen = {correction: "", kind: "nsc"};
+// Creates an element with children.
+function join(tag, children, attributes) {
+  const element = make(tag, undefined, attributes);
+  element.append(...children);
+  return element;
+}
 
 function current() { return data.corrections[chosen.correction]; }
 
-function nearOf(correction, kind) { return correction.undefined ? null : correction[kind]; }
+// Why the chosen score is undefined, or ''.
+function whyUndefined() {
+  const reason = current().undefined ?? current()[chosen.kind].undefined;
+  return reason ? `${KINDS[chosen.kind]} is undefined: ${reason}` : "";
+}
 
 // ---- map
 
-
 function mapTraces() {
-  const shown = current(), {x, y} = places(shown);
+  const shown = current(), [x, y] = shown.maps[byId("method").value];
   const colouring = data.colourings[byId("colouring").value];
   const trace = (rows, name, marker, legend) => ({
     type: "scatter", mode: "markers", name, showlegend: legend,
@@ -39,35 +49,26 @@ function mapTraces() {
     hoverinfo: "text", hovertext: rows.map(row => shown.hover[row]),
     marker: {size: 11, line: {width: 0.7, color: "white"}, ...marker},
   });
-  const everyone = x.map((_, row) => row);
+  const rows = x.map((_, row) => row);
   if (colouring.values) {
-    return [trace(everyone, colouring.title, {
+    return [trace(rows, colouring.title, {
       color: colouring.values, colorscale: colouring.scale, showscale: true,
       colorbar: {title: {text: colouring.title}, thickness: 12, outlinewidth: 0},
     }, false)];
   }
-  const groups = colouring.groups ?? states(everyone);
+  const correct = shown[chosen.kind].correct;
+  const groups = colouring.groups ?? data.states.map((state, i) => ({
+    ...state, label: `${state.title} (${KINDS[chosen.kind]})`, legend: true,
+    rows: rows.filter(row => correct[row] === [true, false, null][i]),
+  })).filter(group => group.rows.length);
   return groups.map(group =>
     trace(group.rows, group.label, {color: group.colour, symbol: group.symbol}, group.legend));
-}
-
-function states(rows) {
-  const correct = current()[chosen.kind].correct, wanted = [true, false, null];
-  return data.states.map((state, i) => ({
-    label: `${state.title} (${KINDS[chosen.kind]})`, colour: state.colour, symbol: state.symbol,
-    rows: rows.filter(row => correct[row] === wanted[i]), legend: true,
-  })).filter(group => group.rows.length);
-}
-
-function places(shown) {
-  const [x, y] = shown.maps[byId("method").value];
-  return {x, y};
 }
 
 function drawMap() {
   const shown = current(), plot = byId("map-plot"), method = byId("method");
   const reason = shown.undefined ?? shown.no_map;
-  byId("map-reason").textContent = reason ? `There is no map: ${reason}` : "";
+  byId("map-reason").textContent = reason ? `No map: ${reason}` : "";
   plot.hidden = Boolean(reason);
   if (reason) return;
   const names = Object.keys(shown.maps), before = method.value;
@@ -86,59 +87,59 @@ function drawMap() {
     legend: narrow ? {orientation: "h", y: -0.08} : {x: 1.01, y: 1, itemsizing: "constant"},
     showlegend: entries > 0,
   }, BAR);
-  if (!plot.heard) {
-    plot.heard = true;
+  if (!plot.listens) {
+    plot.listens = true;
     plot.on("plotly_click", event => openPanel(event.points[0].customdata));
   }
-  mark();
+  highlight();
 }
 
 // ---- search
 
+// Rows of the compounds that match the search; null without a search.
 function matches() {
-  const asked = plain(byId("search").value.trim());
-  return asked ? data.treatments.compounds.flatMap((name, row) =>
-    plain(name).includes(asked) ? [row] : []) : null;
+  const query = plain(byId("search").value.trim());
+  return query ? data.treatments.compounds.flatMap((name, row) =>
+    plain(name).includes(query) ? [row] : []) : null;
 }
 
-function mark() {
+function highlight() {
   const plot = byId("map-plot"), rows = matches();
   if (plot.hidden || !plot.data) return;
-  const kept = rows && new Set(rows);
-  Plotly.restyle(plot, {selectedpoints: plot.data.map(trace => kept &&
-    trace.customdata.flatMap((row, i) => kept.has(row) ? [i] : []))});
+  Plotly.restyle(plot, {selectedpoints: plot.data.map(trace => rows &&
+    trace.customdata.flatMap((row, i) => rows.includes(row) ? [i] : []))});
 }
 
 function search() {
-  const rows = matches(), found = byId("found");
-  found.replaceChildren();
-  if (rows) {
-    found.append(make("span", rows.length === 1 ? "1 treatment:" : `${rows.length} treatments:`));
-    for (const row of rows.slice(0, 60)) {
+  const rows = matches();
+  byId("found").replaceChildren(...(rows ? [
+    make("span", rows.length === 1 ? "1 treatment:" : `${rows.length} treatments:`),
+    ...rows.slice(0, 60).map(row => {
       const button = make("button", data.treatments.names[row], {type: "button"});
       button.onclick = () => openPanel(row);
-      found.append(button);
-    }
-  }
-  mark();
+      return button;
+    }),
+  ] : []));
+  highlight();
 }
 
-// ---- mechanisms
-
+// ---- confusion matrix
 
 function drawConfusion() {
   const shown = data.confusion[chosen.correction][chosen.kind], plot = byId("confusion-plot");
-  const kind = KINDS[chosen.kind];
   byId("confusion-reason").textContent =
-    shown.undefined ? `${kind} is undefined: ${shown.undefined}` : "";
+    shown.undefined ? `${KINDS[chosen.kind]} is undefined: ${shown.undefined}` : "";
   plot.hidden = Boolean(shown.undefined);
-  fillMechanisms(shown.table ?? []);
+  fillRecall(shown.table ?? []);
   if (shown.undefined) return;
   const sums = shown.counts.map(row => row.reduce((a, b) => a + b, 0));
   const few = shown.moas.length <= 40, side = shown.moas.length <= 20 ? 33 : few ? 22 : 16;
   const longest = Math.min(42, Math.max(...shown.moas.map(moa => moa.length)));
-  const room = byId("confusion").clientWidth;
-  const width = 40 + 7 * longest + side * shown.answers.length;
+  const width = 60 + 7 * longest + side * shown.predicted.length;
+  const axis = (names, title) => ({
+    tickvals: names.map((_, i) => i), ticktext: names, automargin: true, showgrid: false,
+    zeroline: false, title: {text: title, standoff: 10},
+  });
   Plotly.react(plot, [{
     type: "heatmap", xgap: 1, ygap: 1, colorscale: [[0, "#f6f7f9"], [1, "#08519c"]],
     zmin: 0, zmax: 1, showscale: false, hoverinfo: "text",
@@ -146,123 +147,101 @@ function drawConfusion() {
     text: shown.counts.map(row => row.map(count => count || "")),
     texttemplate: few ? "%{text}" : "",
     hovertext: shown.counts.map((row, i) => row.map((count, j) =>
-      `${shown.moas[i]}<br>taken for ${shown.answers[j]}<br>${count} of ${sums[i]}`)),
+      `true: ${shown.moas[i]}<br>predicted: ${shown.predicted[j]}<br>` +
+      `${count} of ${sums[i]} treatments`)),
   }], {
-    ...BASE, height: 60 + 5 * longest + side * shown.moas.length,
-    width: Math.min(room, Math.max(width, 320)),
+    ...BASE, height: 80 + 5 * longest + side * shown.moas.length,
+    width: Math.min(byId("confusion").clientWidth, Math.max(width, 340)),
     dragmode: false, margin: {l: 10, r: 10, t: 10, b: 10},
-    xaxis: {
-      tickvals: shown.answers.map((_, i) => i), ticktext: shown.answers, automargin: true,
-      tickangle: -40, title: {text: "mechanism of the neighbour"}, showgrid: false,
-      zeroline: false,
-    },
-    yaxis: {
-      tickvals: shown.moas.map((_, i) => i), ticktext: shown.moas, automargin: true,
-      autorange: "reversed", showgrid: false, zeroline: false,
-    },
+    xaxis: {...axis(shown.predicted, "Predicted mechanism"), tickangle: -40},
+    yaxis: {...axis(shown.moas, "True mechanism"), autorange: "reversed"},
   }, {displayModeBar: false});
 }
 
-function fillMechanisms(rows) {
-  const table = byId("mechanisms"), head = make("tr"), body = make("tbody");
-  ["Mechanism", "Treatments", "Right", "Recall", "Precision"].forEach((title, i) =>
-    head.append(make("th", title, i ? {class: "n"} : {})));
-  for (const [moa, asked, right, recall, precision] of rows) {
-    const line = make("tr");
-    line.append(make("td", moa), ...[asked, right, percent(recall), percent(precision)]
-      .map(text => make("td", text, {class: "n"})));
-    body.append(line);
-  }
-  const top = make("thead");
-  top.append(head);
-  table.replaceChildren(...(rows.length ? [top, body] : []));
+function fillRecall(rows) {
+  const heads = ["Mechanism", "Treatments", "Correct", "Recall", "Precision"];
+  const cells = (tag, values) =>
+    values.map((value, i) => make(tag, value, i ? {class: "n"} : {}));
+  byId("mechanisms").replaceChildren(...(rows.length ? [
+    join("thead", [join("tr", cells("th", heads))]),
+    join("tbody", rows.map(([moa, treatments, correct, recall, precision]) =>
+      join("tr", cells("td", [moa, treatments, correct, percent(recall), percent(precision)])))),
+  ] : []));
 }
 
-// ---- wrong treatments
+// ---- misclassified treatments
 
 const sorting = {column: 0, down: false};
-const WRONG = ["Treatment", "Its mechanism", "Batch", "Nearest", "Second", "Third"];
+const WRONG = ["Treatment", "True mechanism", "Batch", "Nearest neighbour", "Second", "Third"];
 
-function told(near, row, place) {
-  const other = near.rows[row][place], known = data.treatments;
+// Name, mechanism and cosine of the neighbour of a rank.
+function neighbour(near, row, rank) {
+  const other = near.rows[row][rank], cosine = near.cosines[row][rank], items = data.treatments;
   if (other < 0) return ["–", ""];
-  const cosine = near.cosines[row][place];
-  return [known.names[other], `${known.moas[other]}, ${cosine === null ? "–" : cosine.toFixed(2)}`];
+  return [items.names[other], `${items.moas[other]}, ${cosine === null ? "–" : cosine.toFixed(2)}`];
 }
 
 function wrongRows() {
-  const near = nearOf(current(), chosen.kind), known = data.treatments;
-  const wrong = near ? near.correct.flatMap((right, row) => right === false ? [row] : []) : [];
+  const near = current()[chosen.kind], items = data.treatments;
+  const wrong = near?.correct.flatMap((right, row) => right === false ? [row] : []) ?? [];
   return wrong.map(row => ({
-    row, cells: [[known.names[row]], [known.moas[row]], [known.batches[row]],
-      ...[0, 1, 2].map(place => told(near, row, place))],
+    row, cells: [[items.names[row]], [items.moas[row]], [items.batches[row]],
+      ...[0, 1, 2].map(rank => neighbour(near, row, rank))],
   }));
 }
 
 function fillWrong() {
-  const near = nearOf(current(), chosen.kind), table = byId("wrong-table");
-  const asked = plain(byId("filter").value.trim()), all = wrongRows();
-  const kept = all.filter(({cells}) => plain(cells.flat().join(" ")).includes(asked));
+  const query = plain(byId("filter").value.trim()), rows = wrongRows();
+  const shown = rows.filter(({cells}) => plain(cells.flat().join(" ")).includes(query));
   const sign = sorting.down ? -1 : 1, key = line => line.cells[sorting.column].join(" ");
-  kept.sort((a, b) => sign * key(a).localeCompare(key(b), "en", {numeric: true}) || a.row - b.row);
-  const reason = current().undefined ?? near.undefined;
-  byId("wrong-count").textContent = reason ? `${KINDS[chosen.kind]} is undefined: ${reason}` :
-    `${all.length} wrong under ${KINDS[chosen.kind]}, correction ${chosen.correction}` +
-    (kept.length < all.length ? `; ${kept.length} shown` : "");
-  const top = make("thead"), body = make("tbody"), head = make("tr");
-  WRONG.forEach((title, column) => head.append(heading(title, column)));
-  top.append(head);
-  for (const {row, cells} of kept) {
-    const line = make("tr", undefined, {tabindex: 0, "data-row": row});
-    for (const [text, more] of cells) {
-      const cell = make("td", text);
-      if (more) cell.append(make("small", more));
-      line.append(cell);
-    }
-    body.append(line);
-  }
-  table.replaceChildren(...(all.length ? [top, body] : []));
+  shown.sort((a, b) => sign * key(a).localeCompare(key(b), "en", {numeric: true}) || a.row - b.row);
+  byId("wrong-count").textContent = whyUndefined() ||
+    `${rows.length} misclassified under ${KINDS[chosen.kind]}, correction ${chosen.correction}` +
+    (shown.length < rows.length ? `; ${shown.length} shown` : "");
+  byId("wrong-table").replaceChildren(...(rows.length ? [
+    join("thead", [join("tr", WRONG.map(heading))]),
+    join("tbody", shown.map(({row, cells}) =>
+      join("tr", cells.map(([text, more]) =>
+        join("td", more ? [text, make("small", more)] : [text])), {tabindex: 0, "data-row": row}))),
+  ] : []));
 }
 
 function heading(title, column) {
-  const cell = make("th"), button = make("button", title, {type: "button"});
-  if (column === sorting.column) {
-    cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
-  }
+  const button = make("button", title, {type: "button"});
+  const order = sorting.down ? "descending" : "ascending";
   button.onclick = () => {
     sorting.down = column === sorting.column && !sorting.down;
     sorting.column = column;
     fillWrong();
-    byId("wrong-table").querySelectorAll("th button")[column].focus();
+    all("#wrong-table th button")[column].focus();
   };
-  cell.append(button);
-  return cell;
+  return join("th", [button], column === sorting.column ? {"aria-sort": order} : {});
 }
 
-// ---- dose series
+// ---- dose response
 
-// The band of controls, the wells, and the treatments, which open the panel.
 function drawDoses(within) {
-  const {usual, top, series} = data.doses ?? {};
-  const boxes = [...document.querySelectorAll(".dose")];
-  for (const box of within.querySelectorAll(".dose")) {
+  const {usual, top, series} = data.doses ?? {}, boxes = all(".dose");
+  for (const box of all(".dose", within)) {
     const {wells, treatments} = series[boxes.indexOf(box)], plot = box.querySelector(".plot");
     if (plot.data || box.closest("details:not([open])")) continue;
-    const marks = (points, marker, more) => ({
-      type: "scatter", mode: "markers", x: points.x, y: points.y, text: points.text, marker,
+    const points = ({x, y, text}, marker, more) => ({
+      type: "scatter", mode: "markers", x, y, text, marker,
       hovertemplate: "%{text}: %{y:.2f}<extra></extra>", ...more,
     });
+    const axis = {zeroline: false, fixedrange: true};
+    const title = text => ({title: {text, font: {size: 11}, standoff: 4}});
     Plotly.newPlot(plot, [
-      marks(wells, {color: "#0072b2", opacity: 0.35, size: 5}),
-      marks(treatments, {color: "#0072b2", size: 10, line: {color: "white", width: 1}},
+      points(wells, {color: "#0072b2", opacity: 0.35, size: 5}),
+      points(treatments, {color: "#0072b2", size: 10, line: {color: "white", width: 1}},
         {mode: "lines+markers", line: {color: "#0072b2", width: 1.6}, customdata: treatments.rows}),
     ], {
       ...BASE, showlegend: false, dragmode: false, hovermode: "closest",
-      margin: {l: 34, r: 10, t: 8, b: 26},
-      xaxis: {type: "log", tickvals: treatments.x, ticktext: treatments.x.map(x => +x.toPrecision(4)),
-        tickangle: 0, showgrid: false, zeroline: false, fixedrange: true},
-      yaxis: {range: [0, 1.05 * top], nticks: 5, gridcolor: "#dfe3e8", zeroline: false,
-        fixedrange: true},
+      margin: {l: 44, r: 10, t: 8, b: 40},
+      xaxis: {...axis, ...title("Concentration (µM)"), type: "log", tickvals: treatments.x,
+        ticktext: treatments.x.map(x => +x.toPrecision(4)), tickangle: 0, showgrid: false},
+      yaxis: {...axis, ...title("Distance (SD)"), range: [0, 1.05 * top], nticks: 5,
+        gridcolor: "#dfe3e8"},
       shapes: [{type: "rect", layer: "below", xref: "paper", x0: 0, x1: 1, y0: usual[0], y1: usual[1],
         fillcolor: "#d5dae0", opacity: 0.6, line: {width: 0}}],
     }, BAR);
@@ -270,29 +249,29 @@ function drawDoses(within) {
   }
 }
 
-// ---- panel
+// ---- panel with crops
 
-
-let cameFrom = null;
+let focusBefore = null;
 
 function openPanel(row) {
-  const panel = byId("panel"), known = data.treatments;
+  const panel = byId("panel"), items = data.treatments, near = current()[chosen.kind];
   if (row < 0) return;
-  if (panel.hidden) cameFrom = document.activeElement;
-  byId("panel-title").textContent = known.names[row];
-  const rows = [panelRow(row, "", "this treatment")];
-  const near = nearOf(current(), chosen.kind);
-  const reason = current().undefined ?? near.undefined;
-  if (!reason && near.correct[row] === null) rows.push(make("p", "It is no query of this score."));
-  if (reason) rows.push(make("p", `${KINDS[chosen.kind]} is undefined: ${reason}`));
-  near?.rows[row].forEach((other, place) => {
+  if (panel.hidden) focusBefore = document.activeElement;
+  byId("panel-title").textContent = items.names[row];
+  const rows = [treatmentRow(row, "this treatment")];
+  if (whyUndefined()) rows.push(make("p", whyUndefined()));
+  else if (near.correct[row] === null) rows.push(make("p", `Not scored under ${KINDS[chosen.kind]}.`));
+  near?.rows[row].forEach((other, rank) => {
     if (other < 0) return;
-    const same = known.moas[other] === known.moas[row] ? "same mechanism" : "another mechanism";
-    const cosine = near.cosines[row][place];
-    const what = `${["nearest", "second", "third"][place]} (${KINDS[chosen.kind]}), ${same}`;
-    rows.push(panelRow(other, cosine === null ? "" : `cosine ${cosine.toFixed(2)}`, what));
+    const same = items.moas[other] === items.moas[row] ? "same mechanism" : "other mechanism";
+    const cosine = near.cosines[row][rank];
+    rows.push(treatmentRow(other, `${RANKS[rank]} neighbour (${KINDS[chosen.kind]}), ${same}` +
+      (cosine === null ? "" : `, cosine ${cosine.toFixed(2)}`)));
   });
-  if (data.pictures?.strips.control) rows.splice(2, 0, controlRow());
+  const {control, strips} = data.pictures ?? {};
+  if (strips?.control) {
+    rows.splice(2, 0, panelRow([make("b", control), make("span", "controls")], strips.control, control));
+  }
   byId("panel-rows").replaceChildren(...rows);
   panel.hidden = false;
   document.body.style.paddingBottom = `${panel.offsetHeight}px`;
@@ -300,34 +279,26 @@ function openPanel(row) {
   byId("panel-title").focus({preventScroll: true});
 }
 
-function panelRow(row, cosine, what) {
-  const known = data.treatments, texts = make("div");
-  texts.append(make("b", known.names[row]), make("span", known.moas[row]),
-    make("span", [what, cosine].filter(Boolean).join(", ")),
-    make("span", [known.batches[row], `${known.wells[row]} wells`].filter(Boolean).join(", ")));
-  return withStrip(texts, data.pictures?.strips[row], known.names[row]);
+function treatmentRow(row, role) {
+  const {names, moas, batches, wells} = data.treatments;
+  const count = wells[row] === 1 ? "1 well" : `${wells[row]} wells`;
+  return panelRow([make("b", names[row]), make("span", moas[row]), make("span", role),
+    make("span", [batches[row], count].filter(Boolean).join(", "))],
+  data.pictures?.strips[row], names[row]);
 }
 
-function controlRow() {
-  const texts = make("div");
-  texts.append(make("b", data.pictures.control), make("span", "controls"));
-  return withStrip(texts, data.pictures.strips.control, data.pictures.control);
-}
-
-function withStrip(texts, strip, name) {
-  const line = make("div", undefined, {class: "row"});
-  line.append(texts);
+function panelRow(texts, strip, name) {
+  const line = join("div", [join("div", texts)], {class: "row"});
   if (strip) {
-    const [address, crops, places] = strip, {side, channels} = data.pictures;
-    const picture = make("div", undefined, {
-      class: "strip", role: "img", "aria-label": `cells of ${name}`, title: places,
-    });
-    picture.style.cssText = `width:${crops * side}px;height:${side}px`;
-    picture.style.setProperty("--p", `url(${address})`);
-    for (let c = 0; c < channels; c += 1) picture.append(make("i", undefined, {class: `c${c}`}));
-    line.append(picture);
+    const [address, crops, wells] = strip, {side, channels} = data.pictures;
+    const layers = Array.from({length: channels}, (_, c) => make("i", undefined, {class: `c${c}`}));
+    const image = join("div", layers,
+      {class: "strip", role: "img", "aria-label": `cells of ${name}`, title: wells});
+    image.style.cssText = `width:${crops * side}px;height:${side}px`;
+    image.style.setProperty("--p", `url(${address})`);
+    line.append(image);
   } else if (data.pictures) {
-    line.append(make("span", "no crops of it"));
+    line.append(make("span", "no example crops"));
   }
   return line;
 }
@@ -335,10 +306,11 @@ function withStrip(texts, strip, name) {
 function closePanel() {
   byId("panel").hidden = true;
   document.body.style.paddingBottom = "";
-  cameFrom?.focus?.({preventScroll: true});
+  focusBefore?.focus?.({preventScroll: true});
 }
 
-// ---- choices
+// ---- controls of the page
+
 function draw() {
   drawMap();
   drawConfusion();
@@ -346,35 +318,27 @@ function draw() {
 }
 
 function listen() {
-  for (const select of document.querySelectorAll("[data-choice]")) {
-    const what = select.dataset.choice;
-    chosen[what] = select.value;
+  for (const select of all("[data-choice]")) {
+    const choice = select.dataset.choice;
+    chosen[choice] = select.value;
     select.onchange = () => {
-      chosen[what] = select.value;
-      for (const other of document.querySelectorAll(`[data-choice=${what}]`)) {
-        other.value = select.value;
-      }
+      chosen[choice] = select.value;
+      for (const other of all(`[data-choice=${choice}]`)) other.value = select.value;
       draw();
     };
   }
-  byId("colouring").onchange = drawMap;
-  byId("method").onchange = drawMap;
+  byId("colouring").onchange = byId("method").onchange = drawMap;
   byId("search").oninput = search;
   byId("filter").oninput = fillWrong;
   byId("close").onclick = closePanel;
-  for (const one of document.querySelectorAll("#doses details")) one.ontoggle = () => drawDoses(one);
-  document.addEventListener("click", event => {
-    const target = event.target.closest("#wrong-table tbody tr");
-    if (target) openPanel(Number(target.dataset.row));
-  });
+  for (const one of all("#doses details")) one.ontoggle = () => drawDoses(one);
+  const open = target => target && openPanel(Number(target.dataset.row));
+  document.addEventListener("click", event => open(event.target.closest("#wrong-table tbody tr")));
   document.addEventListener("keydown", event => {
     if (event.key === "Escape" && !byId("panel").hidden) closePanel();
-    if (event.key === "Enter" && event.target.matches("#wrong-table tbody tr")) {
-      openPanel(Number(event.target.dataset.row));
-    }
-    if (event.key === "Enter" && event.target.id === "search" && matches()?.length) {
-      openPanel(matches()[0]);
-    }
+    if (event.key !== "Enter") return;
+    if (event.target.matches("#wrong-table tbody tr")) open(event.target);
+    if (event.target.id === "search" && matches()?.length) openPanel(matches()[0]);
   });
 }
 
@@ -384,20 +348,20 @@ if (data) {
   drawDoses(document);
 }
 
-// ---- print: everything open, charts as wide as the paper
+// ---- printing: opens all details and fits the charts to the paper
 
-const PAPER = 690;
+const PAPER = 690; // pixels
 window.addEventListener("beforeprint", () => {
-  for (const one of document.querySelectorAll("details")) one.open = true;
+  for (const one of all("details")) one.open = true;
   if (data) drawDoses(document);
-  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-    const parts = plot.closest(".doses") ? 3 : plot.closest(".charts") ? 2 : 1;
-    Plotly.relayout(plot, {width: PAPER / parts - 10 * (parts > 1)});
+  for (const plot of all(".js-plotly-plot")) {
+    const columns = plot.closest(".doses") ? 3 : plot.closest(".charts") ? 2 : 1;
+    Plotly.relayout(plot, {width: PAPER / columns - 10 * (columns > 1)});
   }
 });
 window.addEventListener("afterprint", () => {
-  // The matrix has a width of its own, the others that of the page.
-  for (const plot of document.querySelectorAll(".js-plotly-plot:not(#confusion-plot)")) {
+  // The confusion matrix has a fixed width, the other charts have that of the page.
+  for (const plot of all(".js-plotly-plot:not(#confusion-plot)")) {
     Plotly.relayout(plot, {width: null, autosize: true});
   }
   if (data) drawConfusion();

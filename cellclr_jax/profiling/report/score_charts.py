@@ -1,7 +1,6 @@
 """Charts of scores, of measures under each correction, and of the training."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from cellclr_jax.profiling.report.verdict import KINDS, counted, points
 
 Chart = dict[str, Any]
 """A Plotly figure: 'data' and 'layout'."""
-_ROW_HEIGHT, _FRAME_HEIGHT = 26, 110
+# Pixels: of a row, and of title and axis together.
+_ROW_HEIGHT, _FRAME_HEIGHT = 26, 120
 
 
 def score_charts(scores: Scores) -> list[Chart]:
-    """Draws a chart for each score that is defined somewhere: dots, intervals and chance."""
+    """Draws NSC and NSCB, if any is defined: accuracy, confidence interval and chance level."""
     rows = [(name, correction) for name, found in scores.items() for correction in found]
     charts = []
     for kind in KINDS:
@@ -26,20 +26,15 @@ def score_charts(scores: Scores) -> list[Chart]:
         found = [(y, name, score) for y, name, score in found if not score.undefined]
         if not found:
             continue
-        known = [(y, 100 * s.chance) for y, _, s in found if s.chance is not None]
-        chance = _dots(
-            "shuffled mechanisms",
-            known,
-            [f"shuffled mechanisms: {x:.1f} %" for _, x in known],
-            {"symbol": "line-ns", "size": 14, "line": {"width": 2, "color": GREY}},
-        )
-        traces = [chance]
+        chance = [(y, 100 * s.chance) for y, _, s in found if s.chance is not None]
+        marker = {"symbol": "line-ns", "size": 14, "line": {"width": 2, "color": GREY}}
+        traces = [_dots("chance", chance, [f"chance: {x:.1f} %" for _, x in chance], marker)]
         for number, name in enumerate(scores):
             own = [(y, s) for y, profiles, s in found if profiles == name]
-            colour = COLOURS[number % len(COLOURS)]
-            words = [f"{label(name)}: {counted(s)} ({percent(s.accuracy)})" for _, s in own]
+            texts = [f"{label(name)}: {counted(s)} ({percent(s.accuracy)})" for _, s in own]
             places = [(y, 100 * s.accuracy) for y, s in own]
-            dots = _dots(name, places, words, {"color": colour, "size": 10})
+            colour = COLOURS[number % len(COLOURS)]
+            dots = _dots(name, places, texts, {"color": colour, "size": 10})
             ends = [s.interval or (s.accuracy, s.accuracy) for _, s in own]
             dots["error_x"] = {
                 "type": "data",
@@ -52,14 +47,14 @@ def score_charts(scores: Scores) -> list[Chart]:
             }
             traces.append(dots)
         titles = [f"{label(name)}, {label(correction)}" for name, correction in rows]
-        charts.append(_rows_chart(traces, titles, f"{kind.upper()}, right answers in %"))
+        charts.append(_rows_chart(traces, titles, f"{kind.upper()} accuracy (%)"))
     return charts
 
 
 def _dots(
-    name: str, places: Sequence[tuple[int, float]], words: Sequence[str], marker: dict[str, Any]
+    name: str, places: Sequence[tuple[int, float]], hover: Sequence[str], marker: dict[str, Any]
 ) -> dict[str, Any]:
-    """Marks at (row, per cent), with words on hover."""
+    """Markers at (row, percent)."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -68,19 +63,18 @@ def _dots(
         "y": [y for y, _ in places],
         "marker": marker,
         "hoverinfo": "text",
-        "hovertext": words,
+        "hovertext": hover,
     }
 
 
 def _rows_chart(
-    traces: list[dict[str, Any]], rows: Sequence[str], title: str = "", **settings: Any
+    traces: list[dict[str, Any]], rows: Sequence[str], axis: str, **settings: Any
 ) -> Chart:
-    """Lays out marks in per cent, a titled row each."""
+    """A chart of percentages with named rows."""
     layout = base_layout(
         _FRAME_HEIGHT + _ROW_HEIGHT * len(rows),
-        title=title,
-        margin={"l": 10, "r": 16, "t": 40, "b": 40},
-        xaxis={"range": [-3, 103], "title": {"text": "" if title else "per cent"}},
+        margin={"l": 10, "r": 16, "t": 40, "b": 50},
+        xaxis={"range": [-3, 103], "title": {"text": axis}},
         yaxis={
             "automargin": True,
             "range": [len(rows) - 0.5, -0.5],
@@ -93,39 +87,29 @@ def _rows_chart(
     return {"data": traces, "layout": layout}
 
 
-@dataclass(frozen=True)
-class Corrections:
-    """A table of measures under each correction, and its chart.
-
-    Attributes:
-      heads: the corrections.
-      rows: title, then a text for each correction.
-      chart: None where there is nothing to draw.
-      reasons: why something is missing, and what to be careful with.
-    """
-
-    heads: list[str]
-    rows: list[list[str]]
-    chart: Chart | None
-    reasons: list[str]
-
-
 def compare_corrections(
     scores: Mapping[str, Summary], measures: Mapping[str, Mapping[str, Any]]
-) -> Corrections:
-    """Sets scores and measures under each correction side by side.
+) -> dict[str, Any]:
+    """Compares scores and measures under each correction.
 
     Args:
-      scores: by correction, of one kind of profiles.
-      measures: summaries by correction and measure; any of them may be missing.
+      scores: by correction, of one set of profiles.
+      measures: summaries by correction and measure; any may be missing.
+
+    Returns:
+      heads: the corrections; rows: title, then a text for each correction; chart: None if no value
+      is known; reasons: why values are undefined, and cautions.
     """
     of = {name: measures.get(name, {}) for name in scores}
-    shares = {kind.upper(): [getattr(scores[n], kind).accuracy for n in scores] for kind in KINDS}
+    shares = {
+        f"{kind.upper()} accuracy": [getattr(scores[n], kind).accuracy for n in scores]
+        for kind in KINDS
+    }
     places: list[tuple[str, tuple[str, ...]]] = []
     for kind in KINDS:
-        voters = {v for m in of.values() for v in _at(m, ("k_nearest", kind)) or () if v != "1"}
-        for count in sorted(filter(str.isdecimal, voters), key=int):
-            title = f"{kind.upper()}, {count} neighbours vote"
+        counts = {k for m in of.values() for k in _at(m, ("k_nearest", kind)) or () if k != "1"}
+        for count in sorted(filter(str.isdecimal, counts), key=int):
+            title = f"{kind.upper()} accuracy, k = {count}"
             places.append((title, ("k_nearest", kind, count, "accuracy")))
     places += [
         (title, (name, *place.split(".")))
@@ -137,43 +121,48 @@ def compare_corrections(
         if any(value is not None for value in values):
             shares[title] = values
     rows = [[title, *map(percent, values)] for title, values in shares.items()]
-    drops = [summary.drop for summary in scores.values()]
-    rows.insert(2, ["Drop, points", *("–" if drop is None else points(drop) for drop in drops)])
-    return Corrections(list(scores), rows, _chart(shares, list(scores)), _reasons(scores, of))
+    drops = ["–" if s.drop is None else points(s.drop) for s in scores.values()]
+    rows.insert(2, ["Drop (percentage points)", *drops])
+    return {
+        "heads": list(scores),
+        "rows": rows,
+        "chart": _comparison_chart(shares, list(scores)),
+        "reasons": _reasons(scores, of),
+    }
 
 
 def _at(values: Any, place: Sequence[str]) -> Any:
-    """Returns what lies at a place of nested mappings; None where one of them is missing."""
+    """Looks up nested keys; None if one is missing."""
     for name in place:
         values = values.get(name) if isinstance(values, Mapping) else None
     return values
 
 
-def _chart(
+def _comparison_chart(
     shares: Mapping[str, Sequence[float | None]], corrections: Sequence[str]
 ) -> Chart | None:
-    """A row a measure, a mark a correction."""
+    """A row per measure, a marker per correction."""
     if not any(value is not None for values in shares.values() for value in values):
         return None
     traces = []
     for i, correction in enumerate(corrections):
         known = [(y, t, v[i]) for y, (t, v) in enumerate(shares.items()) if v[i] is not None]
-        words = [f"{title}, {label(correction)}: {percent(v)}" for _, title, v in known]
+        texts = [f"{title}, {label(correction)}: {percent(v)}" for _, title, v in known]
         colour, symbol = COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
         marker = {"color": colour, "symbol": symbol, "size": 11, "opacity": 0.85}
-        traces.append(_dots(correction, [(y, 100 * (v or 0)) for y, _, v in known], words, marker))
+        traces.append(_dots(correction, [(y, 100 * (v or 0)) for y, _, v in known], texts, marker))
     legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
-    return _rows_chart(traces, list(shares), showlegend=True, legend=legend)
+    return _rows_chart(traces, list(shares), "Value (%)", showlegend=True, legend=legend)
 
 
 def _reasons(scores: Mapping[str, Summary], measures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Says what is undefined and why, and what asks for caution; the same of several once."""
+    """Lists why values are undefined, and cautions; repeated ones once."""
     where: dict[str, list[str]] = {}
     for correction, summary in scores.items():
         found = [
-            f"{kind.upper()} is undefined: {score.undefined}"
-            for kind, score in (("nsc", summary.nsc), ("nscb", summary.nscb))
-            if score.undefined
+            f"{kind.upper()} is undefined: {getattr(summary, kind).undefined}"
+            for kind in KINDS
+            if getattr(summary, kind).undefined
         ]
         for name, values in measures[correction].items():
             title = name.replace("_", " ").capitalize()
@@ -189,7 +178,7 @@ def _reasons(scores: Mapping[str, Summary], measures: Mapping[str, Mapping[str, 
     ]
 
 
-# Title of each chart of the training and its columns with their names in the legend.
+# Title of each training chart, and its columns with their names in the legend.
 _CURVES = (
     ("Loss", {"loss": "training", "validation_loss": "validation"}),
     (
@@ -200,10 +189,10 @@ _CURVES = (
 )
 _ONLINE = "online_"
 _CURVE_HEIGHT = 280
-# More points than a chart has pixels cannot be seen.
+# A chart has fewer pixels than this many points.
 _MOST_POINTS = 1_000
-# Up to so many points of a line are marked.
-_MARKED = 60
+# Lines of up to this many points have markers.
+_MOST_MARKERS = 60
 
 
 def training_charts(history: pd.DataFrame | None) -> list[Chart]:
@@ -218,7 +207,7 @@ def training_charts(history: pd.DataFrame | None) -> list[Chart]:
     online = {str(c): str(c).removeprefix(_ONLINE) for c in history if str(c).startswith(_ONLINE)}
     across, unit = _epochs(history)
     charts = []
-    for title, columns in (*_CURVES, ("Scores in training", online)):
+    for title, columns in (*_CURVES, ("Scores during training", online)):
         traces = [
             trace
             for colour, (column, name) in zip(COLOURS, columns.items(), strict=False)
@@ -231,7 +220,7 @@ def training_charts(history: pd.DataFrame | None) -> list[Chart]:
                 showlegend=len(traces) > 1,
                 legend={"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
                 | {"orientation": "h"},
-                margin={"l": 10, "r": 12, "t": 50, "b": 40},
+                margin={"l": 10, "r": 12, "t": 50, "b": 45},
                 xaxis={"title": {"text": unit}, "gridcolor": PALE_GRID},
                 yaxis={"automargin": True},
             )
@@ -240,34 +229,34 @@ def training_charts(history: pd.DataFrame | None) -> list[Chart]:
 
 
 def _epochs(history: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Returns where each row lies, and the unit: epochs where they are recorded, else steps.
+    """Returns the position of each row and its unit: epochs if recorded, otherwise steps.
 
-    `epoch` is the number of the epoch that a row lies in; the last row of one lies at its end, so
-    the most steps an epoch number are the steps of an epoch.
+    `epoch` is the number of the current epoch, from 1, and each epoch ends with a row, so the
+    largest ratio of step to epoch is the number of steps per epoch.
     """
     steps = pd.to_numeric(history["step"], errors="coerce").to_numpy(float)
     if "epoch" not in history:
-        return steps, "step"
+        return steps, "Step"
     epochs = pd.to_numeric(history["epoch"], errors="coerce").to_numpy(float)
     known = epochs > 0
     if not known.any() or not (steps[known] > 0).any():
-        return steps, "step"
-    return steps / np.max(steps[known] / epochs[known]), "epoch"
+        return steps, "Step"
+    return steps / np.max(steps[known] / epochs[known]), "Epoch"
 
 
 def _line(across: np.ndarray, values: pd.Series, name: str, colour: str) -> dict[str, Any] | None:
-    """A line through what is known; None where nothing is."""
+    """A line through the finite values; None if there are none."""
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
     known = np.flatnonzero(np.isfinite(numbers) & np.isfinite(across))
     if not len(known):
         return None
-    kept = known[:: -(-len(known) // _MOST_POINTS)]
+    shown = known[:: -(-len(known) // _MOST_POINTS)]
     return {
         "type": "scatter",
-        "mode": "lines+markers" if len(kept) <= _MARKED else "lines",
+        "mode": "lines+markers" if len(shown) <= _MOST_MARKERS else "lines",
         "name": label(name),
-        "x": across[kept].round(4),
-        "y": numbers[kept],
+        "x": across[shown].round(4),
+        "y": numbers[shown],
         "line": {"color": colour, "width": 2, "dash": "dot" if name == "validation" else "solid"},
         "marker": {"size": 5},
         "hovertemplate": "%{y:.4g}<extra></extra>",

@@ -1,7 +1,6 @@
-"""What the report's script draws of treatments: map, neighbours, confusion matrix, dose series."""
+"""Data of the report's interactive parts: map, neighbours, confusion matrix, dose response."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from threadpoolctl import threadpool_limits
 from cellclr_jax.console import plural
 from cellclr_jax.data.columns import round_concentrations
 from cellclr_jax.errors import BadData
-from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, label, look, number
+from cellclr_jax.pages import COLOURS, GREY, SCALE, SYMBOLS, colour_and_symbol, label, number
+from cellclr_jax.pages.crop_strips import UNKNOWN_DOSE
 from cellclr_jax.profiling.correction import standardize
 from cellclr_jax.profiling.evaluation import CorrectionScores, Evaluation
 from cellclr_jax.profiling.feature_columns import own_features
@@ -28,41 +28,31 @@ from cellclr_jax.profiling.protocol import Protocol
 from cellclr_jax.profiling.report.figures import Maps, why_no_map
 from cellclr_jax.profiling.report.verdict import KINDS
 
-SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Neighbourhood:
-    """The nearest treatments of each of N treatments.
-
-    Attributes:
-      rows: [N, 3] int, the nearest first; -1 where there is none.
-      cosines: [N, 3] float; NaN there.
-      correct: [N] whether the score counts the treatment as right; None: it is no query.
-      undefined: why there is no score, or ''.
-    """
-
-    rows: np.ndarray
-    cosines: np.ndarray
-    correct: list[bool | None]
-    undefined: str = ""
+NEIGHBOURS = 3
+"""Neighbours of a treatment that the page shows."""
+# Decimal places of coordinates, cosines and distances.
+_DIGITS = 3
+# A legend of more names cannot be read.
+_LONGEST_LEGEND = 30
 
 
 def treatment_keys(treatments: pd.DataFrame) -> list[tuple[str, float]]:
-    """(compound, concentration) of each treatment; 0 where the concentration is unknown."""
-    doses = treatments["Metadata_Concentration"].astype(float).fillna(0.0)
+    """(compound, concentration in µM) of each treatment; `UNKNOWN_DOSE` if unknown."""
+    doses = treatments["Metadata_Concentration"].astype(float).fillna(UNKNOWN_DOSE)
     return list(zip(treatments["Metadata_Compound"].astype(str), doses, strict=True))
 
 
-def find_neighbourhoods(scores: CorrectionScores, protocol: Protocol) -> dict[str, Neighbourhood]:
-    """Finds the three nearest treatments of each under NSC's and NSCB's rule.
+def find_neighbourhoods(scores: CorrectionScores, protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """Finds the three nearest neighbours of each of N treatments under NSC and NSCB.
 
     Args:
       scores: of a correction that could be fitted.
-      protocol: what another batch is, and which mechanisms NSCB leaves out.
+      protocol: decides which treatments are valid neighbours.
 
     Returns:
-      By score, 'nsc' and 'nscb'; rows are those of `scores.treatments`.
+      By score, 'nsc' and 'nscb': rows [N, 3] int, the nearest first (-1: none); cosines [N, 3]
+      float (NaN: none); correct [N] bool, None for a treatment that is not scored; undefined: why
+      the score is undefined, or ''.
     """
     treatments = scores.treatments
     table = pd.DataFrame(
@@ -70,31 +60,31 @@ def find_neighbourhoods(scores: CorrectionScores, protocol: Protocol) -> dict[st
     )
     vectors = unit_vectors(treatments[own_features(treatments)].to_numpy(np.float64))
     rules = [other_compound(table), other_batch(table, protocol.batches, protocol.left_out)]
-    found = nearest(vectors, [rule.allowed for rule in rules], SHOWN)
+    found = nearest(vectors, [rule.allowed for rule in rules], NEIGHBOURS)
     row_of = {key: row for row, key in enumerate(treatment_keys(treatments))}
     return {
-        kind: _as_scored(neighbours, score, row_of)
+        kind: _with_scored_neighbour(neighbours, score, row_of)
         for kind, neighbours, score in zip(KINDS, found, (scores.nsc, scores.nscb), strict=True)
     }
 
 
-def _as_scored(
+def _with_scored_neighbour(
     found: Neighbours, score: Score, row_of: Mapping[tuple[str, float], int]
-) -> Neighbourhood:
-    """The neighbours of the score's queries, its own first: it may have seen fewer wells."""
+) -> dict[str, Any]:
+    """Puts the neighbour of the score first: under 'week1', NSCB profiles have fewer wells."""
     rows = np.full_like(found.rows, -1)
     cosines = np.full_like(found.cosines, np.nan)
     correct: list[bool | None] = [None] * len(rows)
+    queries = score.neighbours
     if score.undefined:
-        return Neighbourhood(rows, cosines, correct, score.undefined)
-    asked = score.neighbours
+        return {"rows": rows, "cosines": cosines, "correct": correct, "undefined": score.undefined}
     for compound, dose, other, other_dose, cosine, right in zip(
-        asked["compound"],
-        asked["concentration"].fillna(0.0),
-        asked["neighbour_compound"],
-        asked["neighbour_concentration"].fillna(0.0),
-        asked["similarity"],
-        asked["correct"],
+        queries["compound"],
+        queries["concentration"].fillna(UNKNOWN_DOSE),
+        queries["neighbour_compound"],
+        queries["neighbour_concentration"].fillna(UNKNOWN_DOSE),
+        queries["similarity"],
+        queries["correct"],
         strict=True,
     ):
         row = row_of[str(compound), float(dose)]
@@ -102,85 +92,62 @@ def _as_scored(
         first = row_of.get((str(other), float(other_dose)), -1)
         others = [(n, c) for n, c in zip(found.rows[row], found.cosines[row], strict=True)]
         ranked = [(first, cosine), *(pair for pair in others if pair[0] not in (first, -1))]
-        for place, (neighbour, similarity) in enumerate(ranked[:SHOWN]):
-            rows[row, place], cosines[row, place] = neighbour, similarity
-    return Neighbourhood(rows, cosines, correct)
+        for rank, (neighbour, similarity) in enumerate(ranked[:NEIGHBOURS]):
+            rows[row, rank], cosines[row, rank] = neighbour, similarity
+    return {"rows": rows, "cosines": cosines, "correct": correct, "undefined": ""}
 
 
-# Colour, symbol and name of right, wrong, and no query.
-_STATES = (
-    (COLOURS[0], "circle", "right"),
-    (COLOURS[3], "x", "wrong"),
-    (GREY, "circle-open", "no query"),
-)
-# A legend of more names than this cannot be read.
-_LONGEST_LEGEND = 30
-# Digits of a place on the map, and of a cosine.
-_DIGITS = 3
-
-
-@dataclass(frozen=True)
-class Treatments:
-    """What the page knows of N treatments, in the order of their profiles.
-
-    Attributes:
-      names: 'taxol 0.3 µM'.
-      compounds, moas, batches: as in the table.
-      doses: concentrations.
-      wells, cells: how many; cells are None where they were not counted.
-    """
-
-    names: list[str]
-    compounds: list[str]
-    doses: list[float]
-    moas: list[str]
-    batches: list[str]
-    wells: list[int]
-    cells: list[int] | None
-
-
-def describe_treatments(table: pd.DataFrame) -> Treatments:
-    """Collects what is known of the treatments of a profile table.
+def describe_treatments(table: pd.DataFrame) -> dict[str, Any]:
+    """Collects the metadata of N treatments.
 
     Args:
-      table: one row a treatment, `profiles.treatment_profiles`.
-    """
-    compounds = table["Metadata_Compound"].astype(str).tolist()
-    doses = table["Metadata_Concentration"].astype(float).tolist()
-    counted = "Metadata_CellCount" in table
-    return Treatments(
-        names=[treatment_name(*one) for one in zip(compounds, doses, strict=True)],
-        compounds=compounds,
-        doses=doses,
-        moas=table["Metadata_MoA"].fillna("").astype(str).tolist(),
-        batches=table["Metadata_Batch"].fillna("").astype(str).tolist(),
-        wells=[int(count) for count in table["Metadata_WellCount"]],
-        cells=[int(count) for count in table["Metadata_CellCount"]] if counted else None,
-    )
-
-
-def treatment_name(compound: str, dose: float) -> str:
-    """Returns a name such as 'taxol 0.3 µM', without a concentration where none is known."""
-    return f"{compound} {number(dose)} µM" if dose == dose and dose != 0 else compound
-
-
-def map_data(evaluation: Evaluation, treatments: Treatments, maps: Maps) -> dict[str, Any]:
-    """Returns what the page's script draws maps, search and tables of wrong treatments from.
-
-    Args:
-      evaluation: its treatments are at least one.
-      treatments: of `evaluation.treatments`.
-      maps: of `figures.place`.
+      table: one row a treatment, from `profiles.treatment_profiles`.
 
     Returns:
-      JSON values: names as text, everything that Plotly shows escaped.
+      Lists [N]: names ('taxol 0.3 µM'), compounds, moas, batches, wells (int), cells (int);
+      cells is None if they were not counted.
     """
+    compounds = table["Metadata_Compound"].astype(str).tolist()
+    doses = table["Metadata_Concentration"].astype(float)
     return {
-        "treatments": vars(treatments),
+        "names": [
+            f"{name} {number(dose)} µM" if dose == dose else name
+            for name, dose in zip(compounds, doses, strict=True)
+        ],
+        "compounds": compounds,
+        "moas": table["Metadata_MoA"].fillna("").astype(str).tolist(),
+        "batches": table["Metadata_Batch"].fillna("").astype(str).tolist(),
+        "wells": table["Metadata_WellCount"].astype(int).tolist(),
+        "cells": table["Metadata_CellCount"].astype(int).tolist()
+        if "Metadata_CellCount" in table
+        else None,
+    }
+
+
+def map_data(evaluation: Evaluation, maps: Maps) -> dict[str, Any]:
+    """Returns the data of map, search and misclassified treatments as JSON values.
+
+    Args:
+      evaluation: of at least one treatment.
+      maps: from `figures.place`.
+
+    Returns:
+      {'treatments': see `describe_treatments`, 'colourings', 'states': of the colouring by
+      prediction, 'corrections': {name: {'maps', 'no_map', 'hover', 'nsc', 'nscb'} or {'undefined':
+      reason}}}. Names are plain text; labels, titles and hover texts are escaped for Plotly.
+    """
+    treatments = describe_treatments(evaluation.treatments)
+    states = (
+        (COLOURS[0], "circle", "correct"),
+        (COLOURS[3], "x", "incorrect"),
+        (GREY, "circle-open", "not scored"),
+    )
+    return {
+        "treatments": treatments,
         "colourings": _colourings(treatments),
-        "states": [dict(zip(("colour", "symbol", "title"), s, strict=True)) for s in _STATES],
+        "states": [dict(zip(("colour", "symbol", "title"), s, strict=True)) for s in states],
         "corrections": {
-            name: _correction(scores, evaluation, treatments, maps.get(name, {}))
+            name: _correction(scores, evaluation.protocol, treatments, maps.get(name, {}))
             for name, scores in evaluation.scores.items()
         },
     }
@@ -188,153 +155,131 @@ def map_data(evaluation: Evaluation, treatments: Treatments, maps: Maps) -> dict
 
 def _correction(
     scores: CorrectionScores,
-    evaluation: Evaluation,
-    treatments: Treatments,
+    protocol: Protocol,
+    treatments: Mapping[str, Any],
     places: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Places, hover texts and neighbours under one correction; or why there are none."""
+    """Coordinates, hover texts and neighbours under one correction."""
     if scores.treatments.empty:
         return {"undefined": scores.nsc.undefined}
     with threadpool_limits(limits=1):  # BLAS threads wait for each other on a busy machine
-        near = find_neighbourhoods(scores, evaluation.protocol)
+        near = find_neighbourhoods(scores, protocol)
+    hover = _hover(treatments, near["nscb" if near["nsc"]["undefined"] else "nsc"])
+    for found in near.values():
+        found["cosines"] = found["cosines"].round(_DIGITS)
     return {
         "maps": {name: points.T.round(_DIGITS) for name, points in places.items()},
         "no_map": why_no_map(scores.treatments, scores.nsc),
-        "hover": _hover(treatments, near),
-        **{kind: _near(near[kind]) for kind in KINDS},
+        "hover": hover,
+        **near,
     }
 
 
-def _near(near: Neighbourhood) -> dict[str, Any]:
-    """Neighbours of every treatment as JSON."""
-    return {
-        "rows": near.rows,
-        "cosines": near.cosines.round(_DIGITS),
-        "correct": near.correct,
-        "undefined": near.undefined,
-    }
-
-
-def _hover(treatments: Treatments, near: Mapping[str, Neighbourhood]) -> list[str]:
-    """The text on hover of each treatment."""
-    shown = near["nsc"] if not near["nsc"].undefined else near["nscb"]
+def _hover(treatments: Mapping[str, Any], near: Mapping[str, Any]) -> list[str]:
+    """The hover text of each treatment."""
+    names, moas, cells = (treatments[key] for key in ("names", "moas", "cells"))
     texts = []
-    for row, name in enumerate(treatments.names):
-        lines = [f"<b>{label(name)}</b>", label(treatments.moas[row]), _about(treatments, row)]
-        for other, cosine in zip(shown.rows[row], shown.cosines[row], strict=True):
+    for row, name in enumerate(names):
+        counts = [label(treatments["batches"][row] or "unknown batch")]
+        counts.append(plural(treatments["wells"][row], "well"))
+        if cells is not None:
+            counts.append(plural(cells[row], "cell"))
+        lines = [f"<b>{label(name)}</b>", label(moas[row]), ", ".join(counts)]
+        for other, cosine in zip(near["rows"][row], near["cosines"][row], strict=True):
             if other >= 0:
-                same = treatments.moas[other] == treatments.moas[row]
-                what = f"{label(treatments.names[other])} · {label(treatments.moas[other])}"
-                lines.append(f"{'✓' if same else '✗'} {cosine:.2f} {what}")
+                mark = "✓" if moas[other] == moas[row] else "✗"
+                lines.append(f"{mark} {cosine:.2f} {label(names[other])} · {label(moas[other])}")
         texts.append("<br>".join(lines))
     return texts
 
 
-def _about(treatments: Treatments, row: int) -> str:
-    """Batch, wells and cells of a treatment in a line."""
-    parts = [label(treatments.batches[row] or "no batch"), plural(treatments.wells[row], "well")]
-    if treatments.cells is not None:
-        parts.append(plural(treatments.cells[row], "cell"))
-    return ", ".join(parts)
-
-
-def _colourings(treatments: Treatments) -> list[dict[str, Any]]:
-    """What points can be coloured by: groups with a colour and a symbol each, or numbers."""
-    batches = ["several" if BATCH_SEPARATOR in name else name for name in treatments.batches]
+def _colourings(treatments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Ways to colour the map: by groups with a colour and a symbol each, or by numbers."""
+    batches = ["several" if BATCH_SEPARATOR in name else name for name in treatments["batches"]]
     found: list[dict[str, Any]] = [
-        {"title": "mechanism of action", "groups": _groups(treatments.moas)},
-        {"title": "batch", "groups": _groups(batches)},
-        {"title": "compound", "groups": _groups(treatments.compounds)},
-        {"title": "right or wrong"},
+        {"title": "Mechanism of action", "groups": _groups(treatments["moas"])},
+        {"title": "Batch", "groups": _groups(batches)},
+        {"title": "Compound", "groups": _groups(treatments["compounds"])},
+        {"title": "Prediction"},
     ]
-    if treatments.cells is not None:
-        found.append({"title": "cells", "values": treatments.cells, "scale": SCALE})
+    if treatments["cells"] is not None:
+        found.append({"title": "Cell count", "values": treatments["cells"], "scale": SCALE})
     return found
 
 
 def _groups(labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Each label's rows with a look that no other of the first 24 has."""
+    """The rows of each label, with its colour and symbol."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(labels):
         rows.setdefault(name, []).append(row)
-    ordered = sorted(rows, key=batch_order)
     groups = []
-    for index, name in enumerate(ordered):
-        colour, symbol = look(index)
+    for index, name in enumerate(sorted(rows, key=batch_order)):
+        colour, symbol = colour_and_symbol(index)
         groups.append(
             {
                 "label": label(name or "unknown"),
                 "colour": colour,
                 "symbol": SYMBOLS[symbol],
                 "rows": rows[name],
-                "legend": len(ordered) <= _LONGEST_LEGEND,
+                "legend": len(rows) <= _LONGEST_LEGEND,
             }
         )
     return groups
 
 
-_NOBODY = "no neighbour"
-
-
 def confusion_data(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """Counts of every correction and score as JSON values; names are escaped for Plotly.
+    """Returns the confusion matrix of every correction and score as JSON values.
 
     Returns:
-      {correction: {'nsc': {'moas', 'answers', 'counts', 'table'}, 'nscb': …}}; {'undefined':
-      reason} in the place of an undefined score. A row of 'table': mechanism (as text), queries,
-      right, recall, precision.
+      {correction: {'nsc': {'moas', 'predicted', 'counts', 'table'}, 'nscb': …}}, names escaped for
+      Plotly; {'undefined': reason} for an undefined score. A row of 'table': mechanism (plain
+      text), treatments, correct, recall, precision.
     """
     return {
         correction: {
-            kind: _describe(score)
+            kind: _confusion(score)
             for kind, score in zip(KINDS, (scores.nsc, scores.nscb), strict=True)
         }
         for correction, scores in evaluation.scores.items()
     }
 
 
-def _describe(score: Score) -> Mapping[str, Any]:
-    """One score's counts, or why there are none."""
+def _confusion(score: Score) -> dict[str, Any]:
     if score.undefined:
         return {"undefined": score.undefined}
     moas, counts = confusion(score)
-    answers = [*moas, ""][: counts.shape[1]]
-    right = np.diagonal(counts)
-    asked, answered = counts.sum(axis=1), counts.sum(axis=0)[: len(moas)]
+    right, queries = np.diagonal(counts).tolist(), counts.sum(axis=1).tolist()
+    predicted = counts.sum(axis=0).tolist()
     table = [
-        [moa, int(a), int(r), _share(r, a), _share(r, told)]
-        for moa, a, r, told in zip(moas, asked, right, answered, strict=True)
-        if a
+        [moa, n, r, r / n, r / p if p else None]
+        for moa, n, r, p in zip(moas, queries, right, predicted, strict=False)
+        if n
     ]
+    columns = [*moas, "no neighbour"][: counts.shape[1]]
     return {
         "moas": [label(moa) for moa in moas],
-        "answers": [label(moa or _NOBODY) for moa in answers],
+        "predicted": [label(moa) for moa in columns],
         "counts": counts,
         "table": table,
     }
 
 
-def _share(part: int, whole: int) -> float | None:
-    """part / whole, None where there is no whole."""
-    return float(part / whole) if whole else None
-
-
 _FEWEST_DOSES = 3
-# What control wells span: these percentiles of their distances.
-_USUAL = (5, 95)
+# Percentiles of the distances of control wells that the grey band spans.
+_CONTROL_BAND = (5, 95)
 
 
 def dose_series(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
-    """Returns how far the wells of every compound with several concentrations are from controls.
+    """Returns the distance from controls of the wells of each compound with several doses.
 
     The distance of a well is the root mean square of its features in units of the control wells'
-    spread: 1 on average over the controls, whatever the number of features.
+    standard deviation: about 1 for controls, whatever the number of features.
 
     Returns:
       ({'usual': [low, high] of control wells, 'top': the largest distance, 'series': sorted by
-      compound, each with 'compound', 'moa', 'wells' (x: concentrations, y: distances, text) and
-      'treatments' (the median of each concentration: x, y, text, rows of the treatments)}; why
-      there are none, or ''). Texts are escaped for Plotly, names are not.
+      compound, each with 'compound', 'moa', 'wells' (x: concentrations in µM, y: distances, text)
+      and 'treatments' (the median at each concentration: x, y, text, rows of the treatments)} or
+      None; why there are none, or ''). Texts are escaped for Plotly, names are not.
     """
     wells, protocol = evaluation.wells, evaluation.protocol
     is_control = (wells["Metadata_Compound"] == protocol.control).to_numpy()
@@ -351,7 +296,7 @@ def dose_series(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
         return None, str(error)
     table = table.assign(distance=distance[usable])
     table = table[table["Metadata_Compound"].isin(long)]
-    usual = np.percentile(distance[is_control], _USUAL)
+    usual = np.percentile(distance[is_control], _CONTROL_BAND)
     rows = {key: row for row, key in enumerate(treatment_keys(evaluation.treatments))}
     series = [_series(str(name), own, rows) for name, own in table.groupby("Metadata_Compound")]
     return {"usual": usual, "top": max(table["distance"].max(), usual[1]), "series": series}, ""
@@ -360,7 +305,7 @@ def dose_series(evaluation: Evaluation) -> tuple[dict[str, Any] | None, str]:
 def distances_from_controls(
     wells: pd.DataFrame, is_control: np.ndarray, protocol: Protocol
 ) -> np.ndarray:
-    """Returns [N] the distance of every well from the control wells; see `dose_series`.
+    """Returns the distance [N] of every well from the control wells; see `dose_series`.
 
     Raises:
       BadData: there are too few controls.
@@ -378,7 +323,7 @@ def distances_from_controls(
 def _series(
     compound: str, wells: pd.DataFrame, rows: Mapping[tuple[str, float], int]
 ) -> dict[str, Any]:
-    """One compound's wells, and the median of each concentration."""
+    """Wells of one compound, and the median distance at each concentration."""
     places = wells["Metadata_Plate"].astype(str) + " " + wells["Metadata_Well"].astype(str)
     medians = wells.groupby("dose")["distance"].median()
     doses = medians.index.astype(float).tolist()

@@ -1,4 +1,4 @@
-"""Scores of labelled single cells."""
+"""Scores of single cells: how well classifiers predict their class."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellclr_jax.console import plural
+from cellclr_jax.console import listed, plural
 from cellclr_jax.data.columns import CELL_NAMES, NAMES
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling.profiles import feature_names
@@ -15,25 +15,25 @@ from cellclr_jax.profiling.protocol import AUTO, GROUPS, NOTHING
 from cellclr_jax.profiling.single_cells import probes
 from cellclr_jax.profiling.single_cells.folds import choose_groups, stratified_subset, usable
 
-# Enough for two digits of a score; the nearest neighbours of more take minutes.
+# Enough for two digits of a score; nearest neighbours of more cells take minutes.
 MOST_CELLS = 20_000
 SEED = 0
-# What can be a cell's class; the last two where no treatment can be scored.
+# Columns of classes; the last two only if no treatment can be scored.
 _CLASSES = ("label", "moa", "compound")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Cells that are drawn for the evaluation.
+    """A sample of cells for the evaluation.
 
     Attributes:
-      rows: [K] their rows in the dataset, ascending.
-      label_column: the column of their classes; '' if there is none.
-      labels: [K] str.
+      rows: [K] rows in the dataset, ascending.
+      label_column: column of the classes; '' if there is none.
+      labels: [K] str, classes.
       table: one row a cell: Metadata_CellId and the dataset's metadata as `Metadata_*`.
-      labelled: cells of the dataset that have a class.
-      unlabelled: cells that have none.
-      left_out: classes of the dataset of which no cell was drawn, and why.
+      labelled: number of cells in the dataset with a class.
+      unlabelled: number of cells without a class.
+      left_out: classes that are not in the sample, with the reason.
     """
 
     rows: np.ndarray = field(repr=False)
@@ -51,10 +51,10 @@ class CellEvaluation:
 
     Attributes:
       sample: the cells.
-      grouped_by: 'plate', 'batch', 'well', 'site' or 'compound': the groups that folds kept whole;
+      grouped_by: groups that lie in one fold each: 'plate', 'batch', 'well', 'site', 'compound', or
         '' for none.
-      probes: by the features' name.
-      features: [K, D] of each cell, by the features' name.
+      probes: scores by the name of the features.
+      features: [K, D] by name.
     """
 
     sample: Sample
@@ -64,17 +64,17 @@ class CellEvaluation:
 
     @property
     def undefined(self) -> str:
-        """Why there is no score, or ''."""
+        """Reason why there is no score, or ''."""
         if not self.sample.label_column:
             return "the dataset has neither labels nor treatments: there is nothing to score"
         return next(iter(self.probes.values())).undefined
 
 
 class KeptCells:
-    """Collects the features of chosen cells from minibatches.
+    """Collects the features of a sample of cells from minibatches.
 
     Args:
-      rows: [K] of the dataset, ascending.
+      rows: [K] rows in the dataset, ascending.
     """
 
     def __init__(self, rows: np.ndarray) -> None:
@@ -82,7 +82,7 @@ class KeptCells:
         self.features: dict[str, np.ndarray] = {}
 
     def add(self, rows: np.ndarray, features: Mapping[str, np.ndarray]) -> None:
-        """Adds the chosen cells of a minibatch: rows [b], features [b, D] by name."""
+        """Adds those cells of a minibatch that are in the sample: rows [b], features [b, D]."""
         place = np.searchsorted(self.rows, rows)
         chosen = np.append(self.rows, -1)[place] == rows
         for name, values in features.items():
@@ -98,18 +98,18 @@ def draw_sample(
     label: str | None = None,
     size: int = MOST_CELLS,
 ) -> Sample | None:
-    """Draws cells by class, the same ones each time.
+    """Draws a reproducible sample of cells, stratified by class.
 
     Args:
       cells: one row a cell: cell_id and columns of `data.columns.COLUMNS`.
-      with_treatments: whether treatments are scored; then only labels are classes.
-      label: the column of the classes; None takes the first existing one of label and, without
+      with_treatments: treatments are scored; then only the column label can be the class.
+      label: column of the classes; None takes the first existing one of label and, without
         treatments, moa and compound.
-      size: how many to draw at most.
+      size: largest number of cells.
 
     Returns:
-      The sample; of all cells if there are no two classes to tell apart; None if treatments are
-      scored and there is no column of labels.
+      The sample, from all cells if fewer than two classes are usable; None if treatments are scored
+      and there is no column of labels.
 
     Raises:
       BadUse: there is no such column.
@@ -122,14 +122,14 @@ def draw_sample(
     columns = columns if label is None else [label]
     if with_treatments and not columns:
         return None
-    # Where several columns could be classes, the first that has two.
+    # The first column with two usable classes, or else the first column.
     column = next((name for name in columns if _distinct(cells[name]) > 1), None)
     column = column or next(iter(columns), "")
     labels = _text(cells[column]) if column else np.full(len(cells), "", object)
-    kept, left_out = usable(labels)
-    if len(np.unique(labels[kept].astype(str))) < 2:
-        kept = np.full(len(cells), True)
-    candidates = np.flatnonzero(kept)
+    is_usable, left_out = usable(labels)
+    if len(np.unique(labels[is_usable].astype(str))) < 2:
+        is_usable = np.full(len(cells), True)
+    candidates = np.flatnonzero(is_usable)
     rows = candidates[stratified_subset(labels[candidates], size, seed=SEED)]
     names = [name for name in CELL_NAMES if name in cells]
     table = cells.iloc[rows][names].rename(columns=CELL_NAMES).reset_index(drop=True)
@@ -144,13 +144,13 @@ def evaluate_cells(
     hold_out: str = AUTO,
     classifiers: Sequence[str] = probes.CLASSIFIERS,
 ) -> CellEvaluation:
-    """Probes each kind of features on the same cells, classes and folds.
+    """Scores several kinds of features on the same cells, classes and folds.
 
     Args:
-      sample: of the dataset.
-      features: [K, D] by name, a row for each of the sample's.
-      hold_out: the groups that a fold keeps whole, of `protocol.HELD_OUT`.
-      classifiers: which, of `probes.CLASSIFIERS`.
+      sample: K cells.
+      features: [K, D] by name.
+      hold_out: groups of `protocol.HELD_OUT` that lie in one fold each.
+      classifiers: names in `probes.CLASSIFIERS`.
 
     Raises:
       BadData: a feature is not finite.
@@ -172,7 +172,7 @@ def evaluate_cells(
 
 
 def cell_settings(sample: Sample, hold_out: str) -> dict[str, str | None]:
-    """Returns label_column and grouped_by as `describe_cells` will have them.
+    """Returns label_column and grouped_by in the form of `describe_cells`.
 
     Raises:
       BadUse: the cells have no such groups.
@@ -182,7 +182,7 @@ def cell_settings(sample: Sample, hold_out: str) -> dict[str, str | None]:
 
 
 def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
-    """The groups that folds keep whole, and the group of each cell; ('', None) for none."""
+    """Name of the groups that lie in one fold each, and group of each cell; ('', None) for none."""
     candidates = _candidates(sample.table)
     if hold_out == NOTHING:
         return "", None
@@ -191,26 +191,25 @@ def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
         return choose_groups(candidates, sample.labels)
     if hold_out not in candidates:
         known = ", ".join(candidates) or "none of these"
-        raise BadUse(f"hold_out {hold_out!r}: the cells tell {known}")
+        raise BadUse(f"hold_out {hold_out!r}: the cells have {known}")
     return hold_out, candidates[hold_out]
 
 
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """[K] groups of the cells by name, of those whose column the table has."""
+    """[K] group of each cell, for the groups that the table has columns for."""
     found = {}
     for name, columns in GROUPS.items():
-        told = [NAMES[column] for column in columns if NAMES[column] in table]
-        if NAMES[name] in told:
-            texts = pd.DataFrame({column: _text(table[column]) for column in told})
-            found[name] = texts.groupby(told).ngroup().to_numpy()
+        existing = [NAMES[column] for column in columns if NAMES[column] in table]
+        if NAMES[name] in existing:
+            texts = pd.DataFrame({column: _text(table[column]) for column in existing})
+            found[name] = texts.groupby(existing).ngroup().to_numpy()
     return found
 
 
 def _distinct(values: pd.Series) -> int:
-    """How many classes of a column have enough cells."""
+    """Number of usable classes in a column."""
     labels = _text(values)
-    kept, _ = usable(labels)
-    return len(set(labels[kept]))
+    return len(set(labels[usable(labels)[0]]))
 
 
 def _text(values: pd.Series) -> np.ndarray:
@@ -219,9 +218,9 @@ def _text(values: pd.Series) -> np.ndarray:
 
 
 _NO_GROUPS = "no plates, batches, wells or sites"
-# Names of classes without a score that metrics.json holds.
+# Number of left-out classes in metrics.json.
 _LISTED = 50
-# What cells on both sides of a fold may share, by the groups that were kept whole.
+# What training and test cells may share, by the groups that lie in one fold each.
 _SHARED = {
     "": "plate, well or image",
     "well": "plate",
@@ -231,10 +230,7 @@ _SHARED = {
 
 
 def cell_table(evaluation: CellEvaluation, name: str) -> pd.DataFrame:
-    """One row a cell of the sample: `Metadata_*`, then the features of this name as cellclr_0000 …
-
-    The features are float32.
-    """
+    """One row a cell of the sample: `Metadata_*`, then features cellclr_0000 … in float32."""
     values = np.asarray(evaluation.features[name], np.float32)
     columns = pd.DataFrame(values, columns=feature_names(values.shape[1]))
     return pd.concat([evaluation.sample.table, columns], axis=1)
@@ -247,8 +243,7 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
       {"label_column", "classes": {name: cells}, "left_out": {name: reason}, "cells", "labelled",
       "folds", "grouped_by" (null: nothing), "scores": {features: {"knn": {"balanced_accuracy",
       "accuracy", "recall", "by_fold"}, "logistic": {…}, "forest": {…}}}, "chance", "settings",
-      "notes"}; and
-      "undefined", the reason, where there is no score.
+      "notes"}; and "undefined", the reason, if there is no score.
     """
     sample = evaluation.sample
     first = next(iter(evaluation.probes.values()), None)
@@ -267,7 +262,16 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
             if probe.scores
         },
         "chance": first.chance if first else None,
-        "settings": _settings(),
+        "settings": {
+            "neighbours": probes.NEIGHBOURS,
+            "similarity": "cosine",
+            "inverse_regularization": probes.INVERSE_REGULARIZATION,
+            "trees": probes.TREES,
+            "cells_a_tree": probes.CELLS_A_TREE,
+            "standardized_by": "the cells of the other folds",
+            "cells_at_most": MOST_CELLS,
+            "seed": SEED,
+        },
         "notes": _notes(evaluation, left_out),
     }
     if evaluation.undefined:
@@ -275,22 +279,8 @@ def describe_cells(evaluation: CellEvaluation) -> dict[str, Any]:
     return described
 
 
-def _settings() -> dict[str, Any]:
-    """Every setting that decides the scores."""
-    return {
-        "neighbours": probes.NEIGHBOURS,
-        "similarity": "cosine",
-        "inverse_regularization": probes.INVERSE_REGULARIZATION,
-        "trees": probes.TREES,
-        "cells_a_tree": probes.CELLS_A_TREE,
-        "standardized_by": "the cells of the other folds",
-        "cells_at_most": MOST_CELLS,
-        "seed": SEED,
-    }
-
-
 def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]:
-    """What a reader of the scores must know."""
+    """Warnings for the reader of the scores."""
     notes, sample = [], evaluation.sample
     if not evaluation.undefined:
         probe = next(iter(evaluation.probes.values()))
@@ -299,11 +289,10 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
         if sample.unlabelled:
             notes.append(f"not used: {plural(sample.unlabelled, 'cell')} without a class")
         if evaluation.grouped_by in _SHARED:
-            groups = f"{evaluation.grouped_by}s alone" if evaluation.grouped_by else _NO_GROUPS
+            groups = f"only {evaluation.grouped_by}s" if evaluation.grouped_by else _NO_GROUPS
             notes.append(
-                f"{groups} could be kept whole in the folds: cells of one "
-                f"{_SHARED[evaluation.grouped_by]} may lie on both sides, and what they share "
-                "makes any score look better"
+                f"{groups} could be held out: cells of one {_SHARED[evaluation.grouped_by]} may be "
+                "in both training and test folds, which raises all scores"
             )
         if probe.unanswerable:
             notes.append(
@@ -311,7 +300,6 @@ def _notes(evaluation: CellEvaluation, left_out: Mapping[str, str]) -> list[str]
                 "fold has"
             )
     if left_out:
-        shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:10]]
-        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
-        notes.append(f"classes left out: {', '.join(shown)}{more}")
+        reasons = (f"{name} ({reason})" for name, reason in left_out.items())
+        notes.append(f"classes left out: {listed(reasons, 10)}")
     return notes

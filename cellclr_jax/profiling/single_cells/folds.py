@@ -1,7 +1,7 @@
 """Selects cells for probes: usable classes, groups, folds and a stratified subset.
 
-Cells of one plate resemble each other whatever their class, so a plate on both sides of a fold
-makes any features look good: groups keep it together.
+Cells of one plate resemble each other, whatever their class: a plate in both the training and the
+test cells would raise the scores of all features. Groups keep its cells in one fold.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,25 @@ import numpy as np
 from cellclr_jax.console import plural
 
 FOLDS = 5
-# A class needs two cells in each fold: one may be the other's only neighbour.
+# Two cells a fold, so that a cell can have a neighbour of its class.
 FEWEST_CELLS = 2 * FOLDS
 # A classifier's time and memory grow with the number of classes.
 MOST_CLASSES = 100
-# Of this many cells of a class a subset keeps all.
+# A subset keeps all cells of classes up to this size.
 _KEPT_WHOLE = 50
 
 
 def usable(
     labels: np.ndarray, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Finds the cells of classes that have enough cells to be predicted.
+    """Finds the cells of classes with enough cells.
 
     Args:
       labels: [N] str; '' is no class.
       groups: [N] as in `probe`.
 
     Returns:
-      ([N] bool, why each other class is left out, by name).
+      ([N] bool, reason for each class that is left out).
     """
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
     counts = np.bincount(codes, minlength=len(names))
@@ -53,33 +53,33 @@ def usable(
 def choose_groups(
     candidates: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> tuple[str, np.ndarray | None]:
-    """Chooses the groups that folds keep whole: the first that leave two classes to tell apart.
+    """Chooses the groups that are held out together: the first with two usable classes.
 
-    A group may hold a single class, as wells do if the compound is the class: then whole groups
-    are held out, and what the cells of a well share besides their class does not help.
+    A group may hold a single class, as wells do if the compound is the class: then the similarity
+    of the cells of a well does not help to predict their class.
 
     Args:
-      candidates: [N] group of each cell, by what it is ('plate', 'well'), the best first.
+      candidates: [N] group of each cell, by name ('plate', 'well'), in the order of preference.
       labels: [N] str; '' is no class.
 
     Returns:
-      The name and groups of the first candidate by which two classes or more lie in two groups or
-      more; ('', None) where there is none.
+      Name and groups of the first candidate with at least two classes that lie in at least two
+      groups each; ('', None) if there is none.
     """
     for name, groups in candidates.items():
-        kept, _ = usable(labels, groups)
-        if len(set(np.asarray(labels)[kept])) >= 2:
+        is_usable, _ = usable(labels, groups)
+        if len(set(np.asarray(labels)[is_usable])) >= 2:
             return name, np.asarray(groups)
     return "", None
 
 
 def stratified_subset(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray:
-    """Draws cells so that each class keeps its share, and a rare one (50 cells or fewer) all.
+    """Draws cells in proportion to the classes; rare classes (up to 50 cells) are kept entirely.
 
     Args:
       labels: [N] str.
-      size: how many to draw.
-      seed: of the draw.
+      size: number of cells.
+      seed: of the random generator.
 
     Returns:
       min(N, size) row numbers, ascending.
@@ -90,7 +90,7 @@ def stratified_subset(labels: np.ndarray, size: int, *, seed: int) -> np.ndarray
     counts = np.bincount(codes)
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(codes)) - starts[codes[shuffled]]
-    # The first of each class come first, in turn; then by the fraction of the class before them.
+    # First the first 50 cells of each class in turn, then by the fraction of the class drawn.
     share = (rank + 0.5) / counts[codes[shuffled]]
     order = np.argsort(np.where(rank < _KEPT_WHOLE, rank - _KEPT_WHOLE, share), kind="stable")
     return np.sort(shuffled[order[:size]])
@@ -103,22 +103,21 @@ def folds_of(
 
     Args:
       codes: [N] int, the class of each cell; every class has at least `FOLDS` cells.
-      groups: [N] int, numbered from 0, of at least two groups; None where there are none.
-      seed: of the division.
+      groups: [N] int, numbered from 0, of at least two groups; None without groups.
+      seed: of the random generator.
 
     Yields:
-      (rows to fit on, held-out rows) of each fold; each row is held out once, and no group lies on
-      both sides.
+      (training rows, test rows) of each fold; each row is a test row once, and no group has both.
     """
     from sklearn import model_selection
 
     if groups is None:
         split = model_selection.StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     elif groups.max() < FOLDS:
-        # One group at a time: a class in two of them is always fitted on the other.
+        # Leaves out one group at a time: a class in two groups always has training cells.
         split = model_selection.LeaveOneGroupOut()
     else:
         split = model_selection.StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for fitted, asked in split.split(codes, codes, groups):
-        if len(asked):  # a fold of large groups may have left nothing to another
-            yield fitted, asked
+    for train, test in split.split(codes, codes, groups):
+        if len(test):  # with large groups, a fold may be empty
+            yield train, test

@@ -1,4 +1,4 @@
-"""Progress on the console: a bar on a terminal, plain lines where it is a file."""
+"""Progress on the console: a bar on a terminal, plain lines in a file."""
 
 import sys
 import time
@@ -6,25 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.objectives import Metric
 
-# Without a terminal, a line at most every so many seconds shows that the run is alive.
+# Without a terminal, training metrics are printed at most this often.
 _SECONDS_BETWEEN_LINES = 10.0
 _TITLES = {"knn": "k-NN", "nsc": "NSC", "nscb": "NSCB", "tvn": "TVN", "moa": "MoA"}
-# All of it fits into 80 columns; what comes last is cut off where there are fewer.
+# Fits into 80 columns; a narrower terminal cuts off the end.
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
 
 
 class Console:
-    """Shows the progress and the metrics of a run.
+    """Shows the progress of a run and those metrics that have a console format, in their order.
 
-    Args:
-      shown: whether anything is shown; only one process of a run prints.
-      metrics: of the objective; those with a console format are shown, in this order.
-      first_step: where the run starts or resumes.
-      total_steps: of the whole run.
-      steps_per_epoch: optimiser steps.
+    If not `shown`, prints nothing (processes other than the first).
     """
 
     def __init__(
@@ -53,9 +48,9 @@ class Console:
             self.line("compiling the step, which takes a while the first time")
 
     def line(self, message: str) -> None:
-        """Prints a line where anything is shown."""
+        """Prints a line."""
         if self._shown:
-            say(message)
+            echo(message)
 
     def compiled(self) -> None:
         """Removes the message that the step compiles."""
@@ -71,7 +66,7 @@ class Console:
     def row(
         self, step: int, epoch: int, metrics: Mapping[str, float], seconds_left: float | None
     ) -> None:
-        """Shows a row of training metrics; as a line only where the last one is a while ago."""
+        """Shows training metrics in the bar; without a bar, prints a line if one is due."""
         parts = [] if seconds_left is None else [f"{tqdm.format_interval(seconds_left)} left"]
         parts.append(self._formatted(metrics))
         if "cells_per_second" in metrics:
@@ -94,7 +89,7 @@ class Console:
         self.line(f"{self._place(step, epoch)}  {text}")
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Stops updating the bar."""
         self._bar.close()
 
     def _formatted(self, metrics: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
-"""metrics.jsonl, and what is known of each metric by its name."""
+"""Rows of metrics.jsonl; sections and titles of metrics for charts."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,28 +12,23 @@ from cellclr_jax.objectives import Metric
 METRICS_LOG = "metrics.jsonl"
 VALIDATION, ONLINE = "validation_", "online_"
 
-
-# What the loop measures, whatever the objective.
+# Metrics of the loop, for any objective.
 _SECTIONS = {
     "optimizer": ("lr", "gradient_norm", "parameter_norm", "update_norm"),
     "speed": ("cells_per_second", "input_wait"),
     "representation": ("collapse_warning",),
 }
 _TITLES = {
-    "input_wait": "share of the time in which the loop waited for the next minibatch",
+    "input_wait": "share of the time in which the devices waited for the next minibatch",
     "cells_per_second": "without compilation, validation and saving",
-    "update_norm": "length of the step that the optimiser took",
-    "nsc": "MoA of the nearest treatment of another compound, of a subset of the cells",
-    "nscb": "the same, of another compound and another batch",
+    "update_norm": "norm of the optimiser's update",
+    "nsc": "accuracy of the MoA of the nearest treatment of another compound, subset of the cells",
+    "nscb": "the same for another compound and another batch",
 }
 
 
 class Names:
-    """Tags, titles and charts of metrics for TensorBoard and Weights & Biases.
-
-    Args:
-      metrics: of the objective.
-    """
+    """Tags, titles and charts of an objective's metrics for TensorBoard and Weights & Biases."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._titles = _TITLES | {metric.name: metric.title for metric in metrics}
@@ -45,46 +41,37 @@ class Names:
             for metric in metrics
             if metric.console
         }
-        """Charts that lie over each other what belongs together: tags by title."""
+        """Tags of metrics that share a chart, by the chart's title."""
         self.charts["online scores"] = ("online/.*",)
 
     def tag(self, name: str) -> str:
-        """'validation_loss' → 'validation/loss'; a metric without a section goes to 'train'."""
+        """'validation_loss' → 'validation/loss'; a metric without a section is in 'train'."""
         for prefix in (VALIDATION, ONLINE):
             if name.startswith(prefix):
                 return f"{prefix.rstrip('_')}/{name.removeprefix(prefix)}"
         return f"{self._sections.get(name, 'train')}/{name}"
 
     def title(self, name: str) -> str:
-        """One line on what a number says, or ''."""
+        """Returns one line that explains a metric, or ''."""
         return self._titles.get(name.removeprefix(VALIDATION).removeprefix(ONLINE), "")
 
 
 def keep_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drops lines that are no row, and rows of steps that will be trained again.
+    """Removes incomplete lines and rows of steps after `last_step`, which will be trained again.
 
-    Both are left by a run that was killed after its last checkpoint.
-
-    Args:
-      path: of `metrics.jsonl`, which need not exist.
-      last_step: rows of later steps are dropped.
-
-    Returns:
-      The rows that stay.
+    Both are left by a run that was killed after its last checkpoint. Returns the remaining rows.
     """
     if not path.exists():
         return []
-    kept, lines = [], []
+    rows, lines = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
             row = json.loads(line)
             if row["step"] <= last_step:
                 lines.append(as_line(row))
-                kept.append(row)
-        except (ValueError, TypeError, LookupError):
-            continue
+                rows.append(row)
     write_text(path, "".join(lines))
-    return kept
+    return rows
 
 
 def as_line(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""TensorBoard's event files; the only file that imports a writer of them.
+"""Writes TensorBoard's event files; the only module that imports tensorboardX.
 
-Records are written here and now, not by a thread: an error (a full disk) is then raised where the
-run can stop in order, instead of ending a thread that everything later waits for.
+Records are written in the calling thread: an error such as a full disk is then raised in the
+training loop, instead of ending a thread for which the program waits later.
 """
 
 import re
@@ -26,9 +26,9 @@ class TensorBoard:
     """Appends scalars, texts and pictures to a new event file.
 
     Args:
-      folder: of the run; files lie in its subfolder `tensorboard`.
-      first_step: what earlier files hold of later steps is hidden.
-      names: of the metrics.
+      folder: folder of the run; files are written to its subfolder `tensorboard`.
+      first_step: later steps in earlier files are hidden.
+      names: tags and titles of the metrics.
     """
 
     def __init__(self, folder: Path, first_step: int, names: Names) -> None:
@@ -46,9 +46,9 @@ class TensorBoard:
         self.flush()
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """Adds a row's numbers, each in its section."""
+        """Adds the values of a row, each in its section."""
         for name, value in row.items():
-            # TensorBoard takes the description from the first value of each file.
+            # TensorBoard reads the description of the first value of each file.
             title = "" if name in self._described else self._names.title(name)
             self._described.add(name)
             point = summary.scalar(self._names.tag(name), value, summary_description=title)
@@ -67,7 +67,7 @@ class TensorBoard:
         self.flush()
 
     def flush(self) -> None:
-        """Writes out what is buffered."""
+        """Writes buffered records to the file."""
         self._flushed = time.monotonic()
         self._records.flush()
 
@@ -86,8 +86,8 @@ class TensorBoard:
 def _file_name(directory: Path) -> str:
     """Returns a name that sorts after existing ones, even if the clock was set back.
 
-    TensorBoard reads files in the order of their names, which begin with the time in seconds.
+    TensorBoard reads files in the order of their names, which start with the time in seconds.
     """
     stamps = [int(found[1]) for path in directory.iterdir() if (found := _FILE.match(path.name))]
-    stamp = max([int(time.time()), *(known + 1 for known in stamps)])
+    stamp = max([int(time.time()), *(earlier + 1 for earlier in stamps)])
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"

@@ -1,6 +1,6 @@
-"""Weights & Biases, where a run asks for it; the only file that imports wandb.
+"""Logs to Weights & Biases if requested; the only module that imports wandb.
 
-Whatever fails there is printed once and never stops the run.
+A failure is printed once and never stops the run.
 """
 
 import contextlib
@@ -13,26 +13,22 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from cellclr_jax.console import say
+from cellclr_jax.console import echo
 from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.files import read_json, write_json
 from cellclr_jax.training.log.metrics_file import Names
 
 IDENTITY = "wandb.json"
 _CONFIG = "config.json"
-# For a server that does not answer: the run begins without it, and ends without it.
+# Time limits for a server that does not answer: the run starts and ends without it.
 _SECONDS_TO_BEGIN = 120.0
 _SECONDS_TO_END = 120.0
 
 
 def check_installed() -> None:
-    """Checks that the library is installed.
-
-    Raises:
-      BadUse: it is not; the message names the extra.
-    """
+    """Raises BadUse, which names the extra, if wandb is not installed."""
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a mere folder of that name has no origin
+    if found is None or found.origin is None:  # a folder of that name has no origin
         raise BadUse("--wandb needs an extra that is not installed: pip install -e '.[wandb]'")
 
 
@@ -42,10 +38,10 @@ class WandB:
     WANDB_MODE=offline writes everything into <folder>/wandb, for `wandb sync`.
 
     Args:
-      project: its name.
-      workdir: of the run; holds its config, and the run's id from the first call on.
-      folder: of this machine, for wandb's own files.
-      names: of the metrics.
+      project: name of the project.
+      workdir: work directory, with the run's config and, after the first call, its id.
+      folder: folder of this machine for the files of wandb.
+      names: tags and titles of the metrics.
     """
 
     def __init__(self, project: str, workdir: epath.Path, folder: Path, names: Names) -> None:
@@ -70,16 +66,16 @@ class WandB:
                 resume="allow",
                 settings=settings,
             )
-            # A resumed run logs earlier steps again, which wandb's own counter would refuse.
+            # A resumed run logs earlier steps again, which wandb's own step counter refuses.
             self._run.define_metric("step", hidden=True)
             self._run.define_metric("*", step_metric="step")
-        except Exception as error:  # as everywhere below: the training is worth more
+        except Exception as error:  # must not end the training
             self._fail(error)
         else:
-            say(f"Weights & Biases: {self._run.url or folder / 'wandb'}")
+            echo(f"Weights & Biases: {self._run.url or folder / 'wandb'}")
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """Adds a row's numbers, each in its section."""
+        """Adds the values of a row, each in its section."""
         self._log(step, {self._names.tag(name): value for name, value in row.items()})
 
     def text(self, step: int, name: str, message: str) -> None:
@@ -94,14 +90,14 @@ class WandB:
             self._log(step, {name: wandb.Image(image)})
 
     def close(self) -> None:
-        """Waits, not for ever, until everything is sent."""
+        """Waits until everything is sent, or for two minutes."""
         self._attempt(lambda run: run.finish())
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         self._attempt(lambda run: run.log({**values, "step": step}))
 
     def _attempt(self, action: Callable[[Any], object]) -> None:
-        """Does something with the run; after a failure, nothing any more."""
+        """Calls `action` with the run, unless an earlier call failed."""
         if self._run is None:
             return
         try:
@@ -112,16 +108,16 @@ class WandB:
     def _fail(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        say(f"Weights & Biases failed: {reason}; the run continues without it")
+        echo(f"Weights & Biases failed: {reason}; the run continues without it")
 
 
 def _identity(workdir: epath.Path, project: str) -> str:
-    """Returns the run's id: of an earlier call in this work directory and project, or a new one."""
+    """Returns the id of the run of this work directory and project; a new one the first time."""
     path = workdir / IDENTITY
     with contextlib.suppress(BadData, LookupError):
-        known = read_json(path, "run of Weights & Biases")
-        if known["project"] == project and str(known["id"]).isalnum():
-            return str(known["id"])
+        earlier = read_json(path, "run of Weights & Biases")
+        if earlier["project"] == project and str(earlier["id"]).isalnum():
+            return str(earlier["id"])
     identity = os.urandom(8).hex()
     write_json(path, {"project": project, "id": identity})
     return identity
