@@ -2,11 +2,12 @@
 
 {usage}
 
-PLATES of BBBC021 is a folder of plate folders or of plates' zips as downloaded (several, separated by
-commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it; --download fetches them
-from BBBC021's public address. The dataset appears as <data_dir>/<name>/<config>/<version> when it
-is complete, and includes a quality page. A stopped build resumes. Building a finished dataset
-again adds plates that are new in the input.
+PLATES of BBBC021 is a folder of plate folders or of plates' zips as downloaded (several,
+separated by commas), with BBBC021_v1_image.csv and BBBC021_v1_moa.csv in it or above it; --download
+fetches them from BBBC021's public address. Plates of other labs are --source=plates; --dry_run
+shows what they hold. The dataset appears as <data_dir>/<name>/<config>/<version> when it is
+complete, and includes a quality page. A stopped build resumes. Building a finished dataset again
+adds plates that are new in the input.
 """
 
 import contextlib
