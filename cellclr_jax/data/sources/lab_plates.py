@@ -87,10 +87,11 @@ def plate_fields(request: Request) -> Source:
     table, columns, notes = _described(request)
     channels = _choose_channels(table.images, request.channels)
     images = _take_planes(table.images, request.z)
-    fields = [
-        _field(key, group, channels, columns)
-        for key, group in images.groupby(list(KEY), sort=False)
-    ]
+    found: dict[tuple[str, ...], dict[str, list[tuple[int, ImageFile | ZarrPlane]]]] = {}
+    for row in images.itertuples():
+        key = (row.plate, row.well, row.site, row.time)
+        found.setdefault(key, {}).setdefault(row.channel, []).append((row.z, _image_file(row)))
+    fields = [_field(key, files, channels, columns[key]) for key, files in found.items()]
     fields.sort(key=lambda field: (field.plate, *_order(field)))
     dtype, opened = _pixel_type(fields)
     fields = [_with_type(field, dtype) for field in fields]
@@ -196,24 +197,24 @@ def _take_planes(images: pd.DataFrame, z: str) -> pd.DataFrame:
 
 
 def _field(
-    key: tuple[str, ...], group: pd.DataFrame, channels: Mapping[str, str], columns: pd.DataFrame
+    key: tuple[str, ...],
+    found: Mapping[str, list[tuple[int, ImageFile | ZarrPlane]]],
+    channels: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> PlateField:
-    """A field of view with its files and metadata."""
-    (row,) = columns.loc[[key]].itertuples(index=False)
-    kinds = (COLUMNS[name] for name in columns)
-    metadata = {name: kind(value) for name, kind, value in zip(columns, kinds, row, strict=True)}
-    name = "_".join(part for part in key if part)
+    """A field of view with its files, (z, file) of each channel, and metadata."""
     planes, problem = [], ""
     for old in channels.values():
-        rows = group[group["channel"] == old].sort_values("z")
-        files = tuple(_image_file(row) for row in rows.itertuples())
+        numbered = sorted(found.get(old, []), key=lambda pair: pair[0])
+        files = tuple(file for _, file in numbered)
         if not files:
             problem = problem or f"no image of channel {old}"
-        elif rows["z"].duplicated().any():
+        elif len({z for z, _ in numbered}) < len(numbered):
             problem = problem or (
                 f"two images of channel {old}: {files[0].name} and {files[1].name}; keep one"
             )
         planes.append(files or (ImageFile(f"channel {old}"),))
+    name = "_".join(part for part in key if part)
     return PlateField(name, metadata, tuple(planes), problem=problem)
 
 
@@ -258,12 +259,14 @@ def _with_type(field: PlateField, dtype: str) -> PlateField:
     return PlateField(field.name, field.metadata, field.planes, dtype, field.problem)
 
 
-def _described(request: Request) -> tuple[ImageTable, pd.DataFrame, list[str]]:
+def _described(
+    request: Request,
+) -> tuple[ImageTable, dict[tuple[str, ...], dict[str, Any]], list[str]]:
     """Reads the layout and what is known of its wells.
 
     Returns:
-      The image table, wells as 'A01'; by plate, well, site and time, the columns of `COLUMNS` that
-      are known and further ones as text; notes.
+      The image table, wells as 'A01'; by plate, well, site and time, the values of the columns of
+      `COLUMNS` that are known; notes.
 
     Raises:
       BadUse: a setting does not fit the plates.
@@ -293,7 +296,12 @@ def _described(request: Request) -> tuple[ImageTable, pd.DataFrame, list[str]]:
     if options.get("platemap"):
         fields = _join_platemap(fields, Path(options["platemap"]), options, names)
     columns, notes = _typed(fields, names)
-    keyed = columns.set_index(pd.MultiIndex.from_frame(fields[list(KEY)]))
+    kinds = {name: COLUMNS[str(name)] for name in columns}
+    keys = fields[list(KEY)].itertuples(index=False, name=None)
+    keyed = {
+        key: {str(name): kinds[name](value) for name, value in row.items()}
+        for key, row in zip(keys, columns.to_dict("records"), strict=True)
+    }
     table = ImageTable(
         images,
         pixel_size=layout.pixel_size,

@@ -85,7 +85,7 @@ def _image_rows(rows: Sequence[Mapping[str, Any]], where: str) -> pd.DataFrame:
     if not rows:
         raise BadData(f"{where}: no image of a plate in it")
     table = pd.DataFrame(rows)
-    defaults = {"plate": "", "well": "", "site": "", "time": "", "z": 0, "line": 0}
+    defaults: dict[str, Any] = {"plate": "", "well": "", "site": "", "time": "", "z": 0, "line": 0}
     for name, value in defaults.items():
         if name not in table:
             table[name] = value
@@ -247,7 +247,7 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
       BadData: it is unreadable, or has no columns of images and wells.
     """
     table = read_text_table(path)
-    wide = _load_data_channels(table.columns)
+    wide = _load_data_channels(list(table))
     plain = {plain_name(name): name for name in reversed(table.columns)}
     found = {what: _first(plain, names) for what, names in _TALL.items()}
     if not found["well"]:
@@ -288,7 +288,8 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
     images["line"] = table["row"].to_numpy()[at]
     images["place"] = [()] * len(images)
     used |= {name for name in found.values() if name} | {"row"}
-    further = [name for name in table if name not in used and not _FILE_COLUMN.match(name)]
+    names = [str(name) for name in table]
+    further = [name for name in names if name not in used and not _FILE_COLUMN.match(name)]
     metadata = pd.concat([key, table[further]], axis=1).drop_duplicates(list(KEY))
     return ImageTable(
         images[_COLUMNS],
@@ -502,9 +503,9 @@ def _inside(text: str) -> str:
 def _describe_image(group: Any, level: int) -> dict[str, Any]:
     """Axes, channels and pixel size (µm) of an image of a plate."""
     metadata = _ome(group)
-    scales = metadata["multiscales"][0]
-    axes = [axis["name"] for axis in scales["axes"]]
-    datasets = scales["datasets"]
+    described = metadata["multiscales"][0]
+    axes = [axis["name"] for axis in described["axes"]]
+    datasets = described["datasets"]
     if level >= len(datasets):
         raise BadUse(f"--level={level}: the plate has {plural(len(datasets), 'level')}, from 0")
     dataset = datasets[level]
@@ -515,10 +516,8 @@ def _describe_image(group: Any, level: int) -> dict[str, Any]:
     channels = [str(one.get("label", "")) for one in metadata.get("omero", {}).get("channels", [])]
     if len(channels) != counts.get("c", 1) or not all(channels):
         channels = [f"c{number}" for number in range(counts.get("c", 1))]
-    scale = next(
-        (one["scale"] for one in dataset["coordinateTransformations"] if one["type"] == "scale"), []
-    )
-    unit = next(axis for axis in scales["axes"] if axis["name"] == "x").get("unit", "")
+    scales = [one["scale"] for one in dataset["coordinateTransformations"] if "scale" in one]
+    unit = described["axes"][-1].get("unit", "")
     micrometres = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3}.get(unit, math.nan)
     planes = {}
     leading = [axis for axis in axes if axis not in "yx"]
@@ -532,7 +531,7 @@ def _describe_image(group: Any, level: int) -> dict[str, Any]:
     return {
         "array": _inside(dataset["path"]),
         "planes": planes,
-        "pixel_size": scale[axes.index("x")] * micrometres if scale else math.nan,
+        "pixel_size": scales[0][-1] * micrometres if scales else math.nan,
     }
 
 
