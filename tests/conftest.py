@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,9 @@ import jax
 import pytest
 
 from cellclr_jax import default_config
+
+# Under nohup the hang-up signal is ignored, and the runs of the tests would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 

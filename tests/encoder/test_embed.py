@@ -181,8 +181,8 @@ def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_pat
     out = shutil.copytree(embedded, tmp_path / "out")
     before = contents(out)
     for settings, words in (
-        ({"chunk_cells": 30}, "chunk_cells: 20 there, 30 here"),
-        ({"formats": ["csv"]}, r"formats: \['parquet'\] there, \['csv', 'parquet'\] here"),
+        ({"chunk_cells": 30}, "chunk_cells: was 20, now 30"),
+        ({"formats": ["csv"]}, r"formats: was \['parquet'\], now \['csv', 'parquet'\]"),
     ):
         with pytest.raises(BadUse, match=f"{words}.*: take another --out, or --overwrite"):
             embed_run(workdir, out=out, data_dir=plates, **{"chunk_cells": CHUNK, **settings})
@@ -190,7 +190,7 @@ def test_other_settings_are_refused_and_named(embedded, workdir, plates, tmp_pat
     config = json.loads((other / "config.json").read_text())
     config["normalization"] |= {"method": "fixed", "low": [0.0] * 3, "high": [9.0] * 3}
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadUse, match=r"normalization\.method: 'zscore' there, 'fixed' here"):
+    with pytest.raises(BadUse, match=r"normalization\.method: was 'zscore', now 'fixed'"):
         embed_run(other, out=out, data_dir=plates, chunk_cells=CHUNK)
     relabelled = shutil.copytree(plates, tmp_path / "data")
     table = next(relabelled.rglob("cells.parquet"))
@@ -263,7 +263,7 @@ def test_cells_of_another_dataset_have_no_wells_and_differences_are_noted(
     printed = capsys.readouterr().err
     assert "not the dataset that the run was trained on" in printed
     assert "crops of 24 pixels are resized to the encoder's 8" in printed
-    assert "dtype: 'uint16' there, 'uint8' here; side: 12 there, 24 here" in printed
+    assert "dtype: was 'uint16', now 'uint8'; side: was 12, now 24" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".embedding", "cells", "embedding.json"
     }  # fmt: skip

@@ -200,7 +200,7 @@ def test_cells_with_labels_are_scored_and_another_label_is_refused_before_embedd
     assert set(cells["scores"]) == {"trained", "untrained", "intensity", "pixels"}
     assert cells["scores"]["intensity"]["logistic"]["balanced_accuracy"] == 1.0
     monkeypatch.setattr(evaluate_run, "visit", None)  # would be called
-    with pytest.raises(BadUse, match="label_column: 'label' there, 'moa' here"):
+    with pytest.raises(BadUse, match="label_column: was 'label', now 'moa'"):
         evaluated(workdir, data_dir, tmp_path / "out", options=Options((), label="moa"))
 
 

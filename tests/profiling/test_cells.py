@@ -188,7 +188,7 @@ def test_the_report_and_the_console_show_the_scores(tmp_path):
         assert f"{share:.1f} %" in printed.getvalue()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
-    assert "each plate kept whole" in page
+    assert "grouped by plate" in page
 
 
 def test_scores_of_treatments_and_of_cells_are_written_together(tmp_path):
@@ -199,8 +199,8 @@ def test_scores_of_treatments_and_of_cells_are_written_together(tmp_path):
     assert {name: both[name] for name in alone} == alone
     assert set(both) - set(alone) == {"cells"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Map of treatments</h2>" in page
-    assert "Classes of cells" in page
+    assert "<h2>Treatment map</h2>" in page
+    assert "Single-cell classification" in page
     of_cells = report.Results(cells=evaluated(labelled()))
     with pytest.raises(BadUse, match="treatments were scored there"):
         report.write_evaluation(tmp_path, of_cells)
@@ -218,7 +218,7 @@ def test_settings_of_cells_are_settings_of_an_evaluation(tmp_path):
         for whole in ("plate", "nothing")
     )
     report.write_evaluation(tmp_path, report.Results(cells=plate))
-    with pytest.raises(BadUse, match="grouped_by: 'plate' there, None here"):
+    with pytest.raises(BadUse, match="grouped_by: was 'plate', now None"):
         report.write_evaluation(tmp_path, report.Results(cells=nothing))
 
 

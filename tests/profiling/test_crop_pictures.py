@@ -8,7 +8,7 @@ import pytest
 from support.report_samples import Images, make_cells, make_wells
 
 from cellclr_jax.data.minibatches import Cells
-from cellclr_jax.pages.crop_strips import choose, treatment_pictures
+from cellclr_jax.pages.crop_strips import UNKNOWN_DOSE, choose, treatment_pictures
 
 
 def test_every_plate_and_well_is_shown_before_a_second_cell():
@@ -100,4 +100,8 @@ def test_missing_treatments_controls_and_plates():
     assert len(found.strips) == 24
     assert "crops of all treatments" in found.scale
     unnamed = Cells(Path(), cells.images, cells.table[["compound"]], cells.manifest)
-    assert treatment_pictures(unnamed, "DMSO").strips["c1", 0.0].wells == [""] * 8
+    assert treatment_pictures(unnamed, "DMSO").strips["c1", UNKNOWN_DOSE].wells == [""] * 8
+    doses = cells.table.loc[cells.table["compound"] == "c1", ["compound"]].copy()
+    doses["concentration"] = np.where(np.arange(len(doses)) % 2, np.nan, 0.0)
+    mixed = Cells(Path(), cells.images, doses, cells.manifest)
+    assert set(treatment_pictures(mixed, "DMSO").strips) == {("c1", 0.0), ("c1", UNKNOWN_DOSE)}

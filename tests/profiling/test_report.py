@@ -114,7 +114,7 @@ def test_evaluation_with_other_settings_is_replaced_only_with_overwrite(
     assert not (tmp_path / "mechanisms.csv").exists(), "measures are not settings"
     before = files_of(tmp_path)
     other = Results(evaluate(wells(), Protocol(standardize="controls")), details={"step": 2})
-    message = r"other settings \(standardize: 'none' there, 'controls' here; step: 1 there"
+    message = r"other settings \(standardize: was 'none', now 'controls'; step: was 1"
     with pytest.raises(BadUse, match=message):
         report.write_evaluation(tmp_path, other)
     with pytest.raises(BadUse, match=message):

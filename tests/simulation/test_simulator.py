@@ -115,9 +115,7 @@ def test_finished_release_is_reused_and_other_settings_refused(release: Path) ->
     simulate_release(release, SMALL, progress=False)
     assert {path: path.stat().st_mtime_ns for path in release.rglob("*.*")} == before
     other = replace(SMALL, seed=7, weeks=3)
-    with pytest.raises(
-        BadUse, match=r"seed: 0 there, 7 here; settings\.weeks: 2 there, 3 here\. Use"
-    ):
+    with pytest.raises(BadUse, match=r"seed: was 0, now 7; settings\.weeks: was 2, now 3\. Use"):
         simulate_release(release, other, progress=False)
 
 
@@ -138,7 +136,7 @@ def test_interrupted_release_is_unfinished_and_resumes(
             simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False)
     assert "cells" not in json.loads((tmp_path / "cut" / "simulation.json").read_text())
     assert not (tmp_path / "cut" / "BBBC021_v1_image.csv").exists()
-    with pytest.raises(BadUse, match=r"other settings: settings\.seed: 0 there, 7 here"):
+    with pytest.raises(BadUse, match=r"other settings: settings\.seed: was 0, now 7"):
         simulate_release(tmp_path / "cut", replace(SMALL, seed=7), progress=False)
     simulate_release(tmp_path / "cut", SMALL, workers=1, progress=False)
     assert digest(tmp_path / "cut") == digest(release)

@@ -298,7 +298,7 @@ def test_the_weights_of_a_run_are_written(tmp_path):
     ("flags", "message"),
     [
         ((), "one of --input and --output"),
-        (("--input=a.pth", "--workdir=w", "--layout=published"), "--layout says nothing"),
+        (("--input=a.pth", "--workdir=w", "--layout=published"), "--layout has no effect"),
     ],
 )
 def test_wrong_flags_are_refused(flags, message):
