@@ -33,6 +33,7 @@ REQUIRES = [
     "tifffile>=2024.8",
     "tqdm>=4.66",
     "urllib3>=2.2,<3",
+    "zarr>=3.0.8,<4",
 ]
 
 EXTRAS = {

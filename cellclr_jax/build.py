@@ -335,7 +335,7 @@ def main() -> None:
     request = request_flags()
     entry = sources.entry(FLAGS.source)
     if FLAGS.dry_run:
-        from cellclr_jax.data.sources.lab_plates import describe
+        from cellclr_jax.data.sources.plates import describe
 
         print(describe(sources.open_source(FLAGS.source, request)))
         return

@@ -24,7 +24,7 @@ from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.illumination import block_means, estimate_light
 from cellclr_jax.data.quality.measures import measure_images
 from cellclr_jax.data.sources import open_source
-from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.bbbc021_plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.simulation import SimulatorSettings, simulate_release

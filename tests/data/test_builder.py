@@ -29,7 +29,7 @@ from cellclr_jax.data.building.extraction import CropSettings
 from cellclr_jax.data.building.manifest import describe_contents
 from cellclr_jax.data.building.versions import locked, swap_in
 from cellclr_jax.data.sources import open_source
-from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.bbbc021_plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.errors import BadData, BadUse

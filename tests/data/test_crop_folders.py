@@ -10,7 +10,7 @@ from support.tiny_release import PLATES, write_crops, write_release
 
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source
-from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.bbbc021_plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData, BadUse
 

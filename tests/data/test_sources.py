@@ -8,7 +8,7 @@ from support.tiny_release import PLATES, file_name, write_crops, write_csv, writ
 
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source
-from cellclr_jax.data.sources.plates import RELEASE_COLUMNS
+from cellclr_jax.data.sources.bbbc021_plates import RELEASE_COLUMNS
 from cellclr_jax.data.sources.source import Field, Request
 from cellclr_jax.data.tables.bbbc021 import CHANNELS
 from cellclr_jax.errors import BadData, BadUse

@@ -77,7 +77,7 @@ _DOWNLOAD = ("download", "url", "downloads")
 
 SOURCES: dict[str, SourceEntry] = {
     "raw": SourceEntry(
-        f"{_HERE}.plates:raw_fields",
+        f"{_HERE}.bbbc021_plates:raw_fields",
         "BBBC021's plates",
         dataset=BBBC021,
         arguments="--input=PLATES (or --download)",
@@ -85,7 +85,7 @@ SOURCES: dict[str, SourceEntry] = {
         whole_fields=True,
     ),
     "plates": SourceEntry(
-        f"{_HERE}.lab_plates:plate_fields",
+        f"{_HERE}.plates:plate_fields",
         "plates of any lab",
         dataset=PLATES,
         arguments="--images=TABLE (or --images=PATTERN, or --input=INDEX or ZARR)",

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from cellclr_jax.console import listed
 from cellclr_jax.data.names import fold
 from cellclr_jax.data.readers.find_files import ImageFile, check_inputs
-from cellclr_jax.data.sources.plates import (
+from cellclr_jax.data.sources.bbbc021_plates import (
     RELEASE_COLUMNS,
     annotated_table,
     check_plates,

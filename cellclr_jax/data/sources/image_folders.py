@@ -14,7 +14,7 @@ from cellclr_jax.errors import BadUse
 
 
 def folder_fields(request: Request) -> Source:
-    """Cells of a folder of PNG, TIFF or NPY images: 1 to 8 channels of 8 or 16 bits, any size.
+    """Cells of a folder of PNG, TIFF or NPY images: 1 to 16 channels of 8 or 16 bits, any size.
 
     Each file is a cell. With `request.pages` 'cells', each image or unnamed page of a TIFF is one;
     of an OME file set, all files are one. Thumbnails are left out.

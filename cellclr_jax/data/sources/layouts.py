@@ -247,7 +247,7 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
       BadData: it is unreadable, or has no columns of images and wells.
     """
     table = read_text_table(path)
-    wide = _load_data_channels(list(table))
+    wide = _load_data_channels(list(map(str, table)))
     plain = {plain_name(name): name for name in reversed(table.columns)}
     found = {what: _first(plain, names) for what, names in _TALL.items()}
     if not found["well"]:

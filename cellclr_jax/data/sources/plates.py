@@ -1,222 +1,443 @@
-"""Plates in BBBC021's layout, public or simulated."""
+"""Plates of any lab, from an image table (see `layouts`)."""
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cellclr_jax.console import listed, plural
-from cellclr_jax.data.columns import COLUMNS, is_control
-from cellclr_jax.data.names import fold
-from cellclr_jax.data.readers.find_files import ImageFile, check_inputs, find_tiffs
-from cellclr_jax.data.readers.formats import Selection
-from cellclr_jax.data.sources.source import Field, FieldFiles, Request, Source
-from cellclr_jax.data.tables import bbbc021
-from cellclr_jax.data.tables.bbbc021 import CHANNELS, IMAGE_CSV, MOA_CSV
-from cellclr_jax.data.tables.nuclei import read_centers
+from cellclr_jax.data.columns import COLUMNS, SYNONYMS, plain_name, set_controls
+from cellclr_jax.data.names import Names, fold, well_position
+from cellclr_jax.data.readers import MOST_CHANNELS, plane_type, read_plane
+from cellclr_jax.data.readers.find_files import ImageFile
+from cellclr_jax.data.readers.zarr_planes import ZarrPlane
+from cellclr_jax.data.sources.layouts import KEY, ImageTable, read_layout
+from cellclr_jax.data.sources.source import Field, Request, Source
+from cellclr_jax.data.tables.csv import amount_or_nan, parse, read_text_table
 from cellclr_jax.errors import BadData, BadUse
 
-NUCLEI = "dna"
-"""The channel in which nuclei are found."""
-
-RELEASE_COLUMNS = (
-    "plate",
-    "well",
-    "site",
-    "batch",
-    "compound",
-    "concentration",
-    "moa",
-    "replicate",
-)
-"""The metadata of every field of a release."""
-
-# Files by folder and name, both as `fold` gives them.
-_Found = dict[tuple[str, str], list[ImageFile]]
+_NUCLEI = re.compile(r"dna|dapi|hoechst", re.IGNORECASE)
+# Fields whose files are opened to find the type of the pixels.
+_FIELDS_OPENED = 20
 
 
-def raw_fields(request: Request) -> Source:
-    """Fields of plates in folders of TIFFs or zips; files are found by plate folder and name."""
-    check_inputs(request.inputs)
-    channels = request.channels or CHANNELS
-    if NUCLEI not in channels or not set(channels) <= set(CHANNELS):
-        raise BadUse(
-            f"--channels={','.join(channels)}: some of {', '.join(CHANNELS)} were expected, "
-            f"{NUCLEI} among them (nuclei are found in it)"
-        )
-    everything, tables, notes = annotated_table(request)
-    table = wanted_rows(everything, request)
-    found = _find(request)
-    fields: list[Field] = []
-    present = set()
-    for row in table.to_dict("records"):
-        name, metadata = name_and_metadata(row)
-        files = tuple(_locate(row[f"{one}_file"], row["plate"], found) for one in channels)
-        fields.append(FieldFiles(name, metadata, files, selection=Selection(z=request.z)))
-        if any(file.path for file in files):
-            present.add(row["plate"])
-    # A plate without a single file was not fetched; one with a gap has lost something.
-    absent = sorted(set(table["plate"]) - present)
-    check_plates(request, table, present)
-    if not present:
-        raise BadData(
-            f"{listed(request.inputs)}: none of its folders "
-            f"({listed([folder for folder, _ in found])}) holds a wanted file of "
-            f"{tables['image table']}, such as "
-            f"{table['dna_file'].iloc[0] if len(table) else 'none: no row is wanted'}"
-        )
-    fields = [field for field in fields if field.plate in present]
-    problems: list[tuple[str, str]] = []
-    if request.centers is not None:
-        fields, problems, about_centers = read_centers(request.centers, fields)
-        notes = [*notes, *about_centers]
-        tables["centres"] = str(request.centers)
+@dataclass(frozen=True)
+class PlateField(Field):
+    """A field of view with one file, or one for each plane of a z axis, for each channel.
+
+    Attributes:
+      planes: the files of each channel; several are projected to their maximum.
+      dtype: of a pixel, 'uint8' or 'uint16'.
+      problem: why the field cannot be read, known from the image table; '' if nothing is wrong.
+    """
+
+    planes: tuple[tuple[ImageFile | ZarrPlane, ...], ...]
+    dtype: str = "uint16"
+    problem: str = ""
+
+    @property
+    def absent(self) -> str:
+        """The problem, or the missing files."""
+        missing = [file.name for files in self.planes for file in files if not file.path]
+        return self.problem or (f"no file {listed(missing)}" if missing else "")
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of all files."""
+        return tuple(file.name for files in self.planes for file in files)
+
+    def fingerprint(self) -> str:
+        """Names, sizes and times of the files, by channel."""
+        return "\n".join(" ".join(file.stamp() for file in files) for files in self.planes)
+
+    def contents(self) -> tuple[str, ...]:
+        """Names and sizes of the files."""
+        return tuple(f"{file.name} {file.size()}" for files in self.planes for file in files)
+
+    def read(self) -> np.ndarray:
+        """See `Field`; [H, W, C] of `dtype`."""
+        channels: list[np.ndarray] = []
+        for files in self.planes:
+            plane = read_plane(files[0])
+            for file in files[1:]:
+                other = read_plane(file)
+                _check_shape(other, plane, file)
+                plane = np.maximum(plane, other)
+            if channels:
+                _check_shape(plane, channels[0], files[0])
+            if plane.dtype.itemsize > np.dtype(self.dtype).itemsize:
+                raise BadData(f"{files[0].where}: {plane.dtype}, {self.dtype} was expected")
+            channels.append(plane.astype(self.dtype, copy=False))
+        return np.stack(channels, axis=-1)
+
+
+def _check_shape(plane: np.ndarray, first: np.ndarray, file: ImageFile | ZarrPlane) -> None:
+    """Raises BadData if two planes of a field differ in size."""
+    if plane.shape != first.shape:
+        raise BadData(f"{file.where}: {plane.shape} pixels, another channel has {first.shape}")
+
+
+def plate_fields(request: Request) -> Source:
+    """Fields of plates in any layout that `layouts` reads."""
+    table, columns, notes = _described(request)
+    channels = _choose_channels(table.images, request.channels)
+    images = _take_planes(table.images, request.z)
+    found: dict[tuple[str, ...], dict[str, list[tuple[int, ImageFile | ZarrPlane]]]] = {}
+    places = zip(images["path"], images["place"], strict=True)
+    numbers = zip(images["channel"], images["z"].tolist(), strict=True)
+    keys = images[list(KEY)].itertuples(index=False, name=None)
+    for key, (channel, z), (path, place) in zip(keys, numbers, places, strict=True):
+        images_of = found.setdefault(tuple(map(str, key)), {})
+        images_of.setdefault(str(channel), []).append((z, _image_file(Path(path), place)))
+    fields = [_field(key, files, channels, columns[key]) for key, files in found.items()]
+    fields.sort(key=lambda field: (field.plate, *_order(field)))
+    dtype, opened = _pixel_type(fields)
+    fields = [_with_type(field, dtype) for field in fields]
+    names = tuple(name for name in COLUMNS if name in fields[0].metadata)
     return Source(
         fields,
-        RELEASE_COLUMNS,
-        channels,
-        nuclei=NUCLEI,
-        tables=tables,
-        problems=problems,
-        absent_plates=absent,
-        notes=notes,
-        left_out=_unlisted(everything, found, tables["image table"]),
-        planes=f"of a z axis: --z={request.z}" if request.z else "one plane",
+        names,
+        tuple(channels),
+        nuclei=_nuclei_channel(tuple(channels), str(request.options.get("nuclei") or "")),
+        dtype=dtype,
+        tables=dict(table.tables),
+        notes=[*table.notes, *notes],
+        left_out=table.left_out,
+        planes=opened,
     )
 
 
-def _find(request: Request) -> _Found:
-    """Lists the TIFFs of the inputs."""
-    found: _Found = {}
-    for root in request.inputs:
-        for folder, file in find_tiffs(root):
-            found.setdefault((fold(folder), fold(file.name)), []).append(file)
-    if not found:
-        raise BadUse(f"{listed(request.inputs)}: no TIFF and no zip of a plate in it")
-    return found
-
-
-def _locate(name: str, plate: str, found: _Found) -> ImageFile:
-    """Finds the file of a table's '<PathName>/<FileName>' by its name and the name of its folder.
-
-    The folder is the last of <PathName>, or the plate. Of several files, one at exactly that path
-    is preferred, then one outside zips.
-
-    Raises:
-      BadData: several files with different content remain.
-    """
-    path = PurePosixPath(name)
-    folders = dict.fromkeys((path.parent.name, plate))
-    files = next(filter(None, (found.get((fold(one), fold(path.name))) for one in folders)), None)
-    if not files:
-        return ImageFile(name)
-    loose = [file for file in files if not file.member]
-    exact = [
-        file for file in loose if PurePosixPath(file.path).parts[-len(path.parts) :] == path.parts
+def describe(source: Source) -> str:
+    """What the plates hold, for a look before anything is built."""
+    fields = [field for field in source.fields if isinstance(field, PlateField)]
+    plates = sorted({field.plate for field in fields})
+    wells = {(field.plate, field.metadata["well"]) for field in fields}
+    sites = sorted({str(field.metadata["site"]) for field in fields}, key=lambda s: s.zfill(9))
+    incomplete = [f"{field.name} ({field.absent})" for field in fields if field.absent]
+    first = fields[0]
+    lines = [
+        f"{plural(len(plates), 'plate')}: {listed(plates)}",
+        f"{plural(len(wells), 'well')}, {plural(len(fields), 'field')}; sites {listed(sites)}",
+        f"{plural(len(source.channels), 'channel')}: {', '.join(source.channels)}; nuclei in "
+        f"{source.nuclei}",
+        f"planes: {source.planes}; pixels: {source.dtype}",
+        f"the first field, {first.name}:",
     ]
-    best = exact or loose or files
-    if (
-        len({(file.member_bytes, file.member_crc) if file.member else file.path for file in best})
-        > 1
-    ):
-        raise BadData(f"two files of one channel: {best[0].where} and {best[1].where}; keep one")
-    return best[0]
+    for channel, files in zip(source.channels, first.planes, strict=True):
+        lines.append(f"  {channel}: {', '.join(file.where for file in files)}")
+    known = {name: value for name, value in first.metadata.items() if value == value}
+    lines.append("  " + ", ".join(f"{name} {value!r}" for name, value in known.items()))
+    if incomplete:
+        lines.append(f"{plural(len(incomplete), 'incomplete field')}: {listed(incomplete)}")
+    lines += [f"left out: {text}" for text in source.left_out]
+    return "\n".join([*lines, *(f"note: {note}" for note in source.notes)])
 
 
-def _unlisted(table: pd.DataFrame, found: _Found, image_csv: str) -> list[str]:
-    """Describes the TIFFs in the table's plates that are on none of its rows."""
-    paths = (path for name in CHANNELS for path in table[f"{name}_file"])
-    listed_names = {fold(PurePosixPath(path).name) for path in paths}
-    plates = set(map(fold, table["plate"]))
-    strays = [
-        files[0].where
-        for (folder, name), files in found.items()
-        if folder in plates and name not in listed_names
-    ]
-    if not strays:
-        return []
-    return [f"{plural(len(strays), 'TIFF')} on no row of {image_csv} ({listed(strays)})"]
-
-
-def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
-    """Reads the image and MoA tables that flags name, or that lie in or above an input.
-
-    Returns:
-      `read_image_csv`'s table with column moa, sorted by plate, well and site; the paths of
-      'image table' and, if any, 'MoA table'; notes on names in them.
-
-    Raises:
-      BadUse: a table or a requested plate does not exist.
-      BadData: a table is unreadable, or the two do not belong together.
-    """
-    image_csv = _table_path(request.image_csv, IMAGE_CSV, request.inputs)
-    if image_csv is None:
-        raise BadUse(f"no {IMAGE_CSV} in {listed(request.inputs)} or above: name it, --image_csv")
-    moa_csv = _table_path(request.moa_csv, MOA_CSV, request.inputs)
-    if moa_csv is None and request.annotated:
-        raise BadUse(
-            f"no {MOA_CSV} in {listed(request.inputs)} or above: name it with --moa_csv, or "
-            "build all wells with --config=all"
-        )
-    names = request.names()
-    table = bbbc021.read_image_csv(image_csv, names)
-    names.note_missing("compound", (table["compound"] == "").to_numpy())
-    names.note_missing("concentration", table["concentration"].isna().to_numpy())
-    if moa_csv is None:
-        table["moa"] = ""
-    else:
-        moa = bbbc021.read_moa_csv(moa_csv, names)
-        try:
-            table = bbbc021.annotate(table, moa)
-        except BadData as error:
-            raise BadData(f"{image_csv} and {moa_csv}: {error}") from error
-        bbbc021.require_imaged(moa, table, moa_csv, image_csv)
-    unknown = sorted(set(request.plates) - set(table["plate"]))
-    if unknown:
-        raise BadUse(f"--plates={','.join(unknown)}: not in {image_csv}")
-    table = table.sort_values(["plate", "well", "site"], kind="stable")
-    tables = {"image table": str(image_csv)} | ({"MoA table": str(moa_csv)} if moa_csv else {})
-    return table, tables, names.notes
-
-
-def wanted_rows(table: pd.DataFrame, request: Request) -> pd.DataFrame:
-    """The rows of the request's plates (by default all) and, if annotated, with MoA or controls."""
-    if request.plates:
-        table = table[table["plate"].isin(request.plates)]
-    if request.annotated:
-        table = table[(table["moa"] != "") | is_control(table["compound"])]
-    return table
-
-
-def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> None:
-    """Raises BadUse if a requested plate has no row in `wanted_rows`'s table, or no file.
+def _choose_channels(images: pd.DataFrame, chosen: Sequence[str]) -> dict[str, str]:
+    """The channels in stored order, by their new names.
 
     Args:
-      request: its `plates` are checked.
-      wanted: `wanted_rows`'s table.
-      found: the plates with a file.
+      images: the image table.
+      chosen: names, or <new>=<old>; empty: all in the order of the table.
+
+    Raises:
+      BadUse: a channel that the plates do not have, or more than 16.
     """
-    unwanted = sorted(set(request.plates) - set(wanted["plate"]))
-    if unwanted:
+    found = {fold(name): name for name in images["channel"].drop_duplicates()}
+    if not chosen:
+        named = {name: name for name in found.values()}
+    else:
+        named = {}
+        for text in chosen:
+            new, _, old = text.partition("=")
+            key = fold(old or new)
+            match = found.get(key) or found.get(key.removeprefix("orig"))
+            if match is None:
+                raise BadUse(f"--channels={text}: the plates have {listed(list(found.values()))}")
+            named[new] = match
+    if len(named) > MOST_CHANNELS:
         raise BadUse(
-            f"--plates={','.join(unwanted)}: no well on it has a mechanism of action or is a "
-            "control; --config=all takes all wells"
+            f"{len(named)} channels ({listed(list(named))}), at most {MOST_CHANNELS} are stored: "
+            "choose some by --channels"
         )
-    absent = sorted(set(request.plates) - found)
-    if absent:
-        raise BadUse(f"--plates={','.join(absent)}: no file of it in {listed(request.inputs)}")
+    return named
 
 
-def _table_path(flag: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
-    """The table that a flag names, otherwise the first one in or above an input."""
-    if flag is not None:
-        return flag
-    places = [place / name for root in inputs for place in (root, root.absolute().parent)]
-    return next((path for path in places if path.is_file()), None)
+def _nuclei_channel(channels: tuple[str, ...], chosen: str) -> str:
+    """The channel in which nuclei are found; BadUse if it is not certain."""
+    if chosen:
+        match = next((name for name in channels if fold(name) == fold(chosen)), None)
+        if match is None:
+            raise BadUse(f"--nuclei={chosen}: there is no such channel, but {listed(channels)}")
+        return match
+    stains = [name for name in channels if _NUCLEI.search(name)]
+    if len(stains) != 1:
+        raise BadUse(
+            f"--nuclei=CHANNEL is needed: which of {listed(channels)} shows nuclei is unknown"
+        )
+    return stains[0]
 
 
-def name_and_metadata(row: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
-    """The name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
-    metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
-    return f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}", metadata
+def _take_planes(images: pd.DataFrame, z: str) -> pd.DataFrame:
+    """The images of one plane, or of all with --z=max; BadUse if there are several and no --z."""
+    planes = sorted(set(images["z"]))
+    several = images.groupby([*KEY, "channel"])["z"].nunique().max() > 1
+    if z and z != "max":
+        if int(z) not in planes:
+            raise BadUse(f"--z={z}: the plates have the planes {listed(list(map(str, planes)))}")
+        return images[images["z"] == int(z)]
+    if several and not z:
+        raise BadUse(
+            f"{len(planes)} planes of a z axis ({planes[0]} to {planes[-1]}): choose one by --z=N, "
+            "or --z=max"
+        )
+    return images
+
+
+def _field(
+    key: tuple[str, ...],
+    found: Mapping[str, list[tuple[int, ImageFile | ZarrPlane]]],
+    channels: Mapping[str, str],
+    metadata: Mapping[str, Any],
+) -> PlateField:
+    """A field of view with its files, (z, file) of each channel, and metadata."""
+    planes, problem = [], ""
+    for old in channels.values():
+        numbered = sorted(found.get(old, []), key=lambda pair: pair[0])
+        files = tuple(file for _, file in numbered)
+        if not files:
+            problem = problem or f"no image of channel {old}"
+        elif len({z for z, _ in numbered}) < len(numbered):
+            problem = problem or (
+                f"two images of channel {old}: {files[0].name} and {files[1].name}; keep one"
+            )
+        planes.append(files or (ImageFile(f"channel {old}"),))
+    name = "_".join(part for part in key if part)
+    return PlateField(name, metadata, tuple(planes), problem=problem)
+
+
+def _image_file(path: Path, place: tuple[int, ...]) -> ImageFile | ZarrPlane:
+    """The file of an image; without a path if it does not exist."""
+    if place:
+        return ZarrPlane("/".join(path.parts[-4:]), str(path) if path.is_dir() else "", place)
+    return ImageFile(path.name, str(path) if path.is_file() else "")
+
+
+def _order(field: PlateField) -> tuple[Any, ...]:
+    """Sorts fields of a plate by well and site, numbers by their value."""
+    well, site = str(field.metadata.get("well", "")), str(field.metadata.get("site", ""))
+    return (*(well_position(well) or (0, 0)), well, site.zfill(9))
+
+
+def _pixel_type(fields: Sequence[PlateField]) -> tuple[str, str]:
+    """The type of stored pixels, the widest of some fields, and a description of the planes."""
+    types, errors = set(), []
+    whole = [field for field in fields if not field.absent]
+    if not whole:
+        raise BadData(
+            f"none of {plural(len(fields), 'field')} is complete: {fields[0].name}: "
+            f"{fields[0].absent}"
+        )
+    for field in whole[:: -(-len(whole) // _FIELDS_OPENED)]:
+        for files in field.planes:
+            try:
+                types.add(plane_type(files[0]))
+            except BadData as error:
+                errors.append(error)
+    if not types:
+        raise errors[0]
+    most = max(len(files) for files in whole[0].planes)
+    planes = "one plane" if most == 1 else f"maximum of up to {most} planes"
+    return ("uint16" if "uint16" in types else "uint8"), planes
+
+
+def _with_type(field: PlateField, dtype: str) -> PlateField:
+    return PlateField(field.name, field.metadata, field.planes, dtype, field.problem)
+
+
+def _described(
+    request: Request,
+) -> tuple[ImageTable, dict[tuple[str, ...], dict[str, Any]], list[str]]:
+    """Reads the layout and what is known of its wells.
+
+    Returns:
+      The image table, wells as 'A01'; by plate, well, site and time, the values of the columns of
+      `COLUMNS` that are known; notes.
+
+    Raises:
+      BadUse: a setting does not fit the plates.
+      BadData: an image without a well, or tables that contradict each other.
+    """
+    names, options = request.names(), request.options
+    root = Path(options["root"]) if options.get("root") else None
+    layout = read_layout(str(options.get("images") or ""), request.inputs, root, options["level"])
+    images = _with_names(layout.images, names)
+    nameless = images[images["well"] == ""]
+    if len(nameless):
+        raise BadData(f"{nameless['path'].iloc[0]}: the well is unknown")
+    if request.plates:
+        wanted = {fold(plate) for plate in request.plates}
+        images = images[[fold(plate) in wanted for plate in images["plate"]]]
+        if lacking := wanted - set(map(fold, images["plate"])):
+            raise BadUse(f"--plates={listed(sorted(lacking))}: there is no such plate")
+    if images["time"].nunique() == 1:
+        images = images.assign(time="")
+    fields = images[list(KEY)].drop_duplicates().reset_index(drop=True)
+    if layout.metadata is not None:
+        further = _with_names(layout.metadata, names)
+        further = further.drop_duplicates(list(KEY))
+        if further["time"].nunique() == 1:
+            further = further.assign(time="")
+        fields = fields.merge(further, on=list(KEY), how="left")
+    if options.get("platemap"):
+        fields = _join_platemap(fields, Path(options["platemap"]), options, names)
+    columns, notes = _typed(fields, names)
+    kinds = {name: COLUMNS[str(name)] for name in columns}
+    keys = fields[list(KEY)].itertuples(index=False, name=None)
+    keyed = {
+        key: {str(name): kinds[name](value) for name, value in row.items()}
+        for key, row in zip(keys, columns.to_dict("records"), strict=True)
+    }
+    table = ImageTable(
+        images,
+        pixel_size=layout.pixel_size,
+        left_out=layout.left_out,
+        tables=dict(layout.tables),
+    )
+    return table, keyed, [*layout.notes, *names.notes, *notes]
+
+
+def _with_names(table: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Gives plates one spelling and wells the form 'A01'."""
+    return table.assign(
+        plate=names.merge("plate", table["plate"]),
+        well=[_well_name(name) for name in names.merge("well", table["well"])],
+    )
+
+
+def _well_name(text: str) -> str:
+    """A well as 'A01' or 'AF48'; other names stay as they are."""
+    position = well_position(text)
+    if position is None:
+        return text
+    row, column = position
+    letters = (chr(ord("A") + row // 26 - 1) if row >= 26 else "") + chr(ord("A") + row % 26)
+    return f"{letters}{column + 1:02d}"
+
+
+def _join_platemap(
+    fields: pd.DataFrame, path: Path, options: Mapping[str, Any], names: Names
+) -> pd.DataFrame:
+    """Adds the columns of a plate map, by plate and well, or by well if it has no plates.
+
+    Raises:
+      BadUse: there is no such file or column.
+      BadData: it names no well, a well twice, or none of the plates'.
+    """
+    table = read_text_table(path)
+    lines = table.pop("row")
+    plain = {plain_name(name): name for name in reversed(table.columns)}
+    for text in options.get("platemap_columns") or ():
+        new, _, old = text.partition("=")
+        if old not in table:
+            raise BadUse(
+                f"--platemap_columns={text}: {path} has no such column, but {listed(list(table))}"
+            )
+        table = table.rename(columns={old: new})
+    well = next((plain[name] for name in SYNONYMS["well"] if name in plain), "")
+    if well:
+        wells = table.pop(well)
+    elif {"row", "column"} <= plain.keys():
+        wells = table.pop(plain["row"]) + table.pop(plain["column"])
+    else:
+        raise BadData(f"{path}, line 1: no column of wells (well, or row and column)")
+    table["well"] = [_well_name(name) for name in names.merge("well", wells)]
+    plate = next((plain[name] for name in SYNONYMS["plate"] if plain.get(name) in table), "")
+    by = ["well"]
+    if plate:
+        table["plate"] = names.merge(
+            "plate", table.pop(plate) if plate != "plate" else table[plate]
+        )
+        by = ["plate", "well"]
+    repeated = table.duplicated(by)
+    if repeated.any():
+        at = int(np.flatnonzero(repeated)[0])
+        raise BadData(f"{path}, line {lines.iloc[at]}: well {table['well'].iloc[at]} occurs twice")
+    joined = fields.drop(columns=[name for name in table if name in fields and name not in by])
+    joined = joined.merge(table, on=by, how="left", indicator=True)
+    if not (joined["_merge"] == "both").any():
+        raise BadData(
+            f"{path}: none of its wells (such as {table['well'].iloc[0]}) is one of the plates', "
+            f"such as {fields['well'].iloc[0]} of plate {fields['plate'].iloc[0]}"
+        )
+    without = joined[joined["_merge"] != "both"].drop_duplicates(["plate", "well"])
+    if len(without):
+        missing = listed([f"{row.plate} {row.well}" for row in without.itertuples()])
+        names.notes.append(f"{plural(len(without), 'well')} on no row of {path}: {missing}")
+    return joined.drop(columns="_merge")
+
+
+# What tables of screens call a column, beyond `columns.SYNONYMS`.
+_SCREEN_NAMES = {
+    "compound": ("pertiname", "broadsample", "jcp2022", "pertname", "compoundname"),
+    "concentration": ("mmolesperliter", "dose", "doseum", "concentrationum"),
+    "moa": ("moas", "mechanismofaction", "moalist"),
+    "batch": ("batchid", "experiment"),
+}
+
+
+def _typed(fields: pd.DataFrame, names: Names) -> tuple[pd.DataFrame, list[str]]:
+    """Columns of `COLUMNS` with their types, then further ones that are constant in each well.
+
+    Returns:
+      The columns, and notes on what is assumed.
+    """
+    plain = {plain_name(name): name for name in reversed(fields.columns)}
+    found: dict[str, str] = {}
+    for what in ("batch", "compound", "concentration", "moa", "replicate"):
+        candidates = (*SYNONYMS[what], *_SCREEN_NAMES.get(what, ()))
+        found[what] = next((plain[name] for name in candidates if name in plain), "")
+    notes = [f"{what}: unknown" for what in ("compound", "concentration", "moa") if not found[what]]
+    if not found["batch"]:
+        notes.append("batch: unknown; each plate counts as one")
+    if not found["concentration"] or "mmoles" in plain_name(found["concentration"]):
+        notes += ["concentration: mmoles_per_liter is taken as µM"] * bool(found["concentration"])
+    count = len(fields)
+    lines = list(range(1, count + 1))
+    text = {
+        what: names.merge(what, fields[found[what]].fillna("")) if found[what] else [""] * count
+        for what in ("batch", "compound", "moa")
+    }
+    doses = fields[found["concentration"]].fillna("") if found["concentration"] else [""] * count
+    amounts = parse(
+        doses, lines, lambda value: amount_or_nan("concentration", value), "concentration"
+    )
+    columns = pd.DataFrame(
+        {
+            "plate": fields["plate"],
+            "well": fields["well"],
+            "site": _site_numbers(fields, notes),
+            "batch": np.where(np.asarray(text["batch"]) == "", fields["plate"], text["batch"]),
+            "compound": text["compound"],
+            "concentration": set_controls(amounts, pd.Series(text["compound"])),
+            "moa": text["moa"],
+        }
+    )
+    return columns, notes
+
+
+def _site_numbers(fields: pd.DataFrame, notes: list[str]) -> list[int]:
+    """Sites as numbers; 1 if unknown, names numbered in their order."""
+    sites = fields["site"].fillna("")
+    if (sites == "").all():
+        notes.append("site: unknown; each well has one, 1")
+        return [1] * len(fields)
+    if all(site.isdigit() for site in sites):
+        return [int(site) for site in sites]
+    order = {name: number for number, name in enumerate(sorted(set(sites)), 1)}
+    notes.append(f"site: names are numbered, {listed([f'{k} = {v}' for k, v in order.items()])}")
+    return [order[site] for site in sites]

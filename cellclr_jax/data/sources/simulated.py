@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from cellclr_jax import simulation
-from cellclr_jax.data.sources.plates import CHANNELS, raw_fields
+from cellclr_jax.data.sources.bbbc021_plates import CHANNELS, raw_fields
 from cellclr_jax.data.sources.source import Request, Source
 from cellclr_jax.errors import BadUse
 

@@ -11,7 +11,7 @@ from support.tiny_release import PLATES, disc_field, write_release
 
 from cellclr_jax.data.building.extraction import CropSettings, extract_field
 from cellclr_jax.data.sources import open_source
-from cellclr_jax.data.sources.lab_plates import describe
+from cellclr_jax.data.sources.plates import describe
 from cellclr_jax.data.sources.source import Request
 from cellclr_jax.errors import BadData, BadUse
 
