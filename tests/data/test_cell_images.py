@@ -165,7 +165,7 @@ def test_images_that_are_no_tiles_are_refused(tmp_path, rng):
         (np.zeros((2, 3, 24, 24), np.uint8), r"uint8 \(2, 3, 24, 24\)"),
         (np.zeros((0, 24), np.uint8), r"uint8 \(0, 24\)"),
         (np.array([{"a": 1}], object), "not a readable .npy array|object"),
-        (np.zeros((24, 24, 20), np.uint8), r"\(24, 24, 10\), at most 16 channels"),
+        (np.zeros((24, 24, 20), np.uint8), r"\(24, 24, 20\), at most 16 channels"),
     ],
 )
 def test_an_array_of_another_kind_is_refused(tmp_path, array, message):
