@@ -148,6 +148,7 @@ def test_a_tall_table_equals_a_wide_one(tmp_path, wide):
     [
         (lambda t: t.drop(columns="Metadata_Well"), "no column of wells"),
         (lambda t: t[["Metadata_Plate", "Metadata_Well"]], "FileName_<channel>"),
+        (lambda t: t.assign(FileName_DNA="x.tif"), "mean the same"),
         (lambda t: t.assign(Image_PathName_OrigDNA="../../etc"), "'..'"),
     ],
 )

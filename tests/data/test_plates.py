@@ -219,6 +219,30 @@ def test_wrong_settings_are_refused(tmp_path, change, reason):
         _open(tmp_path, **{**_z_stack(tmp_path), **change})
 
 
+def test_one_time_point_is_chosen(tmp_path):
+    for time in (1, 2):
+        tifffile.imwrite(tmp_path / f"A01_dapi_t00{time}.tif", np.full((40, 50), time, np.uint8))
+    flags = {"images": "{well}_{channel}_t{time}.tif"}
+    with pytest.raises(BadUse, match="2 time points"):
+        _open(tmp_path, **flags)
+    (field,) = _open(tmp_path, time="2", **flags).fields
+    assert (field.read() == 2).all()
+
+
+def test_a_well_with_two_treatments_is_refused(release, tmp_path):
+    table = _listing(release).assign(compound=["x", *["y"] * 23])
+    table.to_csv(tmp_path / "tall.csv", index=False)
+    with pytest.raises(BadData, match="well B02 of plate Week1_101 have different"):
+        _open(images=str(tmp_path / "tall.csv"))
+
+
+def test_without_a_plate_the_folder_is_the_plate(release, tmp_path):
+    _listing(release).drop(columns="plate").to_csv(tmp_path / "tall.csv", index=False)
+    found = _open(images=str(tmp_path / "tall.csv"))
+    assert {field.plate for field in found.fields} == {PLATES[0]}
+    assert any("no column" in note for note in found.notes)
+
+
 def test_the_channel_of_nuclei_is_never_guessed(release):
     with pytest.raises(BadUse, match="which of 1, 2, 4 shows nuclei"):
         _open(release / "Week1", images=PATTERN)

@@ -100,7 +100,12 @@ SOURCES: dict[str, SourceEntry] = {
                 "'{plate}/{well}_s{site}_w{channel}*.tif', or the name of a microscope: "
                 "imagexpress, phenix, cellvoyager, cytation.",
             ),
-            Option("string", "root", None, "The folder of the images of a table."),
+            Option(
+                "string",
+                "root",
+                None,
+                "Folder of the images, in place of folders that a table names, e.g. --root=IMAGES.",
+            ),
             Option(
                 "integer",
                 "level",
@@ -109,7 +114,14 @@ SOURCES: dict[str, SourceEntry] = {
                 {"lower_bound": 0},
                 decides=True,
             ),
-            Option("string", "nuclei", "", "The channel that shows nuclei.", decides=True),
+            Option("string", "time", "", "The time point to take, e.g. --time=1.", decides=True),
+            Option(
+                "string",
+                "nuclei",
+                "",
+                "Channel that shows nuclei, e.g. --nuclei=DAPI.",
+                decides=True,
+            ),
             Option(
                 "string",
                 "platemap",

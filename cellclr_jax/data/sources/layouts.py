@@ -247,55 +247,81 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
       BadData: it is unreadable, or has no columns of images and wells.
     """
     table = read_text_table(path)
-    wide = _load_data_channels(list(map(str, table)))
+    channels = _load_data_channels(list(map(str, table)), path)
     plain = {plain_name(name): name for name in reversed(table.columns)}
     found = {what: _first(plain, names) for what, names in _TALL.items()}
     if not found["well"]:
         raise BadData(f"{path}, line 1: no column of wells (Metadata_Well, well, …)")
+    places = _Places(root if root else path.parent, strict=root is not None)
+    rows = (
+        _wide_rows(table, channels, places) if channels else _tall_rows(table, found, places, path)
+    )
+    if not rows:
+        raise BadData(f"{path}: no image on any row")
+    images = pd.DataFrame(rows, columns=["at", "channel", "z", "path"])
+    at = images.pop("at").to_numpy()
     key = pd.DataFrame(
         {what: table[found[what]] if found[what] else "" for what in KEY}, index=table.index
     )
-    places = _Places(root if root else path.parent, strict=root is not None)
-    rows: list[dict[str, Any]] = []
-    if wide:
-        for channel, (name, folder) in wide.items():
-            folders = table[folder] if folder else [""] * len(table)
-            for number, (file, place) in enumerate(zip(table[name], folders, strict=True)):
-                if not is_missing(file):
-                    located = places.find(place, file)
-                    rows.append({"at": number, "channel": channel, "z": 0, "path": located})
-        used = {column for pair in wide.values() for column in pair if column}
-    else:
-        if not (found["path"] and found["channel"]):
-            raise BadData(
-                f"{path}, line 1: neither columns FileName_<channel> or URL_<channel> nor path and "
-                f"channel; the header has {listed(list(table.columns), 15)}"
-            )
-        planes = table[found["z"]] if found["z"] else ["0"] * len(table)
-        for number, (file, channel, z) in enumerate(
-            zip(table[found["path"]], table[found["channel"]], planes, strict=True)
-        ):
-            if not z.isdigit():
-                raise BadData(f"{path}, line {table['row'].iloc[number]}: z {z!r} is no number")
-            located = places.find("", file)
-            rows.append({"at": number, "channel": channel, "z": int(z), "path": located})
-        used = {found[what] for what in ("path", "channel", "z")}
-    if not rows:
-        raise BadData(f"{path}: no image on any row")
-    images = pd.DataFrame(rows)
-    at = images.pop("at").to_numpy()
+    notes = []
+    if not found["plate"]:
+        # The first image of a row decides.
+        first = images.groupby(at)["path"].first()
+        key["plate"] = first.map(plate_folder).reindex(key.index, fill_value="")
+        notes.append(f"plate: no column of {path} names it; the folder of the images does")
     images = pd.concat([key.iloc[at].reset_index(drop=True), images], axis=1)
-    images["line"] = table["row"].to_numpy()[at]
-    images["place"] = [()] * len(images)
-    used |= {name for name in found.values() if name} | {"row"}
+    images = images.assign(line=table["row"].to_numpy()[at], place=[()] * len(images))
+    used = {*found.values(), "row"}
     names = [str(name) for name in table]
     further = [name for name in names if name not in used and not _FILE_COLUMN.match(name)]
     metadata = pd.concat([key, table[further]], axis=1).drop_duplicates(list(KEY))
     return ImageTable(
         images[_COLUMNS],
         metadata=metadata.reset_index(drop=True),
+        notes=notes,
         tables={"image table": str(path)},
     )
+
+
+_Rows = list[tuple[int, str, int, str]]
+"""Images of a table: number of the row, channel, z, path."""
+
+
+def _wide_rows(
+    table: pd.DataFrame, channels: Mapping[str, tuple[str, str]], places: "_Places"
+) -> _Rows:
+    """The images of a LoadData table; empty names of files are left out."""
+    rows: _Rows = []
+    for channel, (name, folder) in channels.items():
+        folders = table[folder] if folder else [""] * len(table)
+        for number, (file, place) in enumerate(zip(table[name], folders, strict=True)):
+            if not is_missing(file):
+                rows.append((number, channel, 0, places.find(place, file)))
+    return rows
+
+
+def _tall_rows(
+    table: pd.DataFrame, found: Mapping[str, str], places: "_Places", path: Path
+) -> _Rows:
+    """The images of a table with a row for each.
+
+    Raises:
+      BadData: it has no columns of paths and channels, or a plane is no number.
+    """
+    if not (found["path"] and found["channel"]):
+        raise BadData(
+            f"{path}, line 1: neither columns FileName_<channel> or URL_<channel> nor path and "
+            f"channel; the header has {listed(list(table.columns), 15)}"
+        )
+    planes = table[found["z"]] if found["z"] else ["0"] * len(table)
+    rows: _Rows = []
+    for number, (file, channel, z) in enumerate(
+        zip(table[found["path"]], table[found["channel"]], planes, strict=True)
+    ):
+        if not z.isdecimal():
+            raise BadData(f"{path}, line {table['row'].iloc[number]}: z {z!r} is no number")
+        rows.append((number, channel, int(z), places.find("", file)))
+    return rows
 
 
 _TALL = {
@@ -312,13 +338,19 @@ _FILE_COLUMN = re.compile(r"(?:Image_)?(FileName|PathName|URL|MD5Digest)_", re.I
 _NO_CHANNEL = re.compile(r"illum|outlines$", re.IGNORECASE)
 
 
-def _load_data_channels(header: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Columns of (file name or URL, folder or '') of each channel of a LoadData table."""
+def _load_data_channels(header: Sequence[str], path: Path) -> dict[str, tuple[str, str]]:
+    """Columns of (file name or URL, folder or '') of each channel of a LoadData table.
+
+    Raises:
+      BadData: two columns have the files of one channel.
+    """
     columns: dict[str, dict[str, str]] = {}
     for name in header:
-        found = _CHANNEL_COLUMN.fullmatch(name.strip())
+        found = _CHANNEL_COLUMN.fullmatch(name)
         if found and not _NO_CHANNEL.search(found[2]):
-            columns.setdefault(found[2], {})[found[1].lower()] = name
+            other = columns.setdefault(found[2], {}).setdefault(found[1].lower(), name)
+            if other != name:
+                raise BadData(f"{path}, line 1: columns {other} and {name} mean the same; keep one")
     return {
         channel: (kinds.get("filename") or kinds["url"], kinds.get("pathname", ""))
         if "filename" in kinds

@@ -216,7 +216,7 @@ def _field(
                 f"two images of channel {old}: {files[0].name} and {files[1].name}; keep one"
             )
         planes.append(files or (ImageFile(f"channel {old}"),))
-    name = "_".join(part for part in key if part)
+    name = "_".join(part for part in key[:3] if part)
     return PlateField(name, metadata, tuple(planes), problem=problem)
 
 
@@ -284,18 +284,15 @@ def _described(
         images = images[[fold(plate) in wanted for plate in images["plate"]]]
         if lacking := wanted - set(map(fold, images["plate"])):
             raise BadUse(f"--plates={listed(sorted(lacking))}: there is no such plate")
-    if images["time"].nunique() == 1:
-        images = images.assign(time="")
+    images = _take_time(images, str(options.get("time") or ""))
     fields = images[list(KEY)].drop_duplicates().reset_index(drop=True)
     if layout.metadata is not None:
-        further = _with_names(layout.metadata, names)
-        further = further.drop_duplicates(list(KEY))
-        if further["time"].nunique() == 1:
-            further = further.assign(time="")
+        further = _with_names(layout.metadata, names).drop_duplicates(list(KEY))
         fields = fields.merge(further, on=list(KEY), how="left")
     if options.get("platemap"):
         fields = _join_platemap(fields, Path(options["platemap"]), options, names)
     columns, notes = _typed(fields, names)
+    _reject_mixed_wells(columns)
     kinds = {name: COLUMNS[str(name)] for name in columns}
     keys = fields[list(KEY)].itertuples(index=False, name=None)
     keyed = {
@@ -311,9 +308,36 @@ def _described(
     return table, keyed, [*layout.notes, *names.notes, *notes]
 
 
+def _take_time(images: pd.DataFrame, time: str) -> pd.DataFrame:
+    """The images of one time point; BadUse if there are several and none is chosen."""
+    times = sorted(set(images["time"]), key=lambda text: text.zfill(9))
+    if time:
+        chosen = images[images["time"].str.lstrip("0") == time.lstrip("0")]
+        if chosen.empty:
+            raise BadUse(f"--time={time}: the plates have the time points {listed(times, 9)}")
+        return chosen
+    if len(times) > 1:
+        raise BadUse(f"{len(times)} time points ({listed(times, 9)}): choose one by --time")
+    return images
+
+
+def _reject_mixed_wells(columns: pd.DataFrame) -> None:
+    """Raises BadData where two fields of a well have different treatments."""
+    treatment = columns.drop_duplicates(["plate", "well", "compound", "concentration", "moa"])
+    mixed = treatment[treatment.duplicated(["plate", "well"])]
+    if len(mixed):
+        row = mixed.iloc[0]
+        raise BadData(
+            f"the fields of well {row['well']} of plate {row['plate']} have different compounds, "
+            f"concentrations or mechanisms, among them {row['compound']!r} at "
+            f"{row['concentration']:g}"
+        )
+
+
 def _with_names(table: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """Gives plates one spelling and wells the form 'A01'."""
+    """Gives plates one spelling, wells the form 'A01', and numbers of sites no leading zeros."""
     return table.assign(
+        site=[str(int(site)) if site.isdecimal() else site for site in table["site"]],
         plate=names.merge("plate", table["plate"]),
         well=[_well_name(name) for name in names.merge("well", table["well"])],
     )
@@ -436,7 +460,7 @@ def _site_numbers(fields: pd.DataFrame, notes: list[str]) -> list[int]:
     if (sites == "").all():
         notes.append("site: unknown; each well has one, 1")
         return [1] * len(fields)
-    if all(site.isdigit() for site in sites):
+    if all(site.isdecimal() for site in sites):
         return [int(site) for site in sites]
     order = {name: number for number, name in enumerate(sorted(set(sites)), 1)}
     notes.append(f"site: names are numbered, {listed([f'{k} = {v}' for k, v in order.items()])}")
