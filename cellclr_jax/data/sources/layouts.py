@@ -270,7 +270,8 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
         key["plate"] = first.map(plate_folder).reindex(key.index, fill_value="")
         notes.append(f"plate: no column of {path} names it; the folder of the images does")
     images = pd.concat([key.iloc[at].reset_index(drop=True), images], axis=1)
-    images = images.assign(line=table["row"].to_numpy()[at], place=[()] * len(images))
+    images["line"] = table["row"].to_numpy()[at]
+    images["place"] = [()] * len(images)
     used = {*found.values(), "row"}
     names = [str(name) for name in table]
     further = [name for name in names if name not in used and not _FILE_COLUMN.match(name)]
