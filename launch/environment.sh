@@ -5,7 +5,7 @@
 #   environment_ready test        # '' for the package without extras, else extras of setup.py: test, cuda, 'cuda,test'
 #   "$CELLCLR_PYTHON" -m cellclr_jax.main …
 #
-# Uses the active virtual environment (VIRTUAL_ENV, or CONDA_PREFIX other than conda's base), otherwise makes and keeps
+# Uses the active virtual environment (VIRTUAL_ENV, or CONDA_PREFIX other than conda's base), otherwise creates and keeps
 # `.venv` at the root of the repository with the first of $PYTHON, python3.12, python3.11, python3.13, python3, python
 # that is Python 3.11 or newer and can make environments. A stamp in the environment, the hash of setup.py, skips the
 # installation the next time. Needs only the network of the package index that pip is set up for.
@@ -105,7 +105,7 @@ find_python() {
 Install Python 3.12, or name one: PYTHON=/path/to/python3.12 bash $0" 2
 }
 
-# environment_works DIR: whether its Python runs, is new enough and has pip; not so in a half-made environment.
+# environment_works DIR: whether its Python runs, is new enough and has pip; fails for an incomplete environment.
 environment_works() {
   local version
   version=$(python_version "$1/bin/python") || return 1

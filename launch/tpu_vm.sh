@@ -4,7 +4,7 @@
 #   bash launch/tpu_vm.sh COMMAND [SETTING …] [FLAG …]
 #
 # Commands:
-#   create   makes the TPU VM; with --queued, waits in the queue until there is one
+#   create   creates the TPU VM; with --queued, waits in the queue until one is available
 #   setup    copies the last commit to all workers and installs it there with Python 3.12 and libtpu
 #   run      starts training on all workers, detached, and follows the log of worker 0; a broken connection does not
 #            end the training. Other flags go to the training binary: --config.seed=1
@@ -20,7 +20,7 @@
 #   --type=TYPE        TYPE      accelerator type, e.g. v6e-8, v4-32 (v5litepod-8)
 #   --runtime=VERSION  RUNTIME   the VM's software                   (by type)
 #   --spot             SPOT=1    a spot VM: cheaper, may be taken away
-#   --queued           QUEUED=1  asks for it by a queued resource of the VM's name, which needs not be free at once;
+#   --queued           QUEUED=1  requests the VM as a queued resource of the same name, available now or later;
 #                                give it to create, all and delete
 #   --bucket=NAME      BUCKET    sets DATA to gs://NAME/data and RUN to gs://NAME/runs/<VM's name>
 #   --data=PATH        DATA      dataset: gs://… (each worker copies it to its disk) or a path on the workers,
@@ -42,9 +42,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" # fail, usage, CELLCLR_ROOT
 
 REMOTE=cellclr                  # the checkout on the workers, below the home directory
-TRAINING_FAILED=3               # apart from 1 and 255, which gcloud and ssh use for a broken connection
-CONNECTION_LOST=4               # for good: the training may go on
-RETRIES=${RETRIES:-40}          # how often, and after how many seconds, it connects again
+TRAINING_FAILED=3               # not 1 or 255, which gcloud and ssh use for a broken connection
+CONNECTION_LOST=4               # after all retries: the training may still be running
+RETRIES=${RETRIES:-40}          # number of attempts to reconnect; RETRY_SECONDS between them
 RETRY_SECONDS=${RETRY_SECONDS:-15}
 QUEUE_SECONDS=${QUEUE_SECONDS:-30}
 FLAGS=()                        # what goes to the training binary
@@ -189,13 +189,13 @@ delete() {
 }
 
 everything() {
-  local status=0 queued="" again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a process of its own, so that its end can be handled
+  local status=0 queued="" again=(bash "$CELLCLR_ROOT/launch/tpu_vm.sh") # in a separate process, so that its exit can be handled
   export NAME ZONE PROJECT TYPE RUNTIME SPOT QUEUED DATA RUN CONFIG OUT DRY_RUN BUCKET
   trap 'fail "interrupted; $NAME still exists, and costs money" 130' INT
   create # only a VM that this call has made is deleted
   "${again[@]}" setup || status=$?
   [ "$status" -ne 0 ] || "${again[@]}" run ${FLAGS[@]+"${FLAGS[@]}"} || status=$?
-  # Fetches what a failed training has saved, too.
+  # Also fetches what a failed training has saved.
   case $status in
     0) "${again[@]}" fetch || fail "fetch failed; $NAME still exists with the work directory, and costs money" ;;
     "$CONNECTION_LOST") fail "$NAME was not deleted, as its training may go on, and costs money" "$CONNECTION_LOST" ;;
@@ -211,12 +211,12 @@ everything() {
   exit "$status"
 }
 
-# worker-setup, on a worker: TPU VMs ship Python 3.10. uv, a wheel from PyPI, brings a 3.12 of its own without root and
-# without apt, which unattended upgrades keep locked on a new VM.
+# worker-setup, on a worker: TPU VMs ship Python 3.10. uv, a wheel from PyPI, installs its own 3.12 without root and
+# without apt, which unattended upgrades lock on a new VM.
 worker_setup() {
   local python=.venv/bin/python uv="$HOME/.local/bin/uv"
   cd "$CELLCLR_ROOT"
-  # The pip of a system's Python 3.12 installs into it only with this flag.
+  # The system's pip of Python 3.12 installs only with this flag.
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user --upgrade uv
   [ -x "$python" ] || "$uv" venv --quiet --python=3.12 .venv
   "$uv" pip install --quiet --python="$python" -e '.[tpu]'
