@@ -288,7 +288,7 @@ def crop_settings(source: "Source") -> "CropSettings":
 
 
 def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
-    """Everything except the input that decides the content of the dataset, for the manifest."""
+    """Returns all settings, apart from the input, that determine the dataset's content."""
     entry = sources.entry(FLAGS.source)
     used = [name for name in _SETTINGS if name in entry.flags]
     if "min_area" in entry.flags and not FLAGS.centers:

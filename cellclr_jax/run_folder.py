@@ -194,7 +194,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _completed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes the recorded settings of a run with the defaults, but not those of its views."""
+    """Adds defaults for settings that a recorded run lacks, except settings of views."""
     defaults = as_json(default_config.get_config())
     return _filled({**defaults, _VIEWS: {}}, {_VIEWS: defaults[_VIEWS], **old})
 

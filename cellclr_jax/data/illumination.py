@@ -269,16 +269,16 @@ def block_means(field: np.ndarray) -> np.ndarray:
 
 
 def relative_light(blocks: np.ndarray) -> np.ndarray:
-    """Estimates the light of one channel.
+    """Estimates the relative illumination of one channel.
 
-    The estimate shrinks towards even light by the variance between fields; fields without cells
-    give even light. With fewer than 20 fields it is no better than no correction.
+    The more the fields differ, the closer the estimate is to uniform illumination; without any
+    cells it is uniform. With fewer than 20 fields it is no better than no correction.
 
     Args:
       blocks: [N, h, w] float32, the block means of N fields.
 
     Returns:
-      [h, w] float64, the light of each block relative to the mean, at least 1/3.
+      [h, w] float64, the illumination of each block relative to the mean, at least 1/3.
     """
     height, width = blocks.shape[1:]
     rise = _rise(blocks.reshape(len(blocks), -1).astype(np.float64))

@@ -104,11 +104,11 @@ FEATURES = ["CellCount_Cosine", "CellCount_Sine"]
 
 
 def count_profiles(wells: pd.DataFrame, control: str) -> pd.DataFrame:
-    """Turns cell counts into profiles for which nearest by cosine means nearest by ratio.
+    """Turns cell counts into profiles whose cosine is highest for counts with a ratio near 1.
 
-    Maps the logarithm of the count to an angle between 0 and 90°; the profile is its cosine and
-    sine. If every plate has controls, counts are divided by the mean count of the plate's controls
-    first.
+    Maps the logarithm of the count to an angle between 0 and 90°; cosine and sine of the angle are
+    the profile. If every plate has controls, counts are divided by the mean count of the plate's
+    controls first.
 
     Args:
       wells: one row a well: Metadata_Plate, Metadata_Compound, Metadata_CellCount (at least 1).

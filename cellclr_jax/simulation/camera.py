@@ -69,7 +69,7 @@ def expose(rng: np.random.Generator, image: np.ndarray, optics: Optics) -> np.nd
 
 
 def _light_field(height: int, width: int, optics: Optics) -> np.ndarray:
-    """Relative illumination [H, W] float32, 1 in the middle without tilt."""
+    """Relative illumination [H, W] float32; 1 at the centre if the optics have no tilt."""
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     tilt = np.float32(0.5 * optics.tilt[0]) * x + np.float32(0.5 * optics.tilt[1]) * y

@@ -147,7 +147,7 @@ def random_stream(settings: SimulatorSettings, kind: int, *key: int) -> np.rando
 def field_streams(
     settings: SimulatorSettings, well: Well, site: int
 ) -> tuple[np.random.Generator, np.random.Generator, np.random.Generator]:
-    """The generators of one field's cells, of its camera noise and of its file names."""
+    """Returns random generators for a field's cells, its camera noise and its file names."""
     key = (int(well.plate.split("_")[1]), WELLS.index(well.well), site)
     cells, camera, names = (
         random_stream(settings, kind, *key) for kind in (_FIELD, _CAMERA, _GUID)

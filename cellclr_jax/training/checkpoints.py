@@ -378,7 +378,7 @@ class Checkpoints:
         parts: Iterable[str] | None = None,
         advice: str = _OF_ANOTHER,
     ) -> None:
-        """Raises BadUse if the state of a checkpoint, or parts of it, have another tree."""
+        """Raises BadUse, with `advice`, if the saved arrays differ in name or shape."""
         path = epath.Path(self.directory) / str(step) / _STATE
         saved = ocp.StandardCheckpointHandler().metadata(path).tree
         if different := differences(shapes(saved, parts), expected):

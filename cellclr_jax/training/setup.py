@@ -362,9 +362,9 @@ def validation_minibatches(
 def validation_size(cells: int, minibatch_size: int, devices: int) -> int:
     """Returns the size of validation minibatches: equal parts of at most `minibatch_size` cells.
 
-    The size is a multiple of the number of devices, and of a power of two of about an eighth of
-    it, so that the minibatches are the same for any number of devices that divides this power; 0
-    if there are too few cells.
+    The size is a multiple of the number of devices and of a power of two, about an eighth of the
+    size. Every number of devices that divides this power gives the same minibatches. Returns 0 if
+    there are too few cells.
     """
     if not cells:
         return 0

@@ -1,4 +1,4 @@
-"""The state of a training run and the step that advances it: one global, pure program.
+"""Training state and training step: a pure function over arrays that span all devices.
 
 The step computes updated parameters from raw crops: preprocessing and views, encoder and head, loss
 of the objective and its gradient, optimiser. It is a function of (state, minibatch, key); jit it

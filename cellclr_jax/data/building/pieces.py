@@ -122,7 +122,7 @@ def plan_pieces(
 
 
 def describe(field: ImageGroup, contents: Sequence[str]) -> str:
-    """A line that changes whenever the cells of a field may: its metadata and its `contents`."""
+    """Joins metadata and `contents` of a field into a line that changes if its cells may change."""
     cells = getattr(field, "cells", ())
     return json.dumps([field.name, dict(field.metadata), cells, field.centers, *contents])
 

@@ -219,7 +219,7 @@ def _figure(
 def _choices(
     measures: Mapping[str, str], channels: Sequence[str], table: pd.DataFrame
 ) -> dict[str, str]:
-    """Titles of the measures of a table by column; marks those without any value."""
+    """Maps columns of measures to titles for a menu; says which columns have no values."""
     names = {f"{m}_{c}": f"{c}: {title}" for m, title in measures.items() for c in channels}
     return {
         name: title if table[name].notna().any() else f"{title}, {UNKNOWN}"

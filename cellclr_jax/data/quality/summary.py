@@ -62,7 +62,7 @@ def verdict(counts: Counts) -> tuple[str, str]:
 
 
 def numbers(counts: Counts, cells: pd.DataFrame) -> list[tuple[str, str, bool]]:
-    """Returns (number, unit, whether it is a warning) for the top of the page.
+    """Returns the figures at the top of the page, each (number, unit, whether to warn).
 
     Args:
       counts: of the dataset.

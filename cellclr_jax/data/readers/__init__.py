@@ -283,7 +283,7 @@ def _open(
 
 
 def _channel_axis(stored: Stored, channels: int) -> int:
-    """The axis of three with `channels` entries, otherwise the shortest candidate."""
+    """Finds the axis with `channels` entries, otherwise the shortest possible channel axis."""
     fitting = [axis for axis in stored.axes if stored.shape[axis] == channels]
     return min(fitting or stored.axes, key=lambda axis: stored.shape[axis])
 

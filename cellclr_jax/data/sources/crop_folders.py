@@ -70,7 +70,7 @@ def crop_fields(request: Request) -> Source:
 
 
 def _list_crops(inputs: Sequence[Path]) -> dict[str, dict[int, ImageFile]]:
-    """The crops in some folders by stem (as `fold` gives it) and number."""
+    """Maps (folded file stem, number of the crop) to the file, for all crops of the inputs."""
     crops: dict[str, dict[int, ImageFile]] = {}
     for root in inputs:
         for path in sorted(root.glob("*.npy")):

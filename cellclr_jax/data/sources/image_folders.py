@@ -63,7 +63,7 @@ def _labelled_by_table(
     files: Sequence[CellFile],
     left_out: list[str],
 ) -> Source:
-    """The source of the cells that are rows of a table; its notes name unused columns."""
+    """Builds the source of images that a table lists; its notes name unused columns."""
     names = request.names()
     table = read_cell_table(path, chosen=chosen, names=names)
     notes = list(names.notes)

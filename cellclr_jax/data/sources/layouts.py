@@ -1,8 +1,8 @@
 """Reads how a lab stores its plates into one image table: a row for each image of a channel.
 
 A layout is a table of files (CellProfiler's LoadData, or a tall one), a pattern of file names, the
-index of an Opera Phenix, or an OME-Zarr plate. `LAYOUTS` of this module are all that know them: a
-new one is a function that returns an `ImageTable`.
+index of an Opera Phenix, or an OME-Zarr plate. `read_layout` chooses the
+reader. To add a layout, write a function that returns an `ImageTable` and call it there.
 """
 
 import itertools
@@ -482,8 +482,8 @@ def read_zarr_plate(path: Path, level: int = 0) -> ImageTable:
       level: of resolution; 0 is the full one.
 
     Returns:
-      Paths lead to arrays; `index` is the channel in them, `z` counts planes from 1 (0 if the array
-      has no z axis).
+      Paths lead to arrays; `place` is the index on the leading axes of an array; z counts planes
+      from 1 (0 if the array has no z axis).
 
     Raises:
       BadUse: an image has no such level.

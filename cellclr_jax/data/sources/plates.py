@@ -112,7 +112,7 @@ def plate_fields(request: Request) -> Source:
 
 
 def describe(source: Source) -> str:
-    """What the plates hold, for a look before anything is built."""
+    """Lists the plates, wells, sites, channels and assumptions of a source, for `--dry_run`."""
     fields = [field for field in source.fields if isinstance(field, PlateField)]
     plates = sorted({field.plate for field in fields})
     wells = {(field.plate, field.metadata["well"]) for field in fields}

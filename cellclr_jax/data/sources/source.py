@@ -62,7 +62,7 @@ class Field(ImageGroup):
 
     @abc.abstractmethod
     def read(self) -> np.ndarray:
-        """Reads [H, W, C] uint16, the channels in the order of the source.
+        """Reads [H, W, C] of the source's dtype, the channels in the order of the source.
 
         Raises:
           BadData: unreadable; the field is skipped and the message recorded.

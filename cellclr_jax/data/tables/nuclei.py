@@ -287,7 +287,7 @@ class _Fields:
 
 
 def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
-    """Finds a row's field by its number in the image table; its fields may have no nuclei."""
+    """Finds the field of each row by its image number. A field may have no nuclei."""
     images = open_table(_image_table(table))
     locate = finder.locator(images)
     pairs = [(table.column(names), images.column(names)) for names in _NUMBERS]
