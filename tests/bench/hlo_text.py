@@ -1,7 +1,7 @@
-"""What a compiled program's text tells: its collectives, and what it moves to and from memory.
+"""Parses the text of a compiled program: its collectives, and bytes moved to and from memory.
 
-XLA's own count of bytes takes what an operation reads for moved wherever it lies. Programs for TPUs
-bring arrays into the chip's fast memory ahead of their use; the text marks those by `S(…)`.
+XLA's own count includes bytes that an operation reads from the chip's fast memory. Programs for
+TPUs prefetch arrays into that memory; the text marks such arrays by `S(…)`.
 """
 
 import math
@@ -14,21 +14,21 @@ _WORD = 4
 _ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
-# These name memory and move none.
+# Instructions that move no bytes.
 _FREE = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast", "iota", "after-all")
-# From one memory to the other, ahead of use: (source, destination, …).
+# Copies between the two memories ahead of use; types are (source, destination, …).
 _PREFETCHES = ("copy-start", "slice-start")
 
 
 def collectives(text: str) -> dict[str, dict[str, float]]:
-    """How many collectives of each kind a program has, and the bytes of their results on a chip."""
+    """Counts a program's collectives by kind, and the bytes of their results on a chip."""
     found: dict[str, dict[str, float]] = {}
     for line in text.splitlines():
         match = re.search(rf" = (.*?) ({'|'.join(_COLLECTIVES)})(-start)?\(", line)
         if not match:
             continue
         sizes = [size for size, _ in _arrays(match[1])]
-        if match[3] and match[2] != "all-reduce":  # operands, results, words for the scheduler
+        if match[3] and match[2] != "all-reduce":  # operands, results, scheduler's words
             sizes = [size for size in sizes if size > _WORD]
             sizes = sizes[len(sizes) // 2 :]
         kind = found.setdefault(match[2], {"count": 0, "bytes": 0})
@@ -38,10 +38,11 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
 
 
 def memory_bytes(text: str) -> float:
-    """Bytes that a program moves to and from a chip's main memory.
+    """Counts the bytes that a program moves to and from a chip's main memory.
 
-    Whole operands and results, whatever part of them an operation needs, none for arrays in fast
-    memory; a loop as often as it runs, or once where the text does not tell.
+    Operands and results count as a whole, even if an operation needs a part of them; arrays in fast
+    memory do not count. The body of a loop counts as often as it runs, or once if the text does not
+    contain the number.
     """
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
@@ -80,7 +81,7 @@ def _moved(name: str, computations: dict[str, list[str]]) -> float:
 
 
 def _arrays(type_: str) -> Iterator[tuple[int, bool]]:
-    """(bytes, whether in fast memory) of each array in an instruction's type."""
+    """Yields (bytes, whether in fast memory) of each array in an instruction's type."""
     for dtype, sides, layout in _ARRAY.findall(type_):
         size = next(size for name, size in _ITEM_BYTES.items() if dtype.endswith(name))
         yield size * math.prod(int(side) for side in sides.split(",") if side), "S(" in layout

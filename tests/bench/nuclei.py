@@ -2,13 +2,13 @@
 
     python tests/bench/nuclei.py [--shared=DIR] [--robust]
 
-prints, for `segment_nuclei` with its default settings and for the textbook's Otsu threshold with a
-distance watershed: F1 of objects at an intersection over union of 0.5 and of 0.7 with every drawn
-region counted ("all"), and both again with precision and recall of centres, splits and merges,
-where true regions below 100 pixels, the segmentation's smallest, are set aside (see
-`tests/nuclei_scores.py`; nuclei at the border count like all others, for both methods). Then the
-second set of measures on simulated untreated fields of three densities and three blurs, whose
-truth is known, and the time for one field of 1024x1280 on one core.
+Compares `segment_nuclei` with its default settings and a textbook method, Otsu's threshold with a
+distance watershed. On hand-drawn fields it prints F1 of objects at an intersection over union of
+0.5 and of 0.7 with every drawn region counted ("all"). Without true regions below 100 pixels, the
+smallest of the segmentation, it prints F1 again, with precision and recall of centres, splits and
+merges (see `tests/support/nuclei_scores.py`; nuclei at the border count). It prints the same
+measures for simulated untreated fields of three densities and three blurs, whose truth is known,
+and the time for one field of 1024x1280 on one core.
 
 `--robust` also varies every constant by a quarter.
 """
@@ -46,12 +46,12 @@ from support.nuclei_scores import SMALLEST, Score, compare, hand_drawn_fields  #
 Field = tuple[str, np.ndarray, np.ndarray]  # name, image [H, W], true labels [H, W]
 Method = Callable[[np.ndarray], np.ndarray]
 
-DENSITIES = (0.5, 1.0, 2.0)  # of the simulator's usual one, about 100 cells a field
-BLURS = (0.8, 2.0, 3.5)  # standard deviation in pixels: in focus, as most, badly out of focus
+DENSITIES = (0.5, 1.0, 2.0)  # relative to the simulator's default, about 100 cells a field
+BLURS = (0.8, 2.0, 3.5)  # standard deviation in pixels: in focus, typical, badly out of focus
 SHAPE = (1024, 1280)
 REPEATS = 7
-SPACING = 8  # pixels between the peaks of the textbook's method
-# Every number that decides the segmentation; `notch` and `sigma` are settings.
+SPACING = 8  # smallest distance in pixels between peaks of the textbook method
+# All constants of the segmentation; `notch` and `sigma` are arguments.
 CONSTANTS: dict[str, float] = {
     "sigma": 1.0,
     "notch": 1.4,
@@ -70,7 +70,7 @@ CONSTANTS: dict[str, float] = {
 
 
 def textbook(image: np.ndarray) -> np.ndarray:
-    """Otsu's threshold, a watershed on the distance to the background, the same smallest area."""
+    """Segments by Otsu's threshold and a watershed of distances, with the same smallest area."""
     smooth = gaussian(image.astype(np.float32), 1, preserve_range=True)
     mask = ndimage.binary_fill_holes(smooth > threshold_otsu(smooth))
     depth = ndimage.distance_transform_edt(mask)
@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {"segment_nuclei": segment_nuclei, "textbook": text
 
 
 def simulated_field(density: float, blur: float, seed: int = 1) -> Field:
-    """An untreated field [1024, 1280] and its truth."""
+    """Simulates an untreated field [1024, 1280] with its true labels."""
     cells = Population(UNTREATED, UNTREATED, 0.0, density=density)
     rng = np.random.default_rng(seed)
     field = paint_field(rng, cells, texture_bank(0), height=SHAPE[0], width=SHAPE[1])
@@ -97,7 +97,7 @@ def simulated_field(density: float, blur: float, seed: int = 1) -> Field:
 
 
 def scored(fields: Iterable[Field], method: Method) -> dict[str, tuple[Score, Score]]:
-    """Scores by name and in total, for all regions and without small ones."""
+    """Scores each field and their total, with all regions and without small ones."""
     table = {}
     for name, image, truth in fields:
         labels = method(image)
@@ -108,7 +108,7 @@ def scored(fields: Iterable[Field], method: Method) -> dict[str, tuple[Score, Sc
 
 
 def print_scores(title: str, fields: list[Field]) -> None:
-    """Prints one table a method."""
+    """Prints one table per method."""
     for name, method in METHODS.items():
         print(f"\n{title}, {name}")
         print(
@@ -132,7 +132,7 @@ def _rest(score: Score) -> str:
 
 
 def print_times(fields: list[Field]) -> None:
-    """Prints seconds of one core for one field, the best of several."""
+    """Prints the processor time for one field, the best of several."""
     print(f"\nseconds of one core for {SHAPE[0]}x{SHAPE[1]}, best of {REPEATS}")
     for name, image, _ in fields:
         row = f"{name[:23]:24s}"
@@ -147,14 +147,14 @@ def print_times(fields: list[Field]) -> None:
 
 
 def mosaic(fields: list[Field]) -> Field:
-    """Four real fields as one of 1024x1280, much denser than a field of a screen."""
+    """Joins four real fields to one of 1024x1280, much denser than a field of a screen."""
     images = [image for _, image, truth in fields if truth.any()][:4]
     whole = np.concatenate([np.concatenate(images[:2], 1), np.concatenate(images[2:], 1)], 0)
     return "real fields, four", whole[: SHAPE[0], : SHAPE[1]], np.zeros(0)
 
 
 def altered(changes: dict[str, float]) -> Method:
-    """`segment_nuclei` with other constants."""
+    """Returns `segment_nuclei` with changed constants."""
     settings: dict[str, Any] = {k: v for k, v in changes.items() if not k.startswith("_")}
     constants = {k: v for k, v in changes.items() if k.startswith("_")}
 
@@ -177,7 +177,7 @@ def print_variations(real: list[Field], simulated: list[Field]) -> None:
             method = altered({name: other} if name else {})
             every, large = scored(real, method)["total"]
             ours = scored(simulated, method)["total"][1]
-            row = f"{name} {other:.4g}" if name else "as it is"
+            row = f"{name} {other:.4g}" if name else "default"
             recalls = f"{large.recall:7.3f}", f"{ours.recall:7.3f}"
             print(f"{row:30s}|{_cells(every)} |{_cells(large)}{recalls[0]}   ", end="")
             print(f"|{_cells(ours)}{recalls[1]}", flush=True)
@@ -186,8 +186,8 @@ def print_variations(real: list[Field], simulated: list[Field]) -> None:
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    beside = os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")
-    parser.add_argument("--shared", type=Path, default=beside, help="where data/nuclei lies")
+    shared = os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=shared, help="where data/nuclei lies")
     parser.add_argument("--robust", action="store_true", help="vary the constants")
     args = parser.parse_args()
     real = hand_drawn_fields(args.shared / "data" / "nuclei")

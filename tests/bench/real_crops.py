@@ -1,4 +1,4 @@
-"""Scores 1,500 real crops of one week: treatments across plates, and plates of controls.
+"""Scores 1,500 real crops of one week: treatments across plates, and plates of control cells.
 
     python tests/bench/real_crops.py --out=DIR [--seeds=0,1,2] [--epochs=300] [--source=DIR]
 
@@ -30,7 +30,7 @@ import pandas as pd
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.crop_scores import TOLD, Scores, scores_of  # noqa: E402
+from support.crop_scores import PLATE_CORRECTIONS, Scores, scores_of  # noqa: E402
 
 from cellclr_jax.data.dataset import find_dataset, read_manifest  # noqa: E402
 from cellclr_jax.errors import BadData, BadUse  # noqa: E402
@@ -41,7 +41,7 @@ KINDS = ("trained", "untrained", "intensity", "pixels")
 SETTINGS = "settings.json"
 VALIDATION = 0.15
 MINIBATCH = 128  # of 1,253 cells: nine steps an epoch
-# Columns of the first table: all treatments and doses alone, of wells and of sites.
+# Columns of the first table: all treatments, and only doses, of wells and of sites.
 RETRIEVED = ("all, wells", "all, sites", "doses, wells", "doses, sites")
 
 
@@ -143,7 +143,7 @@ def cells_of(folder: Path) -> pd.DataFrame:
 
 
 def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
-    """Scores by kind of features, of each seed; one entry if they do not depend on the seed."""
+    """Scores of each seed by kind of features; one entry if they do not depend on the seed."""
     found: dict[str, list[Scores]] = {kind: [] for kind in KINDS}
     for folder in folders:
         path = folder / "scores.json"
@@ -158,18 +158,21 @@ def all_scores(folders: list[Path], out: Path) -> dict[str, list[Scores]]:
     return found
 
 
-def cell(runs: list[Scores], what: str, name: str) -> str:
-    """Mean and deviation over seeds."""
-    values = np.array([run[what][name] for run in runs])
+def cell(runs: list[Scores], score: str, name: str) -> str:
+    """Formats mean and standard deviation over seeds."""
+    values = np.array([run[score][name] for run in runs])
     text = f"{values.mean():.2f}"
     return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.2f}"
 
 
-def retrieved(runs: list[Scores], what: str) -> str:
-    """'0.50 ± 0.10 (7.3 of 14), 0.56 ± 0.03': nearest, correct of all queries, precision."""
-    right = np.mean([run[what]["correct"] for run in runs])
-    counts = f"({right:.3g} of {runs[0][what]['asked']})"
-    return f"{cell(runs, what, 'nearest')} {counts}, {cell(runs, what, 'precision')}"
+def retrieved(runs: list[Scores], score: str) -> str:
+    """Formats a retrieval: nearest (correct of all queries), precision.
+
+    For example '0.50 ± 0.10 (7.3 of 14), 0.56 ± 0.03'.
+    """
+    right = np.mean([run[score]["correct"] for run in runs])
+    counts = f"({right:.3g} of {runs[0][score]['asked']})"
+    return f"{cell(runs, score, 'nearest')} {counts}, {cell(runs, score, 'precision')}"
 
 
 def print_losses(folder: Path) -> None:
@@ -187,13 +190,16 @@ def print_features(found: dict[str, list[Scores]]) -> None:
     head = ["features", *(f"{title}: nearest, mAP" for title in RETRIEVED), *last]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for kind, runs in found.items():
-        row = [kind, *(retrieved(runs, what) for what in RETRIEVED)]
-        row += [cell(runs, f"plate, cells, {way}", "logistic") for way in ("none", "plates")]
-        row += [cell(runs, what, "logistic") for what in ("4 treatments", "3 doses")]
+        row = [kind, *(retrieved(runs, score) for score in RETRIEVED)]
+        row += [
+            cell(runs, f"plate, cells, {correction}", "logistic")
+            for correction in ("none", "plates")
+        ]
+        row += [cell(runs, score, "logistic") for score in ("4 treatments", "3 doses")]
         print(f"| {' | '.join([*row, cell(runs, 'DMSO or not', 'auc')])} |")
     chance = ["chance"]
-    for what in RETRIEVED:
-        every = [run[what] for runs in found.values() for run in runs]
+    for score in RETRIEVED:
+        every = [run[score] for runs in found.values() for run in runs]
         named = ("nearest by chance", "precision by chance")
         chance.append(", ".join(f"{np.mean([one[name] for one in every]):.2f}" for name in named))
     print(f"| {' | '.join([*chance, '0.17', '0.17', '0.25', '0.33', '0.50'])} |")
@@ -205,21 +211,24 @@ def print_corrections(found: dict[str, list[Scores]]) -> None:
     head += ["plate of a cell: logistic", "k-NN", "plate of a site: logistic", "1-NN"]
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for kind, runs in found.items():
-        for way in TOLD:
-            row = [kind, way, retrieved(runs, f"doses, sites, {way}")]
+        for correction in PLATE_CORRECTIONS:
+            row = [kind, correction, retrieved(runs, f"doses, sites, {correction}")]
             for level in ("cells", "sites"):
-                row += [cell(runs, f"plate, {level}, {way}", name) for name in ("logistic", "knn")]
+                row += [
+                    cell(runs, f"plate, {level}, {correction}", name)
+                    for name in ("logistic", "knn")
+                ]
             print(f"| {' | '.join(row)} |")
 
 
 def main() -> None:
     """Builds, trains, embeds, scores and prints; skips completed steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    beside = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared"))
+    shared = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2", help="of the runs, separated by commas")
     parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--source", type=Path, default=beside / "data" / "bbbc021")
+    parser.add_argument("--source", type=Path, default=shared / "data" / "bbbc021")
     parser.add_argument("--config", default="configs/simclr_demo.py")
     try:
         run(parser.parse_args())

@@ -11,8 +11,8 @@ from support.crop_scores import (
     doses_retrieved,
     is_control,
     means,
-    plate_told,
-    plate_told_of_sites,
+    plate_accuracy,
+    site_plate_accuracy,
     treatments_retrieved,
 )
 
@@ -66,36 +66,38 @@ def test_a_planted_treatment_is_retrieved_and_a_planted_plate_is_not():
 def test_a_planted_plate_is_predicted_from_control_cells_and_corrected():
     cells = screen(plates=4, cells=60)
     features = shifted(cells, "plate", 1.0)
-    before, after = (plate_told(features, cells, way) for way in ("none", "plates"))
+    before, after = (
+        plate_accuracy(features, cells, correction) for correction in ("none", "plates")
+    )
     assert min(before.values()) > 0.6
     assert max(after.values()) < min(before.values()) - 0.2
-    assert plate_told_of_sites(features, cells)["knn"] > 0.9
+    assert site_plate_accuracy(features, cells)["knn"] > 0.9
     noise = shifted(cells, "plate", 0.0)
-    assert max(plate_told(noise, cells).values()) < 0.33
+    assert max(plate_accuracy(noise, cells).values()) < 0.33
 
 
 def accuracy_by_loops(values, plates, folds, neighbours, *, by_plate):
-    """Balanced accuracy of k-NN: `folds` are (fitted, known, asked) of rows."""
+    """Balanced accuracy of k-NN: `folds` are (fitted, train, test) masks of rows."""
     right, times = Counter(), Counter()
-    for fitted, known, asked in folds:
+    for fitted, train, test in folds:
         rows = values.copy()
         for plate in set(plates) if by_plate else ():
             own = fitted & (plates == plate)
             moved = (values - values[own].mean(axis=0)) / values[own].std(axis=0)
             rows[plates == plate] = moved[plates == plate]
-        rows = (rows - rows[known].mean(axis=0)) / rows[known].std(axis=0)
+        rows = (rows - rows[train].mean(axis=0)) / rows[train].std(axis=0)
         rows /= np.linalg.norm(rows, axis=1)[:, None]
-        for row in np.flatnonzero(asked):
-            nearest = np.argsort(-(rows[known] @ rows[row]), kind="stable")[:neighbours]
-            votes = Counter(plates[known][nearest])
-            answer = min(votes, key=lambda plate: (-votes[plate], plate))
+        for row in np.flatnonzero(test):
+            nearest = np.argsort(-(rows[train] @ rows[row]), kind="stable")[:neighbours]
+            votes = Counter(plates[train][nearest])
+            predicted = min(votes, key=lambda plate: (-votes[plate], plate))
             times[plates[row]] += 1
-            right[plates[row]] += answer == plates[row]
+            right[plates[row]] += predicted == plates[row]
     return np.mean([right[plate] / times[plate] for plate in times])
 
 
-@pytest.mark.parametrize("way", ["none", "plates"])
-def test_predictions_of_plates_from_cells_equal_loops(way):
+@pytest.mark.parametrize("correction", ["none", "plates"])
+def test_predictions_of_plates_from_cells_equal_loops(correction):
     """Correction fitted on two sites, classifier on a third, tested on the fourth."""
     cells = screen(cells=10)
     features = shifted(cells, "plate", 0.7)
@@ -103,28 +105,34 @@ def test_predictions_of_plates_from_cells_equal_loops(way):
     values, site = features[control], cells["site"].to_numpy()[control]
     plates = cells["plate"].to_numpy(str)[control]
     folds = [
-        (~np.isin(site, [known, asked]), site == known, site == asked)
-        for known, asked in itertools.permutations((1, 2, 3, 4), 2)
+        (~np.isin(site, [train, test]), site == train, site == test)
+        for train, test in itertools.permutations((1, 2, 3, 4), 2)
     ]
-    wanted = accuracy_by_loops(values, plates, folds, NEIGHBOURS, by_plate=way == "plates")
-    np.testing.assert_allclose(plate_told(features, cells, way)["knn"], wanted, atol=1e-12)
+    wanted = accuracy_by_loops(values, plates, folds, NEIGHBOURS, by_plate=correction == "plates")
+    np.testing.assert_allclose(
+        plate_accuracy(features, cells, correction)["knn"], wanted, atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("way", ["none", "plates"])
-def test_predictions_of_plates_from_sites_equal_loops(way):
+@pytest.mark.parametrize("correction", ["none", "plates"])
+def test_predictions_of_plates_from_sites_equal_loops(correction):
     """Correction and classifier fitted on three sites, tested on the fourth."""
     cells = screen(plates=6, cells=5)
     features = shifted(cells, "plate", 0.2)
     values, rows = means(features[is_control(cells)], cells[is_control(cells)], "sites")
     site, plates = rows["site"].to_numpy(), rows["plate"].to_numpy(str)
     folds = [(site != one, site != one, site == one) for one in (1, 2, 3, 4)]
-    wanted = accuracy_by_loops(values, plates, folds, 1, by_plate=way == "plates")
-    np.testing.assert_allclose(plate_told_of_sites(features, cells, way)["knn"], wanted, atol=1e-12)
+    wanted = accuracy_by_loops(values, plates, folds, 1, by_plate=correction == "plates")
+    np.testing.assert_allclose(
+        site_plate_accuracy(features, cells, correction)["knn"], wanted, atol=1e-12
+    )
 
 
 def test_corrected_predictions_do_not_depend_on_treated_cells():
     cells = screen(cells=8)
     features = shifted(cells, "plate", 1.0)
     moved = features + 100 * ~is_control(cells)[:, None]
-    for way in crop_scores.CORRECTIONS:
-        assert plate_told(features, cells, way) == plate_told(moved, cells, way)
+    for correction in crop_scores.CORRECTIONS:
+        assert plate_accuracy(features, cells, correction) == plate_accuracy(
+            moved, cells, correction
+        )

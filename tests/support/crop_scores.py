@@ -21,33 +21,36 @@ from cellclr_jax.profiling.correction import standardize, tvn, whiten
 from cellclr_jax.profiling.measures.across_plates import Retrieval, retrieve
 from cellclr_jax.profiling.single_cells import probes
 
-Fold = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [N, D], known [N], asked [N]
-Scores = dict[str, dict[str, float]]  # of one kind of features: {what: {name: value}}
+Fold = tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]  # features [N, D], training rows [N] bool, test rows [N] bool
+Scores = dict[str, dict[str, float]]  # of one kind of features: {score: {name: value}}
 
 CONTROL = "DMSO"
 PERMUTATIONS = 1000
 LEVELS = {"wells": ["plate", "well"], "sites": ["plate", "well", "site"]}
 CORRECTIONS = ("none", "controls", "plates", "whitening", "tvn")
-"""`controls`: z-scores by all controls; `plates`: by those of the plate; `whitening` and `tvn` come
-after `controls` with λ = 1, and tvn takes each plate for a batch: with the week for a batch, there
-is one, and it is whitening."""
-TOLD = ("none", "plates", "whitening", "tvn")
-"""Corrections before plates are predicted: z-scores by all controls would change nothing."""
-_MOST_ITERATIONS = 1000  # of a solver that stops long before
+"""`controls`: z-scores by all controls; `plates`: by the controls of the plate; `whitening` and
+`tvn` follow `controls`, with λ = 1. TVN uses plates as batches: all crops are of one week, and
+with weeks as batches TVN would equal whitening."""
+PLATE_CORRECTIONS = ("none", "plates", "whitening", "tvn")
+"""Corrections under which plates are predicted. `controls` is left out, since the classifiers
+standardise features anyway."""
+_MOST_ITERATIONS = 1000  # the solver converges long before
 
 
 def is_control(cells: pd.DataFrame) -> np.ndarray:
-    """[N] bool."""
+    """Returns a mask [N] bool of control cells."""
     return (cells["compound"] == CONTROL).to_numpy()
 
 
 def means(features: np.ndarray, cells: pd.DataFrame, level: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Mean features [P, D] of each well or site, and what each is.
+    """Computes mean features [P, D] of each well or site, and their metadata [P].
 
     Args:
       features: [N, D].
       cells: [N] plate, well, site, compound, concentration.
-      level: of `LEVELS`.
+      level: a key of `LEVELS`.
     """
     groups = cells.groupby(LEVELS[level], sort=True)
     index = groups.ngroup().to_numpy()
@@ -56,64 +59,66 @@ def means(features: np.ndarray, cells: pd.DataFrame, level: str) -> tuple[np.nda
     return sums / np.bincount(index)[:, None], groups.first().reset_index()
 
 
-def corrected(values: np.ndarray, fitted: np.ndarray, plates: np.ndarray, way: str) -> np.ndarray:
-    """[N, K] rows under one of `CORRECTIONS`, fitted on some of them.
+def corrected(
+    values: np.ndarray, fitted: np.ndarray, plates: np.ndarray, correction: str
+) -> np.ndarray:
+    """Corrects rows; returns them as [N, K] float64.
 
     Args:
       values: [N, D] float.
-      fitted: [N] bool, control rows.
+      fitted: [N] bool, the control rows that the correction is fitted on.
       plates: [N] names.
-      way: which.
+      correction: one of `CORRECTIONS`.
 
     Raises:
-      BadData: it cannot be fitted, such as `plates` on one well each.
+      BadData: the correction cannot be fitted, such as `plates` with one control row per plate.
     """
     values = np.asarray(values, np.float64)
-    if way == "none":
+    if correction == "none":
         return values
-    values, _ = standardize(values, fitted, plates=plates if way == "plates" else None)
-    if way == "whitening":
+    values, _ = standardize(values, fitted, plates=plates if correction == "plates" else None)
+    if correction == "whitening":
         return whiten(values, fitted)
-    return tvn(values, fitted, plates) if way == "tvn" else values
+    return tvn(values, fitted, plates) if correction == "tvn" else values
 
 
 def treatments_retrieved(features: np.ndarray, cells: pd.DataFrame, level: str) -> Retrieval:
-    """Treatments across plates, DMSO one of them, of profiles in z-scores by all profiles.
+    """Retrieves treatments, including DMSO, across plates; profiles are z-scored by all profiles.
 
-    Measured from the controls' mean, a control profile would be noise of any direction, and none
-    could find another.
+    Z-scored by the controls, control profiles would be noise of random directions, and none could
+    be retrieved by another.
 
     Args:
       features: [N, D].
       cells: [N], see `means`.
-      level: of `LEVELS`.
+      level: a key of `LEVELS`.
     """
     values, rows = means(features, cells, level)
     everything = np.ones(len(rows), bool)
-    return _retrieved(
+    return _retrieve(
         corrected(values, everything, rows["plate"].to_numpy(object), "controls"), rows
     )
 
 
 def doses_retrieved(
-    features: np.ndarray, cells: pd.DataFrame, level: str, way: str = "controls"
+    features: np.ndarray, cells: pd.DataFrame, level: str, correction: str = "controls"
 ) -> Retrieval:
-    """Doses of the compound across plates; controls neither ask nor answer.
+    """Retrieves doses of the compound across plates, without controls.
 
     Args:
       features: [N, D].
       cells: [N], see `means`.
-      level: of `LEVELS`.
-      way: of `CORRECTIONS`, fitted on all controls of the level.
+      level: a key of `LEVELS`.
+      correction: one of `CORRECTIONS`, fitted on all controls of the level.
     """
     values, rows = means(features, cells, level)
     treated = ~is_control(rows)
-    values = corrected(values, ~treated, rows["plate"].to_numpy(object), way)
-    return _retrieved(values[treated], rows[treated])
+    values = corrected(values, ~treated, rows["plate"].to_numpy(object), correction)
+    return _retrieve(values[treated], rows[treated])
 
 
-def _retrieved(values: np.ndarray, rows: pd.DataFrame) -> Retrieval:
-    """Of profiles [P, K]; sites of a well stay together when treatments are permuted."""
+def _retrieve(values: np.ndarray, rows: pd.DataFrame) -> Retrieval:
+    """Scores profiles [P, K]; permutations of treatments keep the sites of a well together."""
     return retrieve(
         values,
         rows.groupby(["compound", "concentration"]).ngroup().to_numpy(),
@@ -123,32 +128,34 @@ def _retrieved(values: np.ndarray, rows: pd.DataFrame) -> Retrieval:
     )
 
 
-def told(labels: np.ndarray, folds: Iterable[Fold], neighbours: int) -> dict[str, float]:
-    """Balanced accuracy of predicted classes, over all folds.
+def balanced_accuracy(
+    labels: np.ndarray, folds: Iterable[Fold], neighbours: int
+) -> dict[str, float]:
+    """Computes the balanced accuracy of predicted classes over all folds.
 
     Args:
       labels: [N] str.
-      folds: features, rows to learn from, rows to ask about.
-      neighbours: how many vote.
+      folds: features, training rows and test rows of each fold.
+      neighbours: the number that vote in k-NN.
 
     Returns:
-      By classifier, `knn` and `logistic`, of the settings of `probes`; features are standardised by
-      the rows that are learnt from.
+      Balanced accuracy by classifier, `knn` and `logistic`, with the settings of `probes`; features
+      are standardised by the training rows.
     """
     right = {name: np.zeros(len(labels)) for name in ("knn", "logistic")}
     times = np.zeros(len(labels))
-    for values, known, asked in folds:
-        scaler = StandardScaler().fit(values[known])
+    for values, train, test in folds:
+        scaler = StandardScaler().fit(values[train])
         models = {
             "knn": KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute"),
             "logistic": _logistic(),
         }
-        times += asked
+        times += test
         with threadpool_limits(limits=1):
             for name, model in models.items():
-                model.fit(scaler.transform(values[known]), labels[known])
-                answers = model.predict(scaler.transform(values[asked]))
-                right[name][asked] += answers == labels[asked]
+                model.fit(scaler.transform(values[train]), labels[train])
+                predicted = model.predict(scaler.transform(values[test]))
+                right[name][test] += predicted == labels[test]
     return {
         name: float(
             np.mean(
@@ -159,79 +166,83 @@ def told(labels: np.ndarray, folds: Iterable[Fold], neighbours: int) -> dict[str
     }
 
 
-def plate_told(features: np.ndarray, cells: pd.DataFrame, way: str = "none") -> dict[str, float]:
+def plate_accuracy(
+    features: np.ndarray, cells: pd.DataFrame, correction: str = "none"
+) -> dict[str, float]:
     """Predicts the plate of control cells after a correction fitted on other cells.
 
-    The correction is fitted on two sites of every plate, the classifier learns from a third and is
-    asked about the fourth, in all twelve ways: a correction that is fitted on the very cells that
-    are learnt from makes all plates equal there, and nothing can be learnt by construction. How far
-    the mean of those two sites is off by chance is shared by both sides: after a correction by
-    plates, pure noise predicts plates somewhat above chance. A plate has one control well: all
-    sites of a plate share it.
+    For all twelve ordered pairs of sites, the classifier is trained on one site of every plate and
+    tested on the other; the correction is fitted on the remaining two. A correction fitted on the
+    training cells would make all plates equal there, and nothing could be learnt. The random error
+    of the means of the two sites is the same for training and test cells, so after a correction by
+    plates, plates are predicted somewhat above chance from pure noise. A plate has one control
+    well, which all its sites share.
 
     Args:
       features: [N, D].
       cells: [N], see `means`; every plate has control cells in at least three sites.
-      way: of `CORRECTIONS`.
+      correction: one of `CORRECTIONS`.
     """
     control = is_control(cells)
     values, rows = features[control], cells[control]
     plates, site = rows["plate"].to_numpy(object), rows["site"].to_numpy()
     folds = []
-    for known, asked in itertools.permutations(np.unique(site), 2):
-        fitted = (site != known) & (site != asked)
-        folds.append((corrected(values, fitted, plates, way), site == known, site == asked))
-    return told(plates.astype(str), folds, probes.NEIGHBOURS)
+    for train, test in itertools.permutations(np.unique(site), 2):
+        fitted = (site != train) & (site != test)
+        folds.append((corrected(values, fitted, plates, correction), site == train, site == test))
+    return balanced_accuracy(plates.astype(str), folds, probes.NEIGHBOURS)
 
 
-def plate_told_of_sites(
-    features: np.ndarray, cells: pd.DataFrame, way: str = "none"
+def site_plate_accuracy(
+    features: np.ndarray, cells: pd.DataFrame, correction: str = "none"
 ) -> dict[str, float]:
-    """The same of means of control sites: one is held out on every plate, all others are known.
+    """Predicts the plate of the mean of a control site; one site per plate is held out.
 
-    There are too few to fit a correction on others than those that are learnt from.
+    Correction and classifier are fitted on the same sites: there are too few to separate them.
     """
     control = is_control(cells)
     values, rows = means(features[control], cells[control], "sites")
     plates, site = rows["plate"].to_numpy(object), rows["site"].to_numpy()
     folds = [
-        (corrected(values, site != one, plates, way), site != one, site == one)
+        (corrected(values, site != one, plates, correction), site != one, site == one)
         for one in np.unique(site)
     ]
-    return told(plates.astype(str), folds, 1)
+    return balanced_accuracy(plates.astype(str), folds, 1)
 
 
-def dose_told(features: np.ndarray, cells: pd.DataFrame, *, treated: bool) -> dict[str, float]:
-    """Balanced accuracy of a cell's treatment from cells of other plates: 4 classes, or 3 doses.
+def dose_accuracy(features: np.ndarray, cells: pd.DataFrame, *, treated: bool) -> dict[str, float]:
+    """Predicts the treatment of a cell from cells of other plates: 4 classes, or 3 doses.
 
     Args:
       features: [N, D].
       cells: [N], see `means`.
-      treated: whether controls are left out.
+      treated: leaves controls out.
     """
     kept = ~is_control(cells) if treated else np.ones(len(cells), bool)
     rows, values = cells[kept], features[kept]
     plates = rows["plate"].to_numpy(str)
     folds = [(values, plates != plate, plates == plate) for plate in np.unique(plates)]
-    return told(rows["concentration"].astype(str).to_numpy(str), folds, probes.NEIGHBOURS)
+    return balanced_accuracy(
+        rows["concentration"].astype(str).to_numpy(str), folds, probes.NEIGHBOURS
+    )
 
 
 def control_auc(features: np.ndarray, cells: pd.DataFrame) -> float:
-    """Area under the ROC curve of treated cells against controls of the same plate.
+    """Computes the area under the ROC curve of treated cells against controls of the same plate.
 
-    Logistic regression fitted on the other plates; the mean over plates that hold both.
+    Logistic regression is fitted on the other plates; areas are averaged over plates with both.
     """
     control, plates = is_control(cells), cells["plate"].to_numpy(str)
     areas = []
     for plate in np.unique(plates):
-        asked = plates == plate
-        if len(np.unique(control[asked])) < 2:
+        test = plates == plate
+        if len(np.unique(control[test])) < 2:
             continue
-        scaler = StandardScaler().fit(features[~asked])
+        scaler = StandardScaler().fit(features[~test])
         with threadpool_limits(limits=1):
-            model = _logistic().fit(scaler.transform(features[~asked]), control[~asked])
-        scores = model.decision_function(scaler.transform(features[asked]))
-        areas.append(roc_auc_score(control[asked], scores))
+            model = _logistic().fit(scaler.transform(features[~test]), control[~test])
+        scores = model.decision_function(scaler.transform(features[test]))
+        areas.append(roc_auc_score(control[test], scores))
     return float(np.mean(areas))
 
 
@@ -242,27 +253,27 @@ def _logistic() -> LogisticRegression:
 
 
 def scores_of(features: np.ndarray, cells: pd.DataFrame) -> Scores:
-    """All scores of features [N, D] of cells [N], see `means`."""
+    """Computes all scores of features [N, D] of cells [N], see `means`."""
     found: Scores = {}
     for level in LEVELS:
         found[f"all, {level}"] = numbers(treatments_retrieved(features, cells, level))
-        for way in CORRECTIONS:
-            # Of six wells, corrections plate by plate cannot be fitted.
+        for correction in CORRECTIONS:
+            # With one control well per plate, corrections by plate cannot be fitted on wells.
             with contextlib.suppress(BadData):
-                retrieved = doses_retrieved(features, cells, level, way)
-                found[f"doses, {level}, {way}"] = numbers(retrieved)
+                retrieved = doses_retrieved(features, cells, level, correction)
+                found[f"doses, {level}, {correction}"] = numbers(retrieved)
         found[f"doses, {level}"] = found[f"doses, {level}, controls"]
-    for way in TOLD:
-        found[f"plate, cells, {way}"] = plate_told(features, cells, way)
-        found[f"plate, sites, {way}"] = plate_told_of_sites(features, cells, way)
-    found["4 treatments"] = dose_told(features, cells, treated=False)
-    found["3 doses"] = dose_told(features, cells, treated=True)
+    for correction in PLATE_CORRECTIONS:
+        found[f"plate, cells, {correction}"] = plate_accuracy(features, cells, correction)
+        found[f"plate, sites, {correction}"] = site_plate_accuracy(features, cells, correction)
+    found["4 treatments"] = dose_accuracy(features, cells, treated=False)
+    found["3 doses"] = dose_accuracy(features, cells, treated=True)
     found["DMSO or not"] = {"auc": control_auc(features, cells)}
     return found
 
 
 def numbers(found: Retrieval) -> dict[str, float]:
-    """Counts, means over treatments, the same by chance, and p: `Retrieval.summary`, flat."""
+    """Flattens `Retrieval.summary`: counts, means over treatments, values by chance, and p."""
     summary = found.summary()
     flat = {"asked": summary["asked"], "correct": summary["correct"]}
     for name, long in (("nearest", "nearest_share"), ("precision", "mean_average_precision")):
