@@ -2,10 +2,10 @@
 
     python tests/bench/torture.py [--faults=30] [--seed=N] [--keep]
 
-A run of some hundred steps is killed, also while it saves, stopped by SIGTERM, put on a full disk,
-loses its newest checkpoint or a shard of its data, and gets a clock that jumps; after each fault
-the same command starts again. Parameters and rows of metrics must equal those of the undisturbed
-run, bit for bit. Takes minutes; `tests/training/test_torture.py` is short.
+A run of some hundred steps is killed, also while it saves, stopped by SIGTERM, moved to a full
+disk, deprived of its newest checkpoint or a shard of its data, and given a clock that jumps; after
+each fault the same command starts again. Parameters and rows of metrics must equal those of the
+undisturbed run, bit for bit. Takes minutes; the short form is `tests/training/test_torture.py`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from simulated_cells import build_simulated
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.faults import FAULTS, Patient, final_state
+from support.faults import FAULTS, FaultyRun, final_state
 from support.training_runs import rows
 
 SETTINGS = ("--config.epochs=200", "--config.checkpoint.save_every_steps=5")
@@ -32,7 +32,7 @@ RATES = ("cells_per_second", "input_wait")
 
 
 def compare(one: Path, other: Path) -> None:
-    """Raises unless two runs have the same parameters and rows."""
+    """Raises AssertionError unless two runs have the same parameters and rows."""
     (step, expected), (last, found) = final_state(one), final_state(other)
     assert step == last, f"one ended at step {step}, the other at {last}"
     equal = (np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
@@ -55,16 +55,16 @@ def main() -> None:
     print(f"seed {settings.seed}, in {folder}", flush=True)
     small = "--simulator=height=300,width=360,dmso_wells=3"  # some hundred cells
     data_dir = build_simulated(folder, 48, small, "--workers=1")
-    Patient(folder / "undisturbed", data_dir, SETTINGS).finish()
-    patient = Patient(folder / "run", data_dir, SETTINGS, settings.seed)
-    begun = time.monotonic()
+    FaultyRun(folder / "undisturbed", data_dir, SETTINGS).finish()
+    run = FaultyRun(folder / "run", data_dir, SETTINGS, settings.seed)
+    began = time.monotonic()
     for number in range(1, settings.faults + 1):
-        fault = patient.random.choice(FAULTS)
-        outcome = fault(patient)
+        fault = run.random.choice(FAULTS)
+        outcome = fault(run)
         print(f"{number:3d}. {fault.__name__}: {outcome}", flush=True)
-    patient.finish()
+    run.finish()
     compare(folder / "undisturbed", folder / "run")
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - began) / 60
     print(f"{settings.faults} faults in {minutes:.1f} min: the same parameters, bit for bit")
     if not settings.keep:
         shutil.rmtree(folder)

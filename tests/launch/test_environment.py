@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launch_house import FAKE_PYTHON, ROOT, House
+from support.launch_scripts import FAKE_PYTHON, ROOT, LaunchScripts
 
 from cellclr_jax import default_config
 
@@ -17,15 +17,15 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def scripts(tmp_path: Path) -> LaunchScripts:
+    return LaunchScripts(tmp_path)
 
 
 @pytest.fixture
-def python(house: House) -> House:
-    house.put("python3.12", FAKE_PYTHON)
-    house.put("shellcheck", '#!/usr/bin/env bash\necho "shellcheck $*" >>"$CALLS"\n')
-    return house
+def python(scripts: LaunchScripts) -> LaunchScripts:
+    scripts.put("python3.12", FAKE_PYTHON)
+    scripts.put("shellcheck", '#!/usr/bin/env bash\necho "shellcheck $*" >>"$CALLS"\n')
+    return scripts
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -45,24 +45,24 @@ def dotted(settings: dict, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def test_old_python_is_reported(house: House) -> None:
-    house.put("python3", FAKE_PYTHON)
-    done = house.run("demo.sh", FAKE_VERSION="3.10.4")
+def test_old_python_is_reported(scripts: LaunchScripts) -> None:
+    scripts.put("python3", FAKE_PYTHON)
+    done = scripts.run("demo.sh", FAKE_VERSION="3.10.4")
     assert done.returncode == 2
     assert "3.11 or newer" in done.stderr
     assert "python3 is 3.10.4" in done.stderr
-    assert house.calls() == []
+    assert scripts.calls() == []
 
 
-def test_missing_python_or_venv_is_reported(house: House) -> None:
-    assert "none that runs" in house.run("test.sh").stderr
-    house.put("python3", FAKE_PYTHON)
-    done = house.run("test.sh", FAKE_NO_VENV="1")
+def test_missing_python_or_venv_is_reported(scripts: LaunchScripts) -> None:
+    assert "none that runs" in scripts.run("test.sh").stderr
+    scripts.put("python3", FAKE_PYTHON)
+    done = scripts.run("test.sh", FAKE_NO_VENV="1")
     assert done.returncode == 2
     assert "apt install python3.12-venv" in done.stderr
 
 
-def test_stamp_skips_the_second_installation_until_setup_changes(python: House) -> None:
+def test_stamp_skips_the_second_installation_until_setup_changes(python: LaunchScripts) -> None:
     install = "pip install --quiet --disable-pip-version-check --no-compile -e .[test]"
     assert python.run("test.sh").returncode == 0
     assert python.calls()[:2] == ["venv", install]
@@ -75,7 +75,7 @@ def test_stamp_skips_the_second_installation_until_setup_changes(python: House) 
     assert python.calls()[0] == install
 
 
-def test_failed_installation_is_reported_and_repeated(python: House) -> None:
+def test_failed_installation_is_reported_and_repeated(python: LaunchScripts) -> None:
     done = python.run("demo.sh", FAIL_MODULE="pip")
     assert done.returncode == 1
     assert "the installation failed" in done.stderr
@@ -84,7 +84,7 @@ def test_failed_installation_is_reported_and_repeated(python: House) -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing runs", "no pip"])
-def test_broken_environment_is_replaced(python: House, left: str) -> None:
+def test_broken_environment_is_replaced(python: LaunchScripts, left: str) -> None:
     program = python.root / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
     if left == "no pip":
@@ -98,7 +98,7 @@ def test_broken_environment_is_replaced(python: House, left: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_active_environment_is_used(python: House, tmp_path: Path, variable: str) -> None:
+def test_active_environment_is_used(python: LaunchScripts, tmp_path: Path, variable: str) -> None:
     own = tmp_path / "own"
     (own / "bin").mkdir(parents=True)
     shutil.copy(python.bin / "python3.12", own / "bin" / "python")
@@ -111,7 +111,7 @@ def test_active_environment_is_used(python: House, tmp_path: Path, variable: str
     assert f"{own} has 3.9.1" in done.stderr
 
 
-def test_demo_builds_trains_evaluates_and_prints_the_report(python: House) -> None:
+def test_demo_builds_trains_evaluates_and_prints_the_report(python: LaunchScripts) -> None:
     done = python.run("demo.sh", "--config.epochs=3", RUN="my run")
     run, data = python.elsewhere / "my run", python.root / "data"
     assert done.returncode == 0, done.stderr
@@ -126,7 +126,7 @@ def test_demo_builds_trains_evaluates_and_prints_the_report(python: House) -> No
 @pytest.mark.parametrize(
     ("module", "stage"), [("build", "dataset"), ("main", "training"), ("eval", "evaluation")]
 )
-def test_demo_stops_at_a_failed_stage(python: House, module: str, stage: str) -> None:
+def test_demo_stops_at_a_failed_stage(python: LaunchScripts, module: str, stage: str) -> None:
     done = python.run("demo.sh", FAIL_MODULE=f"cellclr_jax.{module}")
     assert done.returncode == 1
     assert f"({stage}) failed" in done.stderr
@@ -134,12 +134,12 @@ def test_demo_stops_at_a_failed_stage(python: House, module: str, stage: str) ->
 
 
 @pytest.mark.parametrize("argument", ["--workdir=x", "--config.data_dir=x", "steps=3"])
-def test_demo_refuses_wrong_arguments(python: House, argument: str) -> None:
+def test_demo_refuses_wrong_arguments(python: LaunchScripts, argument: str) -> None:
     assert python.run("demo.sh", argument).returncode == 2
     assert python.calls() == []
 
 
-def test_test_script_runs_all_stages(python: House) -> None:
+def test_test_script_runs_all_stages(python: LaunchScripts) -> None:
     done = python.run("test.sh", "-k", "two words")
     assert done.returncode == 0, done.stderr
     stages = ["ruff", "ruff", "mypy", "shellcheck", "pytest"]
@@ -152,8 +152,8 @@ def test_test_script_runs_all_stages(python: House) -> None:
 
 
 def test_xla_knows_its_flags() -> None:
-    scripts = "".join(path.read_text() for path in SCRIPTS)
-    flags = set(re.findall(r"--xla_\w+", scripts))
+    text = "".join(path.read_text() for path in SCRIPTS)
+    flags = set(re.findall(r"--xla_\w+", text))
     assert len(flags) == 2
     environment = os.environ | {"XLA_FLAGS": " ".join(f"{flag}=true" for flag in flags)}
     command = [sys.executable, "-c", "import jax; jax.devices()"]

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.launch_house import FAKE_PYTHON, House
+from support.launch_scripts import FAKE_PYTHON, LaunchScripts
 
 # The usual stand-in, with a JAX that has GPUs and a training that records its environment and ends
 # as listed in $TRAINING, one item per start.
@@ -38,35 +38,35 @@ OVERLAP = "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def scripts(tmp_path: Path) -> LaunchScripts:
+    return LaunchScripts(tmp_path)
 
 
 @pytest.fixture
-def python(house: House) -> House:
-    house.put("python3.12", FAKE_PYTHON)
-    return house
+def python(scripts: LaunchScripts) -> LaunchScripts:
+    scripts.put("python3.12", FAKE_PYTHON)
+    return scripts
 
 
 @pytest.fixture
-def gpus(house: House) -> House:
-    house.put("python3.12", FAKE_GPU_PYTHON)
-    house.put("nvidia-smi", FAKE_NVIDIA_SMI)
-    return house
+def gpus(scripts: LaunchScripts) -> LaunchScripts:
+    scripts.put("python3.12", FAKE_GPU_PYTHON)
+    scripts.put("nvidia-smi", FAKE_NVIDIA_SMI)
+    return scripts
 
 
-def trained(house: House, *more: str) -> str:
+def trained(scripts: LaunchScripts, *more: str) -> str:
     """The call of the training binary with the usual settings."""
     return " ".join(
         [
             "cellclr_jax.main --config=configs/simclr.py",
-            f"--workdir={house.root}/runs/simclr --config.data_dir={house.root}/data",
+            f"--workdir={scripts.root}/runs/simclr --config.data_dir={scripts.root}/data",
             *more,
         ]
     )
 
 
-def test_gpus_train_in_one_process_with_a_log(gpus: House) -> None:
+def test_gpus_train_in_one_process_with_a_log(gpus: LaunchScripts) -> None:
     done = gpus.run("gpu.sh", "--config.seed=1")
     assert done.returncode == 0, done.stderr
     assert gpus.calls()[1].endswith(" -e .[cuda]")
@@ -80,7 +80,7 @@ def test_gpus_train_in_one_process_with_a_log(gpus: House) -> None:
     assert log.read_text() == 2 * "training has begun\n", "a second start appends to the log"
 
 
-def test_gpu_settings_and_paths_of_the_caller(gpus: House) -> None:
+def test_gpu_settings_and_paths_of_the_caller(gpus: LaunchScripts) -> None:
     (gpus.elsewhere / "own.py").write_text("")
     flags = ("--data=data", "--run=r", "--config=own.py", "--gpus=1,0", "--memory=.5")
     variables = {"XLA_FLAGS": "--xla_x=1", "LOG": "own.log", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".4"}
@@ -100,16 +100,16 @@ def test_gpu_settings_and_paths_of_the_caller(gpus: House) -> None:
     assert gpus.calls()[-3:] == sorted(f"{name}={value}" for name, value in preset.items())
 
 
-def test_gpu_dry_run_only_prints_the_command(house: House) -> None:
-    done = house.run("gpu.sh", "--dry-run", "--gpus=0,1", "--config.note=two words", RUN="r")
+def test_gpu_dry_run_only_prints_the_command(scripts: LaunchScripts) -> None:
+    done = scripts.run("gpu.sh", "--dry-run", "--gpus=0,1", "--config.note=two words", RUN="r")
     assert done.returncode == 0, done.stderr
     assert " CUDA_VISIBLE_DEVICES=0,1 " in done.stdout
-    assert f"'{house.root}/.venv/bin/python' -m cellclr_jax.main " in done.stdout
+    assert f"'{scripts.root}/.venv/bin/python' -m cellclr_jax.main " in done.stdout
     assert done.stdout.endswith(" '--config.note=two words'\n")
-    assert not (house.elsewhere / "r").exists()
+    assert not (scripts.elsewhere / "r").exists()
 
 
-def test_gpu_driver_is_checked_before_the_installation(python: House) -> None:
+def test_gpu_driver_is_checked_before_the_installation(python: LaunchScripts) -> None:
     done = python.run("gpu.sh")
     assert done.returncode == 1
     assert "nvidia-smi is not on the PATH" in done.stderr
@@ -122,7 +122,7 @@ def test_gpu_driver_is_checked_before_the_installation(python: House) -> None:
     assert python.calls() == []
 
 
-def test_gpus_are_checked_with_jax(gpus: House) -> None:
+def test_gpus_are_checked_with_jax(gpus: LaunchScripts) -> None:
     done = gpus.run("gpu.sh", FAKE_GPUS="")
     assert done.returncode == 1
     assert "JAX finds no GPU" in done.stderr
@@ -143,7 +143,7 @@ def test_gpus_are_checked_with_jax(gpus: House) -> None:
     ],
 )
 def test_gpu_training_restarts_after_a_signal(
-    gpus: House, training: str, status: int, starts: int
+    gpus: LaunchScripts, training: str, status: int, starts: int
 ) -> None:
     done = gpus.run("gpu.sh", "--restarts=2", TRAINING=training)
     assert done.returncode == status, done.stderr
@@ -153,7 +153,9 @@ def test_gpu_training_restarts_after_a_signal(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Signals) -> None:
+def test_gpu_training_saves_before_a_signal_ends_it(
+    gpus: LaunchScripts, how: signal.Signals
+) -> None:
     log = gpus.root / "runs" / "simclr" / "gpu.log"
     process = gpus.start("gpu.sh", TRAINING="waits")
     deadline = time.monotonic() + 600
@@ -172,7 +174,7 @@ def test_gpu_training_saves_before_a_signal_ends_it(gpus: House, how: signal.Sig
     "arguments",
     [["epochs=3"], ["--config=nix.py"], ["--memory=90"]],
 )
-def test_gpu_wrong_use_is_one_line_and_status_2(gpus: House, arguments: list[str]) -> None:
+def test_gpu_wrong_use_is_one_line_and_status_2(gpus: LaunchScripts, arguments: list[str]) -> None:
     done = gpus.run("gpu.sh", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.launch_house import ROOT, House
+from support.launch_scripts import ROOT, LaunchScripts
 
 FAKE_GCLOUD = r"""#!/usr/bin/env bash
 line="gcloud"
@@ -35,20 +35,20 @@ ZONE = "us-west4-a"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def scripts(tmp_path: Path) -> LaunchScripts:
+    return LaunchScripts(tmp_path)
 
 
 @pytest.fixture
-def cloud(house: House) -> House:
-    house.put("gcloud", FAKE_GCLOUD)
-    git = ["git", "-C", str(house.root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+def cloud(scripts: LaunchScripts) -> LaunchScripts:
+    scripts.put("gcloud", FAKE_GCLOUD)
+    git = ["git", "-C", str(scripts.root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *command], check=True)
-    return house
+    return scripts
 
 
-def test_tpu_create_requests_the_runtime_of_the_type(cloud: House) -> None:
+def test_tpu_create_requests_the_runtime_of_the_type(cloud: LaunchScripts) -> None:
     for kind, runtime in {
         "v5litepod-8": "v2-alpha-tpuv5-lite",
         "v6e-16": "v2-alpha-tpuv6e",
@@ -63,7 +63,7 @@ def test_tpu_create_requests_the_runtime_of_the_type(cloud: House) -> None:
         assert options < set(call.split("|"))
 
 
-def test_tpu_waits_for_queued_resources(cloud: House) -> None:
+def test_tpu_waits_for_queued_resources(cloud: LaunchScripts) -> None:
     settings = {"ZONE": ZONE, "QUEUED": "1"}
     states = "WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
     done = cloud.run("tpu_vm.sh", "create", "--spot", **settings, STATES=states)
@@ -75,7 +75,7 @@ def test_tpu_waits_for_queued_resources(cloud: House) -> None:
     assert "queued-resources|delete|cellclr|--force" in call
 
 
-def test_tpu_checks_the_experiment_first(cloud: House) -> None:
+def test_tpu_checks_the_experiment_first(cloud: LaunchScripts) -> None:
     (cloud.root / "configs" / "new.py").write_text("")
     for config, message in {
         "configs/nix.py": "there are configs/new.py configs/simclr.py",
@@ -92,7 +92,7 @@ def test_tpu_checks_the_experiment_first(cloud: House) -> None:
     assert cloud.run("tpu_vm.sh", "run", *flags, ZONE=ZONE).returncode == 0
 
 
-def test_tpu_setup_copies_the_commit_to_all_workers(cloud: House) -> None:
+def test_tpu_setup_copies_the_commit_to_all_workers(cloud: LaunchScripts) -> None:
     done = cloud.run("tpu_vm.sh", "setup", f"--zone={ZONE}")
     assert done.returncode == 0, done.stderr
     assert not list((cloud.root / "dist").iterdir()), "the archive is removed in the end"
@@ -100,7 +100,7 @@ def test_tpu_setup_copies_the_commit_to_all_workers(cloud: House) -> None:
     assert all("|--worker=all|" in call for call in cloud.calls())
 
 
-def test_tpu_run_starts_all_workers_and_follows_the_first(cloud: House) -> None:
+def test_tpu_run_starts_all_workers_and_follows_the_first(cloud: LaunchScripts) -> None:
     flags = ("--zone=us-west4-a", "--bucket=gs://cells/", "--config.note=it's two words")
     done = cloud.run("tpu_vm.sh", "run", *flags)
     assert done.returncode == 0, done.stderr
@@ -116,14 +116,14 @@ def test_tpu_run_starts_all_workers_and_follows_the_first(cloud: House) -> None:
     assert "worker-follow" in follow
 
 
-def test_tpu_reconnects(cloud: House) -> None:
+def test_tpu_reconnects(cloud: LaunchScripts) -> None:
     broken = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "FAIL_TIMES": "3"}
     done = cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **broken)
     assert done.returncode == 0, done.stderr
     assert len(cloud.calls()) == 3
 
 
-def test_tpu_exit_status_of_lost_connections_and_failed_training(cloud: House) -> None:
+def test_tpu_exit_status_of_lost_connections_and_failed_training(cloud: LaunchScripts) -> None:
     lost = {"FAIL_CALL": "worker-follow", "FAIL_STATUS": "255", "RETRIES": "1"}
     assert cloud.run("tpu_vm.sh", "follow", ZONE=ZONE, **lost).returncode == 4
     assert len(cloud.calls()) == 2
@@ -140,13 +140,13 @@ def test_tpu_exit_status_of_lost_connections_and_failed_training(cloud: House) -
         ("/mnt/r1", "scp|cellclr:/mnt/r1|"),
     ],
 )
-def test_tpu_fetch(cloud: House, run: str, source: str) -> None:
+def test_tpu_fetch(cloud: LaunchScripts, run: str, source: str) -> None:
     assert cloud.run("tpu_vm.sh", "fetch", f"--run={run}", "--out=out", ZONE=ZONE).returncode == 0
     (call,) = cloud.calls()
     assert source in call
 
 
-def test_tpu_delete_asks_first(cloud: House) -> None:
+def test_tpu_delete_asks_first(cloud: LaunchScripts) -> None:
     for typed in ("", "n\n"):
         assert cloud.run("tpu_vm.sh", "delete", ZONE=ZONE, typed=typed).returncode == 1
         assert cloud.calls() == []
@@ -182,7 +182,7 @@ ALL = ["create", "scp", "ssh", "worker-setup", "worker-run", "worker-follow", "r
     ],
 )
 def test_tpu_all_deletes_on_request_even_after_a_failure(
-    cloud: House, fails: str, status: str, delete: bool, expected: list[str]
+    cloud: LaunchScripts, fails: str, status: str, delete: bool, expected: list[str]
 ) -> None:
     flags = ["--bucket=b", *(["--delete"] if delete else [])]
     settings = {"ZONE": ZONE, "RETRIES": "1"}
@@ -196,7 +196,7 @@ def test_tpu_all_deletes_on_request_even_after_a_failure(
 
 
 @pytest.mark.parametrize("command", ["create", "delete", "all"])
-def test_tpu_dry_run_only_prints(cloud: House, command: str) -> None:
+def test_tpu_dry_run_only_prints(cloud: LaunchScripts, command: str) -> None:
     arguments = ["--dry-run", f"--zone={ZONE}", "--bucket=b", "--runtime=an odd one"]
     done = cloud.run("tpu_vm.sh", command, *arguments)
     assert done.returncode == 0, done.stderr
@@ -219,7 +219,7 @@ def test_tpu_dry_run_only_prints(cloud: House, command: str) -> None:
         ["create", "--zone=us-west4-a", "--tyep=v5p-8"],
     ],
 )
-def test_tpu_wrong_use_is_one_line_and_status_2(cloud: House, arguments: list[str]) -> None:
+def test_tpu_wrong_use_is_one_line_and_status_2(cloud: LaunchScripts, arguments: list[str]) -> None:
     done = cloud.run("tpu_vm.sh", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -227,7 +227,7 @@ def test_tpu_wrong_use_is_one_line_and_status_2(cloud: House, arguments: list[st
     assert cloud.calls() == []
 
 
-def place_training(cloud: House, seconds: str, status: int) -> None:
+def place_training(cloud: LaunchScripts, seconds: str, status: int) -> None:
     """Installs a stand-in for the training with this duration and exit status."""
     program = cloud.root / ".venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
@@ -238,7 +238,7 @@ def place_training(cloud: House, seconds: str, status: int) -> None:
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (1, 3)])
 def test_worker_trains_detached_and_its_status_can_be_followed(
-    cloud: House, status: int, expected: int
+    cloud: LaunchScripts, status: int, expected: int
 ) -> None:
     place_training(cloud, "0.5", status)
     assert cloud.run("tpu_vm.sh", "worker-follow").returncode == 3, "nothing has been started"
@@ -255,7 +255,7 @@ def test_worker_trains_detached_and_its_status_can_be_followed(
     assert f"{trained}{cloud.root}/data" in done.stdout
 
 
-def test_worker_setup_installs_the_extra_for_tpus(cloud: House) -> None:
+def test_worker_setup_installs_the_extra_for_tpus(cloud: LaunchScripts) -> None:
     cloud.put("python3", "#!/usr/bin/env bash\n")
     uv = cloud.elsewhere / ".local" / "bin" / "uv"
     uv.parent.mkdir(parents=True)

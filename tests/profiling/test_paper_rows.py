@@ -7,17 +7,17 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 from support.binaries import run as run_binary
-from support.launch_house import FAKE_PYTHON, ROOT, House
+from support.launch_scripts import FAKE_PYTHON, ROOT, LaunchScripts
 from support.paper_rows import BASE, ROWS
 
 from cellclr_jax.training.setup import check_ranges
 
 
 @pytest.fixture
-def house(tmp_path):
-    house = House(tmp_path)
-    house.put("python3.12", FAKE_PYTHON)
-    return house
+def scripts(tmp_path):
+    scripts = LaunchScripts(tmp_path)
+    scripts.put("python3.12", FAKE_PYTHON)
+    return scripts
 
 
 def parse_config(arguments):
@@ -70,8 +70,8 @@ def training_of(lines, run):
 
 
 @pytest.mark.parametrize("mode", [[], ["--small"]])
-def test_names_of_rows_equal_their_settings(house, mode):
-    done = house.run("reproduce_paper.sh", "--dry-run", *mode)
+def test_names_of_rows_equal_their_settings(scripts, mode):
+    done = scripts.run("reproduce_paper.sh", "--dry-run", *mode)
     lines = done.stdout.splitlines()
     base = "--config=configs/simclr_paper.py:cnn" if mode else BASE
     for table, row, run, training, *_ in ROWS:

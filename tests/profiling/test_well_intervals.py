@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from support.corrected_wells import corrected, planted, table
+from support.corrected_wells import ONE_WELL, corrected, planted, table
 
 from cellclr_jax.profiling.measures import uncertainty
 from cellclr_jax.profiling.measures.uncertainty import MOST_TREATMENTS, Replicates, well_intervals
@@ -14,16 +14,16 @@ from cellclr_jax.profiling.moa import BATCH_RULES
 
 
 def in_all_weeks(wells):
-    """The treatment of one well gets one in each week, like a positive control."""
-    alone = wells["Metadata_Compound"] == "alone"
+    """Gives the treatment with one well a well in each week, like a positive control."""
+    one_well = wells["Metadata_Compound"] == ONE_WELL
     values = np.random.default_rng(1).normal(size=(3, 8))
-    more = [("Week1_0", f"Week{week}", "alone", 1.0, "m0") for week in (1, 2, 3)]
-    return pd.concat([wells[~alone], table(more, values)], ignore_index=True)
+    more = [("Week1_0", f"Week{week}", ONE_WELL, 1.0, "m0") for week in (1, 2, 3)]
+    return pd.concat([wells[~one_well], table(more, values)], ignore_index=True)
 
 
 @pytest.fixture
 def each_well_once(monkeypatch):
-    """Every resample draws every well once."""
+    """Makes every resample draw every well once."""
     drawn = Replicates.profiles
     monkeypatch.setattr(Replicates, "profiles", lambda self, rng: drawn(self, None))
 

@@ -37,7 +37,7 @@ _LOADED = (
 
 
 def run(binary, *flags):
-    """The finished process of `python -m cellclr_jax.<binary> <flags>` in the repository."""
+    """Runs `python -m cellclr_jax.<binary> <flags>` in the repository; returns the process."""
     started = Started(binary, *flags)
     out, errors = started.communicate()
     return subprocess.CompletedProcess(started.flags, started.returncode, out, errors)
@@ -49,8 +49,8 @@ class Started:
     Args:
       binary: name of a module of the package.
       flags: its arguments.
-      environment: variables to add; JAX_NUM_CPU_DEVICES has its effect, too.
-      merged: writes stderr to stdout.
+      environment: variables to add; JAX_NUM_CPU_DEVICES also has its effect.
+      merged: redirects stderr to stdout.
     """
 
     def __init__(self, binary, *flags, environment=(), merged=False):
@@ -96,7 +96,7 @@ def _ask(**request):
 
 @functools.cache
 def _server():
-    """The process that has imported everything."""
+    """Starts the process that has imported the binaries' libraries."""
     server = subprocess.Popen(
         [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True,
@@ -144,7 +144,7 @@ def _become(
     except BaseException:
         traceback.print_exc()
         status = 1
-    # As an interpreter ends, except for the destruction of all modules, which takes a second.
+    # Ends like an interpreter, but without destroying all modules, which takes a second.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Random weights and images that depend only on their names."""
+"""Draws random weights, which depend only on their names, and images."""
 
 import zlib
 
@@ -10,13 +10,13 @@ _LAST_SCALE = 0.25
 
 
 def images(side=SIDE, channels=3):
-    """[IMAGES, side, side, channels] float32, normal."""
+    """Draws images [IMAGES, side, side, channels] float32 from a normal distribution."""
     shape = (IMAGES, side, side, channels)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def drawn(shapes):
-    """An entry for each name and shape in PyTorch's order of axes."""
+    """Draws an array for each name and shape, with axes in PyTorch's order."""
     return {name: _draw(name, shape) for name, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Faults that a run must survive; each is injected into a process of the binary."""
+"""Injects faults into a process of the training binary; the run must survive each of them."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from support.training_runs import checkpoints
 
 MODULE = ("-m", "cellclr_jax.main")
 # Runs the binary on a clock that is set back and forth by an hour while it runs.
-JUMPING = (
+JUMPING_CLOCK = (
     "-c",
     """
 import datetime, runpy, time
@@ -42,14 +42,14 @@ rm -rf "$run"/* && cp -a "$disk/." "$run"; exit $status
 """
 
 
-class Patient:
-    """A run that suffers faults.
+class FaultyRun:
+    """A training run into which faults are injected.
 
     Args:
       workdir: work directory.
       data_dir: folder of the dataset.
       settings: flags of the binary.
-      seed: seed of the times of faults.
+      seed: of the random times of faults.
     """
 
     def __init__(self, workdir, data_dir, settings=(), seed=0):
@@ -62,7 +62,7 @@ class Patient:
         )
 
     def start(self, *, program=MODULE, workdir=None, before=()):
-        """Starts the binary, or another program, possibly with another command before it."""
+        """Starts the binary or another program, prefixed by the command `before`."""
         flags = (*self.settings, f"--workdir={workdir or self.workdir}")
         if program == MODULE and not before:
             return Started("main", *flags)
@@ -73,13 +73,13 @@ class Patient:
         )
 
     def finish(self, **settings):
-        """Runs to the end."""
-        message = ends(self.start(**settings), 0)
+        """Runs the binary to its end; returns its stderr."""
+        message = wait_for_end(self.start(**settings), 0)
         assert "done: " in message
         return message
 
     def step(self):
-        """The number of steps in metrics.jsonl."""
+        """Counts the steps in metrics.jsonl."""
         log = self.workdir / "metrics.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         return sum('"loss"' in line for line in lines)
@@ -91,21 +91,21 @@ class Patient:
             assert time.monotonic() < deadline, process.kill() or process.communicate()[1]
             time.sleep(0.005)
 
-    def some_steps(self, process, most=4):
-        """Waits for the first steps of a process that was just started."""
+    def wait_for_first_steps(self, process, most=4):
+        """Waits for the first 1 to `most` steps of a process that was just started."""
         log = self.workdir / "metrics.jsonl"
         before = _identity(log)  # a resumed run replaces it
         self.wait_for(process, lambda: _identity(log) not in (None, before))
-        self.more_steps(process, most)
+        self.wait_for_more_steps(process, most)
 
-    def more_steps(self, process, most=4):
-        """Waits for a few more steps."""
-        last = self.step() + self.random.randint(1, most)
-        self.wait_for(process, lambda: self.step() >= last)
+    def wait_for_more_steps(self, process, most=4):
+        """Waits for 1 to `most` further steps."""
+        target = self.step() + self.random.randint(1, most)
+        self.wait_for(process, lambda: self.step() >= target)
 
 
-def ends(process, status):
-    """Waits for the end of a process, which prints no traceback; returns its stderr."""
+def wait_for_end(process, status):
+    """Waits for a process to end with a status and without a traceback; returns its stderr."""
     message = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == status, message
     assert "Traceback" not in message, message
@@ -119,48 +119,48 @@ def final_state(workdir):
     last = checkpoints(workdir)[-1]
     path = (last / "state").absolute()
     reader = ocp.PyTreeCheckpointer()
-    to_host = jax.tree.map(  # on whatever devices it was computed
+    to_host = jax.tree.map(  # regardless of the devices that saved it
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
     )
     return int(last.name), jax.tree.leaves(reader.restore(path, restore_args=to_host))
 
 
-def kill(patient):
-    """SIGKILL after some steps."""
-    process = patient.start()
-    patient.some_steps(process)
+def kill(run):
+    """Sends SIGKILL after some steps."""
+    process = run.start()
+    run.wait_for_first_steps(process)
     process.kill()
     process.communicate()
-    return f"killed after a row of step {patient.step()}"
+    return f"killed after a row of step {run.step()}"
 
 
 def _identity(path):
-    """The inode of a file, or None."""
+    """Returns the inode of a file, or None if it does not exist."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:
         return None
 
 
-def kill_while_saving(patient):
-    """SIGKILL while a checkpoint is half written."""
-    folder = patient.workdir / "checkpoints"
+def kill_while_saving(run):
+    """Sends SIGKILL while a checkpoint is being written."""
+    folder = run.workdir / "checkpoints"
     left = {_identity(path) for path in folder.glob("*tmp*")}
-    process = patient.start()
-    patient.wait_for(
+    process = run.start()
+    run.wait_for(
         process, lambda: {_identity(path) for path in folder.glob("*tmp*")} - {None} - left
     )
-    time.sleep(patient.random.random() * 0.05)
+    time.sleep(run.random.random() * 0.05)
     process.kill()
     process.communicate()
     left = [path.name for path in folder.iterdir() if "tmp" in path.name]
-    return f"killed while saving, left {', '.join(left) or 'nothing half written'}"
+    return f"killed while saving, left {', '.join(left) or 'nothing incomplete'}"
 
 
-def sigterm(patient):
-    """SIGTERM after some steps: it saves first."""
-    process = patient.start()
-    patient.some_steps(process)
+def sigterm(run):
+    """Sends SIGTERM after some steps; the run saves a checkpoint first."""
+    process = run.start()
+    run.wait_for_first_steps(process)
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=SECONDS)[1]
     if process.returncode == 0:
@@ -171,18 +171,18 @@ def sigterm(patient):
     return message.splitlines()[-1]
 
 
-def full_disk(patient):
-    """A disk that is full after some checkpoints, or a file size limit if it cannot be mounted."""
-    patient.workdir.mkdir(exist_ok=True)
-    pages = sum(-(-f.stat().st_size // 4096) for f in patient.workdir.rglob("*") if f.is_file())
-    size = 4096 * pages + patient.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
-    disk = patient.workdir.with_name("disk")
+def full_disk(run):
+    """Runs on a disk that fills up, or with a limited file size if no disk can be mounted."""
+    run.workdir.mkdir(exist_ok=True)
+    pages = sum(-(-f.stat().st_size // 4096) for f in run.workdir.rglob("*") if f.is_file())
+    size = 4096 * pages + run.random.randrange(40_000, 120_000)  # a checkpoint takes 100 kB
+    disk = run.workdir.with_name("disk")
     disk.mkdir(exist_ok=True)
-    script = ["sh", "-c", FULL_DISK, "sh", str(size), str(disk), str(patient.workdir)]
-    process = patient.start(before=["unshare", "-m", *script], workdir=disk)
+    script = ["sh", "-c", FULL_DISK, "sh", str(size), str(disk), str(run.workdir)]
+    process = run.start(before=["unshare", "-m", *script], workdir=disk)
     message = process.communicate(timeout=SECONDS)[1]
     if process.returncode not in (0, 1, 2):  # no permission to mount a disk
-        process = patient.start(before=["bash", "-c", 'ulimit -f 8; "$@"', "bash"])
+        process = run.start(before=["bash", "-c", 'ulimit -f 8; "$@"', "bash"])
         message = process.communicate(timeout=SECONDS)[1]
     if process.returncode == 0:
         return "the disk was large enough"
@@ -194,39 +194,39 @@ def full_disk(patient):
     return error
 
 
-def truncate_newest(patient):
-    """Truncates the files of the newest checkpoint's arrays to a half."""
-    saved = checkpoints(patient.workdir)
+def truncate_newest(run):
+    """Truncates the files of the newest checkpoint's arrays to half their size."""
+    saved = checkpoints(run.workdir)
     if len(saved) < 2:
-        return "too few checkpoints to cut one"
+        return "too few checkpoints to truncate one"
     for file in (saved[-1] / "state").rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
-    process = patient.start()
-    patient.some_steps(process, 1)
+    process = run.start()
+    run.wait_for_first_steps(process, 1)
     process.kill()
     message = process.communicate()[1]
     assert f"step {saved[-1].name} cannot be read: moved to unreadable/" in message, message
     assert f"resuming from step {saved[-2].name} " in message
-    return f"cut the checkpoint of step {saved[-1].name}: resumed from {saved[-2].name}"
+    return f"truncated the checkpoint of step {saved[-1].name}: resumed from {saved[-2].name}"
 
 
-def delete_newest(patient):
+def delete_newest(run):
     """Removes the newest checkpoint."""
-    saved = checkpoints(patient.workdir)
+    saved = checkpoints(run.workdir)
     if len(saved) < 2:
         return "too few checkpoints to delete one"
     shutil.rmtree(saved[-1])
     return f"deleted the checkpoint of step {saved[-1].name}"
 
 
-def vanished_shard(patient):
-    """A shard of the dataset is missing at the start, and then restored."""
-    shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
+def vanished_shard(run):
+    """Hides a shard of the dataset at the start, and then restores it."""
+    shard = run.random.choice(sorted(run.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
     shard.rename(hidden)
     try:
-        message = ends(patient.start(), 1)
+        message = wait_for_end(run.start(), 1)
     finally:
         hidden.rename(shard)
     error = message.splitlines()[-1]
@@ -234,31 +234,31 @@ def vanished_shard(patient):
     return error
 
 
-def vanished_while_running(patient):
-    """A shard is moved while the run reads it: without effect on an open file, else an error."""
-    shard = patient.random.choice(sorted(patient.data_dir.rglob("*.array_record-*")))
+def vanished_while_running(run):
+    """Moves a shard while the run reads it: an error unless the file is already open."""
+    shard = run.random.choice(sorted(run.data_dir.rglob("*.array_record-*")))
     hidden = shard.with_name(f"hidden-{shard.name}")
-    process = patient.start()
-    patient.some_steps(process, 2)
+    process = run.start()
+    run.wait_for_first_steps(process, 2)
     shard.rename(hidden)
     try:
-        patient.more_steps(process)
+        run.wait_for_more_steps(process)
         process.kill()
         message = process.communicate()[1]
     finally:
         hidden.rename(shard)
     assert process.returncode in (-signal.SIGKILL, 0) or shard.name in message, message
-    return f"a shard was gone for some steps, status {process.returncode}"
+    return f"a shard was missing for some steps, status {process.returncode}"
 
 
-def jumping_clock(patient):
-    """The clock is set back and forth by an hour during the run, until it is killed."""
-    process = patient.start(program=JUMPING)
-    patient.some_steps(process)
+def jumping_clock(run):
+    """Sets the clock back and forth by an hour during the run, until it is killed."""
+    process = run.start(program=JUMPING_CLOCK)
+    run.wait_for_first_steps(process)
     process.kill()
     message = process.communicate()[1]
     assert "Traceback" not in message, message
-    return f"the clock jumped until a row of step {patient.step()}"
+    return f"the clock jumped until a row of step {run.step()}"
 
 
 FAULTS = (

@@ -31,7 +31,7 @@ FLAGS = (
 PAGE_TIME = 20_000
 SECONDS = 600
 _CONSOLE = re.compile(r":CONSOLE[:(]\d+\)?\] (.*)")
-# The initiator, in the network log, of requests of the browser itself.
+# Initiator in the network log of the browser's own requests.
 _BROWSER = "not an origin"
 
 

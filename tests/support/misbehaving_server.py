@@ -17,13 +17,13 @@ class Served:
 
     Attributes:
       content: the whole file.
-      status: of every response, instead of the file; 0: none.
-      statuses: of the first responses, instead of the file.
+      status: HTTP status of every response, instead of the file; 0: the file is sent.
+      statuses: HTTP statuses of the first responses, instead of the file.
       cuts: bytes of the body after which the first connections end.
       cut_always: the same, for every connection.
       ranges: whether ranges are supported.
       claims: added to Content-Length.
-      gate: a GET waits for it after `gate_after` bytes of its body.
+      gate: event that a GET awaits after `gate_after` bytes of its body.
     """
 
     content: bytes
@@ -44,7 +44,7 @@ class Server:
       files: responses by path, without the slash.
       requests: (method, name) of all requests.
       sent: bytes of bodies by name.
-      most_at_once: bodies that were sent at the same time.
+      most_at_once: largest number of bodies sent at the same time.
     """
 
     def __init__(self, url: str) -> None:
@@ -90,9 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         if served is None:
             return
         size, start = len(served.content), 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and served.ranges:
-            start = int(asked[1])
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if requested and served.ranges:
+            start = int(requested[1])
             if start >= size:
                 self._send(416, 0)
                 return
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_body(served, served.content[start:])
 
     def _served(self) -> Served | None:
-        """The file of the path; None if a status was sent instead."""
+        """Returns the file of the path; None if a status was sent instead."""
         state, name = self.server.state, self.path.removeprefix("/")  # type: ignore[attr-defined]
         with state.lock:
             state.requests.append((self.command, name))

@@ -1,10 +1,9 @@
-"""Fields with nuclei drawn by hand, and scores of a segmentation.
+"""Reads fields with nuclei drawn by hand, and scores segmentations.
 
-Every connected region of a true label is a nucleus, whether the border cuts it or
-not. Regions drawn by hand reach down to 11 pixels (micronuclei, fragments of dead cells, slivers
-at the border), while a segmentation has a smallest area below which it keeps nothing. `compare`
-therefore takes that area: smaller true regions are ignored, together with found objects that lie
-mostly on them. With 0, every region counts.
+Every connected region of a true label is a nucleus, also at the border. Drawn regions have as few
+as 11 pixels (micronuclei, fragments of dead cells, slivers at the border), while a segmentation
+removes objects below a smallest area. `compare` takes that area and ignores smaller true regions,
+together with found objects that are mostly inside them. With 0, every region counts.
 """
 
 from dataclasses import dataclass, fields
@@ -25,9 +24,9 @@ class Score:
       true, found: objects.
       half, most: pairs of a true and a found object whose intersection over union (IoU) is above
         0.5 and above 0.7; no object is in two such pairs.
-      centres: true nuclei in which the centre of at least one found object lies.
-      splits: true nuclei that hold more than half of each of two found objects or more.
-      merges: found objects that hold more than half of each of two true nuclei or more.
+      centres: true nuclei that contain the centre of at least one found object.
+      splits: true nuclei that contain more than half of each of two or more found objects.
+      merges: found objects that contain more than half of each of two or more true nuclei.
     """
 
     true: int = 0
@@ -44,7 +43,7 @@ class Score:
 
     @property
     def f1_half(self) -> float:
-        """F1 of objects at IoU 0.5; 1 where there is nothing and nothing was found."""
+        """F1 of objects at IoU 0.5; 1 without true and found objects."""
         return _f1(self.half, self.true, self.found)
 
     @property
@@ -59,7 +58,7 @@ class Score:
 
     @property
     def recall(self) -> float:
-        """Share of the true nuclei in which a found centre lies."""
+        """Share of the true nuclei that contain the centre of a found object."""
         return self.centres / self.true if self.true else 1.0
 
 
@@ -68,7 +67,7 @@ def _f1(pairs: int, true: int, found: int) -> float:
 
 
 def hand_drawn_fields(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, image [H, W] uint16 and true labels [H, W] of every `<name>.tif` with `<name>.png`."""
+    """Reads (name, image [H, W] uint16, true labels [H, W]) of all pairs of a TIFF and a PNG."""
     found = []
     for path in sorted(folder.glob("*.tif")):
         # The first channel's values differ between touching nuclei; distant ones may share a value.
@@ -83,15 +82,15 @@ def compare(truth: np.ndarray, labels: np.ndarray, smallest: int = 0) -> Score:
 
     Args:
       truth, labels: any numbers, one for each object.
-      smallest: true objects of fewer pixels are set aside, with what was found on them.
+      smallest: true objects of fewer pixels are ignored, with found objects mostly inside them.
     """
     both = np.zeros((int(truth.max()) + 1, int(labels.max()) + 1), np.int64)
     np.add.at(both, (truth.ravel(), labels.ravel()), 1)
     true_area, found_area = both.sum(1), both.sum(0)
     true = (true_area >= max(smallest, 1)) & (np.arange(len(true_area)) > 0)
-    aside = (true_area > 0) & ~true
-    aside[0] = False
-    found = (found_area > 0) & (2 * both[aside].sum(0) <= found_area)
+    ignored = (true_area > 0) & ~true
+    ignored[0] = False
+    found = (found_area > 0) & (2 * both[ignored].sum(0) <= found_area)
     found[0] = False
     held = both[true][:, found]
     areas = true_area[true][:, None], found_area[found][None, :]
@@ -109,7 +108,7 @@ def compare(truth: np.ndarray, labels: np.ndarray, smallest: int = 0) -> Score:
 
 
 def _centres(truth: np.ndarray, labels: np.ndarray, true: np.ndarray, found: np.ndarray) -> int:
-    """The number of true objects in which the centre of a found one lies."""
+    """Counts true objects that contain the centre of a found object."""
     numbers = np.flatnonzero(found)
     if not len(numbers):
         return 0

@@ -1,4 +1,4 @@
-"""Fields of painted cells for tests, before any camera."""
+"""Paints fields of cells for tests, without the camera's blur and noise."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cellclr_jax.simulation.textures import texture_bank
 
 
 def field_of(cells: str | Population | None, seed: int = 0, size: int = 640) -> PaintedField:
-    """A square field of a population, or in which every cell has a mechanism's full phenotype.
+    """Paints a square field of a population, or of cells with a mechanism's full phenotype.
 
     Args:
       cells: a population, a mechanism, or None for untreated cells.

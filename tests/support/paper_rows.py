@@ -1,6 +1,6 @@
-"""The rows of the paper's tables, as launch/paper_tables.tsv has them."""
+"""Reads the rows of the paper's tables from launch/paper_tables.tsv."""
 
-from support.launch_house import ROOT
+from support.launch_scripts import ROOT
 
 ROWS = [
     line.split("\t")

@@ -1,6 +1,6 @@
-"""Draws of the published host chain (albumentations of 2021), one at a time in plain NumPy.
+"""Draws from the published host chain (albumentations of 2021), one at a time in plain NumPy.
 
-Each function takes a generator and returns what a view is made of; side is the image's, in pixels.
+Functions of a generator return the random parameters of a view; `side` is the image's, in pixels.
 """
 
 import colorsys
@@ -13,9 +13,9 @@ NAMES = ("brightness", "contrast", "saturation", "hue")
 
 
 def crop(rng, side, width=None, areas=(0.08, 1.0), aspects=(3 / 4, 4 / 3)):
-    """(top, left, height, width) in whole pixels: of up to ten tries the first that fits.
+    """Draws a box (top, left, height, width) in whole pixels: the first of ten tries that fits.
 
-    Where none fits, the largest box of an allowed aspect, in the middle: as torchvision has it.
+    If none fits, it is the largest central box of an allowed aspect ratio, as in torchvision.
     """
     rows, columns = side, width or side
     for _ in range(10):
@@ -35,7 +35,7 @@ def crop(rng, side, width=None, areas=(0.08, 1.0), aspects=(3 / 4, 4 / 3)):
 
 
 def points(side):
-    """The three points (x, y) that the elastic transform's affine map moves."""
+    """Returns the three points (x, y) that the elastic transform's affine map moves."""
     center, half = side // 2, side // 3
     return np.array(
         [
@@ -48,24 +48,24 @@ def points(side):
 
 
 def moved_points(rng, side, reach=50.0):
-    """Where those points go."""
+    """Draws the positions to which `points` are moved."""
     return points(side) + rng.uniform(-reach, reach, (3, 2))
 
 
 def map_between(sources, targets):
-    """The affine map [2, 3] that takes three points (x, y) to three others."""
+    """Computes the affine map [2, 3] that takes three points (x, y) to three others."""
     return np.linalg.solve(np.column_stack([sources, np.ones(3)]), targets).T
 
 
 def warp(image, matrix):
-    """Bilinear, pixel by pixel, at matrix @ (x, y, 1); mirrored about the outermost pixels."""
+    """Interpolates bilinearly, pixel by pixel, at matrix @ (x, y, 1), with mirrored borders."""
     height, width = image.shape[:2]
     out = np.zeros(image.shape)
 
-    def mirrored(place, side):
-        while not 0 <= place < side:
-            place = -place if place < 0 else 2 * (side - 1) - place
-        return place
+    def mirrored(index, side):
+        while not 0 <= index < side:
+            index = -index if index < 0 else 2 * (side - 1) - index
+        return index
 
     for y, x in np.ndindex(height, width):
         column, row = matrix @ (x, y, 1.0)
@@ -79,18 +79,18 @@ def warp(image, matrix):
 
 
 def field(rng, side):
-    """The displacements along one axis, in pixels: alpha 1, sigma 50."""
+    """Draws displacements [side, side] along one axis, in pixels: alpha 1, sigma 50."""
     return gaussian_filter(rng.uniform(-1, 1, (side, side)), 50)
 
 
 def jitter(rng, strength=0.2):
-    """(factors and shift by name, the four names in their order)."""
+    """Draws (factors and hue shift by name, the four names in random order)."""
     factors = {name: rng.uniform(1 - strength, 1 + strength) for name in NAMES[:3]}
     return factors | {"hue": rng.uniform(-0.2, 0.2)}, list(rng.permutation(NAMES))
 
 
 def naive_hue(image, shift):
-    """Turns hues by colorsys, pixel by pixel."""
+    """Shifts hues with colorsys, pixel by pixel."""
     out = np.zeros(image.shape)
     for i, j in np.ndindex(image.shape[:2]):
         hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) for c in image[i, j]))
@@ -99,7 +99,7 @@ def naive_hue(image, shift):
 
 
 def naive_jitter(image, names, factors):
-    """The named parts one after the other, in float64, clipped after each."""
+    """Applies the named operations in turn, in float64, and clips after each."""
     for name in names:
         factor = factors[name]
         if name == "hue":
@@ -115,5 +115,5 @@ def naive_jitter(image, names, factors):
 
 
 def quarter_turns(rng):
-    """RandomRotate90: half of the images, by 0 to 3 quarter turns."""
+    """Draws the quarter turns of RandomRotate90: for half of the images 0 to 3, else 0."""
     return int(rng.integers(0, 4)) if rng.random() < 0.5 else 0

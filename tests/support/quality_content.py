@@ -1,4 +1,4 @@
-"""Made-up tables and images of datasets, for the quality page."""
+"""Makes tables and images of datasets for tests of the quality page."""
 
 import json
 import re
@@ -15,7 +15,7 @@ IMAGES = np.random.default_rng(0).integers(0, 4000, (64, SIDE, SIDE, 3), np.uint
 
 
 def fields_table(plates=2, wells=("B02", "B03", "C04"), sites=4, seed=0):
-    """Fields with random measures and metadata like BBBC021's."""
+    """Makes a table of fields with random measures and metadata like BBBC021's."""
     rng = np.random.default_rng(seed)
     treatments = (("DMSO", 0.0), ("taxol", 0.3), ("latrunculin", 10.0))
     rows = []
@@ -44,7 +44,7 @@ def fields_table(plates=2, wells=("B02", "B03", "C04"), sites=4, seed=0):
 
 
 def make_content(fields, columns=("plate", "well", "compound", "concentration", "moa"), **changes):
-    """Content of the page: random crops, as many as the fields have cells."""
+    """Makes content of the page with a random crop for each cell of the fields."""
     known = [name for name in columns if name in fields]
     unusable = fields[fields["problem"] != ""]
     values = {
@@ -59,18 +59,18 @@ def make_content(fields, columns=("plate", "well", "compound", "concentration", 
 
 
 def figures_of(page):
-    """The figures of a page, decoded."""
+    """Decodes the figures of a page."""
     found = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
     return [json.loads(figure) for figure in found]
 
 
 def squares_of(figure, trace=0):
-    """(value, hover text, (row, column)) of each square of a map."""
-    words = figure["data"][0]["customdata"]
+    """Lists (value, hover text, (row, column)) of each square of a map."""
+    texts = figure["data"][0]["customdata"]
     values = figure["data"][trace]["z"]
     return [
         (values[y][x], text, (y, x))
-        for y, row in enumerate(words)
+        for y, row in enumerate(texts)
         for x, text in enumerate(row)
         if text
     ]

@@ -1,4 +1,4 @@
-"""Small evaluations, cells and pages for the tests of the report."""
+"""Makes small evaluations, cells and pages for the tests of the report."""
 
 import json
 import re
@@ -24,7 +24,7 @@ CLOSING = "</script><b>'"
 
 
 def make_wells(seed=0, weeks=3, moas=4, doses=(0.1, 1.0, 10.0), dims=6, names=None, noise=0.6):
-    """Profiles of two compounds per mechanism, in different weeks, two wells per concentration."""
+    """Makes profiles of two compounds per mechanism in different weeks, two wells per dose."""
     rng = np.random.default_rng(seed)
     rows, values = [], []
     directions = rng.normal(size=(moas, dims))
@@ -56,7 +56,7 @@ class Images:
 
 
 def make_cells(wells, each=4, side=24, channels=("dna", "tubulin", "actin"), seed=0):
-    """Cells of every well with random pixels."""
+    """Makes cells with random pixels for every well."""
     table = wells[["plate", "well", "batch", "compound", "concentration", "moa"]]
     table = table.loc[table.index.repeat(each)].reset_index(drop=True)
     shape = (side, side, len(channels))
@@ -66,7 +66,7 @@ def make_cells(wells, each=4, side=24, channels=("dna", "tubulin", "actin"), see
 
 
 def words_of(page):
-    """The text of a page, without data, style and script."""
+    """Extracts the text of a page, without data, style and script."""
     bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", bare)).split())
 
@@ -76,7 +76,7 @@ def page_data(page):
 
 
 def make_cell_evaluation(names=("round", "flat"), classifiers=("knn", "logistic")):
-    """Made-up scores of single cells; undefined for fewer than two classes."""
+    """Makes scores of single cells; they are undefined for fewer than two classes."""
     sample = Sample(np.arange(1020), "label", np.empty(0), pd.DataFrame(), 1020, 0, {})
     score = ProbeScore(0.8, 0.8, dict.fromkeys(names, 0.9), (0.8,))
     classes = dict(zip(names, (1000, 20), strict=False))

@@ -17,19 +17,19 @@ NAME = PACKAGE.name
 
 @cache
 def modules() -> dict[str, Path]:
-    """Paths of modules by dotted name below the package; '' is the package."""
+    """Lists paths of modules by dotted name below the package; '' is the package."""
     return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def module_name(path: Path) -> str:
-    """The dotted name, below the package, of a file."""
+    """Returns the dotted name of a file below the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
 @cache
 def imported(path: Path, *, lazy: bool = True) -> set[str]:
-    """Dotted names of the modules, and of names in modules, that a file imports."""
+    """Lists dotted names of the modules, and of names in modules, that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree) if lazy else _at_import(tree):
@@ -52,7 +52,7 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def own_imports(path: Path, *, lazy: bool = True) -> set[str]:
-    """Names, below the package, of the package's modules that a file imports."""
+    """Lists the package's modules that a file imports, by their names below the package."""
     prefix = f"{NAME}."
     names = {n.removeprefix(prefix) for n in imported(path, lazy=lazy) if n.startswith(prefix)}
     return {name for name in names if name in modules()}
@@ -60,12 +60,12 @@ def own_imports(path: Path, *, lazy: bool = True) -> set[str]:
 
 @cache
 def graph(*, lazy: bool = True) -> dict[str, set[str]]:
-    """Modules that each module imports."""
+    """Lists the modules that each module imports."""
     return {name: own_imports(path, lazy=lazy) - {name} for name, path in modules().items()}
 
 
 def closure(start: str, *, lazy: bool = False) -> set[str]:
-    """Modules that the import of a module loads, including their packages."""
+    """Lists the modules that the import of a module loads, including their packages."""
     found: set[str] = set()
     waiting = [start]
     while waiting:
@@ -79,13 +79,13 @@ def closure(start: str, *, lazy: bool = False) -> set[str]:
 
 
 def importers() -> dict[str, set[str]]:
-    """Modules that import each module, which is no '__init__' file."""
+    """Lists the modules that import each module, without those of '__init__' files."""
     real = {name for name, path in modules().items() if path.name != "__init__.py"}
     return {name: {user for user, used in graph().items() if name in used} for name in real}
 
 
 def lines(folder: Path, suffixes: tuple[str, ...]) -> int:
-    """Number of lines of all files with these suffixes below a folder."""
+    """Counts lines of all files with these suffixes below a folder."""
     return sum(
         path.read_text(encoding="utf-8").count("\n")
         for path in folder.rglob("*")
@@ -94,7 +94,7 @@ def lines(folder: Path, suffixes: tuple[str, ...]) -> int:
 
 
 def table() -> list[tuple[str, int]]:
-    """Names of measures and their counts."""
+    """Computes (name, count) of each measure of structure."""
     sources = (".py", ".jinja", ".css", ".js")
     files = [path for path in PACKAGE.rglob("*") if path.suffix in sources]
     training = closure("training.loop")

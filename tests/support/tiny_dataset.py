@@ -10,21 +10,21 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
-# Cells of each shard: several shards, and more cells than one task reads.
+# Cells of each shard: several shards, with more cells than one task reads.
 SHARDS = (30, 20, 7)
 CELLS = sum(SHARDS)
 SIDE = 12
 
 
 def random_images(dtype=np.uint16, channels=3, seed=0):
-    """Images [CELLS, SIDE, SIDE, channels] over the whole range of their type."""
+    """Draws images [CELLS, SIDE, SIDE, channels] over the whole range of their type."""
     high = np.iinfo(dtype).max
     rng = np.random.default_rng(seed)
     return rng.integers(0, high, (CELLS, SIDE, SIDE, channels), dtype, endpoint=True)
 
 
 def write_dataset(data_dir, images, *, masks=None, name="single_cells/all", columns=None):
-    """Writes a dataset; `columns` are its metadata by name. Returns its folder."""
+    """Writes a dataset with metadata `columns` by name; returns its folder."""
     builder, config = name.split("/")
     folder = Path(data_dir, builder, config, "1.0.0")
     folder.mkdir(parents=True)
@@ -91,7 +91,7 @@ def _write_shards(folder, builder, images, masks, ids):
 
 
 def metadata(count=CELLS):
-    """Plates, wells and treatments of cells; neighbours lie in different wells, one in none."""
+    """Makes metadata of cells: consecutive cells are in different wells; cell 3 has no well."""
     wells = np.arange(count) % 8
     compounds = np.array(["DMSO", "DMSO", "NA", "007", "a", "b", "c", "d"])[wells].astype(object)
     names = np.array([f"B{well:02d}" for well in range(8)])[wells].astype(object)

@@ -1,4 +1,4 @@
-"""A job of several processes that add numbers for ever, and starts quickly."""
+"""Runs a job of several processes that starts quickly and adds numbers until it is killed."""
 
 import sys
 

@@ -28,7 +28,7 @@ CENTERS = ((40, 40), (40, 110), (100, 60), (110, 140), (152, 190))
 
 
 def disc_field(rng, centers=CENTERS, *, height=HEIGHT, width=WIDTH, radius=9, level=3000):
-    """[H, W] uint16: discs of brightness `level` on a noisy background."""
+    """Draws an image [H, W] uint16 of discs of brightness `level` on a noisy background."""
     rows, columns = np.mgrid[:height, :width]
     image = rng.normal(500, 15, (height, width))
     for row, column in centers:
@@ -69,7 +69,7 @@ def write_csv(path: Path, header, rows) -> None:
 
 
 def zip_plates(release, out, *, folder=True, plates=PLATES):
-    """Each plate in a zip with <plate>/<file>, as downloaded, and the tables in the same folder."""
+    """Zips each plate with members <plate>/<file>, and copies the tables to the same folder."""
     out.mkdir()
     for plate in plates:
         with zipfile.ZipFile(out / f"BBBC021_v1_images_{plate}.zip", "w") as archive:
@@ -82,7 +82,7 @@ def zip_plates(release, out, *, folder=True, plates=PLATES):
 
 
 def write_crops(release, folder, count=3, shape=(24, 24, 3)):
-    """Crops <stem>_<n>.npy of the first wells of the first plate."""
+    """Writes crops <stem>_<n>.npy of two wells of the first plate."""
     folder.mkdir()
     for well in ("B02", "C03"):
         stem = file_name(well, 1, "w1", PLATES[0]).removesuffix(".tif")

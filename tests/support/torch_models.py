@@ -1,4 +1,4 @@
-"""The encoders in PyTorch, with the names of torchvision and of the published code."""
+"""Defines the encoders in PyTorch, with the names of torchvision and the published code."""
 
 import torch
 from support.drawn_weights import drawn
@@ -51,7 +51,7 @@ def downsample(inside, outside, stride):
 
 
 class ResNet(nn.Module):
-    """torchvision's, without the classification layer."""
+    """The ResNet of torchvision without its classification layer."""
 
     def __init__(self, name, channels=3):
         super().__init__()
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
 
 
 def cnn(widths, norm, channels=3):
-    """The layers of the published CNN, with batch normalisation if `norm` is "batch"."""
+    """Makes the layers of the published CNN, with batch normalisation if `norm` is "batch"."""
     layers = []
     for inside, outside in zip((channels, *widths), widths, strict=False):
         layers.append(nn.Conv2d(inside, outside, 3, padding=1, bias=norm == "none"))
@@ -89,8 +89,8 @@ class Published(nn.Module):
     """An encoder's children as a sequence, and a head of two layers, as in the published code.
 
     Args:
-      layers: of the encoder.
-      features: of its embedding.
+      layers: layers of the encoder.
+      features: width of its embedding.
       head: (hidden, width), or None for no head.
     """
 
@@ -108,14 +108,14 @@ class Published(nn.Module):
 
 
 def embed(model, images, *, train):
-    """Outputs [B, D] of a model for images [B, H, W, C] float32."""
+    """Computes outputs [B, D] of a model for images [B, H, W, C] float32."""
     with torch.no_grad():
         found = model.train(train)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     return [part.numpy() for part in found] if isinstance(found, tuple) else found.numpy()
 
 
 def with_drawn_weights(model):
-    """Loads weights of `drawn` into a model, and returns it."""
+    """Loads weights of `drawn` into a model and returns the model."""
     model.load_state_dict({n: torch.from_numpy(a) for n, a in drawn(shapes(model)).items()})
     return model
 

@@ -1,4 +1,4 @@
-"""Operations of a traced function."""
+"""Lists the operations of a traced function."""
 
 import jax
 

@@ -11,18 +11,18 @@ from cellclr_jax.training import loop
 
 
 def rows(workdir):
-    """The rows of `metrics.jsonl`."""
+    """Reads the rows of `metrics.jsonl`."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def checkpoints(workdir):
-    """Folders of a run's finished checkpoints, ascending."""
+    """Lists folders of a run's finished checkpoints in ascending order."""
     found = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
     return sorted(found, key=lambda path: int(path.name))
 
 
 def same(first, second):
-    """Whether two trees of arrays are equal, bit for bit."""
+    """Checks whether two trees of arrays are equal, bit for bit."""
     pairs = zip(*(jax.tree.leaves(jax.device_get(s)) for s in (first, second)), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
 
@@ -33,7 +33,7 @@ class Crash(Exception):
 
 @contextlib.contextmanager
 def crash_at(step):
-    """Ends the run of the body right after a step."""
+    """Raises Crash in the run of the body right after a step."""
     original = loop._Run._after_step
 
     def after_step(self, number, *rest):

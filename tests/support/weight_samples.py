@@ -1,4 +1,4 @@
-"""Networks, files of their weights and comparisons, for the tests of `weights/`."""
+"""Makes networks and files of their weights, and compares them, for the tests of `weights/`."""
 
 import functools
 from pathlib import Path
@@ -25,13 +25,13 @@ ENDINGS = (".pth", ".safetensors")
 
 @functools.cache
 def entries_of(network):
-    """Random entries of a network, including its counters."""
+    """Draws random entries of a network, including its counters."""
     plain = drawn({name: slot.shape for name, slot in slots(network).items()})
     return to_entries(to_variables(plain, network), network)
 
 
 def write(path, entries):
-    """Writes a file of entries, or of any content by PyTorch."""
+    """Writes entries to a file; PyTorch also writes other content."""
     if path.suffix == ".safetensors":
         save_file(entries, path)
     else:
@@ -45,7 +45,7 @@ def write(path, entries):
 
 
 def read(path):
-    """Reads entries by the library of the file's format."""
+    """Reads entries with the library of the file's format."""
     if path.suffix == ".safetensors":
         return load_file(path)
     loaded = pytest.importorskip("torch").load(path, weights_only=True)
@@ -66,7 +66,7 @@ def refusal(error, call, *arguments, **named):
 
 
 def same(one, other):
-    """Whether two files hold the same entries, bit for bit."""
+    """Checks whether two files hold the same entries, bit for bit."""
     assert one.keys() == other.keys()
     return all(
         one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()

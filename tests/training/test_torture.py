@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 from support.faults import (
-    JUMPING,
+    JUMPING_CLOCK,
     MODULE,
-    Patient,
+    FaultyRun,
     delete_newest,
     final_state,
     full_disk,
@@ -36,20 +36,20 @@ def losses(workdir):
 
 @pytest.mark.parametrize(
     ("faults", "epochs", "program"),
-    [(SHORT, 4, MODULE), pytest.param(LONG, 20, JUMPING, marks=pytest.mark.slow)],
+    [(SHORT, 4, MODULE), pytest.param(LONG, 20, JUMPING_CLOCK, marks=pytest.mark.slow)],
 )
 def test_a_run_with_faults_equals_an_undisturbed_one(data_dir, tmp_path, faults, epochs, program):
     shutil.copytree(data_dir, tmp_path / "data")  # faults move shards
     settings = (f"--config.epochs={epochs}", "--config.checkpoint.save_every_steps=2")
-    undisturbed = Patient(tmp_path / "undisturbed", tmp_path / "data", settings)
+    undisturbed = FaultyRun(tmp_path / "undisturbed", tmp_path / "data", settings)
     assert "first step" in undisturbed.finish()
-    patient = Patient(tmp_path / "run", tmp_path / "data", settings)
+    run = FaultyRun(tmp_path / "run", tmp_path / "data", settings)
     for fault in faults:
-        fault(patient)
-    assert "resuming from step" in patient.finish(program=program)
-    (step, expected), (last, found) = map(final_state, (undisturbed.workdir, patient.workdir))
+        fault(run)
+    assert "resuming from step" in run.finish(program=program)
+    (step, expected), (last, found) = map(final_state, (undisturbed.workdir, run.workdir))
     assert step == last == STEPS_PER_EPOCH * epochs
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert losses(patient.workdir) == losses(undisturbed.workdir)
+    assert losses(run.workdir) == losses(undisturbed.workdir)
     # Rates measured on a clock that jumps by an hour are positive or left out.
-    assert all(row.get("cells_per_second", 1.0) > 0 for row in rows(patient.workdir))
+    assert all(row.get("cells_per_second", 1.0) > 0 for row in rows(run.workdir))

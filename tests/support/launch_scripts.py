@@ -1,4 +1,4 @@
-"""A copy of the launch scripts with stand-ins for external programs that record their calls."""
+"""Copies the launch scripts and replaces external programs by stand-ins that record calls."""
 
 import shutil
 import subprocess
@@ -42,11 +42,11 @@ esac
 """
 
 
-class House:
+class LaunchScripts:
     """A copy of the launch scripts with a PATH of only stand-ins and basic tools."""
 
     def __init__(self, place: Path) -> None:
-        self.root = place / "a house"
+        self.root = place / "a folder"
         self.bin = place / "bin"
         self.elsewhere = place / "elsewhere"
         self.calls_file = place / "calls"
@@ -99,5 +99,5 @@ class House:
         )
 
     def calls(self) -> list[str]:
-        """Calls of the stand-ins in the last run."""
+        """Lists the calls of the stand-ins in the last run."""
         return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
