@@ -75,10 +75,10 @@ def test_no_pixel_has_two_owners(labels, centers):
 
 
 def test_a_cell_without_a_window_claims_its_pixels(labels, centers):
-    alone = crop_masks(labels, [1], centers[:1], size=40, border="shift", radius=30)
+    only_first = crop_masks(labels, [1], centers[:1], size=40, border="shift", radius=30)
     every = crop_masks(labels, range(1, 7), centers, size=40, border="shift", radius=30)
-    np.testing.assert_array_equal(alone[0], every[0])
+    np.testing.assert_array_equal(only_first[0], every[0])
     # Without the neighbour in the labels, its pixels belong to the first cell.
     without = np.where(labels == 2, 0, labels)
     wider = crop_masks(without, [1], centers[:1], size=40, border="shift", radius=30)
-    assert (wider > 0).sum() > (alone > 0).sum()
+    assert (wider > 0).sum() > (only_first > 0).sum()

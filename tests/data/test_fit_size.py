@@ -90,8 +90,8 @@ def test_channels_are_independent_and_rotation_commutes(rng, how):
     image = noise(rng, (64, 64), 4)
     fitted = fit(image, 20, how)
     for channel in range(4):
-        alone = fit(image[..., channel : channel + 1], 20, how)
-        np.testing.assert_array_equal(alone, fitted[..., channel : channel + 1])
+        only_channel = fit(image[..., channel : channel + 1], 20, how)
+        np.testing.assert_array_equal(only_channel, fitted[..., channel : channel + 1])
     np.testing.assert_array_equal(fit(np.rot90(image), 20, how), np.rot90(fitted))
 
 

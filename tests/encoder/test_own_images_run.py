@@ -1,4 +1,4 @@
-"""Somebody's own images of single cells, from a folder of PNGs to scores, by the binaries alone."""
+"""Scores images of single cells from a folder of PNGs, only with the binaries."""
 
 import json
 
@@ -10,7 +10,7 @@ from support.binaries import run
 
 SIDE = 24
 IMAGES = 36
-# Radius and brightness of the disc that stands for a cell of each class.
+# Radius and brightness of the disc that represents a cell of each class.
 CLASSES = {"large": (9, 120), "small": (4, 120), "dim": (9, 40)}
 SETTINGS = (
     "--config.dataset=single_cells/all",

@@ -124,7 +124,7 @@ def test_half_precision_input_costs_the_gradients_last_rounding_alone(dtype, tem
 
 
 def test_every_product_is_exact():
-    """Accelerators round the factors of a product unless they are told not to."""
+    """Accelerators round the factors of a product unless the precision is set to HIGHEST."""
     text = jax.jit(evaluate).lower(*pair(4, 3), 0.1).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) == 3
@@ -290,9 +290,11 @@ def test_devices_exchange_the_rows_once_and_a_number_for_each_row():
 
 def test_each_device_computes_its_own_rows():
     """In one tile: the compiler's count takes a loop's body once."""
-    alone, shared = (compiled(1024, 64, 2048, n).cost_analysis()["flops"] for n in (1, 8))
-    assert alone > 2 * 2 * 2048**2 * 64
-    assert shared < 1.05 * alone / 8
+    one_device, eight_devices = (
+        compiled(1024, 64, 2048, n).cost_analysis()["flops"] for n in (1, 8)
+    )
+    assert one_device > 2 * 2 * 2048**2 * 64
+    assert eight_devices < 1.05 * one_device / 8
 
 
 def test_memory_grows_with_the_rows_and_not_with_their_square():

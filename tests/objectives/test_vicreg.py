@@ -71,8 +71,8 @@ def test_devices_that_share_the_rows_find_the_same():
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, *mesh.axis_names))
     function = jax.value_and_grad(lambda p: loss(goal, p, mesh)[0])
     value, gradient = jax.jit(function)(jax.device_put(pair, rows))
-    alone, wanted = jax.value_and_grad(lambda p: loss(goal, p)[0])(pair)
-    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    on_one_device, wanted = jax.value_and_grad(lambda p: loss(goal, p)[0])(pair)
+    np.testing.assert_allclose(value, on_one_device, rtol=1e-6)
     np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 

@@ -45,23 +45,23 @@ def test_without_an_effect_both_guess():
 
 
 def test_whole_plates_are_held_out():
-    """Plates that differ, batches that do not: known wells of the plate would tell the batch."""
+    """Plates differ and batches do not: training wells of the same plate would reveal the batch."""
     found = [batch_effect(corrected(controls(seed, of_plate=3.0))) for seed in range(4)]
     assert {one.summary["held_out"] for one in found} == {"plates"}
     for name in ("logistic", "knn"):
         assert np.mean([one.summary["balanced_accuracy"][name] for one in found]) < 0.4
-    alone = batch_effect(corrected(controls(plates=1, of_plate=3.0)))
-    assert alone.summary["held_out"] == "wells"
-    assert alone.summary["balanced_accuracy"]["knn"] > 0.9
+    one_plate = batch_effect(corrected(controls(plates=1, of_plate=3.0)))
+    assert one_plate.summary["held_out"] == "wells"
+    assert one_plate.summary["balanced_accuracy"]["knn"] > 0.9
 
 
 @pytest.mark.parametrize("plates", [[2, 2], [2, 3, 7], [6, 9]])
 def test_folds_keep_groups_together_and_leave_some_of_each_batch(plates):
     groups = np.repeat(np.arange(sum(plates)), 3)
     batch = np.repeat(np.arange(len(plates)), 3 * np.array(plates))
-    asked = list(folds(batch, groups))
-    np.testing.assert_array_equal(np.sum(asked, axis=0), np.ones(len(batch)))
-    for rows in asked:
+    test_masks = list(folds(batch, groups))
+    np.testing.assert_array_equal(np.sum(test_masks, axis=0), np.ones(len(batch)))
+    for rows in test_masks:
         assert not set(groups[rows]) & set(groups[~rows])
         assert set(batch[rows]) == set(batch[~rows]) == set(range(len(plates)))
 
@@ -76,13 +76,13 @@ def test_the_nearest_neighbour_and_the_recall_are_those_of_a_loop():
     plates = list(dict.fromkeys(used["Metadata_Plate"]))
     plate = np.array([plates.index(name) for name in used["Metadata_Plate"]])
     right = np.zeros(len(batch))
-    for asked in folds(batch, plate):
-        mean, deviation = values[~asked].mean(axis=0), values[~asked].std(axis=0)
+    for test in folds(batch, plate):
+        mean, deviation = values[~test].mean(axis=0), values[~test].std(axis=0)
         scaled = (values - mean) / deviation
-        for row in np.flatnonzero(asked):
+        for row in np.flatnonzero(test):
             known = [
                 (scaled[i] @ scaled[row] / np.linalg.norm(scaled[i]), batch[i])
-                for i in np.flatnonzero(~asked)
+                for i in np.flatnonzero(~test)
             ]
             right[row] = max(known)[1] == batch[row]
     recall = [right[batch == index].mean() for index in range(len(names))]

@@ -193,11 +193,11 @@ def test_the_report_and_the_console_show_the_scores(tmp_path):
 
 def test_scores_of_treatments_and_of_cells_are_written_together(tmp_path):
     scored = evaluate(planted(weeks=2), Protocol(corrections=("none",)))
-    alone = report.write_evaluation(tmp_path, report.Results(scored))
+    only_treatments = report.write_evaluation(tmp_path, report.Results(scored))
     results = report.Results(scored, cells=evaluated(labelled()))
     both = report.write_evaluation(tmp_path, results, overwrite=True)
-    assert {name: both[name] for name in alone} == alone
-    assert set(both) - set(alone) == {"cells"}
+    assert {name: both[name] for name in only_treatments} == only_treatments
+    assert set(both) - set(only_treatments) == {"cells"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h2>Treatment map</h2>" in page
     assert "Single-cell classification" in page

@@ -183,7 +183,7 @@ def shifted(seed=0, wells=120, dims=6):
 
 
 def apart(profiles, batches):
-    """How far the batches' means lie from each other, in deviations."""
+    """Computes the distance of the batches' means in standard deviations."""
     means = [profiles[batches == name].mean(axis=0) for name in ("one", "two")]
     return np.abs(means[0] - means[1]).mean() / profiles.std()
 
@@ -228,6 +228,6 @@ def test_harmony_takes_rows_for_wells_for_any_shape(wells, dims):
 
 def test_combat_refuses_a_batch_of_one_well():
     profiles, batches = shifted()
-    batches[0] = "alone"
-    with pytest.raises(BadData, match="batch 'alone' has one well"):
+    batches[0] = "single"
+    with pytest.raises(BadData, match="batch 'single' has one well"):
         combat(profiles, batches)

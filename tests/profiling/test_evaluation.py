@@ -187,8 +187,8 @@ def test_corrections_and_standardisations_are_choices():
     described = metrics_json.describe_protocol(found)
     assert described["standardize"] == "plates"
     assert described["robust"] is True
-    alone = evaluate(wells, Protocol(corrections=("none", "tvn"))).scores["tvn"]
-    assert alone.nsc.correct == evaluate(wells).scores["tvn"].nsc.correct
+    only_tvn = evaluate(wells, Protocol(corrections=("none", "tvn"))).scores["tvn"]
+    assert only_tvn.nsc.correct == evaluate(wells).scores["tvn"].nsc.correct
 
 
 def test_a_note_warns_of_a_regularization_far_above_the_variance():

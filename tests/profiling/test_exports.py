@@ -10,8 +10,8 @@ from cellclr_jax.errors import BadData, BadUse
 from cellclr_jax.profiling import exports
 from cellclr_jax.profiling.exports import write_table
 
-# Each is taken for something else somewhere: a missing value, a number, markup, a separator.
-ODD = ["NA", "007", "<x>", "a,b", 'say "x"', "Ω-µM/é", "two\nlines", "nan", "1e5", "TRUE", "None"]
+# Some program mistakes each for something else: a missing value, a number, markup, a separator.
+ODD = ["NA", "007", "<x>", "a,b", 'a "x"', "Ω-µM/é", "two\nlines", "nan", "1e5", "TRUE", "None"]
 HARD = [0.1, 1 / 3, 1e-300, -1.7976931348623157e308, 5e-324, 123456789.12345679, 0.0, -0.0]
 
 
@@ -35,12 +35,12 @@ def wells(count=24, dtype=np.float64, seed=0):
 
 
 def in_order(table):
-    """Metadata first, as it is written."""
+    """Moves metadata to the front, in the order of written tables."""
     return table[sorted(table, key=lambda name: not name.startswith("Metadata_"))]
 
 
 PANDAS_2 = pd.__version__.startswith("2.")
-# Later ones read exactly unasked.
+# Later versions read exactly by default.
 EXACT = {"float_precision": "round_trip"} if PANDAS_2 else {}
 
 

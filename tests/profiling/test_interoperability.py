@@ -54,7 +54,7 @@ def features_of(table):
 
 
 def scores_of(found):
-    """What a score says, by correction and kind."""
+    """Lists scores by correction and kind."""
     return {
         (name, kind): getattr(scores, kind)
         for name, scores in found.scores.items()
@@ -85,7 +85,7 @@ def test_standardised_by_pycytominer_the_scores_are_ours(wells, tmp_path):
         if correction == "none":
             pd.testing.assert_frame_equal(theirs, ours, rtol=1e-6)
         # Medians of whitened wells depend on the axes, and where there are fewer controls than
-        # features rounding alone chooses those of the directions that no control varies in.
+        # features, the axes along which no control varies are determined only by rounding.
         same = (theirs.drop(columns="similarity") == ours.drop(columns="similarity")).all(axis=1)
         assert len(theirs) == len(ours) > 5
         assert same.mean() > 0.97

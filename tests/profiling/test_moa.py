@@ -225,10 +225,10 @@ def test_both_scores_equal_the_separate_scores(rule):
     found = moa.both_scores(table, batches=rule, neighbours=[1, 3])
     assert found[1][0] == moa.not_same_compound(table)
     nsc, nscb = found[3]
-    alone = moa.not_same_compound_or_batch(table, batches=rule, neighbours=3)
+    only_nscb = moa.not_same_compound_or_batch(table, batches=rule, neighbours=3)
     assert nsc == moa.not_same_compound(table, neighbours=3)
-    assert nscb == alone
-    pd.testing.assert_frame_equal(nscb.neighbours, alone.neighbours)
+    assert nscb == only_nscb
+    pd.testing.assert_frame_equal(nscb.neighbours, only_nscb.neighbours)
     one_batch = moa.both_scores(table.assign(Metadata_Batch="W1"), batches=rule)[1]
     assert one_batch[0].total == 40
     assert "one batch" in one_batch[1].undefined

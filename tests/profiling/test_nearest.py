@@ -32,7 +32,7 @@ def test_neighbours_are_those_of_a_sorted_list(monkeypatch, few, k, kind):
     profiles = rng.normal(size=(60, 5))
     if kind == "ties":
         profiles = np.round(profiles)  # some are zeros, many are alike
-    if kind == "almost equal":  # float32 cannot tell them apart
+    if kind == "almost equal":  # float32 cannot distinguish them
         profiles = 1 + 1e-4 * profiles
     vectors = unit_vectors(profiles)
     allowed = rng.random((60, 60)) < 0.7

@@ -115,18 +115,20 @@ def test_unusable_classes_are_left_out_with_the_reason():
     labels = labels.astype(object)
     rng = np.random.default_rng(1)
     plates = rng.integers(0, 3, len(labels))
-    labels[plates == 2] = np.where(labels[plates == 2] == "class 0", "alone", "class 1")
+    labels[plates == 2] = np.where(
+        labels[plates == 2] == "class 0", "a class of one group", "class 1"
+    )
     labels[:9] = "few"
     labels[9:19] = ""
     found = probe(features, labels, plates, classifiers=["knn"])
     assert found.left_out == {
-        "alone": "all its cells are of one group",
+        "a class of one group": "all its cells are of one group",
         "few": "9 cells: at least 10 are needed",
     }
     assert set(found.classes) == {"class 0", "class 1", "class 2"}
     assert found.cells == sum(found.classes.values())
-    assert found.cells == len(labels) - 19 - (labels == "alone").sum()
-    assert "alone" in probe(features, labels, classifiers=["knn"]).classes
+    assert found.cells == len(labels) - 19 - (labels == "a class of one group").sum()
+    assert "a class of one group" in probe(features, labels, classifiers=["knn"]).classes
 
 
 def test_damaged_features_are_refused():

@@ -155,21 +155,21 @@ def write_metadata(folder, table):
     return {"image_csv": folder / "image.csv", "moa_csv": folder / "moa.csv"}
 
 
-def test_metadata_comes_from_the_tables_beside_it(tmp_path):
+def test_metadata_comes_from_image_and_moa_tables(tmp_path):
     table = plain()
     table["moa"] = table["compound"].map(lambda c: f"m{c}")
-    beside = write_metadata(tmp_path, table)
+    paths = write_metadata(tmp_path, table)
     bare = save(table.drop(columns=["compound", "concentration", "moa"]), tmp_path / "t.csv")
     full = save(table, tmp_path / "full.csv")
     wanted = tables.read_profiles(full).table
-    found = tables.read_profiles(bare, **beside).table.drop(columns="Metadata_Replicate")
+    found = tables.read_profiles(bare, **paths).table.drop(columns="Metadata_Replicate")
     pd.testing.assert_frame_equal(found, wanted)
     contradicting = save(table.assign(compound="c9"), tmp_path / "other.csv")
     with pytest.raises(BadData, match="row 1: Metadata_Compound is 'c9', but 'DMSO'"):
-        tables.read_profiles(contradicting, **beside)
+        tables.read_profiles(contradicting, **paths)
     unknown = save(table.drop(columns=["compound", "moa"]).assign(well="Z9"), tmp_path / "z.csv")
     with pytest.raises(BadData, match="well 'Z9' of plate 'Week1_9' is not in"):
-        tables.read_profiles(unknown, **beside)
+        tables.read_profiles(unknown, **paths)
 
 
 @pytest.mark.parametrize(

@@ -129,5 +129,7 @@ def test_corrections_of_libraries_are_scored_with_a_note(correction):
     found = evaluate(screen(2), Protocol(corrections=("none", correction)))
     assert found.scores[correction].nsc.total == found.scores["none"].nsc.total
     assert any(note.startswith(f"{correction} is fitted on all wells") for note in found.notes)
-    alone = evaluate(screen(2).assign(batch="Week1"), Protocol(corrections=("none", correction)))
-    assert "all wells lie in 'Week1'" in alone.scores[correction].nsc.undefined
+    one_batch = evaluate(
+        screen(2).assign(batch="Week1"), Protocol(corrections=("none", correction))
+    )
+    assert "all wells lie in 'Week1'" in one_batch.scores[correction].nsc.undefined

@@ -160,7 +160,7 @@ def scores_of(nsc, nscb, drop, **baselines):
 
 
 GOOD = scored(43, 48, (0.78, 0.98))
-NONE = ScoreSummary(None, 0, None, "one batch alone")
+NONE = ScoreSummary(None, 0, None, "only one batch")
 BARE = ScoreSummary(3, 4, 0.75)
 
 
@@ -196,22 +196,22 @@ def test_sentences_have_counts_intervals_and_baselines():
 def test_heading_does_not_choose_the_best_correction():
     scores = scores_of(GOOD, GOOD, 0.0)
     scores["trained"]["tvn"] = Summary(scored(9, 48, (0.1, 0.3)), GOOD, 0.0)
-    said = verdict.judge(MadeUp(scores))[1][0]
-    assert "9 of 48" in said
-    assert "9 to 43 over all corrections" in said
+    sentence = verdict.judge(MadeUp(scores))[1][0]
+    assert "9 of 48" in sentence
+    assert "9 to 43 over all corrections" in sentence
     scores["trained"]["combat"] = Summary(GOOD, GOOD, 0.0)
     assert "9 of 48" in verdict.judge(MadeUp(scores))[1][0]
 
 
 def test_undefined_scores_have_a_reason():
     scores = scores_of(NONE, NONE, None)
-    heading, said = verdict.judge(MadeUp(scores))
+    heading, sentences = verdict.judge(MadeUp(scores))
     assert heading == "No score"
-    assert "NSC is undefined under none: one batch alone." in said
-    assert verdict.score_rows(scores, {})[0]["scores"][0]["undefined"] == "one batch alone"
+    assert "NSC is undefined under none: only one batch." in sentences
+    assert verdict.score_rows(scores, {})[0]["scores"][0]["undefined"] == "only one batch"
     assert score_charts(scores) == []
     half = scores_of(GOOD, NONE, None)
-    expected = "The accuracy across batches (NSCB) is undefined: one batch alone."
+    expected = "The accuracy across batches (NSCB) is undefined: only one batch."
     assert verdict.judge(MadeUp(half))[1][-1] == expected
     assert len(score_charts(half)) == 1
     by_batch = verdict.judge(MadeUp(scores_of(NONE, GOOD, None)))[1][0]

@@ -86,5 +86,5 @@ def test_a_profile_without_variation_correlates_with_nothing():
 def test_the_reason_is_given_if_reproducibility_is_undefined():
     assert "two wells" in reproducibility(corrected(noise(0, 6, 1))).summary["undefined"]
     assert "two features" in reproducibility(corrected(noise(0, 6, 2, dims=1))).summary["undefined"]
-    alone = noise(0, 1, 4)
-    assert "only one treatment" in reproducibility(corrected(alone)).summary["undefined"]
+    one_treatment = noise(0, 1, 4)
+    assert "only one treatment" in reproducibility(corrected(one_treatment)).summary["undefined"]

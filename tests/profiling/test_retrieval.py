@@ -121,7 +121,7 @@ def test_p_is_that_of_all_rankings_and_q_that_of_benjamini_and_hochberg():
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_an_encoder_that_gives_all_wells_one_profile_retrieves_by_chance(value):
-    """copairs alone ranks positives first where all are equal: everything would be perfect."""
+    """copairs itself ranks positives first among ties: every score would be perfect."""
     wells = planted(0, replicates=(3,), controls=8)
     features = list(wells.filter(regex="^f"))
     wells[features] = value

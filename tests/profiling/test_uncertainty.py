@@ -87,7 +87,7 @@ def test_with_one_treatment_a_compound_the_interval_is_wilsons():
 
 
 def test_treatments_of_one_compound_count_as_one():
-    """Ten concentrations that agree tell no more than one does."""
+    """Ten concentrations with equal predictions count as much as one."""
     few = [(f"c{i}", "m", "x", "m" if i % 2 else "n") for i in range(10)]
     once, often = uncertainty(scored(few)), uncertainty(scored(few * 10))
     assert (once.low, once.high) == (often.low, often.high)
@@ -101,7 +101,7 @@ def test_a_query_without_a_neighbour_is_never_right():
 
 
 def without_signal(rng, compounds, doses, moas, batches):
-    """Treatments whose profile says nothing of their MoA; doses of a compound are alike."""
+    """Treatments whose profiles are independent of their MoA; doses of a compound are alike."""
     moa, batch = rng.permutation(np.arange(compounds) % moas), rng.integers(0, batches, compounds)
     base = np.repeat(rng.normal(size=(compounds, 12)), doses, axis=0)
     compound = np.repeat(np.arange(compounds), doses)
