@@ -32,7 +32,7 @@ REPEATS = 5
 
 
 def on_host(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """One view by SciPy and scikit-image, with the operations of `CHAIN`."""
+    """Computes one view by SciPy and scikit-image, with the operations of `CHAIN`."""
     side = image.shape[0]
     size = max(8, int(side * np.sqrt(rng.uniform(0.08, 1))))
     top, left = rng.integers(0, side - size + 1, 2)
@@ -57,7 +57,7 @@ def on_host(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def device_rate(images: np.ndarray, chain: Mapping[str, Any]) -> tuple[float, float]:
-    """(views a second at best, seconds to compile) of the jitted chain over all devices."""
+    """Measures (highest views a second, seconds to compile) of the jitted chain on all devices."""
     mesh = devices.make_mesh()
     batch = devices.to_global(mesh, {"image": images})["image"]
     views = jax.jit(lambda key, x: augment.two_views(key, x, chain))
@@ -74,7 +74,7 @@ def device_rate(images: np.ndarray, chain: Mapping[str, Any]) -> tuple[float, fl
 
 
 def host_rate(images: np.ndarray, view: View) -> float:
-    """Highest rate of a host chain on one core, in views a second."""
+    """Measures the highest rate of a host chain on one core, in views a second."""
     rng, best = np.random.default_rng(0), np.inf
     for _ in range(REPEATS):
         began = time.perf_counter()

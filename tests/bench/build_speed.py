@@ -46,7 +46,7 @@ def main() -> None:
         fields = len(list(release.glob("ground_truth/*/*.npz")))
         for workers in sorted({1, options.workers}):
             build(release, Path(folder, f"data{workers}"), fields, workers)
-        steps(release)
+        print_steps(release)
 
 
 def build(release: Path, data_dir: Path, fields: int, workers: int) -> None:
@@ -70,14 +70,14 @@ def build(release: Path, data_dir: Path, fields: int, workers: int) -> None:
     hours = BBBC021_FIELDS / (fields / seconds) / 3600
     print(
         f"{workers} workers: {fields} fields in {seconds:.1f} s, {fields / seconds:.2f} fields/s "
-        f"(start and quality page included), at most {largest / 2**20:.0f} MiB a process; "
+        f"(including start and quality page), at most {largest / 2**20:.0f} MiB a process; "
         f"{BBBC021_FIELDS:,} fields: {hours:.2f} h",
         flush=True,
     )
 
 
 def worker_memory(process: psutil.Process) -> list[int]:
-    """Bytes of a process and each of its children."""
+    """Lists the bytes of a process and each of its children."""
     sizes = [0]
     try:
         for one in [process, *process.children(recursive=True)]:
@@ -87,7 +87,7 @@ def worker_memory(process: psutil.Process) -> list[int]:
     return sizes
 
 
-def steps(release: Path) -> None:
+def print_steps(release: Path) -> None:
     """Prints the milliseconds that each step takes for one field."""
     fields = open_source("raw", Request((release,))).fields[:STEPS_REPEATED]
     settings = CropSettings(96, CHANNELS, RELEASE_COLUMNS)
@@ -97,22 +97,22 @@ def steps(release: Path) -> None:
     labels = [segmentation.segment_nuclei(image[..., 0]) for image in images]
     centers = [crops.nucleus_centers(one) for one in labels]
     print(f"cells a field: {np.mean([len(one) for one in centers]):.0f}; ms a field on one core:")
-    timed("read three zlib TIFFs", lambda i: fields[i].read())
-    timed("means for the light", lambda i: block_means(images[i]))
-    timed("correct the light", lambda i: light.apply(images[i]))
-    timed("measure quality", lambda i: measure_images(images[i][None], CHANNELS))
-    timed("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))
-    timed("cut crops", lambda i: crops.extract_crops(images[i], centers[i]))
-    timed("all, light corrected", lambda i: extract_field(fields[i], settings, light))
+    print_time("read three zlib TIFFs", lambda i: fields[i].read())
+    print_time("means for the light", lambda i: block_means(images[i]))
+    print_time("correct the light", lambda i: light.apply(images[i]))
+    print_time("measure quality", lambda i: measure_images(images[i][None], CHANNELS))
+    print_time("find nuclei", lambda i: segmentation.segment_nuclei(images[i][..., 0]))
+    print_time("cut crops", lambda i: crops.extract_crops(images[i], centers[i]))
+    print_time("all, light corrected", lambda i: extract_field(fields[i], settings, light))
 
 
-def timed(what: str, step: Callable[[int], object]) -> None:
+def print_time(name: str, step: Callable[[int], object]) -> None:
     """Prints the mean milliseconds of a step over the fields."""
     step(0)
     began = time.perf_counter()
     for i in range(STEPS_REPEATED):
         step(i)
-    print(f"  {what:<36}{(time.perf_counter() - began) / STEPS_REPEATED * 1e3:8.1f}")
+    print(f"  {name:<36}{(time.perf_counter() - began) / STEPS_REPEATED * 1e3:8.1f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ REPEATS = 3
 
 
 class Codec(NamedTuple):
-    """Pixels to the bytes of a record and back into an array, and how array_record packs them."""
+    """A storage format: encoder, decoder and the packing of array_record."""
 
     name: str
     packing: str
@@ -43,12 +43,12 @@ class Codec(NamedTuple):
 
 
 def from_raw(content: bytes, out: np.ndarray) -> None:
-    """Inverse of `tobytes`, TFDS's encoding='bytes'."""
+    """Inverts `tobytes`, TFDS's encoding='bytes'."""
     out[...] = np.frombuffer(content, out.dtype).reshape(out.shape)
 
 
 def from_zipped(content: bytes, out: np.ndarray) -> None:
-    """Inverse of TFDS's encoding='zlib'."""
+    """Inverts TFDS's encoding='zlib'."""
     from_raw(zlib.decompress(content), out)
 
 
@@ -58,7 +58,7 @@ def from_png(content: bytes, out: np.ndarray) -> None:
 
 
 def scaled(image: np.ndarray) -> bytes:
-    """Each channel's lowest and highest value (float32), then its pixels in 256 steps between."""
+    """Encodes each channel's minimum and maximum (float32) and its pixels in 256 steps between."""
     low = image.min((0, 1)).astype(np.float32)
     high = image.max((0, 1)).astype(np.float32)
     steps = (image - low) * (255 / np.maximum(high - low, 1)) + np.float32(0.5)
@@ -66,7 +66,7 @@ def scaled(image: np.ndarray) -> bytes:
 
 
 def from_scaled(content: bytes, out: np.ndarray) -> None:
-    """Approximate inverse of `scaled`."""
+    """Inverts `scaled` approximately."""
     channels = out.shape[-1]
     low, high = np.frombuffer(content, np.float32, 2 * channels).reshape(2, channels)
     steps = np.frombuffer(content, np.uint8, offset=8 * channels).reshape(out.shape)
@@ -106,7 +106,7 @@ def read(codec: Codec, path: Path, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def reading_rate(codec: Codec, path: Path, cells: int, out: np.ndarray) -> float:
-    """Highest rate in cells a second."""
+    """Measures the highest rate in cells a second."""
     rng, best = np.random.default_rng(0), 0.0
     for _ in range(REPEATS):
         done, began = 0, time.process_time()
@@ -118,7 +118,7 @@ def reading_rate(codec: Codec, path: Path, cells: int, out: np.ndarray) -> float
 
 
 def error_in_noise(images: np.ndarray, found: np.ndarray) -> float:
-    """Root of the mean square of the error over the camera's noise."""
+    """Computes the RMS error in units of the camera's noise."""
     signal = np.maximum(images - np.float32(Optics().offset), 0)
     noise = np.sqrt(np.float32(SHOT_NOISE) * signal + np.float32(READ_NOISE**2))
     return float(np.sqrt(np.mean(((found.astype(np.float32) - images) / noise) ** 2)))

@@ -1,12 +1,12 @@
-"""Compares cells a second from crops on disk to updated parameters with PyTorch and a host chain.
+"""Compares training throughput, from crops on disk to updates, with PyTorch and a host chain.
 
 pip install torch torchvision albumentations
 python tests/bench/end_to_end_speed.py [--models=demo,resnet18] [--data_dir=DIR] [--files=png]
 
 CellCLR trains as `main` does: shards, normalisation and the paper's augmentations in the step. The
-peer reads the same crops from a file each (16-bit PNG, or NPY), augments them by albumentations in
-a DataLoader of two workers, and trains the same network with the same optimiser and precision.
-It runs as it is, and with large pages of the C library. All take turns.
+program in PyTorch reads the same crops from a file each (16-bit PNG, or NPY), augments them by
+albumentations in a DataLoader of two workers, and trains the same network with the same optimiser
+and precision. It runs with and without large pages of the C library. All programs take turns.
 Without `--data_dir` a small dataset is simulated first.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from simulated_cells import build_simulated
-from turns import Elsewhere, Step
+from turns import Step, TimingProcess
 
 from cellclr_jax import cli
 
@@ -32,7 +32,7 @@ UNTIMED_STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """An encoder, the minibatch, and the side of its views."""
+    """A measurement: encoder, cells per minibatch, side of views in pixels, normalisation."""
 
     encoder: str
     cells: int
@@ -44,7 +44,7 @@ CASES = {"demo": Case("cnn", 256, 48, True), "resnet18": Case("resnet18", 64, 96
 
 
 def experiment_config(case: Case, data_dir: Path) -> Any:
-    """Config of a run with the paper's chain."""
+    """Makes the config of a run with the paper's chain."""
     from cellclr_jax import default_config
 
     config = default_config.get_config()
@@ -60,8 +60,8 @@ def experiment_config(case: Case, data_dir: Path) -> Any:
     return config
 
 
-def ours(case: Case, data_dir: Path) -> tuple[Step, float]:
-    """CellCLR's step with its data, and the seconds to its first result."""
+def make_cellclr(case: Case, data_dir: Path) -> tuple[Step, float]:
+    """Makes CellCLR's step with its data; also returns the seconds to its first result."""
     import jax
 
     from cellclr_jax import devices
@@ -112,7 +112,7 @@ def export(data_dir: Path, folder: Path, suffix: str) -> int:
 
 
 class Files:
-    """Two augmented views of the cell of each file, [2, 3, side, side] float32."""
+    """A dataset of image files: two augmented views of each, [2, 3, side, side] float32."""
 
     def __init__(self, folder: Path, count: int, suffix: str, side: int) -> None:
         self.paths = [folder / f"{row}.{suffix}" for row in range(count)]
@@ -125,7 +125,7 @@ class Files:
         import cv2
 
         if self.chain is None:
-            cv2.setNumThreads(0)  # the workers share the cores already
+            cv2.setNumThreads(0)  # the workers already use all cores
             self.chain = _chain(self.side)
         path = self.paths[row]
         if path.suffix == ".png":
@@ -139,7 +139,7 @@ class Files:
 
 
 def _chain(side: int) -> Any:
-    """The paper's operations with the probabilities and ranges of CellCLR's defaults."""
+    """Makes the paper's operations with the probabilities and ranges of CellCLR's defaults."""
     import albumentations
 
     return albumentations.Compose(
@@ -154,15 +154,15 @@ def _chain(side: int) -> Any:
 
 
 def _jitter_channels(image: np.ndarray, **_: Any) -> np.ndarray:
-    """Contrast and brightness of each channel, as colour jitter of float images."""
+    """Jitters contrast and brightness of each channel of a float image."""
     rng = np.random.default_rng()
     contrast, brightness = rng.uniform(0.6, 1.4, (2, image.shape[-1])).astype(np.float32)
     mean = image.mean((0, 1))
     return ((image - mean) * contrast + mean) * brightness
 
 
-def theirs(case: Case, folder: Path, count: int, suffix: str) -> tuple[Step, float]:
-    """The same in PyTorch: eager, channels_last (its faster layout here)."""
+def make_torch(case: Case, folder: Path, count: int, suffix: str) -> tuple[Step, float]:
+    """Makes the same step in PyTorch: eager, channels_last (the faster layout here)."""
     import torch
     import torch_peer
 
@@ -202,30 +202,30 @@ def measure(name: str, data_dir: Path, folder: Path, settings: argparse.Namespac
 
     case = CASES[name]
     count = len(list(folder.iterdir()))
-    with Elsewhere(theirs) as usual, Elsewhere(theirs, large_pages=True) as large:
-        run, first = ours(case, data_dir)
+    with TimingProcess(make_torch) as usual, TimingProcess(make_torch, large_pages=True) as large:
+        run, first = make_cellclr(case, data_dir)
 
-        def our_timer(repeats: int) -> float:
+        def cellclr_timer(repeats: int) -> float:
             began = time.perf_counter()
             for _ in range(repeats):
                 metrics = run()
             jax.block_until_ready(metrics)
             return (time.perf_counter() - began) / repeats
 
-        timers, started = {"CellCLR": our_timer}, {"CellCLR": first}
-        for who, elsewhere in (("PyTorch", usual), ("PyTorch, large pages", large)):
-            timers[who], started[who] = elsewhere.make(case, folder, count, settings.files)
-        taken: dict[str, list[float]] = {who: [] for who in timers}
+        timers, started = {"CellCLR": cellclr_timer}, {"CellCLR": first}
+        for program, process in (("PyTorch", usual), ("PyTorch, large pages", large)):
+            timers[program], started[program] = process.make(case, folder, count, settings.files)
+        taken: dict[str, list[float]] = {program: [] for program in timers}
         for _ in range(settings.turns):
-            for who, timer in timers.items():
+            for program, timer in timers.items():
                 timer(UNTIMED_STEPS)
-                taken[who].append(timer(TURN_STEPS))
-    medians = {who: statistics.median(turns) for who, turns in taken.items()}
+                taken[program].append(timer(TURN_STEPS))
+    medians = {program: statistics.median(turns) for program, turns in taken.items()}
     print(f"{name}: {case.cells} cells a step, {case.side}×{case.side}×3, {settings.files} files")
-    for who, median in medians.items():
+    for program, median in medians.items():
         print(
-            f"  {who:20} {case.cells / median:8.1f} cells/s  first step {started[who]:5.1f} s"
-            f"  ratio {median / medians['CellCLR']:.2f}",
+            f"  {program:20} {case.cells / median:8.1f} cells/s"
+            f"  first step {started[program]:5.1f} s  ratio {median / medians['CellCLR']:.2f}",
             flush=True,
         )
 

@@ -26,7 +26,7 @@ MECHANISMS, DOSES, REPLICATES, PLATE, PLATES = 200, 4, 3, 360, 6
 
 
 def screen(wells: int, features: int) -> pd.DataFrame:
-    """A table of wells: noise plus a weak profile of each mechanism."""
+    """Makes a table of wells: noise plus a weak profile of each mechanism."""
     rng = np.random.default_rng(0)
     number = np.arange(wells)
     control = number % 10 == 0

@@ -1,4 +1,4 @@
-"""The published host chain of 2021: albumentations where it still agrees, OpenCV where it does not.
+"""Implements the published host chain of 2021: albumentations, or OpenCV where that has changed.
 
 Every operation takes a generator and an RGB image [H, W, 3], uint8 or float32 in [0, 1].
 """
@@ -14,36 +14,36 @@ from scipy.ndimage import gaussian_filter
 
 Operation = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
-# The same chain by the operations of `augment`, as the published recipe has it.
+# The same chain by operations of `augment`, from the config of the published recipe.
 _RECIPE = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "simclr_paper.py"))
 _CONFIG = _RECIPE["get_config"]("cnn")
 ON_DEVICE = {name: _CONFIG.views[name].to_dict() for name in _CONFIG.operations}
 
 
-def of_albumentations(transform: albumentations.BasicTransform) -> Operation:
-    """One of albumentations' transforms, which draws from its own generator, seeded once."""
+def wrap_transform(transform: albumentations.BasicTransform) -> Operation:
+    """Wraps a transform of albumentations, which draws from its own generator, seeded once."""
     transform.set_random_seed(0)
     return lambda _, image: transform(image=image)["image"]
 
 
 def crop() -> Operation:
-    """RandomResizedCrop(96, 96), of whole pixels, without antialiasing."""
-    return of_albumentations(albumentations.RandomResizedCrop((96, 96), p=1.0))
+    """Makes RandomResizedCrop(96, 96), of whole pixels, without antialiasing."""
+    return wrap_transform(albumentations.RandomResizedCrop((96, 96), p=1.0))
 
 
 def flip() -> Operation:
-    """HorizontalFlip()."""
-    return of_albumentations(albumentations.HorizontalFlip(p=0.5))
+    """Makes HorizontalFlip()."""
+    return wrap_transform(albumentations.HorizontalFlip(p=0.5))
 
 
 def jitter(probability: float = 0.8, **strengths: float) -> Operation:
-    """ColorJitter() with the defaults of 2021; strengths by name, of those that are not 0.2."""
+    """Makes ColorJitter() with the defaults of 2021; `strengths` by name replace 0.2."""
     given = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.2) | strengths
-    return of_albumentations(albumentations.ColorJitter(**given, p=probability))
+    return wrap_transform(albumentations.ColorJitter(**given, p=probability))
 
 
 def blur(probability: float = 0.5) -> Operation:
-    """GaussianBlur of 9 taps, OpenCV's as it was in 2021."""
+    """Makes GaussianBlur of 9 taps by OpenCV, as in 2021."""
 
     def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         if rng.random() >= probability:
@@ -54,7 +54,7 @@ def blur(probability: float = 0.5) -> Operation:
 
 
 def rotate_quarter() -> Operation:
-    """RandomRotate90()."""
+    """Makes RandomRotate90()."""
 
     def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         return np.rot90(image, int(rng.integers(0, 4))) if rng.random() < 0.5 else image
@@ -63,12 +63,12 @@ def rotate_quarter() -> Operation:
 
 
 def gray() -> Operation:
-    """RandomGrayscale of probability 0.2."""
-    return of_albumentations(albumentations.ToGray(p=0.2))
+    """Makes RandomGrayscale of probability 0.2."""
+    return wrap_transform(albumentations.ToGray(p=0.2))
 
 
 def center_crop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """A centred square of a random side, resized to the image's."""
+    """Crops a centred square of random side and resizes it to the image's side."""
     side = image.shape[0]
     kept = max(1, int(side * rng.uniform(0.08, 1.0)))
     start = (side - kept) // 2
@@ -79,19 +79,19 @@ def center_crop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def moved_points(
     rng: np.random.Generator, side: int, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The three points (x, y) of the elastic transform's affine map, and where they go."""
+    """Draws the elastic transform's affine map: three points (x, y), and their new positions."""
     center, half = side // 2, side // 3
     points = center + half * np.array([[1, 1], [1, -1], [-1, -1]], np.float32)
     return points, (points + rng.uniform(-reach, reach, (3, 2))).astype(np.float32)
 
 
 def field(rng: np.random.Generator, side: int) -> np.ndarray:
-    """The elastic transform's displacements along one axis, in pixels: alpha 1, sigma 50."""
+    """Draws the elastic transform's displacements along one axis, in pixels: alpha 1, sigma 50."""
     return gaussian_filter(rng.uniform(-1, 1, (side, side)), 50).astype(np.float32)
 
 
 def elastic(probability: float = 0.5, reach: float = 50.0) -> Operation:
-    """ElasticTransform() as it was in 2021: an affine map, then a field."""
+    """Makes ElasticTransform() of 2021: an affine map, then a field."""
 
     def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         if rng.random() >= probability:
@@ -109,7 +109,7 @@ def elastic(probability: float = 0.5, reach: float = 50.0) -> Operation:
 
 
 def chain() -> Operation:
-    """All of them, in the published order."""
+    """Makes the chain of all operations, in the published order."""
     parts = (crop(), flip(), elastic(), jitter(), blur())
 
     def operation(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from cellclr_jax import devices as sharding
 from cellclr_jax.objectives import nt_xent
 
 TEMPERATURE = 0.1
-# Cells, width of a projection, programs: those that hold [2B, 2B, D] only if that is a few GB.
+# Cells, width of a projection, programs; [2B, 2B, D] is computed only if it takes a few GB.
 CASES = [
     (128, 256, ("one device", "all devices", "torch matrix", "optax", "torch broadcast")),
     (512, 256, ("one device", "all devices", "torch matrix", "optax")),
@@ -49,20 +49,20 @@ Run = Callable[[], object]
 
 
 def projections(cells: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two correlated views [B, D]."""
+    """Draws two correlated views [B, D]."""
     z1, noise = np.random.default_rng(0).normal(size=(2, cells, width)).astype(np.float32)
     return z1, z1 + noise
 
 
-def ours(cells: int, width: int, devices: int | None) -> tuple[Run, int]:
-    """(forward and backward pass, bytes it plans on a device) of CellCLR."""
+def cellclr_loss(cells: int, width: int, devices: int | None) -> tuple[Run, int]:
+    """Compiles CellCLR's loss; returns (forward and backward pass, planned bytes on a device)."""
     mesh = sharding.make_mesh(devices)
     z = jax.device_put(projections(cells, width), sharding.by_rows(mesh))
     return compiled(lambda a, b: nt_xent.nt_xent(a, b, TEMPERATURE, mesh=mesh), *z)
 
 
 def optax_loss(cells: int, width: int) -> tuple[Run, int]:
-    """The same by Optax."""
+    """Compiles Optax's loss; see `cellclr_loss`."""
     labels = jnp.tile(jnp.arange(cells), 2)
 
     def loss(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def optax_loss(cells: int, width: int) -> tuple[Run, int]:
 
 
 def compiled(loss: Callable[..., jax.Array], *z: jax.Array) -> tuple[Run, int]:
-    """A loss of two arrays with its gradient."""
+    """Compiles a loss of two arrays with its gradient; returns (run, planned bytes)."""
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*z).compile()
     planned = program.memory_analysis()
     assert planned is not None, "this backend has no memory plan"
@@ -81,7 +81,7 @@ def compiled(loss: Callable[..., jax.Array], *z: jax.Array) -> tuple[Run, int]:
 
 
 def torch_loss(cells: int, width: int, loss: Callable[..., torch.Tensor]) -> Run:
-    """Forward and backward pass of a loss of [2B, D], views of a cell side by side."""
+    """Makes forward and backward pass of a loss of [2B, D] with adjacent views of a cell."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pairs = np.stack(projections(cells, width), axis=1).reshape(2 * cells, width)
     z = torch.from_numpy(pairs).to(device).requires_grad_()
@@ -94,7 +94,7 @@ def torch_loss(cells: int, width: int, loss: Callable[..., torch.Tensor]) -> Run
 
 
 def broadcast_nt_xent(z: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cosine similarities of all pairs by an elementwise product and a sum."""
+    """Computes NT-Xent with cosine similarities by an elementwise product and a sum."""
     logits = torch.nn.functional.cosine_similarity(z[:, None], z[None], dim=2) / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     partner = torch.arange(len(z), device=z.device) ^ 1
@@ -105,7 +105,7 @@ TORCH = {"torch matrix": torch_peer.nt_xent, "torch broadcast": broadcast_nt_xen
 
 
 def peak(cells: int, width: int, name: str) -> int:
-    """Peak bytes of a run in PyTorch beyond its input; called in a new process."""
+    """Measures peak bytes of a run in PyTorch without its input; called in a new process."""
     torch_loss(8, 8, TORCH[name])()  # threads and libraries
     run = torch_loss(cells, width, TORCH[name])
     if torch.cuda.is_available():
@@ -113,7 +113,7 @@ def peak(cells: int, width: int, name: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = psutil.Process().memory_info().rss
     run()
     status = Path("/proc/self/status").read_text()
@@ -121,23 +121,23 @@ def peak(cells: int, width: int, name: str) -> int:
 
 
 def peak_of_process(cells: int, width: int, name: str) -> int:
-    """`peak` in a new process."""
+    """Runs `peak` in a new process."""
     command = [sys.executable, __file__, f"--peak={name}", f"--cells={cells}", f"--width={width}"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def fits(cells: int, width: int, name: str) -> bool:
-    """Whether a program's matrices fit into the free memory."""
+    """Checks whether a program's matrices fit into the free memory."""
     matrix = 4 * (2 * cells) ** 2
     need = {"optax": 3 * width * matrix, "torch broadcast": COPIES * width * matrix}
     return need.get(name, COPIES * matrix) < psutil.virtual_memory().available
 
 
 def programs(cells: int, width: int, names: tuple[str, ...]) -> dict[str, tuple[Run, int]]:
-    """Compiles programs; (run, bytes) by name."""
+    """Compiles programs; returns (run, bytes) by name."""
     make: dict[str, Callable[[], tuple[Run, int]]] = {
-        "one device": lambda: ours(cells, width, 1),
-        "all devices": lambda: ours(cells, width, None),
+        "one device": lambda: cellclr_loss(cells, width, 1),
+        "all devices": lambda: cellclr_loss(cells, width, None),
         "optax": lambda: optax_loss(cells, width),
     }
     for name, loss in TORCH.items():
@@ -153,7 +153,7 @@ def programs(cells: int, width: int, names: tuple[str, ...]) -> dict[str, tuple[
 
 
 def seconds_taken(run: Run) -> float:
-    """Of one run."""
+    """Measures the seconds of one run."""
     time.sleep(PAUSE_SECONDS)
     began = time.perf_counter()
     run()
@@ -182,7 +182,7 @@ def measure(cells: int, width: int, names: tuple[str, ...], budget: float) -> No
 
 
 def main() -> None:
-    """Measures all cases, or the memory of one program for the process that does."""
+    """Measures all cases, or with --peak the memory of one program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of turns, for each size")
     parser.add_argument("--peak", choices=tuple(TORCH), help=argparse.SUPPRESS)

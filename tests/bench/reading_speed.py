@@ -7,7 +7,7 @@ are read from shards, mapped and from memory as in training: by Grain, with a th
 The loader for comparison opens one 16-bit image file a cell, in the usual size of exported crops,
 and resizes it. All files are in the page cache.
 
-Two rates are bounds of the hardware: only zstd on the same pixels, and only copying.
+Two rates are upper bounds: only zstd decompression of the same pixels, and only copying.
 """
 
 import argparse
@@ -38,24 +38,24 @@ Read = Callable[[np.ndarray], np.ndarray]
 
 
 def read_png(path: Path) -> np.ndarray:
-    """[H, W, C] uint16."""
+    """Reads a PNG as [H, W, C] uint16."""
     return imagecodecs.png_decode(path.read_bytes())
 
 
 def read_tiff(path: Path) -> np.ndarray:
-    """[H, W, C] uint16."""
+    """Reads a TIFF as [H, W, C] uint16."""
     return tifffile.imread(path)
 
 
 def write_files(images: np.ndarray, folder: Path) -> None:
-    """One PNG and one TIFF of each image."""
+    """Writes one PNG and one TIFF of each image."""
     for number, image in enumerate(images):
         (folder / f"{number}.png").write_bytes(imagecodecs.png_encode(image))
         tifffile.imwrite(folder / f"{number}.tif", image, photometric="rgb")
 
 
 def from_files(folder: Path, suffix: str, resize: bool) -> Read:
-    """Reads a minibatch from files, one a cell."""
+    """Makes a function that reads a minibatch from files, one per cell."""
     load = {"png": read_png, "tif": read_tiff}[suffix]
 
     def read_one(row: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def from_files(folder: Path, suffix: str, resize: bool) -> Read:
 
 
 def unpacking(images: np.ndarray) -> Read:
-    """Only decompresses the pixels of the cells."""
+    """Makes a function that only decompresses the pixels of cells."""
     packed = [imagecodecs.zstd_encode(image.tobytes(), level=1) for image in images]
     out = bytearray(images[0].nbytes)
 
@@ -84,7 +84,7 @@ def unpacking(images: np.ndarray) -> Read:
 
 
 def rate(read: Read, cells: int, minibatch: int, threads: int) -> float:
-    """Highest rate in cells a second, in random order."""
+    """Measures the highest rate of cells a second in random order."""
     rng, best = np.random.default_rng(0), 0.0
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD)
     orders = [rng.integers(0, cells, minibatch) for _ in range(1000)]
@@ -102,8 +102,8 @@ def rate(read: Read, cells: int, minibatch: int, threads: int) -> float:
 
 
 def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) -> dict[str, float]:
-    """All rates of a process with `cores` cores."""
-    # Before any thread starts, since a thread keeps its set of cores.
+    """Measures all rates in this process, limited to `cores` cores."""
+    # Set before any thread starts, since a thread keeps its set of cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     sources = {
         access: datasets.open_images(dataset, access, progress=False) for access in datasets.ACCESS
@@ -119,7 +119,7 @@ def rates(dataset: Path, files: Path, cores: int, cells: int, minibatch: int) ->
 
 
 def in_own_process(dataset: Path, files: Path, cores: int, *sizes: int) -> dict[str, float]:
-    """`rates` in a separate process."""
+    """Runs `rates` in a separate process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(rates, dataset, files, cores, *sizes).result()

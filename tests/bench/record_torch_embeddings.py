@@ -26,7 +26,7 @@ KEPT = 512
 
 
 def networks():
-    """Models by name."""
+    """Yields (name, model)."""
     for name in torch_models.DEPTHS:
         model = getattr(torchvision.models, name)(weights=None)
         model.fc = torch.nn.Identity()

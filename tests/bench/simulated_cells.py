@@ -1,4 +1,4 @@
-"""Builds cells of simulated plates by the build command, for benchmarks that need pixels."""
+"""Builds cells of simulated plates with the build command, for benchmarks that need pixels."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ def build_simulated(folder: Path, crop_size: int = 96, *flags: str) -> Path:
     """Simulates two plates of 1024×1280×3 fields (once) and builds their cells, about 4,500.
 
     Args:
-      folder: for the plates and datasets.
+      folder: where plates and datasets are written.
       crop_size: side of a crop in pixels.
-      flags: further ones of `build`, such as --simulator=height=512,width=640.
+      flags: further flags of `build`, such as --simulator=height=512,width=640.
 
     Returns:
       A data folder with the dataset `annotated`.

@@ -2,7 +2,7 @@
 
     python tests/bench/simulator_calibration.py --out=DIR [--nuisance=1.0] [--fields=60]
 
-writes `calibration.png` (real crops above, simulated below, both with the same contrast) and prints
+Writes `calibration.png` (real crops above, simulated below, both with the same contrast) and prints
 a table. The real crops are found through CELLCLR_SHARED (or `../shared`); without them the table
 holds only the simulated column.
 """
@@ -43,7 +43,7 @@ SMALLEST = 60  # pixels; smaller objects are specks
 
 
 def real_dmso_crops() -> np.ndarray | None:
-    """Real DMSO crops [N, 68, 68, 3] uint16 (DNA, tubulin, actin), or None without them."""
+    """Reads real DMSO crops [N, 68, 68, 3] uint16 (DNA, tubulin, actin); None without a folder."""
     folder = Path(os.environ.get("CELLCLR_SHARED", ROOT.parent / "shared")) / "data" / "bbbc021"
     if not (folder / "crops").is_dir():
         return None
@@ -58,7 +58,7 @@ def real_dmso_crops() -> np.ndarray | None:
 
 
 def painted(settings: SimulatorSettings, well: Well) -> tuple[PaintedField, np.ndarray]:
-    """Paints a field of a well: the truth, and the camera's image [H, W, 3] uint16."""
+    """Paints a field of a well; returns the truth and the camera's image [H, W, 3] uint16."""
     cells, camera, _ = field_streams(settings, well, 1)
     bank = texture_bank(settings.seed)
     field = paint_field(cells, well.population, bank, height=settings.height, width=settings.width)
@@ -66,7 +66,7 @@ def painted(settings: SimulatorSettings, well: Well) -> tuple[PaintedField, np.n
 
 
 def crops_of(field: PaintedField, image: np.ndarray, size: int) -> np.ndarray:
-    """All whole crops [N, size, size, 3] about the nuclei of a field."""
+    """Extracts crops [N, size, size, 3] around nuclei that are far enough from the border."""
     half, (height, width) = size // 2, image.shape[:2]
     found = [
         image[y - half : y + half, x - half : x + half]
@@ -77,13 +77,13 @@ def crops_of(field: PaintedField, image: np.ndarray, size: int) -> np.ndarray:
 
 
 def simulated_dmso_crops(settings: SimulatorSettings) -> np.ndarray:
-    """Crops [N, 68, 68, 3] uint16 of three DMSO wells of every plate."""
+    """Simulates crops [N, 68, 68, 3] uint16 of every second DMSO well."""
     wells = [well for well in plate_wells(settings) if well.treatment.moa == "DMSO"][::2]
     return np.concatenate([crops_of(*painted(settings, well), SIZE) for well in wells])
 
 
 def measure(crops: np.ndarray) -> dict[str, float]:
-    """Intensities a channel, and nuclei as Otsu finds them in the DNA channel."""
+    """Measures intensities of each channel, and nuclei by Otsu's threshold in the DNA channel."""
     values = {}
     for channel, name in enumerate(CHANNELS):
         for percentile in PERCENTILES:
@@ -106,7 +106,7 @@ def measure(crops: np.ndarray) -> dict[str, float]:
 
 
 def show_crops(real: np.ndarray | None, simulated: np.ndarray, path: Path) -> None:
-    """Writes two rows of color crops each, and their channels in gray."""
+    """Writes two rows of colour crops of each kind, and their channels in gray."""
     scale = simulated if real is None else real
     low, high = np.percentile(scale, 1, axis=(0, 1, 2)), np.percentile(scale, 99.7, axis=(0, 1, 2))
     blocks = []
@@ -123,7 +123,7 @@ def show_crops(real: np.ndarray | None, simulated: np.ndarray, path: Path) -> No
 
 
 def fields_a_second(count: int) -> float:
-    """Speed of writing about `count` fields with all cores, start of workers included."""
+    """Measures the rate of writing about `count` fields with all cores, with workers' start."""
     settings = SimulatorSettings(weeks=2, plates_per_week=1, sites=max(1, round(count / 60)))
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()

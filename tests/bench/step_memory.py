@@ -1,4 +1,4 @@
-"""Compiles a training step whole, in micro-batches and rematerialised, and prints its memory.
+"""Prints the memory of a training step, with and without micro-batches and rematerialisation.
 
 python tests/bench/step_memory.py [--config=configs/simclr_demo.py] [--cells=4096] [--micro=256]
                                   [--run_below=MB] [--config.model.encoder=resnet18 …]
@@ -25,8 +25,8 @@ STEPS = 3
 ROOT = Path(__file__).parents[2]
 
 
-def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
-    """Settings of each row by its name."""
+def variants(cells: int, micro: int) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each row by name."""
     remat = {"model.remat": True}
     whole, small = {"minibatch_size": cells}, {"minibatch_size": micro}
     parts = whole | {"micro_batch_size": micro}
@@ -41,7 +41,7 @@ def ways(cells: int, micro: int) -> dict[str, dict[str, Any]]:
 
 
 def measure(experiment: Experiment, run_below: float) -> tuple[float, float | None]:
-    """(MB of temporaries a device, median seconds a step or None if not run)."""
+    """Measures (MB of temporaries per device, median seconds a step or None if not run)."""
     mesh = devices.make_mesh()
     program = compile_program(experiment, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -77,7 +77,7 @@ def main() -> None:
     devices.use_all_cores(arguments.micro)
     print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     print("| cells a step | temporaries, MB a device | seconds a step |\n|---|---|---|")
-    for name, settings in ways(arguments.cells, arguments.micro).items():
+    for name, settings in variants(arguments.cells, arguments.micro).items():
         experiment = _experiment(arguments.config, given | settings)
         megabytes, seconds = measure(experiment, arguments.run_below)
         text = "–" if seconds is None else f"{seconds:.2f}"

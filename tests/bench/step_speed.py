@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from turns import Elsewhere, Step, Timer, seconds, take_turns
+from turns import Step, Timer, TimingProcess, seconds, take_turns
 
 from cellclr_jax import cli
 
@@ -32,7 +32,7 @@ class Case:
     norm: bool = False
 
     def images(self) -> np.ndarray:
-        """[cells, side, side, 3] float32, the same in each process."""
+        """Draws images [cells, side, side, 3] float32, the same in each process."""
         shape = (self.cells, self.side, self.side, 3)
         return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -45,8 +45,8 @@ CASES = {
 }
 
 
-def ours(case: Case, dtype: str) -> tuple[Step, float]:
-    """CellCLR's step, and the seconds to its first result."""
+def make_cellclr(case: Case, dtype: str) -> tuple[Step, float]:
+    """Makes CellCLR's step; also returns the seconds to its first result."""
     import jax
 
     from cellclr_jax import devices
@@ -95,8 +95,8 @@ def ours(case: Case, dtype: str) -> tuple[Step, float]:
     return run, time.perf_counter() - began
 
 
-def theirs(case: Case, dtype: str, layout: str, compiled: bool) -> tuple[Step, float]:
-    """The same in PyTorch."""
+def make_torch(case: Case, dtype: str, layout: str, compiled: bool) -> tuple[Step, float]:
+    """Makes the same step in PyTorch."""
     import torch
     import torch_peer
 
@@ -124,27 +124,29 @@ class Programs:
 
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.dtype = case, dtype
-        run, first = ours(case, dtype)
+        run, first = make_cellclr(case, dtype)
         self.timers: dict[str, Timer] = {"CellCLR": lambda repeats: seconds(run, repeats)}
         self.first = {"CellCLR": first}
 
-    def add(self, name: str, where: Elsewhere, layout: str, *, compiled: bool = False) -> None:
-        """Adds a program of PyTorch, or prints why it failed."""
+    def add(
+        self, name: str, process: TimingProcess, layout: str, *, compiled: bool = False
+    ) -> None:
+        """Adds a program of PyTorch, or prints its error."""
         try:
-            made = where.make(self.case, self.dtype, layout, compiled)
+            made = process.make(self.case, self.dtype, layout, compiled)
         except RuntimeError as error:
             print(f"{name} failed: {error}")
             return
         self.timers[f"{name} {layout}"], self.first[f"{name} {layout}"] = made
 
     def better_layout(self) -> str:
-        """The memory layout in which PyTorch is faster."""
+        """Measures in which memory layout PyTorch is faster."""
         layouts = ("channels_last", "contiguous")
         return min(layouts, key=lambda name: min(self.timers[f"eager {name}"](1) for _ in range(3)))
 
 
 def measure(
-    name: str, case: Case, settings: argparse.Namespace, usual: Elsewhere, large: Elsewhere
+    name: str, case: Case, settings: argparse.Namespace, usual: TimingProcess, large: TimingProcess
 ) -> None:
     """Prints a row for each program, and the ratio to the best of PyTorch."""
     programs = Programs(case, settings.dtype)
@@ -183,7 +185,7 @@ def main() -> None:
     import jax
 
     print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)")
-    with Elsewhere(theirs) as usual, Elsewhere(theirs, large_pages=True) as large:
+    with TimingProcess(make_torch) as usual, TimingProcess(make_torch, large_pages=True) as large:
         for name in settings.models.split(","):
             measure(name, CASES[name], settings, usual, large)
 

@@ -1,4 +1,4 @@
-"""The networks of `cellclr_jax.models`, the loss and the step in PyTorch, for benchmarks.
+"""Implements the networks of `cellclr_jax.models`, the loss and the step in PyTorch.
 
 Torchvision's ResNets and the published CNN, with the head, loss and optimiser of the same config.
 """
@@ -13,7 +13,7 @@ CNN_WIDTHS = (16, 32, 64, 64)
 
 
 def _cnn(norm: bool) -> nn.Module:
-    """Convolution, normalisation, ReLU and 2×2 pooling for each width, then the spatial mean."""
+    """Makes convolution, normalisation, ReLU and 2×2 pooling per width, then a spatial mean."""
     layers: list[nn.Module] = []
     for inside, outside in zip((3, *CNN_WIDTHS), CNN_WIDTHS, strict=False):
         layers.append(nn.Conv2d(inside, outside, 3, padding=1, bias=not norm))
@@ -23,12 +23,12 @@ def _cnn(norm: bool) -> nn.Module:
 
 
 def make_model(name: str, *, norm: bool, projection: int = 128) -> nn.Module:
-    """An encoder with its head, for images of three channels.
+    """Makes an encoder with its head, for images of three channels.
 
     Args:
-      name: cnn, or a ResNet of torchvision's.
+      name: cnn, or the name of a ResNet of torchvision.
       norm: batch normalisation in the CNN and in the head (ResNets always have it).
-      projection: width of the head's result.
+      projection: width of the projections.
     """
     if name == "cnn":
         encoder, width = _cnn(norm), CNN_WIDTHS[-1]
@@ -43,7 +43,7 @@ def make_model(name: str, *, norm: bool, projection: int = 128) -> nn.Module:
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of [2B, D] projections; the two views of a cell are adjacent."""
+    """Computes NT-Xent of projections [2B, D]; the two views of a cell are adjacent."""
     z = nn.functional.normalize(z.float())
     similarities = z @ z.T / temperature
     similarities.fill_diagonal_(-torch.inf)
@@ -80,11 +80,11 @@ class Peer:
             self.loss = torch.compile(self._loss)
 
     def put(self, views: Tensor) -> Tensor:
-        """Views [2B, C, H, W] on the device, in the memory layout of the model."""
+        """Copies views [2B, C, H, W] to the device, in the memory layout of the model."""
         return views.to(self.device).to(memory_format=self.layout)
 
     def step(self, views: Tensor) -> Tensor:
-        """Updates the model by views that `put` returned; returns the loss on the device."""
+        """Updates the model with views from `put`; returns the loss on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(views)
         loss.backward()

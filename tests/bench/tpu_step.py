@@ -3,16 +3,16 @@
 python tests/bench/tpu_step.py [--topology=v5e:2x4 …] [--config=configs/simclr.py]
                                [--minibatch_size=4096] [--config.model.encoder=resnet18 …]
 
-Needs libtpu (`pip install -e '.[tpu]'`, best in an environment of its own). Compiles the step of
-`cellclr_jax.main`, from raw crops to updated parameters, for each topology in a process of its own
-and prints one row of Markdown for it; --json prints all figures instead. Minutes a row.
+Needs libtpu (`pip install -e '.[tpu]'`, preferably in a separate environment). Compiles the step of
+`cellclr_jax.main`, from raw crops to updated parameters, for each topology in a separate process
+and prints a row of Markdown; --json prints all figures instead. A row takes minutes.
 
-The roofline time is the longer of FLOPs / peak and bytes / bandwidth for one chip. Two numbers of
-bytes are given: `touched` as XLA counts them, which counts prefetched data twice, when it is moved
-to fast memory and when it is read; and those moved to and from the chip's memory, which its
-bandwidth limits. Model FLOPs are three times those of one forward pass of encoder and head, counted
-from their convolutions and matrix products; utilisation is their share of the chip's peak in that
-time.
+The roofline time is the longer of FLOPs / peak and bytes / bandwidth for one chip. It is given for
+two counts of bytes: `touched` by XLA's count, in which prefetched data count twice, when they are
+moved to fast memory and when they are read; and bytes moved to and from the chip's main memory,
+whose bandwidth is the limit. Model FLOPs are three times those of one forward pass of encoder and
+head, counted from their convolutions and matrix products; utilisation is their share of the chip's
+peak in that time.
 """
 
 import argparse
@@ -60,7 +60,7 @@ _WITHOUT_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# The compiler for v6e recurses deeper than the usual 8 MiB; threads take this size as well.
+# The compiler for v6e needs more stack than the usual 8 MiB; the limit also applies to threads.
 _STACK_BYTES = 1 << 30
 # BBBC021's crops as `build` stores them.
 _CROP = {"shape": (96, 96, 3), "dtype": "uint16", "channels": ["DNA", "actin", "tubulin"]}
@@ -100,7 +100,7 @@ def measure(topology: str, config_file: str, settings: dict[str, Any]) -> dict[s
 
 
 def _roofline(chip: Chip, flops: float, moved: float, model: float) -> dict[str, float]:
-    """GB moved, the roofline time of a chip in milliseconds, and utilisation by model FLOPs."""
+    """Computes GB moved, a chip's roofline time in milliseconds, and model FLOPs utilisation."""
     seconds = max(flops / (chip.peak * 1e12), moved / (chip.bandwidth * 1e9))
     utilisation = model / (seconds * chip.peak * 1e12)
     return {"gb": moved / 1e9, "milliseconds": 1e3 * seconds, "utilisation": utilisation}
@@ -139,7 +139,7 @@ def _mesh(topology: str) -> Any:
 
 
 def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The jitted step and shapes of its arguments."""
+    """Returns the jitted step and shapes of its arguments."""
     import jax
 
     from cellclr_jax.training.setup import compile_program
@@ -152,7 +152,7 @@ def _step(experiment: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def forward_flops(experiment: Any) -> float:
-    """FLOPs of the products in the forward pass of encoder and head for one view."""
+    """Counts FLOPs of products in the forward pass of encoder and head for one view."""
     import jax
     import jax.numpy as jnp
 
@@ -169,7 +169,7 @@ def forward_flops(experiment: Any) -> float:
 
 
 def _total_flops(jaxpr: Any) -> float:
-    """Sum over all equations, also nested ones; the largest of alternative branches."""
+    """Sums FLOPs of all equations, also nested ones; of branches, only the largest counts."""
     total = 0.0
     for equation in jaxpr.eqns:
         given = [v for p in equation.params.values() for v in (p if isinstance(p, tuple) else (p,))]
@@ -194,7 +194,7 @@ def _flops(equation: Any) -> float:
 
 
 def in_own_process(topology: str, arguments: list[str]) -> dict[str, Any]:
-    """The row of a topology, or its error: a crash of the compiler loses only one row."""
+    """Measures a topology in a separate process, so that a compiler crash loses only its row."""
     command = [sys.executable, __file__, f"--topology={topology}", "--here", *arguments]
 
     def raise_stack() -> None:
@@ -223,7 +223,7 @@ GB touched: roofline, MFU | GB from memory: roofline, MFU |
 
 
 def as_markdown(row: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Formats one line of the table."""
     if "error" in row:
         return f"| {row['topology']} | {row['error']} | | | | | | |"
     chip = CHIPS[row["topology"].split(":")[0]]

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
-# Of glibc 2.35 and newer: `malloc` requests large pages.
+# A setting of glibc 2.35 and newer, with which `malloc` requests large pages.
 TUNABLES = "GLIBC_TUNABLES"
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -24,7 +24,7 @@ TURN_SECONDS = 1.0
 
 
 def seconds(run: Step, repeats: int) -> float:
-    """Mean seconds of several runs."""
+    """Measures mean seconds of several runs."""
     began = time.perf_counter()
     for _ in range(repeats):
         run()
@@ -46,12 +46,12 @@ def take_turns(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
     return taken
 
 
-class Elsewhere:
+class TimingProcess:
     """A process that makes and times programs; a context manager.
 
     Args:
-      maker: of the programs, a function of a module.
-      large_pages: whether its C library requests large pages (a setting of glibc).
+      maker: a module-level function that makes the programs.
+      large_pages: makes its C library request large pages (a setting of glibc).
     """
 
     def __init__(self, maker: Maker, *, large_pages: bool = False) -> None:
@@ -60,7 +60,7 @@ class Elsewhere:
         self._process = context.Process(target=_serve, args=(other, maker))
         self._tunables = LARGE_PAGES if large_pages else ""
 
-    def __enter__(self) -> "Elsewhere":
+    def __enter__(self) -> "TimingProcess":
         with mock.patch.dict(os.environ, {TUNABLES: self._tunables}):
             self._process.start()
         return self
@@ -70,20 +70,20 @@ class Elsewhere:
         self._process.join()
 
     def make(self, *arguments: Any) -> tuple[Timer, float]:
-        """Makes a program from arguments; (its timer, seconds to its first result).
+        """Makes a program from arguments; returns (its timer, seconds to its first result).
 
         Raises:
-          RuntimeError: it cannot be made.
+          RuntimeError: the program cannot be made.
         """
-        number, first = self._ask("make", arguments)
-        return lambda repeats: self._ask(number, repeats), first
+        number, first = self._request("make", arguments)
+        return lambda repeats: self._request(number, repeats), first
 
-    def _ask(self, *call: Any) -> Any:
+    def _request(self, *call: Any) -> Any:
         self._calls.send(call)
-        answer = self._calls.recv()
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
+        response = self._calls.recv()
+        if isinstance(response, str):
+            raise RuntimeError(response)
+        return response
 
 
 def _serve(calls: Connection, maker: Maker) -> None:
