@@ -225,7 +225,7 @@ def _flags_of(entry: sources.SourceEntry) -> list[str]:
 
 
 def request_flags() -> "Request":
-    """The request to a source that the flags describe."""
+    """Makes the request to the source from the flags."""
     from cellclr_jax.data.building import workers
     from cellclr_jax.data.sources.source import Request
 
@@ -249,7 +249,7 @@ def request_flags() -> "Request":
 
 
 def inputs() -> tuple[Path, ...]:
-    """The input paths; simulated and downloaded plates have a default."""
+    """Returns the input paths; simulated and downloaded plates have a default."""
     if FLAGS.input:
         return _paths(FLAGS.input)
     default = "plates" if FLAGS.download else sources.entry(FLAGS.source).default_input
@@ -270,7 +270,7 @@ def _paths(text: str) -> tuple[Path, ...]:
 
 
 def crop_settings(source: "Source") -> "CropSettings":
-    """How to extract the cells of a source."""
+    """Returns the settings for extracting the cells of a source."""
     from cellclr_jax.data.building.extraction import CropSettings
 
     return CropSettings(
@@ -307,7 +307,7 @@ def settings(request: "Request", channels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _path(name: str) -> Path | None:
-    """The path in a flag, None if it is not set; BadUse if the file does not exist."""
+    """Returns the path in a flag, None if it is not set; BadUse if the file does not exist."""
     value: str | None = FLAGS[name].value
     if not value:
         return None
@@ -399,14 +399,14 @@ def _config_name() -> str:
 
 
 def _find_built(data_dir: Path) -> Path:
-    """The finished dataset that the flags name; raises BadUse if there is none."""
+    """Finds the finished dataset that the flags name; BadUse if there is none."""
     from cellclr_jax.data import dataset
 
     return dataset.find_dataset(data_dir, f"{sources.entry(FLAGS.source).dataset}/{_config_name()}")
 
 
 def _built_before(data_dir: Path) -> Path | None:
-    """The finished dataset to keep or extend; None if there is none or --overwrite is set."""
+    """Finds the finished dataset to keep or extend; None without one or with --overwrite."""
     with contextlib.suppress(BadUse):
         return None if FLAGS.overwrite else _find_built(data_dir)
     return None
@@ -484,7 +484,7 @@ def _write_page(path: Path) -> None:
 
 
 def help_text() -> str:
-    """The text of `--help`, with the command for each source."""
+    """Returns the text of `--help`, with the command for each source."""
     usage = [
         f"  python -m cellclr_jax.build --source={name} {entry.arguments}".rstrip()
         for name, entry in SOURCES.items()

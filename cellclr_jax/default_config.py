@@ -71,7 +71,7 @@ def _add_objectives(config: ConfigDict) -> None:
 
 
 def _normalization() -> ConfigDict:
-    """How images are computed from raw intensities."""
+    """Returns the settings that convert raw intensities to images."""
     settings = ConfigDict()
     settings.method = "zscore"  # zscore_minmax, percentile (of each plate), fixed
     settings.percentiles = (1.0, 99.9)  # for method percentile

@@ -20,7 +20,7 @@ from cellclr_jax.errors import BadData, BadUse
 TRAINING = ".training"
 """Name of the lock file of a work directory."""
 IN_USE = "training in it, or converting weights into it"
-"""What the owner of that lock does."""
+"""The activity of the lock's owner, for messages."""
 
 _DIGEST_BYTES = 16
 # Errors of a folder without permission to write, or of a file system such as /proc.

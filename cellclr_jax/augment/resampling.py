@@ -17,7 +17,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Span(NamedTuple):
-    """The extent of a box along one axis of an image.
+    """Extent of a box along one axis of an image.
 
     Attributes:
       start: first pixel of the box, a whole number.
@@ -106,7 +106,7 @@ def pixels_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> 
 
 
 def pixels_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The same for TPUs: interpolates a column of the image for each position, then along it.
+    """Interpolates like `pixels_by_gathers`, for TPUs: a column for each position, then along it.
 
     Needs H times as many operations, but in the matrix unit, which gathers leave idle.
     """

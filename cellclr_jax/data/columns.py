@@ -75,7 +75,7 @@ def has_prefix(column: str) -> bool:
 
 
 def plain_name(column: str) -> str:
-    """A column's name without prefix, case, underscores, hyphens and spaces.
+    """Normalises a column's name: removes prefix, case, underscores, hyphens and spaces.
 
     Example:
       plain_name("Image_Metadata_Plate_DAPI") == plain_name("Metadata_plate") == "plate"
@@ -91,7 +91,7 @@ CONTROL = "DMSO"
 
 
 def is_control(compounds: "pd.Series", control: str = CONTROL) -> "pd.Series":
-    """[N] bool: whether each compound, [N] str, is the control in any spelling."""
+    """Checks whether each compound [N] str is the control in any spelling; returns [N] bool."""
     import numpy as np
     import pandas as pd
 
@@ -102,7 +102,7 @@ def is_control(compounds: "pd.Series", control: str = CONTROL) -> "pd.Series":
 
 
 def control_spelling(compounds: "pd.Series", control: str = CONTROL) -> str:
-    """The commonest spelling of the control in [N] compounds; `control` if none is one."""
+    """Finds the commonest spelling of the control among compounds [N]; `control` if none is one."""
     spellings = Counter(compounds[is_control(compounds, control)])
     return str(spellings.most_common(1)[0][0]) if spellings else control
 

@@ -84,7 +84,7 @@ def extract_crops(
 
 
 def _corners(centers: np.ndarray, size: int) -> np.ndarray:
-    """[N, 2] int64: the first pixel of each window."""
+    """Computes the first pixel (row, column) of each window, [N, 2] int64."""
     nearest = np.floor(np.asarray(centers, np.float64).reshape(-1, 2) + 0.5).astype(np.int64)
     return nearest - size // 2
 

@@ -21,7 +21,7 @@ FIELDS = "fields.parquet"
 # The builder of a dataset name without a builder, such as `annotated`.
 DATASET = "bbbc021"
 ACCESS = ("shards", "mapped")
-"""How images are read: decompressed one by one, or from a file of uncompressed pixels."""
+"""Ways to read images: decompressed one by one, or from a file of uncompressed pixels."""
 # A dataset folder is complete when it holds all of these; a build writes TFDS's own files last.
 _FILES = ("dataset_info.json", "features.json", CELLS, MANIFEST)
 _REBUILD = "build it again with --overwrite"
@@ -77,7 +77,7 @@ def find_dataset(data_dir: str | Path, name: str = "annotated") -> Path:
 
 
 def _versions(folder: Path) -> list[Path]:
-    """The finished versions of a dataset in ascending order."""
+    """Lists the finished versions of a dataset in ascending order."""
     found = [
         path
         for path in folder.glob("*.*.*")

@@ -97,7 +97,7 @@ def download_release(
 
 
 def _checked_url(url: str) -> str:
-    """The address without its last slash; BadUse if it is not one of a folder on the web."""
+    """Checks the address of a folder on the web (BadUse); returns it without its last slash."""
     try:
         parts = urlsplit(url)
         host, user = parts.hostname, parts.username
@@ -114,7 +114,7 @@ def _checked_url(url: str) -> str:
 
 
 def _wanted_plates(image_csv: Path, plates: Sequence[str]) -> list[str]:
-    """The requested plates, in the order of the image table."""
+    """Lists the requested plates in the order of the image table."""
     known = list(dict.fromkeys(bbbc021.read_image_csv(image_csv)["plate"]))
     if unknown := sorted(set(plates) - set(known)):
         raise BadUse(
@@ -178,7 +178,7 @@ class _Downloader:
         return list(fetched)
 
     def _size(self, name: str) -> int:
-        """The size of a file by the server's Content-Length."""
+        """Requests the size of a file: the server's Content-Length."""
         with self._open("HEAD", name) as answer:
             length = answer.headers.get("Content-Length", "")
         if not length.isdecimal():
@@ -300,11 +300,11 @@ def _map(
 
 
 def _bytes(path: Path) -> int:
-    """The size of a file; 0 if there is none."""
+    """Returns the size of a file; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def _cause(error: requests.RequestException) -> str:
-    """The last clause of an error, such as "[Errno 111] Connection refused"."""
+    """Returns the last clause of an error, such as "[Errno 111] Connection refused"."""
     cause = error.args[0] if error.args else error
     return str(getattr(cause, "reason", cause)).rpartition(": ")[2]

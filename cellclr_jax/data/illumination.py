@@ -87,7 +87,7 @@ class Illumination:
 
     @functools.cached_property
     def _full(self) -> tuple[np.ndarray, np.ndarray]:
-        """[H, W, C] float32 twice: factor and summand of each pixel, with 0.5 for rounding."""
+        """Factor and summand of each pixel, [H, W, C] float32, with 0.5 for rounding."""
         zoom = (self.shape[0] / self.gain.shape[0], self.shape[1] / self.gain.shape[1], 1)
         gain = ndimage.zoom(self.gain, zoom, order=1, mode="nearest", grid_mode=True)
         factor = np.float32(1) / gain
@@ -305,7 +305,7 @@ def relative_light(blocks: np.ndarray) -> np.ndarray:
 
 
 def median_light(blocks: np.ndarray) -> np.ndarray:
-    """The median over fields of one channel, smoothed by a Gaussian of a tenth of the field.
+    """Computes a channel's median over fields, smoothed by a Gaussian of a tenth of the field.
 
     Args:
       blocks: [N, h, w] float32, the block means of N fields.
@@ -326,7 +326,7 @@ def _light(logarithm: np.ndarray) -> np.ndarray:
 
 
 def _rise(blocks: np.ndarray) -> np.ndarray:
-    """[N, P] blocks -> [K, P], their rise above the background, for fields with cells."""
+    """Subtracts each field's background from blocks [N, P]; keeps fields with cells, [K, P]."""
     floor = np.percentile(blocks, _FLOOR, axis=1)
     rise = blocks - floor[:, None]
     bright = np.percentile(rise, _BRIGHT, axis=1)
@@ -338,7 +338,7 @@ def _rise(blocks: np.ndarray) -> np.ndarray:
 
 
 def _polynomials(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """[P, T] orthogonal terms over a grid, with mean 0 and mean square 1, and their degrees [T]."""
+    """Computes orthogonal polynomials [P, T] of mean 0 and mean square 1, and their degrees [T]."""
     degree = min(_DEGREE, height - 1, width - 1)
     y, x = (np.linspace(-1, 1, length) for length in (height, width))
     powers = [(total - i, i) for total in range(degree + 1) for i in range(total + 1)]

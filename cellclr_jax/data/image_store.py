@@ -96,7 +96,7 @@ class ImageSource(abc.ABC):
         return self._cells
 
     def _checked(self, rows: Rows) -> np.ndarray:
-        """The rows as int64; raises an error for an invalid row."""
+        """Converts rows to int64; raises an error for an invalid row."""
         array = np.asarray(rows)
         if not array.size:
             return np.empty(0, np.int64)

@@ -100,7 +100,7 @@ def training_minibatches(
     control: str = CONTROL,
     process: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset:
-    """The minibatches of a run, read ahead by threads.
+    """Iterates over the minibatches of a run, which threads read ahead.
 
     Args:
       cells: the dataset.
@@ -160,7 +160,7 @@ def sequential_minibatches(
     starts = range(0, len(rows), minibatch_size)
 
     def read(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """A minibatch: its rows, and this process's share of the padded minibatch."""
+        """Reads a minibatch; returns its rows, and this process's share of the padded minibatch."""
         real = rows[starts[number] : starts[number] + minibatch_size]
         padded = np.concatenate([real, np.repeat(real[:1], minibatch_size - len(real))])
         return real, cells.read(padded[part * local : (part + 1) * local])

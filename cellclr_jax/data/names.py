@@ -76,7 +76,7 @@ def well_position(name: str) -> tuple[int, int] | None:
 
 
 def well_key(name: str) -> str:
-    """The same text for every notation of a well; `fold` of any other name."""
+    """Returns the same text for every notation of a well; `fold` of any other name."""
     position = well_position(name)
     return f"row {position[0]} column {position[1]}" if position else fold(name)
 
@@ -131,7 +131,7 @@ class Names:
             self.notes.append(f"{column}: missing in {count:,} of {len(missing):,} rows")
 
     def _spell(self, column: str, text: str) -> str:
-        """The spelling of a name, '' for a word that means 'missing'."""
+        """Returns the first spelling of a name; '' for a word that means 'missing'."""
         if is_missing(text) and fold(text) not in self._known:
             return ""
         key = well_key(text) if column == "well" else fold(text)

@@ -102,7 +102,7 @@ def segment_nuclei(
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
-    """The image as [H, W] float32; ValueError for an invalid one."""
+    """Converts an image to [H, W] float32; ValueError for an invalid one."""
     if image.ndim != 2:
         raise ValueError(f"expected an image [H, W], got shape {image.shape}")
     values = np.asarray(image, np.float32)
@@ -123,7 +123,7 @@ def _double(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _background(image: np.ndarray) -> np.ndarray:
-    """A smooth background of the same shape: illumination and medium, without nuclei."""
+    """Estimates the smooth background [H, W]: illumination and medium, without nuclei."""
     height, width = image.shape
     pad = (-height % _TILE, -width % _TILE)
     full = np.pad(image, ((0, pad[0]), (0, pad[1])), mode="edge")
@@ -136,7 +136,7 @@ def _background(image: np.ndarray) -> np.ndarray:
 
 
 def _noise(lifted: np.ndarray) -> float:
-    """The noise unit: one standard deviation of the background."""
+    """Estimates the noise unit: one standard deviation of the background."""
     low, median = np.percentile(lifted, [_NOISE_PERCENTILE, 50])
     return float(median - low)
 
@@ -202,7 +202,7 @@ def _joined(basins: np.ndarray, height: np.ndarray, notch: float) -> np.ndarray:
     parent = list(range(len(peak)))
 
     def root(basin: int) -> int:
-        """The representative of the joined basins (union-find)."""
+        """Finds the representative of the joined basins (union-find)."""
         while parent[basin] != basin:
             parent[basin] = parent[parent[basin]]
             basin = parent[basin]

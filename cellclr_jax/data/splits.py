@@ -130,7 +130,7 @@ def epoch_order(
     sampling: str = "uniform",
     count: int | None = None,
 ) -> np.ndarray:
-    """The order in which an epoch visits its cells.
+    """Draws the order in which an epoch visits its cells.
 
     Args:
       groups: [N] int, group of each cell (see `epoch_cells`).

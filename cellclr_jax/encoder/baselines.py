@@ -96,7 +96,7 @@ def pixel_features(images: jax.Array, components: PixelComponents) -> jax.Array:
 
 
 def _flat(images: jax.Array) -> jax.Array:
-    """[B, P] pixels of the resized crops."""
+    """Resizes crops; returns their pixels [B, P]."""
     return resize_all(images, min(_SIDE, *images.shape[1:3])).reshape(len(images), -1)
 
 

@@ -100,14 +100,14 @@ def _plain_backward(
 def _cpu_backward(
     stride: int, images: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The same; the barrier keeps XLA from computing the inputs again in each loop that copies."""
+    """Computes the gradients on CPUs; without the barrier, copying loops recompute the inputs."""
     images, gradient = jax.lax.optimization_barrier((images, gradient))
     by_images = jax.linear_transpose(lambda x: _plain(x, kernel, stride), images)
     return by_images(gradient)[0], _kernel_gradient(images, gradient, kernel.shape[0], stride)
 
 
 def _kernel_gradient(images: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
-    """A kernel's gradient [size, size, C, F]: channels as images, images as channels.
+    """Computes a kernel's gradient [size, size, C, F]: channels as images, images as channels.
 
     Written in the order of axes that the CPU backend has a fast program for. The backend changes to
     that order by itself only outside of loops, and would be a hundred times slower inside.
@@ -141,7 +141,7 @@ def _packed(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _pair_taps() -> np.ndarray:
-    """[3, 2, 2, 3]: 1 where pixel s of pair d − 1 contributes to pixel q of a pair by that tap."""
+    """Makes [3, 2, 2, 3]: 1 if pixel s of pair d − 1 contributes to pixel q of a pair by a tap."""
     taps = np.zeros((3, 2, 2, 3), np.float32)
     for d, s, q in np.ndindex(3, 2, 2):
         tap = 2 * (d - 1) + s - q + 1
@@ -176,13 +176,13 @@ def _pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] to [B, H / 2, 2, W / 2, 2, C]."""
+    """Divides images [B, H, W, C] into windows [B, H / 2, 2, W / 2, 2, C]."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels)
 
 
 def _pool_2x2_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maxima, and the number uint8 of each maximum's pixel in its window of four."""
+    """Computes maxima, and the number uint8 of each maximum's pixel in its window of four."""
     windows = _windows(x)
     best, place = windows[:, :, 0, :, 0], jnp.uint8(0)
     for number in (1, 2, 3):

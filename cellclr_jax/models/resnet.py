@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, width]."""
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, width]."""
         conv, norm = convolution, BatchNorm
         y = conv(self.width, 3, stride=self.stride, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, H, W, C] to [B, H / stride, W / stride, 4 * width]."""
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * width]."""
         conv, norm = convolution, BatchNorm
         y = conv(self.width, 1, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(norm(train=train, dtype=self.dtype, name="bn1")(y))
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 def shortcut(
     x: jax.Array, features: int, stride: int, dtype: jnp.dtype, *, train: bool
 ) -> jax.Array:
-    """The identity, or a strided 1×1 convolution if the shape changes.
+    """Applies the identity, or a strided 1×1 convolution if the shape changes.
 
     Called inside a block's compact method, so that the parameters belong to that block.
     """

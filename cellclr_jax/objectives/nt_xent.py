@@ -212,7 +212,10 @@ def _contrast(
 def _nt_xent(
     u: jax.Array, temperature: jax.Array, cells: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The loss of unit rows u [B, 2, D]; largest similarities and potentials, without gradient."""
+    """Computes the loss of unit rows u [B, 2, D].
+
+    Also returns the largest similarities and the potentials, which have no gradient.
+    """
     return _nt_xent_forward(u, temperature, cells, mesh)[0]
 
 
@@ -356,7 +359,7 @@ def _in_blocks(rows: jax.Array, cells: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _queries(u: jax.Array, axis: str | None) -> tuple[jax.Array, jax.Array]:
-    """A device's rows [2b, D], first views and then second views, and their cells' numbers [2b]."""
+    """Returns a device's rows [2b, D], first views before second ones, and their cells [2b]."""
     first = 0 if axis is None else jax.lax.axis_index(axis) * u.shape[0]
     numbers = first + jnp.tile(jnp.arange(u.shape[0]), 2)
     return u.swapaxes(0, 1).reshape(numbers.shape[0], -1), numbers

@@ -312,7 +312,7 @@ def data_uri(image: bytes, kind: str) -> str:
 
 
 def shown_side(side: int) -> int:
-    """The side of a crop on the page in pixels: small crops are enlarged by an integer."""
+    """Computes the side of a crop on the page in pixels: small crops are enlarged by an integer."""
     return side * max(1, SIDE // side)
 
 

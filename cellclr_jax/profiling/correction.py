@@ -348,7 +348,7 @@ def _require_batches(batches: np.ndarray) -> None:
 
 
 def _two_batches(batches: Names, name: str) -> np.ndarray:
-    """[N] names of batches; BadData if one is unknown, or with fewer than two."""
+    """Returns names of batches [N]; BadData if one is unknown, or with fewer than two."""
     names = np.asarray(batches, object)
     _require_batches(names)
     if len(set(names.tolist())) < 2:
@@ -357,7 +357,7 @@ def _two_batches(batches: Names, name: str) -> np.ndarray:
 
 
 def _finite(corrected: np.ndarray, name: str) -> np.ndarray:
-    """The profiles as float64; BadData if they are not finite."""
+    """Converts profiles to float64; BadData if they are not finite."""
     corrected = np.asarray(corrected, np.float64)
     if not np.isfinite(corrected).all():
         raise BadData(f"{name} gave values that are not finite: is a feature constant in a batch?")

@@ -120,7 +120,7 @@ def _observed(values: pd.Series) -> Any:
 
 
 def _texts(values: pd.Series) -> pd.Series:
-    """[N] str or None as objects, from any dtype, including pandas 3's str."""
+    """Converts values [N] of any dtype, including pandas 3's str, to str or None as objects."""
     missing = values.isna()
     texts = [None if gone else str(v) for v, gone in zip(values, missing, strict=True)]
     return pd.Series(texts, values.index, dtype=object)

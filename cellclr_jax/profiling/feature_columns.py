@@ -192,7 +192,7 @@ def _require_numeric(table: pd.DataFrame, name: str) -> None:
 
 
 def _keys(known: pd.DataFrame) -> dict[str, np.ndarray]:
-    """[N] integer codes of the metadata that a column could encode, and the concentrations."""
+    """Returns integer codes [N] of metadata that a feature could encode, and the concentrations."""
     keys = {}
     for name in ("Compound", "MoA", "Plate", "Batch"):
         if f"Metadata_{name}" in known:

@@ -140,7 +140,7 @@ def batch_set(joined: str, rule: str) -> set[str]:
 
 
 def codes(labels: Iterable[Hashable]) -> np.ndarray:
-    """[N] int32 codes of labels: equal labels have equal codes, from 0 in order of appearance."""
+    """Encodes labels as [N] int32: equal labels have equal codes, from 0 in order of appearance."""
     position: dict[Hashable, int] = {}
     return np.array([position.setdefault(label, len(position)) for label in labels], np.int32)
 
@@ -159,7 +159,7 @@ def name_treatment(treatment: pd.Series) -> str:
 def _left_out(
     moas: pd.Series, sets: Sequence[set[str]], left_out: Sequence[str] | None
 ) -> np.ndarray:
-    """[N] reason why a treatment is left out of NSCB, or ''."""
+    """Returns the reason [N] why each treatment is left out of NSCB, or ''."""
     excluded = np.full(len(moas), "", object)
     if any(sets):
         # An unknown batch may be any batch, including the query's.
@@ -176,7 +176,7 @@ def _left_out(
 
 
 def _disjoint(sets: Sequence[set[str]], batch: np.ndarray) -> np.ndarray:
-    """[K, K] bool: whether two distinct sets of batches, by their codes, have none in common."""
+    """Checks which pairs of distinct sets of batches are disjoint; returns [K, K] bool by code."""
     first = np.unique(batch, return_index=True)[1]
     names = sorted(set().union(*sets))
     member = np.array([[name in sets[row] for name in names] for row in first], np.int64)
@@ -403,7 +403,7 @@ def _score(
 
 
 def _voted(moas: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[Q] most frequent MoA among neighbours [Q, k] (-1: none); a draw goes to the nearest."""
+    """Finds the most frequent MoA [Q] of neighbours [Q, k] (-1: none); ties go to the nearest."""
     votes = np.where(rows >= 0, moas[rows], "")
     counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2) * (rows >= 0)
     predicted: np.ndarray = votes[np.arange(len(votes)), np.argmax(counts, axis=1)]

@@ -101,7 +101,7 @@ def _pairs(
 
 
 def _near_kth_largest(similar: np.ndarray, k: int, margin: float) -> np.ndarray:
-    """[b, N] bool: finite and at most `margin` below the k-th largest value of the row."""
+    """Marks finite values at most `margin` below the k-th largest of their row, [b, N] bool."""
     count = similar.shape[1]
     if k == 1:
         kth = similar.max(axis=1)
@@ -118,7 +118,7 @@ def _near_kth_largest(similar: np.ndarray, k: int, margin: float) -> np.ndarray:
 def _k_largest(
     first: np.ndarray, second: np.ndarray, cosines: np.ndarray, count: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[count, k] rows and cosines: the k largest of each position, ties to the lower row."""
+    """Selects rows and cosines [count, k]: the k largest per position, ties to the lower row."""
     order = np.lexsort((second, -cosines, first))
     first, second, cosines = first[order], second[order], cosines[order]
     rank = np.arange(len(first)) - np.searchsorted(first, first)

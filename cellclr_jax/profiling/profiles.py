@@ -200,7 +200,7 @@ def treatments_of(
 
 
 def in_first_batch(wells: pd.DataFrame) -> np.ndarray:
-    """[N] bool: the wells of each treatment's first batch (Week2 before Week10), for 'week1'."""
+    """Marks wells of each treatment's first batch (Week2 before Week10), for 'week1'; [N] bool."""
     batches = _by_treatment(wells)["Metadata_Batch"]
     first = batches.transform(lambda names: min(names.unique(), key=batch_order))
     return (wells["Metadata_Batch"] == first).to_numpy()
@@ -319,5 +319,5 @@ def sites_of(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def _is_known(cells: pd.DataFrame) -> pd.Series:
-    """[N] bool: the cell has a plate, a well and a compound."""
+    """Marks cells with a plate, a well and a compound, [N] bool."""
     return (cells[["plate", "well", "compound"]].fillna("") != "").all(axis=1)

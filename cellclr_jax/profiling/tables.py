@@ -281,7 +281,7 @@ def _with_treatments(table: pd.DataFrame, control: str, names: Names) -> tuple[p
 
 
 def _parsed(values: pd.Series, parse_text: Callable[[str], float]) -> np.ndarray:
-    """[N] float64, parsing each distinct value once; BadData with the row of a ValueError."""
+    """Parses values to [N] float64, each distinct one once; BadData names the row of an error."""
     codes, distinct = pd.factorize(values.astype(object), use_na_sentinel=False)
     numbers = np.empty(len(distinct))
     for place, value in enumerate(distinct):

@@ -212,13 +212,13 @@ def _onto_label(centres: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _peak(distance: Array, width: float) -> Array:
-    """A peak of height 1 and half-width about `width`: like a Gaussian, but faster."""
+    """Computes a peak of height 1 and half-width about `width`: like a Gaussian, but faster."""
     squared = np.square(distance * np.float32(1 / width))
     return 1 / (1 + squared + squared * squared)
 
 
 def _noise(rng: np.random.Generator, texture: Array, shape: tuple[int, ...]) -> Array:
-    """A random piece [h, w] of a noise texture, mirrored at random."""
+    """Draws a piece [h, w] of a noise texture, mirrored at random."""
     top = int(rng.integers(NOISE_SIZE - shape[0]))
     left = int(rng.integers(NOISE_SIZE - shape[1]))
     piece = texture[top : top + shape[0], left : left + shape[1]]
@@ -227,7 +227,7 @@ def _noise(rng: np.random.Generator, texture: Array, shape: tuple[int, ...]) -> 
 
 
 def _stamp(rng: np.random.Generator, cell: Cell, stamps: Array, number: int | None = None) -> Array:
-    """The part of a fibre stamp in the cell's window, with the stamp centred on the cell."""
+    """Crops a fibre stamp, centred on the cell, to the cell's window."""
     chosen = stamps[int(rng.integers(len(stamps))) if number is None else number]
     if number is None:
         flip = int(rng.integers(8))
@@ -239,7 +239,7 @@ def _stamp(rng: np.random.Generator, cell: Cell, stamps: Array, number: int | No
 
 
 def _orientation(angle: float) -> int:
-    """The index of the stress stamp whose direction is nearest to `angle`."""
+    """Finds the index of the stress stamp whose direction is nearest to `angle`."""
     return round(angle * ORIENTATIONS / np.pi) % ORIENTATIONS
 
 
@@ -264,7 +264,7 @@ def _dna(
 
 
 def _spot(cell: Cell, dx: float, dy: float, radius: float) -> Spot:
-    """A round spot of height 1 at (dx, dy) from the cell's centre.
+    """Makes a round spot of height 1 at (dx, dy) from the cell's centre.
 
     Returns:
       Its position in the cell's window (empty if outside), and its values there.
@@ -285,7 +285,7 @@ def _add_spot(layer: Array, spot: Spot, height: float) -> None:
 
 
 def _nucleolus(rng: np.random.Generator, cell: Cell) -> Spot:
-    """A spot in the inner half of the nucleus."""
+    """Draws a spot in the inner part of the nucleus."""
     piece = cell.pieces[0]
     reach = NUCLEOLI_WITHIN * float(np.median(piece.outline)) * np.sqrt(rng.random())
     at = rng.uniform(0, 2 * np.pi)
@@ -371,7 +371,7 @@ def _round_cell(
 def _spindle(
     rng: np.random.Generator, cell: Cell, bank: TextureBank, shape: tuple[int, ...]
 ) -> Array:
-    """A mitotic cell's microtubules: an aster, a spindle with two poles, or almost none."""
+    """Paints a mitotic cell's microtubules: an aster, a spindle of two poles, or almost none."""
     if cell.mitosis == "ring":
         layer = np.float32(0.8) * _stamp(rng, cell, bank.aster)
         _add_spot(layer, _spot(cell, 0, 0, 5.0), 1.0)

@@ -214,7 +214,7 @@ def compound_name(moa: str, number: int) -> str:
 
 
 def compound_phenotype(moa: str, rng: np.random.Generator, spread: float = 0.08) -> Phenotype:
-    """A compound's variant of its mechanism's phenotype.
+    """Draws a compound's variant of its mechanism's phenotype.
 
     Args:
       moa: a key of `MOA_PHENOTYPES`.

@@ -140,7 +140,7 @@ class Well:
 
 
 def random_stream(settings: SimulatorSettings, kind: int, *key: int) -> np.random.Generator:
-    """The generator of one kind of draw for one key, independent of the order of calls."""
+    """Makes the generator of one kind of draw for one key, independent of the order of calls."""
     return np.random.default_rng([settings.seed, kind, *key])
 
 
@@ -171,7 +171,7 @@ def treatments(settings: SimulatorSettings) -> list[Treatment]:
 def _doses(
     settings: SimulatorSettings, index: int, moa: str, number: int, week: int
 ) -> list[Treatment]:
-    """The treatments of one compound, from the lowest dose."""
+    """Lists the treatments of one compound, from the lowest dose."""
     rng = random_stream(settings, _COMPOUND, index, number)
     phenotype = compound_phenotype(moa, rng)
     lowest = int(rng.integers(0, len(CONCENTRATIONS) - settings.doses + 1))
@@ -216,7 +216,7 @@ def plate_wells(settings: SimulatorSettings) -> list[Well]:
 def _plate(
     settings: SimulatorSettings, week: int, number: int, replicate: int, treated: list[Treatment]
 ) -> list[Well]:
-    """The wells of one plate: DMSO in fixed wells, treatments shuffled over the others."""
+    """Lists the wells of one plate: DMSO in fixed wells, treatments shuffled over the others."""
     rng = random_stream(settings, _PLATE, number)
     others = [str(well) for well in rng.permutation([w for w in WELLS if w not in DMSO_WELLS])]
     # Further DMSO wells lie among the treatments.

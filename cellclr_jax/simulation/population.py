@@ -63,7 +63,7 @@ class Box(NamedTuple):
 
 
 def window(x: int, y: int, half: float, height: int, width: int) -> Box:
-    """The window of `half` pixels around (x, y), clipped to the image; it may be empty."""
+    """Computes the window of `half` pixels around (x, y), clipped to the image; it may be empty."""
     reach = min(int(np.ceil(half)), WINDOW_HALF)
     top, left = max(0, y - reach), max(0, x - reach)
     bottom, right = min(height, y + reach + 1), min(width, x + reach + 1)
@@ -95,7 +95,7 @@ def ellipse(area: float, aspect: float, angle: float) -> Table:
 
 
 def ripple(rng: np.random.Generator, amplitude: float, low: int = 2, high: int = 6) -> Table:
-    """A random factor over angle [512], about 1, with harmonics `low` to `high`."""
+    """Draws a factor near 1 for each angle, [512], with harmonics `low` to `high`."""
     order = np.arange(low, high + 1)[:, None]
     size = amplitude * rng.standard_normal((len(order), 1)) * (low / order) ** 0.7
     waves = size * np.cos(order * THETA + rng.uniform(0, 2 * np.pi, (len(order), 1)))
@@ -124,7 +124,7 @@ def body_outline(rng: np.random.Generator, kind: Phenotype, angle: float, state:
 def nucleus_pieces(
     rng: np.random.Generator, kind: Phenotype, angle: float, state: int, mitosis: str
 ) -> list[Piece]:
-    """The pieces of one cell's DNA; `mitosis`, a key of `_MITOSES`, is used if it is mitotic."""
+    """Draws the pieces of a cell's DNA; `mitosis`, a key of `_MITOSES`, is for mitotic cells."""
     if state == MITOTIC:
         return _MITOSES[mitosis](rng, angle)
     if state == APOPTOTIC:
@@ -144,7 +144,7 @@ def nucleus_pieces(
 def _nuclear_outline(
     rng: np.random.Generator, kind: Phenotype, area: float, aspect: float, angle: float
 ) -> Table:
-    """An ellipse with the phenotype's irregularity and lobes."""
+    """Draws an ellipse with the phenotype's irregularity and lobes."""
     outline = ellipse(area, aspect, angle) * ripple(rng, kind.nucleus_irregularity)
     if kind.lobe_depth > 0.01:
         order = int(rng.integers(2, 5))
@@ -157,7 +157,7 @@ def _nuclear_outline(
 def _broken(
     rng: np.random.Generator, kind: Phenotype, area: float, extra: int, brightness: float
 ) -> list[Piece]:
-    """A nucleus in `extra` + 1 pieces of unequal size that lie close together."""
+    """Draws a nucleus in `extra` + 1 pieces of unequal size, close together."""
     shares = rng.dirichlet(np.full(extra + 1, FRAGMENT_EVENNESS))
     reach = FRAGMENT_REACH * np.sqrt(area / np.pi) * (1 + FRAGMENT_CROWDING * extra)
     turn = rng.uniform(0, 2 * np.pi)
@@ -200,7 +200,7 @@ def _two_plates(rng: np.random.Generator, angle: float) -> list[Piece]:
 
 
 def _ring(rng: np.random.Generator, angle: float) -> list[Piece]:
-    """A monoaster's rosette: a ring of DNA around the single pole."""
+    """Draws a monoaster's rosette: a ring of DNA around the single pole."""
     outer = ellipse(np.pi * rng.uniform(12.5, 15.0) ** 2, 1.1, angle) * ripple(rng, 0.05, 2, 9)
     inner = outer - rng.uniform(5.5, 7.5) * ripple(rng, 0.10, 2, 7)
     return [Piece(0, 0, outer, 1.55, np.maximum(inner, 1.0))]
@@ -283,7 +283,7 @@ def draw_cells(
 
 
 def _angle(rng: np.random.Generator, population: Population) -> float:
-    """The direction of one cell's long axis in radians; 0.5, since an axis repeats after pi."""
+    """Draws the direction of a cell's long axis in radians; 0.5, since an axis repeats after pi."""
     if population.alignment == 0:
         return float(rng.uniform(0, 2 * np.pi))
     return population.flow + 0.5 * float(rng.vonmises(0, population.alignment))

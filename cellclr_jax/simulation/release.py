@@ -153,17 +153,17 @@ def write_truth(path: Path, field: PaintedField) -> None:
 
 
 def plate_dir(out_dir: Path, well: Well) -> Path:
-    """The folder of a plate's images."""
+    """Returns the folder of a plate's images."""
     return out_dir / f"Week{well.week}" / well.plate
 
 
 def truth_path(out_dir: Path, well: Well, site: int) -> Path:
-    """The file with the ground truth of one field."""
+    """Returns the path of the file with the ground truth of one field."""
     return out_dir / TRUTH_DIR / well.plate / f"{well.well}_s{site}.npz"
 
 
 def file_names(settings: SimulatorSettings, well: Well, site: int) -> list[str]:
-    """The names of a field's three files, with GUIDs drawn from the seed."""
+    """Returns the names of a field's three files, with GUIDs drawn from the seed."""
     rng = field_streams(settings, well, site)[2]
     names = []
     for channel in CHANNEL_FILES.values():
@@ -246,7 +246,7 @@ def _start(out_dir: Path, settings: SimulatorSettings, overwrite: bool) -> None:
 
 
 def _identity(settings: SimulatorSettings) -> dict[str, object]:
-    """The settings and version that decide the files of a release."""
+    """Returns the settings and version that determine the files of a release."""
     return {"simulator_version": VERSION, "settings": asdict(settings)}
 
 

@@ -51,7 +51,7 @@ class TextureBank:
 
 @lru_cache(maxsize=2)
 def texture_bank(seed: int) -> TextureBank:
-    """The bank drawn from `seed`; the same object on every call in one process."""
+    """Draws a bank from `seed`; calls in one process share the object."""
     rng = np.random.default_rng([seed, 0x7E])
     return TextureBank(
         fine=_noise(rng, 1.1),
@@ -138,7 +138,7 @@ def _network(rng: np.random.Generator) -> Array:
 
 
 def _bundles(rng: np.random.Generator) -> Array:
-    """A few thick bundles in arcs around the nucleus."""
+    """Draws a few thick bundles in arcs around the nucleus."""
     count = 12
     start, at = _around(rng, count, 1.0 * NUCLEUS_RADIUS, 2.3 * NUCLEUS_RADIUS)
     turn = rng.choice([-1.0, 1.0], count)

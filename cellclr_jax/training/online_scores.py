@@ -98,7 +98,7 @@ class OnlineScore:
 
     @cached_property
     def _minibatches(self) -> list[dict[str, np.ndarray]]:
-        """The rows of this process of the subset, read once."""
+        """This process's share of the subset's minibatches, read once."""
         read = minibatches.sequential_minibatches(
             self._encoding.cells,
             self._rows,

@@ -74,7 +74,7 @@ def make_schedule(
 
 
 def legacy_cosine(peak: float, *, steps_per_epoch: int, constant_epochs: int) -> Schedule:
-    """The published code's cosine: PyTorch's CosineAnnealingLR, stepped once per epoch.
+    """Makes the published code's cosine: PyTorch's CosineAnnealingLR, stepped once per epoch.
 
     Its T_max is the number of steps per epoch: with hundreds of steps per epoch the learning rate
     hardly falls, and with fewer steps than epochs it rises again. During the first

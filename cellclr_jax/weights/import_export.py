@@ -269,5 +269,5 @@ def _restore(
 
 
 def _one_device() -> jax.sharding.Sharding:
-    """The sharding of a conversion's arrays."""
+    """Returns the sharding of a conversion's arrays."""
     return devices.replicated(devices.make_mesh(1))

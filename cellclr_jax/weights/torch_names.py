@@ -20,7 +20,7 @@ Entries = Mapping[str, np.ndarray]
 Variables = dict[str, Any]
 
 COUNTER = "num_batches_tracked"
-"""An entry of each batch normalisation that is not needed."""
+"""Name of an unneeded entry of each batch normalisation."""
 
 RESNETS = {
     name: (made.keywords["block"], made.keywords["depths"])

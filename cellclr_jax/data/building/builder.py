@@ -145,7 +145,7 @@ def _write_shard(
 
 
 def cell_features(settings: CropSettings) -> tfds.features.FeaturesDict:
-    """The features of the record of one cell.
+    """Returns the features of the record of one cell.
 
     `image` is stored as raw bytes: the shards' compression makes it as small as zlib would, and
     reading is several times faster.

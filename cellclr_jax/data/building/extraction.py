@@ -22,7 +22,7 @@ CUTTING_VERSION = 3
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How to extract cells; lengths in pixels.
+    """Settings for extracting cells; lengths are in pixels.
 
     Attributes:
       size: side S of a stored crop.

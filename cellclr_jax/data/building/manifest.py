@@ -124,7 +124,7 @@ def describe_images(
 
 
 def summarize(manifest: dict[str, Any], cells: pd.DataFrame) -> str:
-    """The summary printed after a build: counts, cells per treatment, skipped fields."""
+    """Formats the summary of a build: counts, cells per treatment, skipped fields."""
     counts = manifest["counts"]
     # Images of single cells are built in groups of equal metadata.
     has_fields = entry(manifest["settings"]["source"]).whole_fields
@@ -167,7 +167,7 @@ def _image_lines(image: Mapping[str, Any], cells: int) -> list[str]:
 
 
 def describe_absent(plates: Sequence[str]) -> str:
-    """A message that names the plates of the image table without a file in the input."""
+    """Formats a note on the plates of the image table without a file in the input."""
     return (
         f"{len(plates)} of the image table's plates have no file in the input and are left out: "
         f"{', '.join(plates)}"

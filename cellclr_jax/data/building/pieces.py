@@ -216,7 +216,7 @@ def _read_pixels(paths: Mapping[str, Path], start: int, stop: int) -> dict[str, 
 
 
 def _field_row(field: ImageGroup, cut: FieldCells) -> dict[str, Any]:
-    """The row of a field in the table of fields."""
+    """Returns the row of a field in the table of fields."""
     return {
         "field": field.name,
         **field.metadata,

@@ -134,7 +134,7 @@ def swap_in(new: Path, folder: Path) -> None:
 
 
 def finished_cells(dataset_dir: Path) -> dict[str, list[ExtractedCells]]:
-    """The cells of a finished dataset by plate, divided as a build divides them into pieces.
+    """Returns the cells of a finished dataset by plate, divided into pieces as in a build.
 
     Raises:
       BadData: a part of it cannot be read, or it has no plates.

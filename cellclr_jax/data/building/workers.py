@@ -37,14 +37,14 @@ Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use."""
+    """Counts the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer cores than the machine
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def usable_workers() -> int:
-    """The number of processes that cores and free memory allow."""
+    """Computes the number of processes that cores and free memory allow."""
     return max(1, min(usable_cores(), available_bytes() // WORKER_BYTES))
 
 
@@ -72,7 +72,7 @@ def _group_limits() -> Iterator[int]:
 
 
 def _numbers(text: str) -> dict[str, int]:
-    """The first number of each line by its first word."""
+    """Parses lines of a word and a number; returns the numbers by word."""
     parts = (line.split() for line in text.splitlines())
     return {part[0]: int(part[1]) for part in parts if len(part) > 1}
 

@@ -181,7 +181,7 @@ def _join(reasons: Sequence[_Reason]) -> str:
 
 
 def _values(group: _Group, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A measure of the fields to judge and to compare with; NaN if missing."""
+    """Returns a measure of a group's fields and of its reference fields; NaN if missing."""
     fields, among = (
         table[name].to_numpy(float) if name in table else np.full(len(table), np.nan)
         for table in (group.fields, group.reference)

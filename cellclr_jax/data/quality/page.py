@@ -120,7 +120,7 @@ _CLASSES = "The dataset consists of images of single cells, not of fields of vie
 
 @dataclass(frozen=True)
 class Content:
-    """What the page shows.
+    """Content of the page.
 
     Attributes:
       name: of the dataset.
@@ -211,7 +211,7 @@ def _figure(
     drawn: dict[str, Any],
     titles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A section with a drawing; `titles` are the options of its selection."""
+    """Makes a section with a drawing; `titles` are the options of its selection."""
     choices = list((titles or {}).values())
     return {"anchor": anchor, "title": title, "text": text, "drawn": drawn, "choices": choices}
 
@@ -229,7 +229,7 @@ def _choices(
 
 
 def _left_out(grid: PlateGrid, fields: pd.DataFrame) -> str:
-    """A sentence on plates that are not drawn, or ''."""
+    """Formats a sentence on the number of plates shown; '' if all are."""
     plates = fields["plate"].nunique() if "plate" in fields else 1
     shown = len(grid.plates)
     if shown == plates:

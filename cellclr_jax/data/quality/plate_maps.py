@@ -276,7 +276,7 @@ def _layout(grid: PlateGrid, parts: tuple[int, int]) -> dict[str, Any]:
 
 
 def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
-    """The name above each plate, shortened to its width."""
+    """Makes annotations with the name of each plate, shortened to the plate's width."""
     tile = grid.columns * grid.side
     letters = _LETTERS if tile >= 16 * _LETTERS * _LETTER_SHARE else _SMALL_LETTERS
     most = int(tile / (letters * _LETTER_SHARE))
@@ -295,7 +295,7 @@ def _names(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str,
 
 
 def _backgrounds(grid: PlateGrid, top: np.ndarray, left: np.ndarray) -> list[dict[str, Any]]:
-    """A background rectangle for each plate."""
+    """Makes a background rectangle for each plate."""
     rectangle = {"type": "rect", "layer": "below", "fillcolor": PALE_GRID, "line": {"width": 0}}
     return [
         {**rectangle, "x0": x, "x1": x + grid.columns, "y0": y, "y1": y + grid.rows}

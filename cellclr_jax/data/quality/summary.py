@@ -144,7 +144,7 @@ def _cell(name: str, value: object) -> str:
 
 
 def _rest(rows: int, file: str) -> str:
-    """A sentence on the rows that a table leaves out, or ''."""
+    """Formats a sentence on the rows that a table leaves out; '' if it has all."""
     return f"… and {rows - _MOST_ROWS:,} more, see {file}." if rows > _MOST_ROWS else ""
 
 

@@ -94,7 +94,7 @@ def read_plane(file: ImageFile | ZarrPlane) -> np.ndarray:
 
 
 def plane_type(file: ImageFile | ZarrPlane) -> str:
-    """The type of the pixels of a channel, 'uint8' or 'uint16', from the header of its file.
+    """Reads the type of a channel's pixels, 'uint8' or 'uint16', from the header of its file.
 
     Raises:
       BadData: see `read_plane`.
@@ -238,7 +238,7 @@ def _sample(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def _format(file: ImageFile) -> str:
-    """A value of `SUFFIXES`; '' for any other file."""
+    """Returns the format of a file by its suffix, a value of `SUFFIXES`; '' if unknown."""
     return SUFFIXES.get(Path(file.member or file.path).suffix.lower(), "")
 
 

@@ -197,7 +197,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _entry(member: zipfile.ZipInfo) -> PurePosixPath:
-    """The path of an entry; some programs on Windows write backslashes."""
+    """Returns the path of an entry; some programs on Windows write backslashes."""
     return PurePosixPath(member.filename.replace("\\", "/"))
 
 
@@ -242,7 +242,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _refusal(member: zipfile.ZipInfo, seen: set[PurePosixPath]) -> str:
-    """The reason to refuse an entry, '' if there is none."""
+    """Returns the reason to refuse an entry; '' if there is none."""
     entry, kind = _entry(member), stat.S_IFMT(member.external_attr >> 16)
     if entry.is_absolute() or ".." in entry.parts or ":" in "".join(entry.parts[:1]):
         return "leads out of the zip: not a plate of images"
@@ -345,7 +345,7 @@ def list_cells(
 
 
 def cell_ids(cells: Sequence[CellFile]) -> list[str]:
-    """The id of each cell: its file's name, without the suffixes if all ids stay distinct."""
+    """Lists the id of each cell: its file's name, without suffix if all ids stay distinct."""
     names = [cell.file.name for cell in cells]
     short = [os.path.splitext(name)[0] for name in names]
     return short if len(set(short)) == len(short) else names
@@ -364,7 +364,7 @@ def _check_folders(inputs: Sequence[Path]) -> None:
 
 
 def _prefixes(inputs: Sequence[Path]) -> list[str]:
-    """The shortest ends of the inputs' paths that are distinct; '' for a single input."""
+    """Finds the shortest distinct ends of the inputs' paths; '' for a single input."""
     if len(inputs) == 1:
         return [""]
     paths = [path.absolute().parts for path in inputs]

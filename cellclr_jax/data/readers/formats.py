@@ -32,7 +32,7 @@ PALETTE = "its numbers are those of a palette; save it as grey or RGB"
 
 
 class Selection(NamedTuple):
-    """How one image is taken from a file that may hold more.
+    """Settings that select one image from a file that may contain more.
 
     Attributes:
       channels: their expected number; 0: unknown.

@@ -187,7 +187,7 @@ def _is_grey_ramp(page: Any) -> bool:
 
 
 def _full_images(opened: "TiffFile") -> list["TiffPageSeries"]:
-    """The images in a file, without reduced copies and transparency masks."""
+    """Lists the images in a file, without reduced copies and transparency masks."""
     series = [one for one in opened.series if math.prod(one.shape)]
     if not series:
         raise BadData("no image in it")
@@ -196,7 +196,7 @@ def _full_images(opened: "TiffFile") -> list["TiffPageSeries"]:
 
 
 def _plan_of_file(opened: "TiffFile", selection: Selection, number: int) -> _Plan:
-    """The plan for image `number` of a file that is not part of an OME file set."""
+    """Plans the reading of image `number` of a file that is not part of an OME file set."""
     images = _full_images(opened)
     reduced = len(opened.series) - len(images) + sum(len(one.levels) - 1 for one in images)
     note = "reduced copies skipped" if reduced else ""
@@ -302,7 +302,7 @@ def _named(axes: str, shape: tuple[int, ...], selection: Selection) -> str:
 
 
 def _plane(z: str, depth: int, found: str) -> int:
-    """The number, from 1, of the plane that --z selects."""
+    """Returns the number, from 1, of the plane that --z selects; BadData if it is not valid."""
     if not z:
         raise BadData(f"axes {found}: --z=1 to --z={depth} takes a plane, --z=max the maximum")
     if not 1 <= int(z) <= depth:
@@ -400,7 +400,7 @@ def _ome_image(pixels: ElementTree.Element, home: str, names: Mapping[str, str])
 
 
 def _led(images: Sequence[OmeImage], file: ImageFile) -> list[OmeImage]:
-    """The images that a file stands for: those of which it is the first existing file."""
+    """Lists the images that are read from a file: those of which it is the first existing file."""
     path = Path(file.path)
     led = []
     for image in images:
@@ -414,7 +414,7 @@ def _led(images: Sequence[OmeImage], file: ImageFile) -> list[OmeImage]:
 def _plan_of_set(
     images: Sequence[OmeImage], file: ImageFile, selection: Selection, stack: contextlib.ExitStack
 ) -> _Plan:
-    """The plan for an image of a file set; opens its files on the stack."""
+    """Plans the reading of an image of a file set; the stack closes the files that this opens."""
     led = _led(images, file)
     if not led:
         raise BadData("its image is read from another file of its OME file set")

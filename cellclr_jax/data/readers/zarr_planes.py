@@ -46,7 +46,7 @@ class ZarrPlane:
         return _newest(self.path)[0]
 
     def dtype(self) -> str:
-        """The type of a pixel; BadData unless it is uint8 or uint16."""
+        """Reads the type of a pixel; BadData unless it is uint8 or uint16."""
         kind = np.dtype(self._array().dtype)
         if kind.newbyteorder("=") not in (np.uint8, np.uint16):
             raise BadData(f"{self.where}: {kind}, uint8 or uint16 was expected")

@@ -210,7 +210,7 @@ SOURCES: dict[str, SourceEntry] = {
 
 
 def entry(name: str) -> SourceEntry:
-    """The entry of a source; BadUse if there is no such source."""
+    """Returns the entry of a source; BadUse if there is no such source."""
     if name not in SOURCES:
         raise BadUse(f"unknown source {name!r}: one of {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -228,13 +228,13 @@ def open_source(name: str, request: "Request") -> "Source":
 
 
 def source_settings(name: str, request: "Request") -> dict[str, Any]:
-    """The settings that decide a source's content; {} if its input does."""
+    """Returns the settings that determine a source's content; {} if only its input does."""
     reference = entry(name).settings
     return dict(_load(reference)(request)) if reference else {}
 
 
 def how_to_build(dataset: str, config: str, data_dir: object) -> str:
-    """A sentence with the commands that build a dataset."""
+    """Formats a sentence with the commands that build a dataset."""
     found = {name: one for name, one in SOURCES.items() if one.dataset == dataset}
     command = f"python -m cellclr_jax.build --data_dir={data_dir}"
     ways = []

@@ -181,7 +181,7 @@ def annotated_table(request: Request) -> tuple[pd.DataFrame, dict[str, str], lis
 
 
 def wanted_rows(table: pd.DataFrame, request: Request) -> pd.DataFrame:
-    """The rows of the request's plates (by default all) and, if annotated, with MoA or controls."""
+    """Selects rows of the request's plates (default: all); if annotated, with MoA or controls."""
     if request.plates:
         table = table[table["plate"].isin(request.plates)]
     if request.annotated:
@@ -209,7 +209,7 @@ def check_plates(request: Request, wanted: pd.DataFrame, found: set[str]) -> Non
 
 
 def _table_path(flag: Path | None, name: str, inputs: Sequence[Path]) -> Path | None:
-    """The table that a flag names, otherwise the first one in or above an input."""
+    """Finds the table that a flag names, otherwise the first one in or above an input."""
     if flag is not None:
         return flag
     places = [place / name for root in inputs for place in (root, root.absolute().parent)]
@@ -217,6 +217,6 @@ def _table_path(flag: Path | None, name: str, inputs: Sequence[Path]) -> Path | 
 
 
 def name_and_metadata(row: Mapping[Any, Any]) -> tuple[str, dict[str, Any]]:
-    """The name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
+    """Returns the name '<plate>/<well>/s<site>' and the metadata of a row of `annotated_table`."""
     metadata = {name: COLUMNS[name](row[name]) for name in RELEASE_COLUMNS}
     return f"{metadata['plate']}/{metadata['well']}/s{metadata['site']}", metadata

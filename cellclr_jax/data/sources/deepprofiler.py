@@ -71,7 +71,7 @@ def deepprofiler_fields(request: Request) -> Source:
 
 
 def _read_table(path: Path, names: Names) -> CellTable:
-    """The table of an export, with plates, wells and sites if columns or all images name them."""
+    """Reads the table of an export, with plates, wells and sites from columns or image paths."""
     if not path.is_file():
         raise BadUse(
             f"{path.parent}: no {_TABLE} in it; a folder that DeepProfiler exported to was expected"

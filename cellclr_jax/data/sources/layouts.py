@@ -25,7 +25,7 @@ from cellclr_jax.data.tables.csv import read_text_table
 from cellclr_jax.errors import BadData, BadUse
 
 KEY = ("plate", "well", "site", "time")
-"""What distinguishes fields of view."""
+"""Columns that distinguish fields of view."""
 _COLUMNS = [*KEY, "channel", "z", "path", "place", "line"]
 _IMAGE = re.compile(r"\.(tiff?|png)$", re.IGNORECASE)
 _NOT_IMAGES = re.compile(r"_thumb|(^|/)thumbs?(/|\.db$)", re.IGNORECASE)
@@ -43,7 +43,7 @@ _FIELDS = {
     "z": r"\d+",
     "time": r"\d+",
 }
-"""What a pattern may name in braces, and the texts that each stands for."""
+"""Names that a pattern may have in braces, and the regular expressions that replace them."""
 PRESETS = {
     "imagexpress": r"(?:.*_)?(?P<well>[A-Z]\d\d)(?:_s(?P<site>\d+))?_w(?P<channel>\d)[^/]*\.tiff?",
     "phenix": r"r(?P<row>\d+)c(?P<column>\d+)f(?P<site>\d+)p(?P<z>\d+)-ch(?P<channel>\d+)"
@@ -81,7 +81,7 @@ class ImageTable:
 
 
 def _image_rows(rows: Sequence[Mapping[str, Any]], where: str) -> pd.DataFrame:
-    """A table of images with all columns; BadData if there is none."""
+    """Makes a table of images with all columns; BadData if there is no image."""
     if not rows:
         raise BadData(f"{where}: no image of a plate in it")
     table = pd.DataFrame(rows)
@@ -209,7 +209,7 @@ def _match_end(expression: re.Pattern[str], path: str) -> re.Match[str] | None:
 
 
 def _named(found: re.Match[str], path: str) -> dict[str, Any]:
-    """What a path says of an image."""
+    """Returns the metadata of an image that its path contains."""
     named = {name: text for name, text in found.groupdict().items() if text is not None}
     if "row" in named:
         row, column = named.pop("row"), named.pop("column")
@@ -220,7 +220,7 @@ def _named(found: re.Match[str], path: str) -> dict[str, Any]:
 
 
 def plate_folder(path: str) -> str:
-    """The name of the folder that holds a plate's files, such as 'P1' of 'P1/Images/a.tif'."""
+    """Returns the name of a plate's folder, such as 'P1' of 'P1/Images/a.tif'."""
     folders = PurePosixPath(os.path.abspath(path)).parts[:-1]
     names = [name for name in folders if not _INNER_FOLDERS.fullmatch(name)]
     return names[-1]
@@ -291,7 +291,7 @@ _Rows = list[tuple[int, str, int, str]]
 def _wide_rows(
     table: pd.DataFrame, channels: Mapping[str, tuple[str, str]], places: "_Places"
 ) -> _Rows:
-    """The images of a LoadData table; empty names of files are left out."""
+    """Lists the images of a LoadData table; empty file names are left out."""
     rows: _Rows = []
     for channel, (name, folder) in channels.items():
         folders = table[folder] if folder else [""] * len(table)
@@ -304,7 +304,7 @@ def _wide_rows(
 def _tall_rows(
     table: pd.DataFrame, found: Mapping[str, str], places: "_Places", path: Path
 ) -> _Rows:
-    """The images of a table with a row for each.
+    """Lists the images of a table with one row per image.
 
     Raises:
       BadData: it has no columns of paths and channels, or a plane is no number.
@@ -362,7 +362,7 @@ def _load_data_channels(header: Sequence[str], path: Path) -> dict[str, tuple[st
 
 
 def _first(plain: Mapping[str, str], names: Sequence[str]) -> str:
-    """The first of some plain names that a table has, as its header spells it."""
+    """Finds the first of some plain names that a table has, as in its header; '' if none."""
     return next((plain[name] for name in names if name in plain), "")
 
 
@@ -379,7 +379,7 @@ class _Places:
         self._exist: dict[str, str] = {}
 
     def find(self, folder: str, name: str) -> str:
-        """The path of a file; where it does not exist, the path where it was expected."""
+        """Finds a file of the table; returns its path, or the expected one if it does not exist."""
         text = f"{folder.rstrip('/')}/{name}" if folder else name
         if text.startswith("file:"):
             text = text.removeprefix("file:").lstrip("/").join(["/", ""])
@@ -393,7 +393,7 @@ class _Places:
         return f"{place}/{parts[-1]}"
 
     def _folder(self, parts: tuple[str, ...]) -> str:
-        """The folder below the root with the longest end of these names."""
+        """Finds the existing folder below the root whose path is the longest end of `parts`."""
         key = "/".join(parts)
         if key not in self._exist:
             ends = (parts[start:] for start in range(len(parts) + 1))
@@ -450,7 +450,7 @@ def read_opera_index(path: Path) -> ImageTable:
 
 
 def _opera_row(texts: Mapping[str, str]) -> dict[str, Any]:
-    """A row of the image table."""
+    """Makes a row of the image table from an entry of Opera's index."""
     return {
         "well": f"r{texts['Row']}c{texts['Col']}",
         "site": texts["FieldID"],
@@ -462,12 +462,12 @@ def _opera_row(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _tag(element: ElementTree.Element) -> str:
-    """An element's name without its namespace."""
+    """Returns an element's name without its namespace."""
     return element.tag.rpartition("}")[2]
 
 
 def _texts(element: ElementTree.Element) -> dict[str, str]:
-    """The texts of the children of an element, by their names."""
+    """Returns the texts of an element's children by name."""
     return {_tag(child): (child.text or "").strip() for child in element}
 
 
@@ -526,7 +526,7 @@ def _ome(group: Any) -> Mapping[str, Any]:
 
 
 def _inside(text: str) -> str:
-    """A path of the metadata; ValueError if it leads out of the plate."""
+    """Normalises a path of the metadata; ValueError if it leads out of the plate."""
     parts = PurePosixPath(text).parts
     if not parts or ".." in parts or text.startswith("/"):
         raise ValueError(f"path {text!r}")

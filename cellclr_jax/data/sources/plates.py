@@ -138,7 +138,7 @@ def describe(source: Source) -> str:
 
 
 def _choose_channels(images: pd.DataFrame, chosen: Sequence[str]) -> dict[str, str]:
-    """The channels in stored order, by their new names.
+    """Returns the channels' names in the plates by their new names, in stored order.
 
     Args:
       images: the image table.
@@ -168,7 +168,7 @@ def _choose_channels(images: pd.DataFrame, chosen: Sequence[str]) -> dict[str, s
 
 
 def _nuclei_channel(channels: tuple[str, ...], chosen: str) -> str:
-    """The channel in which nuclei are found; BadUse if it is not certain."""
+    """Chooses the channel in which nuclei are found; BadUse if it is not certain."""
     if chosen:
         match = next((name for name in channels if fold(name) == fold(chosen)), None)
         if match is None:
@@ -183,7 +183,7 @@ def _nuclei_channel(channels: tuple[str, ...], chosen: str) -> str:
 
 
 def _take_planes(images: pd.DataFrame, z: str) -> pd.DataFrame:
-    """The images of one plane, or of all with --z=max; BadUse if there are several and no --z."""
+    """Selects the images of a plane, or of all with --z=max; BadUse for several without --z."""
     planes = sorted(set(images["z"]))
     several = images.groupby([*KEY, "channel"])["z"].nunique().max() > 1
     if z and z != "max":
@@ -204,7 +204,7 @@ def _field(
     channels: Mapping[str, str],
     metadata: Mapping[str, Any],
 ) -> PlateField:
-    """A field of view with its files, (z, file) of each channel, and metadata."""
+    """Makes a field of view from its files, (z, file) of each channel, and metadata."""
     planes, problem = [], ""
     for old in channels.values():
         numbered = sorted(found.get(old, []), key=lambda pair: pair[0])
@@ -221,7 +221,7 @@ def _field(
 
 
 def _image_file(path: Path, place: tuple[int, ...]) -> ImageFile | ZarrPlane:
-    """The file of an image; without a path if it does not exist."""
+    """Returns the file of an image, without a path if it does not exist."""
     if place:
         return ZarrPlane("/".join(path.parts[-4:]), str(path) if path.is_dir() else "", place)
     return ImageFile(path.name, str(path) if path.is_file() else "")
@@ -234,7 +234,7 @@ def _order(field: PlateField) -> tuple[Any, ...]:
 
 
 def _pixel_type(fields: Sequence[PlateField]) -> tuple[str, str]:
-    """The type of stored pixels, the widest of some fields, and a description of the planes."""
+    """Reads the widest pixel type of a sample of fields; returns it and describes the planes."""
     types, errors = set(), []
     whole = [field for field in fields if not field.absent]
     if not whole:
@@ -309,7 +309,7 @@ def _described(
 
 
 def _take_time(images: pd.DataFrame, time: str) -> pd.DataFrame:
-    """The images of one time point; BadUse if there are several and none is chosen."""
+    """Selects the images of one time point; BadUse if there are several and none is chosen."""
     times = sorted(set(images["time"]), key=lambda text: text.zfill(9))
     if time:
         chosen = images[images["time"].str.lstrip("0") == time.lstrip("0")]
@@ -344,7 +344,7 @@ def _with_names(table: pd.DataFrame, names: Names) -> pd.DataFrame:
 
 
 def _well_name(text: str) -> str:
-    """A well as 'A01' or 'AF48'; other names stay as they are."""
+    """Formats a well as 'A01' or 'AF48'; other names stay unchanged."""
     position = well_position(text)
     if position is None:
         return text

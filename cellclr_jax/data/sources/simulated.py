@@ -28,7 +28,7 @@ def simulated_fields(request: Request) -> Source:
 
 
 def simulation_settings(request: Request) -> dict[str, Any]:
-    """The settings that decide the content of simulated plates."""
+    """Returns the settings that determine the content of simulated plates."""
     return {
         "channels": list(request.channels or CHANNELS),
         "simulation": _simulator_settings(request),

@@ -87,7 +87,7 @@ def make_source(
 
 
 def _channel_names(request: Request, count: int, layout: str) -> tuple[str, ...]:
-    """The requested names or default ones; BadUse if the images have another number of channels."""
+    """Returns the requested or default names; BadUse if the number of channels differs."""
     channels = request.channels or tuple(f"channel_{i + 1}" for i in range(count))
     if count != len(channels):
         hint = " (a mask of the cell may be the last)" if layout == "side_by_side" else ""
@@ -99,7 +99,7 @@ def _channel_names(request: Request, count: int, layout: str) -> tuple[str, ...]
 
 
 def _images_of(cell: Cell, selection: Selection) -> list[Cell]:
-    """A cell for each image of a file, '<name>/<number>' if there are several."""
+    """Makes a cell for each image of a file, named '<name>/<number>' if there are several."""
     images = images_in(cell.file, selection)
     if len(images) == 1:
         return [cell]
@@ -128,7 +128,7 @@ def _check_plates_and_channels(request: Request, cells: Sequence[Cell]) -> None:
 def _usual_kind(
     files: Sequence[ImageFile], layout: str, channels: int, selection: Selection
 ) -> CellShape:
-    """The commonest shape of a sample of images; reading any other image reports an error.
+    """Finds the commonest shape of a sample of images; any other shape is an error at reading.
 
     Its note has the axes of all images of the sample, with their numbers.
     """
@@ -245,7 +245,7 @@ def _cells_of_rows(
     row_of: Sequence[int | None],
     plates: set[str],
 ) -> list[Cell]:
-    """The cells of some plates (empty: all) that have a row in their table."""
+    """Lists the cells of some plates (empty: all) that have a row in their table."""
     rows = list(zip(*table.metadata.values(), strict=True)) or [()] * len(table.files)
     plate_of, centers = table.metadata.get("plate"), table.centers
     return [
@@ -277,7 +277,7 @@ def _problems(
 def _rows_of_files(
     table: CellTable, files: Sequence[CellFile], inputs: Sequence[Path], repeats: bool
 ) -> tuple[list[int | None], list[int]]:
-    """The row of each file, None if it has none; the rows without a file."""
+    """Assigns rows to files; returns the row of each file, or None, and the rows without a file."""
     find = _finder(files, table.path, inputs)
     row_of: list[int | None] = [None] * len(files)
     missing = []

@@ -50,10 +50,10 @@ class ImageGroup(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A text that changes whenever the pixels may have changed; reads no pixels."""
+        """Returns a text that changes whenever the pixels may have changed; reads no pixels."""
 
     def contents(self) -> tuple[str, ...]:
-        """A text for each file, such as name and size, that is the same for a copy elsewhere."""
+        """Returns a text for each file, such as name and size, that is the same for a copy."""
         return (self.fingerprint(),)
 
 
@@ -88,7 +88,7 @@ class CellGroup(ImageGroup):
         """
 
     def where(self, number: int) -> str:
-        """The location of a cell's image for error messages."""
+        """Returns the location of a cell's image for error messages."""
         return self.cells[number]
 
 
@@ -158,7 +158,7 @@ class CellFiles(_InFiles, CellGroup):
         )
 
     def where(self, number: int) -> str:
-        """The file's name."""
+        """Returns the file's name."""
         return self.files[number].where
 
 
@@ -235,5 +235,5 @@ class Request:
     exact_names: bool = False
 
     def names(self) -> Names:
-        """A register for the names in the tables of this request."""
+        """Makes a register for the names in the tables of this request."""
         return Names(exact=self.exact_names)

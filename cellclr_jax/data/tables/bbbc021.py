@@ -171,18 +171,18 @@ def require_imaged(
 
 
 def _amounts(table: pd.DataFrame, path: str | Path) -> list[float]:
-    """The concentrations as numbers; NaN if unknown."""
+    """Parses the concentrations; NaN if unknown."""
     read = partial(amount_or_nan, "concentration")
     return parse(table["concentration"], table["row"].tolist(), read, path)
 
 
 def _replicate(text: str) -> int:
-    """A whole number; 1 if it is missing."""
+    """Parses a replicate's whole number; 1 if it is missing."""
     return 1 if is_missing(text) else whole("replicate", text)
 
 
 def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
-    """The site column, or the `_s<n>_` of the DNA file's name."""
+    """Parses the sites from their column, or from the `_s<n>_` of the DNA file's name."""
 
     def from_name(name: str) -> int:
         match = _SITE.search(name)
@@ -199,7 +199,7 @@ def _sites(table: pd.DataFrame, path: str | Path) -> list[int]:
 
 
 def _batches(table: pd.DataFrame, path: str | Path) -> list[str]:
-    """The batch column, or the plate's name up to its first underscore."""
+    """Returns the batches from their column, or the plates' names up to the first underscore."""
 
     def from_plate(plate: str) -> str:
         batch, underscore, _ = plate.partition("_")

@@ -110,7 +110,7 @@ def read_cell_table(
 
 
 def _number(what: str, text: str) -> float:
-    """A value of a column of numbers; an unknown site or replicate is 0, other numbers are NaN."""
+    """Parses a number of a column; unknown sites and replicates are 0, other numbers NaN."""
     if what == "concentration":
         return amount_or_nan(what, text)
     if what in ("x", "y"):

@@ -109,7 +109,7 @@ def find_columns(header: Sequence[str], names: Sequence[str], *, exact: bool = F
 
 
 def some_names(header: Sequence[str]) -> str:
-    """The first names of a header, for messages."""
+    """Lists the first names of a header, for messages."""
     return ", ".join([name for name in header if name.strip()][:_NAMES_SHOWN])
 
 
@@ -214,7 +214,7 @@ _MOST_NUMBER = float(np.finfo(np.float32).max)
 
 
 def amount(what: str, text: str) -> float:
-    """A number of at least 0; ValueError with `what` for any other text."""
+    """Parses a number of at least 0; ValueError with `what` for any other text."""
     value = _number(text)
     if not 0 <= value <= _MOST_NUMBER:
         raise ValueError(f"{what} {text!r}: a number of at least 0 was expected")
@@ -227,7 +227,7 @@ def amount_or_nan(what: str, text: str) -> float:
 
 
 def number_or_nan(what: str, text: str) -> float:
-    """A number; NaN if the text means 'missing'; ValueError for any other text."""
+    """Parses a number; NaN if the text means 'missing'; ValueError for any other text."""
     value = _number(text)
     if not (abs(value) <= _MOST_NUMBER or is_missing(text)):
         raise ValueError(f"{what} {text!r}: a number was expected")
@@ -235,7 +235,7 @@ def number_or_nan(what: str, text: str) -> float:
 
 
 def whole(what: str, text: str) -> int:
-    """A whole number of at least 0, also written as `3.0`; ValueError for any other text."""
+    """Parses a whole number of at least 0, also `3.0`; ValueError for any other text."""
     value = _number(text)
     if not (0 <= value <= _MOST_WHOLE and value == int(value)):
         raise ValueError(f"{what} {text!r}: a whole number from 0 to {_MOST_WHOLE} was expected")
@@ -243,7 +243,7 @@ def whole(what: str, text: str) -> int:
 
 
 def _number(text: str) -> float:
-    """A number; NaN for any other text."""
+    """Parses a number; NaN for any other text."""
     try:
         return float(text)
     except ValueError:
@@ -295,7 +295,7 @@ def read_text_table(path: Path) -> pd.DataFrame:
 
 
 def _as_text(value: object) -> str:
-    """A value as a CSV file would hold it; '' if it is missing."""
+    """Formats a value as in a CSV file; '' if it is missing."""
     if value is None or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -35,7 +35,7 @@ class ObjectTable:
     combined: bool = False
 
     def column(self, names: Sequence[str]) -> int | None:
-        """The index of the first of some names that the header has."""
+        """Finds the index of the first of some names that the header has; None if it has none."""
         return next(iter(find_columns(self.names, names)), None)
 
     def bad_header(self, reason: str) -> BadData:
@@ -43,7 +43,7 @@ class ObjectTable:
         return BadData(f"{self.path}, line 1: {reason}; the header has {some_names(self.names)}")
 
     def center(self, values: Sequence[str]) -> tuple[float, float] | None:
-        """The centre (row, column) of a row's nucleus in pixels from 0; None if it is missing.
+        """Parses the centre (row, column) of a row's nucleus in pixels from 0; None if missing.
 
         Raises:
           BadData: see `axes`.
@@ -262,7 +262,7 @@ class _Fields:
         return locate
 
     def _find(self, place: Sequence[str], files: Sequence[str]) -> int | None:
-        """The index of a field; ValueError if place and files fit several or contradict."""
+        """Finds the index of a field; ValueError if place and files fit several or contradict."""
         wanted = _place(*place)
         index = self.places.get(wanted)
         for name in files:
@@ -319,7 +319,7 @@ def _by_image_number(table: ObjectTable, finder: _Fields) -> _Locate:
 
 
 def _image_table(table: ObjectTable) -> Path:
-    """The image table of the same export, such as MyExpt_Image.csv for MyExpt_Nuclei.csv."""
+    """Finds the image table of the same export: MyExpt_Image.csv for MyExpt_Nuclei.csv."""
     if table.column(_NUMBERS[-1]) is None:
         raise table.bad_header(f"no column for a row's field: {_EXPECTED}")
     folder, name = table.path.parent, table.path.name.lower()
@@ -336,7 +336,7 @@ def _place(plate: str, well: str, site: str) -> _Place:
 
 
 def _site(text: str) -> str:
-    """A site's or an image's number."""
+    """Returns the number of a site or an image."""
     match = _SITE_NAME.fullmatch(text.strip())
     return match[1] if match else text.strip()
 

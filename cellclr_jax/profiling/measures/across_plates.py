@@ -161,7 +161,7 @@ def _scored(
 def _means(
     is_query: np.ndarray, nearest: np.ndarray, precision: np.ndarray, treatment: np.ndarray
 ) -> np.ndarray:
-    """[2] means of nearest and precision over the queries of each treatment, then treatments."""
+    """Averages nearest and precision over each treatment's queries, then over treatments: [2]."""
     if not is_query.any():
         return np.full(2, np.nan)
     queries = np.bincount(treatment, is_query)
@@ -173,7 +173,7 @@ def _means(
 def _permuted(
     treatment: np.ndarray, plate: np.ndarray, well: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """[N] treatments, permuted among the wells of each plate."""
+    """Permutes treatments [N] among the wells of each plate."""
     _, first = np.unique(well, return_index=True)
     plates, treatments = plate[first], treatment[first]
     permuted = np.empty_like(treatments)

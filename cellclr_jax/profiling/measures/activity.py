@@ -169,7 +169,7 @@ def consistency(profiles: CorrectedProfiles) -> Measured:
 
 
 def _exchanged_compounds(labels: pd.DataFrame, vectors: np.ndarray, moas: np.ndarray) -> np.ndarray:
-    """[M] p of mechanisms `moas`, each of two compounds or more; see `consistency`."""
+    """Computes p [M] of mechanisms `moas` with two compounds or more; see `consistency`."""
     compound = labels["compound"].to_numpy()
     ranks = _ranks(vectors, compound)
     own = [np.unique(compound[labels["moa"] == moa]) for moa in moas]
@@ -188,7 +188,7 @@ def _exchanged_compounds(labels: pd.DataFrame, vectors: np.ndarray, moas: np.nda
 
 
 def _ranks(vectors: np.ndarray, compound: np.ndarray) -> np.ndarray:
-    """[N, N] rank (from 1) of each treatment for each query; inf for the same compound."""
+    """Ranks each treatment (from 1) for each query, [N, N]; inf for the same compound."""
     wide = vectors[:, :-1].astype(np.float64)
     # Equals `_similarity` up to a constant of each row.
     similar = wide @ wide.T - 0.5 * np.square(wide).sum(axis=1) + vectors[:, -1]
@@ -324,6 +324,6 @@ def _summarised(table: pd.DataFrame, significant: str) -> dict[str, object]:
 
 
 def _similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[P] similarity of pairs of rows of `_comparable`, which orders them as their cosines do."""
+    """Computes similarities [P] of row pairs of `_comparable`, which order them like cosines."""
     nearness = -0.5 * np.square(first[:, :-1] - second[:, :-1]).sum(axis=1)
     return np.asarray(nearness + (first[:, -1] + second[:, -1]))

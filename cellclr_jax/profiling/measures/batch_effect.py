@@ -113,7 +113,7 @@ def folds(batch: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _predicted(values: np.ndarray, batch: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
-    """[N] predicted batches by classifier."""
+    """Predicts the batches [N] of held-out wells by each classifier."""
     from sklearn.preprocessing import StandardScaler
 
     predicted = {name: np.empty_like(batch) for name in ("logistic", "knn")}

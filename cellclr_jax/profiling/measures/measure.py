@@ -34,15 +34,15 @@ class CorrectedProfiles:
     protocol: Protocol
 
     def well_values(self) -> np.ndarray:
-        """[W, D] float64 features of the wells."""
+        """Returns the features of the wells, [W, D] float64."""
         return self.wells[self.features].to_numpy(np.float64)
 
     def controls(self) -> np.ndarray:
-        """[W] bool: wells of the control."""
+        """Marks wells of the control, [W] bool."""
         return is_control(self.wells["Metadata_Compound"], self.protocol.control).to_numpy(bool)
 
     def treatment_of_wells(self) -> np.ndarray:
-        """[W] int: row of each well in `treatments`; -1 for controls."""
+        """Returns the row of each well in `treatments`, [W] int; -1 for controls."""
         names, doses = "Metadata_Compound", "Metadata_Concentration"
         treatments, wells = (
             pd.MultiIndex.from_arrays([table[names], round_concentrations(table[doses])])

@@ -78,7 +78,7 @@ def _compared(centred: np.ndarray, wells: np.ndarray) -> tuple[np.ndarray, np.nd
 def null_medians(
     centred: np.ndarray, groups: list[np.ndarray], size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """[DRAWS] median correlations of random sets of `size` wells of different treatments.
+    """Computes median correlations [DRAWS] of random sets of `size` wells of different treatments.
 
     `centred` [W, D] has rows of mean 0 and length 1, `groups` the rows of each treatment.
     """
@@ -103,14 +103,14 @@ def _centred(values: np.ndarray) -> np.ndarray:
 
 
 def _median_of_some(centred: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> float:
-    """The median pairwise correlation of a treatment's wells."""
+    """Computes the median pairwise correlation of a treatment's wells, of a sample if many."""
     if len(group) > _MOST_WELLS:
         group = rng.choice(group, _MOST_WELLS, replace=False)
     return float(_medians(centred[None, group])[0])
 
 
 def _medians(sets: np.ndarray) -> np.ndarray:
-    """[S] medians of the pairwise products within each set of rows [S, k, D]."""
+    """Computes medians [S] of the pairwise products within each set of rows [S, k, D]."""
     first, second = np.triu_indices(sets.shape[1], 1)
     products = sets @ sets.transpose(0, 2, 1)
     return np.asarray(np.median(products[:, first, second], axis=1))

@@ -97,14 +97,14 @@ def uncertainty(score: Score, *, resamples: int | None = None) -> Uncertainty:
 
 
 def _named(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
-    """[Q] compound and mechanism of each treatment; both '' for no neighbour."""
+    """Returns compound and mechanism of each treatment [Q]; both are '' for no neighbour."""
     return pd.DataFrame(
         {name: table[f"{prefix}{name}"].astype(str) for name in ("compound", "moa")}
     )
 
 
 def _strata(score: Score, names: list[tuple[str, str]]) -> np.ndarray:
-    """[C] int strata of (compound, mechanism): those with treatments in the same batches."""
+    """Groups (compound, mechanism) pairs with treatments in the same batches; returns codes [C]."""
     table = pd.concat([score.neighbours[_OF_TREATMENTS], score.excluded[_OF_TREATMENTS]])
     batches = table["batch"].groupby([column for _, column in _named(table).items()]).agg(frozenset)
     return codes(batches.get(name) for name in names)
@@ -154,7 +154,7 @@ def _shuffled(
     permutations: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """[R] counts of correct queries with mechanisms shuffled among the compounds of a stratum.
+    """Counts correct queries [R] with mechanisms shuffled among the compounds of each stratum.
 
     `names` [C] are (compound, mechanism); `queries` and `neighbours` [Q] are indices into them.
     """
@@ -193,7 +193,7 @@ class Replicates:
             self._groups.append((treatments, values[rows]))
 
     def profiles(self, rng: np.random.Generator | None) -> np.ndarray:
-        """[N, D] float64 profiles of wells drawn with replacement; None draws each well once."""
+        """Computes profiles [N, D] float64 of wells drawn with replacement; None: each once."""
         found = np.empty(self._shape)
         for treatments, wells in self._groups:
             if rng is not None:
@@ -238,7 +238,7 @@ def well_intervals(profiles: CorrectedProfiles) -> Measured:
 
 
 def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[str, np.ndarray]:
-    """[RESAMPLES] accuracies of each defined score."""
+    """Computes resampled accuracies [RESAMPLES] of each defined score."""
     protocol, named = profiles.protocol, profiles.named_treatments()
     # Ties go to the first by compound and concentration, as in `moa`.
     order = named.sort_values(["compound", "concentration"]).index.to_numpy()
@@ -268,7 +268,7 @@ def _resampled(profiles: CorrectedProfiles, scores: dict[str, Score]) -> dict[st
 def _accuracies(
     replicates: Replicates, candidates: list[Candidates], moas: np.ndarray
 ) -> np.ndarray:
-    """[RESAMPLES, rules] accuracies of the nearest neighbour under each rule."""
+    """Computes accuracies [RESAMPLES, rules] of the nearest neighbour under each rule."""
     masks = [one.allowed(np.arange(len(moas))) for one in candidates]
     queries = [
         np.flatnonzero((one.excluded == "") & mask.any(axis=1))

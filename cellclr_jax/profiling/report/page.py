@@ -89,7 +89,7 @@ def render_report(
 def _interactive(
     evaluation: Evaluation, pictures: Pictures | None, side: int, maps: figures.Maps
 ) -> dict[str, Any]:
-    """The template's variables of the interactive sections."""
+    """Computes the template's variables of the interactive sections."""
     data = map_data(evaluation, maps)
     data["confusion"] = confusion_data(evaluation)
     data["pictures"] = _strips(evaluation, pictures, side) if pictures else None
@@ -129,7 +129,7 @@ def _strips(evaluation: Evaluation, pictures: Pictures, side: int) -> dict[str, 
 
 
 def _cells(results: Results) -> dict[str, Any]:
-    """The template's variables of the section on single cells."""
+    """Computes the template's variables of the section on single cells."""
     cells = results.cells
     if cells is None:
         return {"cells": None}

@@ -70,7 +70,7 @@ def _dots(
 def _rows_chart(
     traces: list[dict[str, Any]], rows: Sequence[str], axis: str, **settings: Any
 ) -> Chart:
-    """A chart of percentages with named rows."""
+    """Makes a chart of percentages with named rows."""
     layout = base_layout(
         _FRAME_HEIGHT + _ROW_HEIGHT * len(rows),
         margin={"l": 10, "r": 16, "t": 40, "b": 50},
@@ -141,7 +141,7 @@ def _at(values: Any, place: Sequence[str]) -> Any:
 def _comparison_chart(
     shares: Mapping[str, Sequence[float | None]], corrections: Sequence[str]
 ) -> Chart | None:
-    """A row per measure, a marker per correction."""
+    """Makes a chart with a row per measure and a marker per correction; None without values."""
     if not any(value is not None for values in shares.values() for value in values):
         return None
     traces = []
@@ -245,7 +245,7 @@ def _epochs(history: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 
 def _line(across: np.ndarray, values: pd.Series, name: str, colour: str) -> dict[str, Any] | None:
-    """A line through the finite values; None if there are none."""
+    """Makes a line through the finite values; None if there are none."""
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(float)
     known = np.flatnonzero(np.isfinite(numbers) & np.isfinite(across))
     if not len(known):

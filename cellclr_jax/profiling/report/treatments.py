@@ -176,7 +176,7 @@ def _correction(
 
 
 def _hover(treatments: Mapping[str, Any], near: Mapping[str, Any]) -> list[str]:
-    """The hover text of each treatment."""
+    """Formats the hover text of each treatment."""
     names, moas, cells = (treatments[key] for key in ("names", "moas", "cells"))
     texts = []
     for row, name in enumerate(names):
@@ -208,7 +208,7 @@ def _colourings(treatments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _groups(labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of each label, with its colour and symbol."""
+    """Groups rows by label, with a colour and symbol for each."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(labels):
         rows.setdefault(name, []).append(row)

@@ -196,7 +196,7 @@ def _groups(sample: Sample, hold_out: str) -> tuple[str, np.ndarray | None]:
 
 
 def _candidates(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """[K] group of each cell, for the groups that the table has columns for."""
+    """Returns the group [K] of each cell for every grouping whose columns the table has."""
     found = {}
     for name, columns in GROUPS.items():
         existing = [NAMES[column] for column in columns if NAMES[column] in table]
@@ -213,7 +213,7 @@ def _distinct(values: pd.Series) -> int:
 
 
 def _text(values: pd.Series) -> np.ndarray:
-    """[N] str, '' for a missing value."""
+    """Converts values to [N] str; '' for a missing value."""
     return values.fillna("").astype(str).to_numpy(object)
 
 

@@ -209,7 +209,7 @@ def _score(
 
 
 def _recall(codes: np.ndarray, right: np.ndarray, classes: int) -> np.ndarray:
-    """[classes] share of correct cells; NaN for a class without cells."""
+    """Computes the share of correct cells, [classes]; NaN for a class without cells."""
     counts = np.bincount(codes, minlength=classes)
     shares = np.bincount(codes, weights=right, minlength=classes) / np.maximum(counts, 1)
     return np.where(counts > 0, shares, np.nan)
