@@ -232,7 +232,7 @@ def test_one_time_point_is_chosen(tmp_path):
 def test_a_well_with_two_treatments_is_refused(release, tmp_path):
     table = _listing(release).assign(compound=["x", *["y"] * 23])
     table.to_csv(tmp_path / "tall.csv", index=False)
-    with pytest.raises(BadData, match="well B02 of plate Week1_101 have different"):
+    with pytest.raises(BadData, match="well B02 of plate Week1_101 has"):
         _open(images=str(tmp_path / "tall.csv"))
 
 
@@ -241,6 +241,28 @@ def test_without_a_plate_the_folder_is_the_plate(release, tmp_path):
     found = _open(images=str(tmp_path / "tall.csv"))
     assert {field.plate for field in found.fields} == {PLATES[0]}
     assert any("no column" in note for note in found.notes)
+
+
+def test_an_image_of_two_fields_is_refused(release, tmp_path):
+    listing = _listing(release)
+    listing.loc[3, "path"] = listing.loc[0, "path"]
+    listing.to_csv(tmp_path / "tall.csv", index=False)
+    with pytest.raises(BadData, match=r"two images, .*\(line 2\) and .*\(line 5\)"):
+        _open(images=str(tmp_path / "tall.csv"))
+
+
+def test_a_name_for_two_channels_is_refused(release):
+    with pytest.raises(BadUse, match="a name of its own"):
+        _open(release / "Week1", images=PATTERN, channels=("dna=1", "dna=2"))
+
+
+def test_swapped_channels_of_an_array_are_other_contents(release, tmp_path):
+    written = _as_zarr(release, tmp_path, version=3)
+    contents = [
+        _open(written["input"], channels=channels).fields[0].contents()
+        for channels in (("dna", "actin"), ("dna=actin", "actin=dna"))
+    ]
+    assert contents[0] != contents[1]
 
 
 def test_the_channel_of_nuclei_is_never_guessed(release):

@@ -215,8 +215,8 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 def _common_energy(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean product of each two images, and its standard error from their differences.
 
-    Of noise alone, the mean of n products of independent values of variance v is off zero by
-    v / sqrt(n); their difference has twice that variance.
+    If the images are only noise, the mean of n products of independent values of variance v differs
+    from zero by about v / sqrt(n); the difference of the images has the variance 2 v.
     """
     common = np.mean(first * second, axis=(1, 2))
     noise = np.mean(np.square(first - second), axis=(1, 2)) / 2

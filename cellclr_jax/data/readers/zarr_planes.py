@@ -35,7 +35,7 @@ class ZarrPlane:
     @property
     def where(self) -> str:
         """The location for error messages."""
-        return f"{self.path or self.name}{list(self.place)}"
+        return f"{self.path}{list(self.place)}" if self.path else self.name
 
     def stamp(self) -> str:
         """Name, and size and time of the newest chunk and of the metadata; reads no pixels."""

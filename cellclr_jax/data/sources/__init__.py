@@ -97,7 +97,7 @@ SOURCES: dict[str, SourceEntry] = {
                 "",
                 "A table of image files (CellProfiler's LoadData, or one row for each "
                 "image), or a pattern of file names such as "
-                "'{plate}/{well}_s{site}_w{channel}*.tif', or the name of a microscope: "
+                "'{plate}/{well}_s{site}_w{channel:[0-9]}*.tif', or the name of a microscope: "
                 "imagexpress, phenix, cellvoyager, cytation.",
             ),
             Option(
@@ -126,7 +126,7 @@ SOURCES: dict[str, SourceEntry] = {
                 "string",
                 "platemap",
                 None,
-                "A table with one row for each well: CSV, TSV, Excel or Parquet.",
+                "A table with one row for each well: CSV, TSV or Parquet.",
             ),
             Option(
                 "list",

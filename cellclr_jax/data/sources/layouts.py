@@ -238,7 +238,7 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
     perhaps plate, site, z.
 
     Args:
-      path: CSV, .csv.gz, TSV, Excel or Parquet file.
+      path: CSV, .csv.gz, TSV or Parquet file.
       root: the folder of the images, in place of folders of another machine: the longest end of a
         path that exists below it is taken. None: paths are relative to the table's folder.
 
@@ -260,9 +260,8 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
         raise BadData(f"{path}: no image on any row")
     images = pd.DataFrame(rows, columns=["at", "channel", "z", "path"])
     at = images.pop("at").to_numpy()
-    key = pd.DataFrame(
-        {what: table[found[what]] if found[what] else "" for what in KEY}, index=table.index
-    )
+    columns = {what: table[found[what]] if found[what] else "" for what in KEY}
+    key = pd.DataFrame(columns, index=table.index)
     notes = []
     if not found["plate"]:
         # The first image of a row decides.
@@ -272,9 +271,8 @@ def read_image_table(path: Path, root: Path | None = None) -> ImageTable:
     images = pd.concat([key.iloc[at].reset_index(drop=True), images], axis=1)
     images["line"] = table["row"].to_numpy()[at]
     images["place"] = [()] * len(images)
-    used = {*found.values(), "row"}
-    names = [str(name) for name in table]
-    further = [name for name in names if name not in used and not _FILE_COLUMN.match(name)]
+    names = [str(name) for name in table if name not in {*found.values(), "row"}]
+    further = [name for name in names if not _FILE_COLUMN.match(name)]
     metadata = pd.concat([key, table[further]], axis=1).drop_duplicates(list(KEY))
     return ImageTable(
         images[_COLUMNS],

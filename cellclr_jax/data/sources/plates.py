@@ -17,6 +17,7 @@ from cellclr_jax.data.readers.find_files import ImageFile
 from cellclr_jax.data.readers.zarr_planes import ZarrPlane
 from cellclr_jax.data.sources.layouts import KEY, ImageTable, read_layout
 from cellclr_jax.data.sources.source import Field, Request, Source
+from cellclr_jax.data.tables.bbbc021 import reject_mixed_wells
 from cellclr_jax.data.tables.csv import amount_or_nan, parse, read_text_table
 from cellclr_jax.errors import BadData, BadUse
 
@@ -156,6 +157,8 @@ def _choose_channels(images: pd.DataFrame, chosen: Sequence[str]) -> dict[str, s
             new, _, old = text.partition("=")
             key = fold(old or new)
             match = found.get(key) or found.get(key.removeprefix("orig"))
+            if new in named or not new:
+                raise BadUse(f"--channels={','.join(chosen)}: each channel needs a name of its own")
             if match is None:
                 raise BadUse(f"--channels={text}: the plates have {listed(list(found.values()))}")
             named[new] = match
@@ -222,8 +225,9 @@ def _field(
 
 def _image_file(path: Path, place: tuple[int, ...]) -> ImageFile | ZarrPlane:
     """Returns the file of an image, without a path if it does not exist."""
-    if place:
-        return ZarrPlane("/".join(path.parts[-4:]), str(path) if path.is_dir() else "", place)
+    if place or path.is_dir():
+        name = f"{'/'.join(path.parts[-4:])}{list(place)}"
+        return ZarrPlane(name, str(path) if path.is_dir() else "", place)
     return ImageFile(path.name, str(path) if path.is_file() else "")
 
 
@@ -275,6 +279,7 @@ def _described(
     names, options = request.names(), request.options
     root = Path(options["root"]) if options.get("root") else None
     layout = read_layout(str(options.get("images") or ""), request.inputs, root, options["level"])
+    _reject_shared_images(layout.images)
     images = _with_names(layout.images, names)
     nameless = images[images["well"] == ""]
     if len(nameless):
@@ -292,7 +297,8 @@ def _described(
     if options.get("platemap"):
         fields = _join_platemap(fields, Path(options["platemap"]), options, names)
     columns, notes = _typed(fields, names)
-    _reject_mixed_wells(columns)
+    tables = [*layout.tables.values(), *filter(None, [options.get("platemap")])]
+    reject_mixed_wells(columns.assign(row=0), listed(tables) or "the plates")
     kinds = {name: COLUMNS[str(name)] for name in columns}
     keys = fields[list(KEY)].itertuples(index=False, name=None)
     keyed = {
@@ -308,6 +314,22 @@ def _described(
     return table, keyed, [*layout.notes, *names.notes, *notes]
 
 
+def _reject_shared_images(images: pd.DataFrame) -> None:
+    """Raises BadData where one image belongs to two fields, channels or planes."""
+    shared = images[images.duplicated(["path", "place"], keep=False)]
+    if len(shared):
+        first, second = shared[shared["path"] == shared["path"].iloc[0]].iloc[:2].to_dict("records")
+        where = [
+            f"{row['plate']} {row['well']} {row['site']} {row['channel']}"
+            + (f" (line {row['line']})" if row["line"] else "")
+            for row in (first, second)
+        ]
+        raise BadData(
+            f"{first['path']} is named for two images, {where[0]} and {where[1]}: is --root the "
+            "folder of all plates?"
+        )
+
+
 def _take_time(images: pd.DataFrame, time: str) -> pd.DataFrame:
     """Selects the images of one time point; BadUse if there are several and none is chosen."""
     times = sorted(set(images["time"]), key=lambda text: text.zfill(9))
@@ -319,19 +341,6 @@ def _take_time(images: pd.DataFrame, time: str) -> pd.DataFrame:
     if len(times) > 1:
         raise BadUse(f"{len(times)} time points ({listed(times, 9)}): choose one by --time")
     return images
-
-
-def _reject_mixed_wells(columns: pd.DataFrame) -> None:
-    """Raises BadData where two fields of a well have different treatments."""
-    treatment = columns.drop_duplicates(["plate", "well", "compound", "concentration", "moa"])
-    mixed = treatment[treatment.duplicated(["plate", "well"])]
-    if len(mixed):
-        row = mixed.iloc[0]
-        raise BadData(
-            f"the fields of well {row['well']} of plate {row['plate']} have different compounds, "
-            f"concentrations or mechanisms, among them {row['compound']!r} at "
-            f"{row['concentration']:g}"
-        )
 
 
 def _with_names(table: pd.DataFrame, names: Names) -> pd.DataFrame:

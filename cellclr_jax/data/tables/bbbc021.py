@@ -86,7 +86,7 @@ def read_image_csv(path: str | Path, names: Names | None = None) -> pd.DataFrame
     reject_duplicates(images, ["plate", "well", "site"], path)
     # Cells of an image in two fields would occur twice, under two names.
     reject_duplicates(images, ["dna_file"], path)
-    _reject_mixed_wells(images, path)
+    reject_mixed_wells(images, path)
     return images
 
 
@@ -229,13 +229,20 @@ def _treatments(table: pd.DataFrame) -> Iterable[tuple[str, float | None]]:
     return zip(table["compound"], doses, strict=True)
 
 
-def _reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:
-    """Raises BadData if two fields of a well differ in their treatment."""
+def reject_mixed_wells(images: pd.DataFrame, path: str | Path) -> None:
+    """Raises BadData if two fields of a well differ in their treatment.
+
+    Args:
+      images: plate, well, compound, concentration, and row, the line of the table; 0 if unknown.
+      path: the table, for the message.
+    """
     treatment = images.drop_duplicates(["plate", "well", "compound", "concentration"])
     mixed = treatment[treatment.duplicated(["plate", "well"])]
     if len(mixed):
         row = mixed.iloc[0]
+        line = f", line {row['row']}" if row["row"] else ""
         raise BadData(
-            f"{path}, line {row['row']}: well {row['well']} of plate {row['plate']} has "
-            f"{row['compound']!r} at {row['concentration']:g}, an earlier line another treatment"
+            f"{path}{line}: well {row['well']} of plate "
+            f"{row['plate']} has {row['compound']!r} at {row['concentration']:g}, and another "
+            "treatment in an earlier field"
         )

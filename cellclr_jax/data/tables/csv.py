@@ -254,7 +254,7 @@ def read_text_table(path: Path) -> pd.DataFrame:
     """Reads all columns of a table as text.
 
     Args:
-      path: a CSV or TSV file, also with `.gz`, an Excel workbook (its first sheet) or Parquet.
+      path: a CSV or TSV file, also with `.gz`, or Parquet.
 
     Returns:
       The columns under the names of the header, missing values as '', and `row`, the line of the
@@ -275,8 +275,6 @@ def read_text_table(path: Path) -> pd.DataFrame:
         try:
             if kind == "parquet":
                 table = pd.read_parquet(path).reset_index()
-            elif kind in ("xlsx", "xlsm"):
-                table = pd.read_excel(path, dtype=str, keep_default_na=False)
             else:
                 separator = "," if kind == "csv" else "\t"
                 table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
